@@ -1,0 +1,36 @@
+"""The exceptions of the package, by whose fault it is.
+
+    LeRobotGrainError
+    +-- InvalidRequestError (also a ValueError)   the caller asked for something that cannot be
+    |   +-- StateMismatchError                    a state that does not belong to this stream
+    +-- DatasetFormatError                        the data set is not what the format (or we) can read
+    +-- StorageError (also an OSError)            the Hub, the network or the file system failed
+
+Rules:
+* Every message says what was found, what was expected and where (repository@commit, path, episode, camera, byte range), and the remedy if there is one.
+* Every exception takes exactly one string, so that it survives pickling between processes (Grain's worker processes hang on exceptions that do not).
+* No message holds a token or a signed URL.
+"""
+
+
+class LeRobotGrainError(Exception):
+    """Base class of every error that this package raises on purpose."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+
+class InvalidRequestError(LeRobotGrainError, ValueError):
+    """The caller asked for something that does not exist or does not make sense."""
+
+
+class StateMismatchError(InvalidRequestError):
+    """An iterator state was taken from another stream, and nothing was restored."""
+
+
+class DatasetFormatError(LeRobotGrainError):
+    """A file of the data set is malformed, contradicts another one, or uses something that is not supported."""
+
+
+class StorageError(LeRobotGrainError, OSError):
+    """Bytes could not be had: missing or gated repository, missing file, network failure, wrong answer."""
