@@ -1,0 +1,37 @@
+"""Streams LeRobotDataset v3.0 robot data sets from the Hugging Face Hub as a Google Grain IterDataset: shuffled, windowed, exactly resumable."""
+
+from lerobot_grain._dataset import DeltaTimestamps, FrameOrderIterDataset, LeRobotIterDataset, ReadWindowsIterDataset
+from lerobot_grain._errors import (
+    DatasetFormatError,
+    InvalidRequestError,
+    LeRobotGrainError,
+    MissingFileError,
+    StateMismatchError,
+    StorageError,
+)
+from lerobot_grain._order import Shuffle
+from lerobot_grain._readahead import ReadOptions
+from lerobot_grain._repository import Repository, open_repository
+from lerobot_grain._storage import StorageOptions
+from lerobot_grain._windows import WindowRequest
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DatasetFormatError",
+    "DeltaTimestamps",
+    "FrameOrderIterDataset",
+    "InvalidRequestError",
+    "LeRobotGrainError",
+    "LeRobotIterDataset",
+    "MissingFileError",
+    "ReadOptions",
+    "ReadWindowsIterDataset",
+    "Repository",
+    "Shuffle",
+    "StateMismatchError",
+    "StorageError",
+    "StorageOptions",
+    "WindowRequest",
+    "open_repository",
+]

@@ -5,6 +5,7 @@
     |   +-- StateMismatchError                    a state that does not belong to this stream
     +-- DatasetFormatError                        the data set is not what the format (or we) can read
     +-- StorageError (also an OSError)            the Hub, the network or the file system failed
+        +-- MissingFileError                      a file of the data set that is not there
 
 Rules:
 * Every message says what was found, what was expected and where (repository@commit, path, episode, camera, byte range), and the remedy if there is one.
@@ -34,3 +35,7 @@ class DatasetFormatError(LeRobotGrainError):
 
 class StorageError(LeRobotGrainError, OSError):
     """Bytes could not be had: missing or gated repository, missing file, network failure, wrong answer."""
+
+
+class MissingFileError(StorageError):
+    """The data set, which is there, does not hold a file that its metadata names."""

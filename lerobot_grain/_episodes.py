@@ -1,0 +1,224 @@
+"""The episode table: what `meta/episodes` says, as arrays. Row <-> (episode, frame), and where each episode lies in its files.
+
+Structs of read-only arrays, one element an episode, in the order of their rows: 130,000 episodes of three cameras are 20 MB. Everything about files
+follows the chunk and file indices of the table; nothing is found by listing (one real data set holds a second copy of its table under a name that
+a glob would match).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lerobot_grain._errors import DatasetFormatError, InvalidRequestError
+from lerobot_grain._schema import DatasetInfo
+
+Integers = npt.NDArray[np.int64]
+Seconds = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class FileSpans:
+    """In which file each episode lies.
+
+    Attributes:
+      paths: the distinct files.
+      file_of_episode: int64 `(episodes,)`, number of the file in `paths`.
+      first_of_file: int64 `(files + 1,)`: the episodes of file f, in the order of their rows, are `by_file[first_of_file[f]:first_of_file[f + 1]]`.
+      by_file: int64 `(episodes,)`.
+    """
+
+    paths: tuple[str, ...]
+    file_of_episode: Integers
+    first_of_file: Integers
+    by_file: Integers
+
+    def episodes_in(self, file: int) -> Integers:
+        """Returns the positions in the table of the episodes in a file, in the order of their rows."""
+        return self.by_file[self.first_of_file[file] : self.first_of_file[file + 1]]
+
+
+@dataclass(frozen=True, slots=True)
+class VideoSpans:
+    """Where each episode lies in the video of one camera. `from_timestamp_seconds`, float64 `(episodes,)`, is counted from the start of its file."""
+
+    files: FileSpans
+    from_timestamp_seconds: Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeTable:
+    """All episodes of a data set; position in the table == episode number.
+
+    Attributes:
+      first_rows: int64 `(episodes,)`, row of frame 0.
+      lengths: int64 `(episodes,)`, frames, > 0.
+      data: in which data file.
+      data_offsets: int64 `(episodes,)`, place of frame 0 in its data file, in rows: the rows of a file are those of its episodes in order.
+      videos: camera key -> where in its video.
+    """
+
+    first_rows: Integers
+    lengths: Integers
+    data: FileSpans
+    data_offsets: Integers
+    videos: Mapping[str, VideoSpans]
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.first_rows[-1] + self.lengths[-1])
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """Returns (episode, frame) of a row.
+
+        Raises:
+          InvalidRequestError: there is no such row.
+        """
+        if not 0 <= row < self.num_rows:
+            raise InvalidRequestError(f"row {row}: expected 0 <= row < {self.num_rows}")
+        episode = int(np.searchsorted(self.first_rows, row, side="right")) - 1
+        return episode, int(row - self.first_rows[episode])
+
+
+def episode_table(columns: Mapping[str, npt.NDArray[Any]], *, info: DatasetInfo, where: str) -> EpisodeTable:
+    """Checks the columns of `meta/episodes` and makes the table of them.
+
+    Args:
+      columns: name -> array `(episodes,)` of the columns that `episode_columns` names, of all files of the table, one after the other. Those
+        that no file has are absent.
+      info: of the same data set.
+      where: names the table in messages.
+
+    Raises:
+      DatasetFormatError: a column is missing or contradicts another one.
+    """
+    episodes = _integers(columns, "episode_index", where)
+    if len(episodes) == 0:
+        raise DatasetFormatError(f"{where}: the table has no episode")
+    order = np.argsort(episodes, kind="stable")
+    if not np.array_equal(episodes[order], np.arange(len(episodes))):
+        odd = int(np.flatnonzero(episodes[order] != np.arange(len(episodes)))[0])
+        raise DatasetFormatError(f"{where}: episode_index should be 0, 1, 2, ... once each; found {episodes[order][odd]} where {odd} was expected")
+    columns = {name: values[order] for name, values in columns.items()}
+    lengths = _integers(columns, "length", where)
+    if (bad := np.flatnonzero(lengths <= 0)).size:
+        raise DatasetFormatError(f"{where}: episode {bad[0]} has length {lengths[bad[0]]}; expected at least 1 frame")
+    first_rows = np.cumsum(lengths) - lengths
+    for name, expected in (("dataset_from_index", first_rows), ("dataset_to_index", first_rows + lengths)):
+        if name in columns:
+            found = _integers(columns, name, where)
+            if (bad := np.flatnonzero(found != expected)).size:
+                raise DatasetFormatError(
+                    f"{where}: episode {bad[0]} has {name} {found[bad[0]]}; expected {expected[bad[0]]}, since the lengths of the episodes "
+                    f"before it add up to {first_rows[bad[0]]} and its own is {lengths[bad[0]]}"
+                )
+    data = _spans(columns, "data", where, lambda chunk, file: info.data_path.path(chunk_index=chunk, file_index=file))
+    return EpisodeTable(
+        first_rows=_read_only(first_rows),
+        lengths=_read_only(lengths),
+        data=data,
+        data_offsets=_read_only(_offsets_in_files(data, lengths)),
+        videos=_video_spans(columns, info, where),
+    )
+
+
+def episode_columns(info: DatasetInfo) -> tuple[str, ...]:
+    """Returns the columns of `meta/episodes` that the table is made of. The many `stats/...` columns are not among them."""
+    names = ["episode_index", "length", "dataset_from_index", "dataset_to_index", "data/chunk_index", "data/file_index"]
+    for key in _video_keys(info):
+        names += [f"videos/{key}/{field}" for field in ("chunk_index", "file_index", "from_timestamp")]
+    return tuple(names)
+
+
+def select_episodes(episodes: slice | Iterable[int] | None, num_episodes: int) -> Integers:
+    """Returns int64 `(n,)`, ascending: the episodes that `episodes=` selects; `None` selects all.
+
+    Raises:
+      InvalidRequestError: one does not exist, is given twice, or none is left.
+    """
+    if episodes is None:
+        return np.arange(num_episodes)
+    if isinstance(episodes, slice):
+        selected = np.arange(num_episodes)[episodes]
+    else:
+        given = list(episodes)
+        if not all(isinstance(number, int | np.integer) and not isinstance(number, bool) for number in given):
+            raise InvalidRequestError(f"episodes={given[:8]!r}: expected episode numbers (int) or a slice")
+        selected = np.array(given, np.int64)
+        if (bad := selected[(selected < 0) | (selected >= num_episodes)]).size:
+            raise InvalidRequestError(f"episodes: there is no episode {bad[0]}; the data set has episodes 0 to {num_episodes - 1}")
+        numbers, counts = np.unique(selected, return_counts=True)
+        if (counts > 1).any():
+            raise InvalidRequestError(f"episodes: {numbers[counts > 1][0]} is given {counts.max()} times; expected every episode once")
+    if selected.size == 0:
+        raise InvalidRequestError(f"episodes={episodes!r} selects none of the {num_episodes} episodes")
+    return np.sort(selected)
+
+
+def _video_keys(info: DatasetInfo) -> Sequence[str]:
+    return [key for key, feature in info.features.items() if feature.is_video]
+
+
+def _video_spans(columns: Mapping[str, npt.NDArray[Any]], info: DatasetInfo, where: str) -> dict[str, VideoSpans]:
+    videos = {}
+    for key in _video_keys(info):
+        if info.video_path is None:
+            raise DatasetFormatError(f"{where}: {key!r} is a video feature, but info.json has no video_path")
+        template = info.video_path
+        spans = _spans(columns, f"videos/{key}", where, lambda chunk, file, key=key: template.path(video_key=key, chunk_index=chunk, file_index=file))
+        name = f"videos/{key}/from_timestamp"
+        if name not in columns:
+            raise DatasetFormatError(f"{where}: there is no column {name}; expected the seconds at which each episode starts in its video")
+        starts = np.asarray(columns[name], np.float64)
+        if (bad := np.flatnonzero(~((starts >= 0) & (starts < np.inf)))).size:
+            raise DatasetFormatError(f"{where}: episode {bad[0]} has {name} {starts[bad[0]]}; expected seconds >= 0")
+        videos[key] = VideoSpans(spans, _read_only(starts))
+    return videos
+
+
+def _spans(columns: Mapping[str, npt.NDArray[Any]], prefix: str, where: str, path: Callable[[int, int], str]) -> FileSpans:
+    chunks = _integers(columns, f"{prefix}/chunk_index", where)
+    files = _integers(columns, f"{prefix}/file_index", where)
+    if (bad := np.flatnonzero((chunks < 0) | (files < 0))).size:
+        raise DatasetFormatError(f"{where}: episode {bad[0]} has {prefix}/chunk_index {chunks[bad[0]]} and file_index {files[bad[0]]}; expected both >= 0")
+    distinct, file_of_episode = np.unique(np.stack((chunks, files)), axis=1, return_inverse=True)
+    file_of_episode = file_of_episode.reshape(-1).astype(np.int64)
+    by_file = np.argsort(file_of_episode, kind="stable")
+    first_of_file = np.searchsorted(file_of_episode[by_file], np.arange(distinct.shape[1] + 1))
+    paths = tuple(path(int(chunk), int(file)) for chunk, file in distinct.T)
+    return FileSpans(paths, _read_only(file_of_episode), _read_only(first_of_file), _read_only(by_file))
+
+
+def _offsets_in_files(spans: FileSpans, lengths: Integers) -> Integers:
+    """Returns the number of rows in front of each episode in its file."""
+    ordered = lengths[spans.by_file]
+    before = np.cumsum(ordered) - ordered
+    offsets = np.empty(len(lengths), np.int64)
+    offsets[spans.by_file] = before - before[spans.first_of_file[spans.file_of_episode[spans.by_file]]]
+    return offsets
+
+
+def _integers(columns: Mapping[str, npt.NDArray[Any]], name: str, where: str) -> Integers:
+    if name not in columns:
+        raise DatasetFormatError(f"{where}: there is no column {name}; the table has {', '.join(columns) or 'none of the columns that are needed'}")
+    values = columns[name]
+    # Other recorders write integers as doubles; a missing value arrives as NaN.
+    if values.dtype.kind == "f" and np.isfinite(values).all() and (values == np.floor(values)).all():
+        values = values.astype(np.int64)
+    if values.dtype.kind not in "iu":
+        raise DatasetFormatError(f"{where}: column {name} has values of type {values.dtype} that are not all integers")
+    return values.astype(np.int64)
+
+
+def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    array.flags.writeable = False
+    return array
+

@@ -1,0 +1,308 @@
+"""MP4: `moov` box -> sample table. Which bytes hold which picture, when it is presented, and which ones it needs.
+
+Here *sample* means an MP4 sample: one coded picture. A sample table gives byte offset, size, decode time, presentation time (pts) and key flag of every
+sample, exactly, from one or two small reads; so no file is ever scanned and no time is computed from an average frame rate.
+
+Idea: the reader is a generator without I/O. It yields the byte ranges that it needs, is sent their bytes, and returns the table:
+
+    reader = read_sample_table(file_size_bytes, where="org/name@1a2b3c, videos/...mp4")
+    wanted = next(reader)
+    while ...: wanted = reader.send(bytes of wanted)   # StopIteration.value is the SampleTable
+
+Box layouts are those of ISO/IEC 14496-12 (clause 8). What real files do: lerobot leaves `moov` at the end for files of one episode and puts it at the
+start when it concatenates; h264 and HEVC have an edit list whose media_time is the delay of the first presented picture, to be subtracted
+from every pts; pictures are stored in decode order, which is not presentation order with B pictures.
+
+Not read, and refused by name: fragmented files, several video tracks, several sample descriptions, empty edits.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lerobot_grain._byte_ranges import ByteRange
+from lerobot_grain._errors import DatasetFormatError
+
+Integers = npt.NDArray[np.int64]
+
+# Sample entries (fourcc) that FFmpeg's decoders are given, and the names that lerobot uses for them.
+CODECS = {"av01": "av1", "avc1": "h264", "avc3": "h264", "hvc1": "hevc", "hev1": "hevc", "mp4v": "mpeg4"}
+
+# Holds the headers of `ftyp`, `free` and the next box in every file seen; one round trip instead of one per box.
+_HEAD_BYTES = 4096
+# `moov` is the last box where it is not the first: what follows `mdat` is read whole up to this size (20 bytes a picture: 200,000 pictures).
+_TAIL_BYTES = 4 << 20
+# 20 bytes a picture: 3 million pictures, 30 hours at 30 fps. Larger ones are refused before anything is allocated.
+_MAX_MOOV_BYTES = 64 << 20
+_MAX_TOP_LEVEL_BOXES = 1000
+
+SampleTableReader = Generator[ByteRange, bytes, "SampleTable"]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleTable:
+    """The video samples of one MP4 file, in decode order. All arrays are read-only.
+
+    Attributes:
+      codec: `av1`, `h264`, `hevc` or `mpeg4`, told by the file.
+      width, height: pixels, as coded.
+      timescale: ticks per second of `pts`.
+      offsets, sizes: int64 `(samples,)`, bytes: where each sample lies in the file.
+      pts: int64 `(samples,)`, ticks: presentation times, edit list applied.
+      keys: int64 `(gops,)`, samples that are key frames, ascending; the first is 0. GOP i is `[keys[i], keys[i + 1])`.
+      presentation: int64 `(samples,)`: the samples in the order of their pts: `presentation[f]` is the sample of frame f of the file.
+      sample_description: the `stsd` box, whole.
+    """
+
+    codec: str
+    width: int
+    height: int
+    timescale: int
+    offsets: Integers
+    sizes: Integers
+    pts: Integers
+    keys: Integers
+    presentation: Integers
+    sample_description: bytes
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.pts)
+
+    def frame_at(self, seconds: npt.NDArray[np.float64]) -> Integers:
+        """Returns int64 `(n,)`: the frames of the file that are presented nearest to the times, float64 `(n,)`."""
+        times = self.pts[self.presentation]
+        ticks = np.asarray(seconds, np.float64) * self.timescale
+        after = np.clip(np.searchsorted(times, ticks), 1, len(times) - 1) if len(times) > 1 else np.zeros(len(ticks), np.int64)
+        before = np.maximum(after - 1, 0)
+        return np.where(np.abs(times[before] - ticks) <= np.abs(times[after] - ticks), before, after)
+
+    def gop_of_frame(self, frames: Integers) -> Integers:
+        """Returns int64 `(n,)`: for each frame of the file, the GOP to start decoding at: the last whose key frame is not presented after it."""
+        return np.searchsorted(self.pts[self.keys], self.pts[self.presentation[frames]], side="right") - 1
+
+    def gop_lengths(self) -> Integers:
+        """Returns int64 `(gops,)`: pictures of each GOP."""
+        return np.diff(self.keys, append=self.num_frames)
+
+
+def read_sample_table(file_size_bytes: int, *, where: str) -> SampleTableReader:
+    """Finds and reads the `moov` box of a file.
+
+    Args:
+      file_size_bytes: size of the whole file.
+      where: names the file in messages.
+
+    Yields:
+      Byte ranges of the file; send the bytes of each, exactly.
+
+    Returns:
+      The sample table of its only video track.
+
+    Raises:
+      DatasetFormatError: not an MP4 file, truncated, or one that is not supported.
+    """
+    start, known = 0, b""  # the bytes known are those from `start` on
+    cursor = 0
+    for _ in range(_MAX_TOP_LEVEL_BOXES):
+        if file_size_bytes - cursor < 8:
+            raise DatasetFormatError(
+                f"{where}: there is no moov box in its {file_size_bytes} bytes; the file is truncated, or its recording was never finished"
+            )
+        if cursor + min(16, file_size_bytes - cursor) > start + len(known):
+            rest = file_size_bytes - cursor
+            length = min(_HEAD_BYTES, rest) if cursor == 0 else rest if rest <= _TAIL_BYTES else 16
+            start, known = cursor, (yield ByteRange(cursor, cursor + length))
+        kind, header, size = _box_header(known, cursor - start, file_size_bytes - cursor, where, cursor)
+        if cursor == 0 and kind not in ("ftyp", "moov", "mdat", "free", "skip", "wide", "styp"):
+            raise DatasetFormatError(f"{where}: not an MP4 file: it starts with a box {kind!r}; expected ftyp")
+        if kind in ("moof", "styp", "sidx"):
+            raise DatasetFormatError(f"{where}: a fragmented MP4 (box {kind} at byte {cursor}); only files with one moov box are read")
+        if kind == "moov":
+            if size > _MAX_MOOV_BYTES:
+                raise DatasetFormatError(f"{where}: moov has {size} bytes; at most {_MAX_MOOV_BYTES} are read")
+            box = known[cursor - start : cursor - start + size]
+            if len(box) < size:
+                box += yield ByteRange(cursor + len(box), cursor + size)
+            return _parse_moov(box[header:], file_size_bytes, where)
+        cursor += size
+    raise DatasetFormatError(f"{where}: no moov box among the first {_MAX_TOP_LEVEL_BOXES} boxes")
+
+
+def _box_header(data: bytes, offset: int, space: int, where: str, place: int) -> tuple[str, int, int]:
+    """Returns (type, bytes of the header, bytes of the box) of the box at `offset`, which has `space` bytes up to the end of what holds it."""
+    size, kind = struct.unpack_from(">I4s", data, offset)
+    header = 8
+    if size == 1 and space >= 16:
+        (size,) = struct.unpack_from(">Q", data, offset + 8)
+        header = 16
+    elif size == 0:
+        size = space
+    name = kind.decode("latin-1")
+    if not header <= size <= space:
+        raise DatasetFormatError(
+            f"{where}: box {name!r} at byte {place} has {size} bytes, but {space} are left; the file is truncated or not an MP4 file"
+        )
+    return name, header, size
+
+
+def _boxes(data: bytes, where: str, parent: str) -> Iterator[tuple[str, bytes]]:
+    """Yields (type, payload) of the boxes that fill `data`."""
+    offset = 0
+    while len(data) - offset >= 8:
+        kind, header, size = _box_header(data, offset, len(data) - offset, f"{where}: in {parent}", offset)
+        yield kind, data[offset + header : offset + size]
+        offset += size
+
+
+def _only(data: bytes, kind: str, where: str, parent: str) -> bytes:
+    found = [payload for name, payload in _boxes(data, where, parent) if name == kind]
+    if len(found) != 1:
+        raise DatasetFormatError(f"{where}: {parent} holds {len(found)} boxes {kind}; expected one")
+    return found[0]
+
+
+def _parse_moov(moov: bytes, file_size_bytes: int, where: str) -> SampleTable:
+    try:
+        return _parse_tracks(moov, file_size_bytes, where)
+    except (struct.error, ValueError, IndexError) as error:
+        # Every length is checked against its box where that is cheap; what is left is a box that is too short for its own fields.
+        raise DatasetFormatError(f"{where}: malformed moov box ({error})") from None
+
+
+def _parse_tracks(moov: bytes, file_size_bytes: int, where: str) -> SampleTable:
+    tracks = []
+    for kind, payload in _boxes(moov, where, "moov"):
+        if kind == "mvex":
+            raise DatasetFormatError(f"{where}: a fragmented MP4 (moov holds mvex); only files with one complete moov box are read")
+        if kind == "trak":
+            media = _only(payload, "mdia", where, "trak")
+            if _only(media, "hdlr", where, "mdia")[8:12] == b"vide":
+                tracks.append((payload, media))
+    if len(tracks) != 1:
+        raise DatasetFormatError(f"{where}: found {len(tracks)} video tracks; expected one")
+    track, media = tracks[0]
+    header = _only(media, "mdhd", where, "mdia")
+    (timescale,) = struct.unpack_from(">I", header, 20 if header[0] == 1 else 12)
+    if timescale == 0:
+        raise DatasetFormatError(f"{where}: the timescale is 0")
+    information = _only(_only(media, "minf", where, "mdia"), "stbl", where, "minf")
+    tables = dict(_boxes(information, where, "stbl"))
+    for kind in ("stsd", "stts", "stsc", "stsz"):
+        if kind not in tables:
+            raise DatasetFormatError(f"{where}: stbl holds no box {kind}; found {', '.join(tables)}")
+    codec, width, height = _sample_entry(tables["stsd"], where)
+    sizes = _sizes(tables["stsz"], file_size_bytes, where)
+    offsets = _offsets(tables, sizes, file_size_bytes, where)
+    dts = np.cumsum(_run_lengths(tables["stts"], ">u4", len(sizes), "stts", where))
+    dts = np.concatenate(([0], dts[:-1]))
+    if "ctts" in tables:
+        # Version 0 is unsigned by the standard; writers put negative offsets there all the same, and FFmpeg reads both as signed.
+        dts = dts + _run_lengths(tables["ctts"], ">i4", len(sizes), "ctts", where)
+    pts = dts - _media_time(track, where)
+    keys = _keys(tables.get("stss"), len(sizes), where)
+    presentation = np.argsort(pts, kind="stable")
+    if (np.diff(pts[presentation]) == 0).any():
+        raise DatasetFormatError(f"{where}: two pictures have the same presentation time; which one a row belongs to is not known")
+    if (np.diff(pts[keys]) < 0).any():
+        raise DatasetFormatError(f"{where}: key frames are not presented in the order in which they are stored; this is not supported")
+    arrays = dict(offsets=offsets, sizes=sizes, pts=pts, keys=keys, presentation=presentation)
+    for array in arrays.values():
+        array.flags.writeable = False
+    description = struct.pack(">I4s", 8 + len(tables["stsd"]), b"stsd") + tables["stsd"]
+    return SampleTable(codec=codec, width=width, height=height, timescale=timescale, sample_description=description, **arrays)
+
+
+def _sample_entry(stsd: bytes, where: str) -> tuple[str, int, int]:
+    """Returns (codec, width, height)."""
+    entries = list(_boxes(stsd[8:], where, "stsd"))
+    if len(entries) != 1:
+        raise DatasetFormatError(f"{where}: found {len(entries)} sample descriptions; files whose encoding changes half-way are not supported")
+    kind, entry = entries[0]
+    if kind not in CODECS:
+        raise DatasetFormatError(f"{where}: unsupported codec {kind!r}; expected one of {', '.join(CODECS)}")
+    width, height = struct.unpack_from(">HH", entry, 24)
+    return CODECS[kind], width, height
+
+
+def _sizes(stsz: bytes, file_size_bytes: int, where: str) -> Integers:
+    constant, count = struct.unpack_from(">II", stsz, 4)
+    # A sample is at least one byte, so a larger count is a lie that must not be allocated for.
+    if count == 0 or count > file_size_bytes or (constant == 0 and len(stsz) < 12 + 4 * count):
+        raise DatasetFormatError(f"{where}: stsz says {count} samples in a box of {len(stsz)} bytes and a file of {file_size_bytes}")
+    if constant:
+        return np.full(count, constant, np.int64)
+    return np.frombuffer(stsz, ">u4", count, 12).astype(np.int64)
+
+
+def _offsets(tables: dict[str, bytes], sizes: Integers, file_size_bytes: int, where: str) -> Integers:
+    """Returns the byte offset of every sample: samples are stored in chunks, one after the other inside each (ISO/IEC 14496-12, 8.7.4)."""
+    if ("stco" in tables) == ("co64" in tables):
+        raise DatasetFormatError(f"{where}: expected one of the boxes stco and co64")
+    chunk_offsets = _array(tables["stco"], ">u4", 1, "stco", where) if "stco" in tables else _array(tables["co64"], ">u8", 1, "co64", where)
+    chunk_offsets = chunk_offsets[:, 0].astype(np.int64)
+    runs = _array(tables["stsc"], ">u4", 3, "stsc", where).astype(np.int64)
+    first_chunks = runs[:, 0] - 1
+    if len(runs) == 0 or first_chunks[0] != 0 or (np.diff(first_chunks) <= 0).any() or first_chunks[-1] >= len(chunk_offsets):
+        raise DatasetFormatError(f"{where}: stsc does not describe the {len(chunk_offsets)} chunks in order")
+    samples_per_chunk = np.repeat(runs[:, 1], np.diff(first_chunks, append=len(chunk_offsets)))
+    if samples_per_chunk.sum() != len(sizes):
+        raise DatasetFormatError(f"{where}: the chunks hold {samples_per_chunk.sum()} samples, stsz {len(sizes)}")
+    ends = np.cumsum(sizes)
+    first_samples = np.cumsum(samples_per_chunk) - samples_per_chunk
+    chunk_starts = np.concatenate(([0], ends))[first_samples]
+    offsets = np.repeat(chunk_offsets - chunk_starts, samples_per_chunk) + ends - sizes
+    if (bad := np.flatnonzero((offsets < 0) | (offsets + sizes > file_size_bytes))).size:
+        raise DatasetFormatError(
+            f"{where}: picture {bad[0]} of {len(sizes)} should lie at bytes [{offsets[bad[0]]}, {offsets[bad[0]] + sizes[bad[0]]}), but the file "
+            f"has {file_size_bytes}; it is truncated"
+        )
+    return offsets
+
+
+def _media_time(track: bytes, where: str) -> int:
+    """Returns the ticks that the edit list takes off every presentation time."""
+    edits = [payload for kind, payload in _boxes(track, where, "trak") if kind == "edts"]
+    if not edits:
+        return 0
+    elst = _only(edits[0], "elst", where, "edts")
+    (count,) = struct.unpack_from(">I", elst, 4)
+    if count == 0:
+        return 0
+    _, media_time = struct.unpack_from(">Qq" if elst[0] == 1 else ">Ii", elst, 8)
+    if count != 1 or media_time < 0:
+        raise DatasetFormatError(f"{where}: an edit list of {count} entries starting at {media_time}; only one edit without a gap is supported")
+    return int(media_time)
+
+
+def _keys(stss: bytes | None, count: int, where: str) -> Integers:
+    if stss is None:
+        return np.arange(count)
+    keys = _array(stss, ">u4", 1, "stss", where)[:, 0].astype(np.int64) - 1
+    if len(keys) == 0 or keys[0] != 0 or (np.diff(keys) <= 0).any() or keys[-1] >= count:
+        raise DatasetFormatError(f"{where}: stss does not list key frames in order, beginning with the first of the {count} pictures")
+    return keys
+
+
+def _run_lengths(box: bytes, value_type: str, count: int, kind: str, where: str) -> Integers:
+    """Returns int64 `(count,)`: the values of a box of (length, value) runs."""
+    lengths = _array(box, ">u4", 2, kind, where)[:, 0].astype(np.int64)
+    values = _array(box, value_type, 2, kind, where)[:, 1].astype(np.int64)
+    if lengths.sum() != count:
+        raise DatasetFormatError(f"{where}: {kind} describes {lengths.sum()} samples, stsz {count}")
+    return np.repeat(values, lengths)
+
+
+def _array(box: bytes, dtype: str, columns: int, kind: str, where: str) -> npt.NDArray[Any]:
+    """Returns the table `(entries, columns)` of a box whose payload is version and flags (4 bytes), the number of entries (4 bytes), the entries."""
+    (entries,) = struct.unpack_from(">I", box, 4)
+    item = np.dtype(dtype).itemsize
+    if len(box) < 8 + entries * columns * item:
+        raise DatasetFormatError(f"{where}: {kind} says {entries} entries in a box of {len(box)} bytes")
+    return np.frombuffer(box, dtype, entries * columns, 8).reshape(entries, columns)

@@ -1,0 +1,303 @@
+"""Parquet bytes -> columns as NumPy arrays, one row group at a time and only the columns asked for.
+
+A parquet file ends with a footer that says where every column chunk of every row group lies. It is read once per file; then a row group costs one read
+of the chunks of the projected columns, merged by the storage. lerobot's recorder writes one row group an episode; official and converted sets
+have row groups of 1000 rows or one for the whole file, so nothing here knows about episodes.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lerobot_grain._byte_ranges import ByteRange
+from lerobot_grain._errors import DatasetFormatError
+from lerobot_grain._schema import Feature
+
+# Holds the footers of most data files (about 150 bytes a column chunk), so that they cost one request.
+_TAIL_BYTES = 16 << 10
+_MAX_FOOTER_BYTES = 256 << 20
+_MAGIC = b"PAR1"
+# Limits of the Thrift decoder: a hostile footer cannot make it allocate more than this.
+_THRIFT_LIMITS = dict(thrift_string_size_limit=_MAX_FOOTER_BYTES, thrift_container_size_limit=10_000_000)
+
+
+class RangeReader(Protocol):
+    """What is needed of a storage; see `Storage`."""
+
+    @property
+    def description(self) -> str: ...
+    def read_ranges(self, path: str, ranges: Sequence[ByteRange]) -> list[bytes]: ...
+    def read_tail(self, path: str, length: int) -> tuple[bytes, int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class InMemoryFile:
+    """A file that is in memory, in the place of a storage; its path does not matter."""
+
+    description: str
+    data: bytes
+
+    def read_ranges(self, path: str, ranges: Sequence[ByteRange]) -> list[bytes]:
+        del path
+        return [self.data[start:stop] for start, stop in ranges]
+
+    def read_tail(self, path: str, length: int) -> tuple[bytes, int]:
+        del path
+        return self.data[max(0, len(self.data) - length) :], len(self.data)
+
+
+@dataclass(frozen=True)
+class ParquetTable:
+    """The footer of one parquet file.
+
+    Attributes:
+      storage, path: where the file is.
+      metadata: pyarrow's.
+    """
+
+    storage: RangeReader
+    path: str
+    metadata: pq.FileMetaData
+
+    @property
+    def where(self) -> str:
+        return f"{self.storage.description}, {self.path}"
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.metadata.num_rows)
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        return self.metadata.schema.to_arrow_schema()
+
+    @cached_property
+    def group_starts(self) -> list[int]:
+        """First row in the file of every row group, then the number of rows."""
+        counts = [self.metadata.row_group(group).num_rows for group in range(self.metadata.num_row_groups)]
+        return [0, *np.cumsum(counts, dtype=np.int64).tolist()]
+
+    @cached_property
+    def leaves(self) -> Mapping[str, range]:
+        """Column -> the numbers of its leaf columns, which is how column chunks are counted."""
+        spans, first = {}, 0
+        for field in self.schema:
+            count = _num_leaves(field.type)
+            spans[field.name] = range(first, first + count)
+            first += count
+        return spans
+
+    def group_of_row(self, row: int) -> int:
+        """Returns the row group that holds row `row` of the file."""
+        return bisect_right(self.group_starts, row) - 1
+
+    def ranges(self, group: int, columns: Sequence[str]) -> list[ByteRange]:
+        """Returns the bytes of the column chunks of `columns` in a row group."""
+        row_group = self.metadata.row_group(group)
+        ranges = []
+        for leaf in self._leaves(columns):
+            chunk = row_group.column(leaf)
+            # A dictionary page, where there is one, comes first (parquet.thrift, ColumnMetaData).
+            start = chunk.data_page_offset if chunk.dictionary_page_offset is None else min(chunk.dictionary_page_offset, chunk.data_page_offset)
+            ranges.append(ByteRange(start, start + chunk.total_compressed_size))
+        return ranges
+
+    def read_group(self, group: int, columns: Sequence[str]) -> pa.Table:
+        """Reads `columns` of a row group.
+
+        Raises:
+          DatasetFormatError: the pages are damaged.
+          StorageError: the bytes could not be had.
+        """
+        ranges = self.ranges(group, columns)
+        payloads = self.storage.read_ranges(self.path, ranges)
+        try:
+            with pq.ParquetFile(_SparseFile(ranges, payloads), metadata=self.metadata, pre_buffer=False) as file:
+                table = file.reader.read_row_group(group, column_indices=self._leaves(columns), use_threads=False)
+        except (pa.ArrowException, OSError, EOFError, ValueError) as error:
+            raise DatasetFormatError(f"{self.where}, row group {group}: damaged parquet data ({_first_line(error)})") from None
+        expected = self.group_starts[group + 1] - self.group_starts[group]
+        if table.num_rows != expected:
+            raise DatasetFormatError(f"{self.where}, row group {group}: found {table.num_rows} rows; its footer says {expected}")
+        return table
+
+    def _leaves(self, columns: Sequence[str]) -> list[int]:
+        missing = [name for name in columns if name not in self.leaves]
+        if missing:
+            raise DatasetFormatError(f"{self.where}: there is no column {missing[0]!r}; the file has {', '.join(self.leaves)}")
+        return [leaf for name in columns for leaf in self.leaves[name]]
+
+
+def open_table(storage: RangeReader, path: str) -> ParquetTable:
+    """Reads the footer of a parquet file.
+
+    Raises:
+      DatasetFormatError: not a parquet file, or truncated.
+      StorageError: the bytes could not be had.
+    """
+    where = f"{storage.description}, {path}"
+    tail, size_bytes = storage.read_tail(path, _TAIL_BYTES)
+    if len(tail) < 12 or tail[-4:] != _MAGIC:
+        raise DatasetFormatError(f"{where}: not a parquet file, or truncated: its {size_bytes} bytes end with {tail[-4:]!r}; expected {_MAGIC!r}")
+    (length,) = struct.unpack("<I", tail[-8:-4])
+    if length + 12 > size_bytes or length > _MAX_FOOTER_BYTES:
+        raise DatasetFormatError(f"{where}: the footer says that it has {length} bytes, in a file of {size_bytes}; the file is damaged")
+    if length + 8 > len(tail):
+        missing = ByteRange(size_bytes - 8 - length, size_bytes - len(tail))
+        tail = storage.read_ranges(path, [missing])[0] + tail
+    try:
+        # pyarrow wants the magic in front of a footer; offsets inside it are not followed here.
+        metadata = pq.ParquetFile(pa.BufferReader(_MAGIC + tail[-8 - length :]), **_THRIFT_LIMITS).metadata
+        metadata.schema.to_arrow_schema()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DatasetFormatError(f"{where}: damaged parquet footer ({_first_line(error)})") from None
+    return ParquetTable(storage, path, metadata)
+
+
+def read_columns(table: ParquetTable, columns: Sequence[str] | None) -> dict[str, npt.NDArray[Any]]:
+    """Reads whole columns of flat values, of those that the file has; `None` reads all of them."""
+    names = [name for name in (table.leaves if columns is None else columns) if name in table.leaves]
+    groups = [table.read_group(group, names) for group in range(table.metadata.num_row_groups)]
+    if not groups:
+        return {}
+    joined = pa.concat_tables(groups)
+    return {name: joined.column(name).to_numpy() for name in names}
+
+
+def to_numpy(column: pa.ChunkedArray, feature: Feature, *, where: str) -> npt.NDArray[Any]:
+    """Returns the values of a low-dimensional feature, `(rows, *shape)`, `(rows,)` for a scalar, of its declared dtype.
+
+    Raises:
+      DatasetFormatError: a value is missing, has another shape than declared, or does not fit the declared dtype.
+    """
+    values = column.combine_chunks()
+    if isinstance(values, pa.ExtensionArray):
+        values = values.storage
+    rows, shape = len(values), () if feature.is_scalar else feature.shape
+    if feature.is_scalar and _is_list(values.type):
+        shape = (1,)
+    for axis, length in enumerate(shape):
+        values = _flatten(values, length, f"{where}: feature {feature.key!r}", axis)
+    if _is_list(values.type):
+        raise DatasetFormatError(f"{where}: feature {feature.key!r} has more dimensions than its declared shape {feature.shape}")
+    if values.null_count:
+        raise DatasetFormatError(f"{where}: feature {feature.key!r} has {values.null_count} missing values; every row needs one")
+    array = np.asarray(values.to_numpy(zero_copy_only=False))
+    cast = _cast(array, feature, where)
+    return np.ascontiguousarray(cast.reshape((rows,) if feature.is_scalar else (rows, *feature.shape)))
+
+
+def to_strings(column: pa.ChunkedArray, feature: Feature, *, where: str) -> list[str]:
+    """Returns the values of a string feature."""
+    values = column.to_pylist()
+    for row, value in enumerate(values):
+        if not isinstance(value, str):
+            raise DatasetFormatError(f"{where}: feature {feature.key!r} has {value!r} in row {row} of its group; expected a string")
+    return values
+
+
+def to_encoded_images(column: pa.ChunkedArray, feature: Feature, *, where: str) -> list[bytes]:
+    """Returns the encoded pictures of an image feature: a struct with the field `bytes` (as lerobot embeds them), or plain binary."""
+    values = column.combine_chunks()
+    if pa.types.is_struct(values.type):
+        if values.type.get_field_index("bytes") < 0:
+            raise DatasetFormatError(f"{where}: image {feature.key!r} is a {values.type}; expected a struct with a field bytes")
+        values = values.field("bytes")
+    images = values.to_pylist()
+    for row, image in enumerate(images):
+        if not isinstance(image, bytes) or not image:
+            raise DatasetFormatError(f"{where}: image {feature.key!r} has no bytes in row {row} of its group; pictures outside the table are not read")
+    return images
+
+
+def _flatten(values: pa.Array, length: int, subject: str, axis: int) -> pa.Array:
+    """Returns the elements of lists that must all have `length` elements."""
+    if not _is_list(values.type):
+        raise DatasetFormatError(f"{subject} has values of type {values.type} at axis {axis}; expected lists of {length}")
+    if values.null_count:
+        raise DatasetFormatError(f"{subject} has {values.null_count} missing values; every row needs one")
+    if pa.types.is_fixed_size_list(values.type):
+        lengths = np.array([values.type.list_size])
+    else:
+        lengths = np.unique(np.diff(values.offsets.to_numpy()))
+    if len(values) and (odd := lengths[lengths != length]).size:
+        raise DatasetFormatError(f"{subject} has {odd[0]} values at axis {axis} in some row; expected {length} everywhere")
+    return values.flatten()
+
+
+def _cast(array: npt.NDArray[Any], feature: Feature, where: str) -> npt.NDArray[Any]:
+    dtype = np.dtype(feature.dtype)
+    if array.dtype == dtype:
+        return array
+    if array.dtype.kind not in "biuf":
+        raise DatasetFormatError(f"{where}: feature {feature.key!r} is stored as {array.dtype}; its declared dtype is {dtype}")
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = array.astype(dtype)
+        # Floating point may lose digits, as a declared float32 of stored doubles does in lerobot; an integer or a bool must stay what it is.
+        exact = dtype.kind == "f" or bool((cast.astype(array.dtype) == array).all())
+    if not exact:
+        raise DatasetFormatError(f"{where}: feature {feature.key!r} is stored as {array.dtype} with values that its declared dtype {dtype} cannot hold")
+    return cast
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _num_leaves(kind: pa.DataType) -> int:
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    if pa.types.is_dictionary(kind):
+        return 1
+    return sum(_num_leaves(kind.field(i).type) for i in range(kind.num_fields)) if kind.num_fields else 1
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+class _SparseFile(io.RawIOBase):
+    """A file of which only some ranges are known; reading anything else is an error (the footer lied)."""
+
+    def __init__(self, ranges: Sequence[ByteRange], payloads: Sequence[bytes]) -> None:
+        pieces = sorted(zip(ranges, payloads, strict=True), key=lambda piece: piece[0])
+        self._starts = [piece[0].start for piece in pieces]
+        self._pieces = [piece[1] for piece in pieces]
+        self._size = max((piece[0].stop for piece in pieces), default=0)
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + (0, self._position, self._size)[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def size(self) -> int:
+        return self._size
+
+    def read(self, size: int = -1) -> bytes:
+        number = bisect_right(self._starts, self._position) - 1
+        start = self._position - self._starts[number] if number >= 0 else 0
+        data = self._pieces[number][start : start + size] if number >= 0 and size >= 0 else b""
+        if len(data) != size:
+            raise EOFError(f"bytes [{self._position}, {self._position + size}) are not those of the column chunks")
+        self._position += size
+        return data

@@ -1,0 +1,138 @@
+"""What to read and decode for the windows that are coming: frames of episodes -> GOPs of files -> byte ranges and decode groups. Pure.
+
+The link between a row and its picture: the k-th row of an episode is the k-th frame, in presentation order, counted from the frame nearest to the
+episode's `from_timestamp` in its file. Timestamps of rows are not used (they may be wall clock), nor is an average frame rate; so what can be
+wrong is a file with too few frames, and that is checked for every episode before one of its frames is given out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lerobot_grain._byte_ranges import ByteRange
+from lerobot_grain._episodes import EpisodeTable
+from lerobot_grain._errors import DatasetFormatError
+from lerobot_grain._mp4 import SampleTable
+from lerobot_grain._small_mp4 import Unit, unit_of_frames
+
+Integers = npt.NDArray[np.int64]
+
+
+class VideoFile:
+    """One video file with the episodes that it holds. Immutable.
+
+    Args:
+      table: its sample table.
+      path: of the file.
+      camera: key of its camera.
+      number: of the file among those of its camera.
+      episodes: the episode table of the data set.
+      fps: of the data set.
+      where: names the file in messages.
+    """
+
+    def __init__(self, table: SampleTable, *, path: str, camera: str, number: int, episodes: EpisodeTable, fps: float, where: str) -> None:
+        self.table, self.path, self.camera, self.number, self.where = table, path, camera, number, where
+        spans = episodes.videos[camera]
+        held = spans.files.episodes_in(number)
+        starts = spans.from_timestamp_seconds[held]
+        first_frames = table.frame_at(starts)
+        times = table.pts[table.presentation[first_frames]] / table.timescale
+        self._first_frames = dict(zip(held.tolist(), first_frames.tolist(), strict=True))
+        self._problems = _episodes_without_frames(held, first_frames, episodes.lengths[held], starts, times, table, fps)
+        # A frame of the file -> the GOP to start decoding at: GOPs follow each other in presentation order.
+        ranks = np.empty(table.num_frames, np.int64)
+        ranks[table.presentation] = np.arange(table.num_frames)
+        self._gop_first_frames = ranks[table.keys]
+        self.nbytes = sum(a.nbytes for a in (table.offsets, table.sizes, table.pts, table.keys, table.presentation, self._gop_first_frames))
+
+    def first_frame(self, episode: int) -> int:
+        """Returns the frame of the file that is frame 0 of an episode.
+
+        Raises:
+          DatasetFormatError: the file does not hold a frame for every row of the episode.
+        """
+        if (problem := self._problems.get(episode)) is not None:
+            raise DatasetFormatError(f"{self.where}: episode {episode}, camera {self.camera}: {problem}")
+        return self._first_frames[episode]
+
+    def gop_of(self, frame: int) -> int:
+        """Returns the GOP to start decoding at for a frame of the file."""
+        return int(np.searchsorted(self._gop_first_frames, frame, side="right")) - 1
+
+    def frames_of(self, gop: int) -> range:
+        """Returns the frames of the file for which decoding starts at a GOP."""
+        stop = self._gop_first_frames[gop + 1] if gop + 1 < len(self._gop_first_frames) else self.table.num_frames
+        return range(int(self._gop_first_frames[gop]), int(stop))
+
+    def unit(self, gop: int, frames: Sequence[int]) -> Unit:
+        """Returns the samples that give ascending `frames` of `frames_of(gop)`."""
+        return unit_of_frames(self.table, gop, np.array(frames, np.int64))
+
+    def byte_range(self, gop: int) -> ByteRange:
+        """Returns the bytes that `unit` needs for any frames of a GOP."""
+        return unit_of_frames(self.table, gop, np.array(self.frames_of(gop), np.int64)).byte_range
+
+
+def _episodes_without_frames(
+    held: Integers, first: Integers, lengths: Integers, starts: npt.NDArray[np.float64], times: npt.NDArray[np.float64], table: SampleTable, fps: float
+) -> dict[int, str]:
+    """Returns episode -> what is wrong with it, for the episodes whose frames are not all in the file."""
+    problems = {}
+    # Episodes of a file follow each other in the order of from_timestamp, which is the order of their rows in every file seen.
+    by_start = np.argsort(first, kind="stable")
+    stops = np.empty(len(held), np.int64)
+    stops[by_start] = np.append(first[by_start][1:], table.num_frames)
+    for i in np.flatnonzero((first + lengths > stops) | (np.abs(times - starts) > 0.5 / fps)).tolist():
+        if abs(times[i] - starts[i]) > 0.5 / fps:
+            last = table.pts[table.presentation[-1]] / table.timescale
+            problems[int(held[i])] = (
+                f"it should start at {starts[i]:.6f} s, but the nearest of the {table.num_frames} frames is at {times[i]:.6f} s and the last one at {last:.6f} s"
+            )
+        else:
+            behind = "the file ends" if stops[i] == table.num_frames else "the next episode starts"
+            problems[int(held[i])] = (
+                f"it has {lengths[i]} rows, but only {stops[i] - first[i]} frames from {starts[i]:.6f} s until {behind}; which frame belongs to which row is not known"
+            )
+    return problems
+
+
+@dataclass(eq=False, slots=True)
+class GopRead:
+    """One GOP of a file, for frames of one episode.
+
+    Attributes:
+      file: which holds it.
+      episode: whose frames are wanted.
+      gop: its number in the file.
+      byte_range: its coded bytes.
+    """
+
+    file: VideoFile
+    episode: int
+    gop: int
+    byte_range: ByteRange
+
+
+def decode_groups(reads: Iterable[tuple[GopRead, list[int]]], *, max_pictures: int) -> list[list[tuple[GopRead, list[int]]]]:
+    """Puts GOPs into groups that one small MP4 can hold: equal sample descriptions, up to about `max_pictures` wanted frames.
+
+    Args:
+      reads: (GOP, its wanted frames), in the order of their first use.
+    """
+    groups: list[list[tuple[GopRead, list[int]]]] = []
+    open_groups: dict[bytes, int] = {}
+    pictures: dict[bytes, int] = {}
+    for read, frames in reads:
+        kind = read.file.table.sample_description
+        if kind not in open_groups or pictures[kind] + len(frames) > max_pictures:
+            open_groups[kind] = len(groups)
+            pictures[kind] = 0
+            groups.append([])
+        groups[open_groups[kind]].append((read, frames))
+        pictures[kind] += len(frames)
+    return groups

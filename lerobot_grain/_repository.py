@@ -1,0 +1,219 @@
+"""Opens one pinned revision of a data set: what it holds, and where. Reads `meta/` and nothing else.
+
+Rules:
+* The revision is resolved to a commit once; after that nothing can change under a stream. A directory has no commit; a hash of its `meta/` stands for it.
+* Of the episode tables only the few columns that are needed are read: the statistics of every episode would be a hundred times as much.
+* A repository is a value that pickles; opening one again in another process costs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lerobot_grain._episodes import EpisodeTable, episode_columns, episode_table
+from lerobot_grain._errors import DatasetFormatError, MissingFileError
+from lerobot_grain._mp4 import SampleTable, read_sample_table
+from lerobot_grain._parquet import InMemoryFile, open_table, read_columns
+from lerobot_grain._schema import DatasetInfo, Feature, parse_info
+from lerobot_grain._storage import Storage, StorageOptions, open_storage
+
+INFO_PATH, STATS_PATH, TASKS_PATH = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
+_EPISODES_PATH = re.compile(r"meta/episodes/chunk-(\d{1,9})/file-(\d{1,9})\.parquet")
+
+# A metadata file is refused above these sizes before it is read; the largest public data sets have a hundredth of them.
+_MAX_INFO_BYTES, _MAX_STATS_BYTES, _MAX_TABLE_BYTES = 16 << 20, 64 << 20, 1 << 30
+# Up to this size a table is fetched whole, into the Hub's cache, where it costs nothing the next time; above, only its projected columns are read.
+_WHOLE_TABLE_BYTES = 8 << 20
+
+Statistics = Mapping[str, Mapping[str, npt.NDArray[np.float64]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """One revision of a LeRobotDataset.
+
+    Attributes:
+      storage: reads its files.
+      commit: 40 hexadecimal digits: the commit on the Hub, or a hash of `meta/` for a directory.
+      info: what `meta/info.json` says.
+      episodes: the episode table.
+      tasks: task texts by `task_index`.
+      stats: `meta/stats.json`: feature key -> statistic (`mean`, `std`, `min`, `max`, `count`, quantiles) -> float64 array; `None` where there is none.
+    """
+
+    storage: Storage
+    commit: str
+    info: DatasetInfo
+    episodes: EpisodeTable
+    tasks: Mapping[int, str]
+    stats: Statistics | None
+
+    @property
+    def description(self) -> str:
+        """Names the data set in messages: `org/name@1a2b3c4d5e6f`, or its directory."""
+        return self.storage.description
+
+    @property
+    def fps(self) -> float:
+        return self.info.fps
+
+    @property
+    def features(self) -> Mapping[str, Feature]:
+        return self.info.features
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Keys of all cameras, those with video and those with embedded images."""
+        return tuple(key for key, feature in self.features.items() if feature.is_camera)
+
+    def gop_length(self) -> int | None:
+        """Returns the pictures from key frame to key frame: the most common number in one file of each camera, the largest of all cameras.
+
+        Reads one or two small ranges of one file per camera. Where a camera has no video file, `video.g` of info.json counts; `None` where nothing is known.
+
+        Raises:
+          DatasetFormatError: a file is not one that can be read.
+          StorageError: the bytes could not be had.
+        """
+        lengths = []
+        for key, spans in self.episodes.videos.items():
+            try:
+                counts = np.bincount(sample_table(self.storage, spans.files.paths[0]).gop_lengths())
+            except MissingFileError:
+                lengths.append(self.features[key].gop_length)
+            else:
+                # Of equally common ones the longest: a short last GOP of an episode must not win in a file of two.
+                lengths.append(int(len(counts) - 1 - np.argmax(counts[::-1])))
+        return max((length for length in lengths if length is not None), default=None)
+
+
+def open_repository(
+    repository: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    endpoint: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    storage_options: StorageOptions | None = None,
+) -> Repository:
+    """Opens a data set on the Hub or in a directory. No row and no video is read.
+
+    Args:
+      repository: `org/name` on the Hub, or a directory with the same layout.
+      revision: branch, tag or commit; by default the newest `v3.x` tag, and `main` where there is none.
+      endpoint: of the Hub; by default huggingface.co, or what `HF_ENDPOINT` says.
+      token: a Hub token; by default the one that `huggingface_hub` finds; `False` sends none.
+      cache_dir: of the Hub client, for the files of `meta/`; by default its usual one.
+      storage_options: connections, timeouts and merging of byte ranges.
+
+    Raises:
+      InvalidRequestError: `repository` is neither a directory nor the name of a repository.
+      DatasetFormatError: it is not a LeRobotDataset v3.x, or its metadata is malformed.
+      StorageError: missing, private or gated repository, wrong revision, or the Hub could not be reached.
+    """
+    options = StorageOptions() if storage_options is None else storage_options
+    storage = open_storage(repository, revision=revision, endpoint=endpoint, token=token, cache_dir=cache_dir, options=options)
+    listing = storage.list_metadata()
+    if INFO_PATH not in listing:
+        raise DatasetFormatError(
+            f"{storage.description}: there is no {INFO_PATH}; this is not a LeRobotDataset" + (f" (meta/ holds {', '.join(sorted(listing)[:8])})" if listing else "")
+        )
+    info = parse_info(storage.read_metadata(INFO_PATH, max_bytes=_MAX_INFO_BYTES), where=f"{storage.description}, {INFO_PATH}")
+    episodes = _read_episodes(storage, listing, info)
+    return Repository(
+        storage=storage,
+        commit=storage.commit or _hash_of_metadata(storage, listing),
+        info=info,
+        episodes=episodes,
+        tasks=_read_tasks(storage, listing),
+        stats=_read_stats(storage) if STATS_PATH in listing else None,
+    )
+
+
+def sample_table(storage: Storage, path: str) -> SampleTable:
+    """Reads the sample table of a video file: one or two small ranges.
+
+    Raises:
+      DatasetFormatError: not an MP4 file that can be read.
+      StorageError: the bytes could not be had.
+    """
+    reader = read_sample_table(storage.size_bytes(path), where=f"{storage.description}, {path}")
+    wanted = next(reader)
+    while True:
+        try:
+            wanted = reader.send(storage.read_ranges(path, [wanted])[0])
+        except StopIteration as stop:
+            table: SampleTable = stop.value
+            return table
+
+
+def _read_episodes(storage: Storage, listing: Mapping[str, int], info: DatasetInfo) -> EpisodeTable:
+    # Only names of the format count: a real data set holds a second copy of its table in another folder under meta/episodes.
+    numbered = sorted((int(match[1]), int(match[2]), path) for path in listing if (match := _EPISODES_PATH.fullmatch(path)))
+    where = f"{storage.description}, meta/episodes"
+    if not numbered:
+        raise DatasetFormatError(f"{where}: there is no episode table; expected meta/episodes/chunk-000/file-000.parquet")
+    wanted = episode_columns(info)
+    pieces = [_read_table(storage, path, listing[path], wanted) for _, _, path in numbered]
+    names = [name for name in wanted if any(name in piece for piece in pieces)]
+    for (_, _, path), piece in zip(numbered, pieces, strict=True):
+        if missing := [name for name in names if name not in piece]:
+            raise DatasetFormatError(f"{storage.description}, {path}: there is no column {missing[0]}, which other files of the episode table have")
+    columns = {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
+    table = episode_table(columns, info=info, where=where)
+    for field, declared, found in (("total_episodes", info.total_episodes, table.num_episodes), ("total_frames", info.total_frames, table.num_rows)):
+        if declared is not None and declared != found:
+            raise DatasetFormatError(f"{storage.description}, {INFO_PATH}: {field} is {declared}, but the episode table has {found}; one of the two is not complete")
+    return table
+
+
+def _read_table(storage: Storage, path: str, size_bytes: int, columns: tuple[str, ...] | None) -> dict[str, npt.NDArray[Any]]:
+    if size_bytes > _WHOLE_TABLE_BYTES:
+        return read_columns(open_table(storage, path), columns)
+    whole = InMemoryFile(storage.description, storage.read_metadata(path, max_bytes=_MAX_TABLE_BYTES))
+    return read_columns(open_table(whole, path), columns)
+
+
+def _read_tasks(storage: Storage, listing: Mapping[str, int]) -> dict[int, str]:
+    if TASKS_PATH not in listing:
+        raise DatasetFormatError(f"{storage.description}: there is no {TASKS_PATH}; expected the table of task texts")
+    where = f"{storage.description}, {TASKS_PATH}"
+    columns = _read_table(storage, TASKS_PATH, listing[TASKS_PATH], None)
+    # The texts are the index of a pandas table, whose name depends on the version of lerobot that wrote it: task or __index_level_0__.
+    texts = [name for name, values in columns.items() if name != "task_index" and values.dtype == object]
+    if "task_index" not in columns or len(texts) != 1:
+        raise DatasetFormatError(f"{where}: found the columns {', '.join(columns)}; expected task_index and one of texts")
+    numbers, values = columns["task_index"], columns[texts[0]]
+    if numbers.dtype.kind not in "iuf" or not np.array_equal(np.sort(numbers), np.arange(len(numbers))):
+        raise DatasetFormatError(f"{where}: task_index is {numbers[:8].tolist()}...; expected 0, 1, 2, ... once each")
+    if odd := [value for value in values if not isinstance(value, str)]:
+        raise DatasetFormatError(f"{where}: found {odd[0]!r} in column {texts[0]}; expected texts")
+    return {int(number): str(value) for number, value in zip(numbers, values, strict=True)}
+
+
+def _read_stats(storage: Storage) -> Statistics:
+    where = f"{storage.description}, {STATS_PATH}"
+    try:
+        stats = json.loads(storage.read_metadata(STATS_PATH, max_bytes=_MAX_STATS_BYTES))
+        return {
+            str(key): {str(name): np.asarray(value, np.float64) for name, value in statistics.items()} for key, statistics in stats.items()
+        }
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise DatasetFormatError(f"{where}: expected feature -> statistic -> numbers ({error})") from None
+
+
+def _hash_of_metadata(storage: Storage, listing: Mapping[str, int]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(listing):
+        contents = hashlib.sha256(storage.read_metadata(path, max_bytes=_MAX_TABLE_BYTES)).hexdigest()
+        digest.update(f"{path} {contents}\n".encode())
+    return digest.hexdigest()[:40]

@@ -1,0 +1,237 @@
+"""`meta/info.json` -> a typed description of the data set: version, fps, features, file templates.
+
+Pure: bytes in, a frozen value or `DatasetFormatError` out. The format is the one of lerobot 0.4 to 0.6 (`DatasetInfo` in its
+`datasets/utils.py`; features as in `feature_utils.py`), read as real files have it: fps may be a float, unknown keys are ignored, camera shapes
+may be `(channels, height, width)`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lerobot_grain._errors import DatasetFormatError
+
+# Dtypes of low-dimensional features, by their names in info.json, which are NumPy's.
+NUMERIC_DTYPES = frozenset(
+    ("bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+)
+
+# Columns that name a row rather than describe it.
+INDEX_KEYS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+
+# lerobot's defaults for data sets that name no template.
+_DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+_TEMPLATE_FIELDS = frozenset(("video_key", "chunk_index", "file_index"))
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One feature of the data set.
+
+    Attributes:
+      key: its name, such as `observation.state`.
+      dtype: as in info.json: a NumPy dtype, `string`, `image`, `video` or `language`.
+      shape: of one frame: as declared for low-dimensional features, `(height, width, channels)` for cameras.
+      names: names of the components where they are given as one list, else `None`.
+      is_depth: a depth camera.
+      gop_length: pictures from key frame to key frame that the recorder asked its encoder for (`video.g`); `None` where it is not said.
+    """
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    names: tuple[str, ...] | None = None
+    is_depth: bool = False
+    gop_length: int | None = None
+
+    @property
+    def is_camera(self) -> bool:
+        return self.dtype in ("image", "video")
+
+    @property
+    def is_video(self) -> bool:
+        return self.dtype == "video"
+
+    @property
+    def is_scalar(self) -> bool:
+        """One number a frame: declared with shape `(1,)`, given as a scalar, as lerobot does."""
+        return self.shape in ((), (1,))
+
+
+@dataclass(frozen=True, slots=True)
+class PathTemplate:
+    """A checked file template of info.json, such as `data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet`."""
+
+    text: str
+
+    def path(self, *, chunk_index: int, file_index: int, video_key: str = "") -> str:
+        return self.text.format(chunk_index=chunk_index, file_index=file_index, video_key=video_key)
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetInfo:
+    """What `meta/info.json` says.
+
+    Attributes:
+      codebase_version: such as `v3.0`.
+      fps: frames per second of every feature.
+      features: by key, in the order of the file.
+      total_episodes, total_frames: as declared; `None` where they are missing. The episode table decides.
+      data_path, video_path: templates of the files; `video_path` is `None` for data sets without video.
+      robot_type: free text, or `None`.
+      splits: name -> text such as `0:50`.
+    """
+
+    codebase_version: str
+    fps: float
+    features: Mapping[str, Feature]
+    total_episodes: int | None
+    total_frames: int | None
+    data_path: PathTemplate
+    video_path: PathTemplate | None
+    robot_type: str | None
+    splits: Mapping[str, str]
+
+
+def parse_info(raw: bytes, *, where: str) -> DatasetInfo:
+    """Reads `meta/info.json`.
+
+    Args:
+      raw: the contents of the file.
+      where: names the file in messages, such as `org/name@1a2b3c, meta/info.json`.
+
+    Raises:
+      DatasetFormatError: not JSON, not v3.x, or a field that is needed is missing or malformed.
+    """
+    try:
+        info = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise DatasetFormatError(f"{where}: not valid JSON ({error}); expected the description of a LeRobotDataset") from None
+    if not isinstance(info, dict):
+        raise DatasetFormatError(f"{where}: found a JSON {type(info).__name__}; expected an object with codebase_version, fps and features")
+    version = _check_version(info, where)
+    video_path = info.get("video_path")
+    return DatasetInfo(
+        codebase_version=version,
+        fps=_fps(info, where),
+        features=_features(info, where),
+        total_episodes=_count(info, "total_episodes", where),
+        total_frames=_count(info, "total_frames", where),
+        data_path=_template(info.get("data_path", _DATA_PATH), "data_path", where),
+        video_path=None if video_path is None else _template(video_path, "video_path", where),
+        robot_type=info.get("robot_type") if isinstance(info.get("robot_type"), str) else None,
+        splits=_splits(info, where),
+    )
+
+
+def _check_version(info: Mapping[str, Any], where: str) -> str:
+    version = info.get("codebase_version")
+    numbers = re.fullmatch(r"v?(\d{1,4})\.(\d{1,4})(\..*)?", version) if isinstance(version, str) else None
+    if numbers is None:
+        raise DatasetFormatError(f'{where}: codebase_version is {version!r}; expected "v3.0"')
+    major = int(numbers[1])
+    if major < 3:
+        raise DatasetFormatError(
+            f"{where}: this is a LeRobotDataset {version}; expected v3.0. "
+            "Convert it with lerobot's convert_dataset_v21_to_v30 script, or look for a v3.0 revision of it"
+        )
+    if major > 3:
+        raise DatasetFormatError(f"{where}: this is a LeRobotDataset {version}; this version of lerobot_grain reads v3.x")
+    storage_format = info.get("storage_format")
+    if storage_format not in (None, "parquet"):
+        raise DatasetFormatError(f"{where}: storage_format is {storage_format!r}; only parquet tables with MP4 video are read")
+    assert isinstance(version, str)
+    return version
+
+
+def _fps(info: Mapping[str, Any], where: str) -> float:
+    fps = info.get("fps")
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not (0 < fps < math.inf):
+        raise DatasetFormatError(f"{where}: fps is {fps!r}; expected a number > 0")
+    return float(fps)
+
+
+def _count(info: Mapping[str, Any], field: str, where: str) -> int | None:
+    value = info.get(field)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value != int(value):
+        raise DatasetFormatError(f"{where}: {field} is {value!r}; expected an integer >= 0")
+    return int(value)
+
+
+def _splits(info: Mapping[str, Any], where: str) -> Mapping[str, str]:
+    splits = info.get("splits") or {}
+    if not isinstance(splits, dict):
+        raise DatasetFormatError(f'{where}: splits is {splits!r}; expected an object such as {{"train": "0:50"}}')
+    return {str(name): str(span) for name, span in splits.items()}
+
+
+def _features(info: Mapping[str, Any], where: str) -> Mapping[str, Feature]:
+    declared = info.get("features")
+    if not isinstance(declared, dict) or not declared:
+        raise DatasetFormatError(f"{where}: features is {type(declared).__name__}; expected a non-empty object of feature key -> description")
+    return {key: _feature(key, description, where) for key, description in declared.items()}
+
+
+def _feature(key: str, description: object, where: str) -> Feature:
+    if not isinstance(description, dict):
+        raise DatasetFormatError(f"{where}: feature {key!r} is {description!r}; expected an object with dtype and shape")
+    dtype, shape = description.get("dtype"), description.get("shape")
+    if not isinstance(dtype, str) or (dtype not in NUMERIC_DTYPES and dtype not in ("string", "image", "video", "language")):
+        raise DatasetFormatError(
+            f"{where}: feature {key!r} has dtype {dtype!r}; expected a NumPy dtype such as float32, or string, image, video, language"
+        )
+    if not isinstance(shape, list) or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape):
+        raise DatasetFormatError(f"{where}: feature {key!r} has shape {shape!r}; expected a list of integers >= 0")
+    names = description.get("names")
+    listed = tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+    if dtype not in ("image", "video"):
+        return Feature(key, dtype, tuple(shape), listed)
+    if len(shape) != 3:
+        raise DatasetFormatError(f"{where}: camera {key!r} has shape {shape!r}; expected [height, width, channels]")
+    encoding = description.get("info") or description.get("video_info") or {}
+    if not isinstance(encoding, dict):
+        raise DatasetFormatError(f"{where}: camera {key!r} has info {encoding!r}; expected an object")
+    gop_length = encoding.get("video.g")
+    return Feature(
+        key,
+        dtype,
+        _channels_last(shape, listed),
+        listed,
+        is_depth=bool(encoding.get("is_depth_map") or encoding.get("video.is_depth_map")),
+        gop_length=gop_length if isinstance(gop_length, int) and gop_length >= 1 else None,
+    )
+
+
+def _channels_last(shape: list[int], names: tuple[str, ...] | None) -> tuple[int, ...]:
+    # Both orders are allowed by lerobot (validate_feature_image_or_video); the names tell, and where there are none, the number of channels.
+    if names is not None and len(names) == 3:
+        channels_first = names[0] in ("channel", "channels")
+    else:
+        channels_first = shape[0] in (1, 3) and shape[2] not in (1, 3)
+    return (shape[1], shape[2], shape[0]) if channels_first else tuple(shape)
+
+
+def _template(text: object, field: str, where: str) -> PathTemplate:
+    """Checks a template, so that formatting it can neither fail, read attributes, nor make a text of any size."""
+    expected = "expected a relative path with the fields video_key, chunk_index and file_index, such as " + _DATA_PATH
+    if not isinstance(text, str):
+        raise DatasetFormatError(f"{where}: {field} is {text!r}; {expected}")
+    try:
+        pieces = list(string.Formatter().parse(text))
+    except ValueError as error:
+        raise DatasetFormatError(f"{where}: {field} is {text!r} ({error}); {expected}") from None
+    for _, name, spec, conversion in pieces:
+        if name is None:
+            continue
+        integer = name in ("chunk_index", "file_index")
+        if name not in _TEMPLATE_FIELDS or conversion or not re.fullmatch(r"(0?\d?d)?" if integer else "", spec or ""):
+            raise DatasetFormatError(f"{where}: {field} is {text!r}, with a field {{{name}{'!' + conversion if conversion else ''}:{spec}}}; {expected}")
+    return PathTemplate(text)

@@ -1,0 +1,117 @@
+"""Windows: delta timestamps -> offsets in frames -> frames of the episode, with a pad mask. Arithmetic only, before any byte is read.
+
+A delta timestamp is a distance in seconds from the anchor (the row that an example is "at"); times fps it must be a whole number of frames. Frames
+before the first or behind the last one of the episode are clamped to it and marked in the mask: `is_pad` true. That is what the map-style
+reader of lerobot does, for low-dimensional features and cameras alike; there is no limit on the size of a delta.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lerobot_grain._errors import InvalidRequestError
+
+Frames = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+# lerobot's default: a delta may be off a whole number of frames by this many seconds.
+TOLERANCE_SECONDS = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class WindowRequest:
+    """What one example needs: its anchor and, for every feature with delta timestamps, the frames of its window.
+
+    Attributes:
+      row: row of the anchor.
+      episode: its episode (the data set's own number).
+      frame: its frame in the episode, from 0.
+      frames: feature key -> int64 `(time,)`, frames of the episode in the order of the deltas, clamped to the episode.
+      is_pad: feature key -> bool `(time,)`, true where the frame was clamped.
+    """
+
+    row: int
+    episode: int
+    frame: int
+    frames: Mapping[str, Frames]
+    is_pad: Mapping[str, Mask]
+
+
+class WindowOffsets:
+    """The offsets of every windowed feature, as `request` needs them. Immutable."""
+
+    def __init__(self, offsets: Mapping[str, Frames]) -> None:
+        self._offsets = dict(offsets)
+        # Features with equal offsets share the arrays of a request.
+        self._distinct: dict[tuple[int, ...], tuple[Frames, list[str], Mask]] = {}
+        for key, values in self._offsets.items():
+            mask = _read_only(np.zeros(len(values), np.bool_))
+            self._distinct.setdefault(tuple(values.tolist()), (values, [], mask))[1].append(key)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(self._offsets)
+
+    def request(self, *, row: int, episode: int, frame: int, length: int) -> WindowRequest:
+        """Returns the windows of the anchor `frame` in an episode of `length` frames."""
+        frames: dict[str, Frames] = {}
+        is_pad: dict[str, Mask] = {}
+        for offsets, (values, keys, no_pad) in self._distinct.items():
+            wanted = values + frame
+            if min(offsets) + frame >= 0 and max(offsets) + frame < length:
+                mask = no_pad
+            else:
+                mask = _read_only((wanted < 0) | (wanted >= length))
+                np.clip(wanted, 0, length - 1, out=wanted)
+            wanted.flags.writeable = False
+            for key in keys:
+                frames[key] = wanted
+                is_pad[key] = mask
+        return WindowRequest(row, episode, frame, frames, is_pad)
+
+
+def window_offsets(
+    delta_timestamps: Mapping[str, Sequence[float]], *, fps: float, tolerance_seconds: float, known_keys: Sequence[str]
+) -> WindowOffsets:
+    """Returns the offsets, in frames, of delta timestamps in seconds.
+
+    Raises:
+      InvalidRequestError: a key is not in `known_keys`, has no delta, or a delta is not a whole number of frames within `tolerance_seconds`.
+    """
+    if not (isinstance(tolerance_seconds, int | float) and 0 <= tolerance_seconds < math.inf):
+        raise InvalidRequestError(f"tolerance_seconds={tolerance_seconds!r}: expected a number of seconds >= 0")
+    offsets = {}
+    for key, deltas in delta_timestamps.items():
+        if key not in known_keys:
+            raise InvalidRequestError(f"delta_timestamps[{key!r}]: no such feature is read; there are {', '.join(known_keys)}")
+        deltas = list(deltas)
+        if not deltas:
+            raise InvalidRequestError(f"delta_timestamps[{key!r}] is empty; expected at least one delta in seconds, such as [0.0]")
+        values = [_offset(key, delta, fps=fps, tolerance_seconds=tolerance_seconds) for delta in deltas]
+        offsets[key] = _read_only(np.array(values, np.int64))
+    return WindowOffsets(offsets)
+
+
+def _offset(key: str, delta: float, *, fps: float, tolerance_seconds: float) -> int:
+    # NumPy's numbers are welcome (`np.arange(16) / fps`); a bool is a mistake.
+    if isinstance(delta, bool) or not isinstance(delta, int | float | np.number) or not math.isfinite(delta):
+        raise InvalidRequestError(f"delta_timestamps[{key!r}] holds {delta!r}; expected a finite number of seconds")
+    offset = round(float(delta) * fps)
+    if abs(delta * fps - offset) / fps > tolerance_seconds:
+        below = math.floor(delta * fps)
+        raise InvalidRequestError(
+            f"delta_timestamps[{key!r}]: {float(delta)!r} s is {float(delta) * fps:.6g} frames at {fps:g} fps; expected a whole number of frames within "
+            f"tolerance_seconds={tolerance_seconds:g}. The nearest ones are {below / fps!r} s ({below} frames) and {(below + 1) / fps!r} s "
+            f"({below + 1} frames)"
+        )
+    return offset
+
+
+def _read_only(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:  # type: ignore[type-var]
+    array.flags.writeable = False
+    return array
