@@ -1,0 +1,32 @@
+"""For tests and demos of your own pipelines: writes data sets, serves them from a Hub on this machine, and reads the barcodes of their frames.
+
+    with LoopbackHub() as hub:
+        write_dataset(directory, episode_lengths=[50, 40])
+        hub.add_repository("org/name", directory, tags=["v3.0"])
+        dataset = LeRobotIterDataset("org/name", endpoint=hub.endpoint)
+
+Writing video needs PyAV: `pip install "lerobot_grain[testing]"`.
+"""
+
+from lerobot_grain.testing._barcode import draw_barcodes, read_barcodes
+from lerobot_grain.testing._hub import Fault, HubRepository, LoopbackHub, RequestRecord
+from lerobot_grain.testing._synthetic_metadata import WrittenMetadata, write_synthetic_metadata
+from lerobot_grain.testing._video_writer import Camera
+from lerobot_grain.testing._writer import WrittenDataset, write_dataset
+from lerobot_grain.testing._writer_rows import EXTRA_FEATURES, Feature
+
+__all__ = [
+    "EXTRA_FEATURES",
+    "Camera",
+    "Fault",
+    "Feature",
+    "HubRepository",
+    "LoopbackHub",
+    "RequestRecord",
+    "WrittenDataset",
+    "WrittenMetadata",
+    "draw_barcodes",
+    "read_barcodes",
+    "write_dataset",
+    "write_synthetic_metadata",
+]

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Sets everything up, then runs the linter, the formatter's check, the type checker and all tests. With arguments: only pytest, with these.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+scripts/setup.sh
+if [ $# -eq 0 ]; then
+    .venv/bin/ruff check .
+    .venv/bin/ruff format --check --quiet .
+    .venv/bin/mypy
+fi
+exec .venv/bin/python -m pytest "$@"

@@ -1,0 +1,114 @@
+"""The oracle: what lerobot's map-style reader returns for data sets that lerobot's own recorder wrote.
+
+Every example of the four window specifications must be equal, bit for bit; and in a whole epoch every camera frame must carry the barcode of
+its own episode and frame.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+import pytest
+
+import lerobot_grain as lg
+from lerobot_grain.testing import read_barcodes
+
+NAMES = ["av1_small", "av1_rolled", "h264_bframes", "hevc_bframes", "images", "state_only", "depth"]
+SPECIFICATIONS = ["none", "act", "hist", "wide"]
+DEPTH = "observation.images.depth"
+
+
+class Rows(grain.IterDataset[int]):
+    """A source of given rows, in the place of the order."""
+
+    def __init__(self, rows: list[int]) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def __iter__(self) -> Any:
+        return grain.MapDataset.source(self.rows).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)).__iter__()
+
+
+def features_of(repository: lg.Repository) -> list[str]:
+    return [key for key in [*repository.features, "task"] if key != DEPTH]
+
+
+def example_at(repository: lg.Repository, rows: list[int], deltas: dict[str, list[float]]) -> list[dict[str, Any]]:
+    windows = Rows(rows).map(lg.DeltaTimestamps(repository, deltas))
+    return list(lg.ReadWindowsIterDataset(windows, repository, features=features_of(repository)))
+
+
+@pytest.mark.parametrize("specification", SPECIFICATIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_sample_of_the_oracle(shared: Path, name: str, specification: str) -> None:
+    oracle = json.loads((shared / "golden" / f"{name}.oracle.json").read_text())
+    with np.load(shared / "golden" / f"{name}.oracle.npz") as arrays:
+        expected = {key.split("/", 1)[1]: arrays[key] for key in arrays.files if key.startswith(f"{specification}/")}
+    samples = oracle["samples"][specification]
+    deltas = {key: values for key, values in (oracle["specs"][specification] or {}).items() if key != DEPTH}
+    repository = lg.open_repository(shared / "golden" / name)
+    examples = example_at(repository, samples["index"], deltas)
+    assert [example["index"] for example in examples] == samples["index"]
+
+    failed = {int(row) for row in samples.get("lerobot_failed", {})}
+    compared = [example for example in examples if example["index"] not in failed]
+    assert [example["task"] for example in compared] == samples["task"]
+    keys = [key for key in expected if not key.startswith(DEPTH)]
+    assert set(keys) >= {key for key in examples[0] if specification != "act" and key != "task"}
+    for key in keys:
+        found = [example[key] for example in compared]
+        if key in repository.cameras:
+            is_window = key in deltas
+            for pixels, reference in zip(found, expected[key], strict=True):
+                assert pixels.dtype == np.uint8
+                if is_window and pixels.shape[0] == 1:
+                    pixels = pixels[0]  # lerobot drops the time axis of a list of one delta
+                assert np.array_equal(np.moveaxis(pixels, -1, -3), _as_uint8(reference)), key
+        else:
+            stacked = np.stack(found)
+            assert stacked.dtype == expected[key].dtype or stacked.dtype.kind == "U"
+            assert np.array_equal(stacked, expected[key]), key
+    for row in failed:  # lerobot itself raised; the barcode decides
+        _check_windows(repository, next(example for example in examples if example["index"] == row), deltas, int(row))
+
+
+def _as_uint8(reference: np.ndarray) -> np.ndarray:
+    # lerobot gives embedded images as float32 in [0, 1].
+    return np.round(reference * 255).astype(np.uint8) if reference.dtype == np.float32 else reference
+
+
+def _check_windows(repository: lg.Repository, example: dict[str, Any], deltas: dict[str, list[float]], row: int) -> None:
+    episode, frame = repository.episodes.locate(row)
+    length = int(repository.episodes.lengths[episode])
+    for key in set(repository.cameras) & set(deltas):
+        wanted = np.array([frame + round(delta * repository.fps) for delta in deltas[key]])
+        barcodes = read_barcodes(example[key])
+        assert barcodes[:, 1].tolist() == np.clip(wanted, 0, length - 1).tolist()
+        assert (barcodes[:, 0] == episode).all()
+        assert np.array_equal(example[f"{key}_is_pad"], (wanted < 0) | (wanted >= length))
+
+
+@pytest.mark.parametrize("shuffle", [lg.Shuffle(seed=5), None], ids=["shuffled", "sequential"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_frame_of_an_epoch_carries_its_barcode(shared: Path, name: str, shuffle: lg.Shuffle | None) -> None:
+    repository = lg.open_repository(shared / "golden" / name)
+    dataset = lg.LeRobotIterDataset(repository, num_epochs=1, shuffle=shuffle, features=features_of(repository))
+    cameras = [key for key in repository.cameras if key != DEPTH]
+    numbers = {key: number for number, key in enumerate(repository.cameras)}
+    rows = []
+    for example in dataset:
+        rows.append(int(example["index"]))
+        for key in cameras:
+            (barcode,) = read_barcodes(example[key][None])
+            assert barcode.tolist() == [example["episode_index"], example["frame_index"], numbers[key]]
+    assert sorted(rows) == list(range(repository.episodes.num_rows))
+    assert (rows == sorted(rows)) == (shuffle is None)
+
+
+def test_depth_is_refused_by_name(shared: Path) -> None:
+    with pytest.raises(lg.InvalidRequestError, match=r"feature 'observation.images.depth' is a depth camera, which is not supported yet"):
+        lg.LeRobotIterDataset(shared / "golden" / "depth")

@@ -1,0 +1,259 @@
+"""State: stop anywhere, write JSON, restore in a new iterator, process or number of shards, and get the rest of the stream."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+import pytest
+
+import lerobot_grain as lg
+from lerobot_grain.testing import EXTRA_FEATURES, Camera, WrittenDataset, write_dataset
+
+GOLDEN = ["av1_small", "av1_rolled", "h264_bframes", "hevc_bframes", "images", "state_only"]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> WrittenDataset:
+    """30 rows in 3 episodes, two cameras: small, since Grain's own oracle costs the square of the rows."""
+    cameras = (Camera(height=64, width=96), Camera(key="observation.images.wrist", height=64, width=96, codec="h264", gop=5, b_frames=2))
+    return write_dataset(
+        tmp_path_factory.mktemp("state") / "data", episode_lengths=[13, 6, 11], fps=10, cameras=cameras, features=EXTRA_FEATURES, tasks=("a", "b")
+    )
+
+
+def through_json(state: dict[str, Any]) -> dict[str, Any]:
+    restored = json.loads(json.dumps(state))
+    assert restored == state
+    assert len(json.dumps(state)) < 1024
+    return dict(restored)
+
+
+def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
+    assert a.keys() == b.keys()
+    for key in a:
+        assert np.array_equal(a[key], b[key]), key
+        assert np.asarray(a[key]).dtype == np.asarray(b[key]).dtype
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_rest_is_identical_from_any_position(shared: Path, name: str) -> None:
+    repository = lg.open_repository(shared / "golden" / name)
+    shuffle = lg.Shuffle(seed=1, num_parts=4, buffer_size=32)
+    dataset = lg.LeRobotIterDataset(repository, shuffle=shuffle, num_epochs=3, features=["index", "task", "action"])
+    straight = list(dataset)
+    n = dataset.num_rows
+    assert len(straight) == 3 * n
+    for position in (0, 1, n // 2, n - 1, n, n + 7, 2 * n, 3 * n - 1, 3 * n):
+        iterator = iter(dataset)
+        for _ in range(position):
+            next(iterator)
+        state = through_json(iterator.get_state())
+        restored = iter(lg.LeRobotIterDataset(repository, shuffle=shuffle, num_epochs=3, features=["index", "task", "action"]))
+        restored.set_state(state)
+        rest = list(restored)
+        assert len(rest) == 3 * n - position
+        for found, expected in zip(rest, straight[position:], strict=True):
+            assert_same(found, expected)
+
+
+def test_frames_are_the_same_after_a_restore(written: WrittenDataset) -> None:
+    deltas = {"observation.images.top": [-0.2, 0.0], "action": [0.0, 0.1]}
+    dataset = lg.LeRobotIterDataset(written.directory, delta_timestamps=deltas, num_epochs=2)
+    straight = list(dataset)
+    iterator = iter(dataset)
+    for position in range(0, 60, 7):
+        iterator.set_state(through_json({**iterator.get_state(), "position": position}))
+        for expected in straight[position : position + 5]:
+            assert_same(next(iterator), expected)
+    iterator.close()
+
+
+_OTHER_PROCESS = """
+import json, sys
+import lerobot_grain as lg
+
+def main():
+    arguments = json.load(sys.stdin)
+    iterator = iter(lg.LeRobotIterDataset(arguments["directory"], shuffle=lg.Shuffle(seed=4)))
+    iterator.set_state(arguments["state"])
+    found = [next(iterator) for _ in range(8)]
+    print(json.dumps([[int(e["index"]), int(e["observation.images.top"].astype(int).sum()), e["task"]] for e in found]))
+    iterator.close()
+
+main()
+"""
+
+
+def test_restores_in_a_new_process(written: WrittenDataset) -> None:
+    iterator = iter(lg.LeRobotIterDataset(written.directory, shuffle=lg.Shuffle(seed=4)))
+    for _ in range(41):
+        next(iterator)
+    arguments = {"directory": str(written.directory), "state": iterator.get_state()}
+    done = subprocess.run([sys.executable, "-c", _OTHER_PROCESS], input=json.dumps(arguments), capture_output=True, text=True, check=True)
+    expected = [next(iterator) for _ in range(8)]
+    iterator.close()
+    assert json.loads(done.stdout) == [[int(e["index"]), int(e["observation.images.top"].astype(int).sum()), e["task"]] for e in expected]
+
+
+def rows_of(dataset: lg.FrameOrderIterDataset, state: dict[str, Any] | None, count: int) -> tuple[list[int], dict[str, Any]]:
+    iterator = iter(dataset)
+    if state is not None:
+        iterator.set_state(state)
+    rows = []
+    for _ in range(count):
+        try:
+            rows.append(next(iterator))
+        except StopIteration:
+            break
+    return rows, through_json(iterator.get_state())
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_union_of_the_shards_does_not_depend_on_their_number(shared: Path, name: str) -> None:
+    repository = lg.open_repository(shared / "golden" / name)
+    shuffle = lg.Shuffle(seed=2)
+    straight, _ = rows_of(lg.FrameOrderIterDataset(repository, shuffle=shuffle), None, 700)
+    state: dict[str, Any] | None = None
+    position = 0
+    # 2 -> 3 -> 1 shards, stopping inside epochs whose length none of them divides.
+    for num_shards, steps in [(2, 50), (3, 77), (1, 41), (3, 60), (2, 33)]:
+        per_shard = []
+        states = []
+        for shard in range(num_shards):
+            options = grain.sharding.ShardOptions(shard, num_shards)
+            rows, after = rows_of(lg.FrameOrderIterDataset(repository, shuffle=shuffle, shard_options=options), state, steps)
+            per_shard.append(rows)
+            states.append(after)
+        assert all(after == states[0] for after in states)
+        for step in range(steps):
+            found = Counter(rows[step] for rows in per_shard)
+            assert found == Counter(straight[position + step * num_shards : position + (step + 1) * num_shards])
+        position += steps * num_shards
+        state = states[0]
+        assert state["position"] == position
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 3, 7, 40])
+@pytest.mark.parametrize("drop_remainder", [False, True])
+def test_finite_streams_end_at_the_last_row(written: WrittenDataset, num_shards: int, drop_remainder: bool) -> None:
+    repository = lg.open_repository(written.directory)
+    counts = []
+    rows: list[int] = []
+    for shard in range(num_shards):
+        options = grain.sharding.ShardOptions(shard, num_shards, drop_remainder=drop_remainder)
+        found = list(lg.FrameOrderIterDataset(repository, num_epochs=2, shard_options=options))
+        counts.append(len(found))
+        rows += found
+    if drop_remainder:
+        assert set(counts) == {60 // num_shards}
+    else:
+        assert Counter(rows) == Counter([*range(30), *range(30)])
+
+
+@pytest.mark.parametrize("mode", ["order", "requests", "examples", "batched", "thread_prefetch", "sequential"])
+def test_grains_own_checkpoint_oracle(written: WrittenDataset, mode: str) -> None:
+    shuffle = None if mode == "sequential" else lg.Shuffle(seed=7, num_parts=2, buffer_size=8)
+    repository = lg.open_repository(written.directory)
+    order = lg.FrameOrderIterDataset(repository, shuffle=shuffle, num_epochs=1)
+    deltas = {"action": [-0.1, 0.0, 0.5], "observation.images.wrist": [0.0, 0.3]}
+    examples = lg.LeRobotIterDataset(repository, shuffle=shuffle, num_epochs=1, delta_timestamps=deltas)
+    dataset: Any = {
+        "order": order,
+        "requests": order.map(lg.DeltaTimestamps(repository, deltas)).map(lambda request: request.frames),
+        "batched": examples.batch(4),
+        "thread_prefetch": grain.experimental.ThreadPrefetchIterDataset(examples, prefetch_buffer_size=3),
+    }.get(mode, examples)
+    grain.experimental.assert_equal_output_after_checkpoint(dataset)
+
+
+def test_filters_between_the_parts_resume_exactly(written: WrittenDataset) -> None:
+    repository = lg.open_repository(written.directory)
+    rows = lg.FrameOrderIterDataset(repository, num_epochs=2).filter(lambda row: row % 3 != 1)
+    dataset = lg.ReadWindowsIterDataset(rows.map(lg.DeltaTimestamps(repository)), repository, features=["index"])
+    straight = [int(example["index"]) for example in dataset]
+    assert len(straight) == 40
+    iterator = iter(dataset)
+    for position in range(1, 40):
+        next(iterator)
+        restored = iter(dataset)
+        restored.set_state(through_json(iterator.get_state()))
+        assert [int(example["index"]) for example in restored] == straight[position:]
+
+
+MISMATCHES = {
+    "seed": (dict(shuffle=lg.Shuffle(seed=1)), r"seed = 0, this stream has 1; make the data set with the same shuffle"),
+    "clip_length": (dict(shuffle=lg.Shuffle(clip_length=8)), r"clip_length = 20, this stream has 8"),
+    "num_parts": (dict(shuffle=lg.Shuffle(num_parts=8)), r"num_parts = 64, this stream has 8"),
+    "buffer_size": (dict(shuffle=lg.Shuffle(buffer_size=8)), r"buffer_size = 1024, this stream has 8"),
+    "open_files": (dict(shuffle=lg.Shuffle(open_files=1)), r"open_files = 0, this stream has 1"),
+    "sequential": (dict(shuffle=None), r"shuffled = 1, this stream has 0"),
+    "episodes": (dict(episodes=[0, 1]), r"episodes = '[0-9a-f]{16}', this stream has '[0-9a-f]{16}'; select the same episodes"),
+}
+
+
+@pytest.mark.parametrize("name", MISMATCHES)
+def test_a_state_of_another_stream_is_refused(written: WrittenDataset, name: str) -> None:
+    arguments, text = MISMATCHES[name]
+    state = iter(lg.LeRobotIterDataset(written.directory)).get_state()
+    iterator = iter(lg.LeRobotIterDataset(written.directory, **arguments))  # type: ignore[arg-type]
+    before = [int(next(iterator)["index"]) for _ in range(3)]
+    kept = iterator.get_state()
+    with pytest.raises(lg.StateMismatchError, match=text):
+        iterator.set_state(state)
+    assert iterator.get_state() == kept
+    following = int(next(iterator)["index"])
+    iterator.set_state({**kept, "position": 0})
+    assert [int(next(iterator)["index"]) for _ in range(4)] == [*before, following]
+    iterator.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"commit": "f" * 40}, r"commit = 'f{40}', this stream has '[0-9a-f]{40}'; open the data set with revision= that commit"),
+        ({"format": 99}, r"format 99, this version of lerobot_grain reads 1; resume with the version"),
+        ({"position": -1}, r"position -1; expected an int >= 0"),
+        ({"position": 1.5}, r"position 1.5; expected an int >= 0"),
+        ({"position": None}, r"position None"),
+        ({"num_rows": 31}, r"num_rows = 31, this stream has 30"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_changed_state_is_refused(written: WrittenDataset, change: dict[str, Any], text: str) -> None:
+    iterator = iter(lg.LeRobotIterDataset(written.directory))
+    with pytest.raises(lg.StateMismatchError, match=text):
+        iterator.set_state({**iterator.get_state(), **change})
+
+
+@pytest.mark.parametrize("state", [{}, {"next_index": 3}, {"format": 1}], ids=str)
+def test_a_foreign_state_is_refused(written: WrittenDataset, state: dict[str, Any]) -> None:
+    with pytest.raises(lg.StateMismatchError, match="not a state of a lerobot_grain stream"):
+        iter(lg.LeRobotIterDataset(written.directory)).set_state(state)
+
+
+def test_what_may_change_between_save_and_restore(written: WrittenDataset) -> None:
+    iterator = iter(lg.LeRobotIterDataset(written.directory))
+    for _ in range(10):
+        next(iterator)
+    state = through_json(iterator.get_state())
+    following = int(next(iterator)["index"])
+    iterator.close()
+    changed = lg.LeRobotIterDataset(
+        written.directory,
+        delta_timestamps={"action": [0.0, 0.1]},
+        features=["action", "index"],
+        read_options=lg.ReadOptions(memory_budget_bytes=1 << 20, num_decode_threads=1),
+        num_epochs=5,
+        tolerance_seconds=1e-3,
+    )
+    restored = iter(changed)
+    restored.set_state(state)
+    assert int(next(restored)["index"]) == following
+    restored.close()
