@@ -1,17 +1,16 @@
-"""Streams a LeRobot data set and trains a small policy on it by behaviour cloning; stops half-way, resumes, and checks that no example was lost.
+"""Streams a LeRobot data set and trains a small policy on it; stops half-way, resumes, and checks that no example was lost.
 
     python examples/stream_and_train.py                              # a small data set, written here and served by a Hub on this machine
     python examples/stream_and_train.py --repository lerobot/pusht   # any LeRobotDataset v3.0 of the Hugging Face Hub
 
-The policy sees two frames of one camera and nothing else, and gives the next eight actions. Everything that has to do with the data is in
-`stream`, `stop_and_resume` and the first lines of `train_step`; the rest is an ordinary training loop of Flax.
+Behaviour cloning: the policy sees two frames of one camera and nothing else, and learns the next eight actions. What it reads is said in
+`stream`, how the stream is saved in `Trainer.save` and `Trainer.restore`; the rest is an ordinary training loop with Flax.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import itertools
 import tempfile
 import time
@@ -76,6 +75,7 @@ class Policy(nnx.Module):
         return self.out(hidden).reshape(len(frames), NUM_ACTIONS, self.action_size)
 
 
+@nnx.jit
 def loss_of(model: Policy, frames: jax.Array, actions: jax.Array, is_pad: jax.Array) -> jax.Array:
     # Behind the end of an episode the last action is repeated. It was never taken there, so it is not learnt.
     errors = jnp.square(model(frames) - actions).mean(axis=-1)
@@ -87,9 +87,6 @@ def train_step(model: Policy, optimizer: nnx.Optimizer, frames: jax.Array, actio
     loss, gradients = nnx.value_and_grad(loss_of)(model, frames, actions, is_pad)
     optimizer.update(model, gradients)
     return loss
-
-
-evaluate = nnx.jit(loss_of)
 
 
 class Trainer:
@@ -118,7 +115,7 @@ class Trainer:
 
     def held_out_loss(self, max_batches: int = 20) -> float:
         with contextlib.closing(iter(self.held_out)) as batches:
-            return float(np.mean([evaluate(self.model, *self.arrays(batch)) for batch in itertools.islice(batches, max_batches)]))
+            return float(np.mean([loss_of(self.model, *self.arrays(batch)) for batch in itertools.islice(batches, max_batches)]))
 
     def save(self, checkpoints: ocp.CheckpointManager, step: int) -> None:
         state = ocp.args.StandardSave(nnx.state((self.model, self.optimizer)))
@@ -131,7 +128,7 @@ class Trainer:
         nnx.update((self.model, self.optimizer), checkpoints.restore(checkpoints.latest_step(), args=composite)["state"])
 
     def close(self) -> None:
-        self.batches.close()
+        self.batches.close()  # and with it the threads that read ahead
 
 
 def fingerprint(batch: dict[str, Any], camera: str) -> tuple[list[int], str]:
@@ -154,11 +151,11 @@ def opened_repository(options: argparse.Namespace, directory: Path) -> Iterator[
 
 
 def run(repository: Repository, options: argparse.Namespace, checkpoints: ocp.CheckpointManager) -> dict[str, Any]:
-    make_trainer = functools.partial(Trainer, repository, options)
     half = max(1, options.steps // 2)
-    print(f"{repository.description}: {repository.episodes.num_episodes} episodes, {repository.episodes.num_rows} frames at {repository.fps:g} fps")
+    episodes = repository.episodes
+    print(f"{repository.description}: {episodes.num_episodes} episodes, {episodes.num_rows} frames at {repository.fps:g} fps")
     with tqdm(total=options.steps, unit="step") as bar:
-        with contextlib.closing(make_trainer()) as trainer:
+        with contextlib.closing(Trainer(repository, options)) as trainer:
             first_loss = trainer.held_out_loss()
             bar.write(f"step 0: held-out loss {first_loss:.4f}, camera {trainer.camera}")
             trainer.train(trainer.batches, bar, half)
@@ -166,19 +163,17 @@ def run(repository: Repository, options: argparse.Namespace, checkpoints: ocp.Ch
             trainer.save(checkpoints, half)
             expected = fingerprint(next(trainer.batches), trainer.camera)  # what would have come if training had gone on
 
-        with contextlib.closing(make_trainer()) as trainer:
+        with contextlib.closing(Trainer(repository, options)) as trainer:
             trainer.restore(checkpoints)
             batch = next(trainer.batches)
             resumed = fingerprint(batch, trainer.camera)
             if resumed != expected:
                 raise SystemExit(f"the resumed stream goes on with another batch: rows and checksum {resumed}, expected {expected}")
-            rows, checksum = resumed
-            bar.write(f"resumed: the next batch is the one that would have come (rows {rows[:4]}..., checksum of its pixels {checksum})")
+            bar.write(f"resumed: the next batch is the one that would have come, rows {resumed[0][:4]}..., pixels {resumed[1]}")
             start = time.perf_counter()
             trainer.train(itertools.chain([batch], trainer.batches), bar, options.steps - half)
-            seconds = time.perf_counter() - start
+            rate = (options.steps - half) * options.batch_size / (time.perf_counter() - start)
             last_loss = trainer.held_out_loss()
-    rate = (options.steps - half) * options.batch_size / seconds
     print(f"step {options.steps}: held-out loss {last_loss:.4f} (it was {first_loss:.4f}); {rate:.0f} examples/s while training")
     return {"first_loss": first_loss, "last_loss": last_loss, "resumed": resumed, "expected": expected, "examples_per_second": rate}
 
@@ -194,6 +189,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="lerobot_grain-") as name, contextlib.ExitStack() as stack:
         repository = stack.enter_context(opened_repository(options, Path(name)))
+        stack.enter_context(contextlib.closing(repository.storage))  # its connections
         checkpoints = stack.enter_context(ocp.CheckpointManager(Path(name) / "checkpoints", item_names=("state", "data")))
         return run(repository, options, checkpoints)
 

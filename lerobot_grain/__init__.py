@@ -1,6 +1,6 @@
-"""Streams LeRobotDataset v3.0 robot data sets from the Hugging Face Hub as a Google Grain IterDataset: shuffled, windowed, exactly resumable."""
+"""Streams LeRobotDataset v3.0 robot data sets from the Hugging Face Hub as a Google Grain IterDataset: shuffled, windowed, resumable."""
 
-from lerobot_grain._dataset import DeltaTimestamps, FrameOrderIterDataset, LeRobotIterDataset, ReadWindowsIterDataset
+from lerobot_grain._dataset import DeltaTimestamps, LeRobotIterDataset, ReadWindowsIterDataset
 from lerobot_grain._errors import (
     DatasetFormatError,
     InvalidRequestError,
@@ -9,6 +9,7 @@ from lerobot_grain._errors import (
     StateMismatchError,
     StorageError,
 )
+from lerobot_grain._frame_order import FrameOrderIterDataset
 from lerobot_grain._order import Shuffle
 from lerobot_grain._readahead import ReadOptions
 from lerobot_grain._repository import Repository, open_repository

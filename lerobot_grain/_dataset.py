@@ -1,188 +1,31 @@
-"""The Grain data sets and the Grain transformation: order -> windows -> examples. Only this module imports Grain.
+"""The Grain transformation from rows to windows, the Grain data set that reads them, and the public front that builds all of it.
 
     FrameOrderIterDataset              source: yields rows in the order of `_order`; state = the position
         .map(DeltaTimestamps(...))     row -> WindowRequest: 1:1, so slicing the source never tears a window
         ReadWindowsIterDataset         WindowRequest -> example; pulls its parent ahead, yields in order
     LeRobotIterDataset                 builds the three from keyword arguments
 
-Rules, most of them forced by Grain 0.2.18:
-* Nothing does I/O before the first `next`: Grain makes iterators, and asks for their states, in processes that will never read.
-* `get_state` returns a fresh dict of plain ints and strings that holds nothing of the shard: it is the same on every host and worker.
-* `set_state` compares first and changes nothing when something differs.
-* Epochs are counted inside the source: `RepeatIterDataset` would repeat one order, and loses data above `mp_prefetch`.
+Nothing does I/O before the first `next`, and data sets and iterators hold no client, lock, thread or file before it: they pickle.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import grain
-import numpy as np
-import numpy.typing as npt
 
-from lerobot_grain._episodes import select_episodes
-from lerobot_grain._errors import InvalidRequestError, StateMismatchError
-from lerobot_grain._order import ORDER_VERSION, EpochOrder, FrameOrder, Shuffle
+from lerobot_grain._errors import InvalidRequestError
+from lerobot_grain._frame_order import FrameOrderIterDataset
+from lerobot_grain._order import Shuffle
 from lerobot_grain._readahead import Example, ReadAhead, ReadOptions
 from lerobot_grain._repository import Repository, open_repository
-from lerobot_grain._rows import Selection
+from lerobot_grain._rows import select_features
 from lerobot_grain._windows import TOLERANCE_SECONDS, WindowRequest, window_offsets
 
-# Where there is no video; see the design of the order: clips shorter than this mix better but cost more requests.
-_DEFAULT_CLIP_LENGTH = 16
-# Positions whose rows are computed at a time: a microsecond each, where one by one they take 100.
-_POSITIONS_AT_A_TIME = 1024
 # Rows beyond the shuffle's buffer that the reader knows ahead.
 _KNOWN_EXAMPLES = 512
-TASK_KEY = "task"
-
-
-class FrameOrderIterDataset(grain.IterDataset[int]):
-    """The rows of a data set, as ints, in a shuffled or sequential order that is resumed exactly.
-
-    Args:
-      repository: an opened data set.
-      episodes: episode numbers or a slice; `None`: all. Their order does not matter.
-      shuffle: `None`: sequential, episode by episode.
-      num_epochs: the stream ends after this many; `None`: it never does.
-      shard_options: shard i of n gets positions i, i + n, ...; nothing is dropped at the end of an epoch. With `drop_remainder` all shards of a
-        finite stream get the same number of rows.
-
-    Raises:
-      InvalidRequestError: an argument is out of its range.
-      DatasetFormatError, StorageError: `clip_length` is to be found from the video, which cannot be read.
-    """
-
-    def __init__(
-        self,
-        repository: Repository,
-        *,
-        episodes: slice | Iterable[int] | None = None,
-        shuffle: Shuffle | None = Shuffle(),  # noqa: B008 (a frozen value)
-        num_epochs: int | None = None,
-        shard_options: grain.sharding.ShardOptions = grain.sharding.NoSharding(),  # noqa: B008 (a frozen value)
-    ) -> None:
-        super().__init__()
-        if num_epochs is not None and (not isinstance(num_epochs, int) or isinstance(num_epochs, bool) or num_epochs < 1):
-            raise InvalidRequestError(f"num_epochs={num_epochs!r}: expected an int >= 1, or None for an endless stream")
-        if shuffle is not None and shuffle.clip_length is None:
-            shuffle = replace(shuffle, clip_length=default_clip_length(repository))
-        table = repository.episodes
-        selected = select_episodes(episodes, table.num_episodes)
-        self._order = FrameOrder(
-            first_rows=table.first_rows[selected],
-            lengths=table.lengths[selected],
-            data_files=table.data.file_of_episode[selected],
-            shuffle=shuffle,
-        )
-        self._num_epochs = num_epochs
-        self._shard_options = shard_options
-        # Element k of this shard is position base + start + k * step, where base is 0 or comes from a restored state.
-        self._start, self._step = shard_options.shard_index, shard_options.shard_count
-        self._identity = {
-            "commit": repository.commit,
-            "episodes": _hash_of(selected, table.lengths[selected]),
-            "num_rows": self._order.num_rows,
-            **_shuffle_state(shuffle),
-        }
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of one epoch, over all shards."""
-        return self._order.num_rows
-
-    @property
-    def shuffle(self) -> Shuffle | None:
-        """The shuffle, with the `clip_length` that is used."""
-        return self._order.shuffle
-
-    def set_slice(self, sl: slice, sequential_slice: bool = False) -> None:
-        """Takes every `sl.step`-th row of this shard from the `sl.start`-th on: what Grain's `mp_prefetch` calls for each worker."""
-        if sequential_slice:
-            raise NotImplementedError("lerobot_grain: contiguous slices (sequential_slice) are not supported; every worker takes every n-th row")
-        start, step = sl.start or 0, sl.step or 1
-        if sl.stop is not None or start < 0 or step < 1:
-            raise InvalidRequestError(f"set_slice({sl}): expected slice(start, None, step) with start >= 0 and step >= 1")
-        self._start, self._step = self._start + start * self._step, self._step * step
-
-    def __iter__(self) -> grain.DatasetIterator[int]:
-        return _FrameOrderIterator(self)
-
-    @property
-    def _element_spec(self) -> Any:
-        return grain.experimental.ShapeDtypeStruct((), np.int64)
-
-    def __str__(self) -> str:
-        return f"FrameOrderIterDataset({self._order.num_rows} rows)"
-
-
-class _FrameOrderIterator(grain.DatasetIterator[int]):
-    def __init__(self, dataset: FrameOrderIterDataset) -> None:
-        super().__init__()
-        self._dataset = dataset
-        # Elements handed out since `base`; the global position is base + handed_out * step.
-        self._base = self._handed_out = 0
-        self._epoch: tuple[int, EpochOrder] | None = None
-        self._rows: list[int] = []
-        self._next = 0
-
-    def __next__(self) -> int:
-        self._assert_not_closed()
-        with self._stats.record_self_time():
-            if self._next == len(self._rows):
-                self._compute_rows()
-            row = self._rows[self._next]
-            self._next += 1
-            self._handed_out += 1
-            return row
-
-    def _compute_rows(self) -> None:
-        """Computes the next rows of this shard, up to the end of an epoch, from the position alone."""
-        dataset = self._dataset
-        num_rows = dataset.num_rows
-        first = self._base + dataset._start + self._handed_out * dataset._step
-        stop = self._stop_position()
-        if stop is not None and first >= stop:
-            raise StopIteration
-        epoch = first // num_rows
-        if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = epoch, dataset._order.epoch(epoch)
-        positions = np.arange(first, first + _POSITIONS_AT_A_TIME * dataset._step, dataset._step)
-        limit = (epoch + 1) * num_rows if stop is None else min((epoch + 1) * num_rows, stop)
-        self._rows = self._epoch[1].rows(positions[positions < limit] - epoch * num_rows).tolist()
-        self._next = 0
-
-    def _stop_position(self) -> int | None:
-        """Returns the position, not counting this shard's start, at which the stream ends; `None`: never."""
-        dataset = self._dataset
-        if dataset._num_epochs is None:
-            return None
-        stop = dataset._num_epochs * dataset.num_rows
-        if dataset._shard_options.drop_remainder:
-            # All shards together take whole rounds from the base on. A worker's slice ends at the same position as its host's shard.
-            count = dataset._shard_options.shard_count
-            whole = (stop - self._base) // count * count
-            return self._base + whole
-        return stop
-
-    def get_state(self) -> dict[str, Any]:
-        return {
-            "format": ORDER_VERSION,
-            "position": self._base + self._handed_out * self._dataset._step,
-            **self._dataset._identity,
-        }
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        position = _checked_position(state, self._dataset._identity)
-        self._base, self._handed_out = position, 0
-        self._rows, self._next = [], 0
-
-    def __str__(self) -> str:
-        return str(self._dataset)
 
 
 class DeltaTimestamps(grain.transforms.Map):
@@ -219,12 +62,12 @@ class DeltaTimestamps(grain.transforms.Map):
 class ReadWindowsIterDataset(grain.IterDataset[Example]):
     """Reads the example of every `WindowRequest` of its parent: rows, and video decoded on the fly.
 
-    Its parent may be any data set of requests, such as `FrameOrderIterDataset(...).filter(...).map(DeltaTimestamps(...))`. It is pulled ahead of
-    the consumer; examples leave in its order, and the state is the parent's at the last example handed out.
+    Its parent may be any data set of requests, such as `FrameOrderIterDataset(...).filter(...).map(DeltaTimestamps(...))`. It is pulled
+    ahead of the consumer; examples leave in its order, and the state is the parent's at the last example handed out.
 
-    An example is a flat dict with the keys of the data set: NumPy arrays of the declared dtype and shape `(*shape)`, scalars for features of shape
-    `(1,)`; `(time, *shape)` and a mask `{key}_is_pad`, bool `(time,)`, for keys with delta timestamps; cameras uint8 `(height, width, 3)` or
-    `(time, height, width, 3)`; strings as str or lists of str; the text of the task under `task`.
+    An example is a flat dict with the keys of the data set: NumPy arrays of the declared dtype and shape `(*shape)`, scalars for features
+    of shape `(1,)`; `(time, *shape)` and a mask `{key}_is_pad`, bool `(time,)`, for keys with delta timestamps; cameras uint8 `(height,
+    width, 3)` or `(time, height, width, 3)`; strings as str or lists of str; the text of the task under `task`.
 
     Args:
       parent: data set of `WindowRequest`.
@@ -276,10 +119,12 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
             try:
                 example, self._state = self._take()
             except StopIteration:
+                self._forget()
                 raise
             except BaseException:
                 # Nothing was handed out: the next call starts again behind the last example that was.
-                self._restart()
+                if self._forget():
+                    self._parent.set_state(self._state)
                 raise
             return self._stats.record_output_spec(example)
 
@@ -306,30 +151,28 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
             raise self._parent_error
         return self._ahead.take()
 
-    def _restart(self) -> None:
+    def _forget(self) -> bool:
+        """Stops reading ahead; the parent stands where it was pulled to. Returns whether anything was being read."""
         ahead, self._ahead, self._parent_error = self._ahead, None, None
         if ahead is not None:
             ahead.close()
-            assert self._state is not None
-            self._parent.set_state(self._state)
-            self._state = None
+        return ahead is not None
 
     def get_state(self) -> dict[str, Any]:
-        return self._parent.get_state() if self._state is None else dict(self._state)
+        state: dict[str, Any] = self._parent.get_state() if self._state is None else self._state
+        return dict(state)
 
     def set_state(self, state: dict[str, Any]) -> None:
-        # The parent checks it, and raises before anything here has changed. It stands ahead of what was handed out, so it is put back if it refuses.
+        # The parent compares first, and raises before anything has changed here.
         self._parent.set_state(state)
-        ahead, self._ahead, self._parent_error, self._state = self._ahead, None, None, None
-        if ahead is not None:
-            ahead.close()
+        self._forget()
+        self._state = None
 
     def close(self) -> None:
         if self._closed:
             return
+        self._forget()
         super().close()
-        if self._ahead is not None:
-            self._ahead.close()
 
     def __str__(self) -> str:
         return str(self._dataset)
@@ -384,12 +227,13 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
     ) -> None:
         if isinstance(repository, Repository):
             if not (revision is endpoint is token is cache_dir is None):
-                raise InvalidRequestError("revision, endpoint, token and cache_dir belong to open_repository; the repository given is open already")
+                raise InvalidRequestError(
+                    "revision, endpoint, token and cache_dir belong to open_repository; the repository given is open already"
+                )
         else:
             repository = open_repository(
                 repository, revision=revision, endpoint=endpoint, token=token, cache_dir=cache_dir, storage_options=read_options.storage
             )
-        features = None if features is None else tuple(features)
         selection = select_features(repository, features)
         windows = delta_timestamps or {}
         if unread := [key for key in windows if key not in {feature.key for feature in selection.columns + selection.videos}]:
@@ -399,14 +243,12 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
                 + ", ".join(feature.key for feature in selection.columns + selection.videos)
             )
         transformation = DeltaTimestamps(repository, windows, tolerance_seconds=tolerance_seconds)
-        order = FrameOrderIterDataset(
-            repository, episodes=episodes, shuffle=shuffle, num_epochs=num_epochs, shard_options=shard_options
-        )
+        order = FrameOrderIterDataset(repository, episodes=episodes, shuffle=shuffle, num_epochs=num_epochs, shard_options=shard_options)
         buffer_size = 0 if order.shuffle is None else order.shuffle.buffer_size
         super().__init__(
             order.map(transformation),
             repository,
-            features=features,
+            features=selection.keys,
             image_size=image_size,
             read_options=read_options,
             # Two rows of a clip are at most two blocks of the shuffle apart.
@@ -433,42 +275,6 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         return f"LeRobotIterDataset({self._repository.description})"
 
 
-def default_clip_length(repository: Repository) -> int:
-    """Returns the smallest multiple of the GOP length that is at least 16; 16 where there is no video."""
-    gop_length = repository.gop_length() or 1
-    return -(-_DEFAULT_CLIP_LENGTH // gop_length) * gop_length
-
-
-def select_features(repository: Repository, features: Iterable[str] | None) -> Selection:
-    """Returns what `features=` selects.
-
-    Raises:
-      InvalidRequestError: a key does not exist, is given twice, or cannot be read.
-    """
-    declared = repository.features
-    if isinstance(features, str):
-        raise InvalidRequestError(f"features={features!r}: expected a list of keys")
-    keys = [*declared, TASK_KEY] if features is None else list(features)
-    if unknown := [key for key in keys if key not in declared and key != TASK_KEY]:
-        raise InvalidRequestError(f"{repository.description}: there is no feature {unknown[0]!r}; there are {', '.join([*declared, TASK_KEY])}")
-    if len(set(keys)) < len(keys):
-        raise InvalidRequestError(f"features={keys!r}: a key is given twice")
-    if not keys:
-        raise InvalidRequestError("features=[]: expected at least one key, or None for all")
-    chosen = [declared[key] for key in keys if key in declared]
-    for feature in chosen:
-        problem = "a depth camera" if feature.is_depth else f"of dtype {feature.dtype}" if feature.dtype == "language" else None
-        if problem is not None:
-            raise InvalidRequestError(
-                f"{repository.description}: feature {feature.key!r} is {problem}, which is not supported yet; name the other features in features=[...]"
-            )
-    return Selection(
-        columns=tuple(feature for feature in chosen if not feature.is_video),
-        videos=tuple(feature for feature in chosen if feature.is_video),
-        with_task=TASK_KEY in keys,
-    )
-
-
 def _checked_image_size(image_size: tuple[int, int] | None) -> tuple[int, int] | None:
     if image_size is None:
         return None
@@ -479,39 +285,3 @@ def _checked_image_size(image_size: tuple[int, int] | None) -> tuple[int, int] |
     if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in (height, width)):
         raise InvalidRequestError(f"image_size={image_size!r}: expected (height, width) in pixels")
     return height, width
-
-
-def _hash_of(episodes: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> str:
-    # Of the numbers as little-endian 64-bit integers, so that it is the same on every machine.
-    return hashlib.sha256(np.stack((episodes, lengths)).astype("<i8").tobytes()).hexdigest()[:16]
-
-
-def _shuffle_state(shuffle: Shuffle | None) -> dict[str, Any]:
-    names = ("seed", "clip_length", "num_parts", "buffer_size", "open_files")
-    # The sequential order depends on none of them; the keys of a state are always the same.
-    return {"shuffled": int(shuffle is not None), **{name: -1 if shuffle is None else (getattr(shuffle, name) or 0) for name in names}}
-
-
-def _checked_position(state: Mapping[str, Any], identity: Mapping[str, Any]) -> int:
-    if not isinstance(state, Mapping) or "format" not in state or "position" not in state:
-        raise StateMismatchError(f"this is not a state of a lerobot_grain stream: {str(state)[:200]}; expected the dict that get_state returned")
-    if state["format"] != ORDER_VERSION:
-        raise StateMismatchError(
-            f"the state has format {state['format']!r}, this version of lerobot_grain reads {ORDER_VERSION}; "
-            "resume with the version of lerobot_grain that wrote it"
-        )
-    for name, expected in identity.items():
-        if state.get(name) != expected:
-            raise StateMismatchError(f"the state was taken with {name} = {state.get(name)!r}, this stream has {expected!r}; {_REMEDIES.get(name, _REMEDY)}")
-    position = state["position"]
-    if not isinstance(position, int) or isinstance(position, bool) or position < 0:
-        raise StateMismatchError(f"the state has position {position!r}; expected an int >= 0")
-    return position
-
-
-_REMEDY = "make the data set with the same shuffle, or begin a new stream"
-_REMEDIES = {
-    "commit": "open the data set with revision= that commit, or begin a new stream",
-    "episodes": "select the same episodes (this is a hash of their numbers and lengths), or begin a new stream",
-    "num_rows": "select the same episodes, or begin a new stream",
-}

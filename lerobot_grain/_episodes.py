@@ -1,12 +1,13 @@
 """The episode table: what `meta/episodes` says, as arrays. Row <-> (episode, frame), and where each episode lies in its files.
 
-Structs of read-only arrays, one element an episode, in the order of their rows: 130,000 episodes of three cameras are 20 MB. Everything about files
-follows the chunk and file indices of the table; nothing is found by listing (one real data set holds a second copy of its table under a name that
-a glob would match).
+Structs of read-only arrays, one element an episode, in the order of their rows: 130,000 episodes of three cameras are 20 MB. Everything
+about files follows the chunk and file indices of the table; nothing is found by listing (one real data set holds a second copy of its
+table under a name that a glob would match).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError
-from lerobot_grain._schema import DatasetInfo
+from lerobot_grain._schema import DatasetInfo, PathTemplate
 
 Integers = npt.NDArray[np.int64]
 Seconds = npt.NDArray[np.float64]
@@ -28,7 +29,8 @@ class FileSpans:
     Attributes:
       paths: the distinct files.
       file_of_episode: int64 `(episodes,)`, number of the file in `paths`.
-      first_of_file: int64 `(files + 1,)`: the episodes of file f, in the order of their rows, are `by_file[first_of_file[f]:first_of_file[f + 1]]`.
+      first_of_file: int64 `(files + 1,)`: the episodes of file f, in the order of their rows, are
+        `by_file[first_of_file[f]:first_of_file[f + 1]]`.
       by_file: int64 `(episodes,)`.
     """
 
@@ -44,7 +46,12 @@ class FileSpans:
 
 @dataclass(frozen=True, slots=True)
 class VideoSpans:
-    """Where each episode lies in the video of one camera. `from_timestamp_seconds`, float64 `(episodes,)`, is counted from the start of its file."""
+    """Where each episode lies in the video of one camera.
+
+    Attributes:
+      files: in which file.
+      from_timestamp_seconds: float64 `(episodes,)`, counted from the start of its file.
+    """
 
     files: FileSpans
     from_timestamp_seconds: Seconds
@@ -92,8 +99,8 @@ def episode_table(columns: Mapping[str, npt.NDArray[Any]], *, info: DatasetInfo,
     """Checks the columns of `meta/episodes` and makes the table of them.
 
     Args:
-      columns: name -> array `(episodes,)` of the columns that `episode_columns` names, of all files of the table, one after the other. Those
-        that no file has are absent.
+      columns: name -> array `(episodes,)` of the columns that `episode_columns` names, of all files of the table, one after the other.
+        Those that no file has are absent.
       info: of the same data set.
       where: names the table in messages.
 
@@ -106,7 +113,9 @@ def episode_table(columns: Mapping[str, npt.NDArray[Any]], *, info: DatasetInfo,
     order = np.argsort(episodes, kind="stable")
     if not np.array_equal(episodes[order], np.arange(len(episodes))):
         odd = int(np.flatnonzero(episodes[order] != np.arange(len(episodes)))[0])
-        raise DatasetFormatError(f"{where}: episode_index should be 0, 1, 2, ... once each; found {episodes[order][odd]} where {odd} was expected")
+        raise DatasetFormatError(
+            f"{where}: episode_index should be 0, 1, 2, ... once each; found {episodes[order][odd]} where {odd} was expected"
+        )
     columns = {name: values[order] for name, values in columns.items()}
     lengths = _integers(columns, "length", where)
     if (bad := np.flatnonzero(lengths <= 0)).size:
@@ -172,8 +181,8 @@ def _video_spans(columns: Mapping[str, npt.NDArray[Any]], info: DatasetInfo, whe
     for key in _video_keys(info):
         if info.video_path is None:
             raise DatasetFormatError(f"{where}: {key!r} is a video feature, but info.json has no video_path")
-        template = info.video_path
-        spans = _spans(columns, f"videos/{key}", where, lambda chunk, file, key=key: template.path(video_key=key, chunk_index=chunk, file_index=file))
+        path = functools.partial(_video_path, info.video_path, key)
+        spans = _spans(columns, f"videos/{key}", where, path)
         name = f"videos/{key}/from_timestamp"
         if name not in columns:
             raise DatasetFormatError(f"{where}: there is no column {name}; expected the seconds at which each episode starts in its video")
@@ -184,11 +193,17 @@ def _video_spans(columns: Mapping[str, npt.NDArray[Any]], info: DatasetInfo, whe
     return videos
 
 
+def _video_path(template: PathTemplate, key: str, chunk: int, file: int) -> str:
+    return template.path(video_key=key, chunk_index=chunk, file_index=file)
+
+
 def _spans(columns: Mapping[str, npt.NDArray[Any]], prefix: str, where: str, path: Callable[[int, int], str]) -> FileSpans:
     chunks = _integers(columns, f"{prefix}/chunk_index", where)
     files = _integers(columns, f"{prefix}/file_index", where)
     if (bad := np.flatnonzero((chunks < 0) | (files < 0))).size:
-        raise DatasetFormatError(f"{where}: episode {bad[0]} has {prefix}/chunk_index {chunks[bad[0]]} and file_index {files[bad[0]]}; expected both >= 0")
+        raise DatasetFormatError(
+            f"{where}: episode {bad[0]} has {prefix}/chunk_index {chunks[bad[0]]} and file_index {files[bad[0]]}; expected both >= 0"
+        )
     distinct, file_of_episode = np.unique(np.stack((chunks, files)), axis=1, return_inverse=True)
     file_of_episode = file_of_episode.reshape(-1).astype(np.int64)
     by_file = np.argsort(file_of_episode, kind="stable")
@@ -208,7 +223,9 @@ def _offsets_in_files(spans: FileSpans, lengths: Integers) -> Integers:
 
 def _integers(columns: Mapping[str, npt.NDArray[Any]], name: str, where: str) -> Integers:
     if name not in columns:
-        raise DatasetFormatError(f"{where}: there is no column {name}; the table has {', '.join(columns) or 'none of the columns that are needed'}")
+        raise DatasetFormatError(
+            f"{where}: there is no column {name}; the table has {', '.join(columns) or 'none of the columns that are needed'}"
+        )
     values = columns[name]
     # Other recorders write integers as doubles; a missing value arrives as NaN.
     if values.dtype.kind == "f" and np.isfinite(values).all() and (values == np.floor(values)).all():
@@ -221,4 +238,3 @@ def _integers(columns: Mapping[str, npt.NDArray[Any]], name: str, where: str) ->
 def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     array.flags.writeable = False
     return array
-

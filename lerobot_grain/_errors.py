@@ -8,8 +8,10 @@
         +-- MissingFileError                      a file of the data set that is not there
 
 Rules:
-* Every message says what was found, what was expected and where (repository@commit, path, episode, camera, byte range), and the remedy if there is one.
-* Every exception takes exactly one string, so that it survives pickling between processes (Grain's worker processes hang on exceptions that do not).
+* Every message says what was found, what was expected and where (repository@commit, path, episode, camera, byte range), and the remedy if
+  there is one.
+* Every exception takes exactly one string, so that it survives pickling between processes (Grain's worker processes hang on exceptions
+  that do not).
 * No message holds a token or a signed URL.
 """
 

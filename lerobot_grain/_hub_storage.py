@@ -4,8 +4,8 @@ The idea: the Hub is asked once per file where its bytes are (one HEAD on `/reso
 CDN, serves every range of that file for up to an hour. The Hub limits how often it may be asked; the CDN does not.
 
 Rules:
-* After `open_repository` every URL holds the commit, never a branch or a tag, so nothing that happens to the repository changes what is
-  read.
+* A name of a revision is sent once, to learn its commit. All other URLs hold the commit, so nothing that happens to the repository
+  changes what is read.
 * The token goes to the endpoint's own origin, never to the CDN, and no redirect takes it elsewhere.
 * Every answer is checked: its commit, status 206, exactly the range asked for, the file's size, the same ETag, no compression, no byte too
   few or too many.
@@ -28,7 +28,7 @@ import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any, NoReturn
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import huggingface_hub
 from huggingface_hub import errors as hub_errors
@@ -61,7 +61,10 @@ _MAX_PAGES = 1000
 _BYTES_PER_DEADLINE = 8 * 1024 * 1024
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+# No user and password, which would come back in messages; a path, because mirrors may have one.
+_ENDPOINT = re.compile(r"https?://([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[\w./~-]*)?")
 _VERSION_TAG = re.compile(r"v3\.(\d+)(?:\.(\d+))?")
+_SIZE = re.compile(r"\d{1,18}")
 _NEXT_PAGE = re.compile(r'<([^<>]*)>\s*;\s*rel="?next"?')
 
 
@@ -94,7 +97,7 @@ class HubRepository:
         return "/".join([f"{self.endpoint}/api/datasets/{self.repo_id}", *(quote(part, safe="") for part in parts)])
 
     def fail(self, kind: str, subject: str, detail: str = "") -> NoReturn:
-        """Raises the error for a kind of `_kind_of_answer`; `detail` is only for kinds that are not known."""
+        """Raises the error for what `_kind_of_answer` or `kind_of_error` returned; `detail` is the text for what has none here."""
         page = f"{self.endpoint}/datasets/{self.repo_id}"
         texts = {
             "gated": f"{self.repo_id} is gated: ask for access on its page {page} and pass a token ({self._token_hint()})",
@@ -130,9 +133,10 @@ def name_repository(
     except hub_errors.HFValidationError as error:
         raise InvalidRequestError(f"{repo_id!r} cannot be the name of a repository: {error}") from None
     endpoint = (endpoint or huggingface_hub.constants.ENDPOINT).rstrip("/")
-    scheme, host, _ = origin_of(endpoint)
-    if scheme not in ("http", "https") or not host or "@" in endpoint or urlsplit(endpoint).query:
-        raise InvalidRequestError(f"endpoint {describe_url(endpoint)!r}: expected the address of a Hub, such as https://huggingface.co")
+    if not _ENDPOINT.fullmatch(endpoint):
+        raise InvalidRequestError(
+            f"endpoint {endpoint.rpartition('@')[2]!r}: expected the address of a Hub, such as https://huggingface.co"
+        )
     if isinstance(token, str) and (not token.isascii() or not token.isprintable() or token != token.strip() or not token):
         raise InvalidRequestError(
             "token: expected printable characters without blanks around them; pass None for the one of the environment"
@@ -167,7 +171,7 @@ def _library_version() -> str:
 
 
 def _kind_of_answer(answer: Answer) -> str | None:
-    """Returns what an answer of the Hub complains about, or None. `X-Error-Code` is the Hub's own word for it."""
+    """Returns what an answer of the Hub complains about, or None. `X-Error-Code` is its own word, as huggingface_hub reads it."""
     code = answer.headers.get("X-Error-Code")
     message = answer.headers.get("X-Error-Message", "")
     by_code = {
@@ -226,8 +230,7 @@ class HubSession:
         self._lock = threading.Lock()
         self._links: dict[str, _Link] = {}
         self._being_resolved: dict[str, Future[_Link]] = {}
-        # A session that is simply forgotten closes its sockets too. Not at exit, where a forked child would get the finalizer of its
-        # parent.
+        # A session that is simply forgotten closes its sockets too. Not at exit, where a forked child would run what its parent set up.
         self._finalizer = weakref.finalize(self, self._transport.close)
         self._finalizer.atexit = False
 
@@ -285,7 +288,7 @@ class HubSession:
             if following is None:
                 return sizes
             # Only the query of the link, which holds the cursor: a mirror may pass on links of the original, and the token must stay here.
-            url = f"{first.partition('?')[0]}?{urlsplit(following[1]).query}"
+            url = f"{first.partition('?')[0]}?{following[1].partition('?')[2]}"
         raise StorageError(f"{subject}: more than {_MAX_PAGES} pages of files, expected a few")
 
     def download(self, commit: str, path: str) -> str:
@@ -364,8 +367,7 @@ class HubSession:
         return (known or self._link(commit, path)).file_bytes
 
     def read_range(self, commit: str, path: str, wanted: ByteRange) -> bytes:
-        """Returns the bytes of `wanted`, which is not empty and inside of the file. One request, and one for a new link when there is
-        none."""
+        """Returns the bytes of `wanted`, which is not empty and inside of the file. One request, one more where a link is missing."""
         subject = f"{self._repository.at(commit)}: {path} bytes {wanted}"
         seconds = self._repository.options.deadline_seconds * -(-wanted.length // _BYTES_PER_DEADLINE)
         pieces: list[bytes] = []
@@ -385,8 +387,7 @@ class HubSession:
         )
 
     def _link(self, commit: str, path: str, refused: _Link | None = None) -> _Link:
-        """Returns a link to the file that is valid and not `refused`. Only one thread asks the Hub, others that want the same file wait for
-        it."""
+        """Returns a link to the file that is valid and not `refused`. One thread asks the Hub, all others who want the file wait."""
         while True:
             with self._lock:
                 known = self._links.get(path)
@@ -445,15 +446,14 @@ class HubSession:
 
 
 def _name_of(error: BaseException) -> str:
-    """Returns what may be said of an error of another library: its type, and the status if it is an answer. Its text may hold a signed
-    link."""
+    """Returns what may be said of an error of another library: its type and, of an answer, the status. The text may hold a link."""
     status = f" (HTTP {error.response.status_code})" if isinstance(error, hub_errors.HfHubHTTPError) else ""
     return f"{type(error).__name__}{status}"
 
 
 def _link_from(answer: Answer, url: str, headers: Mapping[str, str], size_header: str, etag_header: str, subject: str) -> _Link:
     size = answer.headers.get(size_header, "none")
-    if not size.isdecimal():
+    if not _SIZE.fullmatch(size):
         raise StorageError(f"{subject}: the Hub told no size of the file ({size_header}: {size})")
     return _Link(
         url,

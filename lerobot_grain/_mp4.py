@@ -1,7 +1,7 @@
 """MP4: `moov` box -> sample table. Which bytes hold which picture, when it is presented, and which ones it needs.
 
-Here *sample* means an MP4 sample: one coded picture. A sample table gives byte offset, size, decode time, presentation time (pts) and key flag of every
-sample, exactly, from one or two small reads; so no file is ever scanned and no time is computed from an average frame rate.
+Here *sample* means an MP4 sample: one coded picture. A sample table gives byte offset, size, decode time, presentation time (pts) and key
+flag of every sample, exactly, from one or two small reads; so no file is ever scanned and no time is computed from an average frame rate.
 
 Idea: the reader is a generator without I/O. It yields the byte ranges that it needs, is sent their bytes, and returns the table:
 
@@ -9,9 +9,9 @@ Idea: the reader is a generator without I/O. It yields the byte ranges that it n
     wanted = next(reader)
     while ...: wanted = reader.send(bytes of wanted)   # StopIteration.value is the SampleTable
 
-Box layouts are those of ISO/IEC 14496-12 (clause 8). What real files do: lerobot leaves `moov` at the end for files of one episode and puts it at the
-start when it concatenates; h264 and HEVC have an edit list whose media_time is the delay of the first presented picture, to be subtracted
-from every pts; pictures are stored in decode order, which is not presentation order with B pictures.
+Box layouts are those of ISO/IEC 14496-12 (clause 8). What real files do: lerobot leaves `moov` at the end for files of one episode and
+puts it at the start when it concatenates; h264 and HEVC have an edit list whose media_time is the delay of the first presented picture,
+to be subtracted from every pts; pictures are stored in decode order, which is not presentation order with B pictures.
 
 Not read, and refused by name: fragmented files, several video tracks, several sample descriptions, empty edits.
 """
@@ -36,7 +36,8 @@ CODECS = {"av01": "av1", "avc1": "h264", "avc3": "h264", "hvc1": "hevc", "hev1":
 
 # Holds the headers of `ftyp`, `free` and the next box in every file seen; one round trip instead of one per box.
 _HEAD_BYTES = 4096
-# `moov` is the last box where it is not the first: what follows `mdat` is read whole up to this size (20 bytes a picture: 200,000 pictures).
+# `moov` is the last box where it is not the first: what follows `mdat` is read whole up to this size (20 bytes a picture: 200,000
+# pictures).
 _TAIL_BYTES = 4 << 20
 # 20 bytes a picture: 3 million pictures, 30 hours at 30 fps. Larger ones are refused before anything is allocated.
 _MAX_MOOV_BYTES = 64 << 20
@@ -84,7 +85,7 @@ class SampleTable:
         return np.where(np.abs(times[before] - ticks) <= np.abs(times[after] - ticks), before, after)
 
     def gop_of_frame(self, frames: Integers) -> Integers:
-        """Returns int64 `(n,)`: for each frame of the file, the GOP to start decoding at: the last whose key frame is not presented after it."""
+        """Returns int64 `(n,)`: the GOP to start decoding at for frames of the file: the last whose key frame is not presented later."""
         return np.searchsorted(self.pts[self.keys], self.pts[self.presentation[frames]], side="right") - 1
 
     def gop_lengths(self) -> Integers:
@@ -136,7 +137,7 @@ def read_sample_table(file_size_bytes: int, *, where: str) -> SampleTableReader:
 
 
 def _box_header(data: bytes, offset: int, space: int, where: str, place: int) -> tuple[str, int, int]:
-    """Returns (type, bytes of the header, bytes of the box) of the box at `offset`, which has `space` bytes up to the end of what holds it."""
+    """Returns (type, bytes of the header, bytes of the box) of the box at `offset`; what holds it ends after `space` bytes."""
     size, kind = struct.unpack_from(">I4s", data, offset)
     header = 8
     if size == 1 and space >= 16:
@@ -212,18 +213,30 @@ def _parse_tracks(moov: bytes, file_size_bytes: int, where: str) -> SampleTable:
         raise DatasetFormatError(f"{where}: two pictures have the same presentation time; which one a row belongs to is not known")
     if (np.diff(pts[keys]) < 0).any():
         raise DatasetFormatError(f"{where}: key frames are not presented in the order in which they are stored; this is not supported")
-    arrays = dict(offsets=offsets, sizes=sizes, pts=pts, keys=keys, presentation=presentation)
-    for array in arrays.values():
+    for array in (offsets, sizes, pts, keys, presentation):
         array.flags.writeable = False
     description = struct.pack(">I4s", 8 + len(tables["stsd"]), b"stsd") + tables["stsd"]
-    return SampleTable(codec=codec, width=width, height=height, timescale=timescale, sample_description=description, **arrays)
+    return SampleTable(
+        codec=codec,
+        width=width,
+        height=height,
+        timescale=timescale,
+        offsets=offsets,
+        sizes=sizes,
+        pts=pts,
+        keys=keys,
+        presentation=presentation,
+        sample_description=description,
+    )
 
 
 def _sample_entry(stsd: bytes, where: str) -> tuple[str, int, int]:
     """Returns (codec, width, height)."""
     entries = list(_boxes(stsd[8:], where, "stsd"))
     if len(entries) != 1:
-        raise DatasetFormatError(f"{where}: found {len(entries)} sample descriptions; files whose encoding changes half-way are not supported")
+        raise DatasetFormatError(
+            f"{where}: found {len(entries)} sample descriptions; files whose encoding changes half-way are not supported"
+        )
     kind, entry = entries[0]
     if kind not in CODECS:
         raise DatasetFormatError(f"{where}: unsupported codec {kind!r}; expected one of {', '.join(CODECS)}")
@@ -260,8 +273,8 @@ def _offsets(tables: dict[str, bytes], sizes: Integers, file_size_bytes: int, wh
     offsets = np.repeat(chunk_offsets - chunk_starts, samples_per_chunk) + ends - sizes
     if (bad := np.flatnonzero((offsets < 0) | (offsets + sizes > file_size_bytes))).size:
         raise DatasetFormatError(
-            f"{where}: picture {bad[0]} of {len(sizes)} should lie at bytes [{offsets[bad[0]]}, {offsets[bad[0]] + sizes[bad[0]]}), but the file "
-            f"has {file_size_bytes}; it is truncated"
+            f"{where}: picture {bad[0]} of {len(sizes)} should lie at bytes [{offsets[bad[0]]}, {offsets[bad[0]] + sizes[bad[0]]}), "
+            f"but the file has {file_size_bytes}; it is truncated"
         )
     return offsets
 
@@ -277,7 +290,9 @@ def _media_time(track: bytes, where: str) -> int:
         return 0
     _, media_time = struct.unpack_from(">Qq" if elst[0] == 1 else ">Ii", elst, 8)
     if count != 1 or media_time < 0:
-        raise DatasetFormatError(f"{where}: an edit list of {count} entries starting at {media_time}; only one edit without a gap is supported")
+        raise DatasetFormatError(
+            f"{where}: an edit list of {count} entries starting at {media_time}; only one edit without a gap is supported"
+        )
     return int(media_time)
 
 
@@ -300,7 +315,7 @@ def _run_lengths(box: bytes, value_type: str, count: int, kind: str, where: str)
 
 
 def _array(box: bytes, dtype: str, columns: int, kind: str, where: str) -> npt.NDArray[Any]:
-    """Returns the table `(entries, columns)` of a box whose payload is version and flags (4 bytes), the number of entries (4 bytes), the entries."""
+    """Returns the table `(entries, columns)` of a box: version and flags (4 bytes), number of entries (4 bytes), then the entries."""
     (entries,) = struct.unpack_from(">I", box, 4)
     item = np.dtype(dtype).itemsize
     if len(box) < 8 + entries * columns * item:

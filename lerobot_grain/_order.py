@@ -112,12 +112,11 @@ class _ShuffledEpoch(EpochOrder):
     def __init__(self, first_rows: Rows, lengths: Rows, data_files: Rows, shuffle: Shuffle, epoch: int) -> None:
         assert shuffle.clip_length is not None
         clip_first, clip_lengths, clip_episodes = _cut_into_clips(first_rows, lengths, shuffle.clip_length)
-        if shuffle.open_files is None:
-            members = [np.arange(len(clip_first))]
-        else:
-            members = _group_by_files(data_files[clip_episodes], shuffle, epoch)
+        everything = [np.arange(len(clip_first))]
+        members = everything if shuffle.open_files is None else _group_by_files(data_files[clip_episodes], shuffle, epoch)
         self._groups = [
-            _Group(clip_first[clips], clip_lengths[clips], shuffle=shuffle, epoch=epoch, number=number) for number, clips in enumerate(members)
+            _Group(clip_first[clips], clip_lengths[clips], shuffle=shuffle, epoch=epoch, number=number)
+            for number, clips in enumerate(members)
         ]
         self._group_starts = np.cumsum([0] + [group.num_rows for group in self._groups])
 

@@ -1,8 +1,8 @@
 """Parquet bytes -> columns as NumPy arrays, one row group at a time and only the columns asked for.
 
-A parquet file ends with a footer that says where every column chunk of every row group lies. It is read once per file; then a row group costs one read
-of the chunks of the projected columns, merged by the storage. lerobot's recorder writes one row group an episode; official and converted sets
-have row groups of 1000 rows or one for the whole file, so nothing here knows about episodes.
+A parquet file ends with a footer that says where every column chunk of every row group lies. It is read once per file; then a row group
+costs one read of the chunks of the projected columns, merged by the storage. lerobot's recorder writes one row group an episode; official
+and converted sets have row groups of 1000 rows or one for the whole file, so nothing here knows about episodes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TAIL_BYTES = 16 << 10
 _MAX_FOOTER_BYTES = 256 << 20
 _MAGIC = b"PAR1"
 # Limits of the Thrift decoder: a hostile footer cannot make it allocate more than this.
-_THRIFT_LIMITS = dict(thrift_string_size_limit=_MAX_FOOTER_BYTES, thrift_container_size_limit=10_000_000)
+_THRIFT_LIMITS = {"thrift_string_size_limit": _MAX_FOOTER_BYTES, "thrift_container_size_limit": 10_000_000}
 
 
 class RangeReader(Protocol):
@@ -109,7 +109,11 @@ class ParquetTable:
         for leaf in self._leaves(columns):
             chunk = row_group.column(leaf)
             # A dictionary page, where there is one, comes first (parquet.thrift, ColumnMetaData).
-            start = chunk.data_page_offset if chunk.dictionary_page_offset is None else min(chunk.dictionary_page_offset, chunk.data_page_offset)
+            start = (
+                chunk.data_page_offset
+                if chunk.dictionary_page_offset is None
+                else min(chunk.dictionary_page_offset, chunk.data_page_offset)
+            )
             ranges.append(ByteRange(start, start + chunk.total_compressed_size))
         return ranges
 
@@ -149,7 +153,9 @@ def open_table(storage: RangeReader, path: str) -> ParquetTable:
     where = f"{storage.description}, {path}"
     tail, size_bytes = storage.read_tail(path, _TAIL_BYTES)
     if len(tail) < 12 or tail[-4:] != _MAGIC:
-        raise DatasetFormatError(f"{where}: not a parquet file, or truncated: its {size_bytes} bytes end with {tail[-4:]!r}; expected {_MAGIC!r}")
+        raise DatasetFormatError(
+            f"{where}: not a parquet file, or truncated: its {size_bytes} bytes end with {tail[-4:]!r}; expected {_MAGIC!r}"
+        )
     (length,) = struct.unpack("<I", tail[-8:-4])
     if length + 12 > size_bytes or length > _MAX_FOOTER_BYTES:
         raise DatasetFormatError(f"{where}: the footer says that it has {length} bytes, in a file of {size_bytes}; the file is damaged")
@@ -200,7 +206,7 @@ def to_numpy(column: pa.ChunkedArray, feature: Feature, *, where: str) -> npt.ND
 
 def to_strings(column: pa.ChunkedArray, feature: Feature, *, where: str) -> list[str]:
     """Returns the values of a string feature."""
-    values = column.to_pylist()
+    values: list[str] = column.to_pylist()
     for row, value in enumerate(values):
         if not isinstance(value, str):
             raise DatasetFormatError(f"{where}: feature {feature.key!r} has {value!r} in row {row} of its group; expected a string")
@@ -214,10 +220,12 @@ def to_encoded_images(column: pa.ChunkedArray, feature: Feature, *, where: str) 
         if values.type.get_field_index("bytes") < 0:
             raise DatasetFormatError(f"{where}: image {feature.key!r} is a {values.type}; expected a struct with a field bytes")
         values = values.field("bytes")
-    images = values.to_pylist()
+    images: list[bytes] = values.to_pylist()
     for row, image in enumerate(images):
         if not isinstance(image, bytes) or not image:
-            raise DatasetFormatError(f"{where}: image {feature.key!r} has no bytes in row {row} of its group; pictures outside the table are not read")
+            raise DatasetFormatError(
+                f"{where}: image {feature.key!r} has no bytes in row {row} of its group; pictures outside the table are not read"
+            )
     return images
 
 
@@ -244,10 +252,13 @@ def _cast(array: npt.NDArray[Any], feature: Feature, where: str) -> npt.NDArray[
         raise DatasetFormatError(f"{where}: feature {feature.key!r} is stored as {array.dtype}; its declared dtype is {dtype}")
     with np.errstate(invalid="ignore", over="ignore"):
         cast = array.astype(dtype)
-        # Floating point may lose digits, as a declared float32 of stored doubles does in lerobot; an integer or a bool must stay what it is.
+        # Floating point may lose digits, as a declared float32 of stored doubles does in lerobot; an integer or a bool must stay what it
+        # is.
         exact = dtype.kind == "f" or bool((cast.astype(array.dtype) == array).all())
     if not exact:
-        raise DatasetFormatError(f"{where}: feature {feature.key!r} is stored as {array.dtype} with values that its declared dtype {dtype} cannot hold")
+        raise DatasetFormatError(
+            f"{where}: feature {feature.key!r} is stored as {array.dtype} with values that its declared dtype {dtype} cannot hold"
+        )
     return cast
 
 

@@ -1,8 +1,8 @@
 """What to read and decode for the windows that are coming: frames of episodes -> GOPs of files -> byte ranges and decode groups. Pure.
 
-The link between a row and its picture: the k-th row of an episode is the k-th frame, in presentation order, counted from the frame nearest to the
-episode's `from_timestamp` in its file. Timestamps of rows are not used (they may be wall clock), nor is an average frame rate; so what can be
-wrong is a file with too few frames, and that is checked for every episode before one of its frames is given out.
+The link between a row and its picture: the k-th row of an episode is the k-th frame, in presentation order, counted from the frame
+nearest to the episode's `from_timestamp` in its file. Timestamps of rows are not used (they may be wall clock), nor is an average frame
+rate; so what can be wrong is a file with too few frames, and that is checked for every episode before one of its frames is given out.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class VideoFile:
         """
         if (problem := self._problems.get(episode)) is not None:
             raise DatasetFormatError(f"{self.where}: episode {episode}, camera {self.camera}: {problem}")
-        return self._first_frames[episode]
+        return int(self._first_frames[episode])
 
     def gop_of(self, frame: int) -> int:
         """Returns the GOP to start decoding at for a frame of the file."""
@@ -79,7 +79,13 @@ class VideoFile:
 
 
 def _episodes_without_frames(
-    held: Integers, first: Integers, lengths: Integers, starts: npt.NDArray[np.float64], times: npt.NDArray[np.float64], table: SampleTable, fps: float
+    held: Integers,
+    first: Integers,
+    lengths: Integers,
+    starts: npt.NDArray[np.float64],
+    times: npt.NDArray[np.float64],
+    table: SampleTable,
+    fps: float,
 ) -> dict[int, str]:
     """Returns episode -> what is wrong with it, for the episodes whose frames are not all in the file."""
     problems = {}
@@ -91,12 +97,14 @@ def _episodes_without_frames(
         if abs(times[i] - starts[i]) > 0.5 / fps:
             last = table.pts[table.presentation[-1]] / table.timescale
             problems[int(held[i])] = (
-                f"it should start at {starts[i]:.6f} s, but the nearest of the {table.num_frames} frames is at {times[i]:.6f} s and the last one at {last:.6f} s"
+                f"it should start at {starts[i]:.6f} s, but the nearest of the {table.num_frames} frames is at {times[i]:.6f} s "
+                f"and the last one at {last:.6f} s"
             )
         else:
             behind = "the file ends" if stops[i] == table.num_frames else "the next episode starts"
             problems[int(held[i])] = (
-                f"it has {lengths[i]} rows, but only {stops[i] - first[i]} frames from {starts[i]:.6f} s until {behind}; which frame belongs to which row is not known"
+                f"it has {lengths[i]} rows, but only {stops[i] - first[i]} frames from {starts[i]:.6f} s until {behind}; "
+                "which frame belongs to which row is not known"
             )
     return problems
 

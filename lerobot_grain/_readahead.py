@@ -7,9 +7,11 @@ The order of windows is known long before they are needed, and this makes use of
 3. *decoded*: GOPs of many episodes and files are decoded together, a few batches ahead; a frame is kept until its last known use.
 
 Rules:
-* One consumer's thread plans; the pools only run tasks that know everything they need. So there are no locks, and the order of completion does not matter.
+* One consumer's thread plans; the pools only run tasks that know everything they need. So there are no locks, and the order of completion
+  does not matter.
 * An error belongs to the example that needs what failed: it is kept, and raised when that example is taken.
-* When decoded frames outgrow their share of the memory budget, those whose next use is farthest away go, and are read and decoded again later.
+* When decoded frames outgrow their share of the memory budget, those whose next use is farthest away go, and are read and decoded again
+  later.
 * No array is handed out twice, and none is written to after it was handed out.
 """
 
@@ -169,7 +171,9 @@ class ReadAhead(Generic[Token]):
         self._data_files: _Kept[int, DataFile] = _Kept(limit=_MAX_OPEN_DATA_FILES, size=lambda _: 1)
         self._groups: _Kept[tuple[int, int], RowGroup] = _Kept(limit=self._budget_bytes // 8, size=lambda rows: rows.nbytes)
         self._fetchers = ThreadPoolExecutor(options.storage.num_connections, "lerobot_grain fetch")
-        threads = options.num_decode_threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+        threads = options.num_decode_threads or len(
+            os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+        )
         self._decoders = ThreadPoolExecutor(threads, "lerobot_grain decode")
 
     @property
@@ -274,7 +278,11 @@ class ReadAhead(Generic[Token]):
 
     def _fetch_video(self, pending: _Pending[Token], key: str) -> None:
         """Asks for the coded bytes of the frames of a window that were not asked for yet, or were dropped since."""
-        missing = [index for index, frame in zip(_window(pending, key), pending.frames[key], strict=True) if frame.read is None and frame.task is None]
+        missing = [
+            index
+            for index, frame in zip(_window(pending, key), pending.frames[key], strict=True)
+            if frame.read is None and frame.task is None
+        ]
         if not missing:
             return
         episode = pending.request.episode
@@ -344,7 +352,9 @@ class ReadAhead(Generic[Token]):
         """Returns the frames of the file that decoding a GOP is to give: all that are known to be needed, but those of this step if memory is short."""
         first = read.file.first_frame(read.episode)
         known = self._frames[read.file.camera, read.episode]
-        frames = [index for index in read.file.frames_of(read.gop) if (frame := known.get(index - first)) is not None and frame.read is read]
+        frames = [
+            index for index in read.file.frames_of(read.gop) if (frame := known.get(index - first)) is not None and frame.read is read
+        ]
         if self._decoded_bytes + len(frames) * self._frame_bytes(read.file.camera) > self._budget_bytes:
             frames = [index for index in frames if known[index - first].uses[0] <= horizon]
         return frames

@@ -1,7 +1,8 @@
 """Opens one pinned revision of a data set: what it holds, and where. Reads `meta/` and nothing else.
 
 Rules:
-* The revision is resolved to a commit once; after that nothing can change under a stream. A directory has no commit; a hash of its `meta/` stands for it.
+* The revision is resolved to a commit once; after that nothing can change under a stream. A directory has no commit; a hash of its
+  `meta/` stands for it.
 * Of the episode tables only the few columns that are needed are read: the statistics of every episode would be a hundred times as much.
 * A repository is a value that pickles; opening one again in another process costs nothing.
 """
@@ -31,7 +32,8 @@ _EPISODES_PATH = re.compile(r"meta/episodes/chunk-(\d{1,9})/file-(\d{1,9})\.parq
 
 # A metadata file is refused above these sizes before it is read; the largest public data sets have a hundredth of them.
 _MAX_INFO_BYTES, _MAX_STATS_BYTES, _MAX_TABLE_BYTES = 16 << 20, 64 << 20, 1 << 30
-# Up to this size a table is fetched whole, into the Hub's cache, where it costs nothing the next time; above, only its projected columns are read.
+# Up to this size a table is fetched whole, into the Hub's cache, where it costs nothing the next time; above, only its projected columns
+# are read.
 _WHOLE_TABLE_BYTES = 8 << 20
 
 Statistics = Mapping[str, Mapping[str, npt.NDArray[np.float64]]]
@@ -47,7 +49,8 @@ class Repository:
       info: what `meta/info.json` says.
       episodes: the episode table.
       tasks: task texts by `task_index`.
-      stats: `meta/stats.json`: feature key -> statistic (`mean`, `std`, `min`, `max`, `count`, quantiles) -> float64 array; `None` where there is none.
+      stats: `meta/stats.json`: feature key -> statistic (`mean`, `std`, `min`, `max`, `count`, quantiles) -> float64 array; `None` where
+        there is none.
     """
 
     storage: Storage
@@ -78,7 +81,8 @@ class Repository:
     def gop_length(self) -> int | None:
         """Returns the pictures from key frame to key frame: the most common number in one file of each camera, the largest of all cameras.
 
-        Reads one or two small ranges of one file per camera. Where a camera has no video file, `video.g` of info.json counts; `None` where nothing is known.
+        Reads one or two small ranges of one file per camera. Where a camera has no video file, `video.g` of info.json counts; `None`
+        where nothing is known.
 
         Raises:
           DatasetFormatError: a file is not one that can be read.
@@ -125,7 +129,8 @@ def open_repository(
     listing = storage.list_metadata()
     if INFO_PATH not in listing:
         raise DatasetFormatError(
-            f"{storage.description}: there is no {INFO_PATH}; this is not a LeRobotDataset" + (f" (meta/ holds {', '.join(sorted(listing)[:8])})" if listing else "")
+            f"{storage.description}: there is no {INFO_PATH}; this is not a LeRobotDataset"
+            + (f" (meta/ holds {', '.join(sorted(listing)[:8])})" if listing else "")
         )
     info = parse_info(storage.read_metadata(INFO_PATH, max_bytes=_MAX_INFO_BYTES), where=f"{storage.description}, {INFO_PATH}")
     episodes = _read_episodes(storage, listing, info)
@@ -167,12 +172,19 @@ def _read_episodes(storage: Storage, listing: Mapping[str, int], info: DatasetIn
     names = [name for name in wanted if any(name in piece for piece in pieces)]
     for (_, _, path), piece in zip(numbered, pieces, strict=True):
         if missing := [name for name in names if name not in piece]:
-            raise DatasetFormatError(f"{storage.description}, {path}: there is no column {missing[0]}, which other files of the episode table have")
+            raise DatasetFormatError(
+                f"{storage.description}, {path}: there is no column {missing[0]}, which other files of the episode table have"
+            )
     columns = {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
     table = episode_table(columns, info=info, where=where)
-    for field, declared, found in (("total_episodes", info.total_episodes, table.num_episodes), ("total_frames", info.total_frames, table.num_rows)):
+    for field, declared, found in (
+        ("total_episodes", info.total_episodes, table.num_episodes),
+        ("total_frames", info.total_frames, table.num_rows),
+    ):
         if declared is not None and declared != found:
-            raise DatasetFormatError(f"{storage.description}, {INFO_PATH}: {field} is {declared}, but the episode table has {found}; one of the two is not complete")
+            raise DatasetFormatError(
+                f"{storage.description}, {INFO_PATH}: {field} is {declared}, but the episode table has {found}; one is incomplete"
+            )
     return table
 
 

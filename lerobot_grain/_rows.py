@@ -1,23 +1,24 @@
 """Row groups of data files -> the low-dimensional values, encoded images and task of single rows and windows.
 
-A data file holds the rows of its episodes in the order of the episode table. That link is checked when a file is opened (number of rows) and when a row
-group is read (`episode_index` of every row), so a file that belongs to another table is an error and never a wrong row.
+A data file holds the rows of its episodes in the order of the episode table. That link is checked when a file is opened (number of rows)
+and when a row group is read (`episode_index` of every row), so a file that belongs to another table is an error and never a wrong row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._errors import DatasetFormatError
+from lerobot_grain._errors import DatasetFormatError, InvalidRequestError
 from lerobot_grain._parquet import ParquetTable, open_table, to_encoded_images, to_numpy, to_strings
 from lerobot_grain._repository import Repository
 from lerobot_grain._schema import Feature
 
+TASK_KEY = "task"
 _EPISODE_INDEX = "episode_index"
 _TASK_INDEX = "task_index"
 
@@ -35,6 +36,11 @@ class Selection:
     columns: tuple[Feature, ...]
     videos: tuple[Feature, ...]
     with_task: bool
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys that select this."""
+        return (*(feature.key for feature in self.columns + self.videos), *([TASK_KEY] if self.with_task else []))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,39 @@ class RowGroup:
     columns: Mapping[str, npt.NDArray[Any] | list[str] | list[bytes]]
     tasks: Sequence[str]
     nbytes: int
+
+
+def select_features(repository: Repository, features: Iterable[str] | None) -> Selection:
+    """Returns what `features=` selects.
+
+    Raises:
+      InvalidRequestError: a key does not exist, is given twice, or cannot be read.
+    """
+    declared = repository.features
+    if isinstance(features, str):
+        raise InvalidRequestError(f"features={features!r}: expected a list of keys")
+    keys = [*declared, TASK_KEY] if features is None else list(features)
+    if unknown := [key for key in keys if key not in declared and key != TASK_KEY]:
+        raise InvalidRequestError(
+            f"{repository.description}: there is no feature {unknown[0]!r}; there are {', '.join([*declared, TASK_KEY])}"
+        )
+    if len(set(keys)) < len(keys):
+        raise InvalidRequestError(f"features={keys!r}: a key is given twice")
+    if not keys:
+        raise InvalidRequestError("features=[]: expected at least one key, or None for all")
+    chosen = [declared[key] for key in keys if key in declared]
+    for feature in chosen:
+        problem = "a depth camera" if feature.is_depth else f"of dtype {feature.dtype}" if feature.dtype == "language" else None
+        if problem is not None:
+            raise InvalidRequestError(
+                f"{repository.description}: feature {feature.key!r} is {problem}, which is not supported yet; "
+                "name the other features in features=[...]"
+            )
+    return Selection(
+        columns=tuple(feature for feature in chosen if not feature.is_video),
+        videos=tuple(feature for feature in chosen if feature.is_video),
+        with_task=TASK_KEY in keys,
+    )
 
 
 def open_data_file(repository: Repository, number: int) -> DataFile:
@@ -88,7 +127,9 @@ def load_group(repository: Repository, file: DataFile, group: int, selection: Se
     where = f"{table.where}, row group {group}"
     first_row, stop_row = table.group_starts[group], table.group_starts[group + 1]
     names = [feature.key for feature in selection.columns]
-    extra = [name for name in (_EPISODE_INDEX, *([_TASK_INDEX] if selection.with_task else [])) if name in table.leaves and name not in names]
+    extra = [
+        name for name in (_EPISODE_INDEX, *([_TASK_INDEX] if selection.with_task else [])) if name in table.leaves and name not in names
+    ]
     found = table.read_group(group, names + extra)
     if _EPISODE_INDEX in table.leaves:
         stored = to_numpy(found.column(_EPISODE_INDEX), _integer(_EPISODE_INDEX), where=where)
@@ -105,7 +146,9 @@ def load_group(repository: Repository, file: DataFile, group: int, selection: Se
     tasks: list[str] = []
     if selection.with_task:
         if _TASK_INDEX not in table.leaves:
-            raise DatasetFormatError(f"{where}: there is no column {_TASK_INDEX}, which the text of the task needs; leave 'task' out of features")
+            raise DatasetFormatError(
+                f"{where}: there is no column {_TASK_INDEX}, which the text of the task needs; leave 'task' out of features"
+            )
         tasks = _tasks(repository, to_numpy(found.column(_TASK_INDEX), _integer(_TASK_INDEX), where=where), where)
     assert found.num_rows == stop_row - first_row
     return RowGroup(first_row, columns, tasks, int(found.nbytes))
@@ -113,16 +156,18 @@ def load_group(repository: Repository, file: DataFile, group: int, selection: Se
 
 def rows_of_frames(repository: Repository, episode: int, frames: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Returns int64 `(n,)`: the rows in its data file of frames of an episode."""
-    return frames + repository.episodes.data_offsets[episode]
+    rows: npt.NDArray[np.int64] = frames + repository.episodes.data_offsets[episode]
+    return rows
 
 
 def _check_episodes(repository: Repository, file: int, first_row: int, stored: npt.NDArray[np.int64], where: str) -> None:
     held = repository.episodes.data.episodes_in(file)
     starts = repository.episodes.data_offsets[held]
-    expected = held[np.searchsorted(starts, np.arange(first_row, first_row + len(stored)), side="right") - 1]
+    expected: npt.NDArray[np.int64] = held[np.searchsorted(starts, np.arange(first_row, first_row + len(stored)), side="right") - 1]
     if (bad := np.flatnonzero(stored != expected)).size:
         raise DatasetFormatError(
-            f"{where}: row {first_row + bad[0]} of the file has episode_index {stored[bad[0]]}; the episode table expects episode {expected[bad[0]]} there"
+            f"{where}: row {first_row + bad[0]} of the file has episode_index {stored[bad[0]]}; "
+            f"the episode table expects episode {expected[bad[0]]} there"
         )
 
 
@@ -130,7 +175,9 @@ def _tasks(repository: Repository, numbers: npt.NDArray[np.int64], where: str) -
     texts = {}
     for number in np.unique(numbers).tolist():
         if number not in repository.tasks:
-            raise DatasetFormatError(f"{where}: task_index {number} is not in the table of tasks, which has 0 to {len(repository.tasks) - 1}")
+            raise DatasetFormatError(
+                f"{where}: task_index {number} is not in the table of tasks, which has 0 to {len(repository.tasks) - 1}"
+            )
         texts[number] = repository.tasks[number]
     return [texts[number] for number in numbers.tolist()]
 

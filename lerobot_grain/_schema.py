@@ -1,8 +1,8 @@
 """`meta/info.json` -> a typed description of the data set: version, fps, features, file templates.
 
 Pure: bytes in, a frozen value or `DatasetFormatError` out. The format is the one of lerobot 0.4 to 0.6 (`DatasetInfo` in its
-`datasets/utils.py`; features as in `feature_utils.py`), read as real files have it: fps may be a float, unknown keys are ignored, camera shapes
-may be `(channels, height, width)`.
+`datasets/utils.py`; features as in `feature_utils.py`), read as real files have it: fps may be a float, unknown keys are ignored, camera
+shapes may be `(channels, height, width)`.
 """
 
 from __future__ import annotations
@@ -176,7 +176,9 @@ def _splits(info: Mapping[str, Any], where: str) -> Mapping[str, str]:
 def _features(info: Mapping[str, Any], where: str) -> Mapping[str, Feature]:
     declared = info.get("features")
     if not isinstance(declared, dict) or not declared:
-        raise DatasetFormatError(f"{where}: features is {type(declared).__name__}; expected a non-empty object of feature key -> description")
+        raise DatasetFormatError(
+            f"{where}: features is {type(declared).__name__}; expected a non-empty object of feature key -> description"
+        )
     return {key: _feature(key, description, where) for key, description in declared.items()}
 
 
@@ -211,7 +213,8 @@ def _feature(key: str, description: object, where: str) -> Feature:
 
 
 def _channels_last(shape: list[int], names: tuple[str, ...] | None) -> tuple[int, ...]:
-    # Both orders are allowed by lerobot (validate_feature_image_or_video); the names tell, and where there are none, the number of channels.
+    # Both orders are allowed by lerobot (validate_feature_image_or_video); the names tell, and where there are none, the number of
+    # channels.
     if names is not None and len(names) == 3:
         channels_first = names[0] in ("channel", "channels")
     else:
@@ -233,5 +236,7 @@ def _template(text: object, field: str, where: str) -> PathTemplate:
             continue
         integer = name in ("chunk_index", "file_index")
         if name not in _TEMPLATE_FIELDS or conversion or not re.fullmatch(r"(0?\d?d)?" if integer else "", spec or ""):
-            raise DatasetFormatError(f"{where}: {field} is {text!r}, with a field {{{name}{'!' + conversion if conversion else ''}:{spec}}}; {expected}")
+            raise DatasetFormatError(
+                f"{where}: {field} is {text!r}, with a field {{{name}{'!' + conversion if conversion else ''}:{spec}}}; {expected}"
+            )
     return PathTemplate(text)

@@ -1,15 +1,17 @@
 """Coded pictures of any places and files -> one small MP4 in memory, which a decoder reads straight through.
 
-A *unit* is a run of samples that can be decoded on its own: it begins with a key frame. Units with equal sample description, from any episodes and files,
-go one after the other into one MP4 with fresh timing, so random access is decoded at the speed of sequential decoding.
+A *unit* is a run of samples that can be decoded on its own: it begins with a key frame. Units with equal sample description, from any
+episodes and files, go one after the other into one MP4 with fresh timing, so random access is decoded at the speed of sequential
+decoding.
 
 Rules:
-* Leading pictures of a unit's first key frame (presented before it, so they may need the GOP before) are left out. A frame that is a leading picture
-  belongs to the GOP before its key frame (`SampleTable.gop_of_frame`), whose unit then runs on into the next GOP.
-* What can be stitched is told by the coded picture, not by the key flag: the first picture of each unit is looked at, and refused if it is not one that
-  resets the decoder.
-* HEVC's CRA pictures do not reset a decoder that is running: stitched as they are, decoders drop and shift pictures without an error. The first picture of
-  a unit is therefore turned from CRA into BLA_N_LP (ITU-T H.265, 7.4.2.2: the same slice header syntax, and the decoder starts anew).
+* Leading pictures of a unit's first key frame (presented before it, so they may need the GOP before) are left out. A frame that is a
+  leading picture belongs to the GOP before its key frame (`SampleTable.gop_of_frame`), whose unit then runs on into the next GOP.
+* What can be stitched is told by the coded picture, not by the key flag: the first picture of each unit is looked at, and refused if it
+  is not one that resets the decoder.
+* HEVC's CRA pictures do not reset a decoder that is running: stitched as they are, decoders drop and shift pictures without an error. The
+  first picture of a unit is therefore turned from CRA into BLA_N_LP (ITU-T H.265, 7.4.2.2: the same slice header syntax, and the decoder
+  starts anew).
 """
 
 from __future__ import annotations
@@ -86,7 +88,8 @@ def small_mp4(table: SampleTable, units: Sequence[tuple[Sequence[bytes], Integer
       units: (samples in decode order, their ranks) of each. Frame r of a unit is frame r + (samples of the units before it) of the file.
     """
     sizes = np.array([len(sample) for samples, _ in units for sample in samples], ">u4")
-    # One tick a picture. Presentation is delayed by as much as the worst picture needs, so that no picture is presented before it is decoded.
+    # One tick a picture. Presentation is delayed by as much as the worst picture needs, so that no picture is presented before it is
+    # decoded.
     composition = np.concatenate([ranks - np.arange(len(ranks)) for _, ranks in units])
     composition -= composition.min()
     count = len(sizes)
@@ -95,8 +98,8 @@ def small_mp4(table: SampleTable, units: Sequence[tuple[Sequence[bytes], Integer
         runs = np.ones((count, 2), ">u4")
         runs[:, 1] = composition * _TICKS
         timing.append(_full_box("ctts", struct.pack(">I", count) + runs.tobytes()))
-    # Only the first picture is flagged as a key frame: torchcodec seeks, and so flushes its decoder, whenever a wanted frame has another key frame
-    # than the one before it; here it is to run straight through.
+    # Only the first picture is flagged as a key frame: torchcodec seeks, and so flushes its decoder, whenever a wanted frame has another
+    # key frame than the one before it; here it is to run straight through.
     timing.append(_full_box("stss", struct.pack(">II", 1, 1)))
     chunks = _full_box("stsc", struct.pack(">IIII", 1, 1, count, 1)) + _full_box("stsz", struct.pack(">II", 0, count) + sizes.tobytes())
     start = _FTYP + _moov(table, count * _TICKS, b"".join(timing) + chunks, media_offset=0)
@@ -160,7 +163,9 @@ def _nal_units(table: SampleTable, sample: bytes, where: str) -> Iterable[int]:
         length = int.from_bytes(sample[cursor : cursor + length_bytes], "big")
         cursor += length_bytes
         if length == 0 or cursor + length > len(sample):
-            raise DatasetFormatError(f"{where}: a NAL unit of {length} bytes in a picture with {len(sample) - cursor} bytes left; the picture is damaged")
+            raise DatasetFormatError(
+                f"{where}: a NAL unit of {length} bytes in a picture with {len(sample) - cursor} bytes left; the picture is damaged"
+            )
         yield cursor
         cursor += length
 
@@ -175,7 +180,9 @@ def _reset_hevc(table: SampleTable, sample: bytes, where: str) -> bytes:
             rewritten = rewritten or bytearray(sample)
             rewritten[offset] = sample[offset] & 0x81 | _HEVC_BLA_N_LP << 1
         elif not _HEVC_BLA_W_LP <= kind <= _HEVC_IDR_N_LP:
-            raise DatasetFormatError(f"{where}: flagged as key frame, but its NAL unit type is {kind}; expected IDR (19, 20), CRA (21) or BLA (16 to 18)")
+            raise DatasetFormatError(
+                f"{where}: flagged as key frame, but its NAL unit type is {kind}; expected IDR (19, 20), CRA (21) or BLA (16 to 18)"
+            )
     return sample if rewritten is None else bytes(rewritten)
 
 

@@ -55,8 +55,9 @@ def check_path(description: str, path: str) -> None:
 
 
 class Storage(abc.ABC):
-    """A pinned tree of files that can only be read: an immutable value that pickles, with whatever it needs to read made anew in each
-    process.
+    """A pinned tree of files that can only be read.
+
+    An immutable value that pickles; what is needed to read is made anew in each process.
 
     Attributes:
       description: begins every error message: `org/name@1a2b3c4d5e6f`, or a directory.
@@ -72,8 +73,7 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     def list_metadata(self) -> Mapping[str, int]:
-        """Returns path -> size in bytes of all files under `meta/`, in order of paths. Files whose names `check_path` refuses are left
-        out."""
+        """Returns path -> size in bytes of all files under `meta/`, in order of paths, without those that `check_path` refuses."""
 
     @abc.abstractmethod
     def read_metadata(self, path: str, *, max_bytes: int) -> bytes:
@@ -81,7 +81,8 @@ class Storage(abc.ABC):
 
         Raises:
           DatasetFormatError: it is listed as longer than `max_bytes`; nothing is read.
-          StorageError: there is no such file, it cannot be read, or it has another size than listed.
+          MissingFileError: there is no such file.
+          StorageError: it cannot be read, or it has another size than listed.
         """
 
     @abc.abstractmethod
@@ -90,7 +91,8 @@ class Storage(abc.ABC):
 
         Raises:
           DatasetFormatError: see `check_path`.
-          StorageError: there is no such file, or it cannot be asked for.
+          MissingFileError: there is no such file.
+          StorageError: it cannot be asked for.
         """
 
     @abc.abstractmethod
@@ -255,7 +257,7 @@ class HubStorage(Storage):
         check_path(self.description, path)
         size = self.list_metadata().get(path)
         if size is None:
-            raise StorageError(f"{self.description}: there is no file {path}")
+            raise MissingFileError(f"{self.description}: there is no file {path}")
         self._check_size(path, size, max_bytes)
         cached = self._session().download(self.commit, path)
         try:

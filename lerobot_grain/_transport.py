@@ -53,8 +53,9 @@ _LONGEST_LINK_SECONDS = 3600.0
 # Redirects of one request; the Hub needs two at most.
 MAX_HOPS = 5
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
-_RATE_LIMIT = re.compile(r"\br\s*=\s*0\s*;\s*t\s*=\s*(\d+)")
+_CONTENT_RANGE = re.compile(r"bytes \d+-\d+/(\d{1,18})")
+_RATE_LIMIT = re.compile(r"\br\s*=\s*0\s*;\s*t\s*=\s*(\d{1,9})")
+_SECONDS = re.compile(r"\d{1,9}")
 _URL_QUERY = re.compile(r"(https?://[^\s?#'\"]+)[?#][^\s'\"]*")
 
 
@@ -253,7 +254,7 @@ def _accept_range(answer: Answer, *, source: RangeSource, asked: ByteRange, subj
     expected = f"bytes {asked.start}-{asked.stop - 1}/{source.file_bytes}"
     if found != expected:
         told = _CONTENT_RANGE.fullmatch(found)
-        changed = "; the file was changed" if told and int(told[3]) != source.file_bytes else ""
+        changed = "; the file was changed" if told and int(told[1]) != source.file_bytes else ""
         raise StorageError(f"{subject}: answered with Content-Range {found!r}, expected {expected!r}{changed}")
     encoding = answer.headers.get("Content-Encoding", "identity")
     length = answer.headers.get("Content-Length", str(asked.length))
@@ -476,13 +477,15 @@ class Transport:
             # Without its text, which may quote a header or the URL.
             raise StorageError(f"{subject}: cannot ask {describe_url(url)} ({type(error).__name__})") from None
         except RuntimeError:
+            if not self._client.is_closed:
+                raise
             raise StorageError(f"{subject}: the storage was closed while it was in use") from None
 
     def _heed_rate_limit(self, answer: Answer, origin: tuple[str, str, int | None], subject: str) -> None:
         """Closes the gate of `origin` for as long as `answer` asks for, if it does."""
         limited = _RATE_LIMIT.search(answer.headers.get("RateLimit", "")) if answer.status == 429 else None
         retry_after = answer.headers.get("Retry-After", "").strip()
-        if limited is None and not retry_after.isdecimal():
+        if limited is None and not _SECONDS.fullmatch(retry_after):
             return  # no number given: the pause between attempts has to do
         seconds = int(limited.group(1) if limited else retry_after)
         if seconds > _LONGEST_RATE_LIMIT_SECONDS:

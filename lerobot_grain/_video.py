@@ -44,7 +44,9 @@ def decode_frames(mp4: bytes, frames: Sequence[int], *, num_frames: int, image_s
         decoded = [decoder.get_frame_at(frame).data.numpy() for frame in frames]
     except (RuntimeError, ValueError, IndexError) as error:
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DatasetFormatError(f"{where}: the decoder refused the video ({message}); the file is damaged or uses a feature it does not know") from None
+        raise DatasetFormatError(
+            f"{where}: the decoder refused the video ({message}); the file is damaged or uses a feature it does not know"
+        ) from None
     if found != num_frames:
         raise DatasetFormatError(f"{where}: the decoder found {found} of {num_frames} pictures; the video is damaged")
     return decoded

@@ -1,6 +1,7 @@
 """Windows: delta timestamps -> offsets in frames -> frames of the episode, with a pad mask. Arithmetic only, before any byte is read.
 
-A delta timestamp is a distance in seconds from the anchor (the row that an example is "at"); times fps it must be a whole number of frames. Frames
+A delta timestamp is a distance in seconds from the anchor (the row that an example is "at"); times fps it must be a whole number of
+frames. Frames
 before the first or behind the last one of the episode are clamped to it and marked in the mask: `is_pad` true. That is what the map-style
 reader of lerobot does, for low-dimensional features and cameras alike; there is no limit on the size of a delta.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,7 @@ from lerobot_grain._errors import InvalidRequestError
 
 Frames = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
+Array = TypeVar("Array", Frames, Mask)
 
 # lerobot's default: a delta may be off a whole number of frames by this many seconds.
 TOLERANCE_SECONDS = 1e-4
@@ -81,7 +84,8 @@ def window_offsets(
     """Returns the offsets, in frames, of delta timestamps in seconds.
 
     Raises:
-      InvalidRequestError: a key is not in `known_keys`, has no delta, or a delta is not a whole number of frames within `tolerance_seconds`.
+      InvalidRequestError: a key is not in `known_keys`, has no delta, or a delta is not a whole number of frames within
+      `tolerance_seconds`.
     """
     if not (isinstance(tolerance_seconds, int | float) and 0 <= tolerance_seconds < math.inf):
         raise InvalidRequestError(f"tolerance_seconds={tolerance_seconds!r}: expected a number of seconds >= 0")
@@ -105,13 +109,13 @@ def _offset(key: str, delta: float, *, fps: float, tolerance_seconds: float) -> 
     if abs(delta * fps - offset) / fps > tolerance_seconds:
         below = math.floor(delta * fps)
         raise InvalidRequestError(
-            f"delta_timestamps[{key!r}]: {float(delta)!r} s is {float(delta) * fps:.6g} frames at {fps:g} fps; expected a whole number of frames within "
-            f"tolerance_seconds={tolerance_seconds:g}. The nearest ones are {below / fps!r} s ({below} frames) and {(below + 1) / fps!r} s "
-            f"({below + 1} frames)"
+            f"delta_timestamps[{key!r}]: {float(delta)!r} s is {float(delta) * fps:.6g} frames at {fps:g} fps; expected a whole number of "
+            f"frames within tolerance_seconds={tolerance_seconds:g}. The nearest ones are {below / fps!r} s ({below} frames) "
+            f"and {(below + 1) / fps!r} s ({below + 1} frames)"
         )
     return offset
 
 
-def _read_only(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:  # type: ignore[type-var]
+def _read_only(array: Array) -> Array:
     array.flags.writeable = False
     return array

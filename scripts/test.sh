@@ -3,6 +3,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/setup.sh
+# The Hub on this machine is not to be asked for through a proxy.
+no_proxy="${no_proxy:-${NO_PROXY:-}},localhost,127.0.0.1"
+export no_proxy NO_PROXY="$no_proxy"
 if [ $# -eq 0 ]; then
     .venv/bin/ruff check .
     .venv/bin/ruff format --check --quiet .

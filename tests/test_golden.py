@@ -1,7 +1,7 @@
 """The oracle: what lerobot's map-style reader returns for data sets that lerobot's own recorder wrote.
 
-Every example of the four window specifications must be equal, bit for bit; and in a whole epoch every camera frame must carry the barcode of
-its own episode and frame.
+Every example of the four window specifications must be equal, bit for bit; and in a whole epoch every camera frame must carry the barcode
+of its own episode and frame.
 """
 
 from __future__ import annotations

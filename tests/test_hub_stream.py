@@ -188,7 +188,9 @@ def test_damaged_video_bytes_stop_the_stream_at_their_example(shared: Path, serv
     video.write_bytes(data)
     iterator = iter(lg.LeRobotIterDataset(**serve("damaged", directory), shuffle=None, num_epochs=1))
     handed_out = 0
-    with pytest.raises(lg.DatasetFormatError, match=r"tests/damaged@[0-9a-f]{12}, videos/.*mp4: episode \d+, camera observation.images.front, GOP 3"):
+    with pytest.raises(
+        lg.DatasetFormatError, match=r"tests/damaged@[0-9a-f]{12}, videos/.*mp4: episode \d+, camera observation.images.front, GOP 3"
+    ):
         while True:
             next(iterator)
             handed_out += 1

@@ -24,7 +24,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> WrittenDataset:
     """30 rows in 3 episodes, two cameras: small, since Grain's own oracle costs the square of the rows."""
     cameras = (Camera(height=64, width=96), Camera(key="observation.images.wrist", height=64, width=96, codec="h264", gop=5, b_frames=2))
     return write_dataset(
-        tmp_path_factory.mktemp("state") / "data", episode_lengths=[13, 6, 11], fps=10, cameras=cameras, features=EXTRA_FEATURES, tasks=("a", "b")
+        tmp_path_factory.mktemp("state") / "data",
+        episode_lengths=[13, 6, 11],
+        fps=10,
+        cameras=cameras,
+        features=EXTRA_FEATURES,
+        tasks=("a", "b"),
     )
 
 

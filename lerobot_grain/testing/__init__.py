@@ -1,4 +1,4 @@
-"""For tests and demos of your own pipelines: writes data sets, serves them from a Hub on this machine, and reads the barcodes of their frames.
+"""For tests and demos of your own pipelines: writes data sets, serves them from a Hub on this machine, reads the barcodes of frames.
 
     with LoopbackHub() as hub:
         write_dataset(directory, episode_lengths=[50, 40])

@@ -1,0 +1,220 @@
+"""The Grain source of rows in the order of `_order`, sharded, sliced and resumed by one number.
+
+Rules, most of them forced by Grain 0.2.18:
+* Iterators do no I/O: Grain makes them, and asks for their states, in processes that will never read.
+* `get_state` returns a fresh dict of plain ints and strings that holds nothing of the shard: it is the same on every host and worker.
+* `set_state` compares first and changes nothing when something differs.
+* Epochs are counted inside: `RepeatIterDataset` would repeat one order, and loses data above `mp_prefetch`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import grain
+import numpy as np
+import numpy.typing as npt
+
+from lerobot_grain._episodes import select_episodes
+from lerobot_grain._errors import InvalidRequestError, StateMismatchError
+from lerobot_grain._order import ORDER_VERSION, EpochOrder, FrameOrder, Shuffle
+from lerobot_grain._repository import Repository
+
+# Where there is no video; see the design of the order: clips shorter than this mix better but cost more requests.
+_DEFAULT_CLIP_LENGTH = 16
+# Positions whose rows are computed at a time: a microsecond each, where one by one they take 100.
+_POSITIONS_AT_A_TIME = 1024
+
+
+class FrameOrderIterDataset(grain.IterDataset[int]):
+    """The rows of a data set, as ints, in a shuffled or sequential order that is resumed exactly.
+
+    Args:
+      repository: an opened data set.
+      episodes: episode numbers or a slice; `None`: all. Their order does not matter.
+      shuffle: `None`: sequential, episode by episode.
+      num_epochs: the stream ends after this many; `None`: it never does.
+      shard_options: shard i of n gets positions i, i + n, ...; nothing is dropped at the end of an epoch. With `drop_remainder` all
+        shards of a finite stream get the same number of rows.
+
+    Raises:
+      InvalidRequestError: an argument is out of its range.
+      DatasetFormatError, StorageError: `clip_length` is to be found from the video, which cannot be read.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        *,
+        episodes: slice | Iterable[int] | None = None,
+        shuffle: Shuffle | None = Shuffle(),  # noqa: B008 (a frozen value)
+        num_epochs: int | None = None,
+        shard_options: grain.sharding.ShardOptions = grain.sharding.NoSharding(),  # noqa: B008 (a frozen value)
+    ) -> None:
+        super().__init__()
+        if num_epochs is not None and (not isinstance(num_epochs, int) or isinstance(num_epochs, bool) or num_epochs < 1):
+            raise InvalidRequestError(f"num_epochs={num_epochs!r}: expected an int >= 1, or None for an endless stream")
+        if shuffle is not None and shuffle.clip_length is None:
+            shuffle = replace(shuffle, clip_length=default_clip_length(repository))
+        table = repository.episodes
+        selected = select_episodes(episodes, table.num_episodes)
+        self._order = FrameOrder(
+            first_rows=table.first_rows[selected],
+            lengths=table.lengths[selected],
+            data_files=table.data.file_of_episode[selected],
+            shuffle=shuffle,
+        )
+        self._num_epochs = num_epochs
+        self._shard_options = shard_options
+        # Element k of this shard is position base + start + k * step, where base is 0 or comes from a restored state.
+        self._start, self._step = shard_options.shard_index, shard_options.shard_count
+        self._identity = {
+            "commit": repository.commit,
+            "episodes": _hash_of(selected, table.lengths[selected]),
+            "num_rows": self._order.num_rows,
+            **_shuffle_state(shuffle),
+        }
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of one epoch, over all shards."""
+        return self._order.num_rows
+
+    @property
+    def shuffle(self) -> Shuffle | None:
+        """The shuffle, with the `clip_length` that is used."""
+        return self._order.shuffle
+
+    def set_slice(self, sl: slice, sequential_slice: bool = False) -> None:
+        """Takes every `sl.step`-th row of this shard from the `sl.start`-th on: what Grain's `mp_prefetch` calls for each worker."""
+        if sequential_slice:
+            raise NotImplementedError(
+                "lerobot_grain: contiguous slices (sequential_slice) are not supported; every worker takes every n-th row"
+            )
+        start, step = sl.start or 0, sl.step or 1
+        if sl.stop is not None or start < 0 or step < 1:
+            raise InvalidRequestError(f"set_slice({sl}): expected slice(start, None, step) with start >= 0 and step >= 1")
+        self._start, self._step = self._start + start * self._step, self._step * step
+
+    def __iter__(self) -> grain.DatasetIterator[int]:
+        return _FrameOrderIterator(self)
+
+    @property
+    def _element_spec(self) -> Any:
+        return grain.experimental.ShapeDtypeStruct((), np.int64)
+
+    def __str__(self) -> str:
+        return f"FrameOrderIterDataset({self._order.num_rows} rows)"
+
+
+class _FrameOrderIterator(grain.DatasetIterator[int]):
+    def __init__(self, dataset: FrameOrderIterDataset) -> None:
+        super().__init__()
+        self._dataset = dataset
+        # Elements handed out since `base`; the global position is base + handed_out * step.
+        self._base = self._handed_out = 0
+        self._epoch: tuple[int, EpochOrder] | None = None
+        self._rows: list[int] = []
+        self._next = 0
+
+    def __next__(self) -> int:
+        self._assert_not_closed()
+        with self._stats.record_self_time():
+            if self._next == len(self._rows):
+                self._compute_rows()
+            row = self._rows[self._next]
+            self._next += 1
+            self._handed_out += 1
+            return row
+
+    def _compute_rows(self) -> None:
+        """Computes the next rows of this shard, up to the end of an epoch, from the position alone."""
+        dataset = self._dataset
+        num_rows = dataset.num_rows
+        first = self._base + dataset._start + self._handed_out * dataset._step
+        stop = self._stop_position()
+        if stop is not None and first >= stop:
+            raise StopIteration
+        epoch = first // num_rows
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = epoch, dataset._order.epoch(epoch)
+        positions = np.arange(first, first + _POSITIONS_AT_A_TIME * dataset._step, dataset._step)
+        limit = (epoch + 1) * num_rows if stop is None else min((epoch + 1) * num_rows, stop)
+        self._rows = self._epoch[1].rows(positions[positions < limit] - epoch * num_rows).tolist()
+        self._next = 0
+
+    def _stop_position(self) -> int | None:
+        """Returns the position, not counting this shard's start, at which the stream ends; `None`: never."""
+        dataset = self._dataset
+        if dataset._num_epochs is None:
+            return None
+        stop: int = dataset._num_epochs * dataset.num_rows
+        if dataset._shard_options.drop_remainder:
+            # All shards together take whole rounds from the base on. A worker's slice ends at the same position as its host's shard.
+            count: int = dataset._shard_options.shard_count
+            stop = self._base + (stop - self._base) // count * count
+        return stop
+
+    def get_state(self) -> dict[str, Any]:
+        return {
+            "format": ORDER_VERSION,
+            "position": self._base + self._handed_out * self._dataset._step,
+            **self._dataset._identity,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        position = _checked_position(state, self._dataset._identity)
+        self._base, self._handed_out = position, 0
+        self._rows, self._next = [], 0
+
+    def __str__(self) -> str:
+        return str(self._dataset)
+
+
+def default_clip_length(repository: Repository) -> int:
+    """Returns the smallest multiple of the GOP length that is at least 16; 16 where there is no video."""
+    gop_length = repository.gop_length() or 1
+    return -(-_DEFAULT_CLIP_LENGTH // gop_length) * gop_length
+
+
+def _hash_of(episodes: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> str:
+    # Of the numbers as little-endian 64-bit integers, so that it is the same on every machine.
+    return hashlib.sha256(np.stack((episodes, lengths)).astype("<i8").tobytes()).hexdigest()[:16]
+
+
+def _shuffle_state(shuffle: Shuffle | None) -> dict[str, Any]:
+    names = ("seed", "clip_length", "num_parts", "buffer_size", "open_files")
+    # The sequential order depends on none of them; the keys of a state are always the same.
+    return {"shuffled": int(shuffle is not None), **{name: -1 if shuffle is None else (getattr(shuffle, name) or 0) for name in names}}
+
+
+def _checked_position(state: Mapping[str, Any], identity: Mapping[str, Any]) -> int:
+    if not isinstance(state, Mapping) or "format" not in state or "position" not in state:
+        raise StateMismatchError(
+            f"this is not a state of a lerobot_grain stream: {str(state)[:200]}; expected the dict that get_state returned"
+        )
+    if state["format"] != ORDER_VERSION:
+        raise StateMismatchError(
+            f"the state has format {state['format']!r}, this version of lerobot_grain reads {ORDER_VERSION}; "
+            "resume with the version of lerobot_grain that wrote it"
+        )
+    for name, expected in identity.items():
+        if state.get(name) != expected:
+            raise StateMismatchError(
+                f"the state was taken with {name} = {state.get(name)!r}, this stream has {expected!r}; {_REMEDIES.get(name, _REMEDY)}"
+            )
+    position = state["position"]
+    if not isinstance(position, int) or isinstance(position, bool) or position < 0:
+        raise StateMismatchError(f"the state has position {position!r}; expected an int >= 0")
+    return position
+
+
+_REMEDY = "make the data set with the same shuffle, or begin a new stream"
+_REMEDIES = {
+    "commit": "open the data set with revision= that commit, or begin a new stream",
+    "episodes": "select the same episodes (this is a hash of their numbers and lengths), or begin a new stream",
+    "num_rows": "select the same episodes, or begin a new stream",
+}
