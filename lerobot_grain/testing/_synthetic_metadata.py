@@ -93,30 +93,25 @@ def write_synthetic_metadata(
     Raises:
       InvalidRequestError: a number is out of range, or the directory is not empty.
     """
-    for name, value, least in (
-        ("num_episodes", num_episodes, 1),
-        ("mean_length", mean_length, 2),
-        ("num_cameras", num_cameras, 0),
-        ("num_tasks", num_tasks, 1),
-        ("fps", fps, 1),
-        ("rows_per_data_file", rows_per_data_file, 1),
-        ("episodes_per_video_file", episodes_per_video_file, 1),
-        ("episodes_per_metadata_file", episodes_per_metadata_file, 1),
-        ("rows_per_row_group", rows_per_row_group, 1),
-        ("chunks_size", chunks_size, 1),
-    ):
-        if value < least:
-            raise InvalidRequestError(f"{name} {value} must be at least {least}")
+    _check(
+        num_episodes=num_episodes,
+        mean_length=mean_length,
+        num_cameras=num_cameras,
+        num_tasks=num_tasks,
+        fps=fps,
+        rows_per_data_file=rows_per_data_file,
+        episodes_per_video_file=episodes_per_video_file,
+        episodes_per_metadata_file=episodes_per_metadata_file,
+        rows_per_row_group=rows_per_row_group,
+        chunks_size=chunks_size,
+    )
     root = meta.claim_directory(Path(directory))
     rng = np.random.default_rng(seed)
     lengths = rng.integers(mean_length // 2, mean_length + mean_length // 2, num_episodes, endpoint=True)
     cameras = tuple(Camera(key=f"observation.images.camera_{index}", height=180, width=320) for index in range(num_cameras))
     tasks = tuple(f"put object {index} into the bin" for index in range(num_tasks))
     located = _located(lengths, cameras, fps, rows_per_data_file, episodes_per_video_file, chunks_size)
-    columns = {name: pa.array(column) for name, column in located.items()}
-    texts = pa.DictionaryArray.from_arrays(pa.array(np.arange(num_episodes) % num_tasks), pa.array(tasks)).dictionary_decode()
-    lists = pa.ListArray.from_arrays(pa.array(np.arange(num_episodes + 1), pa.int32()), texts)
-    columns = {"episode_index": columns.pop("episode_index"), "tasks": lists, **columns}
+    columns = _columns(located, tasks)
     if statistics:
         summaries = _noisy_statistics(rng, lengths, cameras)
         columns |= {f"stats/{name}/{key}": meta.nested_lists(values) for name, entry in summaries.items() for key, values in entry.items()}
@@ -153,6 +148,22 @@ _FEATURES = {
     "action": Feature(dtype="float32", shape=(7,), names=tuple(f"a{index}" for index in range(7))),
     **DEFAULT_FEATURES,
 }
+
+
+def _check(**numbers: int) -> None:
+    for name, value in numbers.items():
+        least = {"num_cameras": 0, "mean_length": 2}.get(name, 1)
+        if value < least:
+            raise InvalidRequestError(f"{name} {value} must be at least {least}")
+
+
+def _columns(located: Mapping[str, npt.NDArray[Any]], tasks: tuple[str, ...]) -> dict[str, pa.Array]:
+    """Returns the columns of the episodes table up to the statistics."""
+    columns = {name: pa.array(column) for name, column in located.items()}
+    episode = located["episode_index"]
+    texts = pa.DictionaryArray.from_arrays(pa.array(episode % len(tasks)), pa.array(tasks)).dictionary_decode()
+    lists = pa.ListArray.from_arrays(pa.array(np.arange(len(episode) + 1), pa.int32()), texts)
+    return {"episode_index": columns.pop("episode_index"), "tasks": lists, **columns}
 
 
 def _located(

@@ -344,6 +344,12 @@ def test_open_gops_hold_frames_that_come_before_their_key_frame(tmp_path: Path) 
     assert any(samples[key + 1][0] < samples[key][0] for key in keys[1:])
 
 
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_decode_times_of_short_hevc_episodes_are_not_left_to_chance(tmp_path: Path, length: int) -> None:
+    written = write_dataset(tmp_path, episode_lengths=[length], cameras=[CODINGS["hevc-g12-b3"]])
+    assert [dts for _, dts, _ in packets(video_path(written))] == [-1024, -512, 0][:length]
+
+
 def test_cameras_roll_over_at_different_episodes(rolled: WrittenDataset) -> None:
     for camera_index, (key, per_file) in enumerate([(TOP, 4), (WRIST, 10)]):
         files = np.arange(14) // per_file
@@ -543,6 +549,13 @@ def test_synthetic_metadata_of_droids_size(tmp_path: Path) -> None:
     for name, column in written.episodes.items():
         np.testing.assert_array_equal(read[name].to_numpy(), column, err_msg=name)
     assert read["tasks"][1001].as_py() == [written.tasks[1]]
+
+
+@pytest.mark.parametrize(("name", "value", "least"), [("num_episodes", 0, 1), ("mean_length", 1, 2), ("num_cameras", -1, 0)])
+def test_synthetic_metadata_refuses(tmp_path: Path, name: str, value: int, least: int) -> None:
+    arguments: dict[str, Any] = {name: value}
+    with pytest.raises(InvalidRequestError, match=f"{name} {value} must be at least {least}"):
+        write_synthetic_metadata(tmp_path, **arguments)
 
 
 def test_synthetic_metadata_has_the_recorders_schema_and_adds_up(tmp_path: Path) -> None:
