@@ -1,6 +1,6 @@
 """Streams LeRobotDataset v3.0 robot data sets from the Hugging Face Hub as a Google Grain IterDataset: shuffled, windowed, resumable."""
 
-from lerobot_grain._dataset import DeltaTimestamps, LeRobotIterDataset, ReadWindowsIterDataset
+from lerobot_grain._dataset import DeltaTimestamps, LeRobotIterDataset, ReadWindowsIterDataset, read_statistics
 from lerobot_grain._errors import (
     DatasetFormatError,
     InvalidRequestError,
@@ -11,7 +11,7 @@ from lerobot_grain._errors import (
 )
 from lerobot_grain._frame_order import FrameOrderIterDataset
 from lerobot_grain._order import Shuffle
-from lerobot_grain._readahead import ReadOptions
+from lerobot_grain._readahead import ReadOptions, ReadStatistics
 from lerobot_grain._repository import Repository, open_repository
 from lerobot_grain._storage import StorageOptions
 from lerobot_grain._windows import WindowRequest
@@ -27,6 +27,7 @@ __all__ = [
     "LeRobotIterDataset",
     "MissingFileError",
     "ReadOptions",
+    "ReadStatistics",
     "ReadWindowsIterDataset",
     "Repository",
     "Shuffle",
@@ -35,4 +36,5 @@ __all__ = [
     "StorageOptions",
     "WindowRequest",
     "open_repository",
+    "read_statistics",
 ]

@@ -32,16 +32,19 @@ def merge_ranges(ranges: Iterable[ByteRange], *, gap_bytes: int, max_bytes: int)
       gap_bytes: two ranges are merged when at most this many bytes lie between them.
       max_bytes: no merge makes a range longer than this. Overlapping ranges are merged whatever the length, so that no byte is read twice.
     """
-    merged: list[ByteRange] = []
+    disjoint: list[ByteRange] = []
     for current in sorted(r for r in ranges if r.length > 0):
-        if merged:
-            last = merged[-1]
-            joined = ByteRange(last.start, max(last.stop, current.stop))
-            overlaps = current.start < last.stop
-            if overlaps or (current.start - last.stop <= gap_bytes and joined.length <= max_bytes):
-                merged[-1] = joined
-                continue
-        merged.append(current)
+        if disjoint and current.start < disjoint[-1].stop:
+            disjoint[-1] = ByteRange(disjoint[-1].start, max(disjoint[-1].stop, current.stop))
+        else:
+            disjoint.append(current)
+    # Gaps second: a merge over a gap must know how long the overlapping ranges behind it are together.
+    merged = disjoint[:1]
+    for current in disjoint[1:]:
+        if current.start - merged[-1].stop <= gap_bytes and current.stop - merged[-1].start <= max_bytes:
+            merged[-1] = ByteRange(merged[-1].start, current.stop)
+        else:
+            merged.append(current)
     return merged
 
 

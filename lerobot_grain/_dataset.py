@@ -19,7 +19,7 @@ import grain
 from lerobot_grain._errors import InvalidRequestError
 from lerobot_grain._frame_order import FrameOrderIterDataset
 from lerobot_grain._order import Shuffle
-from lerobot_grain._readahead import Example, ReadAhead, ReadOptions
+from lerobot_grain._readahead import Example, ReadAhead, ReadOptions, ReadStatistics
 from lerobot_grain._repository import Repository, open_repository
 from lerobot_grain._rows import select_features
 from lerobot_grain._windows import TOLERANCE_SECONDS, WindowRequest, window_offsets
@@ -56,7 +56,7 @@ class DeltaTimestamps(grain.transforms.Map):
 
     def map(self, element: int) -> WindowRequest:
         episode, frame = self._episodes.locate(element)
-        return self._offsets.request(row=element, episode=episode, frame=frame, length=int(self._episodes.lengths[episode]))
+        return self._offsets.request(row=element, episode=episode, frame=frame, length=self._episodes.lengths.item(episode))
 
 
 class ReadWindowsIterDataset(grain.IterDataset[Example]):
@@ -112,6 +112,7 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
         self._state: dict[str, Any] | None = None  # the parent's at the last example handed out; None: as the parent stands
         self._ahead: ReadAhead[dict[str, Any]] | None = None
         self._parent_error: Exception | None = None
+        self._statistics = ReadStatistics()
 
     def __next__(self) -> Example:
         self._assert_not_closed()
@@ -126,7 +127,8 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
                 if self._forget():
                     self._parent.set_state(self._state)
                 raise
-            return self._stats.record_output_spec(example)
+            self._stats.record_output_spec(example)
+            return example
 
     def _take(self) -> tuple[Example, dict[str, Any]]:
         if self._ahead is None:
@@ -151,16 +153,21 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
             raise self._parent_error
         return self._ahead.take()
 
+    def statistics(self) -> ReadStatistics:
+        """Returns what was read since the stream was begun or restored."""
+        return self._statistics if self._ahead is None else self._ahead.statistics()
+
     def _forget(self) -> bool:
         """Stops reading ahead; the parent stands where it was pulled to. Returns whether anything was being read."""
         ahead, self._ahead, self._parent_error = self._ahead, None, None
         if ahead is not None:
+            self._statistics = ahead.statistics()
             ahead.close()
         return ahead is not None
 
     def get_state(self) -> dict[str, Any]:
         state: dict[str, Any] = self._parent.get_state() if self._state is None else self._state
-        return dict(state)
+        return {**state}
 
     def set_state(self, state: dict[str, Any]) -> None:
         # The parent compares first, and raises before anything has changed here.
@@ -176,6 +183,24 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
 
     def __str__(self) -> str:
         return str(self._dataset)
+
+
+def read_statistics(iterator: grain.DatasetIterator[Any]) -> ReadStatistics:
+    """Returns what the stream under any Grain iterator, such as that of `.batch(64)`, has read so far.
+
+    Raises:
+      InvalidRequestError: there is not exactly one stream of ours under it in this process (those of `mp_prefetch` are in others).
+    """
+    found, waiting = [], [iterator]
+    while waiting:
+        current = waiting.pop()
+        if isinstance(current, _ReadWindowsIterator):
+            found.append(current)
+        else:
+            waiting += list(getattr(current, "_parents", ()))
+    if len(found) != 1:
+        raise InvalidRequestError(f"read_statistics: found {len(found)} lerobot_grain streams under {iterator}; expected one")
+    return found[0].statistics()
 
 
 class LeRobotIterDataset(ReadWindowsIterDataset):

@@ -66,7 +66,7 @@ class EpisodeTable:
       lengths: int64 `(episodes,)`, frames, > 0.
       data: in which data file.
       data_offsets: int64 `(episodes,)`, place of frame 0 in its data file, in rows: the rows of a file are those of its episodes in order.
-      videos: camera key -> where in its video.
+      videos: camera key -> where in its video. A declared camera that the table says nothing about is absent.
     """
 
     first_rows: Integers
@@ -91,8 +91,8 @@ class EpisodeTable:
         """
         if not 0 <= row < self.num_rows:
             raise InvalidRequestError(f"row {row}: expected 0 <= row < {self.num_rows}")
-        episode = int(np.searchsorted(self.first_rows, row, side="right")) - 1
-        return episode, int(row - self.first_rows[episode])
+        episode = int(self.first_rows.searchsorted(row, side="right")) - 1
+        return episode, row - self.first_rows.item(episode)
 
 
 def episode_table(columns: Mapping[str, npt.NDArray[Any]], *, info: DatasetInfo, where: str) -> EpisodeTable:
@@ -179,8 +179,8 @@ def _video_keys(info: DatasetInfo) -> Sequence[str]:
 def _video_spans(columns: Mapping[str, npt.NDArray[Any]], info: DatasetInfo, where: str) -> dict[str, VideoSpans]:
     videos = {}
     for key in _video_keys(info):
-        if info.video_path is None:
-            raise DatasetFormatError(f"{where}: {key!r} is a video feature, but info.json has no video_path")
+        if info.video_path is None or not any(name.startswith(f"videos/{key}/") for name in columns):
+            continue  # a camera without video: an error for those who select it, not for those who do not
         path = functools.partial(_video_path, info.video_path, key)
         spans = _spans(columns, f"videos/{key}", where, path)
         name = f"videos/{key}/from_timestamp"

@@ -42,6 +42,8 @@ _TAIL_BYTES = 4 << 20
 # 20 bytes a picture: 3 million pictures, 30 hours at 30 fps. Larger ones are refused before anything is allocated.
 _MAX_MOOV_BYTES = 64 << 20
 _MAX_TOP_LEVEL_BOXES = 1000
+# Fields of a visual sample entry in front of its boxes (ISO/IEC 14496-12, 12.1.3).
+_VISUAL_FIELDS_BYTES = 78
 
 SampleTableReader = Generator[ByteRange, bytes, "SampleTable"]
 
@@ -58,7 +60,8 @@ class SampleTable:
       pts: int64 `(samples,)`, ticks: presentation times, edit list applied.
       keys: int64 `(gops,)`, samples that are key frames, ascending; the first is 0. GOP i is `[keys[i], keys[i + 1])`.
       presentation: int64 `(samples,)`: the samples in the order of their pts: `presentation[f]` is the sample of frame f of the file.
-      sample_description: the `stsd` box, whole.
+      is_plain: whether the samples are stored in the order of presentation, and their bytes in the order of samples.
+      sample_description: the `stsd` box, without bit rates.
     """
 
     codec: str
@@ -70,6 +73,7 @@ class SampleTable:
     pts: Integers
     keys: Integers
     presentation: Integers
+    is_plain: bool
     sample_description: bytes
 
     @property
@@ -198,7 +202,7 @@ def _parse_tracks(moov: bytes, file_size_bytes: int, where: str) -> SampleTable:
     for kind in ("stsd", "stts", "stsc", "stsz"):
         if kind not in tables:
             raise DatasetFormatError(f"{where}: stbl holds no box {kind}; found {', '.join(tables)}")
-    codec, width, height = _sample_entry(tables["stsd"], where)
+    codec, width, height, description = _sample_entry(tables["stsd"], where)
     sizes = _sizes(tables["stsz"], file_size_bytes, where)
     offsets = _offsets(tables, sizes, file_size_bytes, where)
     dts = np.cumsum(_run_lengths(tables["stts"], ">u4", len(sizes), "stts", where))
@@ -215,7 +219,6 @@ def _parse_tracks(moov: bytes, file_size_bytes: int, where: str) -> SampleTable:
         raise DatasetFormatError(f"{where}: key frames are not presented in the order in which they are stored; this is not supported")
     for array in (offsets, sizes, pts, keys, presentation):
         array.flags.writeable = False
-    description = struct.pack(">I4s", 8 + len(tables["stsd"]), b"stsd") + tables["stsd"]
     return SampleTable(
         codec=codec,
         width=width,
@@ -226,22 +229,29 @@ def _parse_tracks(moov: bytes, file_size_bytes: int, where: str) -> SampleTable:
         pts=pts,
         keys=keys,
         presentation=presentation,
+        is_plain=bool((np.diff(presentation) == 1).all() and (np.diff(offsets) > 0).all()),
         sample_description=description,
     )
 
 
-def _sample_entry(stsd: bytes, where: str) -> tuple[str, int, int]:
-    """Returns (codec, width, height)."""
+def _sample_entry(stsd: bytes, where: str) -> tuple[str, int, int, bytes]:
+    """Returns (codec, width, height, the `stsd` box without bit rates)."""
     entries = list(_boxes(stsd[8:], where, "stsd"))
     if len(entries) != 1:
-        raise DatasetFormatError(
-            f"{where}: found {len(entries)} sample descriptions; files whose encoding changes half-way are not supported"
-        )
+        raise DatasetFormatError(f"{where}: found {len(entries)} sample descriptions; an encoding that changes half-way is not supported")
     kind, entry = entries[0]
     if kind not in CODECS:
         raise DatasetFormatError(f"{where}: unsupported codec {kind!r}; expected one of {', '.join(CODECS)}")
     width, height = struct.unpack_from(">HH", entry, 24)
-    return CODECS[kind], width, height
+    # FFmpeg writes the bit rate of each file here (btrt), which no decoder needs: without it, files of one encoder have equal descriptions,
+    # and their GOPs can be decoded together.
+    children = [_box(name, payload) for name, payload in _boxes(entry[_VISUAL_FIELDS_BYTES:], where, kind) if name != "btrt"]
+    description = _box("stsd", stsd[:8] + _box(kind, entry[:_VISUAL_FIELDS_BYTES] + b"".join(children)))
+    return CODECS[kind], width, height, description
+
+
+def _box(kind: str, payload: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + len(payload), kind.encode("latin-1")) + payload
 
 
 def _sizes(stsz: bytes, file_size_bytes: int, where: str) -> Integers:

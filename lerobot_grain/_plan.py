@@ -73,6 +73,10 @@ class VideoFile:
         """Returns the samples that give ascending `frames` of `frames_of(gop)`."""
         return unit_of_frames(self.table, gop, np.array(frames, np.int64))
 
+    def num_pictures(self, gop: int, frames: Sequence[int]) -> int:
+        """Returns the number of pictures that have to be decoded for ascending `frames` of `frames_of(gop)`."""
+        return len(self.unit(gop, frames).samples)
+
     def byte_range(self, gop: int) -> ByteRange:
         """Returns the bytes that `unit` needs for any frames of a GOP."""
         return unit_of_frames(self.table, gop, np.array(self.frames_of(gop), np.int64)).byte_range

@@ -78,6 +78,10 @@ class Repository:
         """Keys of all cameras, those with video and those with embedded images."""
         return tuple(key for key, feature in self.features.items() if feature.is_camera)
 
+    def close(self) -> None:
+        """Closes the connections of this process; a later read opens new ones."""
+        self.storage.close()
+
     def gop_length(self) -> int | None:
         """Returns the pictures from key frame to key frame: the most common number in one file of each camera, the largest of all cameras.
 

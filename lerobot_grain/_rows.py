@@ -72,7 +72,8 @@ def select_features(repository: Repository, features: Iterable[str] | None) -> S
     """Returns what `features=` selects.
 
     Raises:
-      InvalidRequestError: a key does not exist, is given twice, or cannot be read.
+      InvalidRequestError: a key does not exist, is given twice, or is of a kind that is not supported.
+      DatasetFormatError: a selected camera has no video.
     """
     declared = repository.features
     if isinstance(features, str):
@@ -89,6 +90,11 @@ def select_features(repository: Repository, features: Iterable[str] | None) -> S
     chosen = [declared[key] for key in keys if key in declared]
     for feature in chosen:
         problem = "a depth camera" if feature.is_depth else f"of dtype {feature.dtype}" if feature.dtype == "language" else None
+        if feature.is_video and not feature.is_depth and feature.key not in repository.episodes.videos:
+            raise DatasetFormatError(
+                f"{repository.description}: camera {feature.key!r} has no video: info.json has no video_path, or the episode table has no "
+                f"columns videos/{feature.key}/...; name the other features in features=[...]"
+            )
         if problem is not None:
             raise InvalidRequestError(
                 f"{repository.description}: feature {feature.key!r} is {problem}, which is not supported yet; "
@@ -116,6 +122,13 @@ def open_data_file(repository: Repository, number: int) -> DataFile:
     return DataFile(table, number)
 
 
+def columns_to_read(file: DataFile, selection: Selection) -> list[str]:
+    """Returns the columns that are read of a data file: the selected ones, and those that check and name what is read."""
+    names = [feature.key for feature in selection.columns]
+    extra = [_EPISODE_INDEX, *([_TASK_INDEX] if selection.with_task else [])]
+    return names + [name for name in extra if name in file.table.leaves and name not in names]
+
+
 def load_group(repository: Repository, file: DataFile, group: int, selection: Selection) -> RowGroup:
     """Reads the selected columns of a row group.
 
@@ -126,11 +139,7 @@ def load_group(repository: Repository, file: DataFile, group: int, selection: Se
     table = file.table
     where = f"{table.where}, row group {group}"
     first_row, stop_row = table.group_starts[group], table.group_starts[group + 1]
-    names = [feature.key for feature in selection.columns]
-    extra = [
-        name for name in (_EPISODE_INDEX, *([_TASK_INDEX] if selection.with_task else [])) if name in table.leaves and name not in names
-    ]
-    found = table.read_group(group, names + extra)
+    found = table.read_group(group, columns_to_read(file, selection))
     if _EPISODE_INDEX in table.leaves:
         stored = to_numpy(found.column(_EPISODE_INDEX), _integer(_EPISODE_INDEX), where=where)
         _check_episodes(repository, file.number, first_row, stored, where)
@@ -152,12 +161,6 @@ def load_group(repository: Repository, file: DataFile, group: int, selection: Se
         tasks = _tasks(repository, to_numpy(found.column(_TASK_INDEX), _integer(_TASK_INDEX), where=where), where)
     assert found.num_rows == stop_row - first_row
     return RowGroup(first_row, columns, tasks, int(found.nbytes))
-
-
-def rows_of_frames(repository: Repository, episode: int, frames: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Returns int64 `(n,)`: the rows in its data file of frames of an episode."""
-    rows: npt.NDArray[np.int64] = frames + repository.episodes.data_offsets[episode]
-    return rows
 
 
 def _check_episodes(repository: Repository, file: int, first_row: int, stored: npt.NDArray[np.int64], where: str) -> None:

@@ -34,6 +34,9 @@ _HEVC_BLA_W_LP, _HEVC_BLA_N_LP, _HEVC_IDR_N_LP, _HEVC_CRA, _HEVC_LAST_PICTURE_TY
 # NAL unit types of ITU-T H.264, table 7-1: coded slices are 1 to 5, of an IDR picture 5.
 _H264_IDR, _H264_LAST_PICTURE_TYPE = 5, 5
 
+# Ticks per second, and per picture, as lerobot and FFmpeg write them; any values serve, since frames are addressed by number.
+TIMESCALE, TICKS_PER_FRAME = 15360, 512
+
 
 @dataclass(frozen=True, slots=True)
 class Unit:
@@ -54,7 +57,15 @@ class Unit:
 
 def unit_of_frames(table: SampleTable, gop: int, frames: Integers) -> Unit:
     """Returns the unit that gives `frames`, int64 `(k,)`, ascending frames of the file, all with `gop_of_frame` == gop."""
-    key = table.keys[gop]
+    key = table.keys.item(gop)
+    if table.is_plain:
+        # Stored in the order of presentation: no leading pictures, a picture's rank is its place.
+        count = int(frames[-1]) + 1 - key
+        last = key + count - 1
+        places = np.arange(count)
+        return Unit(
+            places + key, places, frames - key, ByteRange(table.offsets.item(key), table.offsets.item(last) + table.sizes.item(last))
+        )
     last = table.presentation[frames].max()
     samples = np.arange(key, last + 1)
     samples = samples[table.pts[samples] >= table.pts[key]]
@@ -91,39 +102,42 @@ def small_mp4(table: SampleTable, units: Sequence[tuple[Sequence[bytes], Integer
     # One tick a picture. Presentation is delayed by as much as the worst picture needs, so that no picture is presented before it is
     # decoded.
     composition = np.concatenate([ranks - np.arange(len(ranks)) for _, ranks in units])
-    composition -= composition.min()
+    delay = int(-composition.min())
+    composition += delay
     count = len(sizes)
-    timing = [_full_box("stts", struct.pack(">III", 1, count, _TICKS))]
+    timing = [_full_box("stts", struct.pack(">III", 1, count, TICKS_PER_FRAME))]
     if composition.any():
         runs = np.ones((count, 2), ">u4")
-        runs[:, 1] = composition * _TICKS
+        runs[:, 1] = composition * TICKS_PER_FRAME
         timing.append(_full_box("ctts", struct.pack(">I", count) + runs.tobytes()))
     # Only the first picture is flagged as a key frame: torchcodec seeks, and so flushes its decoder, whenever a wanted frame has another
     # key frame than the one before it; here it is to run straight through.
     timing.append(_full_box("stss", struct.pack(">II", 1, 1)))
     chunks = _full_box("stsc", struct.pack(">IIII", 1, 1, count, 1)) + _full_box("stsz", struct.pack(">II", 0, count) + sizes.tobytes())
-    start = _FTYP + _moov(table, count * _TICKS, b"".join(timing) + chunks, media_offset=0)
-    offset = len(start) + 8
-    start = _FTYP + _moov(table, count * _TICKS, b"".join(timing) + chunks, media_offset=offset)
+    tables = b"".join(timing) + chunks
+    # The length of moov does not depend on where the media begin.
+    media_offset = len(_FTYP + _moov(table, tables, count=count, delay=delay, media_offset=0)) + 8
+    start = _FTYP + _moov(table, tables, count=count, delay=delay, media_offset=media_offset)
     total = int(sizes.sum(dtype=np.int64))
     return b"".join([start, struct.pack(">I4s", 8 + total, b"mdat"), *(sample for samples, _ in units for sample in samples)])
 
 
-# Ticks per second, and per picture, as lerobot and FFmpeg write them; any values serve, since frames are addressed by number.
-_TIMESCALE, _TICKS = 15360, 512
 _MATRIX = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
 
 
-def _moov(table: SampleTable, duration: int, tables: bytes, *, media_offset: int) -> bytes:
-    movie = _full_box("mvhd", struct.pack(">IIIIIH10x", 0, 0, _TIMESCALE, duration, 0x10000, 0x100) + _MATRIX + struct.pack(">24xI", 2))
+def _moov(table: SampleTable, tables: bytes, *, count: int, delay: int, media_offset: int) -> bytes:
+    duration = count * TICKS_PER_FRAME
+    movie = _full_box("mvhd", struct.pack(">IIIIIH10x", 0, 0, TIMESCALE, duration, 0x10000, 0x100) + _MATRIX + struct.pack(">24xI", 2))
     dimensions = struct.pack(">II", table.width << 16, table.height << 16)
     track = _full_box("tkhd", struct.pack(">IIIII8xHHHH", 0, 0, 1, 0, duration, 0, 0, 0, 0) + _MATRIX + dimensions, flags=3)
-    media = _full_box("mdhd", struct.pack(">IIIIHH", 0, 0, _TIMESCALE, duration, 0x55C4, 0))
+    media = _full_box("mdhd", struct.pack(">IIIIHH", 0, 0, TIMESCALE, duration, 0x55C4, 0))
     media += _full_box("hdlr", struct.pack(">I4s12xx", 0, b"vide"))
     data = _box("dinf", _full_box("dref", struct.pack(">I", 1) + _full_box("url ", b"", flags=1)))
     samples = _box("stbl", table.sample_description + tables + _full_box("stco", struct.pack(">II", 1, media_offset)))
     media += _box("minf", _full_box("vmhd", bytes(8), flags=1) + data + samples)
-    return _box("moov", movie + _box("trak", track + _box("mdia", media)))
+    # The delay is taken off again: frame i is presented at exactly i ticks, which is how the decoder is asked for it.
+    edit = _box("edts", _full_box("elst", struct.pack(">IIiHH", 1, duration, delay * TICKS_PER_FRAME, 1, 0)))
+    return _box("moov", movie + _box("trak", track + edit + _box("mdia", media)))
 
 
 def _box(kind: str, payload: bytes) -> bytes:

@@ -36,6 +36,7 @@ class WindowRequest:
       frame: its frame in the episode, from 0.
       frames: feature key -> int64 `(time,)`, frames of the episode in the order of the deltas, clamped to the episode.
       is_pad: feature key -> bool `(time,)`, true where the frame was clamped.
+      span: the first and the last frame that any window holds, the anchor included.
     """
 
     row: int
@@ -43,6 +44,7 @@ class WindowRequest:
     frame: int
     frames: Mapping[str, Frames]
     is_pad: Mapping[str, Mask]
+    span: tuple[int, int]
 
 
 class WindowOffsets:
@@ -51,10 +53,13 @@ class WindowOffsets:
     def __init__(self, offsets: Mapping[str, Frames]) -> None:
         self._offsets = dict(offsets)
         # Features with equal offsets share the arrays of a request.
-        self._distinct: dict[tuple[int, ...], tuple[Frames, list[str], Mask]] = {}
+        distinct: dict[tuple[int, ...], list[str]] = {}
         for key, values in self._offsets.items():
-            mask = _read_only(np.zeros(len(values), np.bool_))
-            self._distinct.setdefault(tuple(values.tolist()), (values, [], mask))[1].append(key)
+            distinct.setdefault(tuple(values.tolist()), []).append(key)
+        self._distinct = [
+            (min(values), max(values), np.array(values, np.int64), keys, _read_only(np.zeros(len(values), np.bool_)))
+            for values, keys in distinct.items()
+        ]
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -64,9 +69,12 @@ class WindowOffsets:
         """Returns the windows of the anchor `frame` in an episode of `length` frames."""
         frames: dict[str, Frames] = {}
         is_pad: dict[str, Mask] = {}
-        for offsets, (values, keys, no_pad) in self._distinct.items():
+        low = high = frame
+        for least, most, values, keys, no_pad in self._distinct:
             wanted = values + frame
-            if min(offsets) + frame >= 0 and max(offsets) + frame < length:
+            low = min(low, min(max(frame + least, 0), length - 1))
+            high = max(high, max(min(frame + most, length - 1), 0))
+            if frame + least >= 0 and frame + most < length:
                 mask = no_pad
             else:
                 mask = _read_only((wanted < 0) | (wanted >= length))
@@ -75,7 +83,7 @@ class WindowOffsets:
             for key in keys:
                 frames[key] = wanted
                 is_pad[key] = mask
-        return WindowRequest(row, episode, frame, frames, is_pad)
+        return WindowRequest(row, episode, frame, frames, is_pad, (low, high))
 
 
 def window_offsets(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -130,7 +132,7 @@ def test_the_default_clip_follows_the_longest_gop_of_all_cameras(written: Writte
     assert dataset.shuffle.clip_length == 20  # gops of 2 and 10: the multiple of 10 that is at least 16
 
 
-REFUSED = [
+REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"features": ["nope"]}, r"there is no feature 'nope'; there are observation.state, action,"),
     ({"features": "action"}, r"features='action': expected a list of keys"),
     ({"features": []}, r"expected at least one key"),
@@ -168,10 +170,10 @@ def refusing_hub(written: WrittenDataset, hub: LoopbackHub) -> LoopbackHub:
     return hub
 
 
-HUB_ERRORS = [
+HUB_ERRORS: list[tuple[str, dict[str, Any], str]] = [
     ("tests/nowhere", {}, r"there is no data set tests/nowhere on http://localhost:\d+, or it is private"),
     ("tests/gated_one", {}, r"tests/gated_one is gated: ask for access on its page"),
-    ("tests/here", {"revision": "v9"}, r"v9.*no such revision"),
+    ("tests/here", {"revision": "v9"}, r"tests/here@v9: the repository has no revision 'v9'; its tags and branches: v3.0, main"),
 ]
 
 
@@ -243,3 +245,32 @@ def test_budget_and_threads_do_not_change_what_is_read(written: WrittenDataset, 
     for a, b in zip(found, expected, strict=True):
         for key, value in b.items():
             assert np.array_equal(a[key], value), key
+
+
+def test_a_declared_camera_without_video_is_an_error_only_for_those_who_select_it(written: WrittenDataset, tmp_path: Path) -> None:
+    directory = tmp_path / "data"
+    shutil.copytree(written.directory, directory)
+    info = json.loads((directory / "meta" / "info.json").read_text())
+    info["features"]["observation.images.ghost"] = info["features"][TOP]
+    (directory / "meta" / "info.json").write_text(json.dumps(info))
+    assert sum(1 for _ in lg.LeRobotIterDataset(directory, features=["index", TOP], num_epochs=1)) == written.total_frames
+    with pytest.raises(
+        lg.DatasetFormatError, match=r"camera 'observation.images.ghost' has no video: .*columns videos/observation.images.ghost/"
+    ):
+        lg.LeRobotIterDataset(directory)
+
+
+def test_statistics_of_an_epoch(written: WrittenDataset) -> None:
+    iterator = iter(lg.LeRobotIterDataset(written.directory, num_epochs=1).batch(8))
+    for _ in iterator:
+        pass
+    found = lg.read_statistics(iterator)
+    assert found.examples == written.total_frames
+    assert found.frames_handed_out == 2 * written.total_frames  # embedded pictures are rows
+    assert found.gops_decoded_again == 0
+    assert 2 * written.total_frames <= found.pictures_decoded < 2.2 * written.total_frames
+    assert 0 < found.bytes_needed <= found.bytes_fetched
+    assert found.budget_used_bytes == 0
+    assert 0 < found.budget_peak_bytes <= found.budget_bytes
+    with pytest.raises(lg.InvalidRequestError, match="found 0 lerobot_grain streams"):
+        lg.read_statistics(iter(grain.MapDataset.range(3).to_iter_dataset()))

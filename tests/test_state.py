@@ -192,14 +192,14 @@ def test_filters_between_the_parts_resume_exactly(written: WrittenDataset) -> No
         assert [int(example["index"]) for example in restored] == straight[position:]
 
 
-MISMATCHES = {
-    "seed": (dict(shuffle=lg.Shuffle(seed=1)), r"seed = 0, this stream has 1; make the data set with the same shuffle"),
-    "clip_length": (dict(shuffle=lg.Shuffle(clip_length=8)), r"clip_length = 20, this stream has 8"),
-    "num_parts": (dict(shuffle=lg.Shuffle(num_parts=8)), r"num_parts = 64, this stream has 8"),
-    "buffer_size": (dict(shuffle=lg.Shuffle(buffer_size=8)), r"buffer_size = 1024, this stream has 8"),
-    "open_files": (dict(shuffle=lg.Shuffle(open_files=1)), r"open_files = 0, this stream has 1"),
-    "sequential": (dict(shuffle=None), r"shuffled = 1, this stream has 0"),
-    "episodes": (dict(episodes=[0, 1]), r"episodes = '[0-9a-f]{16}', this stream has '[0-9a-f]{16}'; select the same episodes"),
+MISMATCHES: dict[str, tuple[dict[str, Any], str]] = {
+    "seed": ({"shuffle": lg.Shuffle(seed=1)}, r"seed = 0, this stream has 1; make the data set with the same shuffle"),
+    "clip_length": ({"shuffle": lg.Shuffle(clip_length=8)}, r"clip_length = 20, this stream has 8"),
+    "num_parts": ({"shuffle": lg.Shuffle(num_parts=8)}, r"num_parts = 64, this stream has 8"),
+    "buffer_size": ({"shuffle": lg.Shuffle(buffer_size=8)}, r"buffer_size = 1024, this stream has 8"),
+    "open_files": ({"shuffle": lg.Shuffle(open_files=1)}, r"open_files = 0, this stream has 1"),
+    "sequential": ({"shuffle": None}, r"shuffled = 1, this stream has 0"),
+    "episodes": ({"episodes": [0, 1]}, r"episodes = '[0-9a-f]{16}', this stream has '[0-9a-f]{16}'; select the same episodes"),
 }
 
 
@@ -207,7 +207,7 @@ MISMATCHES = {
 def test_a_state_of_another_stream_is_refused(written: WrittenDataset, name: str) -> None:
     arguments, text = MISMATCHES[name]
     state = iter(lg.LeRobotIterDataset(written.directory)).get_state()
-    iterator = iter(lg.LeRobotIterDataset(written.directory, **arguments))  # type: ignore[arg-type]
+    iterator = iter(lg.LeRobotIterDataset(written.directory, **arguments))
     before = [int(next(iterator)["index"]) for _ in range(3)]
     kept = iterator.get_state()
     with pytest.raises(lg.StateMismatchError, match=text):

@@ -1,0 +1,49 @@
+"""Keeps what is costly to make, up to a limit: sample tables, footers, row groups."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class Kept(Generic[Key, Value]):
+    """Futures by key; above a limit the least recently used ones that are done are dropped. For one thread.
+
+    Args:
+      limit: on the sum of the sizes.
+      size: of a value.
+    """
+
+    def __init__(self, *, limit: int, size: Callable[[Value], int]) -> None:
+        self._limit, self._size = limit, size
+        self._futures: OrderedDict[Key, Future[Value]] = OrderedDict()
+        self._sizes: dict[Key, int] = {}
+        self._unsized: list[Key] = []
+        self._total = 0
+
+    def get(self, key: Key, make: Callable[[], Future[Value]]) -> Future[Value]:
+        """Returns the future of a key, made if it is not there."""
+        found = self._futures.get(key)
+        if found is not None:
+            self._futures.move_to_end(key)
+            return found
+        self._drop()
+        found = self._futures[key] = make()
+        self._unsized.append(key)
+        return found
+
+    def _drop(self) -> None:
+        for key in [key for key in self._unsized if self._futures[key].done()]:
+            future = self._futures[key]
+            self._sizes[key] = self._size(future.result()) if future.exception() is None else 0
+            self._total += self._sizes[key]
+            self._unsized.remove(key)
+        while self._total > self._limit and self._sizes:
+            oldest = next(key for key in self._futures if key in self._sizes)
+            self._total -= self._sizes.pop(oldest)
+            del self._futures[oldest]
