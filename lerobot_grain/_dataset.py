@@ -113,14 +113,18 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
         self._ahead: ReadAhead[dict[str, Any]] | None = None
         self._parent_error: Exception | None = None
         self._statistics = ReadStatistics()
+        self._exhausted = False
 
     def __next__(self) -> Example:
         self._assert_not_closed()
+        if self._exhausted:
+            raise StopIteration
         with self._stats.record_self_time():
             try:
                 example, self._state = self._take()
             except StopIteration:
                 self._forget()
+                self._exhausted = True
                 raise
             except BaseException:
                 # Nothing was handed out: the next call starts again behind the last example that was.
@@ -173,7 +177,7 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
         # The parent compares first, and raises before anything has changed here.
         self._parent.set_state(state)
         self._forget()
-        self._state = None
+        self._state, self._exhausted = None, False
 
     def close(self) -> None:
         if self._closed:
