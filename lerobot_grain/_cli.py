@@ -320,7 +320,7 @@ def _write_plots(path: Path, title: str, reading: Reading, randomness: Randomnes
 def _plot_rows(plot: Any, randomness: Randomness) -> None:
     step = -(-len(randomness.rows) // _PLOTTED_POINTS)
     iterations = np.arange(0, len(randomness.rows), step)
-    plot.plot(iterations, randomness.rows[::step], ",")
+    plot.plot(iterations, randomness.rows[::step], ".", markersize=1.5)
     plot.set(title=f"|corr(row, iteration)| = {randomness.correlation:.3f}", xlabel="iteration", ylabel="row")
 
 

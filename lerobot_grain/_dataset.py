@@ -26,6 +26,8 @@ from lerobot_grain._windows import TOLERANCE_SECONDS, WindowRequest, window_offs
 
 # Rows beyond the shuffle's buffer that the reader knows ahead.
 _KNOWN_EXAMPLES = 512
+# Rows of longer GOPs are not all known in time; they are decoded more than once.
+_MAX_KNOWN_GOP = 64
 
 
 class DeltaTimestamps(grain.transforms.Map):
@@ -273,15 +275,13 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
             )
         transformation = DeltaTimestamps(repository, windows, tolerance_seconds=tolerance_seconds)
         order = FrameOrderIterDataset(repository, episodes=episodes, shuffle=shuffle, num_epochs=num_epochs, shard_options=shard_options)
-        buffer_size = 0 if order.shuffle is None else order.shuffle.buffer_size
         super().__init__(
             order.map(transformation),
             repository,
             features=selection.keys,
             image_size=image_size,
             read_options=read_options,
-            # Two rows of a clip are at most two blocks of the shuffle apart.
-            known_examples=2 * buffer_size + _KNOWN_EXAMPLES,
+            known_examples=_known_examples(order.shuffle),
         )
         self._order = order
 
@@ -302,6 +302,16 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
 
     def __str__(self) -> str:
         return f"LeRobotIterDataset({self._repository.description})"
+
+
+def _known_examples(shuffle: Shuffle | None) -> int:
+    """Returns how far ahead the rows of one GOP must be known, so that it is decoded once for all of them."""
+    if shuffle is None:
+        return _KNOWN_EXAMPLES
+    # They follow each other in a part, but for its blocks: so they are spread over at most their number and two blocks, times the parts.
+    assert shuffle.clip_length is not None
+    block = max(1, shuffle.buffer_size // shuffle.num_parts)
+    return (min(shuffle.clip_length, _MAX_KNOWN_GOP) + 2 * block) * shuffle.num_parts + _KNOWN_EXAMPLES
 
 
 def _checked_image_size(image_size: tuple[int, int] | None) -> tuple[int, int] | None:
