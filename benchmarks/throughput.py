@@ -33,11 +33,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from _cases import CASES, TINY, Case, prepare
+from _cases import CAMERA_NOISE, CASES, TINY, Case, prepare
 from _report import RATE, summarize, tables
 
 from lerobot_grain import open_repository
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the benchmark with the command line's options."""
     options = _parser().parse_args(arguments)
     options.cache.mkdir(parents=True, exist_ok=True)
-    cases = [Case(name=options.directory.name, directory=options.directory)] if options.directory else _chosen(options.cases)
+    cases = [Case(name=options.directory.name, directory=options.directory)] if options.directory else _chosen(options.cases, options.noise)
     results, summaries = {}, []
     for case in cases:
         results[case.name] = _measure_case(case, options)
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--directory", type=Path, help="measure this data set instead")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, metavar="KIND", help="of measurement (default: all)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--noise", type=float, default=CAMERA_NOISE, metavar="X", help="of the pictures, 0 to 1 (default: %(default)s)")
     parser.add_argument("--scale", type=_scale, default=1.0, metavar="X", help="multiplies the episodes of the data sets; or: tiny")
     parser.add_argument(
         "--cache", type=Path, default=Path(tempfile.gettempdir()) / "lerobot_grain-benchmark", help="of data sets (default: %(default)s)"
@@ -94,8 +96,8 @@ def _scale(text: str) -> float:
     return TINY if text == "tiny" else float(text)
 
 
-def _chosen(names: Sequence[str] | None) -> list[Case]:
-    return [case for case in CASES if names is None or case.name in names]
+def _chosen(names: Sequence[str] | None, noise: float) -> list[Case]:
+    return [replace(case, noise=noise) for case in CASES if names is None or case.name in names]
 
 
 def _measure_case(case: Case, options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
@@ -165,7 +167,7 @@ def _measure(case: Case, directory: Path, kind: str, hub: LoopbackHub | None, op
 def _run(job: Mapping[str, Any], scratch: str, *, pinned: bool) -> dict[str, Any]:
     # Proxies are not to be asked for this machine's Hub, nor the user's Hub settings.
     environment = {name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "HF_ENDPOINT")}
-    environment |= {"HF_HOME": scratch, "HF_HUB_DISABLE_TELEMETRY": "1", "no_proxy": "localhost,127.0.0.1"}
+    environment |= {"HF_HOME": scratch, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_VERBOSITY": "error", "no_proxy": "localhost,127.0.0.1"}
     environment["NO_PROXY"] = environment["no_proxy"]
     # In the child before its imports, because some libraries count the cores when they are imported.
     pin: Callable[[], None] | None = partial(os.sched_setaffinity, 0, {min(os.sched_getaffinity(0))}) if pinned else None

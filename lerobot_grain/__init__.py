@@ -11,8 +11,9 @@ from lerobot_grain._errors import (
 )
 from lerobot_grain._frame_order import FrameOrderIterDataset
 from lerobot_grain._order import Shuffle
-from lerobot_grain._readahead import ReadOptions, ReadStatistics
+from lerobot_grain._readahead import ReadOptions
 from lerobot_grain._repository import Repository, open_repository
+from lerobot_grain._statistics import ReadStatistics
 from lerobot_grain._storage import StorageOptions
 from lerobot_grain._windows import WindowRequest
 

@@ -19,9 +19,10 @@ import grain
 from lerobot_grain._errors import InvalidRequestError
 from lerobot_grain._frame_order import FrameOrderIterDataset
 from lerobot_grain._order import Shuffle
-from lerobot_grain._readahead import Example, ReadAhead, ReadOptions, ReadStatistics
+from lerobot_grain._readahead import Example, ReadAhead, ReadOptions
 from lerobot_grain._repository import Repository, open_repository
 from lerobot_grain._rows import select_features
+from lerobot_grain._statistics import ReadStatistics
 from lerobot_grain._windows import TOLERANCE_SECONDS, WindowRequest, window_offsets
 
 # Rows beyond the shuffle's buffer that the reader knows ahead.

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from lerobot_grain._dataset import LeRobotIterDataset, read_statistics
 from lerobot_grain._frame_order import FrameOrderIterDataset
-from lerobot_grain._readahead import ReadStatistics
+from lerobot_grain._statistics import ReadStatistics
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

@@ -6,6 +6,7 @@ torchcodec releases the GIL while it decodes, so this is called from threads; a 
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -58,65 +59,112 @@ def decode_group(group: list[tuple[GopRead, list[int]]], coded: list[Coded], ima
 
 
 def _decode_together(group: list[tuple[GopRead, list[int]]], coded: list[Coded], image_size: tuple[int, int] | None) -> list[Any]:
-    units, wanted, num_pictures, places = [], [], 0, []
+    units, wanted, num_pictures = [], [], 0
     for (read, frames), payload in zip(group, coded, strict=True):
-        where = f"{read.file.where}: episode {read.episode}, camera {read.file.camera}, GOP {read.gop}"
         unit = read.file.unit(read.gop, frames)
         start = unit.byte_range.start - read.byte_range.start
         data = payload.payloads.result()[payload.slot][start : start + unit.byte_range.length]
-        units.append((coded_samples(read.file.table, unit, data, where=where), unit.ranks))
+        units.append((coded_samples(read.file.table, unit, data, where=_where(read)), unit.ranks))
         wanted += [int(rank) + num_pictures for rank in unit.wanted]
         num_pictures += len(unit.samples)
-        places.append(where)
-    table = group[0][0].file.table
-    where = places[0] if len(group) == 1 else f"{places[0]} and {len(group) - 1} more"
-    return decode_frames(small_mp4(table, units), wanted, num_frames=num_pictures, image_size=image_size, where=where)
+    first = group[0][0]
+    where = _where(first) if len(group) == 1 else f"{_where(first)} and {len(group) - 1} more"
+    return list(SmallVideo(small_mp4(first.file.table, units), image_size=image_size, where=where).frames(wanted))
 
 
-def decode_frames(mp4: bytes, frames: Sequence[int], *, num_frames: int, image_size: tuple[int, int] | None, where: str) -> list[Frames]:
-    """Decodes frames of a small MP4.
+def _where(read: GopRead) -> str:
+    return f"{read.file.where}: episode {read.episode}, camera {read.file.camera}, GOP {read.gop}"
+
+
+class SmallVideo:
+    """Decodes frames of a small MP4, going on where it stopped. For one thread at a time.
 
     Args:
       mp4: as `small_mp4` makes it.
-      frames: ascending numbers of the wanted frames.
-      num_frames: pictures in the file.
       image_size: (height, width) to resize to, bilinear and anti-aliased, or `None`.
       where: names what is decoded in messages.
 
-    Returns:
-      For each, uint8 `(height, width, 3)`, RGB, in memory of its own.
-
     Raises:
-      DatasetFormatError: the pictures cannot be decoded.
+      DatasetFormatError: the decoder does not know the video.
     """
-    transforms = None if image_size is None else [Resize(image_size)]
-    try:
-        # One FFmpeg thread: groups are decoded side by side, which costs no more and needs less memory than threads inside one.
-        # "Approximate" is exact here, where every frame lies on its tick; it saves a scan of the file, and a seek back to its start where
-        # frames that are not wanted are passed over (torchcodec 0.13 does that in its exact mode).
-        decoder = VideoDecoder(mp4, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="approximate", transforms=transforms)
-        if (decoder.metadata.height or 0) * (decoder.metadata.width or 0) >= _LARGE_FRAME_PIXELS:
-            # One by one: each frame gets memory of its own without a copy, and the decoder runs on where it is.
-            found = [decoder.get_frame_at(frame) for frame in frames]
-            decoded = [frame.data.numpy() for frame in found]
-            times = np.array([frame.pts_seconds for frame in found])
-        else:
-            # In one call, which takes Python's lock once and not for every frame, each time against a busy consumer.
-            batch = decoder.get_frames_at(list(frames))
-            decoded = [np.array(frame) for frame in batch.data.numpy()]
-            times = batch.pts_seconds.numpy()
-    except (RuntimeError, ValueError, IndexError) as error:
+
+    def __init__(self, mp4: bytes, *, image_size: tuple[int, int] | None, where: str) -> None:
+        self._where = where
+        transforms = None if image_size is None else [Resize(image_size)]
+        try:
+            # One FFmpeg thread: groups are decoded side by side, which costs no more and needs less memory than threads inside one.
+            # "Approximate" is exact here, where every frame lies on its tick; it saves a scan of the file, and a seek back to its start
+            # where frames that are not wanted are passed over (torchcodec 0.13 does that in its exact mode).
+            self._decoder = VideoDecoder(mp4, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="approximate", transforms=transforms)
+        except (RuntimeError, ValueError) as error:
+            raise self._refused(error) from None
+        self._is_large = (self._decoder.metadata.height or 0) * (self._decoder.metadata.width or 0) >= _LARGE_FRAME_PIXELS
+
+    def frames(self, frames: Sequence[int]) -> list[Frames]:
+        """Decodes `frames`, ascending numbers, each to uint8 `(height, width, 3)`, RGB, in memory of its own.
+
+        Raises:
+          DatasetFormatError: the pictures cannot be decoded.
+        """
+        try:
+            if self._is_large:
+                # One by one: each frame gets memory of its own without a copy.
+                found = [self._decoder.get_frame_at(frame) for frame in frames]
+                decoded = [frame.data.numpy() for frame in found]
+                times = np.array([frame.pts_seconds for frame in found])
+            else:
+                # In one call, which takes Python's lock once and not for every frame, each time against a busy consumer.
+                batch = self._decoder.get_frames_at(list(frames))
+                decoded = [np.array(frame) for frame in batch.data.numpy()]
+                times = batch.pts_seconds.numpy()
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise self._refused(error) from None
+        # A decoder that drops a damaged picture goes on with the next one.
+        if (odd := np.flatnonzero(np.abs(times * _FRAMES_PER_SECOND - np.array(frames)) > 0.5)).size:
+            raise DatasetFormatError(
+                f"{self._where}: asked for picture {frames[odd[0]]}, the decoder gave {times[odd[0]] * _FRAMES_PER_SECOND:g}; "
+                "the video is damaged"
+            )
+        return decoded
+
+    def _refused(self, error: Exception) -> DatasetFormatError:
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DatasetFormatError(
-            f"{where}: the decoder refused the video ({message}); the file is damaged or uses a feature it does not know"
-        ) from None
-    # A decoder that drops a damaged picture goes on with the next one.
-    if (odd := np.flatnonzero(np.abs(times * _FRAMES_PER_SECOND - np.array(frames)) > 0.5)).size:
-        raise DatasetFormatError(
-            f"{where}: asked for picture {frames[odd[0]]} of {num_frames}, the decoder gave {times[odd[0]] * _FRAMES_PER_SECOND:g}; "
-            "the video is damaged"
+        return DatasetFormatError(
+            f"{self._where}: the decoder refused the video ({message}); the file is damaged or uses a feature it does not know"
         )
-    return decoded
+
+
+class OpenGop:
+    """One long GOP, decoded in pieces by a decoder that stays open between them.
+
+    Args:
+      read: the GOP.
+      coded: its bytes; the first piece waits for them.
+      image_size: (height, width) to resize to, or `None`.
+    """
+
+    def __init__(self, read: GopRead, coded: Coded, image_size: tuple[int, int] | None) -> None:
+        self._read, self._coded, self._image_size = read, coded, image_size
+        self._lock = threading.Lock()
+        self._video: SmallVideo | None = None
+
+    def frames(self, frames: list[int]) -> list[Any]:
+        """Decodes ascending frames of the file; returns them, or an exception in the place of each. Going back begins the GOP anew."""
+        first = self._read.file.frames_of(self._read.gop)
+        try:
+            with self._lock:
+                if self._video is None:
+                    self._video = self._open(first)
+                return list(self._video.frames([frame - first.start for frame in frames]))
+        except Exception as error:
+            return [error] * len(frames)
+
+    def _open(self, frames: range) -> SmallVideo:
+        file = self._read.file
+        where = _where(self._read)
+        unit = file.unit(self._read.gop, frames)
+        samples = coded_samples(file.table, unit, self._coded.payloads.result()[self._coded.slot], where=where)
+        return SmallVideo(small_mp4(file.table, [(samples, unit.ranks)]), image_size=self._image_size, where=where)
 
 
 def decode_image(encoded: bytes, *, image_size: tuple[int, int] | None, where: str) -> Frames:

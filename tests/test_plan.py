@@ -118,10 +118,9 @@ def test_an_episode_that_starts_behind_the_end_of_the_file() -> None:
 
 
 def test_an_episode_that_starts_where_there_is_no_frame() -> None:
-    # A file at 5 fps in a data set of 20 fps: between two frames.
-    file = video_file([5, 5], [0.0, 0.75], fps=20.0)
-    assert (
-        problem(file, 1).startswith("it should start at 0.750000 s, but the nearest of the 30 frames is at 0.") or file.first_frame(1) == 7
+    # Half-way between two frames, seen from a data set of twice the rate; and in a file of a fourth of it.
+    assert problem(video_file([5, 5], [0.0, 0.75], fps=20.0), 1) == (
+        "it should start at 0.750000 s, but the nearest of the 30 frames is at 0.700000 s and the last one at 2.900000 s"
     )
     table = dataclasses.replace(table_of(), pts=table_of().pts * 4)
     assert problem(video_file([5, 5], [0.0, 0.5], table=table), 1) == (
