@@ -23,6 +23,7 @@ from lerobot_grain._readahead import Example, ReadAhead, ReadOptions
 from lerobot_grain._repository import Repository, open_repository
 from lerobot_grain._rows import select_features
 from lerobot_grain._statistics import ReadStatistics
+from lerobot_grain._video import load_decoder
 from lerobot_grain._windows import TOLERANCE_SECONDS, WindowRequest, window_offsets
 
 # Rows beyond the shuffle's buffer that the reader knows ahead.
@@ -98,6 +99,8 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
         self._repository = repository
         self._selection = select_features(repository, features)
         self._image_size = _checked_image_size(image_size)
+        if self._selection.videos:
+            load_decoder()  # now, so that the first batch does not wait for it, and what is not installed is said here
         self._read_options = read_options
         self._known_examples = known_examples
 

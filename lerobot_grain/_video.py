@@ -1,10 +1,11 @@
 """Coded pictures -> frames: small MP4s through torchcodec, embedded images through Pillow. Nothing else imports either of them.
 
-torchcodec releases the GIL while it decodes, so this is called from threads; a call has no state.
+torchcodec releases the GIL while it decodes, so this is called from threads.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import threading
 from collections.abc import Sequence
@@ -15,10 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from torchcodec.decoders import VideoDecoder
-from torchcodec.transforms import Resize
 
-from lerobot_grain._errors import DatasetFormatError
+from lerobot_grain._errors import DatasetFormatError, LeRobotGrainError
 from lerobot_grain._plan import GopRead
 from lerobot_grain._small_mp4 import TICKS_PER_FRAME, TIMESCALE, coded_samples, small_mp4
 
@@ -28,6 +27,26 @@ Frames = npt.NDArray[np.uint8]
 _LARGE_FRAME_PIXELS = 360 * 480
 # Of a small MP4.
 _FRAMES_PER_SECOND = TIMESCALE / TICKS_PER_FRAME
+
+
+@functools.cache
+def load_decoder() -> tuple[Any, Any]:
+    """Returns `torchcodec.decoders` and `torchcodec.transforms`.
+
+    They are imported here and not above because they bring PyTorch: two seconds and 200 MB that data sets without video need not pay.
+
+    Raises:
+      LeRobotGrainError: torchcodec, PyTorch or FFmpeg's shared libraries cannot be loaded.
+    """
+    try:
+        from torchcodec import decoders, transforms
+    except (ImportError, OSError, RuntimeError) as error:
+        message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise LeRobotGrainError(
+            f"the video decoder cannot be loaded ({message}); install FFmpeg's shared libraries (version 4 to 8) and a torchcodec that "
+            "fits the installed torch, or leave the cameras out of features=[...]"
+        ) from error
+    return decoders, transforms
 
 
 @dataclass(eq=False, slots=True)
@@ -90,12 +109,15 @@ class SmallVideo:
 
     def __init__(self, mp4: bytes, *, image_size: tuple[int, int] | None, where: str) -> None:
         self._where = where
-        transforms = None if image_size is None else [Resize(image_size)]
+        decoders, transformations = load_decoder()
+        transforms = None if image_size is None else [transformations.Resize(image_size)]
         try:
             # One FFmpeg thread: groups are decoded side by side, which costs no more and needs less memory than threads inside one.
             # "Approximate" is exact here, where every frame lies on its tick; it saves a scan of the file, and a seek back to its start
             # where frames that are not wanted are passed over (torchcodec 0.13 does that in its exact mode).
-            self._decoder = VideoDecoder(mp4, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="approximate", transforms=transforms)
+            self._decoder = decoders.VideoDecoder(
+                mp4, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="approximate", transforms=transforms
+            )
         except (RuntimeError, ValueError) as error:
             raise self._refused(error) from None
         self._is_large = (self._decoder.metadata.height or 0) * (self._decoder.metadata.width or 0) >= _LARGE_FRAME_PIXELS

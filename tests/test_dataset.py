@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 import shutil
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 import lerobot_grain as lg
+from lerobot_grain._video import load_decoder
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, LoopbackHub, WrittenDataset, read_barcodes, write_dataset
 
 TOP, WRIST, PICTURE = "observation.images.top", "observation.images.wrist", "observation.images.picture"
@@ -274,3 +276,14 @@ def test_statistics_of_an_epoch(written: WrittenDataset) -> None:
     assert 0 < found.budget_peak_bytes <= found.budget_bytes
     with pytest.raises(lg.InvalidRequestError, match="found 0 lerobot_grain streams"):
         lg.read_statistics(iter(grain.MapDataset.range(3).to_iter_dataset()))
+
+
+def test_a_missing_decoder_is_named_at_construction(written: WrittenDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    load_decoder.cache_clear()
+    try:
+        with pytest.raises(lg.LeRobotGrainError, match=r"the video decoder cannot be loaded .*; install FFmpeg's shared libraries"):
+            lg.LeRobotIterDataset(written.directory)
+        assert next(iter(lg.LeRobotIterDataset(written.directory, features=["action"], num_epochs=1)))["action"].shape == (7,)
+    finally:
+        load_decoder.cache_clear()

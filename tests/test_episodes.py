@@ -254,9 +254,11 @@ def test_no_columns_and_no_rows() -> None:
         episode_table({name: values[:0] for name, values in columns_of().items()}, info=INFO, where=WHERE)
 
 
-def test_a_video_feature_without_a_path() -> None:
-    with pytest.raises(DatasetFormatError, match=r"'top' is a video feature, but info\.json has no video_path"):
-        episode_table(columns_of(), info=dataclasses.replace(INFO, video_path=None), where=WHERE)
+def test_cameras_without_video_are_left_out() -> None:
+    # Declared, but without a path or without columns: an error for those who select them, and for nobody else.
+    assert episode_table(columns_of(), info=dataclasses.replace(INFO, video_path=None), where=WHERE).videos == {}
+    columns = {name: values for name, values in columns_of().items() if not name.startswith("videos/")}
+    assert episode_table(columns, info=INFO, where=WHERE).videos == {}
 
 
 @pytest.mark.parametrize("starts", [["a", "b", "c", "d"], [b"0", b"1", b"2", b"3"]], ids=["texts", "bytes"])

@@ -109,6 +109,32 @@ def test_every_frame_of_an_epoch_carries_its_barcode(shared: Path, name: str, sh
     assert (rows == sorted(rows)) == (shuffle is None)
 
 
+@pytest.mark.parametrize("options", [(1 << 20, 1), (4 << 20, 8)], ids=["1 MB", "4 MB"])
+@pytest.mark.parametrize("name", ["av1_rolled", "h264_bframes", "hevc_bframes"])
+def test_a_small_budget_decodes_again_but_gives_the_same_frames(shared: Path, name: str, options: tuple[int, int]) -> None:
+    """All GOPs are long for such a budget, decoded in pieces, and dropped and decoded again; with windows that reach back and ahead."""
+    repository = lg.open_repository(shared / "golden" / name)
+    cameras = list(repository.cameras)
+    deltas = {cameras[0]: [-1.0, 0.0, 1.0]}
+    dataset = lg.LeRobotIterDataset(
+        repository,
+        num_epochs=1,
+        features=[*cameras, "index", "episode_index", "frame_index"],
+        delta_timestamps=deltas,
+        read_options=lg.ReadOptions(memory_budget_bytes=options[0], num_decode_threads=options[1]),
+    )
+    iterator = iter(dataset)
+    rows = []
+    for example in iterator:
+        rows.append(int(example["index"]))
+        _check_windows(repository, example, deltas, rows[-1])
+        for number, key in enumerate(cameras[1:], 1):
+            assert read_barcodes(example[key][None]).tolist() == [[example["episode_index"], example["frame_index"], number]]
+    assert sorted(rows) == list(range(repository.episodes.num_rows))
+    statistics = lg.read_statistics(iterator)
+    print(f"{statistics.pictures_decoded} pictures decoded for {len(rows)} rows")
+
+
 def test_depth_is_refused_by_name(shared: Path) -> None:
     with pytest.raises(lg.InvalidRequestError, match=r"feature 'observation.images.depth' is a depth camera, which is not supported yet"):
         lg.LeRobotIterDataset(shared / "golden" / "depth")
