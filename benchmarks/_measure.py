@@ -56,7 +56,8 @@ class Job:
 
 def measure_ours(job: Job) -> dict[str, Any]:
     """Reads one epoch in batches, with the default order."""
-    given = {"memory_budget_bytes": job.budget_bytes, "num_decode_threads": job.threads}
+    defaults = ReadOptions()
+    read_options = ReadOptions(memory_budget_bytes=job.budget_bytes or defaults.memory_budget_bytes, num_decode_threads=job.threads)
     start = time.perf_counter()
     repository = open_repository(job.repository, endpoint=job.endpoint, cache_dir=job.cache_dir)
     dataset = LeRobotIterDataset(
@@ -64,13 +65,15 @@ def measure_ours(job: Job) -> dict[str, Any]:
         delta_timestamps={key: [offset / repository.fps for offset in offsets] for key, offsets in job.windows.items()},
         shuffle=Shuffle(clip_length=job.clip_length),
         num_epochs=1,
-        read_options=ReadOptions(**{name: value for name, value in given.items() if value is not None}),
+        read_options=read_options,
     )
     iterator = iter(dataset.batch(job.batch_size))
     open_seconds = time.perf_counter() - start
     before = _memory_bytes("VmRSS")
     _reset_peak()
-    times, counts, batch_bytes = [], [], 0
+    times: list[float] = []
+    counts: list[int] = []
+    batch_bytes = 0
     start = time.perf_counter()
     # To the last example and not beyond it: at its end a stream lets go of what is measured here.
     while sum(counts) < dataset.num_rows:

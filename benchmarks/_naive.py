@@ -6,6 +6,7 @@ and batches are put together in shared memory, which the parent uses where it is
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import time
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from multiprocessing.queues import Queue
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import numpy as np
@@ -89,15 +91,18 @@ def _column(table: Any, name: str) -> npt.NDArray[Any]:
     return plain
 
 
-def _work(worker: int, job: Job, memory_names: list[str], free: Queue[int], done: Queue[Any]) -> None:
-    """Makes every `NUM_WORKERS`-th batch of a random order into the shared memories that are free."""
+def _work(worker: int, job: Job, memory_names: list[str], free: Queue[int], done: Queue[Any], num_read: Any) -> None:
+    """Makes every `NUM_WORKERS`-th batch of a random order into the shared memories that are free; counts examples in `num_read`."""
     reader = _Reader(job)
     order = np.random.default_rng(0).permutation(reader.episodes.num_rows)
     memories = [SharedMemory(name) for name in memory_names]
     done.put(None)
     for start in range(worker * job.batch_size, len(order), NUM_WORKERS * job.batch_size):
         slot = free.get()
-        examples = [reader.example(int(row)) for row in order[start : start + job.batch_size]]
+        examples = []
+        for row in order[start : start + job.batch_size].tolist():
+            examples.append(reader.example(row))
+            num_read.value += 1
         offset = 0
         for key in reader.cameras:
             pictures = [frames[key] for _, frames in examples]
@@ -105,14 +110,19 @@ def _work(worker: int, job: Job, memory_names: list[str], free: Queue[int], done
             np.stack(pictures, out=np.ndarray(shape, np.uint8, memories[slot].buf, offset))
             offset += int(np.prod(shape))
         values = {key: np.stack([row[key] for row, _ in examples]) for key in examples[0][0]}
-        done.put((slot, len(examples), values))
+        done.put((slot, values))
     done.put(None)
     # Not before the parent has read all: what a queue still holds is lost when the process ends.
     free.get()
 
 
 def measure(job: Job, *, max_seconds: float) -> tuple[int, float]:
-    """Reads one epoch, but no longer than `max_seconds`. Returns the examples and the seconds, without the start of the workers."""
+    """Reads one epoch, but no longer than `max_seconds`.
+
+    Returns:
+      The examples, those of unfinished batches among them, because one batch of long GOPs can take longer than `max_seconds`; and the
+      seconds, without the start of the workers.
+    """
     repository = open_repository(job.directory)
     shapes = {key: repository.features[key].shape for key in repository.episodes.videos}
     size = sum(int(np.prod(shape)) * len(job.windows.get(key, (0,))) for key, shape in shapes.items()) * job.batch_size
@@ -120,9 +130,13 @@ def measure(job: Job, *, max_seconds: float) -> tuple[int, float]:
     memories = [[SharedMemory(create=True, size=max(1, size)) for _ in range(_PREFETCH)] for _ in range(NUM_WORKERS)]
     free: list[Queue[int]] = [context.Queue() for _ in memories]
     done: list[Queue[Any]] = [context.Queue() for _ in memories]
+    # Each has one writer, so no lock.
+    num_read = [context.RawValue("q", 0) for _ in memories]
     workers = [
         context.Process(
-            target=_work, args=(number, job, [memory.name for memory in memories[number]], free[number], done[number]), daemon=True
+            target=_work,
+            args=(number, job, [memory.name for memory in memories[number]], free[number], done[number], num_read[number]),
+            daemon=True,
         )
         for number in range(NUM_WORKERS)
     ]
@@ -135,16 +149,12 @@ def measure(job: Job, *, max_seconds: float) -> tuple[int, float]:
         for queue in free:
             for slot in range(_PREFETCH):
                 queue.put(slot)
-        examples, turn = 0, 0
-        while time.perf_counter() - start < max_seconds:
-            batch = done[turn].get(timeout=_TIMEOUT_SECONDS)
-            if batch is None:
-                break
-            slot, count, _ = batch
-            examples += count
-            free[turn].put(slot)
-            turn = (turn + 1) % NUM_WORKERS
-        return examples, time.perf_counter() - start
+        turn = 0
+        with contextlib.suppress(Empty):
+            while (batch := done[turn].get(timeout=max(0.0, start + max_seconds - time.perf_counter()))) is not None:
+                free[turn].put(batch[0])
+                turn = (turn + 1) % NUM_WORKERS
+        return sum(counter.value for counter in num_read), time.perf_counter() - start
     finally:
         for process in workers:
             process.kill()

@@ -21,6 +21,9 @@ from lerobot_grain._schema import DatasetInfo, PathTemplate
 Integers = npt.NDArray[np.int64]
 Seconds = npt.NDArray[np.float64]
 
+# Rows, frames and files are counted far below this, and sums of as many of them as there can be episodes stay far below 2**63.
+_MAX_INTEGER = 1 << 40
+
 
 @dataclass(frozen=True, slots=True)
 class FileSpans:
@@ -156,14 +159,19 @@ def select_episodes(episodes: slice | Iterable[int] | None, num_episodes: int) -
     if episodes is None:
         return np.arange(num_episodes)
     if isinstance(episodes, slice):
-        selected = np.arange(num_episodes)[episodes]
+        try:
+            selected = np.arange(num_episodes)[episodes]
+        except (TypeError, ValueError) as error:
+            raise InvalidRequestError(f"episodes={episodes!r}: not a slice of episode numbers ({error})") from None
+    elif not isinstance(episodes, Iterable):
+        raise InvalidRequestError(f"episodes={episodes!r}: expected a list of episode numbers (int) or a slice")
     else:
         given = list(episodes)
         if not all(isinstance(number, int | np.integer) and not isinstance(number, bool) for number in given):
             raise InvalidRequestError(f"episodes={given[:8]!r}: expected episode numbers (int) or a slice")
-        selected = np.array(given, np.int64)
-        if (bad := selected[(selected < 0) | (selected >= num_episodes)]).size:
+        if bad := [number for number in given if not 0 <= number < num_episodes]:
             raise InvalidRequestError(f"episodes: there is no episode {bad[0]}; the data set has episodes 0 to {num_episodes - 1}")
+        selected = np.array(given, np.int64)
         numbers, counts = np.unique(selected, return_counts=True)
         if (counts > 1).any():
             raise InvalidRequestError(f"episodes: {numbers[counts > 1][0]} is given {counts.max()} times; expected every episode once")
@@ -186,6 +194,8 @@ def _video_spans(columns: Mapping[str, npt.NDArray[Any]], info: DatasetInfo, whe
         name = f"videos/{key}/from_timestamp"
         if name not in columns:
             raise DatasetFormatError(f"{where}: there is no column {name}; expected the seconds at which each episode starts in its video")
+        if columns[name].dtype.kind not in "fiu":
+            raise DatasetFormatError(f"{where}: column {name} has values of type {columns[name].dtype}; expected seconds")
         starts = np.asarray(columns[name], np.float64)
         if (bad := np.flatnonzero(~((starts >= 0) & (starts < np.inf)))).size:
             raise DatasetFormatError(f"{where}: episode {bad[0]} has {name} {starts[bad[0]]}; expected seconds >= 0")
@@ -228,10 +238,10 @@ def _integers(columns: Mapping[str, npt.NDArray[Any]], name: str, where: str) ->
         )
     values = columns[name]
     # Other recorders write integers as doubles; a missing value arrives as NaN.
-    if values.dtype.kind == "f" and np.isfinite(values).all() and (values == np.floor(values)).all():
-        values = values.astype(np.int64)
-    if values.dtype.kind not in "iu":
+    if values.dtype.kind not in "fiu" or not (np.isfinite(values).all() and (values == np.floor(values)).all()):
         raise DatasetFormatError(f"{where}: column {name} has values of type {values.dtype} that are not all integers")
+    if len(values) and (values.max() > _MAX_INTEGER or values.min() < -_MAX_INTEGER):
+        raise DatasetFormatError(f"{where}: column {name} has values above {_MAX_INTEGER}, which no data set holds")
     return values.astype(np.int64)
 
 

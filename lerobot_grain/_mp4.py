@@ -41,6 +41,7 @@ _HEAD_BYTES = 4096
 _TAIL_BYTES = 4 << 20
 # 20 bytes a picture: 3 million pictures, 30 hours at 30 fps. Larger ones are refused before anything is allocated.
 _MAX_MOOV_BYTES = 64 << 20
+_MAX_PICTURES = 4_000_000
 _MAX_TOP_LEVEL_BOXES = 1000
 # Fields of a visual sample entry in front of its boxes (ISO/IEC 14496-12, 12.1.3).
 _VISUAL_FIELDS_BYTES = 78
@@ -217,6 +218,8 @@ def _parse_tracks(moov: bytes, file_size_bytes: int, where: str) -> SampleTable:
         raise DatasetFormatError(f"{where}: two pictures have the same presentation time; which one a row belongs to is not known")
     if (np.diff(pts[keys]) < 0).any():
         raise DatasetFormatError(f"{where}: key frames are not presented in the order in which they are stored; this is not supported")
+    if pts.min() < pts[0]:
+        raise DatasetFormatError(f"{where}: a picture is presented before the first key frame; what it needs is not in the file")
     for array in (offsets, sizes, pts, keys, presentation):
         array.flags.writeable = False
     return SampleTable(
@@ -256,8 +259,8 @@ def _box(kind: str, payload: bytes) -> bytes:
 
 def _sizes(stsz: bytes, file_size_bytes: int, where: str) -> Integers:
     constant, count = struct.unpack_from(">II", stsz, 4)
-    # A sample is at least one byte, so a larger count is a lie that must not be allocated for.
-    if count == 0 or count > file_size_bytes or (constant == 0 and len(stsz) < 12 + 4 * count):
+    # A sample is at least one byte, so a larger count is a lie; and a constant size takes no place in the box, so the count is bounded, too.
+    if count == 0 or count > min(file_size_bytes, _MAX_PICTURES) or (constant == 0 and len(stsz) < 12 + 4 * count):
         raise DatasetFormatError(f"{where}: stsz says {count} samples in a box of {len(stsz)} bytes and a file of {file_size_bytes}")
     if constant:
         return np.full(count, constant, np.int64)
@@ -281,9 +284,11 @@ def _offsets(tables: dict[str, bytes], sizes: Integers, file_size_bytes: int, wh
     first_samples = np.cumsum(samples_per_chunk) - samples_per_chunk
     chunk_starts = np.concatenate(([0], ends))[first_samples]
     offsets = np.repeat(chunk_offsets - chunk_starts, samples_per_chunk) + ends - sizes
-    if (bad := np.flatnonzero((offsets < 0) | (offsets + sizes > file_size_bytes))).size:
+    # Not offsets + sizes, which may be beyond the end of the integers.
+    if (bad := np.flatnonzero((offsets < 0) | (offsets > file_size_bytes - sizes))).size:
+        start, size = int(offsets[bad[0]]), int(sizes[bad[0]])
         raise DatasetFormatError(
-            f"{where}: picture {bad[0]} of {len(sizes)} should lie at bytes [{offsets[bad[0]]}, {offsets[bad[0]] + sizes[bad[0]]}), "
+            f"{where}: picture {bad[0]} of {len(sizes)} should lie at bytes [{start}, {start + size}), "
             f"but the file has {file_size_bytes}; it is truncated"
         )
     return offsets

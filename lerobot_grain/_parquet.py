@@ -63,11 +63,13 @@ class ParquetTable:
 
     Attributes:
       storage, path: where the file is.
+      size_bytes: of the file.
       metadata: pyarrow's.
     """
 
     storage: RangeReader
     path: str
+    size_bytes: int
     metadata: pq.FileMetaData
 
     @property
@@ -114,7 +116,12 @@ class ParquetTable:
                 if chunk.dictionary_page_offset is None
                 else min(chunk.dictionary_page_offset, chunk.data_page_offset)
             )
-            ranges.append(ByteRange(start, start + chunk.total_compressed_size))
+            found = ByteRange(start, start + chunk.total_compressed_size)
+            if not 0 <= found.start < found.stop <= self.size_bytes:
+                raise DatasetFormatError(
+                    f"{self.where}, row group {group}: a column chunk should lie at bytes {found}, but the file has {self.size_bytes}"
+                )
+            ranges.append(found)
         return ranges
 
     def read_group(self, group: int, columns: Sequence[str]) -> pa.Table:
@@ -168,7 +175,7 @@ def open_table(storage: RangeReader, path: str) -> ParquetTable:
         metadata.schema.to_arrow_schema()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DatasetFormatError(f"{where}: damaged parquet footer ({_first_line(error)})") from None
-    return ParquetTable(storage, path, metadata)
+    return ParquetTable(storage, path, size_bytes, metadata)
 
 
 def read_columns(table: ParquetTable, columns: Sequence[str] | None) -> dict[str, npt.NDArray[Any]]:
@@ -250,6 +257,13 @@ def _cast(array: npt.NDArray[Any], feature: Feature, where: str) -> npt.NDArray[
         return array
     if array.dtype.kind not in "biuf":
         raise DatasetFormatError(f"{where}: feature {feature.key!r} is stored as {array.dtype}; its declared dtype is {dtype}")
+    if array.dtype.kind in "iu" and dtype.kind in "iu" and len(array):
+        limits = np.iinfo(dtype)
+        # A cast back would bring a wrapped negative number home again.
+        if int(array.min()) < limits.min or int(array.max()) > limits.max:
+            raise DatasetFormatError(
+                f"{where}: feature {feature.key!r} is stored as {array.dtype} with values that its declared dtype {dtype} cannot hold"
+            )
     with np.errstate(invalid="ignore", over="ignore"):
         cast = array.astype(dtype)
         # Floating point may lose digits, as a declared float32 of stored doubles does in lerobot; an integer or a bool must stay what it

@@ -223,7 +223,7 @@ def _read_stats(storage: Storage) -> Statistics:
         return {
             str(key): {str(name): np.asarray(value, np.float64) for name, value in statistics.items()} for key, statistics in stats.items()
         }
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DatasetFormatError(f"{where}: expected feature -> statistic -> numbers ({error})") from None
 
 

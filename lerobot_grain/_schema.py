@@ -11,6 +11,7 @@ import json
 import math
 import re
 import string
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -152,7 +153,7 @@ def _check_version(info: Mapping[str, Any], where: str) -> str:
 
 def _fps(info: Mapping[str, Any], where: str) -> float:
     fps = info.get("fps")
-    if isinstance(fps, bool) or not isinstance(fps, int | float) or not (0 < fps < math.inf):
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not (0 < fps <= sys.float_info.max):
         raise DatasetFormatError(f"{where}: fps is {fps!r}; expected a number > 0")
     return float(fps)
 
@@ -161,7 +162,7 @@ def _count(info: Mapping[str, Any], field: str, where: str) -> int | None:
     value = info.get(field)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value != int(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (0 <= value < math.inf) or value != int(value):
         raise DatasetFormatError(f"{where}: {field} is {value!r}; expected an integer >= 0")
     return int(value)
 
@@ -208,7 +209,7 @@ def _feature(key: str, description: object, where: str) -> Feature:
         _channels_last(shape, listed),
         listed,
         is_depth=bool(encoding.get("is_depth_map") or encoding.get("video.is_depth_map")),
-        gop_length=gop_length if isinstance(gop_length, int) and gop_length >= 1 else None,
+        gop_length=gop_length if isinstance(gop_length, int) and not isinstance(gop_length, bool) and gop_length >= 1 else None,
     )
 
 

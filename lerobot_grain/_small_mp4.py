@@ -185,11 +185,12 @@ def _nal_units(table: SampleTable, sample: bytes, where: str) -> Iterable[int]:
 
 
 def _reset_hevc(table: SampleTable, sample: bytes, where: str) -> bytes:
-    rewritten = None
+    rewritten, num_pictures = None, 0
     for offset in _nal_units(table, sample, where):
         kind = sample[offset] >> 1 & 0x3F
         if kind > _HEVC_LAST_PICTURE_TYPE:
             continue  # parameter sets, SEI
+        num_pictures += 1
         if kind == _HEVC_CRA:
             rewritten = rewritten or bytearray(sample)
             rewritten[offset] = sample[offset] & 0x81 | _HEVC_BLA_N_LP << 1
@@ -197,6 +198,8 @@ def _reset_hevc(table: SampleTable, sample: bytes, where: str) -> bytes:
             raise DatasetFormatError(
                 f"{where}: flagged as key frame, but its NAL unit type is {kind}; expected IDR (19, 20), CRA (21) or BLA (16 to 18)"
             )
+    if num_pictures == 0:
+        raise DatasetFormatError(f"{where}: flagged as key frame, but it holds no picture")
     return sample if rewritten is None else bytes(rewritten)
 
 

@@ -9,7 +9,7 @@ reader of lerobot does, for low-dimensional features and cameras alike; there is
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ Array = TypeVar("Array", Frames, Mask)
 
 # lerobot's default: a delta may be off a whole number of frames by this many seconds.
 TOLERANCE_SECONDS = 1e-4
+_MAX_OFFSET = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,8 @@ def window_offsets(
     for key, deltas in delta_timestamps.items():
         if key not in known_keys:
             raise InvalidRequestError(f"delta_timestamps[{key!r}]: no such feature is read; there are {', '.join(known_keys)}")
+        if isinstance(deltas, str) or not isinstance(deltas, Iterable):
+            raise InvalidRequestError(f"delta_timestamps[{key!r}] is {deltas!r}; expected a list of deltas in seconds, such as [0.0]")
         deltas = list(deltas)
         if not deltas:
             raise InvalidRequestError(f"delta_timestamps[{key!r}] is empty; expected at least one delta in seconds, such as [0.0]")
@@ -110,18 +113,30 @@ def window_offsets(
 
 
 def _offset(key: str, delta: float, *, fps: float, tolerance_seconds: float) -> int:
-    # NumPy's numbers are welcome (`np.arange(16) / fps`); a bool is a mistake.
-    if isinstance(delta, bool) or not isinstance(delta, int | float | np.number) or not math.isfinite(delta):
+    frames = _frames(delta, fps)
+    if not math.isfinite(frames):
         raise InvalidRequestError(f"delta_timestamps[{key!r}] holds {delta!r}; expected a finite number of seconds")
-    offset = round(float(delta) * fps)
-    if abs(delta * fps - offset) / fps > tolerance_seconds:
-        below = math.floor(delta * fps)
+    offset = round(frames)
+    if abs(frames - offset) / fps > tolerance_seconds:
+        below = math.floor(frames)
         raise InvalidRequestError(
-            f"delta_timestamps[{key!r}]: {float(delta)!r} s is {float(delta) * fps:.6g} frames at {fps:g} fps; expected a whole number of "
+            f"delta_timestamps[{key!r}]: {float(delta)!r} s is {frames:.6g} frames at {fps:g} fps; expected a whole number of "
             f"frames within tolerance_seconds={tolerance_seconds:g}. The nearest ones are {below / fps!r} s ({below} frames) "
             f"and {(below + 1) / fps!r} s ({below + 1} frames)"
         )
-    return offset
+    # Farther than any episode reaches, and far from the end of the integers.
+    return max(-_MAX_OFFSET, min(_MAX_OFFSET, offset))
+
+
+def _frames(delta: object, fps: float) -> float:
+    """Returns a delta in frames; NaN for what is not a number of seconds."""
+    # NumPy's numbers are welcome (`np.arange(16) / fps`); a bool is a mistake, and so is a timedelta64, an integer to NumPy.
+    if isinstance(delta, bool | np.timedelta64) or not isinstance(delta, int | float | np.integer | np.floating):
+        return math.nan
+    try:
+        return float(delta) * fps
+    except OverflowError:
+        return math.nan
 
 
 def _read_only(array: Array) -> Array:

@@ -100,7 +100,7 @@ def decode_all(mp4: bytes) -> npt.NDArray[np.uint8]:
     """Returns uint8 `(frames, height, width, 3)`: all frames, by decoding a file from start to end."""
     frames = VideoDecoder(mp4, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")[:].numpy()
     assert frames.dtype == np.uint8
-    return frames  # type: ignore[no-any-return]
+    return frames
 
 
 # --- boxes ---------------------------------------------------------------------------------------------------------------------------

@@ -248,9 +248,9 @@ def test_missing_start_in_the_video() -> None:
 
 
 def test_no_columns_and_no_rows() -> None:
-    with pytest.raises(DatasetFormatError, match="no column episode_index; the table has none of the columns that are needed"):
+    with pytest.raises(DatasetFormatError, match=r"no column episode_index; the table has none of the columns that are needed"):
         episode_table({}, info=INFO, where=WHERE)
-    with pytest.raises(DatasetFormatError, match="meta/episodes: the table has no episode$"):
+    with pytest.raises(DatasetFormatError, match=r"meta/episodes: the table has no episode$"):
         episode_table({name: values[:0] for name, values in columns_of().items()}, info=INFO, where=WHERE)
 
 
@@ -261,7 +261,7 @@ def test_cameras_without_video_are_left_out() -> None:
     assert episode_table(columns, info=INFO, where=WHERE).videos == {}
 
 
-@pytest.mark.parametrize("starts", [["a", "b", "c", "d"], [b"0", b"1", b"2", b"3"]], ids=["texts", "bytes"])
+@pytest.mark.parametrize("starts", [["a", "b", "c", "d"], ["0.0", "0.4", "0.0", None]], ids=["texts", "numbers as texts"])
 def test_starts_that_are_no_numbers(starts: list[Any]) -> None:
     assert refusal(videos__top__from_timestamp=np.array(starts, object)).startswith("column videos/top/from_timestamp")
 
@@ -329,5 +329,5 @@ def test_selections_that_make_no_sense(episodes: Any, text: str) -> None:
 
 @pytest.mark.parametrize("episodes", [3, 1.5, [10**30], [-(10**30)], slice(0, 2.5), slice("a", None), slice(0, 3, 0)], ids=repr)
 def test_selections_of_the_wrong_type_are_the_callers_fault(episodes: Any) -> None:
-    with pytest.raises(InvalidRequestError, match="^episodes"):
+    with pytest.raises(InvalidRequestError, match=r"^episodes"):
         select_episodes(episodes, 5)

@@ -214,7 +214,8 @@ def test_asking_for_positions_leaves_the_question_alone() -> None:
 )
 def test_no_position_gives_no_row(shuffle: Shuffle | None) -> None:
     rows = frame_order(FIRST_ROWS, LENGTHS, DATA_FILES, shuffle).epoch(0).rows(np.arange(0))
-    assert (rows.tolist(), rows.dtype) == ([], np.int64)
+    assert len(rows) == 0
+    assert rows.dtype == np.int64
 
 
 @pytest.mark.parametrize(
@@ -308,7 +309,7 @@ AT_LEAST_1, OR_NONE = "expected an int >= 1", "expected an int >= 1 or None"
 )
 def test_arguments_that_make_no_sense(field: str, value: object, text: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        Shuffle(**{field: value})  # type: ignore[arg-type]
+        Shuffle(**{field: value})
     assert str(caught.value) == text
 
 

@@ -247,7 +247,7 @@ def test_slices_and_several_chunks(kind: pa.DataType) -> None:
 
 
 def test_two_dimensional_features_as_huggingface_datasets_stores_them() -> None:
-    class Array2D(pa.ExtensionType):  # type: ignore[misc]
+    class Array2D(pa.ExtensionType):
         def __init__(self) -> None:
             super().__init__(pa.list_(pa.list_(pa.float32())), "test.Array2D")
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import encoded, read_table
 
 from lerobot_grain._episodes import EpisodeTable, episode_table
 from lerobot_grain._errors import DatasetFormatError
@@ -15,6 +14,7 @@ from lerobot_grain._mp4 import SampleTable
 from lerobot_grain._plan import GopRead, VideoFile, decode_groups
 from lerobot_grain._schema import DatasetInfo, Feature, PathTemplate
 from lerobot_grain._small_mp4 import unit_of_frames
+from tests.helpers import encoded, read_table
 
 INFO = DatasetInfo(
     codebase_version="v3.0",

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pytest
-from helpers import box, boxes, decode_all, encoded, read_table
 from torchcodec.decoders import VideoDecoder
 
 from lerobot_grain._errors import DatasetFormatError
 from lerobot_grain._mp4 import SampleTable
 from lerobot_grain._small_mp4 import Unit, coded_samples, small_mp4, unit_of_frames
+from tests.helpers import box, boxes, decode_all, encoded, read_table
 
 
 class Video(NamedTuple):

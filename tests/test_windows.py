@@ -181,7 +181,8 @@ def test_a_delta_between_two_frames_names_both() -> None:
     )
     assert message([-0.012], fps=30.0) == (
         "delta_timestamps['action']: -0.012 s is -0.36 frames at 30 fps; "
-        "expected a whole number of frames within tolerance_seconds=0.0001. The nearest ones are -0.03333333333333333 s (-1 frames) and 0.0 s (0 frames)"
+        "expected a whole number of frames within tolerance_seconds=0.0001. "
+        "The nearest ones are -0.03333333333333333 s (-1 frames) and 0.0 s (0 frames)"
     )
     assert "s is 1.5 frames" in message([np.float32(0.15)])
 
