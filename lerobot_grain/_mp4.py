@@ -259,7 +259,7 @@ def _box(kind: str, payload: bytes) -> bytes:
 
 def _sizes(stsz: bytes, file_size_bytes: int, where: str) -> Integers:
     constant, count = struct.unpack_from(">II", stsz, 4)
-    # A sample is at least one byte, so a larger count is a lie; and a constant size takes no place in the box, so the count is bounded, too.
+    # A sample is at least one byte, so a larger count is a lie; a constant size takes no place in the box, so the count is bounded, too.
     if count == 0 or count > min(file_size_bytes, _MAX_PICTURES) or (constant == 0 and len(stsz) < 12 + 4 * count):
         raise DatasetFormatError(f"{where}: stsz says {count} samples in a box of {len(stsz)} bytes and a file of {file_size_bytes}")
     if constant:

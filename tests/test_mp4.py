@@ -18,7 +18,7 @@ import pytest
 
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import DatasetFormatError
-from lerobot_grain._mp4 import SampleTable, read_sample_table
+from lerobot_grain._mp4 import SampleTable, SampleTableReader, read_sample_table
 from tests.helpers import box, boxes, decode_all, edit_box, encoded, read_table
 
 TRACK = "moov/trak/mdia/minf/stbl"
@@ -440,6 +440,13 @@ def test_a_huge_moov_is_refused_before_it_is_read() -> None:
         reader.send(head + bytes(4096 - len(head)))
 
 
+def feed(reader: SampleTableReader, data: bytes) -> None:
+    """Sends the reader what it asks for; behind the end of the data lie zeros."""
+    wanted = next(reader)
+    while True:
+        wanted = reader.send(data[wanted.start : wanted.stop].ljust(wanted.length, b"\0"))
+
+
 def test_a_huge_number_of_samples_is_refused_before_anything_is_allocated() -> None:
     # Samples of constant size take no place in the box. 10 million pictures are 11 days at 10 fps.
     count = 10_000_000
@@ -450,11 +457,8 @@ def test_a_huge_number_of_samples_is_refused_before_anything_is_allocated() -> N
     declared = 1 << 30  # bytes behind moov that are never read
     tracemalloc.start()
     try:
-        reader = read_sample_table(declared, where="a.mp4")
-        wanted = next(reader)
         with pytest.raises(DatasetFormatError, match="stsz says 10000000 samples"):
-            for _ in range(3):
-                wanted = reader.send(data[wanted.start : wanted.stop].ljust(wanted.length, b"\0"))
+            feed(read_sample_table(declared, where="a.mp4"), data)
         assert tracemalloc.get_traced_memory()[1] < 64 << 20
     finally:
         tracemalloc.stop()
