@@ -109,6 +109,7 @@ def test_versions_that_are_read(version: str) -> None:
 def test_fields_as_other_recorders_write_them(fields: dict[str, Any], found: dict[str, Any]) -> None:
     info = with_fields(**fields)
     assert {name: getattr(info, name) for name in found} == found
+    assert {type(getattr(info, name)) for name in found if name.startswith("total")} <= {int, type(None)}
 
 
 @pytest.mark.parametrize(
