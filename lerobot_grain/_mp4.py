@@ -133,10 +133,10 @@ def read_sample_table(file_size_bytes: int, *, where: str) -> SampleTableReader:
         if kind == "moov":
             if size > _MAX_MOOV_BYTES:
                 raise DatasetFormatError(f"{where}: moov has {size} bytes; at most {_MAX_MOOV_BYTES} are read")
-            box = known[cursor - start : cursor - start + size]
-            if len(box) < size:
-                box += yield ByteRange(cursor + len(box), cursor + size)
-            return _parse_moov(box[header:], file_size_bytes, where)
+            moov = known[cursor - start : cursor - start + size]
+            if len(moov) < size:
+                moov += yield ByteRange(cursor + len(moov), cursor + size)
+            return _parse_moov(moov[header:], file_size_bytes, where)
         cursor += size
     raise DatasetFormatError(f"{where}: no moov box among the first {_MAX_TOP_LEVEL_BOXES} boxes")
 
@@ -248,12 +248,13 @@ def _sample_entry(stsd: bytes, where: str) -> tuple[str, int, int, bytes]:
     width, height = struct.unpack_from(">HH", entry, 24)
     # FFmpeg writes the bit rate of each file here (btrt), which no decoder needs: without it, files of one encoder have equal descriptions,
     # and their GOPs can be decoded together.
-    children = [_box(name, payload) for name, payload in _boxes(entry[_VISUAL_FIELDS_BYTES:], where, kind) if name != "btrt"]
-    description = _box("stsd", stsd[:8] + _box(kind, entry[:_VISUAL_FIELDS_BYTES] + b"".join(children)))
+    children = [box(name, payload) for name, payload in _boxes(entry[_VISUAL_FIELDS_BYTES:], where, kind) if name != "btrt"]
+    description = box("stsd", stsd[:8] + box(kind, entry[:_VISUAL_FIELDS_BYTES] + b"".join(children)))
     return CODECS[kind], width, height, description
 
 
-def _box(kind: str, payload: bytes) -> bytes:
+def box(kind: str, payload: bytes) -> bytes:
+    """Returns a box: its size, its type and its payload."""
     return struct.pack(">I4s", 8 + len(payload), kind.encode("latin-1")) + payload
 
 

@@ -44,7 +44,7 @@ class VideoFile:
         times = table.pts[table.presentation[first_frames]] / table.timescale
         self._first_frames = dict(zip(held.tolist(), first_frames.tolist(), strict=True))
         self._problems = _episodes_without_frames(held, first_frames, episodes.lengths[held], starts, times, table, fps)
-        # A frame of the file -> the GOP to start decoding at: GOPs follow each other in presentation order.
+        # Of each GOP the first frame of the file for which decoding starts there: GOPs follow each other in presentation order.
         ranks = np.empty(table.num_frames, np.int64)
         ranks[table.presentation] = np.arange(table.num_frames)
         self._gop_first_frames = ranks[table.keys]
@@ -62,7 +62,7 @@ class VideoFile:
 
     def gop_of(self, frame: int) -> int:
         """Returns the GOP to start decoding at for a frame of the file."""
-        return int(np.searchsorted(self._gop_first_frames, frame, side="right")) - 1
+        return int(self.table.gop_of_frame(np.array([frame]))[0])
 
     def frames_of(self, gop: int) -> range:
         """Returns the frames of the file for which decoding starts at a GOP."""

@@ -23,9 +23,6 @@ NUMERIC_DTYPES = frozenset(
     ("bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
 )
 
-# Columns that name a row rather than describe it.
-INDEX_KEYS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
-
 # lerobot's defaults for data sets that name no template.
 _DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _TEMPLATE_FIELDS = frozenset(("video_key", "chunk_index", "file_index"))

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import DatasetFormatError
-from lerobot_grain._mp4 import SampleTable
+from lerobot_grain._mp4 import SampleTable, box
 
 Integers = npt.NDArray[np.int64]
 
@@ -132,23 +132,19 @@ def _moov(table: SampleTable, tables: bytes, *, count: int, delay: int, media_of
     track = _full_box("tkhd", struct.pack(">IIIII8xHHHH", 0, 0, 1, 0, duration, 0, 0, 0, 0) + _MATRIX + dimensions, flags=3)
     media = _full_box("mdhd", struct.pack(">IIIIHH", 0, 0, TIMESCALE, duration, 0x55C4, 0))
     media += _full_box("hdlr", struct.pack(">I4s12xx", 0, b"vide"))
-    data = _box("dinf", _full_box("dref", struct.pack(">I", 1) + _full_box("url ", b"", flags=1)))
-    samples = _box("stbl", table.sample_description + tables + _full_box("stco", struct.pack(">II", 1, media_offset)))
-    media += _box("minf", _full_box("vmhd", bytes(8), flags=1) + data + samples)
+    data = box("dinf", _full_box("dref", struct.pack(">I", 1) + _full_box("url ", b"", flags=1)))
+    samples = box("stbl", table.sample_description + tables + _full_box("stco", struct.pack(">II", 1, media_offset)))
+    media += box("minf", _full_box("vmhd", bytes(8), flags=1) + data + samples)
     # The delay is taken off again: frame i is presented at exactly i ticks, which is how the decoder is asked for it.
-    edit = _box("edts", _full_box("elst", struct.pack(">IIiHH", 1, duration, delay * TICKS_PER_FRAME, 1, 0)))
-    return _box("moov", movie + _box("trak", track + edit + _box("mdia", media)))
-
-
-def _box(kind: str, payload: bytes) -> bytes:
-    return struct.pack(">I4s", 8 + len(payload), kind.encode("latin-1")) + payload
+    edit = box("edts", _full_box("elst", struct.pack(">IIiHH", 1, duration, delay * TICKS_PER_FRAME, 1, 0)))
+    return box("moov", movie + box("trak", track + edit + box("mdia", media)))
 
 
 def _full_box(kind: str, payload: bytes, *, flags: int = 0) -> bytes:
-    return _box(kind, struct.pack(">I", flags) + payload)
+    return box(kind, struct.pack(">I", flags) + payload)
 
 
-_FTYP = _box("ftyp", b"isom\x00\x00\x02\x00isomiso2")
+_FTYP = box("ftyp", b"isom\x00\x00\x02\x00isomiso2")
 
 
 def _reset_picture(table: SampleTable, sample: bytes, where: str) -> bytes:
