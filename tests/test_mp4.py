@@ -358,6 +358,18 @@ def test_boxes_that_contradict_each_other(path: str, change: Callable[[bytes], b
     assert found.startswith(text) if text.endswith("(") else found == text
 
 
+@pytest.mark.parametrize(
+    "first_chunks",
+    [(2, 4, 6), (0, 4, 6), (1, 4, 7), (1, 4, 4), (1, 6, 4), (4, 1, 6)],
+    ids=["not from the first", "from 0", "behind the last", "one twice", "backwards at the end", "backwards at the start"],
+)
+def test_runs_of_chunks_that_are_out_of_order(first_chunks: tuple[int, int, int]) -> None:
+    first, second, third = first_chunks
+    stsc = struct.pack(">II9I", 0, 3, first, 4, 1, second, 7, 1, third, 4, 1)
+    data = edit_box(with_uneven_chunks(encoded(**PLAIN)), f"{TRACK}/stsc", lambda _: box("stsc", stsc))
+    assert refusal(data) == "stsc does not describe the 6 chunks in order"
+
+
 @pytest.mark.parametrize("offset", [SIZE, 2**31, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 1], ids=str)
 def test_samples_behind_the_end_of_the_file(offset: int) -> None:
     # With each sample in a chunk of its own, nothing else gives away that offset + size overflowed.

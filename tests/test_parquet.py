@@ -263,8 +263,19 @@ def test_two_dimensional_features_as_huggingface_datasets_stores_them() -> None:
     array = to_numpy(column(pa.ExtensionArray.from_storage(Array2D(), storage)), Feature("key", "float32", (2, 2)), where=WHERE)
     assert array.tolist() == [[[1, 2], [3, 4]]]
     data = written(pa.table({"before": [1], "key": pa.ExtensionArray.from_storage(Array2D(), storage), "after": [2]}))
+    assert column_after_and_key(data) == [2, [[1, 2], [3, 4]]]
+    # With the package `datasets` imported, pyarrow knows its types, and the column comes as one of them.
+    pa.register_extension_type(Array2D())
+    try:
+        assert column_after_and_key(data) == [2, [[1, 2], [3, 4]]]
+    finally:
+        pa.unregister_extension_type("test.Array2D")
+
+
+def column_after_and_key(data: bytes) -> list[Any]:
     table, _ = opened(data)
-    assert table.read_group(0, ["after"])["after"].to_pylist() == [2]
+    key = to_numpy(table.read_group(0, ["key"])["key"], Feature("key", "float32", (2, 2)), where=WHERE)
+    return [table.read_group(0, ["after"])["after"][0].as_py(), key[0].tolist()]
 
 
 LOSSY = "with values that its declared dtype"
