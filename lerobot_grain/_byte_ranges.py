@@ -20,6 +20,10 @@ class ByteRange(NamedTuple):
     def length(self) -> int:
         return self.stop - self.start
 
+    def cover(self, other: ByteRange) -> ByteRange:
+        """Returns the range from the start of the first to the end of the last of both."""
+        return ByteRange(min(self.start, other.start), max(self.stop, other.stop))
+
     def __str__(self) -> str:
         return f"[{self.start}, {self.stop})"
 

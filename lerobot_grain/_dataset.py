@@ -10,21 +10,34 @@ Nothing does I/O before the first `next`, and data sets and iterators hold no cl
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import grain
+import numpy as np
+import numpy.typing as npt
 
+from lerobot_grain._batches import Batch, Example, join, num_examples, split, with_arrays_of_strings
 from lerobot_grain._errors import InvalidRequestError
-from lerobot_grain._frame_order import FrameOrderIterDataset
+from lerobot_grain._frame_order import FrameOrderIterator, FrameOrderIterDataset
 from lerobot_grain._order import Shuffle
-from lerobot_grain._readahead import Example, ReadAhead, ReadOptions
+from lerobot_grain._readahead import ReadAhead, ReadOptions
 from lerobot_grain._repository import Repository, open_repository
 from lerobot_grain._rows import select_features
 from lerobot_grain._statistics import ReadStatistics
 from lerobot_grain._video import load_decoder
-from lerobot_grain._windows import TOLERANCE_SECONDS, WindowRequest, window_offsets
+from lerobot_grain._windows import TOLERANCE_SECONDS, WindowBlock, WindowRequest, fits_together, stack_requests, window_offsets
+
+Taken = TypeVar("Taken")
+# Number of examples of a block that were handed out -> the parent's state.
+StateAfter = Callable[[int], dict[str, Any]]
+
+# Requests that are pulled at a time.
+_EXAMPLES_PER_BLOCK = 256
 
 # Rows beyond the shuffle's buffer that the reader knows ahead.
 _KNOWN_EXAMPLES = 512
@@ -61,6 +74,11 @@ class DeltaTimestamps(grain.transforms.Map):
     def map(self, element: int) -> WindowRequest:
         episode, frame = self._episodes.locate(element)
         return self._offsets.request(row=element, episode=episode, frame=frame, length=self._episodes.lengths.item(episode))
+
+    def block(self, rows: npt.NDArray[np.int64]) -> WindowBlock:
+        """Returns the requests of rows, int64 `(n,)`, which exist."""
+        episodes, frames = self._episodes.locate_all(rows)
+        return self._offsets.block(episodes=episodes, frames=frames, lengths=self._episodes.lengths[episodes])
 
 
 class ReadWindowsIterDataset(grain.IterDataset[Example]):
@@ -110,40 +128,98 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
     def __str__(self) -> str:
         return f"ReadWindowsIterDataset({self._repository.description})"
 
+    def batch(
+        self,
+        batch_size: int,
+        *,
+        drop_remainder: bool = False,
+        batch_fn: Callable[[Sequence[Example]], Any] | None = None,
+    ) -> grain.IterDataset[Any]:
+        """Returns a data set of batches, the same as Grain's `batch`, put together without making single examples first.
+
+        Args:
+          batch_size: examples of a batch.
+          drop_remainder: whether a last, shorter batch is left out.
+          batch_fn: examples -> batch; `None`: arrays with a new first axis, strings as an array of them.
+
+        Raises:
+          InvalidRequestError: `batch_size` is not an int >= 1.
+        """
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+            raise InvalidRequestError(f"batch(batch_size={batch_size!r}): expected an int >= 1")
+        if batch_fn is not None:
+            return super().batch(batch_size, drop_remainder=drop_remainder, batch_fn=batch_fn)
+        return _BatchIterDataset(self, batch_size, drop_remainder=drop_remainder)
+
 
 class _ReadWindowsIterator(grain.DatasetIterator[Example]):
     def __init__(self, dataset: ReadWindowsIterDataset, parent: grain.DatasetIterator[WindowRequest]) -> None:
         super().__init__(parent)
         self._dataset = dataset
-        self._state: dict[str, Any] | None = None  # the parent's at the last example handed out; None: as the parent stands
-        self._ahead: ReadAhead[dict[str, Any]] | None = None
+        self._ahead: ReadAhead | None = None
+        self._blocks: _OrderedWindowsIterator | _PulledBlocks | None = None
         self._parent_error: Exception | None = None
+        self._waiting: deque[_Waiting] = deque()  # blocks that were added, and not handed out to their end
+        self._examples: deque[Example] = deque()  # taken, and not handed out
+        self._state: Callable[[], dict[str, Any]] = parent.get_state
         self._statistics = ReadStatistics()
         self._exhausted = False
 
     def __next__(self) -> Example:
+        with self._stats.record_self_time():
+            if not self._examples:
+                self._examples.extend(self._guarded(self._take_some))
+            self._hand_out(1)
+            return self._stats.record_output_spec(self._examples.popleft())
+
+    def next_batch(self, batch_size: int) -> Batch:
+        """Returns the next `batch_size` examples, or all that are left; if one of them cannot be read, none is handed out."""
+        batch = self._guarded(lambda: self._take_batch(batch_size))
+        self._hand_out(num_examples(batch))
+        return batch
+
+    def _guarded(self, take: Callable[[], Taken]) -> Taken:
         self._assert_not_closed()
         if self._exhausted:
             raise StopIteration
-        with self._stats.record_self_time():
-            try:
-                example, self._state = self._take()
-            except StopIteration:
+        try:
+            return take()
+        except StopIteration:
+            self._forget()
+            self._exhausted = True
+            raise
+        except BaseException:
+            # Nothing was handed out: the next call starts again behind the last example that was.
+            if self._ahead is not None:
+                self._parent.set_state(self._state())
                 self._forget()
-                self._exhausted = True
-                raise
-            except BaseException:
-                # Nothing was handed out: the next call starts again behind the last example that was.
-                if self._forget():
-                    self._parent.set_state(self._state)
-                raise
-            self._stats.record_output_spec(example)
-            return example
+            raise
 
-    def _take(self) -> tuple[Example, dict[str, Any]]:
-        if self._ahead is None:
+    def _take_some(self) -> list[Example]:
+        ahead = self._filled()
+        return split(ahead.take(ahead.convenient_count))
+
+    def _take_batch(self, batch_size: int) -> Batch:
+        batches = [self._filled().take(batch_size)]
+        while missing := batch_size - sum(num_examples(batch) for batch in batches):
+            # There are no more, or the next one cannot be read, which taking it says.
+            try:
+                batches.append(self._filled().take(missing))
+            except StopIteration:
+                break
+        return join(batches)
+
+    def _filled(self) -> ReadAhead:
+        """Returns the reader with as many examples as it wants to know, where there are so many.
+
+        Raises:
+          StopIteration: there is none. Any other error of the parent: it has raised it.
+        """
+        if self._ahead is None or self._blocks is None:
             dataset = self._dataset
-            self._state = self._parent.get_state()
+            # The parent is pulled ahead from here on.
+            self._state = functools.partial(dict, self._parent.get_state())
+            self._blocks = self._parent if isinstance(self._parent, _OrderedWindowsIterator) else _PulledBlocks(self._parent)
             self._ahead = ReadAhead(
                 dataset._repository,
                 dataset._selection,
@@ -153,37 +229,51 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
             )
         while self._parent_error is None and self._ahead.wants_more:
             try:
-                request = next(self._parent)
+                block, state_after = self._blocks.next_block()
             except Exception as error:  # also StopIteration: the examples before it are handed out first
                 self._parent_error = error
             else:
-                self._ahead.add(request, self._parent.get_state())
+                self._ahead.add(block)
+                self._waiting.append(_Waiting(state_after, len(block)))
         if self._ahead.is_empty:
             assert self._parent_error is not None
             raise self._parent_error
-        return self._ahead.take()
+        return self._ahead
+
+    def _hand_out(self, count: int) -> None:
+        while count:
+            waiting = self._waiting[0]
+            step = min(count, waiting.num_examples - waiting.num_handed_out)
+            waiting.num_handed_out += step
+            count -= step
+            self._state = functools.partial(waiting.state_after, waiting.num_handed_out)
+            if waiting.num_handed_out == waiting.num_examples:
+                self._waiting.popleft()
 
     def statistics(self) -> ReadStatistics:
         """Returns what was read since the stream was begun or restored."""
-        return self._statistics if self._ahead is None else self._ahead.statistics()
+        if self._ahead is None:
+            return self._statistics
+        found = self._ahead.statistics()
+        return replace(found, examples=found.examples - len(self._examples))
 
-    def _forget(self) -> bool:
-        """Stops reading ahead; the parent stands where it was pulled to. Returns whether anything was being read."""
-        ahead, self._ahead, self._parent_error = self._ahead, None, None
+    def _forget(self) -> None:
+        """Stops reading ahead; the parent stands where it was pulled to."""
+        self._statistics = self.statistics()
+        ahead, self._ahead, self._blocks, self._parent_error = self._ahead, None, None, None
+        self._waiting.clear()
+        self._examples.clear()
         if ahead is not None:
-            self._statistics = ahead.statistics()
             ahead.close()
-        return ahead is not None
 
     def get_state(self) -> dict[str, Any]:
-        state: dict[str, Any] = self._parent.get_state() if self._state is None else self._state
-        return {**state}
+        return self._state()
 
     def set_state(self, state: dict[str, Any]) -> None:
         # The parent compares first, and raises before anything has changed here.
         self._parent.set_state(state)
         self._forget()
-        self._state, self._exhausted = None, False
+        self._state, self._exhausted = self._parent.get_state, False
 
     def close(self) -> None:
         if self._closed:
@@ -193,6 +283,125 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
 
     def __str__(self) -> str:
         return str(self._dataset)
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    """The examples of a block; `state_after(n)` is the parent's state after n of them."""
+
+    state_after: StateAfter
+    num_examples: int
+    num_handed_out: int = 0
+
+
+class _BatchIterDataset(grain.IterDataset[Batch]):
+    """Batches, put together without making single examples first."""
+
+    def __init__(self, parent: ReadWindowsIterDataset, batch_size: int, *, drop_remainder: bool) -> None:
+        super().__init__(parent)
+        self._batch_size, self._drop_remainder = batch_size, drop_remainder
+
+    def __iter__(self) -> grain.DatasetIterator[Batch]:
+        return _BatchIterator(self._parent.__iter__(), self._batch_size, drop_remainder=self._drop_remainder)
+
+    def __str__(self) -> str:
+        return f"BatchIterDataset(batch_size={self._batch_size}, drop_remainder={self._drop_remainder})"
+
+
+class _BatchIterator(grain.DatasetIterator[Batch]):
+    def __init__(self, parent: _ReadWindowsIterator, batch_size: int, *, drop_remainder: bool) -> None:
+        super().__init__(parent)
+        self._batch_size, self._drop_remainder = batch_size, drop_remainder
+
+    def __next__(self) -> Batch:
+        with self._stats.record_self_time():
+            batch = self._parent.next_batch(self._batch_size)
+            if self._drop_remainder and num_examples(batch) < self._batch_size:
+                raise StopIteration
+            return self._stats.record_output_spec(with_arrays_of_strings(batch))
+
+    def get_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = self._parent.get_state()
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._parent.set_state(state)
+
+    def __str__(self) -> str:
+        return f"BatchDatasetIterator(batch_size={self._batch_size}, drop_remainder={self._drop_remainder})"
+
+
+class _OrderedWindowsIterDataset(grain.IterDataset[WindowRequest]):
+    """`FrameOrderIterDataset(...).map(DeltaTimestamps(...))`, which can also be had in blocks."""
+
+    def __init__(self, order: FrameOrderIterDataset, transformation: DeltaTimestamps) -> None:
+        super().__init__(order)
+        self._transformation = transformation
+
+    def __iter__(self) -> _OrderedWindowsIterator:
+        return _OrderedWindowsIterator(self._parent.__iter__(), self._transformation)
+
+    def __str__(self) -> str:
+        return f"{self._parent}.map(DeltaTimestamps)"
+
+
+class _OrderedWindowsIterator(grain.DatasetIterator[WindowRequest]):
+    def __init__(self, order: FrameOrderIterator, transformation: DeltaTimestamps) -> None:
+        super().__init__(order)
+        self._transformation = transformation
+
+    def __next__(self) -> WindowRequest:
+        return self._transformation.map(next(self._parent))
+
+    def next_block(self) -> tuple[WindowBlock, StateAfter]:
+        """Returns the next requests, and their states.
+
+        Raises:
+          StopIteration: there are no more.
+        """
+        rows = self._parent.next_rows(_EXAMPLES_PER_BLOCK)
+        state, step, count = self._parent.get_state(), self._parent.step, len(rows)
+        return self._transformation.block(rows), lambda taken: {**state, "position": state["position"] - (count - taken) * step}
+
+    def get_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = self._parent.get_state()
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._parent.set_state(state)
+
+
+class _PulledBlocks:
+    """Blocks of the requests of any iterator."""
+
+    def __init__(self, parent: grain.DatasetIterator[WindowRequest]) -> None:
+        self._parent = parent
+        self._next: tuple[WindowRequest, dict[str, Any]] | None = None  # pulled, and not in a block
+        self._error: Exception | None = None
+
+    def next_block(self) -> tuple[WindowBlock, StateAfter]:
+        """As `_OrderedWindowsIterator.next_block`; any error of the parent comes after the requests before it."""
+        requests: list[WindowRequest] = []
+        states: list[dict[str, Any]] = []
+        while len(requests) < _EXAMPLES_PER_BLOCK and self._pull() is not None:
+            assert self._next is not None
+            if requests and not fits_together(requests[0], self._next[0]):
+                break
+            requests.append(self._next[0])
+            states.append(self._next[1])
+            self._next = None
+        if not requests:
+            assert self._error is not None
+            raise self._error
+        return stack_requests(requests), lambda taken: {**states[taken - 1]}
+
+    def _pull(self) -> tuple[WindowRequest, dict[str, Any]] | None:
+        if self._next is None and self._error is None:
+            try:
+                self._next = next(self._parent), self._parent.get_state()
+            except Exception as error:  # also StopIteration
+                self._error = error
+        return self._next
 
 
 def read_statistics(iterator: grain.DatasetIterator[Any]) -> ReadStatistics:
@@ -280,7 +489,7 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         transformation = DeltaTimestamps(repository, windows, tolerance_seconds=tolerance_seconds)
         order = FrameOrderIterDataset(repository, episodes=episodes, shuffle=shuffle, num_epochs=num_epochs, shard_options=shard_options)
         super().__init__(
-            order.map(transformation),
+            _OrderedWindowsIterDataset(order, transformation),
             repository,
             features=selection.keys,
             image_size=image_size,

@@ -97,6 +97,11 @@ class EpisodeTable:
         episode = int(self.first_rows.searchsorted(row, side="right")) - 1
         return episode, row - self.first_rows.item(episode)
 
+    def locate_all(self, rows: Integers) -> tuple[Integers, Integers]:
+        """Returns (episodes, frames), each int64 `(n,)`, of rows that exist."""
+        episodes = self.first_rows.searchsorted(rows, side="right") - 1
+        return episodes, rows - self.first_rows[episodes]
+
 
 def episode_table(columns: Mapping[str, npt.NDArray[Any]], *, info: DatasetInfo, where: str) -> EpisodeTable:
     """Checks the columns of `meta/episodes` and makes the table of them.

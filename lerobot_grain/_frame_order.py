@@ -99,8 +99,8 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
             raise InvalidRequestError(f"set_slice({sl}): expected slice(start, None, step) with start >= 0 and step >= 1")
         self._start, self._step = self._start + start * self._step, self._step * step
 
-    def __iter__(self) -> grain.DatasetIterator[int]:
-        return _FrameOrderIterator(self)
+    def __iter__(self) -> FrameOrderIterator:
+        return FrameOrderIterator(self)
 
     @property
     def _element_spec(self) -> Any:
@@ -110,25 +110,40 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
         return f"FrameOrderIterDataset({self._order.num_rows} rows)"
 
 
-class _FrameOrderIterator(grain.DatasetIterator[int]):
+class FrameOrderIterator(grain.DatasetIterator[int]):
+    """Yields rows one by one, or some at a time."""
+
     def __init__(self, dataset: FrameOrderIterDataset) -> None:
         super().__init__()
         self._dataset = dataset
         # Elements handed out since `base`; the global position is base + handed_out * step.
         self._base = self._handed_out = 0
         self._epoch: tuple[int, EpochOrder] | None = None
-        self._rows: list[int] = []
+        self._rows: npt.NDArray[np.int64] = np.empty(0, np.int64)
         self._next = 0
 
     def __next__(self) -> int:
         self._assert_not_closed()
         with self._stats.record_self_time():
-            if self._next == len(self._rows):
-                self._compute_rows()
-            row = self._rows[self._next]
-            self._next += 1
-            self._handed_out += 1
-            return row
+            return int(self.next_rows(1)[0])
+
+    def next_rows(self, count: int) -> npt.NDArray[np.int64]:
+        """Returns the next 1 to `count` rows, int64 `(n,)`, read-only: fewer where they are computed in another piece.
+
+        Raises:
+          StopIteration: there are no more.
+        """
+        if self._next == len(self._rows):
+            self._compute_rows()
+        rows = self._rows[self._next : self._next + count]
+        self._next += len(rows)
+        self._handed_out += len(rows)
+        return rows
+
+    @property
+    def step(self) -> int:
+        """By how much a row of this shard moves the position."""
+        return self._dataset._step
 
     def _compute_rows(self) -> None:
         """Computes the next rows of this shard, up to the end of an epoch, from the position alone."""
@@ -143,7 +158,7 @@ class _FrameOrderIterator(grain.DatasetIterator[int]):
             self._epoch = epoch, dataset._order.epoch(epoch)
         positions = np.arange(first, first + _POSITIONS_AT_A_TIME * dataset._step, dataset._step)
         limit = (epoch + 1) * num_rows if stop is None else min((epoch + 1) * num_rows, stop)
-        self._rows = self._epoch[1].rows(positions[positions < limit] - epoch * num_rows).tolist()
+        self._rows = self._epoch[1].rows(positions[positions < limit] - epoch * num_rows)
         self._next = 0
 
     def _stop_position(self) -> int | None:
@@ -168,7 +183,7 @@ class _FrameOrderIterator(grain.DatasetIterator[int]):
     def set_state(self, state: dict[str, Any]) -> None:
         position = _checked_position(state, self._dataset._identity)
         self._base, self._handed_out = position, 0
-        self._rows, self._next = [], 0
+        self._rows, self._next = self._rows[:0], 0
 
     def __str__(self) -> str:
         return str(self._dataset)

@@ -17,6 +17,9 @@ class Kept(Generic[Key, Value]):
     Args:
       limit: on the sum of the sizes.
       size: of a value.
+
+    Attributes:
+      total: the sum of the sizes, as far as they are known.
     """
 
     def __init__(self, *, limit: int, size: Callable[[Value], int]) -> None:
@@ -24,7 +27,7 @@ class Kept(Generic[Key, Value]):
         self._futures: OrderedDict[Key, Future[Value]] = OrderedDict()
         self._sizes: dict[Key, int] = {}
         self._unsized: list[Key] = []
-        self._total = 0
+        self.total = 0
 
     def get(self, key: Key, make: Callable[[], Future[Value]]) -> Future[Value]:
         """Returns the future of a key, made if it is not there."""
@@ -41,9 +44,9 @@ class Kept(Generic[Key, Value]):
         for key in [key for key in self._unsized if self._futures[key].done()]:
             future = self._futures[key]
             self._sizes[key] = self._size(future.result()) if future.exception() is None else 0
-            self._total += self._sizes[key]
+            self.total += self._sizes[key]
             self._unsized.remove(key)
-        while self._total > self._limit and self._sizes:
+        while self.total > self._limit and self._sizes:
             oldest = next(key for key in self._futures if key in self._sizes)
-            self._total -= self._sizes.pop(oldest)
+            self.total -= self._sizes.pop(oldest)
             del self._futures[oldest]

@@ -8,7 +8,7 @@ rate; so what can be wrong is a file with too few frames, and that is checked fo
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,44 +42,56 @@ class VideoFile:
         starts = spans.from_timestamp_seconds[held]
         first_frames = table.frame_at(starts)
         times = table.pts[table.presentation[first_frames]] / table.timescale
-        self._first_frames = dict(zip(held.tolist(), first_frames.tolist(), strict=True))
+        by_number = np.argsort(held)
+        self._episodes, self._first_frames = held[by_number], first_frames[by_number]
+        self._first_frame_of = dict(zip(held.tolist(), first_frames.tolist(), strict=True))
         self._problems = _episodes_without_frames(held, first_frames, episodes.lengths[held], starts, times, table, fps)
-        # Of each GOP the first frame of the file for which decoding starts there: GOPs follow each other in presentation order.
+        # Of each GOP the first frame of the file for which decoding starts there, and the number of frames: GOPs follow each other in
+        # presentation order.
         ranks = np.empty(table.num_frames, np.int64)
         ranks[table.presentation] = np.arange(table.num_frames)
-        self._gop_first_frames = ranks[table.keys]
-        self.nbytes = sum(a.nbytes for a in (table.offsets, table.sizes, table.pts, table.keys, table.presentation, self._gop_first_frames))
+        self.gop_starts = np.append(ranks[table.keys], table.num_frames)
+        self.nbytes = sum(a.nbytes for a in (table.offsets, table.sizes, table.pts, table.keys, table.presentation, self.gop_starts))
 
-    def first_frame(self, episode: int) -> int:
-        """Returns the frame of the file that is frame 0 of an episode.
+    def check(self, episode: int) -> None:
+        """Checks that the frames of an episode are there.
 
         Raises:
           DatasetFormatError: the file does not hold a frame for every row of the episode.
         """
         if (problem := self._problems.get(episode)) is not None:
             raise DatasetFormatError(f"{self.where}: episode {episode}, camera {self.camera}: {problem}")
-        return int(self._first_frames[episode])
 
-    def gop_of(self, frame: int) -> int:
-        """Returns the GOP to start decoding at for a frame of the file."""
-        return int(self.table.gop_of_frame(np.array([frame]))[0])
+    def first_frame(self, episode: int) -> int:
+        """Returns the frame of the file that is frame 0 of an episode that `check` finds."""
+        return self._first_frame_of[episode]
+
+    def first_frames(self, episodes: Integers) -> Integers:
+        """Returns int64 `(n,)`: `first_frame` of each."""
+        return self._first_frames[np.searchsorted(self._episodes, episodes)]
+
+    def gops_of(self, frames: Integers) -> Integers:
+        """Returns int64 `(n,)`: the GOPs to start decoding at for frames of the file."""
+        return np.searchsorted(self.gop_starts, frames, side="right") - 1
 
     def frames_of(self, gop: int) -> range:
         """Returns the frames of the file for which decoding starts at a GOP."""
-        stop = self._gop_first_frames[gop + 1] if gop + 1 < len(self._gop_first_frames) else self.table.num_frames
-        return range(int(self._gop_first_frames[gop]), int(stop))
+        return range(self.gop_starts.item(gop), self.gop_starts.item(gop + 1))
 
-    def unit(self, gop: int, frames: Sequence[int]) -> Unit:
+    def unit(self, gop: int, frames: Sequence[int] | Integers) -> Unit:
         """Returns the samples that give ascending `frames` of `frames_of(gop)`."""
-        return unit_of_frames(self.table, gop, np.array(frames, np.int64))
+        return unit_of_frames(self.table, gop, np.asarray(frames, np.int64))
 
-    def num_pictures(self, gop: int, frames: Sequence[int]) -> int:
+    def num_pictures(self, gop: int, frames: Sequence[int] | Integers) -> int:
         """Returns the number of pictures that have to be decoded for ascending `frames` of `frames_of(gop)`."""
-        return len(self.unit(gop, frames).samples)
+        return int(frames[-1]) + 1 - self.table.keys.item(gop) if self.table.is_plain else len(self.unit(gop, frames).samples)
 
     def byte_range(self, gop: int) -> ByteRange:
         """Returns the bytes that `unit` needs for any frames of a GOP."""
-        return unit_of_frames(self.table, gop, np.array(self.frames_of(gop), np.int64)).byte_range
+        if not self.table.is_plain:
+            return self.unit(gop, self.frames_of(gop)).byte_range
+        first, last = self.gop_starts.item(gop), self.gop_starts.item(gop + 1) - 1
+        return ByteRange(self.table.offsets.item(first), self.table.offsets.item(last) + self.table.sizes.item(last))
 
 
 def _episodes_without_frames(
@@ -113,38 +125,43 @@ def _episodes_without_frames(
     return problems
 
 
-@dataclass(eq=False, slots=True)
-class GopRead:
-    """One GOP of a file, for frames of one episode.
+class WantedGop(NamedTuple):
+    """One GOP of a file, and the frames that are wanted of it.
 
     Attributes:
       file: which holds it.
       episode: whose frames are wanted.
       gop: its number in the file.
-      byte_range: its coded bytes.
+      frames: int64 `(n,)`: the wanted frames of the file, ascending.
     """
 
     file: VideoFile
     episode: int
     gop: int
-    byte_range: ByteRange
+    frames: Integers
+
+    def __str__(self) -> str:
+        return f"{self.file.where}: episode {self.episode}, camera {self.file.camera}, GOP {self.gop}"
 
 
-def decode_groups(reads: Iterable[tuple[GopRead, list[int]]], *, max_pictures: int) -> list[list[tuple[GopRead, list[int]]]]:
+def decode_groups(gops: Iterable[WantedGop], *, max_pictures: int) -> list[list[int]]:
     """Puts GOPs into groups that one small MP4 can hold: equal sample descriptions, up to about `max_pictures` wanted frames.
 
     Args:
-      reads: (GOP, its wanted frames), in the order of their first use.
+      gops: in the order of their first use.
+
+    Returns:
+      The places in `gops` of each group.
     """
-    groups: list[list[tuple[GopRead, list[int]]]] = []
+    groups: list[list[int]] = []
     open_groups: dict[bytes, int] = {}
     pictures: dict[bytes, int] = {}
-    for read, frames in reads:
-        kind = read.file.table.sample_description
-        if kind not in open_groups or pictures[kind] + len(frames) > max_pictures:
+    for place, gop in enumerate(gops):
+        kind = gop.file.table.sample_description
+        if kind not in open_groups or pictures[kind] + len(gop.frames) > max_pictures:
             open_groups[kind] = len(groups)
             pictures[kind] = 0
             groups.append([])
-        groups[open_groups[kind]].append((read, frames))
-        pictures[kind] += len(frames)
+        groups[open_groups[kind]].append(place)
+        pictures[kind] += len(gop.frames)
     return groups

@@ -1,6 +1,7 @@
 """Runs the plan ahead of the consumer: fetches, decodes and assembles examples, strictly in order. The only threads of the package.
 
-The order of windows is known long before they are needed, and this makes use of it. Every request passes three horizons, nearest last:
+The order of windows is known long before they are needed, and this makes use of it. Requests come in blocks of a few dozen examples, which
+are planned together, as arrays. Every block passes three horizons, nearest last:
 
 1. *known* (`add`): only integers. Every frame is counted with its uses, so it is known which frames a GOP will have to give, and when.
 2. *fetched*: the coded bytes of its GOPs and its row groups are asked for.
@@ -17,25 +18,31 @@ import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Generic, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
+from lerobot_grain._batches import Batch, join
 from lerobot_grain._errors import InvalidRequestError, LeRobotGrainError
-from lerobot_grain._frame_reader import FrameReader, NumberedRequest
+from lerobot_grain._frame_reader import FrameReader, Places
+from lerobot_grain._recycled import RecycledArrays
 from lerobot_grain._repository import Repository
 from lerobot_grain._row_reader import PendingRows, RowReader
 from lerobot_grain._rows import Selection
 from lerobot_grain._statistics import Meter, ReadStatistics
 from lerobot_grain._storage import StorageOptions
-from lerobot_grain._windows import WindowRequest
+from lerobot_grain._windows import WindowBlock
 
-Example = dict[str, Any]
-Token = TypeVar("Token")
-
-# Examples whose GOPs are grouped into decode tasks at a time: enough pictures for sequential speed, few enough for an early first batch.
-_EXAMPLES_PER_STEP = 32
-# At most this many examples are decoded or fetched ahead, however large the budget is: more would not hide more latency.
-_MAX_DECODED_AHEAD, _MAX_FETCHED_AHEAD = 128, 512
+# Examples that are planned at a time, and whose GOPs are grouped into decode tasks: enough for arrays to pay, and pictures for sequential
+# speed; few enough for an early first batch. Their frames are at most so many bytes, and at most this part of the budget.
+_EXAMPLES_PER_BLOCK, _BLOCK_BYTES, _BLOCK_PART = 256, 96 << 20, 16
+# Frames of examples that are taken together only to be handed out one by one.
+_MAX_TAKEN_BYTES = 4 << 20
+# Parts of the budget: row groups that are kept, and coded bytes above which nothing is fetched ahead.
+_ROWS_PART, _CODED_PART = 8, 8
+# At most this many blocks are decoded ahead, and examples fetched ahead of them, however large the budget is: more would not hide more
+# latency.
+_MAX_DECODED_BLOCKS, _MAX_FETCHED_AHEAD = 4, 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,24 +72,27 @@ class ReadOptions:
 
 
 @dataclass(eq=False, slots=True)
-class _Pending(Generic[Token]):
-    """An example that was asked for and not taken yet."""
+class _PendingBlock:
+    """A block that was asked for, and not taken to its end yet."""
 
-    numbered: NumberedRequest
-    token: Token
-    rows: PendingRows = field(default_factory=PendingRows)
-    error: Exception | None = None
+    block: WindowBlock
+    places: Places
+    rows: PendingRows | None = None
+    num_taken: int = 0
+
+    def __len__(self) -> int:
+        return len(self.block) - self.num_taken
 
 
-class ReadAhead(Generic[Token]):
-    """Reads examples in the order in which they were added.
+class ReadAhead:
+    """Reads examples in the order in which their blocks were added.
 
     Args:
       repository: the data set.
       selection: what is read of it.
       image_size: (height, width) that cameras are resized to, or `None`.
       options: memory and threads.
-      known_examples: add this many requests ahead of `take`, where there are so many.
+      known_examples: add this many examples ahead of `take`, where there are so many.
     """
 
     def __init__(
@@ -90,24 +100,29 @@ class ReadAhead(Generic[Token]):
     ) -> None:
         self._known_examples = known_examples
         self._budget_bytes = options.memory_budget_bytes
-        self._pending: deque[_Pending[Token]] = deque()
-        self._num_fetched = self._num_decoded = self._next_number = 0
+        self._selection = selection
+        self._pending: deque[_PendingBlock] = deque()
+        self._num_pending = 0  # examples
+        self._num_fetched = self._num_decoded = 0  # blocks
         self._meter = Meter(repository.storage)
+        self._arrays = RecycledArrays()
         self._fetchers = ThreadPoolExecutor(options.storage.num_connections, "lerobot_grain fetch")
         self._decoders = ThreadPoolExecutor(options.num_decode_threads or _num_cores(), "lerobot_grain decode")
+        rows_bytes = options.memory_budget_bytes // _ROWS_PART
         self._rows = RowReader(
             repository,
             selection,
             image_size=image_size,
-            memory_bytes=options.memory_budget_bytes // 8,
+            memory_bytes=rows_bytes,
             fetchers=self._fetchers,
+            decoders=self._decoders,
             meter=self._meter,
         )
         self._frames = FrameReader(
             repository,
-            selection,
+            selection.videos,
             image_size=image_size,
-            budget_bytes=options.memory_budget_bytes,
+            budget_bytes=options.memory_budget_bytes - rows_bytes,
             fetchers=self._fetchers,
             decoders=self._decoders,
             meter=self._meter,
@@ -115,46 +130,92 @@ class ReadAhead(Generic[Token]):
 
     @property
     def wants_more(self) -> bool:
-        """Whether another request should be added before the next `take`."""
-        return len(self._pending) < self._known_examples
+        """Whether another block should be added before the next `take`."""
+        return self._num_pending < self._known_examples
 
     @property
     def is_empty(self) -> bool:
         return not self._pending
 
-    def add(self, request: WindowRequest, token: Token) -> None:
-        """Adds the request of the next example; `token` comes back with it."""
-        # What tells where the bytes lie is asked for as soon as a file is known to be needed, long before its first frame is.
-        self._rows.know(request)
-        self._pending.append(_Pending(self._frames.know(self._next_number, request), token))
-        self._next_number += 1
+    @property
+    def convenient_count(self) -> int:
+        """How many of the next examples, at least 1, to take at a time where they are handed out one by one."""
+        example_bytes = self._frames.example_bytes(self._pending[0].block) if self._pending else 0
+        return _EXAMPLES_PER_BLOCK if example_bytes * _EXAMPLES_PER_BLOCK <= _MAX_TAKEN_BYTES else 1
 
-    def take(self) -> tuple[Example, Token]:
-        """Returns the next example, and its token.
+    def add(self, block: WindowBlock) -> None:
+        """Adds the requests of the examples that come next.
 
         Raises:
-          LeRobotGrainError: something that this example needs could not be read; the reader must be closed.
+          InvalidRequestError: the memory budget does not hold one example.
         """
-        self._run_ahead()
-        pending = self._pending[0]
-        if pending.error is not None:
-            raise pending.error
-        request = pending.numbered.request
-        example: Example = {}
-        self._rows.put(example, request, pending.rows)
-        self._frames.put(example, pending.numbered)
-        for key, mask in request.is_pad.items():
-            example[f"{key}_is_pad"] = mask.copy()
-        self._pending.popleft()
-        self._num_fetched -= 1
-        self._num_decoded -= 1
-        self._meter.count(examples=1)
-        return example, pending.token
+        needed = self._frames.example_bytes(block)
+        if needed > self._frames.budget_bytes:
+            raise InvalidRequestError(
+                f"ReadOptions(memory_budget_bytes={self._budget_bytes}): the camera frames of one example take {needed} bytes; "
+                f"expected at least {-(-needed * _ROWS_PART // (_ROWS_PART - 1))}"
+            )
+        block_bytes = min(_BLOCK_BYTES, self._frames.budget_bytes // _BLOCK_PART)
+        step = max(1, min(_EXAMPLES_PER_BLOCK, block_bytes // max(1, needed)))
+        for start in range(0, len(block), step):
+            part = block[start : start + step]
+            self._rows.know(part)
+            self._pending.append(_PendingBlock(part, self._frames.know(part)))
+        self._num_pending += len(block)
+
+    def take(self, count: int) -> Batch:
+        """Returns the next examples: `count`, or fewer, but at least one: the next one cannot be read, has windows of other lengths, or there is none.
+
+        Raises:
+          LeRobotGrainError: something that the next example needs could not be read; the reader must be closed.
+        """
+        frames: dict[str, npt.NDArray[np.uint8]] = {}
+        parts: list[Batch] = []
+        shaped = self._pending[0].block
+        done = 0
+        while done < count and self._pending:
+            self._run_ahead()
+            pending = self._pending[0]
+            if parts and not _same_shapes(pending.block, shaped):
+                break
+            shaped = pending.block
+            examples = slice(pending.num_taken, pending.num_taken + min(count - done, len(pending)))
+            waited = (self._rows.wait(pending.rows, examples), self._frames.wait(pending.places, examples))
+            problem = min((found for found in waited if found is not None), key=lambda found: found[0], default=None)
+            if problem is not None:
+                if problem[0] == 0:
+                    if done:
+                        break
+                    raise problem[1]
+                examples = slice(examples.start, examples.start + problem[0])
+            try:
+                parts.append(self._rows.take(pending.block, pending.rows, examples))
+            except LeRobotGrainError:
+                if done:
+                    break
+                if count == 1:
+                    raise
+                return self.take(1)
+            stop = done + examples.stop - examples.start
+            shapes = {feature.key: self._frames.shape_of(feature.key, pending.block) for feature in self._selection.videos}
+            if not frames:
+                frames = {key: self._arrays.empty((count, *shape)) for key, shape in shapes.items()}
+            self._frames.put({key: array[done:stop] for key, array in frames.items()}, pending.places, examples)
+            parts[-1].update({f"{key}_is_pad": mask[examples].copy() for key, mask in pending.block.is_pad.items()})
+            done = stop
+            self._advance(pending, examples)
+            if problem is not None:
+                break
+        taken = join(parts)
+        taken.update({key: array[:done] for key, array in frames.items()})
+        self._meter.count(examples=done)
+        return taken
 
     def statistics(self) -> ReadStatistics:
         """Returns what was read so far."""
+        used_bytes = self._frames.used_bytes + self._rows.used_bytes
         return self._meter.statistics(
-            used_bytes=self._frames.used_bytes, peak_bytes=self._frames.peak_bytes, budget_bytes=self._budget_bytes
+            used_bytes=used_bytes, peak_bytes=max(used_bytes, self._frames.peak_bytes), budget_bytes=self._budget_bytes
         )
 
     def close(self) -> None:
@@ -164,50 +225,48 @@ class ReadAhead(Generic[Token]):
         for pool in (self._fetchers, self._decoders):
             pool.shutdown(wait=True)
 
+    def _advance(self, pending: _PendingBlock, examples: slice) -> None:
+        pending.num_taken = examples.stop
+        self._num_pending -= examples.stop - examples.start
+        if len(pending) == 0:
+            self._pending.popleft()
+            self._num_fetched -= 1
+            self._num_decoded -= 1
+
     def _run_ahead(self) -> None:
         """Starts what can be started: fetches and decodes, as far ahead as the budget allows, and at least what the next example needs."""
-        while self._num_decoded < min(_MAX_DECODED_AHEAD, len(self._pending)):
-            step = min(self._examples_per_step, len(self._pending) - self._num_decoded)
-            if self._num_decoded > 0 and self._frames.used_bytes + step * self._example_bytes > self._budget_bytes:
-                break
-            while self._num_fetched < self._num_decoded + step:
+        blocks = self._pending
+        while self._num_decoded < min(len(blocks), _MAX_DECODED_BLOCKS):
+            if self._num_fetched == self._num_decoded:
                 self._fetch_next()
-            self._decode_next(step)
-        while self._num_fetched < min(_MAX_FETCHED_AHEAD, len(self._pending)) and self._frames.coded_bytes < self._budget_bytes // 8:
+            number = self._num_decoded
+            pending = blocks[number]
+            # Frames that were dropped since they were fetched are fetched again.
+            self._frames.fetch(pending.block, pending.places)
+            coming = [block.places for block in blocks]
+            if not self._frames.decode(pending.block, coming, number, is_urgent=number == 0):
+                break
+            self._num_decoded += 1
+        num_examples = sum(len(blocks[number]) for number in range(self._num_decoded, self._num_fetched))
+        while (
+            self._num_fetched < len(blocks)
+            and num_examples < _MAX_FETCHED_AHEAD
+            and self._frames.coded_bytes < self._budget_bytes // _CODED_PART
+        ):
+            num_examples += len(blocks[self._num_fetched])
             self._fetch_next()
-
-    @cached_property
-    def _example_bytes(self) -> int:
-        return self._frames.example_bytes(self._pending[0].numbered.frames)
-
-    @cached_property
-    def _examples_per_step(self) -> int:
-        """Examples whose GOPs are grouped into decode tasks: whole steps, so that there is something to group."""
-        return max(1, min(_EXAMPLES_PER_STEP, self._budget_bytes // 4 // max(1, self._example_bytes)))
 
     def _fetch_next(self) -> None:
         pending = self._pending[self._num_fetched]
         self._num_fetched += 1
-        try:
-            pending.rows = self._rows.fetch(pending.numbered.request)
-            self._frames.fetch(pending.numbered.request, pending.numbered.frames)
-        except LeRobotGrainError as error:
-            pending.error = error
+        pending.rows = self._rows.fetch(pending.block)
+        self._frames.fetch(pending.block, pending.places)
 
-    def _decode_next(self, step: int) -> None:
-        started = []
-        for position in range(self._num_decoded, self._num_decoded + step):
-            pending = self._pending[position]
-            try:
-                # Frames that were dropped since they were fetched are fetched again.
-                self._frames.fetch(pending.numbered.request, pending.numbered.frames)
-            except LeRobotGrainError as error:
-                pending.error = error
-            if pending.error is None:
-                started.append(pending.numbered)
-        self._num_decoded += step
-        if started:
-            self._frames.decode(started)
+
+def _same_shapes(one: WindowBlock, other: WindowBlock) -> bool:
+    return one is other or {key: window.shape[1] for key, window in one.windows.items()} == {
+        key: window.shape[1] for key, window in other.windows.items()
+    }
 
 
 def _num_cores() -> int:

@@ -1,7 +1,9 @@
-"""Fetches row groups ahead, and puts the low-dimensional values, embedded images and task of an example together."""
+"""Fetches row groups ahead, and puts the low-dimensional values, embedded images and tasks of examples together."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any
@@ -9,35 +11,67 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._errors import DatasetFormatError
+from lerobot_grain._errors import DatasetFormatError, LeRobotGrainError
 from lerobot_grain._kept import Kept
 from lerobot_grain._repository import Repository
-from lerobot_grain._rows import DataFile, RowGroup, Selection, columns_to_read, load_group, open_data_file
+from lerobot_grain._rows import TASK_KEY, DataFile, RowGroup, Selection, columns_to_read, load_group, open_data_file
 from lerobot_grain._schema import Feature
 from lerobot_grain._statistics import Meter
 from lerobot_grain._video import decode_image
-from lerobot_grain._windows import WindowRequest
+from lerobot_grain._windows import WindowBlock
+
+Integers = npt.NDArray[np.int64]
 
 # Footers that are kept.
 _MAX_OPEN_DATA_FILES = 256
 
 
 @dataclass(frozen=True, slots=True)
-class PendingRows:
-    """Row groups that an example needs, in the order of their rows; none if it needs no row."""
+class _Cells:
+    """Where values lie.
 
-    groups: tuple[Future[RowGroup], ...] = ()
+    Attributes:
+      groups: int64 `(examples,)` or `(examples, time)`: places in `PendingRows.groups`; -1: the file could not be opened.
+      rows: of the same shape: rows of their data files.
+    """
+
+    groups: Integers
+    rows: Integers
+
+    def __getitem__(self, examples: slice) -> _Cells:
+        return _Cells(self.groups[examples], self.rows[examples])
+
+
+@dataclass(frozen=True, slots=True)
+class PendingRows:
+    """What the examples of a block need.
+
+    Attributes:
+      groups: the row groups.
+      anchors: cells of the examples' own rows.
+      windows: feature key -> cells of its windows.
+      problems: file number -> why it could not be opened.
+      files: int64 `(examples,)`: numbers of their data files.
+      loaded: those of `groups` that were waited for.
+    """
+
+    groups: list[Future[RowGroup]]
+    anchors: _Cells
+    windows: dict[str, _Cells]
+    problems: dict[int, Exception]
+    files: Integers
+    loaded: list[RowGroup | None]
 
 
 class RowReader:
-    """Reads the rows of window requests.
+    """Reads the rows of blocks of window requests.
 
     Args:
       repository: the data set.
       selection: what is read of it.
       image_size: (height, width) that embedded images are resized to, or `None`.
       memory_bytes: row groups that are kept for later requests.
-      fetchers: where reading runs.
+      fetchers, decoders: where reading, and decoding of embedded images run.
       meter: counts.
     """
 
@@ -49,66 +83,117 @@ class RowReader:
         image_size: tuple[int, int] | None,
         memory_bytes: int,
         fetchers: Executor,
+        decoders: Executor,
         meter: Meter,
     ) -> None:
         self._repository, self._selection, self._image_size = repository, selection, image_size
-        self._fetchers, self._meter = fetchers, meter
+        self._fetchers, self._decoders, self._meter = fetchers, decoders, meter
         self._is_needed = bool(selection.columns or selection.with_task)
         self._files: Kept[int, DataFile] = Kept(limit=_MAX_OPEN_DATA_FILES, size=lambda _: 1)
         self._groups: Kept[tuple[int, int], RowGroup] = Kept(limit=memory_bytes, size=lambda rows: rows.nbytes)
 
-    def know(self, request: WindowRequest) -> None:
-        """Asks for the footer of the file that a coming request will need."""
+    @property
+    def used_bytes(self) -> int:
+        return self._groups.total
+
+    def know(self, block: WindowBlock) -> None:
+        """Asks for the footers of the files that a coming block will need."""
         if self._is_needed:
-            self._file(request)
+            for number in np.unique(self._repository.episodes.data.file_of_episode[block.episodes]).tolist():
+                self._file(number)
 
-    def fetch(self, request: WindowRequest) -> PendingRows:
-        """Asks for the row groups of a request."""
+    def fetch(self, block: WindowBlock) -> PendingRows | None:
+        """Asks for the row groups of a block."""
         if not self._is_needed:
-            return PendingRows()
-        file = self._meter.wait(self._file(request), "fetch")
-        offset = self._repository.episodes.data_offsets.item(request.episode)
-        low, high = request.span
-        first = file.table.group_of_row(offset + low)
-        if offset + high < file.table.group_starts[first + 1]:
-            return PendingRows((self._group(file, first),))
-        windows = [np.array([request.frame]), *request.frames.values()]
-        numbers = {file.table.group_of_row(offset + frame) for frame in np.unique(np.concatenate(windows)).tolist()}
-        return PendingRows(tuple(self._group(file, number) for number in sorted(numbers)))
+            return None
+        episodes = self._repository.episodes
+        files = episodes.data.file_of_episode[block.episodes]
+        offsets = episodes.data_offsets[block.episodes]
+        keys = [feature.key for feature in self._selection.columns if feature.key in block.windows]
+        # Features with equal windows share their array.
+        distinct = {id(block.windows[key]): block.windows[key] + offsets[:, None] for key in keys}
+        rows = [offsets + block.frames, *(window.reshape(-1) for window in distinct.values())]
+        files_of = np.concatenate([files, *(np.repeat(files, window.shape[1]) for window in distinct.values())])
+        all_rows = np.concatenate(rows)
+        places = np.full(len(all_rows), -1, np.int64)
+        groups: list[Future[RowGroup]] = []
+        problems: dict[int, Exception] = {}
+        for number in np.unique(files).tolist():
+            try:
+                file = self._meter.wait(self._file(number), "fetch")
+            except LeRobotGrainError as error:
+                problems[number] = error
+                continue
+            members = np.flatnonzero(files_of == number)
+            numbers, inverse = np.unique(np.searchsorted(file.table.group_starts, all_rows[members], side="right") - 1, return_inverse=True)
+            places[members] = len(groups) + inverse
+            groups += [self._group(file, group) for group in numbers.tolist()]
+        cells, begin = [], 0
+        for part in rows:
+            cells.append(_Cells(places[begin : begin + len(part)], part))
+            begin += len(part)
+        windows = {
+            name: _Cells(cell.groups.reshape(window.shape), window)
+            for (name, window), cell in zip(distinct.items(), cells[1:], strict=True)
+        }
+        return PendingRows(groups, cells[0], {key: windows[id(block.windows[key])] for key in keys}, problems, files, [None] * len(groups))
 
-    def put(self, example: dict[str, Any], request: WindowRequest, pending: PendingRows) -> None:
-        """Adds the values of a request to its example; waits for its row groups.
+    def wait(self, pending: PendingRows | None, examples: slice) -> tuple[int, Exception] | None:
+        """Waits for the row groups of some examples of a block.
+
+        Returns:
+          `None`, or the first example that cannot be had, and why.
+        """
+        if pending is None:
+            return None
+        problems: list[tuple[int, Exception]] = []
+        cells = [pending.anchors[examples], *(cell[examples] for cell in pending.windows.values())]
+        for place in set().union(*(cell.groups.reshape(-1).tolist() for cell in cells)):
+            try:
+                if place >= 0 and pending.loaded[place] is None:
+                    pending.loaded[place] = self._meter.wait(pending.groups[place], "fetch")
+            except LeRobotGrainError as error:
+                first = min(int(np.argwhere(cell.groups == place)[0, 0]) for cell in cells if (cell.groups == place).any())
+                problems.append((first, error))
+        for number, error in pending.problems.items():
+            problems += [(int(example), error) for example in np.flatnonzero(pending.files[examples] == number)[:1]]
+        return min(problems, key=lambda problem: problem[0], default=None)
+
+    def take(self, block: WindowBlock, pending: PendingRows | None, examples: slice) -> dict[str, Any]:
+        """Returns the values of some examples, whose row groups were waited for.
+
+        Returns:
+          Feature key -> array `(examples, *shape)` or `(examples, time, *shape)`; of str a list, or a list of lists.
 
         Raises:
-          LeRobotGrainError: a row group could not be read, or a picture not be decoded.
+          DatasetFormatError: a picture cannot be decoded.
         """
-        if not pending.groups:
-            return
-        groups = [self._meter.wait(group, "fetch") for group in pending.groups]
-        offset = self._repository.episodes.data_offsets.item(request.episode)
-        anchor = offset + request.frame
-        # The group that holds the anchor; a window may reach into others.
-        holder = groups[0] if len(groups) == 1 else next(group for group in reversed(groups) if group.first_row <= anchor)
-        place = anchor - holder.first_row
-        for feature in self._selection.columns:
+        found: dict[str, Any] = {}
+        if pending is None:
+            return found
+        groups, anchors, columns = pending.loaded, pending.anchors[examples], self._selection.columns
+        arrays = tuple(f.key for f in columns if f.key not in pending.windows and not f.is_camera and f.dtype != "string")
+        if arrays:
+            found.update(_records(groups, arrays, anchors))
+        for feature in columns:
             key = feature.key
-            window = request.frames.get(key)
-            if window is None:
-                value = holder.columns[key][place]
-                if feature.is_camera:
-                    value = self._picture(feature, value, request)
-                # A vector is a view of the row group, which must not be handed out; a scalar is not.
-                example[key] = value.copy() if isinstance(value, np.ndarray) else value
+            if key in found:
                 continue
-            values = _values_at(groups, feature, window + offset)
+            cells = pending.windows[key][examples] if key in pending.windows else anchors
             if feature.is_camera:
-                values = np.stack([self._picture(feature, value, request) for value in values])
-            example[key] = values
+                encoded = _look_up(groups, cells, lambda group, key=key: group.columns[key])
+                found[key] = self._pictures(feature, encoded, block.episodes[examples], cells.rows.shape)
+            elif feature.dtype == "string":
+                values = _look_up(groups, cells, lambda group, key=key: group.columns[key])
+                time = cells.rows.shape[1] if cells.rows.ndim == 2 else 0
+                found[key] = [values[i : i + time] for i in range(0, len(values), time)] if time else values
+            else:
+                found[key] = _gather(groups, key, cells)
         if self._selection.with_task:
-            example["task"] = holder.tasks[place]
+            found[TASK_KEY] = _look_up(groups, anchors, lambda group: group.tasks)
+        return found
 
-    def _file(self, request: WindowRequest) -> Future[DataFile]:
-        number = self._repository.episodes.data.file_of_episode.item(request.episode)
+    def _file(self, number: int) -> Future[DataFile]:
         return self._files.get(number, lambda: self._fetchers.submit(open_data_file, self._repository, number))
 
     def _group(self, file: DataFile, group: int) -> Future[RowGroup]:
@@ -119,24 +204,64 @@ class RowReader:
 
         return self._groups.get((file.number, group), load)
 
-    def _picture(self, feature: Feature, encoded: Any, request: WindowRequest) -> npt.NDArray[np.uint8]:
-        where = f"{self._repository.description}, episode {request.episode}, camera {feature.key}"
-        pixels = decode_image(encoded, image_size=self._image_size, where=where)
+    def _pictures(self, feature: Feature, encoded: list[Any], episodes: Integers, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+        """Decodes embedded images, side by side."""
         expected = (*(self._image_size or feature.shape[:2]), 3)
-        if pixels.shape != expected:
-            raise DatasetFormatError(f"{where}: a picture has shape {pixels.shape}; info.json declares {expected}")
-        self._meter.count(frames_handed_out=1)
-        return pixels
+
+        def decode(item: tuple[int, Any]) -> npt.NDArray[np.uint8]:
+            where = f"{self._repository.description}, episode {item[0]}, camera {feature.key}"
+            pixels = decode_image(item[1], image_size=self._image_size, where=where)
+            if pixels.shape != expected:
+                raise DatasetFormatError(f"{where}: a picture has shape {pixels.shape}; info.json declares {expected}")
+            return pixels
+
+        owners = np.repeat(episodes, len(encoded) // len(episodes)).tolist()
+        pixels = np.stack(list(self._decoders.map(decode, zip(owners, encoded, strict=True))))
+        self._meter.count(frames_handed_out=len(encoded))
+        return pixels.reshape(*shape, *expected)
 
 
-def _values_at(groups: list[RowGroup], feature: Feature, rows: npt.NDArray[np.int64]) -> Any:
-    """Returns the values of rows of a data file: an array `(rows, *shape)`, or a list of str or bytes."""
-    if len(groups) == 1:
-        column = groups[0].columns[feature.key]
-        places = rows - groups[0].first_row
-        return column[places] if isinstance(column, np.ndarray) else [column[place] for place in places.tolist()]
+def _records(groups: list[RowGroup | None], keys: tuple[str, ...], cells: _Cells) -> dict[str, npt.NDArray[Any]]:
+    """Returns the values of single cells of several columns that are arrays."""
+    of_group = [None if group is None else (group.first_row, group.records(keys)) for group in groups]
+    dtype = next(found[1].dtype for found in of_group if found is not None)
+    size = dtype.itemsize
+    pieces = []
+    for place, row in zip(cells.groups.tolist(), cells.rows.tolist(), strict=True):
+        first_row, records = of_group[place]  # type: ignore[misc]  # those that are needed are there
+        start = (row - first_row) * size
+        pieces.append(records.rows[start : start + size])
+    table = np.frombuffer(bytearray().join(pieces), dtype)
+    return {key: np.ascontiguousarray(table[key]) for key in keys}
+
+
+def _gather(groups: list[RowGroup | None], key: str, cells: _Cells) -> npt.NDArray[Any]:
+    """Returns the values of cells, in their shape, of a column that is an array."""
+    places, rows = cells.groups.reshape(-1), cells.rows.reshape(-1)
+    by_group = np.argsort(places, kind="stable")
+    places, rows = places[by_group], rows[by_group]
+    bounds = [0, *(np.flatnonzero(places[1:] != places[:-1]) + 1).tolist(), len(places)]
+    found: npt.NDArray[Any] | None = None
+    for begin, end in itertools.pairwise(bounds):
+        group = groups[places.item(begin)]
+        assert group is not None
+        column = group.columns[key]
+        assert isinstance(column, np.ndarray)
+        if found is None:
+            found = np.empty((len(rows), *column.shape[1:]), column.dtype)
+        np.take(column, rows[begin:end] - group.first_row, axis=0, out=found[begin:end], mode="clip")
+    assert found is not None
+    if len(bounds) > 2:
+        sorted_values, found = found, np.empty_like(found)
+        found[by_group] = sorted_values
+    return found.reshape(*cells.rows.shape, *found.shape[1:])
+
+
+def _look_up(groups: list[RowGroup | None], cells: _Cells, column: Callable[[RowGroup], Sequence[Any]]) -> list[Any]:
+    """Returns the values of cells of a column that is a list."""
+    of_group = [None if group is None else (group.first_row, column(group)) for group in groups]
     values = []
-    for row in rows.tolist():
-        holder = next(group for group in reversed(groups) if group.first_row <= row)
-        values.append(holder.columns[feature.key][row - holder.first_row])
-    return np.stack(values) if isinstance(groups[0].columns[feature.key], np.ndarray) else values
+    for place, row in zip(cells.groups.reshape(-1).tolist(), cells.rows.reshape(-1).tolist(), strict=True):
+        first_row, found = of_group[place]  # type: ignore[misc]  # those that are needed are there
+        values.append(found[row - first_row])
+    return values

@@ -7,8 +7,8 @@ and when a row group is read (`episode_index` of every row), so a file that belo
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +66,25 @@ class RowGroup:
     columns: Mapping[str, npt.NDArray[Any] | list[str] | list[bytes]]
     tasks: Sequence[str]
     nbytes: int
+    _records: dict[tuple[str, ...], Records] = field(default_factory=dict)
+
+    def records(self, keys: tuple[str, ...]) -> Records:
+        """Returns the values of columns that are arrays, row by row: single rows are then had in one piece."""
+        found = self._records.get(keys)
+        if found is None:
+            arrays = {key: column for key in keys if isinstance(column := self.columns[key], np.ndarray)}
+            table = np.empty(len(next(iter(arrays.values()))), [(key, array.dtype, array.shape[1:]) for key, array in arrays.items()])
+            for key, array in arrays.items():
+                table[key] = array
+            found = self._records[keys] = Records(memoryview(table.view(np.uint8)), table.dtype)
+        return found
+
+
+class Records(NamedTuple):
+    """Rows as bytes, one after the other, each of a structured dtype with the columns as fields."""
+
+    rows: memoryview
+    dtype: np.dtype[Any]
 
 
 def select_features(repository: Repository, features: Iterable[str] | None) -> Selection:

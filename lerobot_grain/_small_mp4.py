@@ -78,30 +78,61 @@ def unit_of_frames(table: SampleTable, gop: int, frames: Integers) -> Unit:
     return Unit(samples, ranks, wanted, ByteRange(start, stop))
 
 
-def coded_samples(table: SampleTable, unit: Unit, payload: bytes, *, where: str) -> list[bytes]:
-    """Cuts the bytes of `unit.byte_range` into its samples, ready for `small_mp4`.
+@dataclass(frozen=True, slots=True)
+class CodedUnit:
+    """The bytes of a unit, ready for `small_mp4`.
+
+    Attributes:
+      pieces: its samples, in decode order, one after the other; where they lie so in the file, in few pieces.
+      sizes: int64 `(n,)`, bytes of each sample.
+      ranks: as those of the unit.
+    """
+
+    pieces: Sequence[bytes | memoryview]
+    sizes: Integers
+    ranks: Integers
+
+
+def coded_unit(table: SampleTable, unit: Unit, payload: bytes | memoryview, *, where: object) -> CodedUnit:
+    """Cuts the bytes of `unit.byte_range` into its samples.
+
+    Args:
+      table: of the file.
+      unit: of it.
+      payload: the bytes.
+      where: its `str` names the unit in messages.
 
     Raises:
       DatasetFormatError: the first picture is not one that a decoder can start at.
     """
-    starts = (table.offsets[unit.samples] - unit.byte_range.start).tolist()
-    sizes = table.sizes[unit.samples].tolist()
-    samples = [payload[start : start + size] for start, size in zip(starts, sizes, strict=True)]
-    samples[0] = _reset_picture(table, samples[0], f"{where}, bytes {unit.byte_range}")
-    return samples
+    view = memoryview(payload)
+    sizes = table.sizes[unit.samples]
+    pieces: list[bytes | memoryview]
+    if table.is_plain and int(sizes.sum()) == len(view):
+        first = sizes.item(0)
+        pieces = [view[:first], view[first:]]
+    else:
+        starts = (table.offsets[unit.samples] - unit.byte_range.start).tolist()
+        pieces = [view[start : start + size] for start, size in zip(starts, sizes.tolist(), strict=True)]
+    try:
+        pieces[0] = _reset_picture(table, bytes(pieces[0]))
+    except _NotAStartError as error:
+        raise DatasetFormatError(f"{where}, bytes {unit.byte_range}: {error}") from None
+    return CodedUnit(pieces, sizes, unit.ranks)
 
 
-def small_mp4(table: SampleTable, units: Sequence[tuple[Sequence[bytes], Integers]]) -> bytes:
+def small_mp4(table: SampleTable, units: Sequence[CodedUnit]) -> bytes:
     """Returns an MP4 file of units of files that share the sample description of `table`.
 
     Args:
       table: of one of the files.
-      units: (samples in decode order, their ranks) of each. Frame r of a unit is frame r + (samples of the units before it) of the file.
+      units: what it is to hold. Frame r of a unit is frame r + (samples of the units before it) of the MP4.
     """
-    sizes = np.array([len(sample) for samples, _ in units for sample in samples], ">u4")
+    sizes = np.concatenate([unit.sizes for unit in units])
     # One tick a picture. Presentation is delayed by as much as the worst picture needs, so that no picture is presented before it is
     # decoded.
-    composition = np.concatenate([ranks - np.arange(len(ranks)) for _, ranks in units])
+    starts = np.repeat(*_starts_and_lengths(units))
+    composition = np.concatenate([unit.ranks for unit in units]) - (np.arange(len(sizes)) - starts)
     delay = int(-composition.min())
     composition += delay
     count = len(sizes)
@@ -113,13 +144,17 @@ def small_mp4(table: SampleTable, units: Sequence[tuple[Sequence[bytes], Integer
     # Only the first picture is flagged as a key frame: torchcodec seeks, and so flushes its decoder, whenever a wanted frame has another
     # key frame than the one before it; here it is to run straight through.
     timing.append(_full_box("stss", struct.pack(">II", 1, 1)))
-    chunks = _full_box("stsc", struct.pack(">IIII", 1, 1, count, 1)) + _full_box("stsz", struct.pack(">II", 0, count) + sizes.tobytes())
-    tables = b"".join(timing) + chunks
+    sizes_box = _full_box("stsz", struct.pack(">II", 0, count) + sizes.astype(">u4").tobytes())
+    tables = b"".join([*timing, _full_box("stsc", struct.pack(">IIII", 1, 1, count, 1)), sizes_box])
     # The length of moov does not depend on where the media begin.
     media_offset = len(_FTYP + _moov(table, tables, count=count, delay=delay, media_offset=0)) + 8
     start = _FTYP + _moov(table, tables, count=count, delay=delay, media_offset=media_offset)
-    total = int(sizes.sum(dtype=np.int64))
-    return b"".join([start, struct.pack(">I4s", 8 + total, b"mdat"), *(sample for samples, _ in units for sample in samples)])
+    return b"".join([start, struct.pack(">I4s", 8 + int(sizes.sum()), b"mdat"), *(piece for unit in units for piece in unit.pieces)])
+
+
+def _starts_and_lengths(units: Sequence[CodedUnit]) -> tuple[Integers, Integers]:
+    lengths = np.array([len(unit.sizes) for unit in units])
+    return np.cumsum(lengths) - lengths, lengths
 
 
 _MATRIX = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
@@ -147,42 +182,46 @@ def _full_box(kind: str, payload: bytes, *, flags: int = 0) -> bytes:
 _FTYP = box("ftyp", b"isom\x00\x00\x02\x00isomiso2")
 
 
-def _reset_picture(table: SampleTable, sample: bytes, where: str) -> bytes:
+class _NotAStartError(Exception):
+    """What is wrong with the first picture of a unit."""
+
+
+def _reset_picture(table: SampleTable, sample: bytes) -> bytes:
     """Returns the first picture of a unit such that a running decoder starts anew at it."""
     if table.codec == "hevc":
-        return _reset_hevc(table, sample, where)
+        return _reset_hevc(table, sample)
     if table.codec == "h264":
-        _check_h264(table, sample, where)
+        _check_h264(table, sample)
     elif table.codec == "av1":
-        _check_av1(sample, where)
+        _check_av1(sample)
     elif table.codec == "mpeg4":
-        _check_mpeg4(sample, where)
+        _check_mpeg4(sample)
     return sample
 
 
-def _nal_units(table: SampleTable, sample: bytes, where: str) -> Iterable[int]:
+def _nal_units(table: SampleTable, sample: bytes) -> Iterable[int]:
     """Yields the offset of the first byte of every NAL unit of a sample: each follows its length (ISO/IEC 14496-15)."""
     # The byte with lengthSizeMinusOne: hvcC, 22nd byte of its payload; avcC, 5th.
     kind, place = (b"hvcC", 21) if table.codec == "hevc" else (b"avcC", 4)
     configuration = table.sample_description.find(kind)
     if configuration < 0 or configuration + 4 + place >= len(table.sample_description):
-        raise DatasetFormatError(f"{where}: the sample description has no {kind.decode()} box; the file cannot be decoded")
+        raise _NotAStartError(f"the sample description has no {kind.decode()} box; the file cannot be decoded")
     length_bytes = (table.sample_description[configuration + 4 + place] & 3) + 1
     cursor = 0
     while cursor + length_bytes < len(sample):
         length = int.from_bytes(sample[cursor : cursor + length_bytes], "big")
         cursor += length_bytes
         if length == 0 or cursor + length > len(sample):
-            raise DatasetFormatError(
-                f"{where}: a NAL unit of {length} bytes in a picture with {len(sample) - cursor} bytes left; the picture is damaged"
+            raise _NotAStartError(
+                f"a NAL unit of {length} bytes in a picture with {len(sample) - cursor} bytes left; the picture is damaged"
             )
         yield cursor
         cursor += length
 
 
-def _reset_hevc(table: SampleTable, sample: bytes, where: str) -> bytes:
+def _reset_hevc(table: SampleTable, sample: bytes) -> bytes:
     rewritten, num_pictures = None, 0
-    for offset in _nal_units(table, sample, where):
+    for offset in _nal_units(table, sample):
         kind = sample[offset] >> 1 & 0x3F
         if kind > _HEVC_LAST_PICTURE_TYPE:
             continue  # parameter sets, SEI
@@ -191,20 +230,20 @@ def _reset_hevc(table: SampleTable, sample: bytes, where: str) -> bytes:
             rewritten = rewritten or bytearray(sample)
             rewritten[offset] = sample[offset] & 0x81 | _HEVC_BLA_N_LP << 1
         elif not _HEVC_BLA_W_LP <= kind <= _HEVC_IDR_N_LP:
-            raise DatasetFormatError(
-                f"{where}: flagged as key frame, but its NAL unit type is {kind}; expected IDR (19, 20), CRA (21) or BLA (16 to 18)"
+            raise _NotAStartError(
+                f"flagged as key frame, but its NAL unit type is {kind}; expected IDR (19, 20), CRA (21) or BLA (16 to 18)"
             )
     if num_pictures == 0:
-        raise DatasetFormatError(f"{where}: flagged as key frame, but it holds no picture")
+        raise _NotAStartError(f"flagged as key frame, but it holds no picture")
     return sample if rewritten is None else bytes(rewritten)
 
 
-def _check_h264(table: SampleTable, sample: bytes, where: str) -> None:
-    kinds = [sample[offset] & 0x1F for offset in _nal_units(table, sample, where)]
+def _check_h264(table: SampleTable, sample: bytes) -> None:
+    kinds = [sample[offset] & 0x1F for offset in _nal_units(table, sample)]
     pictures = [kind for kind in kinds if 1 <= kind <= _H264_LAST_PICTURE_TYPE]
     if not pictures or any(kind != _H264_IDR for kind in pictures):
-        raise DatasetFormatError(
-            f"{where}: flagged as key frame, but it is not an IDR picture (NAL unit types {kinds}); H.264 with open GOPs is not supported"
+        raise _NotAStartError(
+            f"flagged as key frame, but it is not an IDR picture (NAL unit types {kinds}); H.264 with open GOPs is not supported"
         )
 
 
@@ -212,7 +251,7 @@ def _check_h264(table: SampleTable, sample: bytes, where: str) -> None:
 _AV1_FRAME_HEADER, _AV1_FRAME = 3, 6
 
 
-def _check_av1(sample: bytes, where: str) -> None:
+def _check_av1(sample: bytes) -> None:
     cursor = 0
     while cursor < len(sample):
         header = sample[cursor]
@@ -233,11 +272,11 @@ def _check_av1(sample: bytes, where: str) -> None:
                 return
             break
         cursor += size
-    raise DatasetFormatError(f"{where}: flagged as key frame, but it does not begin with an AV1 key frame")
+    raise _NotAStartError(f"flagged as key frame, but it does not begin with an AV1 key frame")
 
 
-def _check_mpeg4(sample: bytes, where: str) -> None:
+def _check_mpeg4(sample: bytes) -> None:
     # ISO/IEC 14496-2, 6.2.5: vop_start_code, then vop_coding_type (2 bits), 0 is an I-VOP.
     start = sample.find(b"\x00\x00\x01\xb6")
     if start < 0 or start + 4 >= len(sample) or sample[start + 4] >> 6 != 0:
-        raise DatasetFormatError(f"{where}: flagged as key frame, but it does not begin with an MPEG-4 intra picture")
+        raise _NotAStartError(f"flagged as key frame, but it does not begin with an MPEG-4 intra picture")

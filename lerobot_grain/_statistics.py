@@ -27,7 +27,8 @@ class ReadStatistics:
       pictures_decoded: coded pictures that went through a decoder.
       frames_handed_out: camera frames in examples.
       waited_for_fetch_seconds, waited_for_decode_seconds: for which the consumer was held up.
-      budget_used_bytes, budget_peak_bytes, budget_bytes: coded bytes and decoded frames that are held, at most were held, and may be held.
+      budget_used_bytes, budget_peak_bytes, budget_bytes: coded bytes, decoded frames, open decoders, sample tables and row groups that are
+        held, at most were held, and may be held.
     """
 
     examples: int = 0

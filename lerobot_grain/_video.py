@@ -11,17 +11,19 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import DatasetFormatError, LeRobotGrainError
-from lerobot_grain._plan import GopRead
-from lerobot_grain._small_mp4 import TICKS_PER_FRAME, TIMESCALE, coded_samples, small_mp4
+from lerobot_grain._plan import WantedGop
+from lerobot_grain._small_mp4 import TICKS_PER_FRAME, TIMESCALE, coded_unit, small_mp4
 
 Frames = npt.NDArray[np.uint8]
+Integers = npt.NDArray[np.int64]
 
 # From about this size on, copying a frame costs more than taking the lock for it.
 _LARGE_FRAME_PIXELS = 360 * 480
@@ -49,50 +51,61 @@ def load_decoder() -> tuple[Any, Any]:
     return decoders, transforms
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Coded:
-    """Coded bytes of a GOP: the element `slot` of what `payloads` will give."""
+    """Coded bytes of a file from byte `start` on, once they are there."""
 
-    payloads: Future[list[bytes]]
-    slot: int
+    payload: Future[bytes]
+    start: int
+
+    def bytes_of(self, wanted: ByteRange) -> memoryview:
+        """Returns the bytes of a range of the file; waits for them."""
+        return memoryview(self.payload.result())[wanted.start - self.start : wanted.stop - self.start]
 
 
-def decode_group(group: list[tuple[GopRead, list[int]]], coded: list[Coded], image_size: tuple[int, int] | None) -> list[Any]:
+class Piece(NamedTuple):
+    """A part of a decode task: what is wanted of a GOP, its coded bytes, and int64 `(n,)`, the slots that its frames are written to."""
+
+    wanted: WantedGop
+    coded: Coded
+    slots: Integers
+
+
+def decode_pieces(pieces: Sequence[Piece], into: Frames, image_size: tuple[int, int] | None) -> dict[int, Exception]:
     """Decodes GOPs that share a sample description; waits for their bytes.
 
     Args:
-      group: (GOP, its wanted frames of the file, ascending).
-      coded: their bytes.
+      pieces: what to decode.
+      into: uint8 `(slots, height, width, 3)`; the wanted frames are written there.
       image_size: (height, width) to resize to, or `None`.
 
     Returns:
-      The wanted frames of all GOPs, one after the other: uint8 `(height, width, 3)`, or an exception in its place.
+      Slot -> what is wrong with its frame; empty if all is well.
     """
     try:
-        return _decode_together(group, coded, image_size)
+        _decode_together(pieces, into, image_size)
     except Exception as error:
-        if len(group) == 1:
-            return [error] * len(group[0][1])
-    # One GOP of the group is bad: alone, each gives its frames or its own error.
-    return [frame for item, payload in zip(group, coded, strict=True) for frame in decode_group([item], [payload], image_size)]
+        if len(pieces) == 1:
+            return dict.fromkeys(pieces[0].slots.tolist(), error)
+        # One GOP of the group is bad: alone, each gives its frames or its own error.
+        problems = {}
+        for piece in pieces:
+            problems.update(decode_pieces([piece], into, image_size))
+        return problems
+    return {}
 
 
-def _decode_together(group: list[tuple[GopRead, list[int]]], coded: list[Coded], image_size: tuple[int, int] | None) -> list[Any]:
+def _decode_together(pieces: Sequence[Piece], into: Frames, image_size: tuple[int, int] | None) -> None:
     units, wanted, num_pictures = [], [], 0
-    for (read, frames), payload in zip(group, coded, strict=True):
-        unit = read.file.unit(read.gop, frames)
-        start = unit.byte_range.start - read.byte_range.start
-        data = payload.payloads.result()[payload.slot][start : start + unit.byte_range.length]
-        units.append((coded_samples(read.file.table, unit, data, where=_where(read)), unit.ranks))
-        wanted += [int(rank) + num_pictures for rank in unit.wanted]
+    for gop, coded, _ in pieces:
+        unit = gop.file.unit(gop.gop, gop.frames)
+        units.append(coded_unit(gop.file.table, unit, coded.bytes_of(unit.byte_range), where=gop))
+        wanted.append(unit.wanted + num_pictures)
         num_pictures += len(unit.samples)
-    first = group[0][0]
-    where = _where(first) if len(group) == 1 else f"{_where(first)} and {len(group) - 1} more"
-    return list(SmallVideo(small_mp4(first.file.table, units), image_size=image_size, where=where).frames(wanted))
-
-
-def _where(read: GopRead) -> str:
-    return f"{read.file.where}: episode {read.episode}, camera {read.file.camera}, GOP {read.gop}"
+    first = pieces[0].wanted
+    where = f"{first}" if len(pieces) == 1 else f"{first} and {len(pieces) - 1} more"
+    video = SmallVideo(small_mp4(first.file.table, units), image_size=image_size, where=where)
+    video.read(np.concatenate(wanted), into, np.concatenate([piece.slots for piece in pieces]))
 
 
 class SmallVideo:
@@ -122,32 +135,47 @@ class SmallVideo:
             raise self._refused(error) from None
         self._is_large = (self._decoder.metadata.height or 0) * (self._decoder.metadata.width or 0) >= _LARGE_FRAME_PIXELS
 
-    def frames(self, frames: Sequence[int]) -> list[Frames]:
-        """Decodes `frames`, ascending numbers, each to uint8 `(height, width, 3)`, RGB, in memory of its own.
+    def read(self, numbers: Integers, into: Frames, slots: Integers) -> None:
+        """Decodes frames, RGB, into memory.
+
+        Args:
+          numbers: int64 `(n,)`, ascending: the frames.
+          into: uint8 `(slots, height, width, 3)`.
+          slots: int64 `(n,)`: where each is written to.
 
         Raises:
-          DatasetFormatError: the pictures cannot be decoded.
+          DatasetFormatError: the pictures cannot be decoded, or have another size.
         """
         try:
             if self._is_large:
-                # One by one: each frame gets memory of its own without a copy.
-                found = [self._decoder.get_frame_at(frame) for frame in frames]
-                decoded = [frame.data.numpy() for frame in found]
-                times = np.array([frame.pts_seconds for frame in found])
+                # One by one: the decoder's own memory for a frame stays in the processor's cache.
+                times = np.array(
+                    [self._read_frame(number, into, slot) for number, slot in zip(numbers.tolist(), slots.tolist(), strict=True)]
+                )
             else:
                 # In one call, which takes Python's lock once and not for every frame, each time against a busy consumer.
-                batch = self._decoder.get_frames_at(list(frames))
-                decoded = [np.array(frame) for frame in batch.data.numpy()]
+                batch = self._decoder.get_frames_at(numbers.tolist())
+                self._check_shape(batch.data.shape[1:], into)
+                into[slots] = batch.data.numpy()
                 times = batch.pts_seconds.numpy()
         except (RuntimeError, ValueError, IndexError) as error:
             raise self._refused(error) from None
         # A decoder that drops a damaged picture goes on with the next one.
-        if (odd := np.flatnonzero(np.abs(times * _FRAMES_PER_SECOND - np.array(frames)) > 0.5)).size:
+        if (odd := np.flatnonzero(np.abs(times * _FRAMES_PER_SECOND - numbers) > 0.5)).size:
             raise DatasetFormatError(
-                f"{self._where}: asked for picture {frames[odd[0]]}, the decoder gave {times[odd[0]] * _FRAMES_PER_SECOND:g}; "
+                f"{self._where}: asked for picture {numbers[odd[0]]}, the decoder gave {times[odd[0]] * _FRAMES_PER_SECOND:g}; "
                 "the video is damaged"
             )
-        return decoded
+
+    def _read_frame(self, number: int, into: Frames, slot: int) -> float:
+        frame = self._decoder.get_frame_at(number)
+        self._check_shape(frame.data.shape, into)
+        into[slot] = frame.data.numpy()
+        return float(frame.pts_seconds)
+
+    def _check_shape(self, shape: Sequence[int], into: Frames) -> None:
+        if tuple(shape) != into.shape[1:]:
+            raise DatasetFormatError(f"{self._where}: a frame has shape {tuple(shape)}; info.json declares {into.shape[1:]}")
 
     def _refused(self, error: Exception) -> DatasetFormatError:
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -160,33 +188,32 @@ class OpenGop:
     """One long GOP, decoded in pieces by a decoder that stays open between them.
 
     Args:
-      read: the GOP.
       coded: its bytes; the first piece waits for them.
       image_size: (height, width) to resize to, or `None`.
     """
 
-    def __init__(self, read: GopRead, coded: Coded, image_size: tuple[int, int] | None) -> None:
-        self._read, self._coded, self._image_size = read, coded, image_size
+    def __init__(self, coded: Coded, image_size: tuple[int, int] | None) -> None:
+        self._coded, self._image_size = coded, image_size
         self._lock = threading.Lock()
         self._video: SmallVideo | None = None
 
-    def frames(self, frames: list[int]) -> list[Any]:
-        """Decodes ascending frames of the file; returns them, or an exception in the place of each. Going back begins the GOP anew."""
-        first = self._read.file.frames_of(self._read.gop)
+    def decode(self, wanted: WantedGop, into: Frames, slots: Integers) -> dict[int, Exception]:
+        """Decodes frames of the GOP, as `decode_pieces` does. Going back begins the GOP anew."""
+        first = wanted.file.frames_of(wanted.gop)
         try:
             with self._lock:
                 if self._video is None:
-                    self._video = self._open(first)
-                return list(self._video.frames([frame - first.start for frame in frames]))
+                    self._video = self._open(wanted, first)
+                self._video.read(wanted.frames - first.start, into, slots)
         except Exception as error:
-            return [error] * len(frames)
+            return dict.fromkeys(slots.tolist(), error)
+        return {}
 
-    def _open(self, frames: range) -> SmallVideo:
-        file = self._read.file
-        where = _where(self._read)
-        unit = file.unit(self._read.gop, frames)
-        samples = coded_samples(file.table, unit, self._coded.payloads.result()[self._coded.slot], where=where)
-        return SmallVideo(small_mp4(file.table, [(samples, unit.ranks)]), image_size=self._image_size, where=where)
+    def _open(self, wanted: WantedGop, frames: range) -> SmallVideo:
+        file = wanted.file
+        unit = file.unit(wanted.gop, frames)
+        coded = coded_unit(file.table, unit, self._coded.bytes_of(unit.byte_range), where=wanted)
+        return SmallVideo(small_mp4(file.table, [coded]), image_size=self._image_size, where=f"{wanted}")
 
 
 def decode_image(encoded: bytes, *, image_size: tuple[int, int] | None, where: str) -> Frames:

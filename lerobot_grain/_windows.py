@@ -1,8 +1,7 @@
 """Windows: delta timestamps -> offsets in frames -> frames of the episode, with a pad mask. Arithmetic only, before any byte is read.
 
 A delta timestamp is a distance in seconds from the anchor (the row that an example is "at"); times fps it must be a whole number of
-frames. Frames
-before the first or behind the last one of the episode are clamped to it and marked in the mask: `is_pad` true. That is what the map-style
+frames. Frames before the first or behind the last one of the episode are clamped to it and marked in the mask: `is_pad` true. That is what the map-style
 reader of lerobot does, for low-dimensional features and cameras alike; there is no limit on the size of a delta.
 """
 
@@ -37,7 +36,6 @@ class WindowRequest:
       frame: its frame in the episode, from 0.
       frames: feature key -> int64 `(time,)`, frames of the episode in the order of the deltas, clamped to the episode.
       is_pad: feature key -> bool `(time,)`, true where the frame was clamped.
-      span: the first and the last frame that any window holds, the anchor included.
     """
 
     row: int
@@ -45,11 +43,39 @@ class WindowRequest:
     frame: int
     frames: Mapping[str, Frames]
     is_pad: Mapping[str, Mask]
-    span: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowBlock:
+    """The requests of several examples that follow each other, as arrays. All windows of a feature have the same length.
+
+    Attributes:
+      episodes: int64 `(examples,)`.
+      frames: int64 `(examples,)`, frames of the anchors in their episodes.
+      windows: feature key -> int64 `(examples, time)`, as `WindowRequest.frames`. Features with equal windows share the array.
+      is_pad: feature key -> bool `(examples, time)`.
+    """
+
+    episodes: Frames
+    frames: Frames
+    windows: Mapping[str, Frames]
+    is_pad: Mapping[str, Mask]
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def __getitem__(self, examples: slice) -> WindowBlock:
+        cut: dict[int, Frames] = {id(window): window[examples] for window in self.windows.values()}
+        return WindowBlock(
+            self.episodes[examples],
+            self.frames[examples],
+            {key: cut[id(window)] for key, window in self.windows.items()},
+            {key: mask[examples] for key, mask in self.is_pad.items()},
+        )
 
 
 class WindowOffsets:
-    """The offsets of every windowed feature, as `request` needs them. Immutable."""
+    """The offsets of every windowed feature, as `request` and `block` need them. Immutable."""
 
     def __init__(self, offsets: Mapping[str, Frames]) -> None:
         self._offsets = dict(offsets)
@@ -70,11 +96,8 @@ class WindowOffsets:
         """Returns the windows of the anchor `frame` in an episode of `length` frames."""
         frames: dict[str, Frames] = {}
         is_pad: dict[str, Mask] = {}
-        low = high = frame
         for least, most, values, keys, no_pad in self._distinct:
             wanted = values + frame
-            low = min(low, min(max(frame + least, 0), length - 1))
-            high = max(high, max(min(frame + most, length - 1), 0))
             if frame + least >= 0 and frame + most < length:
                 mask = no_pad
             else:
@@ -84,7 +107,35 @@ class WindowOffsets:
             for key in keys:
                 frames[key] = wanted
                 is_pad[key] = mask
-        return WindowRequest(row, episode, frame, frames, is_pad, (low, high))
+        return WindowRequest(row, episode, frame, frames, is_pad)
+
+    def block(self, *, episodes: Frames, frames: Frames, lengths: Frames) -> WindowBlock:
+        """Returns the windows of anchors, each the element of `frames` in an episode of the length in `lengths`; all int64 `(examples,)`."""
+        windows: dict[str, Frames] = {}
+        is_pad: dict[str, Mask] = {}
+        for _, _, values, keys, _ in self._distinct:
+            wanted = frames[:, None] + values
+            clamped = np.clip(wanted, 0, lengths[:, None] - 1)
+            mask = wanted != clamped
+            for key in keys:
+                windows[key], is_pad[key] = clamped, mask
+        return WindowBlock(episodes, frames, windows, is_pad)
+
+
+def stack_requests(requests: Sequence[WindowRequest]) -> WindowBlock:
+    """Returns the block of requests that fit together (`fits_together`)."""
+    first = requests[0]
+    return WindowBlock(
+        np.array([request.episode for request in requests], np.int64),
+        np.array([request.frame for request in requests], np.int64),
+        {key: np.stack([request.frames[key] for request in requests]) for key in first.frames},
+        {key: np.stack([request.is_pad[key] for request in requests]) for key in first.is_pad},
+    )
+
+
+def fits_together(one: WindowRequest, other: WindowRequest) -> bool:
+    """Returns whether two requests have windows of the same features and lengths."""
+    return one.frames.keys() == other.frames.keys() and all(len(window) == len(other.frames[key]) for key, window in one.frames.items())
 
 
 def window_offsets(

@@ -239,7 +239,7 @@ def test_mixes_and_maps_like_any_grain_data_set(written: WrittenDataset) -> None
     iterator.close()
 
 
-@pytest.mark.parametrize("options", [{"memory_budget_bytes": 1 << 16}, {"num_decode_threads": 1}, {"num_decode_threads": 8}], ids=str)
+@pytest.mark.parametrize("options", [{"memory_budget_bytes": 1 << 18}, {"num_decode_threads": 1}, {"num_decode_threads": 8}], ids=str)
 def test_budget_and_threads_do_not_change_what_is_read(written: WrittenDataset, options: dict[str, int]) -> None:
     deltas = {TOP: [-0.5, 0.0], WRIST: [0.0, 0.7]}
     expected = list(lg.LeRobotIterDataset(written.directory, num_epochs=1, delta_timestamps=deltas))
@@ -272,7 +272,7 @@ def test_statistics_of_an_epoch(written: WrittenDataset) -> None:
     assert found.gops_decoded_again == 0
     assert 2 * written.total_frames <= found.pictures_decoded < 2.2 * written.total_frames
     assert 0 < found.bytes_needed <= found.bytes_fetched
-    assert found.budget_used_bytes == 0
+    assert found.budget_used_bytes < 50_000, "only sample tables and row groups"
     assert 0 < found.budget_peak_bytes <= found.budget_bytes
     with pytest.raises(lg.InvalidRequestError, match="found 0 lerobot_grain streams"):
         lg.read_statistics(iter(grain.MapDataset.range(3).to_iter_dataset()))

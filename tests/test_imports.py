@@ -26,13 +26,14 @@ ROOMS = {name for name in MODULES if not name.startswith("testing.")}
 # A module imports only from the rows above its own.
 LEVELS = [
     ["_errors"],
-    ["_byte_ranges", "_schema", "_windows", "_order", "_kept"],
+    ["_byte_ranges", "_schema", "_windows", "_order", "_kept", "_known_frames", "_batches", "_recycled"],
     ["_mp4", "_episodes", "_transport"],
     ["_small_mp4", "_hub_storage", "_parquet"],
     ["_plan", "_storage"],
     ["_video", "_repository", "_statistics"],
     ["_rows", "_frame_order"],
-    ["_row_reader", "_frame_reader"],
+    ["_row_reader", "_camera_reader"],
+    ["_frame_reader"],
     ["_readahead"],
     ["_dataset"],
     ["_profile"],

@@ -11,7 +11,7 @@ import pytest
 from lerobot_grain._episodes import EpisodeTable, episode_table
 from lerobot_grain._errors import DatasetFormatError
 from lerobot_grain._mp4 import SampleTable
-from lerobot_grain._plan import GopRead, VideoFile, decode_groups
+from lerobot_grain._plan import VideoFile, WantedGop, decode_groups
 from lerobot_grain._schema import DatasetInfo, Feature, PathTemplate
 from lerobot_grain._small_mp4 import unit_of_frames
 from tests.helpers import encoded, read_table
@@ -58,7 +58,7 @@ def video_file(
 
 def problem(file: VideoFile, episode: int) -> str:
     with pytest.raises(DatasetFormatError) as caught:
-        file.first_frame(episode)
+        file.check(episode)
     prefix = f"{WHERE}: episode {episode}, camera top: "
     assert str(caught.value).startswith(prefix)
     return str(caught.value).removeprefix(prefix)
@@ -160,7 +160,7 @@ def test_every_frame_lies_in_the_gop_that_it_is_decoded_from(options: dict[str, 
     table = table_of(**options)
     file = video_file([30], [0.0], table=table)
     gops = table.gop_of_frame(np.arange(30)).tolist()
-    assert [file.gop_of(frame) for frame in range(30)] == gops
+    assert file.gops_of(np.arange(30)).tolist() == gops
     assert [frame for gop in range(len(table.keys)) for frame in file.frames_of(gop)] == list(range(30))
     for gop in range(len(table.keys)):
         frames = file.frames_of(gop)
@@ -190,21 +190,9 @@ def files() -> list[VideoFile]:
     return [video_file([30], [0.0], table=table) for table in tables]
 
 
-def reads_of(files: list[VideoFile], wanted: list[tuple[int, int, int]]) -> list[tuple[GopRead, list[int]]]:
-    """Makes reads of (file, GOP, number of frames)."""
-    reads = []
-    for file, gop, count in wanted:
-        frames = list(files[file].frames_of(gop))[:count]
-        reads.append((GopRead(files[file], 0, gop, files[file].byte_range(gop)), frames))
-    return reads
-
-
-def grouped(reads: list[tuple[GopRead, list[int]]], groups: list[list[tuple[GopRead, list[int]]]]) -> list[list[int]]:
-    numbers = {id(read): number for number, (read, _) in enumerate(reads)}
-    for group in groups:
-        assert len({read.file.table.sample_description for read, _ in group}) == 1
-        assert all(frames is reads[numbers[id(read)]][1] for read, frames in group)
-    return [[numbers[id(read)] for read, _ in group] for group in groups]
+def gops_of(files: list[VideoFile], wanted: list[tuple[int, int, int]]) -> list[WantedGop]:
+    """Makes wanted GOPs of (file, GOP, number of frames)."""
+    return [WantedGop(files[file], 0, gop, np.array(files[file].frames_of(gop))[:count]) for file, gop, count in wanted]
 
 
 @pytest.mark.parametrize(
@@ -221,19 +209,18 @@ def grouped(reads: list[tuple[GopRead, list[int]]], groups: list[list[tuple[GopR
     ids=["none", "one", "two files", "two encodings", "full", "a GOP that is too long", "no limit"],
 )
 def test_groups(files: list[VideoFile], wanted: list[tuple[int, int, int]], max_pictures: int, expected: list[list[int]]) -> None:
-    reads = reads_of(files, wanted)
-    assert grouped(reads, decode_groups(reads, max_pictures=max_pictures)) == expected
+    assert decode_groups(gops_of(files, wanted), max_pictures=max_pictures) == expected
 
 
-def test_every_read_is_in_one_group_and_the_groups_are_in_order_of_first_use(files: list[VideoFile]) -> None:
+def test_every_gop_is_in_one_group_and_the_groups_are_in_order_of_first_use(files: list[VideoFile]) -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
-        wanted = [(int(rng.integers(3)), int(rng.integers(3)), int(rng.integers(1, 8))) for _ in range(rng.integers(1, 30))]
-        reads = reads_of(files, wanted)
+        gops = gops_of(files, [(int(rng.integers(3)), int(rng.integers(3)), int(rng.integers(1, 8))) for _ in range(rng.integers(1, 30))])
         limit = int(rng.integers(1, 40))
-        groups = grouped(reads, decode_groups(reads, max_pictures=limit))
-        assert sorted(number for group in groups for number in group) == list(range(len(reads)))
+        groups = decode_groups(gops, max_pictures=limit)
+        assert sorted(number for group in groups for number in group) == list(range(len(gops)))
         assert all(group == sorted(group) for group in groups)
         assert [group[0] for group in groups] == sorted(group[0] for group in groups)
         for group in groups:
-            assert len(group) == 1 or sum(len(reads[number][1]) for number in group) <= limit
+            assert len({gops[number].file.table.sample_description for number in group}) == 1
+            assert len(group) == 1 or sum(len(gops[number].frames) for number in group) <= limit

@@ -13,7 +13,7 @@ from torchcodec.decoders import VideoDecoder
 
 from lerobot_grain._errors import DatasetFormatError
 from lerobot_grain._mp4 import SampleTable
-from lerobot_grain._small_mp4 import Unit, coded_samples, small_mp4, unit_of_frames
+from lerobot_grain._small_mp4 import CodedUnit, Unit, coded_unit, small_mp4, unit_of_frames
 from tests.helpers import box, boxes, decode_all, encoded, read_table
 
 
@@ -29,21 +29,21 @@ def video(data: bytes) -> Video:
     return Video(data, read_table(data), decode_all(data))
 
 
-def unit_and_samples(source: Video, gop: int, frames: list[int]) -> tuple[Unit, list[bytes]]:
+def unit_and_samples(source: Video, gop: int, frames: list[int]) -> tuple[Unit, CodedUnit]:
     unit = unit_of_frames(source.table, gop, np.array(frames, np.int64))
     payload = source.data[unit.byte_range.start : unit.byte_range.stop]
-    return unit, coded_samples(source.table, unit, payload, where="a.mp4")
+    return unit, coded_unit(source.table, unit, payload, where="a.mp4")
 
 
 def check_stitched(requests: list[tuple[Video, int, list[int]]]) -> None:
     """Stitches GOPs and compares the wanted frames, decoded as the reader does (those alone) and all in a row."""
     units, wanted, expected, base = [], [], [], 0
     for source, gop, frames in requests:
-        unit, samples = unit_and_samples(source, gop, frames)
-        units.append((samples, unit.ranks))
+        unit, coded = unit_and_samples(source, gop, frames)
+        units.append(coded)
         wanted += (base + unit.wanted).tolist()
         expected.append(source.frames[frames])
-        base += len(samples)
+        base += len(coded.sizes)
     mp4 = small_mp4(requests[0][0].table, units)
     decoder = VideoDecoder(mp4, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
     assert decoder.metadata.num_frames == base
@@ -180,7 +180,8 @@ def test_cra_pictures_become_bla_pictures_in_front_of_a_unit_and_nowhere_else(vi
     source = videos["hevc open GOPs"][0]
     kinds = {}
     for gop in (0, 1):
-        unit, samples = unit_and_samples(source, gop, frames_by_gop(source.table)[gop])
+        unit, coded = unit_and_samples(source, gop, frames_by_gop(source.table)[gop])
+        samples = [bytes(piece) for piece in coded.pieces]
         raw = [source.data[o : o + n] for o, n in zip(source.table.offsets[unit.samples], source.table.sizes[unit.samples], strict=True)]
         assert samples[1:] == raw[1:]
         kinds[gop] = (picture_kinds(raw[0]), picture_kinds(samples[0]), [kind for sample in samples[1:] for kind in picture_kinds(sample)])
@@ -207,8 +208,7 @@ def test_frame_i_is_presented_at_tick_i(videos: dict[str, list[Video]]) -> None:
         source = videos[name][0]
         units = []
         for gop in (1, 0):
-            unit, samples = unit_and_samples(source, gop, frames_by_gop(source.table)[gop])
-            units.append((samples, unit.ranks))
+            units.append(unit_and_samples(source, gop, frames_by_gop(source.table)[gop])[1])
         table = read_table(small_mp4(source.table, units))
         times = table.pts[table.presentation]
         assert times[0] == 0
@@ -228,7 +228,7 @@ def refusal(source: Video, first_picture: bytes, *, gop: int = 0, table: SampleT
     unit = unit_of_frames(table, gop, np.array([frame]))
     table = dataclasses.replace(table, sizes=np.where(np.arange(table.num_frames) == table.keys[gop], len(first_picture), table.sizes))
     with pytest.raises(DatasetFormatError) as caught:
-        coded_samples(table, unit, first_picture, where="a.mp4")
+        coded_unit(table, unit, first_picture, where="a.mp4")
     prefix = f"a.mp4, bytes {unit.byte_range}: "
     assert str(caught.value).startswith(prefix)
     return str(caught.value).removeprefix(prefix)
@@ -332,9 +332,9 @@ def test_damaged_first_pictures_give_samples_or_the_format_error(videos: dict[st
         for place in rng.integers(0, min(len(payload), 60), 3):
             damaged[place] = rng.integers(256)
         try:
-            samples = coded_samples(source.table, unit, bytes(damaged), where="a.mp4")
+            coded = coded_unit(source.table, unit, bytes(damaged), where="a.mp4")
         except DatasetFormatError:
             refused += 1
         else:
-            assert len(samples[0]) == source.table.sizes[unit.samples[0]]
+            assert len(coded.pieces[0]) == source.table.sizes[unit.samples[0]]
     assert refused > 10

@@ -79,8 +79,10 @@ def test_windows_are_those_of_a_plain_loop(offsets: dict[str, list[int]], fps: f
             frames.append(0 if wanted < 0 else length - 1 if wanted >= length else wanted)
         assert request.frames[key].tolist() == frames
         assert request.is_pad[key].tolist() == is_pad
-    held = [frame, *(int(value) for values in request.frames.values() for value in values)]
-    assert request.span == (min(held), max(held))
+    block = made.block(episodes=np.array([4, 1]), frames=np.array([0, frame]), lengths=np.array([1, length]))
+    for key in offsets:
+        assert block.windows[key][1].tolist() == request.frames[key].tolist()
+        assert block.is_pad[key][1].tolist() == request.is_pad[key].tolist()
 
 
 def test_one_request_does_not_change_the_next() -> None:

@@ -1,0 +1,53 @@
+"""Batches of examples: dicts of feature key -> array `(examples, ...)`; strings are lists of str, or lists of lists. Pure."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Batch = dict[str, Any]
+Example = dict[str, Any]
+
+# Values up to this size may share the memory of the batch that they were cut from; larger ones, kept by somebody, would keep it all.
+_MAX_SHARED_BYTES = 1024
+
+
+def num_examples(batch: Batch) -> int:
+    """Returns the number of examples of a batch."""
+    return len(next(iter(batch.values())))
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """Returns batches with the same keys and shapes as one."""
+    if len(batches) == 1:
+        return batches[0]
+    return {key: _joined([batch[key] for batch in batches]) for key in batches[0]}
+
+
+def _joined(values: list[Any]) -> Any:
+    return np.concatenate(values) if isinstance(values[0], np.ndarray) else list(itertools.chain.from_iterable(values))
+
+
+def split(batch: Batch) -> list[Example]:
+    """Returns the examples of a batch. None of their arrays overlap."""
+    count = num_examples(batch)
+    return [{key: _cut(value, index, is_only=count == 1) for key, value in batch.items()} for index in range(count)]
+
+
+def _cut(value: Any, index: int, *, is_only: bool) -> Any:
+    found = value[index]
+    return found.copy() if isinstance(found, np.ndarray) and found.nbytes > _MAX_SHARED_BYTES and not is_only else found
+
+
+def with_arrays_of_strings(batch: Batch) -> Batch:
+    """Returns a batch as Grain stacks examples: str become one array of them, lists of str a list of arrays."""
+    return {key: value if isinstance(value, np.ndarray) else _stacked(value) for key, value in batch.items()}
+
+
+def _stacked(values: list[Any]) -> Any:
+    if isinstance(values[0], list):
+        return [np.array(column) for column in zip(*values, strict=True)]
+    return np.array(values)

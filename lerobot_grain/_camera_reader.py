@@ -1,0 +1,428 @@
+"""Fetches and decodes the frames of one camera ahead, and keeps each until its last known use.
+
+Idea: every frame that a coming example needs is known, with its uses. A GOP is fetched together with its neighbours in the file that are
+known to be needed, decoded at its first use for all of its frames that are known to be needed, and each frame goes after its last use.
+
+* Short GOPs, of any episodes and files, are decoded in groups: one small MP4 for many.
+* A long GOP would fill the budget with frames that are needed much later. It is decoded in pieces: its decoder stays open and goes on
+  where it stopped.
+
+Rules:
+* One thread, the consumer's, plans; pools run tasks that know everything they need. Only a long GOP's decoder is shared by tasks, under
+  its own lock.
+* A slot of the store is given back when no task can write to it any more: after the task that does was waited for, or is done.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lerobot_grain._byte_ranges import ByteRange
+from lerobot_grain._errors import LeRobotGrainError
+from lerobot_grain._kept import Kept
+from lerobot_grain._known_frames import FAILED, NO_SLOT, FrameStore, KnownFrames
+from lerobot_grain._plan import VideoFile, WantedGop, decode_groups
+from lerobot_grain._repository import Repository, sample_table
+from lerobot_grain._schema import Feature
+from lerobot_grain._statistics import Meter
+from lerobot_grain._storage import Storage
+from lerobot_grain._video import Coded, Frames, OpenGop, Piece, decode_pieces
+from lerobot_grain._windows import WindowBlock
+
+Integers = npt.NDArray[np.int64]
+
+# Wanted frames of one decode task: the speed of sequential decoding is reached at 16 to 64. More where frames are small: a task takes
+# Python's lock a dozen times, each time against a consumer that may hold it for milliseconds.
+_PICTURES_PER_TASK, _TASK_BYTES = 64, 8 << 20
+# Neighbouring GOPs are fetched in one request up to this size, and this many frames before and behind the one that is needed first.
+_MAX_FETCH_BYTES, _MAX_FETCH_FRAMES = 4 << 20, 64
+# A GOP is long if its frames are more than this part of the budget: 64 of them, one in every part of the order, would fill half of it.
+_LONG_GOP_PART = 128
+# What an open decoder holds, in pictures of 12 bits a pixel: 5 MB at 640x480 (measured with 64 of them).
+_PICTURES_OF_DECODER = 12
+# GOPs that are remembered to count those that are decoded again; only a figure of the statistics.
+_MAX_LATELY_DECODED = 100_000
+
+
+@dataclass(eq=False, slots=True)
+class _Run:
+    """GOPs that follow each other in a file and were asked for in one request."""
+
+    coded: Coded
+    num_bytes: int
+    num_gops: int  # that are not done with
+
+
+@dataclass(eq=False, slots=True)
+class _CodedGop:
+    """A GOP whose coded bytes were asked for, until all frames that are known to be needed of it are being decoded."""
+
+    run: _Run
+    is_long: bool
+    decoder: OpenGop | None = None
+    decoder_bytes: int = 0
+    next_frame: int = 0  # of the file: where an open decoder goes on
+
+
+class _Task(NamedTuple):
+    """A decode that was started, and the coded bytes that it waits for."""
+
+    problems: Future[dict[int, Exception]]
+    coded: list[Coded]
+
+
+@dataclass(eq=False, slots=True)
+class Wanted:
+    """Frames that are to be decoded of a GOP.
+
+    Attributes:
+      gop: which, with the frames.
+      places: int64 `(n,)`, of the frames.
+      is_now: bool `(n,)`: whether the block that is decoded next needs the frame.
+      is_last: whether no other frame of the GOP is known to be needed.
+    """
+
+    gop: WantedGop
+    places: Integers
+    is_now: npt.NDArray[np.bool_]
+    is_last: bool
+
+    def only(self, keep: npt.NDArray[np.bool_]) -> Wanted:
+        """Returns this for a part of its frames."""
+        gop = self.gop._replace(frames=self.gop.frames[keep])
+        return Wanted(gop, self.places[keep], self.is_now[keep], self.is_last and bool(keep.all()))
+
+
+class CameraReader:
+    """Reads the frames of one camera.
+
+    Args:
+      repository: the data set.
+      feature: the camera.
+      image_size: (height, width) to resize to, or `None`.
+      budget_bytes: for all cameras together; who calls keeps to it.
+      fetchers, decoders: where reading and decoding run.
+      files: of all cameras, by (camera, number of the file).
+      meter: counts.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        feature: Feature,
+        *,
+        image_size: tuple[int, int] | None,
+        budget_bytes: int,
+        fetchers: Executor,
+        decoders: Executor,
+        files: Kept[tuple[str, int], VideoFile],
+        meter: Meter,
+    ) -> None:
+        self._repository, self._image_size, self._budget_bytes = repository, image_size, budget_bytes
+        self._fetchers, self._decoders, self._files, self._meter = fetchers, decoders, files, meter
+        self._camera = feature.key
+        self._episodes = repository.episodes
+        self._file_of_episode = repository.episodes.videos[feature.key].files.file_of_episode
+        height, width = image_size or feature.shape[:2]
+        self.known = KnownFrames()
+        # What the next example needs is decoded whatever the budget; so there must be slots for more.
+        self.store = FrameStore((height, width, 3), 2 * (budget_bytes // (height * width * 3)) + 1)
+        self._gops: OrderedDict[tuple[int, int, int], _CodedGop] = OrderedDict()  # by (number of the file, episode, GOP)
+        self._tasks: dict[int, _Task] = {}  # that were not waited for yet
+        self._num_tasks = 0
+        self._problems_of_places: dict[int, Exception] = {}
+        self._problems_of_slots: dict[int, Exception] = {}
+        self._lately_decoded: OrderedDict[tuple[int, int], None] = OrderedDict()
+        self.coded_bytes = self.decoder_bytes = 0
+
+    @property
+    def used_bytes(self) -> int:
+        return self.coded_bytes + self.decoder_bytes + self.store.used_bytes
+
+    def know(self, block: WindowBlock) -> Integers:
+        """Counts the frames that a block needs; returns their places, int64 `(examples, time)`.
+
+        What tells where the bytes lie is asked for as soon as a file is known to be needed, long before its first frame is.
+        """
+        for number in set(self._file_of_episode[block.episodes].tolist()):
+            self._file(number)
+        return self.known.add(self._episodes.first_rows[block.episodes][:, None] + self._window(block))
+
+    # Fetching
+
+    def fetch(self, block: WindowBlock, places: Integers) -> None:
+        """Asks for the coded bytes of frames that were not asked for yet, or were dropped since."""
+        flat = places.reshape(-1)
+        missing = np.flatnonzero(~self.known.is_asked[flat])
+        if len(missing) == 0:
+            return
+        frames = self._window(block).reshape(-1)
+        for index in missing.tolist():
+            place = flat.item(index)
+            if self.known.is_asked[place]:
+                continue  # with another one
+            try:
+                self._fetch_around(block.episodes.item(index // places.shape[1]), frames.item(index))
+            except LeRobotGrainError as error:
+                self.known.slots[place], self.known.is_asked[place] = FAILED, True
+                self._problems_of_places[place] = error
+
+    def _fetch_around(self, episode: int, frame: int) -> None:
+        """Asks for the GOP of a frame of an episode, and for those around it that are needed too."""
+        number = self._file_of_episode.item(episode)
+        file = self._meter.wait(self._file(number), "fetch")
+        file.check(episode)
+        first = file.first_frame(episode)
+        stop = first + self._episodes.lengths.item(episode)
+        frame += first
+        reach = np.array([max(first, frame - _MAX_FETCH_FRAMES), frame, min(stop - 1, frame + _MAX_FETCH_FRAMES)])
+        low, gop, high = file.gops_of(reach).tolist()
+        starts = file.gop_starts[low : high + 2].copy()
+        # The first and the last GOP may hold frames of other episodes.
+        starts[0], starts[-1] = max(starts.item(0), first), min(starts.item(-1), stop)
+        places = self.known.find(np.arange(starts.item(0), starts.item(-1)) + (self._episodes.first_rows.item(episode) - first))
+        is_needed = (self.known.uses[places] > 0) & ~self.known.is_asked[places]
+        gop_is_needed = np.logical_or.reduceat(is_needed, starts[:-1] - starts[0]).tolist()
+        begin, end = gop, gop + 1
+        if (number, episode, gop) not in self._gops:
+            wanted = file.byte_range(gop)
+            for step in (1, -1):
+                following = gop + step
+                while low <= following <= high and gop_is_needed[following - low] and (number, episode, following) not in self._gops:
+                    extended = wanted.cover(file.byte_range(following))
+                    if extended.length > _MAX_FETCH_BYTES:
+                        break
+                    wanted = extended
+                    following += step
+                begin, end = min(begin, following + 1), max(end, following)
+            self._fetch_run(file, episode, range(begin, end), wanted)
+        asked = slice(starts[begin - low] - starts[0], starts[end - low] - starts[0])
+        self.known.is_asked[places[asked][is_needed[asked]]] = True
+
+    def _fetch_run(self, file: VideoFile, episode: int, gops: range, wanted: ByteRange) -> None:
+        payload = self._fetchers.submit(_read_range, self._repository.storage, file.path, wanted)
+        run = _Run(Coded(payload, wanted.start), wanted.length, len(gops))
+        lengths = np.diff(file.gop_starts[gops.start : gops.stop + 1])
+        is_long = lengths * self.store.frame_bytes > self._budget_bytes // _LONG_GOP_PART
+        for gop, long in zip(gops, is_long.tolist(), strict=True):
+            self._gops[file.number, episode, gop] = _CodedGop(run, long)
+        self.coded_bytes += wanted.length
+        self._meter.count(bytes_needed=wanted.length)
+
+    # Decoding
+
+    def survey(self, block: WindowBlock, places: Integers) -> list[Wanted]:
+        """Returns what is to be decoded for a block: of every GOP that it needs, the frames that are known to be needed.
+
+        Of long GOPs those up to the last one that the block needs.
+        """
+        flat = places.reshape(-1)
+        waiting = np.flatnonzero(self.known.slots[flat] == NO_SLOT)
+        if len(waiting) == 0:
+            return []
+        is_now = np.zeros(len(self.known.slots), np.bool_)
+        is_now[flat[waiting]] = True
+        episodes = block.episodes[waiting // places.shape[1]]
+        frames = self._window(block).reshape(-1)[waiting]
+        numbers = self._file_of_episode[episodes]
+        wanted: list[Wanted] = []
+        for number in sorted(set(numbers.tolist())):
+            members = numbers == number
+            file = self._meter.wait(self._file(number), "fetch")
+            wanted += self._survey_file(file, episodes[members], frames[members], is_now)
+        return wanted
+
+    def _survey_file(self, file: VideoFile, episodes: Integers, frames: Integers, is_now: npt.NDArray[np.bool_]) -> list[Wanted]:
+        frames = frames + file.first_frames(episodes)
+        num_gops = len(file.gop_starts)
+        distinct, inverse = np.unique(episodes * num_gops + file.gops_of(frames), return_inverse=True)
+        episodes, gops = np.divmod(distinct, num_gops)
+        last = np.zeros(len(distinct), np.int64)
+        np.maximum.at(last, inverse, frames)
+        # All frames of these GOPs that belong to the episode, one GOP after the other.
+        first = file.first_frames(episodes)
+        starts = np.maximum(file.gop_starts[gops], first)
+        lengths = np.minimum(file.gop_starts[gops + 1], first + self._episodes.lengths[episodes]) - starts
+        stops = np.cumsum(lengths)
+        gop_of = np.repeat(np.arange(len(distinct)), lengths)
+        candidates = np.arange(stops[-1]) + (starts - (stops - lengths))[gop_of]
+        places = self.known.find(candidates + (self._episodes.first_rows[episodes] - first)[gop_of])
+        needed = np.flatnonzero((self.known.uses[places] > 0) & (self.known.slots[places] == NO_SLOT))
+        candidates, places, gop_of = candidates[needed], places[needed], gop_of[needed]
+        bounds = np.searchsorted(gop_of, np.arange(len(distinct) + 1)).tolist()
+        now = is_now[places]
+        wanted = []
+        for i, (episode, gop) in enumerate(zip(episodes.tolist(), gops.tolist(), strict=True)):
+            begin, end = bounds[i], bounds[i + 1]
+            is_last = True
+            if self._gops[file.number, episode, gop].is_long:
+                last_end = begin + int(np.searchsorted(candidates[begin:end], last[i], side="right"))
+                end, is_last = last_end, last_end == end
+            part = slice(begin, end)
+            wanted.append(Wanted(WantedGop(file, episode, gop, candidates[part]), places[part], now[part], is_last))
+        return wanted
+
+    def start(self, wanted: Sequence[Wanted]) -> None:
+        """Starts decoding."""
+        short = []
+        for item in wanted:
+            key = item.gop.file.number, item.gop.episode, item.gop.gop
+            coded = self._gops[key]
+            if coded.is_long:
+                self._start_piece(key, coded, item)
+            else:
+                short.append((item, coded))
+                self._count(item.gop, item.gop.file.num_pictures(item.gop.gop, item.gop.frames))
+            if item.is_last:
+                self._retire(key, coded)
+        for group in decode_groups([item.gop for item, _ in short], max_pictures=max(_PICTURES_PER_TASK, _TASK_BYTES // self.store.frame_bytes)):
+            items = [short[index] for index in group]
+            slots = self._take_slots(np.concatenate([item.places for item, _ in items]))
+            pieces, begin = [], 0
+            for item, coded in items:
+                end = begin + len(item.places)
+                pieces.append(Piece(item.gop, coded.run.coded, slots[begin:end]))
+                begin = end
+            problems = self._decoders.submit(decode_pieces, pieces, self.store.frames, self._image_size)
+            self._tasks[self._num_tasks] = _Task(problems, [coded.run.coded for _, coded in items])
+
+    def _start_piece(self, key: tuple[int, int, int], coded: _CodedGop, wanted: Wanted) -> None:
+        """Starts decoding the next piece of a long GOP."""
+        gop = wanted.gop
+        start = gop.file.frames_of(gop.gop).start
+        if coded.decoder is None:
+            coded.decoder_bytes = gop.file.table.height * gop.file.table.width * 3 // 2 * _PICTURES_OF_DECODER
+            self._close_decoders(coded.decoder_bytes)
+            coded.decoder, coded.next_frame = OpenGop(coded.run.coded, self._image_size), start
+            self.decoder_bytes += coded.decoder_bytes
+            self._count(gop, 0)
+        self._gops.move_to_end(key)
+        begin, end = gop.frames.item(0), gop.frames.item(-1) + 1
+        self._meter.count(pictures_decoded=end - (coded.next_frame if begin >= coded.next_frame else start))
+        coded.next_frame = end
+        slots = self._take_slots(wanted.places)
+        problems = self._decoders.submit(coded.decoder.decode, gop, self.store.frames, slots)
+        self._tasks[self._num_tasks] = _Task(problems, [coded.run.coded])
+
+    def _take_slots(self, places: Integers) -> Integers:
+        """Returns slots for frames that the next task is to decode."""
+        slots = self.store.take(len(places))
+        self.known.slots[places] = slots
+        self.known.is_asked[places] = True
+        self._num_tasks += 1
+        self.store.task_of[slots] = self._num_tasks
+        return slots
+
+    def _retire(self, key: tuple[int, int, int], coded: _CodedGop) -> None:
+        """Gives up the coded bytes and the decoder of a GOP."""
+        del self._gops[key]
+        coded.run.num_gops -= 1
+        if coded.run.num_gops == 0:
+            self.coded_bytes -= coded.run.num_bytes
+        if coded.decoder is not None:
+            self.decoder_bytes -= coded.decoder_bytes
+
+    def _close_decoders(self, more_bytes: int) -> None:
+        """Gives up the least recently used decoders while all of them hold more than half of the budget; their GOPs begin anew when needed.
+
+        A decoder goes when the pieces that were asked of it are done.
+        """
+        for coded in self._gops.values():
+            if self.decoder_bytes + more_bytes <= self._budget_bytes // 2:
+                break
+            if coded.decoder is not None:
+                coded.decoder = None
+                self.decoder_bytes -= coded.decoder_bytes
+
+    def _count(self, gop: WantedGop, num_pictures: int) -> None:
+        key = gop.file.number, gop.gop
+        self._meter.count(gops_decoded=1, gops_decoded_again=int(key in self._lately_decoded), pictures_decoded=num_pictures)
+        self._lately_decoded[key] = None
+        self._lately_decoded.move_to_end(key)
+        if len(self._lately_decoded) > _MAX_LATELY_DECODED:
+            self._lately_decoded.popitem(last=False)
+
+    # Dropping
+
+    def droppable(self) -> Integers:
+        """Returns the places of decoded frames that no task is writing, int64 `(n,)`."""
+        places = np.flatnonzero(self.known.slots >= 0)
+        running = [number for number, task in self._tasks.items() if not task.problems.done()]
+        return places[~np.isin(self.store.task_of[self.known.slots[places]], running)] if running else places
+
+    def drop(self, places: Integers) -> None:
+        """Forgets decoded frames; they are fetched and decoded again when they are needed."""
+        self._give_back(self.known.slots[places].astype(np.int64))
+        self.known.slots[places] = NO_SLOT
+        self.known.is_asked[places] = False
+
+    # Handing out
+
+    def wait(self, places: Integers) -> tuple[int, Exception] | None:
+        """Waits for the frames of examples, places int64 `(examples, time)`.
+
+        Returns:
+          `None`, or the first example that cannot be had, and why.
+        """
+        slots = self.known.slots[places]
+        for number in self._tasks.keys() & set(self.store.task_of[slots].reshape(-1).tolist()):
+            task = self._tasks.pop(number)
+            is_fetched = task.problems.done() or all(coded.payload.done() for coded in task.coded)
+            self._problems_of_slots.update(self._meter.wait(task.problems, "decode" if is_fetched else "fetch"))
+        if self._problems_of_slots or self._problems_of_places:
+            for example, window in enumerate(zip(places.tolist(), slots.tolist(), strict=True)):
+                for place, slot in zip(*window, strict=True):
+                    problem = self._problems_of_places.get(place) if slot == FAILED else self._problems_of_slots.get(slot)
+                    if problem is not None:
+                        return example, problem
+        return None
+
+    def put(self, places: Integers, out: Frames) -> None:
+        """Copies the frames of examples, which were waited for, places int64 `(examples, time)`, to `out`: one after the other."""
+        slots = self.known.slots[places.reshape(-1)]
+        # "clip", because "raise" would go through a copy.
+        np.take(self.store.frames, slots, axis=0, out=out.reshape(len(slots), *self.store.frames.shape[1:]), mode="clip")
+        self._meter.count(frames_handed_out=len(slots))
+
+    def release(self, places: Integers) -> None:
+        """Counts a use of each of the frames; those that are needed no more go."""
+        self._give_back(self.known.use(places.reshape(-1)))
+
+    def _give_back(self, slots: Integers) -> None:
+        if self._problems_of_slots:
+            for slot in slots.tolist():
+                self._problems_of_slots.pop(slot, None)
+        self.store.give_back(slots)
+
+    # Windows and files
+
+    def _window(self, block: WindowBlock) -> Integers:
+        """Returns int64 `(examples, time)`: the frames of the episode that the camera's windows consist of."""
+        return block.windows.get(self._camera, block.frames[:, None])
+
+    def _file(self, number: int) -> Future[VideoFile]:
+        return self._files.get((self._camera, number), lambda: self._fetchers.submit(_open_video, self._repository, self._camera, number))
+
+
+def _read_range(storage: Storage, path: str, wanted: ByteRange) -> bytes:
+    return storage.read_ranges(path, [wanted])[0]
+
+
+def _open_video(repository: Repository, camera: str, number: int) -> VideoFile:
+    path = repository.episodes.videos[camera].files.paths[number]
+    return VideoFile(
+        sample_table(repository.storage, path),
+        path=path,
+        camera=camera,
+        number=number,
+        episodes=repository.episodes,
+        fps=repository.fps,
+        where=f"{repository.description}, {path}",
+    )

@@ -1,0 +1,140 @@
+"""Which frames of a camera coming examples need, how often, and where each of them is: dense arrays, without an object per frame.
+
+Frames are named by the row of the data set that they belong to. A data set may have many millions of rows, of which a few thousand are
+known to be needed, in short runs; so the arrays have pages of consecutive rows, made when a row of theirs becomes known and given up after
+its last use. The element that belongs to a row is its *place*. Pure.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Integers = npt.NDArray[np.int64]
+
+# What `slots` holds for a frame that is not decoded, and for one that cannot be.
+NO_SLOT, FAILED = -1, -2
+
+_PAGE_BITS = 8
+_PAGE = 1 << _PAGE_BITS
+_MANY = np.iinfo(np.int64).max
+
+
+class KnownFrames:
+    """The frames of one camera that are known to be needed.
+
+    Attributes:
+      uses: int32 `(places,)`: how often a frame is still needed; 0 at place 0, which stands for all rows that are not known.
+      slots: int32 `(places,)`: where the decoded frame is, `NO_SLOT` or `FAILED`.
+      is_asked: bool `(places,)`: whether its coded bytes were asked for; stays true while it is decoded.
+    """
+
+    def __init__(self) -> None:
+        self._pages: dict[int, int] = {}  # number of a page of the data set -> page of the arrays; page 0 is not used
+        self._free: list[int] = []
+        self._num_pages = 0
+        self._waiting_uses = np.zeros(0, np.int64)  # of all frames of a page
+        self._numbers = np.zeros(0, np.int64)
+        self.uses, self.slots = np.zeros(0, np.int32), np.zeros(0, np.int32)
+        self.is_asked = np.zeros(0, np.bool_)
+        self._grow()
+
+    def add(self, rows: Integers) -> Integers:
+        """Counts one more use for each of the rows, of any shape; returns their places, which hold until the last use."""
+        numbers, inverse, counts = np.unique(rows >> _PAGE_BITS, return_inverse=True, return_counts=True)
+        pages = np.array([self._page(number) for number in numbers.tolist()], np.int64)
+        self._waiting_uses[pages] += counts
+        places = (pages[inverse].reshape(rows.shape) << _PAGE_BITS) + (rows & _PAGE - 1)
+        np.add.at(self.uses, places.reshape(-1), 1)
+        return places
+
+    def find(self, rows: Integers) -> Integers:
+        """Returns the places of ascending rows, int64 `(n,)`, n > 0: 0 where a row is not known."""
+        numbers = rows >> _PAGE_BITS
+        bounds = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
+        firsts = numbers[np.append(0, bounds)].tolist() if len(bounds) else [numbers.item(0)]
+        pages = np.array([self._pages.get(number, 0) for number in firsts])
+        if len(pages) == 1:
+            return (rows & _PAGE - 1) + (pages.item(0) << _PAGE_BITS) if pages.item(0) else np.zeros(len(rows), np.int64)
+        all_pages = np.repeat(pages, np.diff(bounds, prepend=0, append=len(rows)))
+        return np.where(all_pages > 0, (all_pages << _PAGE_BITS) + (rows & _PAGE - 1), 0)
+
+    def use(self, places: Integers) -> Integers:
+        """Counts one use less for each of the places, int64 `(n,)`; returns the slots of the frames that are needed no more."""
+        np.subtract.at(self.uses, places, 1)
+        gone = np.unique(places[self.uses[places] == 0])
+        slots = self.slots[gone].astype(np.int64)
+        self.slots[gone] = NO_SLOT
+        self.is_asked[gone] = False
+        pages, counts = np.unique(places >> _PAGE_BITS, return_counts=True)
+        self._waiting_uses[pages] -= counts
+        for page in pages[self._waiting_uses[pages] == 0].tolist():
+            del self._pages[int(self._numbers[page])]
+            self._free.append(page)
+        return slots
+
+    def next_uses(self, coming: list[Integers]) -> Integers:
+        """Returns for every place the first of the coming arrays of places that it is in; a very high number where it is in none."""
+        found = np.full(len(self.uses), _MANY, np.int64)
+        for number in range(len(coming) - 1, -1, -1):
+            found[coming[number].reshape(-1)] = number
+        return found
+
+    def _page(self, number: int) -> int:
+        page = self._pages.get(number)
+        if page is None:
+            if not self._free:
+                self._grow()
+            page = self._pages[number] = self._free.pop()
+            self._numbers[page] = number
+        return page
+
+    def _grow(self) -> None:
+        """Doubles the number of pages."""
+        added = max(16, self._num_pages)
+        self._free += range(max(1, self._num_pages), self._num_pages + added)
+        self._num_pages += added
+        self._waiting_uses = np.concatenate([self._waiting_uses, np.zeros(added, np.int64)])
+        self._numbers = np.concatenate([self._numbers, np.zeros(added, np.int64)])
+        self.uses = np.concatenate([self.uses, np.zeros(added * _PAGE, np.int32)])
+        self.slots = np.concatenate([self.slots, np.full(added * _PAGE, NO_SLOT, np.int32)])
+        self.is_asked = np.concatenate([self.is_asked, np.zeros(added * _PAGE, np.bool_)])
+
+
+class FrameStore:
+    """Memory for the decoded frames of one camera, used again and again: fresh memory costs more than copying into used one.
+
+    Args:
+      shape: (height, width, 3).
+      capacity: frames. Memory is taken from the system when a slot is used first; the lowest free ones are.
+
+    Attributes:
+      frames: uint8 `(capacity, height, width, 3)`.
+      task_of: int64 `(capacity,)`: number of the decode task that writes, or wrote, a slot.
+      frame_bytes: of one frame.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], capacity: int) -> None:
+        self.frames: npt.NDArray[np.uint8] = np.empty((capacity, *shape), np.uint8)
+        self.task_of = np.zeros(capacity, np.int64)
+        self.frame_bytes = int(np.prod(shape))
+        self._free = np.arange(capacity - 1, -1, -1)
+        self._num_free = capacity
+
+    @property
+    def num_used(self) -> int:
+        return len(self._free) - self._num_free
+
+    @property
+    def used_bytes(self) -> int:
+        return self.num_used * self.frame_bytes
+
+    def take(self, count: int) -> Integers:
+        """Returns free slots, int64 `(count,)`."""
+        assert count <= self._num_free
+        self._num_free -= count
+        return self._free[self._num_free : self._num_free + count][::-1].copy()
+
+    def give_back(self, slots: Integers) -> None:
+        self._free[self._num_free : self._num_free + len(slots)] = slots
+        self._num_free += len(slots)

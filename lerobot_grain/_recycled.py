@@ -1,0 +1,46 @@
+"""Arrays whose memory is used again once nobody refers to them: fresh memory for every batch costs more than filling it. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# Smaller arrays are left to the allocator, which uses their memory again itself.
+_MIN_BYTES = 1 << 18
+# Free memories of one size that are kept.
+_MAX_FREE = 2
+
+
+class RecycledArrays:
+    """Makes arrays, uint8. The memory of one goes to another when it, and every view of it, is garbage."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, deque[npt.NDArray[np.uint8]]] = {}
+
+    def empty(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+        """Returns an array with any contents."""
+        num_bytes = math.prod(shape)
+        if num_bytes < _MIN_BYTES:
+            return np.empty(shape, np.uint8)
+        free = self._free.setdefault(num_bytes, deque(maxlen=_MAX_FREE))
+        try:
+            memory = free.pop()
+        except IndexError:
+            memory = np.empty(num_bytes, np.uint8)
+        return np.asarray(_Lease(memory, shape, free))
+
+
+class _Lease:
+    """What an array, and so every view of it, keeps alive: NumPy's views refer to it, and not to the memory."""
+
+    def __init__(self, memory: npt.NDArray[np.uint8], shape: tuple[int, ...], free: deque[npt.NDArray[np.uint8]]) -> None:
+        self._memory, self._free = memory, free
+        self.__array_interface__: dict[str, Any] = {**memory.__array_interface__, "shape": shape}
+
+    def __del__(self) -> None:
+        # From any thread: appending is atomic.
+        self._free.append(self._memory)
