@@ -272,7 +272,7 @@ def test_statistics_of_an_epoch(written: WrittenDataset) -> None:
     assert found.gops_decoded_again == 0
     assert 2 * written.total_frames <= found.pictures_decoded < 2.2 * written.total_frames
     assert 0 < found.bytes_needed <= found.bytes_fetched
-    assert found.budget_used_bytes < 50_000, "only sample tables and row groups"
+    assert found.budget_used_bytes < 200_000, "only sample tables and row groups"
     assert 0 < found.budget_peak_bytes <= found.budget_bytes
     with pytest.raises(lg.InvalidRequestError, match="found 0 lerobot_grain streams"):
         lg.read_statistics(iter(grain.MapDataset.range(3).to_iter_dataset()))
