@@ -31,6 +31,11 @@ def _joined(values: list[Any]) -> Any:
     return np.concatenate(values) if isinstance(values[0], np.ndarray) else list(itertools.chain.from_iterable(values))
 
 
+def part_of(batch: Batch, examples: slice) -> Batch:
+    """Returns some examples of a batch, in memory of their own."""
+    return {key: value[examples].copy() for key, value in batch.items()}
+
+
 def split(batch: Batch) -> list[Example]:
     """Returns the examples of a batch. None of their arrays overlap."""
     count = num_examples(batch)

@@ -139,7 +139,8 @@ class CameraReader:
         self._num_tasks = 0
         self._problems_of_places: dict[int, Exception] = {}
         self._problems_of_slots: dict[int, Exception] = {}
-        self._lately_decoded: OrderedDict[tuple[int, int], None] = OrderedDict()
+        self._lately_decoded: set[tuple[int, int]] = set()
+        self._num_gops = self._num_gops_again = 0  # since `start` was called
         self.coded_bytes = self.decoder_bytes = 0
 
     @property
@@ -192,16 +193,14 @@ class CameraReader:
         gop_is_needed = np.logical_or.reduceat(is_needed, starts[:-1] - starts[0]).tolist()
         begin, end = gop, gop + 1
         if (number, episode, gop) not in self._gops:
-            wanted = file.byte_range(gop)
-            for step in (1, -1):
-                following = gop + step
-                while low <= following <= high and gop_is_needed[following - low] and (number, episode, following) not in self._gops:
-                    extended = wanted.cover(file.byte_range(following))
-                    if extended.length > _MAX_FETCH_BYTES:
-                        break
-                    wanted = extended
-                    following += step
-                begin, end = min(begin, following + 1), max(end, following)
+            while begin > low and gop_is_needed[begin - 1 - low] and (number, episode, begin - 1) not in self._gops:
+                begin -= 1
+            while end <= high and gop_is_needed[end - low] and (number, episode, end) not in self._gops:
+                end += 1
+            wanted = file.byte_range(begin).cover(file.byte_range(end - 1))
+            while wanted.length > _MAX_FETCH_BYTES and end - begin > 1:
+                begin, end = (begin + gop + 1) // 2, (gop + end + 1) // 2
+                wanted = file.byte_range(begin).cover(file.byte_range(end - 1))
             self._fetch_run(file, episode, range(begin, end), wanted)
         asked = slice(starts[begin - low] - starts[0], starts[end - low] - starts[0])
         self.known.is_asked[places[asked][is_needed[asked]]] = True
@@ -272,6 +271,7 @@ class CameraReader:
     def start(self, wanted: Sequence[Wanted]) -> None:
         """Starts decoding."""
         short = []
+        num_pictures = self._num_gops = self._num_gops_again = 0
         for item in wanted:
             key = item.gop.file.number, item.gop.episode, item.gop.gop
             coded = self._gops[key]
@@ -279,10 +279,14 @@ class CameraReader:
                 self._start_piece(key, coded, item)
             else:
                 short.append((item, coded))
-                self._count(item.gop, item.gop.file.num_pictures(item.gop.gop, item.gop.frames))
+                self._count(item.gop)
+                num_pictures += item.gop.file.num_pictures(item.gop.gop, item.gop.frames)
             if item.is_last:
                 self._retire(key, coded)
-        for group in decode_groups([item.gop for item, _ in short], max_pictures=max(_PICTURES_PER_TASK, _TASK_BYTES // self.store.frame_bytes)):
+        self._meter.count(gops_decoded=self._num_gops, gops_decoded_again=self._num_gops_again, pictures_decoded=num_pictures)
+        for group in decode_groups(
+            [item.gop for item, _ in short], max_pictures=max(_PICTURES_PER_TASK, _TASK_BYTES // self.store.frame_bytes)
+        ):
             items = [short[index] for index in group]
             slots = self._take_slots(np.concatenate([item.places for item, _ in items]))
             pieces, begin = [], 0
@@ -302,7 +306,7 @@ class CameraReader:
             self._close_decoders(coded.decoder_bytes)
             coded.decoder, coded.next_frame = OpenGop(coded.run.coded, self._image_size), start
             self.decoder_bytes += coded.decoder_bytes
-            self._count(gop, 0)
+            self._count(gop)
         self._gops.move_to_end(key)
         begin, end = gop.frames.item(0), gop.frames.item(-1) + 1
         self._meter.count(pictures_decoded=end - (coded.next_frame if begin >= coded.next_frame else start))
@@ -341,13 +345,15 @@ class CameraReader:
                 coded.decoder = None
                 self.decoder_bytes -= coded.decoder_bytes
 
-    def _count(self, gop: WantedGop, num_pictures: int) -> None:
+    def _count(self, gop: WantedGop) -> None:
+        """Counts a GOP that goes through a decoder."""
         key = gop.file.number, gop.gop
-        self._meter.count(gops_decoded=1, gops_decoded_again=int(key in self._lately_decoded), pictures_decoded=num_pictures)
-        self._lately_decoded[key] = None
-        self._lately_decoded.move_to_end(key)
-        if len(self._lately_decoded) > _MAX_LATELY_DECODED:
-            self._lately_decoded.popitem(last=False)
+        self._num_gops += 1
+        if key in self._lately_decoded:
+            self._num_gops_again += 1
+        elif len(self._lately_decoded) >= _MAX_LATELY_DECODED:
+            self._lately_decoded.clear()
+        self._lately_decoded.add(key)
 
     # Dropping
 

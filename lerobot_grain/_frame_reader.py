@@ -124,7 +124,8 @@ class FrameReader:
           `None`, or the first example of the block that cannot be had, and why.
         """
         problems = [problem for key, camera in self._cameras.items() if (problem := camera.wait(places[key][examples])) is not None]
-        return min(problems, key=lambda problem: problem[0], default=None)
+        first = min(problems, key=lambda problem: problem[0], default=None)
+        return None if first is None else (examples.start + first[0], first[1])
 
     def put(self, out: Mapping[str, npt.NDArray[np.uint8]], places: Places, examples: slice) -> None:
         """Copies the frames of some examples of a block, which were waited for, to `out`: camera -> uint8 `(examples, ..., 3)`."""

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._batches import Batch, join
+from lerobot_grain._batches import Batch, join, part_of
 from lerobot_grain._errors import InvalidRequestError, LeRobotGrainError
 from lerobot_grain._frame_reader import FrameReader, Places
 from lerobot_grain._recycled import RecycledArrays
@@ -78,6 +78,8 @@ class _PendingBlock:
     block: WindowBlock
     places: Places
     rows: PendingRows | None = None
+    values: Batch | None = None
+    problem: tuple[int, Exception] | None = None  # the first example whose values cannot be had, and why
     num_taken: int = 0
 
     def __len__(self) -> int:
@@ -164,48 +166,35 @@ class ReadAhead:
         self._num_pending += len(block)
 
     def take(self, count: int) -> Batch:
-        """Returns the next examples: `count`, or fewer, but at least one: the next one cannot be read, has windows of other lengths, or there is none.
+        """Returns the next examples: `count`, or fewer, but at least one.
+
+        Fewer, where the next one cannot be read or has windows of other lengths, or where there are no more.
 
         Raises:
           LeRobotGrainError: something that the next example needs could not be read; the reader must be closed.
         """
-        frames: dict[str, npt.NDArray[np.uint8]] = {}
         parts: list[Batch] = []
-        shaped = self._pending[0].block
+        frames: dict[str, npt.NDArray[np.uint8]] = {}
         done = 0
         while done < count and self._pending:
             self._run_ahead()
             pending = self._pending[0]
-            if parts and not _same_shapes(pending.block, shaped):
+            shapes = {feature.key: self._frames.shape_of(feature.key, pending.block) for feature in self._selection.videos}
+            if parts and not _fit_together(parts[0], pending.block):
                 break
-            shaped = pending.block
-            examples = slice(pending.num_taken, pending.num_taken + min(count - done, len(pending)))
-            waited = (self._rows.wait(pending.rows, examples), self._frames.wait(pending.places, examples))
-            problem = min((found for found in waited if found is not None), key=lambda found: found[0], default=None)
-            if problem is not None:
-                if problem[0] == 0:
-                    if done:
-                        break
-                    raise problem[1]
-                examples = slice(examples.start, examples.start + problem[0])
             try:
-                parts.append(self._rows.take(pending.block, pending.rows, examples))
+                examples, values = self._next_part(pending, count - done)
             except LeRobotGrainError:
                 if done:
                     break
-                if count == 1:
-                    raise
-                return self.take(1)
-            stop = done + examples.stop - examples.start
-            shapes = {feature.key: self._frames.shape_of(feature.key, pending.block) for feature in self._selection.videos}
+                raise
             if not frames:
                 frames = {key: self._arrays.empty((count, *shape)) for key, shape in shapes.items()}
+            stop = done + examples.stop - examples.start
             self._frames.put({key: array[done:stop] for key, array in frames.items()}, pending.places, examples)
-            parts[-1].update({f"{key}_is_pad": mask[examples].copy() for key, mask in pending.block.is_pad.items()})
+            parts.append(values)
             done = stop
             self._advance(pending, examples)
-            if problem is not None:
-                break
         taken = join(parts)
         taken.update({key: array[:done] for key, array in frames.items()})
         self._meter.count(examples=done)
@@ -224,6 +213,33 @@ class ReadAhead:
             pool.shutdown(wait=False, cancel_futures=True)
         for pool in (self._fetchers, self._decoders):
             pool.shutdown(wait=True)
+
+    def _next_part(self, pending: _PendingBlock, limit: int) -> tuple[slice, Batch]:
+        """Waits for examples of a block, up to `limit`, and up to the first one that cannot be read.
+
+        Returns:
+          Which examples of the block, and everything of them but the frames of videos.
+
+        Raises:
+          LeRobotGrainError: the first one cannot be read.
+        """
+        start, stop = pending.num_taken, min(pending.num_taken + limit, len(pending.block))
+        if pending.values is None:
+            pending.values, pending.problem = self._rows.values(pending.rows)
+        problems = [pending.problem, self._frames.wait(pending.places, slice(start, stop))]
+        for example, error in sorted((found for found in problems if found is not None), key=lambda found: found[0]):
+            if example == start:
+                raise error
+            stop = min(stop, example)
+        examples = slice(start, stop)
+        try:
+            pictures = self._rows.pictures(pending.block, pending.rows, examples)
+        except LeRobotGrainError:
+            if stop - start == 1:
+                raise
+            return self._next_part(pending, 1)
+        masks = {f"{key}_is_pad": mask[examples].copy() for key, mask in pending.block.is_pad.items()}
+        return examples, {**part_of(pending.values, examples), **pictures, **masks}
 
     def _advance(self, pending: _PendingBlock, examples: slice) -> None:
         pending.num_taken = examples.stop
@@ -263,10 +279,9 @@ class ReadAhead:
         self._frames.fetch(pending.block, pending.places)
 
 
-def _same_shapes(one: WindowBlock, other: WindowBlock) -> bool:
-    return one is other or {key: window.shape[1] for key, window in one.windows.items()} == {
-        key: window.shape[1] for key, window in other.windows.items()
-    }
+def _fit_together(batch: Batch, block: WindowBlock) -> bool:
+    """Returns whether the windows of a block have the lengths of those of a batch."""
+    return all(batch[f"{key}_is_pad"].shape[1:] == mask.shape[1:] for key, mask in block.is_pad.items())
 
 
 def _num_cores() -> int:

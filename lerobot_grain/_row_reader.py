@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._batches import Batch
 from lerobot_grain._errors import DatasetFormatError, LeRobotGrainError
 from lerobot_grain._kept import Kept
 from lerobot_grain._repository import Repository
@@ -52,7 +53,7 @@ class PendingRows:
       windows: feature key -> cells of its windows.
       problems: file number -> why it could not be opened.
       files: int64 `(examples,)`: numbers of their data files.
-      loaded: those of `groups` that were waited for.
+      loaded: `groups`, once they were waited for; `None`: could not be read.
     """
 
     groups: list[Future[RowGroup]]
@@ -60,7 +61,7 @@ class PendingRows:
     windows: dict[str, _Cells]
     problems: dict[int, Exception]
     files: Integers
-    loaded: list[RowGroup | None]
+    loaded: list[RowGroup | None] = field(default_factory=list)
 
 
 class RowReader:
@@ -136,54 +137,46 @@ class RowReader:
             name: _Cells(cell.groups.reshape(window.shape), window)
             for (name, window), cell in zip(distinct.items(), cells[1:], strict=True)
         }
-        return PendingRows(groups, cells[0], {key: windows[id(block.windows[key])] for key in keys}, problems, files, [None] * len(groups))
+        return PendingRows(groups, cells[0], {key: windows[id(block.windows[key])] for key in keys}, problems, files)
 
-    def wait(self, pending: PendingRows | None, examples: slice) -> tuple[int, Exception] | None:
-        """Waits for the row groups of some examples of a block.
+    def values(self, pending: PendingRows | None) -> tuple[Batch, tuple[int, Exception] | None]:
+        """Waits for the row groups of a block.
 
         Returns:
-          `None`, or the first example that cannot be had, and why.
+          The values of the examples, but for embedded images, and `None`; or those of the examples in front of the first one that cannot
+          be had, and its number in the block and why.
         """
         if pending is None:
-            return None
+            return {}, None
+        problem = self._wait(pending)
+        examples = slice(0, len(pending.files) if problem is None else problem[0])
+        return (self._values(pending, examples) if examples.stop else {}), problem
+
+    def _wait(self, pending: PendingRows) -> tuple[int, Exception] | None:
         problems: list[tuple[int, Exception]] = []
-        cells = [pending.anchors[examples], *(cell[examples] for cell in pending.windows.values())]
-        for place in set().union(*(cell.groups.reshape(-1).tolist() for cell in cells)):
+        for place, group in enumerate(pending.groups):
             try:
-                if place >= 0 and pending.loaded[place] is None:
-                    pending.loaded[place] = self._meter.wait(pending.groups[place], "fetch")
+                pending.loaded.append(self._meter.wait(group, "fetch"))
             except LeRobotGrainError as error:
-                first = min(int(np.argwhere(cell.groups == place)[0, 0]) for cell in cells if (cell.groups == place).any())
-                problems.append((first, error))
+                pending.loaded.append(None)
+                cells = (pending.anchors, *pending.windows.values())
+                problems += [(int(found[0, 0]), error) for cell in cells if len(found := np.argwhere(cell.groups == place))]
         for number, error in pending.problems.items():
-            problems += [(int(example), error) for example in np.flatnonzero(pending.files[examples] == number)[:1]]
+            problems.append((int(np.flatnonzero(pending.files == number)[0]), error))
         return min(problems, key=lambda problem: problem[0], default=None)
 
-    def take(self, block: WindowBlock, pending: PendingRows | None, examples: slice) -> dict[str, Any]:
-        """Returns the values of some examples, whose row groups were waited for.
-
-        Returns:
-          Feature key -> array `(examples, *shape)` or `(examples, time, *shape)`; of str a list, or a list of lists.
-
-        Raises:
-          DatasetFormatError: a picture cannot be decoded.
-        """
-        found: dict[str, Any] = {}
-        if pending is None:
-            return found
+    def _values(self, pending: PendingRows, examples: slice) -> Batch:
+        found: Batch = {}
         groups, anchors, columns = pending.loaded, pending.anchors[examples], self._selection.columns
         arrays = tuple(f.key for f in columns if f.key not in pending.windows and not f.is_camera and f.dtype != "string")
         if arrays:
             found.update(_records(groups, arrays, anchors))
         for feature in columns:
             key = feature.key
-            if key in found:
+            if key in found or feature.is_camera:
                 continue
             cells = pending.windows[key][examples] if key in pending.windows else anchors
-            if feature.is_camera:
-                encoded = _look_up(groups, cells, lambda group, key=key: group.columns[key])
-                found[key] = self._pictures(feature, encoded, block.episodes[examples], cells.rows.shape)
-            elif feature.dtype == "string":
+            if feature.dtype == "string":
                 values = _look_up(groups, cells, lambda group, key=key: group.columns[key])
                 time = cells.rows.shape[1] if cells.rows.ndim == 2 else 0
                 found[key] = [values[i : i + time] for i in range(0, len(values), time)] if time else values
@@ -191,6 +184,20 @@ class RowReader:
                 found[key] = _gather(groups, key, cells)
         if self._selection.with_task:
             found[TASK_KEY] = _look_up(groups, anchors, lambda group: group.tasks)
+        return found
+
+    def pictures(self, block: WindowBlock, pending: PendingRows | None, examples: slice) -> Batch:
+        """Returns the embedded images of some examples of a block, whose `values` were had; decoded side by side.
+
+        Raises:
+          DatasetFormatError: a picture cannot be decoded.
+        """
+        found: Batch = {}
+        for feature in self._selection.columns:
+            if feature.is_camera and pending is not None:
+                cells = pending.windows.get(feature.key, pending.anchors)[examples]
+                encoded = _look_up(pending.loaded, cells, lambda group, key=feature.key: group.columns[key])
+                found[feature.key] = self._decoded(feature, encoded, block.episodes[examples], cells.rows.shape)
         return found
 
     def _file(self, number: int) -> Future[DataFile]:
@@ -204,8 +211,7 @@ class RowReader:
 
         return self._groups.get((file.number, group), load)
 
-    def _pictures(self, feature: Feature, encoded: list[Any], episodes: Integers, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-        """Decodes embedded images, side by side."""
+    def _decoded(self, feature: Feature, encoded: list[Any], episodes: Integers, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         expected = (*(self._image_size or feature.shape[:2]), 3)
 
         def decode(item: tuple[int, Any]) -> npt.NDArray[np.uint8]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,9 +37,12 @@ _H264_IDR, _H264_LAST_PICTURE_TYPE = 5, 5
 # Ticks per second, and per picture, as lerobot and FFmpeg write them; any values serve, since frames are addressed by number.
 TIMESCALE, TICKS_PER_FRAME = 15360, 512
 
+# Made once: there is one unit for every few pictures.
+_PLACES = np.arange(1024)
+_PLACES.flags.writeable = False
 
-@dataclass(frozen=True, slots=True)
-class Unit:
+
+class Unit(NamedTuple):
     """Samples of one file that can be decoded on their own, and the frames that are wanted of them.
 
     Attributes:
@@ -60,12 +63,10 @@ def unit_of_frames(table: SampleTable, gop: int, frames: Integers) -> Unit:
     key = table.keys.item(gop)
     if table.is_plain:
         # Stored in the order of presentation: no leading pictures, a picture's rank is its place.
-        count = int(frames[-1]) + 1 - key
-        last = key + count - 1
-        places = np.arange(count)
-        return Unit(
-            places + key, places, frames - key, ByteRange(table.offsets.item(key), table.offsets.item(last) + table.sizes.item(last))
-        )
+        last = frames.item(-1)
+        places = _PLACES[: last + 1 - key] if last - key < len(_PLACES) else np.arange(last + 1 - key)
+        whole = ByteRange(table.offsets.item(key), table.offsets.item(last) + table.sizes.item(last))
+        return Unit(places + key, places, frames - key, whole)
     last = table.presentation[frames].max()
     samples = np.arange(key, last + 1)
     samples = samples[table.pts[samples] >= table.pts[key]]
@@ -78,8 +79,7 @@ def unit_of_frames(table: SampleTable, gop: int, frames: Integers) -> Unit:
     return Unit(samples, ranks, wanted, ByteRange(start, stop))
 
 
-@dataclass(frozen=True, slots=True)
-class CodedUnit:
+class CodedUnit(NamedTuple):
     """The bytes of a unit, ready for `small_mp4`.
 
     Attributes:
@@ -106,16 +106,17 @@ def coded_unit(table: SampleTable, unit: Unit, payload: bytes | memoryview, *, w
       DatasetFormatError: the first picture is not one that a decoder can start at.
     """
     view = memoryview(payload)
-    sizes = table.sizes[unit.samples]
+    first, count = unit.samples.item(0), len(unit.samples)
+    sizes = table.sizes[first : first + count] if table.is_plain else table.sizes[unit.samples]
+    lengths = sizes.tolist()
     pieces: list[bytes | memoryview]
-    if table.is_plain and int(sizes.sum()) == len(view):
-        first = sizes.item(0)
-        pieces = [view[:first], view[first:]]
+    if table.is_plain and sum(lengths) == len(view):
+        pieces = [view[: lengths[0]], view[lengths[0] :]]
     else:
         starts = (table.offsets[unit.samples] - unit.byte_range.start).tolist()
-        pieces = [view[start : start + size] for start, size in zip(starts, sizes.tolist(), strict=True)]
+        pieces = [view[start : start + size] for start, size in zip(starts, lengths, strict=True)]
     try:
-        pieces[0] = _reset_picture(table, bytes(pieces[0]))
+        pieces[0] = _reset_picture(table, pieces[0])
     except _NotAStartError as error:
         raise DatasetFormatError(f"{where}, bytes {unit.byte_range}: {error}") from None
     return CodedUnit(pieces, sizes, unit.ranks)
@@ -186,20 +187,20 @@ class _NotAStartError(Exception):
     """What is wrong with the first picture of a unit."""
 
 
-def _reset_picture(table: SampleTable, sample: bytes) -> bytes:
+def _reset_picture(table: SampleTable, sample: bytes | memoryview) -> bytes | memoryview:
     """Returns the first picture of a unit such that a running decoder starts anew at it."""
     if table.codec == "hevc":
-        return _reset_hevc(table, sample)
+        return _reset_hevc(table, bytes(sample))
     if table.codec == "h264":
         _check_h264(table, sample)
     elif table.codec == "av1":
         _check_av1(sample)
     elif table.codec == "mpeg4":
-        _check_mpeg4(sample)
+        _check_mpeg4(bytes(sample))
     return sample
 
 
-def _nal_units(table: SampleTable, sample: bytes) -> Iterable[int]:
+def _nal_units(table: SampleTable, sample: bytes | memoryview) -> Iterable[int]:
     """Yields the offset of the first byte of every NAL unit of a sample: each follows its length (ISO/IEC 14496-15)."""
     # The byte with lengthSizeMinusOne: hvcC, 22nd byte of its payload; avcC, 5th.
     kind, place = (b"hvcC", 21) if table.codec == "hevc" else (b"avcC", 4)
@@ -234,11 +235,11 @@ def _reset_hevc(table: SampleTable, sample: bytes) -> bytes:
                 f"flagged as key frame, but its NAL unit type is {kind}; expected IDR (19, 20), CRA (21) or BLA (16 to 18)"
             )
     if num_pictures == 0:
-        raise _NotAStartError(f"flagged as key frame, but it holds no picture")
+        raise _NotAStartError("flagged as key frame, but it holds no picture")
     return sample if rewritten is None else bytes(rewritten)
 
 
-def _check_h264(table: SampleTable, sample: bytes) -> None:
+def _check_h264(table: SampleTable, sample: bytes | memoryview) -> None:
     kinds = [sample[offset] & 0x1F for offset in _nal_units(table, sample)]
     pictures = [kind for kind in kinds if 1 <= kind <= _H264_LAST_PICTURE_TYPE]
     if not pictures or any(kind != _H264_IDR for kind in pictures):
@@ -251,7 +252,7 @@ def _check_h264(table: SampleTable, sample: bytes) -> None:
 _AV1_FRAME_HEADER, _AV1_FRAME = 3, 6
 
 
-def _check_av1(sample: bytes) -> None:
+def _check_av1(sample: bytes | memoryview) -> None:
     cursor = 0
     while cursor < len(sample):
         header = sample[cursor]
@@ -272,11 +273,11 @@ def _check_av1(sample: bytes) -> None:
                 return
             break
         cursor += size
-    raise _NotAStartError(f"flagged as key frame, but it does not begin with an AV1 key frame")
+    raise _NotAStartError("flagged as key frame, but it does not begin with an AV1 key frame")
 
 
 def _check_mpeg4(sample: bytes) -> None:
     # ISO/IEC 14496-2, 6.2.5: vop_start_code, then vop_coding_type (2 bits), 0 is an I-VOP.
     start = sample.find(b"\x00\x00\x01\xb6")
     if start < 0 or start + 4 >= len(sample) or sample[start + 4] >> 6 != 0:
-        raise _NotAStartError(f"flagged as key frame, but it does not begin with an MPEG-4 intra picture")
+        raise _NotAStartError("flagged as key frame, but it does not begin with an MPEG-4 intra picture")
