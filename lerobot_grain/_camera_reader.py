@@ -381,7 +381,8 @@ class CameraReader:
         for number in self._tasks.keys() & set(self.store.task_of[slots].reshape(-1).tolist()):
             task = self._tasks.pop(number)
             is_fetched = task.problems.done() or all(coded.payload.done() for coded in task.coded)
-            self._problems_of_slots.update(self._meter.wait(task.problems, "decode" if is_fetched else "fetch"))
+            problems = self._meter.wait(task.problems, "decode" if is_fetched else "fetch")
+            self._problems_of_slots.update(problems)
         if self._problems_of_slots or self._problems_of_places:
             for example, window in enumerate(zip(places.tolist(), slots.tolist(), strict=True)):
                 for place, slot in zip(*window, strict=True):

@@ -170,7 +170,9 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
             if not self._examples:
                 self._examples.extend(self._guarded(self._take_some))
             self._hand_out(1)
-            return self._stats.record_output_spec(self._examples.popleft())
+            example = self._examples.popleft()
+            self._stats.record_output_spec(example)
+            return example
 
     def next_batch(self, batch_size: int) -> Batch:
         """Returns the next `batch_size` examples, or all that are left; if one of them cannot be read, none is handed out."""
@@ -318,7 +320,9 @@ class _BatchIterator(grain.DatasetIterator[Batch]):
             batch = self._parent.next_batch(self._batch_size)
             if self._drop_remainder and num_examples(batch) < self._batch_size:
                 raise StopIteration
-            return self._stats.record_output_spec(with_arrays_of_strings(batch))
+            batch = with_arrays_of_strings(batch)
+            self._stats.record_output_spec(batch)
+            return batch
 
     def get_state(self) -> dict[str, Any]:
         state: dict[str, Any] = self._parent.get_state()

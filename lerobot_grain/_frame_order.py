@@ -143,7 +143,8 @@ class FrameOrderIterator(grain.DatasetIterator[int]):
     @property
     def step(self) -> int:
         """By how much a row of this shard moves the position."""
-        return self._dataset._step
+        step: int = self._dataset._step
+        return step
 
     def _compute_rows(self) -> None:
         """Computes the next rows of this shard, up to the end of an epoch, from the position alone."""

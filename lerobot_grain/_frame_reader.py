@@ -1,8 +1,8 @@
 """The frames of all cameras, within one budget.
 
 What a block of examples needs is decoded at once, together with the frames of the same GOPs that are needed later, as far as the budget
-allows. When it does not allow all, those whose next use is farthest away are left out, or are dropped, and are read and decoded again later:
-slower, never wrong, never more memory.
+allows. When it does not allow all, those whose next use is farthest away are left out, or are dropped, and are read and decoded again
+later: slower, never wrong, never more memory.
 """
 
 from __future__ import annotations

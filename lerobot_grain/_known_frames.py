@@ -55,9 +55,11 @@ class KnownFrames:
         firsts = numbers[np.append(0, bounds)].tolist() if len(bounds) else [numbers.item(0)]
         pages = np.array([self._pages.get(number, 0) for number in firsts])
         if len(pages) == 1:
-            return (rows & _PAGE - 1) + (pages.item(0) << _PAGE_BITS) if pages.item(0) else np.zeros(len(rows), np.int64)
+            start = pages.item(0) << _PAGE_BITS
+            return (rows & _PAGE - 1) + start if start else np.zeros(len(rows), np.int64)
         all_pages = np.repeat(pages, np.diff(bounds, prepend=0, append=len(rows)))
-        return np.where(all_pages > 0, (all_pages << _PAGE_BITS) + (rows & _PAGE - 1), 0)
+        places: Integers = np.where(all_pages > 0, (all_pages << _PAGE_BITS) + (rows & _PAGE - 1), 0)
+        return places
 
     def use(self, places: Integers) -> Integers:
         """Counts one use less for each of the places, int64 `(n,)`; returns the slots of the frames that are needed no more."""

@@ -44,7 +44,7 @@ class VideoFile:
         times = table.pts[table.presentation[first_frames]] / table.timescale
         by_number = np.argsort(held)
         self._episodes, self._first_frames = held[by_number], first_frames[by_number]
-        self._first_frame_of = dict(zip(held.tolist(), first_frames.tolist(), strict=True))
+        self._first_frame_of: dict[int, int] = dict(zip(held.tolist(), first_frames.tolist(), strict=True))
         self._problems = _episodes_without_frames(held, first_frames, episodes.lengths[held], starts, times, table, fps)
         # Of each GOP the first frame of the file for which decoding starts there, and the number of frames: GOPs follow each other in
         # presentation order.

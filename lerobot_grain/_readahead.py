@@ -175,12 +175,13 @@ class ReadAhead:
         """
         parts: list[Batch] = []
         frames: dict[str, npt.NDArray[np.uint8]] = {}
+        lengths = _window_lengths(self._pending[0].block)
         done = 0
         while done < count and self._pending:
             self._run_ahead()
             pending = self._pending[0]
             shapes = {feature.key: self._frames.shape_of(feature.key, pending.block) for feature in self._selection.videos}
-            if parts and not _fit_together(parts[0], pending.block):
+            if _window_lengths(pending.block) != lengths:
                 break
             try:
                 examples, values = self._next_part(pending, count - done)
@@ -279,9 +280,8 @@ class ReadAhead:
         self._frames.fetch(pending.block, pending.places)
 
 
-def _fit_together(batch: Batch, block: WindowBlock) -> bool:
-    """Returns whether the windows of a block have the lengths of those of a batch."""
-    return all(batch[f"{key}_is_pad"].shape[1:] == mask.shape[1:] for key, mask in block.is_pad.items())
+def _window_lengths(block: WindowBlock) -> dict[str, int]:
+    return {key: window.shape[1] for key, window in block.windows.items()}
 
 
 def _num_cores() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
@@ -161,8 +162,8 @@ class RowReader:
                 pending.loaded.append(None)
                 cells = (pending.anchors, *pending.windows.values())
                 problems += [(int(found[0, 0]), error) for cell in cells if len(found := np.argwhere(cell.groups == place))]
-        for number, error in pending.problems.items():
-            problems.append((int(np.flatnonzero(pending.files == number)[0]), error))
+        for number, problem in pending.problems.items():
+            problems.append((int(np.flatnonzero(pending.files == number)[0]), problem))
         return min(problems, key=lambda problem: problem[0], default=None)
 
     def _values(self, pending: PendingRows, examples: slice) -> Batch:
@@ -177,7 +178,7 @@ class RowReader:
                 continue
             cells = pending.windows[key][examples] if key in pending.windows else anchors
             if feature.dtype == "string":
-                values = _look_up(groups, cells, lambda group, key=key: group.columns[key])
+                values = _look_up(groups, cells, functools.partial(_column, key))
                 time = cells.rows.shape[1] if cells.rows.ndim == 2 else 0
                 found[key] = [values[i : i + time] for i in range(0, len(values), time)] if time else values
             else:
@@ -196,7 +197,7 @@ class RowReader:
         for feature in self._selection.columns:
             if feature.is_camera and pending is not None:
                 cells = pending.windows.get(feature.key, pending.anchors)[examples]
-                encoded = _look_up(pending.loaded, cells, lambda group, key=feature.key: group.columns[key])
+                encoded = _look_up(pending.loaded, cells, functools.partial(_column, feature.key))
                 found[feature.key] = self._decoded(feature, encoded, block.episodes[examples], cells.rows.shape)
         return found
 
@@ -229,12 +230,12 @@ class RowReader:
 
 def _records(groups: list[RowGroup | None], keys: tuple[str, ...], cells: _Cells) -> dict[str, npt.NDArray[Any]]:
     """Returns the values of single cells of several columns that are arrays."""
-    of_group = [None if group is None else (group.first_row, group.records(keys)) for group in groups]
-    dtype = next(found[1].dtype for found in of_group if found is not None)
+    of_group = {place: (group.first_row, group.records(keys)) for place, group in enumerate(groups) if group is not None}
+    dtype = next(iter(of_group.values()))[1].dtype
     size = dtype.itemsize
     pieces = []
     for place, row in zip(cells.groups.tolist(), cells.rows.tolist(), strict=True):
-        first_row, records = of_group[place]  # type: ignore[misc]  # those that are needed are there
+        first_row, records = of_group[place]
         start = (row - first_row) * size
         pieces.append(records.rows[start : start + size])
     table = np.frombuffer(bytearray().join(pieces), dtype)
@@ -263,11 +264,17 @@ def _gather(groups: list[RowGroup | None], key: str, cells: _Cells) -> npt.NDArr
     return found.reshape(*cells.rows.shape, *found.shape[1:])
 
 
+def _column(key: str, group: RowGroup) -> Sequence[Any]:
+    column = group.columns[key]
+    assert isinstance(column, list)
+    return column
+
+
 def _look_up(groups: list[RowGroup | None], cells: _Cells, column: Callable[[RowGroup], Sequence[Any]]) -> list[Any]:
     """Returns the values of cells of a column that is a list."""
-    of_group = [None if group is None else (group.first_row, column(group)) for group in groups]
+    of_group = {place: (group.first_row, column(group)) for place, group in enumerate(groups) if group is not None}
     values = []
     for place, row in zip(cells.groups.reshape(-1).tolist(), cells.rows.reshape(-1).tolist(), strict=True):
-        first_row, found = of_group[place]  # type: ignore[misc]  # those that are needed are there
+        first_row, found = of_group[place]
         values.append(found[row - first_row])
     return values

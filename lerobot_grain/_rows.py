@@ -76,7 +76,7 @@ class RowGroup:
             table = np.empty(len(next(iter(arrays.values()))), [(key, array.dtype, array.shape[1:]) for key, array in arrays.items()])
             for key, array in arrays.items():
                 table[key] = array
-            found = self._records[keys] = Records(memoryview(table.view(np.uint8)), table.dtype)
+            found = self._records[keys] = Records(table.view(np.uint8).data, table.dtype)
         return found
 
 

@@ -1,8 +1,8 @@
 """Windows: delta timestamps -> offsets in frames -> frames of the episode, with a pad mask. Arithmetic only, before any byte is read.
 
 A delta timestamp is a distance in seconds from the anchor (the row that an example is "at"); times fps it must be a whole number of
-frames. Frames before the first or behind the last one of the episode are clamped to it and marked in the mask: `is_pad` true. That is what the map-style
-reader of lerobot does, for low-dimensional features and cameras alike; there is no limit on the size of a delta.
+frames. Frames before the first or behind the last one of the episode are clamped to it and marked in the mask: `is_pad` true. That is what
+the map-style reader of lerobot does, for low-dimensional features and cameras alike; there is no limit on the size of a delta.
 """
 
 from __future__ import annotations
@@ -110,7 +110,12 @@ class WindowOffsets:
         return WindowRequest(row, episode, frame, frames, is_pad)
 
     def block(self, *, episodes: Frames, frames: Frames, lengths: Frames) -> WindowBlock:
-        """Returns the windows of anchors, each the element of `frames` in an episode of the length in `lengths`; all int64 `(examples,)`."""
+        """Returns the windows of anchors.
+
+        Args:
+          episodes, frames: int64 `(examples,)`, of the anchors.
+          lengths: int64 `(examples,)`, of their episodes.
+        """
         windows: dict[str, Frames] = {}
         is_pad: dict[str, Mask] = {}
         for _, _, values, keys, _ in self._distinct:
