@@ -65,7 +65,7 @@ class KnownFrames:
         """Counts one use less for each of the places, int64 `(n,)`; returns the slots of the frames that are needed no more."""
         np.subtract.at(self.uses, places, 1)
         gone = np.unique(places[self.uses[places] == 0])
-        slots = self.slots[gone].astype(np.int64)
+        slots: Integers = self.slots[gone].astype(np.int64)
         self.slots[gone] = NO_SLOT
         self.is_asked[gone] = False
         pages, counts = np.unique(places >> _PAGE_BITS, return_counts=True)

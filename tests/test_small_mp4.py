@@ -206,9 +206,7 @@ def picture_kinds(sample: bytes) -> list[int]:
 def test_frame_i_is_presented_at_tick_i(videos: dict[str, list[Video]]) -> None:
     for name in ("hevc open GOPs", "h264 B pictures", "av1 g=8"):
         source = videos[name][0]
-        units = []
-        for gop in (1, 0):
-            units.append(unit_and_samples(source, gop, frames_by_gop(source.table)[gop])[1])
+        units = [unit_and_samples(source, gop, frames_by_gop(source.table)[gop])[1] for gop in (1, 0)]
         table = read_table(small_mp4(source.table, units))
         times = table.pts[table.presentation]
         assert times[0] == 0
