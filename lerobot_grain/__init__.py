@@ -1,6 +1,7 @@
 """Streams LeRobotDataset v3.0 robot data sets from the Hugging Face Hub as a Google Grain IterDataset: shuffled, windowed, resumable."""
 
 from lerobot_grain._dataset import DeltaTimestamps, LeRobotIterDataset, ReadWindowsIterDataset, read_statistics
+from lerobot_grain._device import DeviceIterDataset
 from lerobot_grain._errors import (
     DatasetFormatError,
     InvalidRequestError,
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DatasetFormatError",
     "DeltaTimestamps",
+    "DeviceIterDataset",
     "FrameOrderIterDataset",
     "InvalidRequestError",
     "LeRobotGrainError",
