@@ -17,6 +17,7 @@ from lerobot_grain._repository import Repository, open_repository
 from lerobot_grain._statistics import ReadStatistics
 from lerobot_grain._storage import StorageOptions
 from lerobot_grain._windows import WindowRequest
+from lerobot_grain._workers import WorkerPrefetchIterDataset, worker_init
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,8 @@ __all__ = [
     "StorageError",
     "StorageOptions",
     "WindowRequest",
+    "WorkerPrefetchIterDataset",
     "open_repository",
     "read_statistics",
+    "worker_init",
 ]

@@ -10,6 +10,7 @@ Rules, most of them forced by Grain 0.2.18:
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -70,7 +71,8 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
         self._num_epochs = num_epochs
         self._shard_options = shard_options
         # Element k of this shard is position base + start + k * step, where base is 0 or comes from a restored state.
-        self._start, self._step = shard_options.shard_index, shard_options.shard_count
+        self._start: int = shard_options.shard_index
+        self._step: int = shard_options.shard_count
         self._identity = {
             "commit": repository.commit,
             "episodes": _hash_of(selected, table.lengths[selected]),
@@ -87,6 +89,11 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
     def shuffle(self) -> Shuffle | None:
         """The shuffle, with the `clip_length` that is used."""
         return self._order.shuffle
+
+    @property
+    def position_step(self) -> int:
+        """Positions from one row of this shard, or slice, to its next: the number of shards (times that of workers, in a worker)."""
+        return self._step
 
     def set_slice(self, sl: slice, sequential_slice: bool = False) -> None:
         """Takes every `sl.step`-th row of this shard from the `sl.start`-th on: what Grain's `mp_prefetch` calls for each worker."""
@@ -207,30 +214,66 @@ def _shuffle_state(shuffle: Shuffle | None) -> dict[str, Any]:
     return {"shuffled": int(shuffle is not None), **{name: -1 if shuffle is None else (getattr(shuffle, name) or 0) for name in names}}
 
 
-def _checked_position(state: Mapping[str, Any], identity: Mapping[str, Any]) -> int:
-    if not isinstance(state, Mapping) or "format" not in state or "position" not in state:
-        raise StateMismatchError(
-            f"this is not a state of a lerobot_grain stream: {str(state)[:200]}; expected the dict that get_state returned"
-        )
-    if state["format"] != ORDER_VERSION:
+def _checked_position(state: object, identity: Mapping[str, Any]) -> int:
+    """Returns the position in a state of the stream with this identity; raises StateMismatchError for every other one."""
+    if not isinstance(state, Mapping) or "format" not in state:
+        raise StateMismatchError(f"this is not a state of a lerobot_grain stream: {_described(state)}; expected {_EXPECTED}")
+    format_version = _as_int(state["format"])
+    if format_version != ORDER_VERSION:
         raise StateMismatchError(
             f"the state has format {state['format']!r}, this version of lerobot_grain reads {ORDER_VERSION}; "
-            "resume with the version of lerobot_grain that wrote it"
+            "resume with the version of lerobot_grain that wrote it, or begin a new stream"
         )
+    names = ("position", *identity)
+    if missing := [name for name in names if name not in state]:
+        raise StateMismatchError(f"the state has no {missing[0]!r}: it is truncated, or of something else; expected {_EXPECTED}")
+    if unknown := [name for name in state if name not in ("format", *names)]:
+        raise StateMismatchError(f"the state has {unknown[0]!r}, which no lerobot_grain stream writes; expected {_EXPECTED}")
     for name, expected in identity.items():
-        if state.get(name) != expected:
+        value = state[name]
+        # Compared as what it is to be: an array of something else has no single truth value.
+        if not (_as_int(value) == expected if isinstance(expected, int) else isinstance(value, str) and value == expected):
             raise StateMismatchError(
-                f"the state was taken with {name} = {state.get(name)!r}, this stream has {expected!r}; {_REMEDIES.get(name, _REMEDY)}"
+                f"the state was taken with {name} = {value!r}, this stream has {expected!r}; {_REMEDIES.get(name, _REMEDY)}"
             )
-    position = state["position"]
-    if not isinstance(position, int) or isinstance(position, bool) or position < 0:
-        raise StateMismatchError(f"the state has position {position!r}; expected an int >= 0")
+    position = _as_int(state["position"])
+    if position is None or not 0 <= position < _POSITION_LIMIT:
+        raise StateMismatchError(
+            f"the state has position {state['position']!r}; expected an int, 0 <= position < 2**62; restore an older checkpoint"
+        )
     return position
 
 
+def _as_int(value: object) -> int | None:
+    """Returns an int, also of the NumPy and JAX scalars that Orbax makes of one; `None` for everything else, bools included."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _described(state: object) -> str:
+    if not isinstance(state, Mapping):
+        return f"{type(state).__name__} {str(state)[:200]!r}"
+    keys = ", ".join(repr(key) for key in list(state)[:8])
+    for marks, transformation in _WRAPPERS:
+        if marks <= state.keys():
+            return f"it has the keys {keys}, as that of {transformation} has"
+    return f"it has the keys {keys}" if keys else "it is empty"
+
+
+# What Grain 0.2.18 puts around a state, so that a message can name it.
+_WRAPPERS = (
+    ({"parents", "index", "stop"}, "IterDataset.mix"),
+    ({"iterators_in_use_states", "exhausted"}, "mp_prefetch"),
+    ({"parent"}, "another transformation"),
+)
+_EXPECTED = "the dict that get_state of the same pipeline returned"
+# Far above any run; the arithmetic on positions is done in 64 bits.
+_POSITION_LIMIT = 1 << 62
 _REMEDY = "make the data set with the same shuffle, or begin a new stream"
 _REMEDIES = {
-    "commit": "open the data set with revision= that commit, or begin a new stream",
+    "commit": "open the data set with revision= that commit (of a directory it is a hash of its meta/), or begin a new stream",
     "episodes": "select the same episodes (this is a hash of their numbers and lengths), or begin a new stream",
     "num_rows": "select the same episodes, or begin a new stream",
 }
