@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grain
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -229,28 +230,133 @@ def test_a_state_of_another_stream_is_refused(written: WrittenDataset, name: str
     iterator.close()
 
 
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        ({"commit": "f" * 40}, r"commit = 'f{40}', this stream has '[0-9a-f]{40}'; open the data set with revision= that commit"),
-        ({"format": 99}, r"format 99, this version of lerobot_grain reads 1; resume with the version"),
-        ({"position": -1}, r"position -1; expected an int >= 0"),
-        ({"position": 1.5}, r"position 1.5; expected an int >= 0"),
-        ({"position": None}, r"position None"),
-        ({"num_rows": 31}, r"num_rows = 31, this stream has 30"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_a_changed_state_is_refused(written: WrittenDataset, change: dict[str, Any], text: str) -> None:
+STREAM = "the dict that get_state of the same pipeline returned"
+# What is changed in a state of the stream (`None`: the key is taken away), and what is said about it.
+CHANGES: dict[str, tuple[dict[str, Any], str]] = {
+    "another commit": (
+        {"commit": "f" * 40},
+        "commit = '{commit}', this stream has '{ours}'; open the data set with revision= that commit "
+        "(of a directory it is a hash of its meta/), or begin a new stream",
+    ),
+    "another seed": (
+        {"seed": 7},
+        "the state was taken with seed = 7, this stream has 0; make the data set with the same shuffle, or begin a new stream",
+    ),
+    "another number of rows": ({"num_rows": 31}, "num_rows = 31, this stream has 30; select the same episodes, or begin a new stream"),
+    "other episodes": ({"episodes": "0" * 16}, "episodes = '0000000000000000', this stream has '{episodes}'; select the same episodes"),
+    "not shuffled": ({"shuffled": 0}, "shuffled = 0, this stream has 1; make the data set with the same shuffle"),
+    "a newer version": (
+        {"format": 2},
+        "the state has format 2, this version of lerobot_grain reads 1; resume with the version of lerobot_grain that wrote it",
+    ),
+    "a version that is no number": ({"format": "1"}, "the state has format '1', this version of lerobot_grain reads 1"),
+    "a version that is a bool": ({"format": True}, "the state has format True, this version of lerobot_grain reads 1"),
+    "a seed that is a float": ({"seed": 0.0}, "seed = 0.0, this stream has 0"),
+    "a seed that is a bool": ({"seed": False}, "seed = False, this stream has 0"),
+    "a field that is nothing": ({"open_files": "null"}, "open_files = 'null', this stream has 0"),
+    "a field that is an array": ({"num_rows": np.array([30, 30])}, "num_rows = array([30, 30]), this stream has 30"),
+    "a commit that is an array": ({"commit": np.array(["a", "b"])}, "commit = array(['a', 'b'], dtype='<U1'), this stream has '{ours}'"),
+    "position negative": (
+        {"position": -1},
+        "the state has position -1; expected an int, 0 <= position < 2**62; restore an older checkpoint",
+    ),
+    "position too large": ({"position": 2**62}, "position 4611686018427387904; expected an int, 0 <= position < 2**62"),
+    "position a float": ({"position": 1.0}, "position 1.0; expected an int"),
+    "position a bool": ({"position": True}, "position True; expected an int"),
+    "position a NumPy bool": ({"position": np.True_}, "position np.True_; expected an int"),
+    "position a text": ({"position": "3"}, "position '3'; expected an int"),
+    "position a list": ({"position": [3]}, "position [3]; expected an int"),
+    "position an array of one": ({"position": np.array([3])}, "position array([3]); expected an int"),
+    **{
+        f"no {name}": ({name: None}, f"the state has no '{name}': it is truncated, or of something else; expected {STREAM}")
+        for name in (
+            *("position", "commit", "episodes", "num_rows", "shuffled"),
+            *("seed", "clip_length", "num_parts", "buffer_size", "open_files"),
+        )
+    },
+    "no format": ({"format": None}, "not a state of a lerobot_grain stream: it has the keys 'position', 'commit', 'episodes', "),
+    "more than we write": ({"next_index": 3}, f"the state has 'next_index', which no lerobot_grain stream writes; expected {STREAM}"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_state_is_refused_and_nothing_changes(written: WrittenDataset, name: str) -> None:
+    changes, text = CHANGES[name]
+    order = lg.FrameOrderIterDataset(lg.open_repository(written.directory))
+    straight, _ = rows_of(order, None, 5)
+    iterator = iter(order)
+    assert [next(iterator) for _ in range(3)] == straight[:3]
+    kept = iterator.get_state()
+    state = {key: value for key, value in {**kept, **changes}.items() if value is not None}
+    with pytest.raises(lg.StateMismatchError) as caught:
+        iterator.set_state(state)
+    assert text.format(commit="f" * 40, ours=kept["commit"], episodes=kept["episodes"]) in str(caught.value)
+    assert iterator.get_state() == kept
+    assert [next(iterator) for _ in range(2)] == straight[3:]
+
+
+def test_every_field_of_a_state_is_in_the_table(written: WrittenDataset) -> None:
+    state = iter(lg.FrameOrderIterDataset(lg.open_repository(written.directory))).get_state()
+    assert {f"no {name}" for name in state} == {name for name in CHANGES if name.startswith("no ")}
+
+
+FOREIGN: dict[str, tuple[Any, str]] = {
+    "empty": ({}, f"it is empty; expected {STREAM}"),
+    "of another loader": ({"next_index": 3}, f"it has the keys 'next_index'; expected {STREAM}"),
+    "of a mixture": ({"parents": [], "index": 0, "stop": False}, "'stop', as that of IterDataset.mix has; expected"),
+    "of mp_prefetch": (
+        {"next_index_in_cycle": 0, "iterators_in_use_states": [], "exhausted": []},
+        "'iterators_in_use_states', 'exhausted', as that of mp_prefetch has; expected",
+    ),
+    "of a random map": ({"parent": {}, "index_for_rng": 3}, "it has the keys 'parent', 'index_for_rng', as that of another"),
+    "JSON text": ('{"format": 1}', "not a state of a lerobot_grain stream: str '{\"format\": 1}'; expected"),
+    "bytes": (b"{}", "bytes \"b'{}'\"; expected"),
+    "nothing": (None, "NoneType 'None'; expected"),
+    "a list": ([1, 2], "list '[1, 2]'; expected"),
+    "a number": (3, "int '3'; expected"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_foreign_state_is_refused(written: WrittenDataset, name: str) -> None:
+    state, text = FOREIGN[name]
     iterator = iter(lg.LeRobotIterDataset(written.directory))
-    with pytest.raises(lg.StateMismatchError, match=text):
-        iterator.set_state({**iterator.get_state(), **change})
+    with pytest.raises(lg.StateMismatchError) as caught:
+        iterator.set_state(state)
+    assert text in str(caught.value)
+    assert iterator.get_state()["position"] == 0
 
 
-@pytest.mark.parametrize("state", [{}, {"next_index": 3}, {"format": 1}], ids=str)
-def test_a_foreign_state_is_refused(written: WrittenDataset, state: dict[str, Any]) -> None:
-    with pytest.raises(lg.StateMismatchError, match="not a state of a lerobot_grain stream"):
-        iter(lg.LeRobotIterDataset(written.directory)).set_state(state)
+def test_a_mixture_of_states_of_other_streams_is_refused(written: WrittenDataset) -> None:
+    order = lg.FrameOrderIterDataset(lg.open_repository(written.directory))
+    for wrapped in (order.seed(0).random_map(lambda row, _: row), grain.IterDataset.mix([order, order])):
+        with pytest.raises(lg.StateMismatchError, match=r"as that of .* has"):
+            iter(order).set_state(iter(wrapped).get_state())
+
+
+@pytest.mark.parametrize("scalar", [np.int64, np.int32, np.array, jnp.asarray, lambda value: np.uint64(value)], ids=str)
+def test_numbers_may_come_back_as_scalars(written: WrittenDataset, scalar: Any) -> None:
+    # Orbax gives back NumPy or JAX scalars for the ints of a tree that it saved.
+    order = lg.FrameOrderIterDataset(lg.open_repository(written.directory), shuffle=lg.Shuffle(seed=3))
+    straight, state = rows_of(order, None, 12)
+    iterator = iter(order)
+    iterator.set_state({name: scalar(value) if isinstance(value, int) else value for name, value in state.items()})
+    # And are plain ints again in what is saved next.
+    assert through_json(iterator.get_state()) == state
+    restored, _ = rows_of(order, None, 15)
+    assert [next(iterator) for _ in range(3)] == restored[12:]
+    assert restored[:12] == straight
+
+
+def test_a_state_that_is_passed_in_is_not_kept(written: WrittenDataset) -> None:
+    order = lg.FrameOrderIterDataset(lg.open_repository(written.directory))
+    state = iter(order).get_state()
+    iterator = iter(order)
+    iterator.set_state(state)
+    state["position"] = 20
+    returned = iterator.get_state()
+    returned["position"] = 21
+    assert iterator.get_state()["position"] == 0
 
 
 def test_what_may_change_between_save_and_restore(written: WrittenDataset) -> None:
@@ -263,7 +369,8 @@ def test_what_may_change_between_save_and_restore(written: WrittenDataset) -> No
     changed = lg.LeRobotIterDataset(
         written.directory,
         delta_timestamps={"action": [0.0, 0.1]},
-        features=["action", "index"],
+        features=["action", "index", "observation.images.top"],
+        image_size=(32, 48),
         read_options=lg.ReadOptions(memory_budget_bytes=1 << 20, num_decode_threads=1),
         num_epochs=5,
         tolerance_seconds=1e-3,
