@@ -230,6 +230,21 @@ def test_a_state_of_another_stream_is_refused(written: WrittenDataset, name: str
     iterator.close()
 
 
+def test_a_filter_behind_the_shards_resumes_on_the_same_number_of_them(written: WrittenDataset) -> None:
+    repository = lg.open_repository(written.directory)
+    positions = []
+    for shard in range(2):
+        dataset = lg.FrameOrderIterDataset(repository, shard_options=grain.sharding.ShardOptions(shard, 2)).filter(lambda row: row < 11)
+        straight, _ = rows_of(dataset, None, 20)
+        for stopped in range(0, 15, 3):
+            _, state = rows_of(dataset, None, stopped)
+            rest, _ = rows_of(dataset, state, 5)
+            assert rest == straight[stopped : stopped + 5]
+        positions.append(state["position"])
+    # The shards stand at other positions, so there is no one place to go on from with another number of them.
+    assert positions[0] != positions[1]
+
+
 STREAM = "the dict that get_state of the same pipeline returned"
 # What is changed in a state of the stream (`None`: the key is taken away), and what is said about it.
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {

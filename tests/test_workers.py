@@ -28,8 +28,9 @@ import lerobot_grain as lg
 from lerobot_grain import _workers
 from lerobot_grain.testing import Camera, write_dataset
 
-# The machine may be busy: a worker imports JAX and Grain, two seconds of one core.
-pytestmark = pytest.mark.timeout(90)
+# The machine may be busy: a worker imports JAX and Grain, two seconds of one core. What hangs in `next` hangs in `close`, too, so that an
+# exception in the test would not end it.
+pytestmark = pytest.mark.timeout(90, method="thread")
 NUM_ROWS = 40
 
 
@@ -251,7 +252,10 @@ def test_a_worker_that_is_killed_from_outside(directory: Path) -> None:
     ids=["filter", "batch", "unpicklable"],
 )
 def test_a_parent_that_is_not_one_to_one_is_refused(directory: Path, change: Callable[[Any], Any], text: str) -> None:
-    with contextlib.closing(iter(with_workers(change(stream(directory)), 0))) as iterator, pytest.raises(lg.InvalidRequestError) as caught:
+    with (
+        contextlib.closing(iter(with_workers(change(stream(directory, num_epochs=1)), 0))) as iterator,
+        pytest.raises(lg.InvalidRequestError) as caught,
+    ):
         list(iterator)
     assert text in str(caught.value)
 
