@@ -44,7 +44,8 @@ _PICTURES_PER_TASK, _TASK_BYTES = 64, 8 << 20
 # Neighbouring GOPs are fetched in one request up to this size, and this many frames before and behind the one that is needed first.
 _MAX_FETCH_BYTES, _MAX_FETCH_FRAMES = 4 << 20, 64
 # A GOP is long if its frames are more than this part of the budget: 64 of them, one in every part of the order, would fill half of it.
-_LONG_GOP_PART = 128
+# One of a few frames never is: an open decoder takes more than they.
+_LONG_GOP_PART, _MIN_LONG_GOP = 128, 24
 # What an open decoder holds, in pictures of 12 bits a pixel: 5 MB at 640x480 (measured with 64 of them).
 _PICTURES_OF_DECODER = 12
 # GOPs that are remembered to count those that are decoded again; only a figure of the statistics.
@@ -209,7 +210,7 @@ class CameraReader:
         payload = self._fetchers.submit(_read_range, self._repository.storage, file.path, wanted)
         run = _Run(Coded(payload, wanted.start), wanted.length, len(gops))
         lengths = np.diff(file.gop_starts[gops.start : gops.stop + 1])
-        is_long = lengths * self.store.frame_bytes > self._budget_bytes // _LONG_GOP_PART
+        is_long = (lengths >= _MIN_LONG_GOP) & (lengths * self.store.frame_bytes > self._budget_bytes // _LONG_GOP_PART)
         for gop, long in zip(gops, is_long.tolist(), strict=True):
             self._gops[file.number, episode, gop] = _CodedGop(run, long)
         self.coded_bytes += wanted.length

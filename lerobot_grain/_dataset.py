@@ -343,16 +343,16 @@ class _OrderedWindowsIterDataset(grain.IterDataset[WindowRequest]):
         self._transformation = transformation
 
     def __iter__(self) -> _OrderedWindowsIterator:
-        return _OrderedWindowsIterator(self._parent.__iter__(), self._transformation)
+        return _OrderedWindowsIterator(self._parent.__iter__(), self._transformation, self._parent.position_step)
 
     def __str__(self) -> str:
         return f"{self._parent}.map(DeltaTimestamps)"
 
 
 class _OrderedWindowsIterator(grain.DatasetIterator[WindowRequest]):
-    def __init__(self, order: FrameOrderIterator, transformation: DeltaTimestamps) -> None:
+    def __init__(self, order: FrameOrderIterator, transformation: DeltaTimestamps, position_step: int) -> None:
         super().__init__(order)
-        self._transformation = transformation
+        self._transformation, self._position_step = transformation, position_step
 
     def __next__(self) -> WindowRequest:
         return self._transformation.map(next(self._parent))
@@ -364,7 +364,7 @@ class _OrderedWindowsIterator(grain.DatasetIterator[WindowRequest]):
           StopIteration: there are no more.
         """
         rows = self._parent.next_rows(_EXAMPLES_PER_BLOCK)
-        state, step, count = self._parent.get_state(), self._parent.step, len(rows)
+        state, step, count = self._parent.get_state(), self._position_step, len(rows)
         return self._transformation.block(rows), lambda taken: {**state, "position": state["position"] - (count - taken) * step}
 
     def get_state(self) -> dict[str, Any]:

@@ -147,12 +147,6 @@ class FrameOrderIterator(grain.DatasetIterator[int]):
         self._handed_out += len(rows)
         return rows
 
-    @property
-    def step(self) -> int:
-        """By how much a row of this shard moves the position."""
-        step: int = self._dataset._step
-        return step
-
     def _compute_rows(self) -> None:
         """Computes the next rows of this shard, up to the end of an epoch, from the position alone."""
         dataset = self._dataset

@@ -15,6 +15,7 @@ Rules:
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -190,7 +191,7 @@ class ReadAhead:
                     break
                 raise
             if not frames:
-                frames = {key: self._arrays.empty((count, *shape)) for key, shape in shapes.items()}
+                frames = {key: self._arrays.empty(key, (count, *shape)) for key, shape in shapes.items()}
             stop = done + examples.stop - examples.start
             self._frames.put({key: array[done:stop] for key, array in frames.items()}, pending.places, examples)
             parts.append(values)
@@ -210,6 +211,8 @@ class ReadAhead:
 
     def close(self) -> None:
         """Stops all threads. Tasks that have not begun are dropped; those that have are waited for."""
+        if sys.is_finalizing():
+            return  # Python has ended the threads
         for pool in (self._fetchers, self._decoders):
             pool.shutdown(wait=False, cancel_futures=True)
         for pool in (self._fetchers, self._decoders):

@@ -11,22 +11,22 @@ import numpy.typing as npt
 
 # Smaller arrays are left to the allocator, which uses their memory again itself.
 _MIN_BYTES = 1 << 18
-# Free memories of one size that are kept.
-_MAX_FREE = 2
+# Free memories that are kept for one purpose: one is filled while the other is used.
+_MAX_FREE = 1
 
 
 class RecycledArrays:
     """Makes arrays, uint8. The memory of one goes to another when it, and every view of it, is garbage."""
 
     def __init__(self) -> None:
-        self._free: dict[int, deque[npt.NDArray[np.uint8]]] = {}
+        self._free: dict[tuple[str, int], deque[npt.NDArray[np.uint8]]] = {}
 
-    def empty(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-        """Returns an array with any contents."""
+    def empty(self, purpose: str, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+        """Returns an array with any contents, in memory of an earlier one of the same purpose and size if there is one."""
         num_bytes = math.prod(shape)
         if num_bytes < _MIN_BYTES:
             return np.empty(shape, np.uint8)
-        free = self._free.setdefault(num_bytes, deque(maxlen=_MAX_FREE))
+        free = self._free.setdefault((purpose, num_bytes), deque(maxlen=_MAX_FREE))
         try:
             memory = free.pop()
         except IndexError:
