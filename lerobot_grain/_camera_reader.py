@@ -198,10 +198,10 @@ class CameraReader:
                 begin -= 1
             while end <= high and gop_is_needed[end - low] and (number, episode, end) not in self._gops:
                 end += 1
-            wanted = file.byte_range(begin).cover(file.byte_range(end - 1))
+            wanted = file.byte_range_of(range(begin, end))
             while wanted.length > _MAX_FETCH_BYTES and end - begin > 1:
                 begin, end = (begin + gop + 1) // 2, (gop + end + 1) // 2
-                wanted = file.byte_range(begin).cover(file.byte_range(end - 1))
+                wanted = file.byte_range_of(range(begin, end))
             self._fetch_run(file, episode, range(begin, end), wanted)
         asked = slice(starts[begin - low] - starts[0], starts[end - low] - starts[0])
         self.known.is_asked[places[asked][is_needed[asked]]] = True

@@ -93,6 +93,15 @@ class VideoFile:
         first, last = self.gop_starts.item(gop), self.gop_starts.item(gop + 1) - 1
         return ByteRange(self.table.offsets.item(first), self.table.offsets.item(last) + self.table.sizes.item(last))
 
+    def byte_range_of(self, gops: range) -> ByteRange:
+        """Returns the bytes that `unit` needs for any frames of GOPs that follow each other."""
+        wanted = self.byte_range(gops[0]).cover(self.byte_range(gops[-1]))
+        if not self.table.is_plain:
+            # A unit that runs on into the next GOP, for its leading pictures, may end behind that GOP's own.
+            for gop in gops[1:-1]:
+                wanted = wanted.cover(self.byte_range(gop))
+        return wanted
+
 
 def _episodes_without_frames(
     held: Integers,

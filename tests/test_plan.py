@@ -175,6 +175,22 @@ def test_every_frame_lies_in_the_gop_that_it_is_decoded_from(options: dict[str, 
         assert unit.byte_range.stop <= file.byte_range(gop).stop
 
 
+@pytest.mark.parametrize("num_frames", [30, 33], ids=["30 frames", "a last GOP of one frame"])
+@pytest.mark.parametrize(
+    "options",
+    [{"codec": "av1", "gop": 2}, {"codec": "h264", "b_frames": 2}, {"codec": "hevc", "b_frames": 3, "open_gop": True}],
+    ids=["av1", "h264", "hevc open GOPs"],
+)
+def test_the_bytes_of_gops_are_those_of_each(options: dict[str, Any], num_frames: int) -> None:
+    """Also where a GOP, for the leading pictures of the next one, needs bytes behind all of that."""
+    file = video_file([num_frames], [0.0], table=table_of(num_frames=num_frames, **options))
+    num_gops = len(file.gop_starts) - 1
+    for begin in range(num_gops):
+        for end in range(begin + 1, num_gops + 1):
+            ranges = [file.byte_range(gop) for gop in range(begin, end)]
+            assert file.byte_range_of(range(begin, end)) == (min(r.start for r in ranges), max(r.stop for r in ranges))
+
+
 def test_the_memory_that_a_file_takes() -> None:
     file = video_file([30], [0.0])
     assert 30 * 4 * 8 < file.nbytes < 30 * 4 * 8 + 1000
