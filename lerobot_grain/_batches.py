@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from lerobot_grain._errors import InvalidRequestError
+
 Batch = dict[str, Any]
 Example = dict[str, Any]
 
@@ -21,10 +23,27 @@ def num_examples(batch: Batch) -> int:
 
 
 def join(batches: Sequence[Batch]) -> Batch:
-    """Returns batches with the same keys and shapes as one."""
+    """Returns batches as one.
+
+    Raises:
+      InvalidRequestError: their examples have windows of different features or lengths.
+    """
     if len(batches) == 1:
         return batches[0]
+    first = _shapes(batches[0])
+    for other in map(_shapes, batches[1:]):
+        if different := [key for key in (first | other) if first.get(key) != other.get(key)]:
+            key = different[0]
+            raise InvalidRequestError(
+                f"a batch: {key!r} has shape {first.get(key, 'none')} in one example and {other.get(key, 'none')} in another; "
+                "expected windows of the same features and lengths in all examples of a batch"
+            )
     return {key: _joined([batch[key] for batch in batches]) for key in batches[0]}
+
+
+def _shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each value of one example."""
+    return {key: value.shape[1:] if isinstance(value, np.ndarray) else np.shape(value[0]) for key, value in batch.items()}
 
 
 def _joined(values: list[Any]) -> Any:

@@ -215,7 +215,7 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
         """Returns the reader with as many examples as it wants to know, where there are so many.
 
         Raises:
-          StopIteration: there is none. Any other error of the parent: it has raised it.
+          StopIteration: there is none. Any other error: the parent has raised it, or what it asks for cannot be read.
         """
         if self._ahead is None or self._blocks is None:
             dataset = self._dataset
@@ -232,10 +232,10 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
         while self._parent_error is None and self._ahead.wants_more:
             try:
                 block, state_after = self._blocks.next_block()
+                self._ahead.add(block)
             except Exception as error:  # also StopIteration: the examples before it are handed out first
                 self._parent_error = error
             else:
-                self._ahead.add(block)
                 self._waiting.append(_Waiting(state_after, len(block)))
         if self._ahead.is_empty:
             assert self._parent_error is not None
