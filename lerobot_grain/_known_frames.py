@@ -56,7 +56,8 @@ class KnownFrames:
         pages = np.array([self._pages.get(number, 0) for number in firsts])
         if len(pages) == 1:
             start = pages.item(0) << _PAGE_BITS
-            return (rows & _PAGE - 1) + start if start else np.zeros(len(rows), np.int64)
+            found: Integers = (rows & _PAGE - 1) + start if start else np.zeros_like(rows)
+            return found
         all_pages = np.repeat(pages, np.diff(bounds, prepend=0, append=len(rows)))
         places: Integers = np.where(all_pages > 0, (all_pages << _PAGE_BITS) + (rows & _PAGE - 1), 0)
         return places
@@ -108,7 +109,7 @@ class FrameStore:
 
     Args:
       shape: (height, width, 3).
-      capacity: frames. Memory is taken from the system when a slot is used first; the lowest free ones are.
+      capacity: frames. Memory is taken from the system when a slot is used first; no such one is while one that was used is free.
 
     Attributes:
       frames: uint8 `(capacity, height, width, 3)`.

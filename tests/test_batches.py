@@ -271,7 +271,8 @@ def test_memory_goes_to_arrays_of_as_many_bytes() -> None:
     arrays = RecycledArrays()
     array = arrays.empty((4, 100, 1000))
     first = address(array)
-    assert (array.dtype, array.shape, array.flags.writeable, array.flags.c_contiguous) == (np.uint8, (4, 100, 1000), True, True)
+    assert array.dtype == np.uint8
+    assert (array.shape, array.flags.writeable, array.flags.c_contiguous) == ((4, 100, 1000), True, True)
     del array
     larger = arrays.empty((5, 100, 1000))
     assert address(larger) != first
