@@ -63,6 +63,7 @@ def test_known_frames_are_a_dict_of_rows(blocks: list[np.ndarray], ahead: int) -
         found = known.find(everything)
         assert known.uses[found].tolist() == [max(0, uses[row]) for row in everything.tolist()]
         assert known.slots[found].tolist() == [slots.get(row, NO_SLOT) for row in everything.tolist()]
+        assert found[-1] == known.find(everything[-1:])[0] == 0, "there is no page of this row"
         assert (known.uses[0], known.slots[0], known.is_asked[0]) == (0, NO_SLOT, False)
     assert_empty(known)
 
