@@ -30,7 +30,15 @@ from lerobot_grain._repository import Repository, open_repository
 from lerobot_grain._rows import select_features
 from lerobot_grain._statistics import ReadStatistics
 from lerobot_grain._video import load_decoder
-from lerobot_grain._windows import TOLERANCE_SECONDS, WindowBlock, WindowRequest, fits_together, stack_requests, window_offsets
+from lerobot_grain._windows import (
+    TOLERANCE_SECONDS,
+    WindowBlock,
+    WindowRequest,
+    first_problem,
+    fits_together,
+    stack_requests,
+    window_offsets,
+)
 
 Taken = TypeVar("Taken")
 # Number of examples of a block that were handed out -> the parent's state.
@@ -221,7 +229,8 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
             dataset = self._dataset
             # The parent is pulled ahead from here on.
             self._state = functools.partial(dict, self._parent.get_state())
-            self._blocks = self._parent if isinstance(self._parent, _OrderedWindowsIterator) else _PulledBlocks(self._parent)
+            lengths = dataset._repository.episodes.lengths
+            self._blocks = self._parent if isinstance(self._parent, _OrderedWindowsIterator) else _PulledBlocks(self._parent, lengths)
             self._ahead = ReadAhead(
                 dataset._repository,
                 dataset._selection,
@@ -378,13 +387,13 @@ class _OrderedWindowsIterator(grain.DatasetIterator[WindowRequest]):
 class _PulledBlocks:
     """Blocks of the requests of any iterator."""
 
-    def __init__(self, parent: grain.DatasetIterator[WindowRequest]) -> None:
-        self._parent = parent
+    def __init__(self, parent: grain.DatasetIterator[WindowRequest], lengths: npt.NDArray[np.int64]) -> None:
+        self._parent, self._lengths = parent, lengths
         self._next: tuple[WindowRequest, dict[str, Any]] | None = None  # pulled, and not in a block
         self._error: Exception | None = None
 
     def next_block(self) -> tuple[WindowBlock, StateAfter]:
-        """As `_OrderedWindowsIterator.next_block`; any error of the parent comes after the requests before it."""
+        """As `_OrderedWindowsIterator.next_block`; any error of the parent, or in a request, comes after the requests before it."""
         requests: list[WindowRequest] = []
         states: list[dict[str, Any]] = []
         while len(requests) < _EXAMPLES_PER_BLOCK and self._pull() is not None:
@@ -397,7 +406,14 @@ class _PulledBlocks:
         if not requests:
             assert self._error is not None
             raise self._error
-        return stack_requests(requests), lambda taken: {**states[taken - 1]}
+        block = stack_requests(requests)
+        if (problem := first_problem(block, self._lengths)) is not None:
+            index, text = problem
+            self._next, self._error = None, InvalidRequestError(f"a WindowRequest: {text}")
+            block = block[:index]
+            if index == 0:
+                raise self._error
+        return block, lambda taken: {**states[taken - 1]}
 
     def _pull(self) -> tuple[WindowRequest, dict[str, Any]] | None:
         if self._next is None and self._error is None:

@@ -138,6 +138,31 @@ def stack_requests(requests: Sequence[WindowRequest]) -> WindowBlock:
     )
 
 
+def first_problem(block: WindowBlock, lengths: Frames) -> tuple[int, str] | None:
+    """Returns the first request that asks for what is not there, and what that is; `None` if there is none.
+
+    Args:
+      block: requests that somebody made.
+      lengths: int64 `(episodes,)`, of the episodes of the data set.
+    """
+    if empty := [key for key, window in block.windows.items() if window.shape[1] == 0]:
+        return 0, f"the window of {empty[0]!r} is empty; expected at least one frame"
+    no_episode = (block.episodes < 0) | (block.episodes >= len(lengths))
+    stops = lengths[np.where(no_episode, 0, block.episodes)]
+    is_bad = no_episode | (block.frames < 0) | (block.frames >= stops)
+    for window in block.windows.values():
+        is_bad |= ((window < 0) | (window >= stops[:, None])).any(axis=1)
+    if not is_bad.any():
+        return None
+    index = int(np.argmax(is_bad))
+    episode = block.episodes.item(index)
+    if no_episode[index]:
+        return index, f"there is no episode {episode}; the data set has episodes 0 to {len(lengths) - 1}"
+    asked = {"frame": block.frames[index : index + 1]} | {f"frames[{key!r}]": window[index] for key, window in block.windows.items()}
+    name, frames = next((name, frames) for name, frames in asked.items() if ((frames < 0) | (frames >= stops[index])).any())
+    return index, f"{name} is {frames.tolist()}; expected frames of episode {episode}, which are 0 to {stops.item(index) - 1}"
+
+
 def fits_together(one: WindowRequest, other: WindowRequest) -> bool:
     """Returns whether two requests have windows of the same features and lengths."""
     return one.frames.keys() == other.frames.keys() and all(len(window) == len(other.frames[key]) for key, window in one.frames.items())

@@ -59,7 +59,7 @@ def test_known_frames_are_a_dict_of_rows(blocks: list[np.ndarray], ahead: int) -
             uses.subtract(example_rows)
             gone = {row for row in example_rows if uses[row] == 0}
             assert sorted(known.use(example_places).tolist()) == sorted(slots.pop(row) for row in gone)
-        everything = np.array(sorted({*uses, 5, 2 * _PAGE, 10**15}), np.int64)
+        everything = np.array(sorted({*uses, 5, 2 * _PAGE, 10**15 + 1}), np.int64)
         found = known.find(everything)
         assert known.uses[found].tolist() == [max(0, uses[row]) for row in everything.tolist()]
         assert known.slots[found].tolist() == [slots.get(row, NO_SLOT) for row in everything.tolist()]

@@ -271,3 +271,36 @@ def test_a_request_above_the_budget_comes_behind_the_examples_before_it(reposito
         next(iterator)
     assert iterator.get_state() == {"next": 20}
     iterator.close()
+
+
+IMPOSSIBLE: dict[str, tuple[tuple[int, int], dict[str, list[int]], str]] = {
+    "episode": ((4, 0), {}, "there is no episode 4; the data set has episodes 0 to 3"),
+    "negative episode": ((-1, 0), {}, "there is no episode -1; the data set has episodes 0 to 3"),
+    "frame": ((1, 7), {}, r"frame is \[7\]; expected frames of episode 1, which are 0 to 6"),
+    "negative frame": ((2, -1), {}, r"frame is \[-1\]; expected frames of episode 2, which are 0 to 0"),
+    "window": ((0, 3), {"action": [3, 40]}, r"frames\['action'\] is \[3, 40\]; expected frames of episode 0, which are 0 to 39"),
+    "negative in a window": ((3, 3), {TOP: [-1]}, r"frames\['observation.images.top'\] is \[-1\]; expected frames of episode 3"),
+    "empty window": ((0, 3), {"action": []}, "the window of 'action' is empty; expected at least one frame"),
+}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_a_request_for_what_is_not_there_comes_behind_the_examples_before_it(repository: lg.Repository, name: str) -> None:
+    """Rows of a data file and frames of a video follow each other over episodes, so that it might give those of another one."""
+    (episode, frame), windows, text = IMPOSSIBLE[name]
+
+    def make(number: int) -> WindowRequest:
+        if number == 5:
+            frames = {key: np.array(window, np.int64) for key, window in windows.items()}
+            return WindowRequest(0, episode, frame, frames, {key: window < 0 for key, window in frames.items()})
+        return request_at(repository, number, {key: [0] * len(window) for key, window in windows.items() if window})
+
+    iterator = iter(piped(repository, Requests(make, 30), features=[TOP, "action", "index"]))
+    assert [int(next(iterator)["index"]) for _ in range(5)] == list(range(5))
+    for _ in range(2):
+        with pytest.raises(lg.InvalidRequestError, match=f"^a WindowRequest: {text}"):
+            next(iterator)
+        assert iterator.get_state() == {"next": 5}
+    iterator.set_state({"next": 6})
+    assert next(iterator)["index"] == 6
+    iterator.close()
