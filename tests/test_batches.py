@@ -249,13 +249,13 @@ HOLDERS: dict[str, Callable[[np.ndarray], Any]] = {
 @pytest.mark.parametrize("name", HOLDERS)
 def test_an_array_that_somebody_refers_to_is_not_used_again(name: str) -> None:
     arrays = RecycledArrays()
-    array = arrays.empty(SHAPE)
+    array = arrays.empty("top", SHAPE)
     array[...] = np.arange(array.size, dtype=np.uint8).reshape(SHAPE)
     first = address(array)
     held = HOLDERS[name](array)
     expected = np.array(held, copy=True)
     del array
-    others = [arrays.empty(SHAPE) for _ in range(4)]
+    others = [arrays.empty("top", SHAPE) for _ in range(4)]
     for other in others:
         assert address(other) != first
         other.fill(99)
@@ -264,44 +264,44 @@ def test_an_array_that_somebody_refers_to_is_not_used_again(name: str) -> None:
     del held, other
     if name == "jax.Array":
         gc.collect()  # JAX lets go of what it did not copy at its leisure
-    assert address(arrays.empty(SHAPE)) == first
+    assert address(arrays.empty("top", SHAPE)) == first
 
 
 def test_memory_goes_to_arrays_of_as_many_bytes() -> None:
     arrays = RecycledArrays()
-    array = arrays.empty((4, 100, 1000))
+    array = arrays.empty("top", (4, 100, 1000))
     first = address(array)
     assert array.dtype == np.uint8
     assert (array.shape, array.flags.writeable, array.flags.c_contiguous) == ((4, 100, 1000), True, True)
     del array
-    larger = arrays.empty((5, 100, 1000))
+    larger = arrays.empty("top", (5, 100, 1000))
     assert address(larger) != first
-    other_shape = arrays.empty((1000, 400))
+    other_shape = arrays.empty("top", (1000, 400))
     assert address(other_shape) == first
     assert other_shape.shape == (1000, 400)
 
 
 def test_small_arrays_are_left_to_numpy() -> None:
-    array = RecycledArrays().empty((_MIN_BYTES - 1,))
+    array = RecycledArrays().empty("top", (_MIN_BYTES - 1,))
     assert array.base is None
-    assert RecycledArrays().empty((0, 5)).shape == (0, 5)
+    assert RecycledArrays().empty("top", (0, 5)).shape == (0, 5)
 
 
 def test_only_a_few_free_arrays_are_kept() -> None:
     arrays = RecycledArrays()
-    many = [arrays.empty(SHAPE) for _ in range(6)]
+    many = [arrays.empty("top", SHAPE) for _ in range(6)]
     del many
     assert [len(free) for free in arrays._free.values()] == [_MAX_FREE]
 
 
 def test_arrays_become_garbage_in_any_thread_and_outlive_their_maker() -> None:
     arrays = RecycledArrays()
-    held = [arrays.empty(SHAPE)]
+    held = [arrays.empty("top", SHAPE)]
     first = address(held[0])
     thread = threading.Thread(target=held.clear)
     thread.start()
     thread.join()
-    array = arrays.empty(SHAPE)
+    array = arrays.empty("top", SHAPE)
     assert address(array) == first
     array.fill(7)
     del arrays
