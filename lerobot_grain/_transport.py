@@ -75,7 +75,7 @@ class StorageOptions:
       max_attempts: how often one request is sent before it counts as failed.
     """
 
-    num_connections: int = 16
+    num_connections: int = 32
     merge_gap_bytes: int = 256 * 1024
     merge_max_bytes: int = 4 * 1024 * 1024
     connect_timeout_seconds: float = 10.0
