@@ -1,6 +1,6 @@
 """Streams LeRobotDataset v3.0 robot data sets from the Hugging Face Hub as a Google Grain IterDataset: shuffled, windowed, resumable."""
 
-from lerobot_grain._dataset import DeltaTimestamps, LeRobotIterDataset, ReadWindowsIterDataset, read_statistics
+from lerobot_grain._dataset import LeRobotIterDataset, ReadWindowsIterDataset, read_statistics
 from lerobot_grain._device import DeviceIterDataset
 from lerobot_grain._errors import (
     DatasetFormatError,
@@ -14,6 +14,7 @@ from lerobot_grain._frame_order import FrameOrderIterDataset
 from lerobot_grain._order import Shuffle
 from lerobot_grain._readahead import ReadOptions
 from lerobot_grain._repository import Repository, open_repository
+from lerobot_grain._requests import DeltaTimestamps
 from lerobot_grain._statistics import ReadStatistics
 from lerobot_grain._storage import StorageOptions
 from lerobot_grain._windows import WindowRequest

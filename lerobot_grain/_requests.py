@@ -1,0 +1,147 @@
+"""The Grain transformation from rows to window requests; and requests in blocks, as the reader plans them, of any order or parent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+import numpy.typing as npt
+
+from lerobot_grain._errors import InvalidRequestError
+from lerobot_grain._frame_order import FrameOrderIterator, FrameOrderIterDataset
+from lerobot_grain._repository import Repository
+from lerobot_grain._windows import (
+    TOLERANCE_SECONDS,
+    WindowBlock,
+    WindowRequest,
+    first_problem,
+    fits_together,
+    stack_requests,
+    window_offsets,
+)
+
+# Number of examples of a block that were handed out -> the parent's state.
+StateAfter = Callable[[int], dict[str, Any]]
+
+# Requests that are pulled at a time.
+_EXAMPLES_PER_BLOCK = 256
+
+
+class DeltaTimestamps(grain.transforms.Map):
+    """Custom Grain transformation: row -> `WindowRequest`, the frames that the example at that row needs.
+
+    Pure arithmetic on the episode table; nothing is read. Use it as `.map(DeltaTimestamps(repository, {...}))` on any data set of rows.
+
+    Args:
+      repository: an opened data set.
+      delta_timestamps: feature key -> distances in seconds from the row, such as `{"action": [0.0, 0.1, 0.2]}`.
+      tolerance_seconds: a delta may be off a whole number of frames by this much.
+
+    Raises:
+      InvalidRequestError: no such feature, or a delta is not a whole number of frames; the message names the nearest ones.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        delta_timestamps: Mapping[str, Sequence[float]] | None = None,
+        *,
+        tolerance_seconds: float = TOLERANCE_SECONDS,
+    ) -> None:
+        self._episodes = repository.episodes
+        self._offsets = window_offsets(
+            delta_timestamps or {}, fps=repository.fps, tolerance_seconds=tolerance_seconds, known_keys=tuple(repository.features)
+        )
+
+    def map(self, element: int) -> WindowRequest:
+        episode, frame = self._episodes.locate(element)
+        return self._offsets.request(row=element, episode=episode, frame=frame, length=self._episodes.lengths.item(episode))
+
+    def block(self, rows: npt.NDArray[np.int64]) -> WindowBlock:
+        """Returns the requests of rows, int64 `(n,)`, which exist."""
+        episodes, frames = self._episodes.locate_all(rows)
+        return self._offsets.block(episodes=episodes, frames=frames, lengths=self._episodes.lengths[episodes])
+
+
+class OrderedWindowsIterDataset(grain.IterDataset[WindowRequest]):
+    """`FrameOrderIterDataset(...).map(DeltaTimestamps(...))`, which can also be had in blocks."""
+
+    def __init__(self, order: FrameOrderIterDataset, transformation: DeltaTimestamps) -> None:
+        super().__init__(order)
+        self._transformation = transformation
+
+    def __iter__(self) -> OrderedWindowsIterator:
+        return OrderedWindowsIterator(self._parent.__iter__(), self._transformation, self._parent.position_step)
+
+    def __str__(self) -> str:
+        return f"{self._parent}.map(DeltaTimestamps)"
+
+
+class OrderedWindowsIterator(grain.DatasetIterator[WindowRequest]):
+    """Yields requests one by one, or in blocks."""
+
+    def __init__(self, order: FrameOrderIterator, transformation: DeltaTimestamps, position_step: int) -> None:
+        super().__init__(order)
+        self._transformation, self._position_step = transformation, position_step
+
+    def __next__(self) -> WindowRequest:
+        return self._transformation.map(next(self._parent))
+
+    def next_block(self) -> tuple[WindowBlock, StateAfter]:
+        """Returns the next requests, and their states.
+
+        Raises:
+          StopIteration: there are no more.
+        """
+        rows = self._parent.next_rows(_EXAMPLES_PER_BLOCK)
+        state, step, count = self._parent.get_state(), self._position_step, len(rows)
+        return self._transformation.block(rows), lambda taken: {**state, "position": state["position"] - (count - taken) * step}
+
+    def get_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = self._parent.get_state()
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._parent.set_state(state)
+
+
+class PulledBlocks:
+    """Blocks of the requests of any iterator."""
+
+    def __init__(self, parent: grain.DatasetIterator[WindowRequest], lengths: npt.NDArray[np.int64]) -> None:
+        self._parent, self._lengths = parent, lengths
+        self._next: tuple[WindowRequest, dict[str, Any]] | None = None  # pulled, and not in a block
+        self._error: Exception | None = None
+
+    def next_block(self) -> tuple[WindowBlock, StateAfter]:
+        """As `OrderedWindowsIterator.next_block`; any error of the parent, or in a request, comes after the requests before it."""
+        requests: list[WindowRequest] = []
+        states: list[dict[str, Any]] = []
+        while len(requests) < _EXAMPLES_PER_BLOCK and self._pull() is not None:
+            assert self._next is not None
+            if requests and not fits_together(requests[0], self._next[0]):
+                break
+            requests.append(self._next[0])
+            states.append(self._next[1])
+            self._next = None
+        if not requests:
+            assert self._error is not None
+            raise self._error
+        block = stack_requests(requests)
+        if (problem := first_problem(block, self._lengths)) is not None:
+            index, text = problem
+            self._next, self._error = None, InvalidRequestError(f"a WindowRequest: {text}")
+            block = block[:index]
+            if index == 0:
+                raise self._error
+        return block, lambda taken: {**states[taken - 1]}
+
+    def _pull(self) -> tuple[WindowRequest, dict[str, Any]] | None:
+        if self._next is None and self._error is None:
+            try:
+                self._next = next(self._parent), self._parent.get_state()
+            except Exception as error:  # also StopIteration
+                self._error = error
+        return self._next
