@@ -44,8 +44,9 @@ class Line(NamedTuple):
 def read_log(directory: Path) -> list[Line]:
     """Returns the steps of all lives of a training, in the order of time."""
     path = directory / "losses.txt"
-    fields = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
-    return [Line(int(step), loss, batch) for step, loss, batch in fields]
+    lines = path.read_text().split("\n") if path.exists() else [""]
+    # What stands behind the last line break is still being written.
+    return [Line(int(step), loss, batch) for step, loss, batch in (line.split() for line in lines[:-1])]
 
 
 def is_saving(directory: Path) -> bool:
