@@ -181,7 +181,6 @@ class ReadAhead:
         while done < count and self._pending:
             self._run_ahead()
             pending = self._pending[0]
-            shapes = {feature.key: self._frames.shape_of(feature.key, pending.block) for feature in self._selection.videos}
             if _window_lengths(pending.block) != lengths:
                 break
             try:
@@ -191,7 +190,8 @@ class ReadAhead:
                     break
                 raise
             if not frames:
-                frames = {key: self._arrays.empty(key, (count, *shape)) for key, shape in shapes.items()}
+                keys = [feature.key for feature in self._selection.videos]
+                frames = {key: self._arrays.empty(key, (count, *self._frames.shape_of(key, pending.block))) for key in keys}
             stop = done + examples.stop - examples.start
             self._frames.put({key: array[done:stop] for key, array in frames.items()}, pending.places, examples)
             parts.append(values)
