@@ -35,6 +35,7 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import build_hf_headers, validate_repo_id  # type: ignore[attr-defined]  # documented there, but not in its __all__
 
 from lerobot_grain._byte_ranges import ByteRange
+from lerobot_grain._disk_cache import DiskCache
 from lerobot_grain._errors import InvalidRequestError, LeRobotGrainError, MissingFileError, StorageError
 from lerobot_grain._transport import (
     MAX_HOPS,
@@ -145,6 +146,18 @@ def name_repository(
     return HubRepository(repo_id, endpoint, directory, token, options)
 
 
+def disk_cache_directory(cache_dir: str) -> str:
+    """Returns where pieces of files are kept, for what is given as the cache of huggingface_hub.
+
+    It is what LEROBOT_GRAIN_CACHE says; else a folder in HF_HOME, beside the usual cache, or inside of another cache that the user chose.
+    """
+    constants = huggingface_hub.constants
+    usual = os.path.abspath(os.path.expanduser(constants.HF_HUB_CACHE))
+    beside = os.path.join(constants.HF_HOME if cache_dir == usual else cache_dir, "lerobot_grain")
+    root = os.environ.get("LEROBOT_GRAIN_CACHE") or beside
+    return os.path.join(os.path.abspath(os.path.expanduser(root)), "ranges")
+
+
 def newest_version_tag(tags: list[str]) -> str:
     """Returns the newest `v3.x` by number, or "main" when there is none."""
     newest, name = (-1, -1), "main"
@@ -220,13 +233,18 @@ def kind_of_error(error: BaseException) -> str | None:
 
 
 class HubSession:
-    """The requests of one process to one repository. Thread-safe; not picklable; not to be used after a fork."""
+    """The requests of one process to one repository. Thread-safe; not picklable; not to be used after a fork.
+
+    Attributes:
+      disk_cache: keeps what was read for other processes and runs.
+    """
 
     def __init__(self, repository: HubRepository) -> None:
         if is_offline():
             repository.fail("offline", repository.repo_id)
         self._repository = repository
         self._transport = Transport(repository.options)
+        self.disk_cache = DiskCache(disk_cache_directory(repository.cache_dir), repository.options.disk_cache_bytes)
         self._lock = threading.Lock()
         self._links: dict[str, _Link] = {}
         self._being_resolved: dict[str, Future[_Link]] = {}
@@ -362,9 +380,16 @@ class HubSession:
     # The files: any number of threads.
 
     def size_bytes(self, commit: str, path: str) -> int:
-        """Returns the size of a file. One request for the first of all calls for this file."""
+        """Returns the size of a file. One request for the first of all calls for this file, none where the disk cache has it."""
         known = self._links.get(path)  # the size outlives the link
-        return (known or self._link(commit, path)).file_bytes
+        if known is not None:
+            return known.file_bytes
+        file = (self._repository.at(commit), commit, path)
+        kept = self.disk_cache.get(file, "size")
+        if kept is None:
+            kept = self._link(commit, path).file_bytes.to_bytes(8)
+            self.disk_cache.put(file, "size", kept)
+        return int.from_bytes(kept)
 
     def read_range(self, commit: str, path: str, wanted: ByteRange) -> bytes:
         """Returns the bytes of `wanted`, which is not empty and inside of the file. One request, one more where a link is missing."""

@@ -37,8 +37,8 @@ class RangeReader(Protocol):
 
     @property
     def description(self) -> str: ...
-    def read_ranges(self, path: str, ranges: Sequence[ByteRange]) -> list[bytes]: ...
-    def read_tail(self, path: str, length: int) -> tuple[bytes, int]: ...
+    def read_ranges(self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False) -> list[bytes]: ...
+    def read_tail(self, path: str, length: int, *, keep: bool = False) -> tuple[bytes, int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,12 @@ class InMemoryFile:
     description: str
     data: bytes
 
-    def read_ranges(self, path: str, ranges: Sequence[ByteRange]) -> list[bytes]:
-        del path
+    def read_ranges(self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False) -> list[bytes]:
+        del path, keep
         return [self.data[start:stop] for start, stop in ranges]
 
-    def read_tail(self, path: str, length: int) -> tuple[bytes, int]:
-        del path
+    def read_tail(self, path: str, length: int, *, keep: bool = False) -> tuple[bytes, int]:
+        del path, keep
         return self.data[max(0, len(self.data) - length) :], len(self.data)
 
 
@@ -124,15 +124,15 @@ class ParquetTable:
             ranges.append(found)
         return ranges
 
-    def read_group(self, group: int, columns: Sequence[str]) -> pa.Table:
-        """Reads `columns` of a row group.
+    def read_group(self, group: int, columns: Sequence[str], *, keep: bool = False) -> pa.Table:
+        """Reads `columns` of a row group; `keep` as for `Storage.read_ranges`.
 
         Raises:
           DatasetFormatError: the pages are damaged.
           StorageError: the bytes could not be had.
         """
         ranges = self.ranges(group, columns)
-        payloads = self.storage.read_ranges(self.path, ranges)
+        payloads = self.storage.read_ranges(self.path, ranges, keep=keep)
         try:
             with pq.ParquetFile(_SparseFile(ranges, payloads), metadata=self.metadata, pre_buffer=False) as file:
                 table = file.reader.read_row_group(group, column_indices=self._leaves(columns), use_threads=False)
@@ -158,7 +158,7 @@ def open_table(storage: RangeReader, path: str) -> ParquetTable:
       StorageError: the bytes could not be had.
     """
     where = f"{storage.description}, {path}"
-    tail, size_bytes = storage.read_tail(path, _TAIL_BYTES)
+    tail, size_bytes = storage.read_tail(path, _TAIL_BYTES, keep=True)
     if len(tail) < 12 or tail[-4:] != _MAGIC:
         raise DatasetFormatError(
             f"{where}: not a parquet file, or truncated: its {size_bytes} bytes end with {tail[-4:]!r}; expected {_MAGIC!r}"
@@ -168,7 +168,7 @@ def open_table(storage: RangeReader, path: str) -> ParquetTable:
         raise DatasetFormatError(f"{where}: the footer says that it has {length} bytes, in a file of {size_bytes}; the file is damaged")
     if length + 8 > len(tail):
         missing = ByteRange(size_bytes - 8 - length, size_bytes - len(tail))
-        tail = storage.read_ranges(path, [missing])[0] + tail
+        tail = storage.read_ranges(path, [missing], keep=True)[0] + tail
     try:
         # pyarrow wants the magic in front of a footer; offsets inside it are not followed here.
         metadata = pq.ParquetFile(pa.BufferReader(_MAGIC + tail[-8 - length :]), **_THRIFT_LIMITS).metadata
@@ -181,7 +181,7 @@ def open_table(storage: RangeReader, path: str) -> ParquetTable:
 def read_columns(table: ParquetTable, columns: Sequence[str] | None) -> dict[str, npt.NDArray[Any]]:
     """Reads whole columns of flat values, of those that the file has; `None` reads all of them."""
     names = [name for name in (table.leaves if columns is None else columns) if name in table.leaves]
-    groups = [table.read_group(group, names) for group in range(table.metadata.num_row_groups)]
+    groups = [table.read_group(group, names, keep=True) for group in range(table.metadata.num_row_groups)]
     if not groups:
         return {}
     joined = pa.concat_tables(groups)

@@ -120,8 +120,9 @@ def open_repository(
       revision: branch, tag or commit; by default the newest `v3.x` tag, and `main` where there is none.
       endpoint: of the Hub; by default huggingface.co, or what `HF_ENDPOINT` says.
       token: a Hub token; by default the one that `huggingface_hub` finds; `False` sends none.
-      cache_dir: of the Hub client, for the files of `meta/`; by default its usual one.
-      storage_options: connections, timeouts and merging of byte ranges.
+      cache_dir: of the Hub client, for the files of `meta/`; by default its usual one. Pieces of other files are kept in the folder
+        `lerobot_grain` in it, by default in that of `HF_HOME`, or where `LEROBOT_GRAIN_CACHE` says.
+      storage_options: connections, timeouts, merging of byte ranges, and what is kept on disk.
 
     Raises:
       InvalidRequestError: `repository` is neither a directory nor the name of a repository.
@@ -149,20 +150,21 @@ def open_repository(
 
 
 def sample_table(storage: Storage, path: str) -> SampleTable:
-    """Reads the sample table of a video file: one or two small ranges.
+    """Reads the sample table of a video file: one or two small ranges, which are kept on disk.
 
     Raises:
       DatasetFormatError: not an MP4 file that can be read.
       StorageError: the bytes could not be had.
     """
-    reader = read_sample_table(storage.size_bytes(path), where=f"{storage.description}, {path}")
-    wanted = next(reader)
-    while True:
-        try:
-            wanted = reader.send(storage.read_ranges(path, [wanted])[0])
-        except StopIteration as stop:
-            table: SampleTable = stop.value
-            return table
+    with storage.checked(path):
+        reader = read_sample_table(storage.size_bytes(path), where=f"{storage.description}, {path}")
+        wanted = next(reader)
+        while True:
+            try:
+                wanted = reader.send(storage.read_ranges(path, [wanted], keep=True)[0])
+            except StopIteration as stop:
+                table: SampleTable = stop.value
+                return table
 
 
 def _read_episodes(storage: Storage, listing: Mapping[str, int], info: DatasetInfo) -> EpisodeTable:
@@ -194,7 +196,8 @@ def _read_episodes(storage: Storage, listing: Mapping[str, int], info: DatasetIn
 
 def _read_table(storage: Storage, path: str, size_bytes: int, columns: tuple[str, ...] | None) -> dict[str, npt.NDArray[Any]]:
     if size_bytes > _WHOLE_TABLE_BYTES:
-        return read_columns(open_table(storage, path), columns)
+        with storage.checked(path):
+            return read_columns(open_table(storage, path), columns)
     whole = InMemoryFile(storage.description, storage.read_metadata(path, max_bytes=_MAX_TABLE_BYTES))
     return read_columns(open_table(whole, path), columns)
 

@@ -10,21 +10,24 @@ Rules:
 * Threads are the caller's: `read_ranges` works through its ranges one by one, and any number of threads may call it.
 * Every error message begins with `description` and names the path and the range.
 
-It does not parse, cache or check contents.
+It does not parse or check contents. What `keep` asks for stays on disk, where the storage has a disk cache.
 """
 
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
+import itertools
 import os
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lerobot_grain._byte_ranges import ByteRange, merge_ranges, slice_from
+from lerobot_grain._disk_cache import DiskCache
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, MissingFileError, StorageError
 from lerobot_grain._hub_storage import COMMIT, HubRepository, HubSession, is_offline, name_repository, newest_version_tag
 from lerobot_grain._transport import Counters, StorageOptions, StorageStatistics
@@ -108,10 +111,20 @@ class Storage(abc.ABC):
     def _read_range(self, path: str, wanted: ByteRange) -> bytes:
         """Returns the bytes of a range that is not empty, inside of the file and need not be merged."""
 
-    def read_ranges(self, path: str, ranges: Sequence[ByteRange]) -> list[bytes]:
+    @abc.abstractmethod
+    def _disk_cache(self) -> DiskCache | None:
+        """Returns where `read_ranges` keeps bytes; None where it is not worth it, or where files may change."""
+
+    def read_ranges(self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False) -> list[bytes]:
         """Returns the bytes of each range, in the order asked.
 
         Ranges may overlap; empty ones give `b""`. Neighbours are read in one request, as `options` say.
+
+        Args:
+          path: of the file.
+          ranges: of its bytes.
+          keep: whether the next process that asks for the same ranges should find them on disk. For what is small and costs requests; to
+            be used inside of `checked`.
 
         Raises:
           InvalidRequestError: a range starts before 0 or stops before it starts.
@@ -121,14 +134,40 @@ class Storage(abc.ABC):
         check_path(self.description, path)
         if backwards := [r for r in ranges if not 0 <= r.start <= r.stop]:
             raise InvalidRequestError(f"{self.description}: {path} bytes {backwards[0]}: expected 0 <= start <= stop")
+        cache = self._disk_cache() if keep else None
+        if cache is None:
+            return self._read_ranges(path, ranges)
+        file, part = self._file(path), " ".join(map(str, ranges))
+        kept = cache.get(file, part)
+        if kept is None or len(kept) != sum(r.length for r in ranges):
+            payloads = self._read_ranges(path, ranges)
+            cache.put(file, part, b"".join(payloads))
+            return payloads
+        stops = itertools.accumulate(r.length for r in ranges)
+        return [kept[stop - r.length : stop] for r, stop in zip(ranges, stops, strict=True)]
+
+    @contextlib.contextmanager
+    def checked(self, path: str) -> Iterator[None]:
+        """Around code that parses a file. If it is malformed, the next try fetches all of it again: it may have been sent wrongly."""
+        try:
+            yield
+        except DatasetFormatError:
+            if (cache := self._disk_cache()) is not None:
+                cache.forget(self._file(path))
+            raise
+
+    def _file(self, path: str) -> tuple[str, ...]:
+        return (self.description, str(self.commit), path)
+
+    def _read_ranges(self, path: str, ranges: Sequence[ByteRange]) -> list[bytes]:
         merged = merge_ranges(ranges, gap_bytes=self.options.merge_gap_bytes, max_bytes=self.options.merge_max_bytes)
         if merged and merged[-1].stop > (size := self.size_bytes(path)):
             raise StorageError(f"{self.description}: {path} bytes {merged[-1]}: the file has only {size} bytes")
         payloads = [self._read_range(path, r) for r in merged]
         return [slice_from(merged, payloads, r) for r in ranges]
 
-    def read_tail(self, path: str, length: int) -> tuple[bytes, int]:
-        """Returns the last `length` bytes of a file, or all if it has fewer, and the size of the file. For footers.
+    def read_tail(self, path: str, length: int, *, keep: bool = False) -> tuple[bytes, int]:
+        """Returns the last `length` bytes of a file, or all if it has fewer, and the size of the file. For footers; `keep` as above.
 
         Raises:
           InvalidRequestError: `length` is negative.
@@ -137,7 +176,7 @@ class Storage(abc.ABC):
         if length < 0:
             raise InvalidRequestError(f"{self.description}: {path}: the last {length} bytes cannot be read")
         size = self.size_bytes(path)
-        return self.read_ranges(path, [ByteRange(max(0, size - length), size)])[0], size
+        return self.read_ranges(path, [ByteRange(max(0, size - length), size)], keep=keep)[0], size
 
     def _check_size(self, path: str, size: int, max_bytes: int) -> None:
         if size > max_bytes:
@@ -194,6 +233,9 @@ class DirectoryStorage(Storage):
             raise self._failure(path, error) from None
 
     def close(self) -> None:
+        return None
+
+    def _disk_cache(self) -> None:
         return None
 
     @property
@@ -297,6 +339,9 @@ class HubStorage(Storage):
                 session = self._process_state[os.getpid()] = HubSession(self.repository)
             return session
 
+    def _disk_cache(self) -> DiskCache:
+        return self._session().disk_cache
+
     def _read_range(self, path: str, wanted: ByteRange) -> bytes:
         return self._session().read_range(self.commit, path, wanted)
 
@@ -322,7 +367,8 @@ def open_storage(
       revision: a branch, a tag or a commit on the Hub; None for the newest tag `v3.x`, or the branch `main` when there is none.
       endpoint: address of the Hub; None for HF_ENDPOINT or https://huggingface.co.
       token: None for the token of the environment, if any; True if there must be one; False to send none; or the token.
-      cache_dir: where metadata is kept; None for the cache of huggingface_hub.
+      cache_dir: where metadata is kept; None for the cache of huggingface_hub. Pieces of other files are kept beside it, see
+        `disk_cache_directory`.
       options: how bytes are read.
 
     Raises:

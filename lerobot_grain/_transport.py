@@ -73,6 +73,9 @@ class StorageOptions:
       deadline_seconds: for one request with all its further attempts, and once more for every 8 MiB of it. Catches a server that sends a
         byte now and then.
       max_attempts: how often one request is sent before it counts as failed.
+      disk_cache_bytes: what may be kept on disk from one run to the next, so that it is not fetched again: the indices of video and
+        parquet files, and the rows of large row groups; never pictures. For all data sets together; 0 keeps nothing. Of a directory
+        nothing is kept.
     """
 
     num_connections: int = 32
@@ -82,13 +85,14 @@ class StorageOptions:
     read_timeout_seconds: float = 20.0
     deadline_seconds: float = 120.0
     max_attempts: int = 6
+    disk_cache_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             whole = field.type == "int"
             allowed = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-            smallest = 0 if field.name.startswith("merge_") else 1 if whole else 0.001
+            smallest = 0 if field.name.startswith(("merge_", "disk_")) else 1 if whole else 0.001
             if not allowed or not smallest <= value < float("inf"):
                 kind = "a whole number" if whole else "a number of seconds"
                 raise InvalidRequestError(f"{field.name}={value!r}: expected {kind} of at least {smallest}")

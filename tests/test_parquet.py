@@ -31,14 +31,15 @@ class Recorder:
     description: str = "org/name@1a2b"
     ranges: list[ByteRange] = field(default_factory=list)
 
-    def read_ranges(self, path: str, ranges: Sequence[ByteRange]) -> list[bytes]:
+    def read_ranges(self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False) -> list[bytes]:
+        del keep
         assert path == "data.parquet"
         assert all(0 <= start <= stop <= len(self.data) for start, stop in ranges)
         self.ranges += ranges
         return [self.data[start:stop] for start, stop in ranges]
 
-    def read_tail(self, path: str, length: int) -> tuple[bytes, int]:
-        tail = self.read_ranges(path, [ByteRange(max(0, len(self.data) - length), len(self.data))])[0]
+    def read_tail(self, path: str, length: int, *, keep: bool = False) -> tuple[bytes, int]:
+        tail = self.read_ranges(path, [ByteRange(max(0, len(self.data) - length), len(self.data))], keep=keep)[0]
         return tail, len(self.data)
 
     @property
@@ -435,16 +436,16 @@ class StrictStorage:
     inner: Recorder
     description: str = "org/name@1a2b"
 
-    def read_ranges(self, path: str, ranges: Sequence[ByteRange]) -> list[bytes]:
+    def read_ranges(self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False) -> list[bytes]:
         for start, stop in ranges:
             if not 0 <= start <= stop:
                 raise ValueError(f"[{start}, {stop}) is no range")
             if stop > len(self.inner.data):
                 raise DatasetFormatError("stands for StorageError: behind the end of the file")
-        return self.inner.read_ranges(path, ranges)
+        return self.inner.read_ranges(path, ranges, keep=keep)
 
-    def read_tail(self, path: str, length: int) -> tuple[bytes, int]:
-        return self.inner.read_tail(path, length)
+    def read_tail(self, path: str, length: int, *, keep: bool = False) -> tuple[bytes, int]:
+        return self.inner.read_tail(path, length, keep=keep)
 
 
 @pytest.mark.parametrize("compression", ["snappy", "none", "zstd"])
@@ -482,10 +483,10 @@ def test_text_of_a_damaged_page() -> None:
 
 def test_a_storage_that_fails_is_not_a_damaged_file() -> None:
     class FailingStorage(Recorder):
-        def read_ranges(self, path: str, ranges: Sequence[ByteRange]) -> list[bytes]:
+        def read_ranges(self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False) -> list[bytes]:
             if self.ranges:
                 raise ConnectionError("the network")
-            return super().read_ranges(path, ranges)
+            return super().read_ranges(path, ranges, keep=keep)
 
     table = open_table(FailingStorage(written(rows_table())), "data.parquet")
     with pytest.raises(ConnectionError, match="the network"):

@@ -163,6 +163,9 @@ class Recording(Storage):
     def close(self) -> None:
         self.inner.close()
 
+    def _disk_cache(self) -> None:
+        return None
+
     @property
     def statistics(self) -> StorageStatistics:
         return self.inner.statistics
