@@ -18,14 +18,18 @@ import numpy as np
 import pytest
 
 import lerobot_grain as lg
-from lerobot_grain import _disk_cache
+from lerobot_grain import _disk_cache, _repository
+from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._disk_cache import DiskCache
 from lerobot_grain._hub_storage import disk_cache_directory
+from lerobot_grain._rows import open_data_file
 from lerobot_grain.testing import Camera, Fault, LoopbackHub, RequestRecord, write_dataset
 
 FILE, PART, PAYLOAD = ("org/name@1a2b", "1a2b3c", "videos/a.mp4"), "[0, 100)", bytes(range(256)) * 40
 LIMIT = 16 * 64 * 1024
 TOP, FRONT = "observation.images.top", "observation.images.front"
+# What the states of `converted` take.
+ROWS_BYTES = 1200 * 300 * 4
 
 
 @pytest.fixture
@@ -133,7 +137,7 @@ def test_switched_off_nothing_is_kept_or_found(folder: Path) -> None:
     off = DiskCache(str(folder), 0)
     off.put(FILE, PART, b"")
     assert not folder.exists()
-    DiskCache(str(folder), LIMIT).put(FILE, PART, PAYLOAD)
+    DiskCache(str(folder), LIMIT).put(FILE, PART, b"")
     assert off.get(FILE, PART) is None
 
 
@@ -349,7 +353,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One large row group a file, as converted data sets have."""
     return write_dataset(
         tmp_path_factory.mktemp("converted") / "data",
-        episode_lengths=[100, 80, 60],
+        episode_lengths=[100] * 12,
         cameras=(),
         state_size=300,
         episodes_per_data_file=1,
@@ -439,6 +443,43 @@ def test_opening_and_sizes_cost_no_request_on_a_second_start(hub: LoopbackHub, d
     assert {r.kind for r in hub.requests()} == {"api"}
 
 
+def test_long_footers_and_tables_read_in_ranges_are_kept(
+    hub: LoopbackHub, start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = write_dataset(tmp_path / "long", episode_lengths=[40, 40], cameras=(), rows_per_row_group=1)
+    hub.add_repository("disk/long", written.directory)
+    monkeypatch.setattr(_repository, "_WHOLE_TABLE_BYTES", 0)
+    _, first = start("disk/long")
+    assert len(index_requests(first, written.directory)) == 1
+    assert [r.file for r in hub.requests() if r.kind == "cdn" and r.file and r.file.startswith("meta/")]
+    hub.clear_requests()
+    repository = lg.open_repository("disk/long", endpoint=hub.endpoint, cache_dir=tmp_path / "hub")
+    assert open_data_file(repository, 0).table.metadata.serialized_size > 16 << 10
+    repository.close()
+    assert {r.kind for r in hub.requests()} == {"api"}
+
+
+def test_kept_ranges_are_those_asked_for(hub: LoopbackHub, directory: Path, tmp_path: Path) -> None:
+    hub.add_repository("disk/ranges", directory)
+    path = "data/chunk-000/file-000.parquet"
+    data = (directory / path).read_bytes()
+    ranges = [ByteRange(50, 90), ByteRange(0, 7), ByteRange(60, 60), ByteRange(5, 70), ByteRange(0, len(data))]
+    storages = [lg.open_repository("disk/ranges", endpoint=hub.endpoint, cache_dir=tmp_path / "hub").storage for _ in range(2)]
+    for storage in storages:
+        hub.clear_requests()
+        assert storage.read_ranges(path, ranges, keep=True) == [data[r.start : r.stop] for r in ranges]
+        with pytest.raises(lg.StorageError, match="the file has only"):
+            storage.read_ranges(path, [ByteRange(0, len(data) + 1)], keep=True)
+    assert hub.requests() == []
+    # An entry that is whole, but not what was asked for.
+    kept = storages[0]._disk_cache()
+    assert kept is not None
+    kept.put(storages[0]._file(path), "[0, 10)", b"too short")
+    assert storages[0].read_ranges(path, [ByteRange(0, 10)], keep=True) == [data[:10]]
+    for storage in storages:
+        storage.close()
+
+
 def test_another_commit_finds_nothing_of_the_first(hub: LoopbackHub, directory: Path, start: Any, tmp_path: Path) -> None:
     hub.add_repository("disk/moving", directory)
     examples, _ = start("disk/moving")
@@ -479,17 +520,26 @@ def test_damaged_entries_change_nothing(hub: LoopbackHub, directory: Path, start
     assert index_requests(third, directory) == []
 
 
-# The type of the first box of an MP4 file; the last byte of a parquet file, in its last 16 KiB; the first byte of a row group.
+# The type of the first box of an MP4 file, the last byte of parquet files, the first byte of a row group.
 @pytest.mark.parametrize(
-    ("path", "skip", "offset"), [(r"^videos/.*mp4$", 0, 5), (r"^data/", 0, (16 << 10) - 1), (r"^data/.*file-001", 1, 0)]
+    ("file", "skip", "offset"),
+    [
+        (f"videos/{TOP}/chunk-000/file-000.mp4", 0, 5),
+        ("meta/tasks.parquet", 0, -1),
+        ("data/chunk-000/file-000.parquet", 0, -1),
+        ("data/chunk-000/file-001.parquet", 1, 0),
+    ],
+    ids=["moov", "table", "footer", "rows"],
 )
 def test_what_was_sent_wrongly_is_fetched_again(
-    hub: LoopbackHub, converted: Path, directory: Path, start: Any, path: str, skip: int, offset: int
+    hub: LoopbackHub, converted: Path, directory: Path, start: Any, monkeypatch: pytest.MonkeyPatch, file: str, skip: int, offset: int
 ) -> None:
-    source = directory if "videos" in path else converted
-    name = f"disk/wrong-{offset}"
+    monkeypatch.setattr(_repository, "_WHOLE_TABLE_BYTES", 0)
+    source = directory if "videos" in file else converted
+    name = f"disk/wrong-{file.replace('/', '-')}"
     hub.add_repository(name, source)
-    hub.add_fault(Fault(origin="cdn", path_regex=path, skip=skip, corrupt_at=offset))
+    tail_bytes = min((source / file).stat().st_size, 16 << 10)
+    hub.add_fault(Fault(origin="cdn", path_regex=f"^{file}$", skip=skip, corrupt_at=offset % tail_bytes))
     with pytest.raises(lg.DatasetFormatError):
         start(name)
     again, _ = start(name)
@@ -506,28 +556,31 @@ def test_switched_off_everything_is_fetched_again(hub: LoopbackHub, directory: P
 
 
 def test_of_a_directory_nothing_is_kept(converted: Path, kept: Path) -> None:
-    assert len(list(lg.LeRobotIterDataset(converted, num_epochs=1))) == 240
+    assert len(list(lg.LeRobotIterDataset(converted, num_epochs=1))) == 1200
     assert not kept.exists()
 
 
 def test_large_row_groups_are_kept(hub: LoopbackHub, converted: Path, start: Any) -> None:
     hub.add_repository("disk/converted", converted)
     examples, first = start("disk/converted")
-    assert sum(r.body_bytes_sent for r in first) > 240 * 1200
+    assert sum(r.body_bytes_sent for r in first) > ROWS_BYTES
     again, second = start("disk/converted")
     assert second == []
     assert_equal(again, examples)
     # Another selection of columns is other bytes.
     fewer, third = start("disk/converted", features=["observation.state"])
-    assert sum(r.body_bytes_sent for r in third) > 240 * 1200
+    assert sum(r.body_bytes_sent for r in third) > ROWS_BYTES
     assert np.array_equal(fewer[0]["observation.state"], examples[0]["observation.state"])
 
 
 def test_rows_are_not_kept_where_those_of_the_data_set_take_half_of_the_limit(hub: LoopbackHub, converted: Path, start: Any) -> None:
     hub.add_repository("disk/large", converted)
     for _ in range(2):
-        _, requests = start("disk/large", disk_cache_bytes=500_000)
-        assert sum(r.body_bytes_sent for r in requests) > 240 * 1200
+        _, requests = start("disk/large", disk_cache_bytes=3_000_000)
+        assert sum(r.body_bytes_sent for r in requests) > ROWS_BYTES
+        assert max(r.body_bytes_sent for r in requests) < 3_000_000 / 16, "each of them would fit"
+    start("disk/large", disk_cache_bytes=6_000_000)
+    assert start("disk/large", disk_cache_bytes=6_000_000)[1] == []
 
 
 def test_embedded_images_are_not_kept(hub: LoopbackHub, start: Any, kept: Path, tmp_path: Path) -> None:
