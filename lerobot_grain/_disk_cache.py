@@ -43,8 +43,8 @@ class DiskCache:
 
     Args:
       directory: need not exist, may be read-only, may be shared.
-      max_bytes: that its files take, plus a sixteenth for each further process that writes at the same time. An entry of more than a
-        sixteenth is not kept; with 0 nothing is kept and nothing found.
+      max_bytes: that its files take, plus a sixteenth for each further object, here or in another process, that writes at the same time.
+        An entry of more than a sixteenth is not kept; with 0 nothing is kept and nothing found.
     """
 
     def __init__(self, directory: str, max_bytes: int) -> None:

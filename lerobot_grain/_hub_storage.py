@@ -153,8 +153,8 @@ def disk_cache_directory(cache_dir: str) -> str:
     """
     constants = huggingface_hub.constants
     usual = os.path.abspath(os.path.expanduser(constants.HF_HUB_CACHE))
-    beside = os.path.join(constants.HF_HOME if cache_dir == usual else cache_dir, "lerobot_grain")
-    root = os.environ.get("LEROBOT_GRAIN_CACHE") or beside
+    parent = constants.HF_HOME if cache_dir == usual else cache_dir
+    root = os.environ.get("LEROBOT_GRAIN_CACHE") or os.path.join(parent, "lerobot_grain")
     return os.path.join(os.path.abspath(os.path.expanduser(root)), "ranges")
 
 

@@ -980,6 +980,8 @@ class TestDirectoryTrouble:
         ({"read_timeout_seconds": float("nan")}, "read_timeout_seconds=nan: expected a number of seconds of at least 0.001"),
         ({"deadline_seconds": float("inf")}, "deadline_seconds=inf: expected a number of seconds of at least 0.001"),
         ({"max_attempts": 0}, "max_attempts=0: expected a whole number of at least 1"),
+        ({"disk_cache_bytes": -1}, "disk_cache_bytes=-1: expected a whole number of at least 0"),
+        ({"disk_cache_bytes": 1e9}, "disk_cache_bytes=1000000000.0: expected a whole number of at least 0"),
     ],
 )
 def test_options_that_make_no_sense(changes, text):
