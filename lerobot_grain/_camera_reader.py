@@ -398,11 +398,12 @@ class CameraReader:
           `None`, or the first example that cannot be had, and why.
         """
         slots = self.known.slots[places]
-        for number in self._tasks.keys() & set(self.store.task_of[slots].reshape(-1).tolist()):
+        for number in self._tasks.keys() & set(self.store.task_of[slots[slots >= 0]].tolist()):
             task = self._tasks.pop(number)
             is_fetched = task.problems.done() or all(coded.payload.done() for coded in task.coded)
             problems = self._meter.wait(task.problems, "decode" if is_fetched else "fetch")
-            self._problems_of_slots.update(problems)
+            # A frame that was dropped may have left its slot to another one.
+            self._problems_of_slots.update({slot: error for slot, error in problems.items() if self.store.task_of[slot] == number})
         if self._problems_of_slots or self._problems_of_places:
             for example, window in enumerate(zip(places.tolist(), slots.tolist(), strict=True)):
                 for place, slot in zip(*window, strict=True):
