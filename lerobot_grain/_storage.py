@@ -1,11 +1,12 @@
-"""Reading byte ranges of a pinned data set, from the Hugging Face Hub or from a directory.
+"""Reading byte ranges of a pinned data set, from the Hugging Face Hub, a bucket on it, or a directory.
 
-The idea: a `Storage` is a value. It names an unchanging tree of files (a commit, or a directory nobody writes to) and travels to other
-processes by pickle; clients, locks and links are made when a process first reads, and belong to that process.
+The idea: a `Storage` is a value. It names an unchanging tree of files (a commit, the list of a bucket's files with their hashes, or a
+directory nobody writes to) and travels to other processes by pickle; clients, locks and links are made when a process first reads, and
+belong to that process.
 
 Rules:
-* Only `meta/` is ever listed, once, when the storage is opened. Other files are known by the paths that `meta/` gives, and those are not
-  trusted: `check_path`.
+* Files are listed once, when the storage is opened: `meta/`, and of a bucket `data/` and `videos/` too. Other files are known by the paths
+  that `meta/` gives, and those are not trusted: `check_path`.
 * Ranges are `[start, stop)`. A range that is not completely inside of its file is an error, never a shorter result.
 * Threads are the caller's: `read_ranges` works through its ranges one by one, and any number of threads may call it.
 * Every error message begins with `description` and names the path and the range.
@@ -24,12 +25,31 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lerobot_grain._bucket_storage import BUCKET_SCHEME, CHANGED, HubBucket, commit_of_files, list_bucket, name_bucket
 from lerobot_grain._byte_ranges import ByteRange, merge_ranges, slice_from
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, MissingFileError, StorageError
-from lerobot_grain._hub_storage import COMMIT, HubRepository, HubSession, is_offline, name_repository, newest_version_tag
+from lerobot_grain._hub_storage import (
+    COMMIT,
+    DatasetRepository,
+    HubRepository,
+    HubSession,
+    ListedFile,
+    is_offline,
+    name_repository,
+    newest_version_tag,
+)
 from lerobot_grain._transport import Counters, StorageOptions, StorageStatistics
 
-__all__ = ["DirectoryStorage", "HubStorage", "Storage", "StorageOptions", "StorageStatistics", "check_path", "open_storage"]
+__all__ = [
+    "BucketStorage",
+    "DirectoryStorage",
+    "HubStorage",
+    "Storage",
+    "StorageOptions",
+    "StorageStatistics",
+    "check_path",
+    "open_storage",
+]
 
 # The longest path that Linux opens.
 _MAX_PATH_LENGTH = 4096
@@ -60,8 +80,8 @@ class Storage(abc.ABC):
     An immutable value that pickles; what is needed to read is made anew in each process.
 
     Attributes:
-      description: begins every error message: `org/name@1a2b3c4d5e6f`, or a directory.
-      commit: 40 hexadecimal digits; None for a directory, which has none.
+      description: begins every error message: `org/name@1a2b3c4d5e6f`, `hf://buckets/org/name/folder`, or a directory.
+      commit: 40 hexadecimal digits; of a bucket a hash of the list of its files; None for a directory, which has none.
       options: how it is read.
     """
 
@@ -232,8 +252,38 @@ class DirectoryStorage(Storage):
         return StorageError(f"{self.description}: {path} cannot be read: {error.strerror}")
 
 
+class _OnHub(Storage):
+    """The session of this process: what reading a data set of the Hub and a bucket have in common."""
+
+    __slots__ = ()
+
+    repository: HubRepository
+    _process_state: dict[int, HubSession]
+
+    def close(self) -> None:
+        with _PROCESS_STATE_LOCK:
+            session = self._process_state.pop(os.getpid(), None)
+        if session is not None:
+            session.close()
+
+    @property
+    def statistics(self) -> StorageStatistics:
+        session = self._process_state.get(os.getpid())
+        return session.statistics() if session is not None else StorageStatistics()
+
+    def _session(self) -> HubSession:
+        # By process, since a connection must not be shared with a forked child. The parent's is left alone there: closing it could wait for
+        # a lock for ever.
+        if (session := self._process_state.get(os.getpid())) is not None:
+            return session
+        with _PROCESS_STATE_LOCK:
+            if (session := self._process_state.get(os.getpid())) is None:
+                session = self._process_state[os.getpid()] = HubSession(self.repository)
+            return session
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
-class HubStorage(Storage):
+class HubStorage(_OnHub):
     """The files of one commit of a data set repository on the Hub.
 
     The list of `meta/` travels with it, so that other processes need not ask the Hub's API. So does a token that was given as a string:
@@ -243,7 +293,7 @@ class HubStorage(Storage):
     description: str
     commit: str
     options: StorageOptions
-    repository: HubRepository
+    repository: DatasetRepository
     metadata_sizes: tuple[tuple[str, int], ...] = dataclasses.field(repr=False)
     _process_state: dict[int, HubSession] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -276,29 +326,50 @@ class HubStorage(Storage):
         check_path(self.description, path)
         return self._session().size_bytes(self.commit, path)
 
-    def close(self) -> None:
-        with _PROCESS_STATE_LOCK:
-            session = self._process_state.pop(os.getpid(), None)
-        if session is not None:
-            session.close()
-
-    @property
-    def statistics(self) -> StorageStatistics:
-        session = self._process_state.get(os.getpid())
-        return session.statistics() if session is not None else StorageStatistics()
-
-    def _session(self) -> HubSession:
-        # By process, since a connection must not be shared with a forked child. The parent's is left alone there: closing it could wait for
-        # a lock for ever.
-        if (session := self._process_state.get(os.getpid())) is not None:
-            return session
-        with _PROCESS_STATE_LOCK:
-            if (session := self._process_state.get(os.getpid())) is None:
-                session = self._process_state[os.getpid()] = HubSession(self.repository)
-            return session
-
     def _read_range(self, path: str, wanted: ByteRange) -> bytes:
         return self._session().read_range(self.commit, path, wanted)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BucketStorage(_OnHub):
+    """The files that a bucket held when it was opened, each pinned by its size and hash.
+
+    Their list travels with it, so that all processes read the same. A token does as with `HubStorage`.
+    """
+
+    description: str
+    commit: str
+    options: StorageOptions
+    repository: HubBucket
+    files: Mapping[str, ListedFile] = dataclasses.field(repr=False, hash=False)
+    _process_state: dict[int, HubSession] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.description, self.commit, self.options, self.repository, self.files)
+
+    def list_metadata(self) -> Mapping[str, int]:
+        return {path: file.size_bytes for path, file in self.files.items() if path.startswith(f"{_METADATA}/")}
+
+    def read_metadata(self, path: str, *, max_bytes: int) -> bytes:
+        size = self.size_bytes(path)
+        self._check_size(path, size, max_bytes)
+        return self._read_range(path, ByteRange(0, size)) if size else b""
+
+    def size_bytes(self, path: str) -> int:
+        check_path(self.description, path)
+        if (file := self.files.get(path)) is None:
+            raise MissingFileError(f"{self.description}: there is no file {path} (nor any outside of meta/, data/ and videos/)")
+        return file.size_bytes
+
+    def _read_range(self, path: str, wanted: ByteRange) -> bytes:
+        pinned, session = self.files[path], self._session()
+        try:
+            if (size := session.size_bytes(pinned.xet_hash, path)) != pinned.size_bytes:
+                raise StorageError(f"{self.description}: {path} has {size} bytes, {pinned.size_bytes} when it was listed; {CHANGED}")
+            return session.read_range(pinned.xet_hash, path, wanted)
+        except MissingFileError:
+            # It was there: no caller may take it for a file that the data set does without.
+            raise StorageError(f"{self.description}: {path} is gone; {CHANGED}") from None
 
 
 def open_storage(
@@ -313,13 +384,12 @@ def open_storage(
     """Pins a data set and lists its metadata.
 
     On the Hub that takes three requests, two when `revision` is given, one when it is a commit hash. With HF_HUB_OFFLINE=1 it takes none,
-    and the snapshot in the cache of huggingface_hub is read.
+    and the snapshot in the cache of huggingface_hub is read. Of a bucket all files are listed, with three requests or one for each 1,000.
 
     Args:
       repository: a directory (any path object, or a text that is absolute, begins with `./`, `../` or `~`, or names an existing directory),
-        or a data set on the
-        Hub: `org/name` or `hf://datasets/org/name@revision`.
-      revision: a branch, a tag or a commit on the Hub; None for the newest tag `v3.x`, or the branch `main` when there is none.
+        or a data set on the Hub: `org/name` or `hf://datasets/org/name@revision`, or in a bucket: `hf://buckets/org/name/folder`.
+      revision: a branch, a tag or a commit of a data set on the Hub; None for the newest tag `v3.x`, or `main` when there is none.
       endpoint: address of the Hub; None for HF_ENDPOINT or https://huggingface.co.
       token: None for the token of the environment, if any; True if there must be one; False to send none; or the token.
       cache_dir: where metadata is kept; None for the cache of huggingface_hub.
@@ -337,6 +407,8 @@ def open_storage(
         if not os.path.isdir(root):
             raise InvalidRequestError(f"{root} is not a directory; a data set on the Hub is named org/name")
         return DirectoryStorage(root, root, options)
+    if name.startswith(BUCKET_SCHEME):
+        return _open_bucket(name_bucket(name, revision=revision, endpoint=endpoint, cache_dir=cache_dir, token=token, options=options))
     repo_id, revision = _parse_hub_name(name, revision)
     hub_repository = name_repository(repo_id, endpoint=endpoint, cache_dir=cache_dir, token=token, options=options)
     if is_offline():
@@ -344,12 +416,27 @@ def open_storage(
     session = HubSession(hub_repository)
     try:
         commit = session.commit_of(revision or session.default_revision())
-        sizes = session.list_files(commit, _METADATA)
+        files = session.list_files(commit, _METADATA)
     except BaseException:
         session.close()
         raise
-    listed = tuple(sorted((path, size) for path, size in sizes.items() if _is_readable_path(path)))
+    listed = tuple(sorted((file.path, file.size_bytes) for file in files if _is_readable_path(file.path)))
     storage = HubStorage(hub_repository.at(commit), commit, options, hub_repository, listed)
+    storage._process_state[os.getpid()] = session
+    return storage
+
+
+def _open_bucket(bucket: HubBucket) -> Storage:
+    if bucket.prefix and not _is_readable_path(bucket.prefix[:-1]):
+        raise InvalidRequestError(f"{bucket.at('')}: {bucket.prefix[:-1]!r} is no folder of a bucket")
+    session = HubSession(bucket)
+    try:
+        files = [file for file in list_bucket(session, bucket) if _is_readable_path(file.path)]
+    except BaseException:
+        session.close()
+        raise
+    description = bucket.at("")
+    storage = BucketStorage(description, commit_of_files(files), bucket.options, bucket, {file.path: file for file in files})
     storage._process_state[os.getpid()] = session
     return storage
 
@@ -360,8 +447,6 @@ def _looks_like_directory(name: str) -> bool:
 
 def _parse_hub_name(name: str, revision: str | None) -> tuple[str, str | None]:
     """Returns repository and revision of `org/name` or `hf://datasets/org/name@revision`."""
-    if name.startswith("hf://buckets/"):
-        raise InvalidRequestError(f"{name}: buckets are not supported yet; a data set repository or a directory is")
     if match := _HUB_URI.fullmatch(name):
         repo_id, named_revision = match.groups()
         if named_revision and revision and named_revision != revision:
@@ -374,7 +459,7 @@ def _parse_hub_name(name: str, revision: str | None) -> tuple[str, str | None]:
     return name, revision
 
 
-def _open_cached_snapshot(repository: HubRepository, revision: str | None) -> Storage:
+def _open_cached_snapshot(repository: DatasetRepository, revision: str | None) -> Storage:
     found = _find_cached_snapshot(repository, revision)
     if found is None:
         wanted = f"{repository.repo_id}@{revision or 'v3.x or main'}"
@@ -390,7 +475,7 @@ def _open_cached_snapshot(repository: HubRepository, revision: str | None) -> St
     return DirectoryStorage(repository.at(commit), root, repository.options, commit, remedy)
 
 
-def _find_cached_snapshot(repository: HubRepository, revision: str | None) -> tuple[str, str] | None:
+def _find_cached_snapshot(repository: DatasetRepository, revision: str | None) -> tuple[str, str] | None:
     """Returns directory and commit of a revision in the cache of huggingface_hub, or None if it was never downloaded by that name."""
     root = os.path.join(repository.cache_dir, "datasets--" + repository.repo_id.replace("/", "--"))
     references = os.path.join(root, "refs")

@@ -307,7 +307,6 @@ class TestOpening:
         [
             ("/no/such/directory", r"^/no/such/directory is not a directory; a data set on the Hub is named org/name"),
             ("./nothing", r"nothing is not a directory"),
-            ("hf://buckets/org/name", r"^hf://buckets/org/name: buckets are not supported yet"),
             ("https://huggingface.co/datasets/org/name", r"neither an existing directory nor a data set on the Hub, named org/name"),
             ("name", r"^'name' is neither"),
             ("a/b/c", r"^'a/b/c' is neither"),
