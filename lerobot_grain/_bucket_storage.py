@@ -96,7 +96,7 @@ def list_bucket(session: HubSession, bucket: HubBucket) -> list[ListedFile]:
     """
     files = []
     for folder in _FOLDERS:
-        for file in session.list_files("", folder):
+        for file in session.list_tree("", folder):
             # The Hub compares the beginnings of texts: for `meta` it lists `metadata/...` too.
             if file.path.startswith(f"{bucket.prefix}{folder}/"):
                 if not file.xet_hash:

@@ -317,7 +317,11 @@ class HubSession:
             raise StorageError(f"{subject}: {self._repository.endpoint} told no commit hash for the revision")
         return sha
 
-    def list_files(self, version: str, directory: str) -> list[ListedFile]:
+    def list_files(self, commit: str, directory: str) -> dict[str, int]:
+        """Returns path -> size in bytes of all files under `directory`, as `list_tree` does."""
+        return {file.path: file.size_bytes for file in self.list_tree(commit, directory)}
+
+    def list_tree(self, version: str, directory: str) -> list[ListedFile]:
         """Returns all files under `directory`, none if it does not exist. One request for each 1,000 entries."""
         subject = f"{self._repository.at(version)}: {directory}/"
         url = first = self._repository.tree_url(version, directory)

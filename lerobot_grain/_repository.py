@@ -1,8 +1,8 @@
 """Opens one pinned revision of a data set: what it holds, and where. Reads `meta/` and nothing else.
 
 Rules:
-* The revision is resolved to a commit once; after that nothing can change under a stream. A directory has no commit; a hash of its
-  `meta/` stands for it.
+* The revision is resolved to a commit once; after that nothing can change under a stream. A bucket and a
+  directory have no commits; a hash of the list of files, or of `meta/`, stands for it.
 * Of the episode tables only the few columns that are needed are read: the statistics of every episode would be a hundred times as much.
 * A repository is a value that pickles; opening one again in another process costs nothing.
 """
@@ -45,7 +45,7 @@ class Repository:
 
     Attributes:
       storage: reads its files.
-      commit: 40 hexadecimal digits: the commit on the Hub, or a hash of `meta/` for a directory.
+      commit: 40 hexadecimal digits: the commit on the Hub, a hash of the list of files for a bucket, or of `meta/` for a directory.
       info: what `meta/info.json` says.
       episodes: the episode table.
       tasks: task texts by `task_index`.
@@ -62,7 +62,7 @@ class Repository:
 
     @property
     def description(self) -> str:
-        """Names the data set in messages: `org/name@1a2b3c4d5e6f`, or its directory."""
+        """Names the data set in messages: `org/name@1a2b3c4d5e6f`, `hf://buckets/org/name/folder`, or its directory."""
         return self.storage.description
 
     @property
@@ -113,11 +113,11 @@ def open_repository(
     cache_dir: str | os.PathLike[str] | None = None,
     storage_options: StorageOptions | None = None,
 ) -> Repository:
-    """Opens a data set on the Hub or in a directory. No row and no video is read.
+    """Opens a data set on the Hub, in a bucket or in a directory. No row and no video is read.
 
     Args:
-      repository: `org/name` on the Hub, or a directory with the same layout.
-      revision: branch, tag or commit; by default the newest `v3.x` tag, and `main` where there is none.
+      repository: `org/name` on the Hub, or a bucket (`hf://buckets/org/name/folder`) or directory with the same layout.
+      revision: branch, tag or commit; by default the newest `v3.x` tag, and `main` where there is none. Not for buckets and directories.
       endpoint: of the Hub; by default huggingface.co, or what `HF_ENDPOINT` says.
       token: a Hub token; by default the one that `huggingface_hub` finds; `False` sends none.
       cache_dir: of the Hub client, for the files of `meta/`; by default its usual one.

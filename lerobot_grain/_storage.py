@@ -30,7 +30,6 @@ from lerobot_grain._byte_ranges import ByteRange, merge_ranges, slice_from
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, MissingFileError, StorageError
 from lerobot_grain._hub_storage import (
     COMMIT,
-    DatasetRepository,
     HubRepository,
     HubSession,
     ListedFile,
@@ -293,7 +292,7 @@ class HubStorage(_OnHub):
     description: str
     commit: str
     options: StorageOptions
-    repository: DatasetRepository
+    repository: HubRepository
     metadata_sizes: tuple[tuple[str, int], ...] = dataclasses.field(repr=False)
     _process_state: dict[int, HubSession] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -416,11 +415,11 @@ def open_storage(
     session = HubSession(hub_repository)
     try:
         commit = session.commit_of(revision or session.default_revision())
-        files = session.list_files(commit, _METADATA)
+        sizes = session.list_files(commit, _METADATA)
     except BaseException:
         session.close()
         raise
-    listed = tuple(sorted((file.path, file.size_bytes) for file in files if _is_readable_path(file.path)))
+    listed = tuple(sorted((path, size) for path, size in sizes.items() if _is_readable_path(path)))
     storage = HubStorage(hub_repository.at(commit), commit, options, hub_repository, listed)
     storage._process_state[os.getpid()] = session
     return storage
@@ -459,7 +458,7 @@ def _parse_hub_name(name: str, revision: str | None) -> tuple[str, str | None]:
     return name, revision
 
 
-def _open_cached_snapshot(repository: DatasetRepository, revision: str | None) -> Storage:
+def _open_cached_snapshot(repository: HubRepository, revision: str | None) -> Storage:
     found = _find_cached_snapshot(repository, revision)
     if found is None:
         wanted = f"{repository.repo_id}@{revision or 'v3.x or main'}"
@@ -475,7 +474,7 @@ def _open_cached_snapshot(repository: DatasetRepository, revision: str | None) -
     return DirectoryStorage(repository.at(commit), root, repository.options, commit, remedy)
 
 
-def _find_cached_snapshot(repository: DatasetRepository, revision: str | None) -> tuple[str, str] | None:
+def _find_cached_snapshot(repository: HubRepository, revision: str | None) -> tuple[str, str] | None:
     """Returns directory and commit of a revision in the cache of huggingface_hub, or None if it was never downloaded by that name."""
     root = os.path.join(repository.cache_dir, "datasets--" + repository.repo_id.replace("/", "--"))
     references = os.path.join(root, "refs")
