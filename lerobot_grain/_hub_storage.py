@@ -487,8 +487,9 @@ class HubSession:
                 self._check_kind(answer, subject)
                 found = answer.headers.get(repository.version_header, version if url != first else "none")
                 if found != version:
-                    told = f"answered for {repository.version_noun} {found}, expected {version}"
-                    raise StorageError(f"{subject}: {repository.endpoint} {told}{repository.version_remedy}")
+                    remedy = "" if found == "none" else repository.version_remedy
+                    told = f"answered for {repository.version_noun} {found}, expected {version}{remedy}"
+                    raise StorageError(f"{subject}: {repository.endpoint} {told}")
                 if answer.status == 200:
                     return _link_from(answer, url, headers, "Content-Length", "ETag", subject)
                 target = next_hop(url, answer.headers.get("Location"), subject=subject)
