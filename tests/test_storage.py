@@ -937,7 +937,7 @@ class TestOffline:
     def test_a_storage_that_was_opened_online(self, open_hub, monkeypatch):
         storage = pickle.loads(pickle.dumps(open_hub()))
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-        with pytest.raises(StorageError, match=r"^robots/arm: HF_HUB_OFFLINE=1 forbids to read from http://localhost:\d+: unset it$"):
+        with pytest.raises(MissingFileError, match=r"file-000.mp4 in the cache; with HF_HUB_OFFLINE=1 it cannot be fetched, so unset that"):
             storage.size_bytes(VIDEO_PATH)
 
 
