@@ -291,9 +291,11 @@ class HubStorage(Storage):
 
     def _check_cached(self, path: str, found: int, expected: int) -> None:
         if found != expected:
-            place = os.path.join(self.snapshot.root, path)
+            # The file itself: when only the link to it is deleted, huggingface_hub makes the same link again.
+            place = os.path.realpath(os.path.join(self.snapshot.root, path))
             raise StorageError(
-                f"{self.description}: {path}: {place} has {found} bytes, expected {expected}; delete it, it will be read from the Hub again"
+                f"{self.description}: {path}: its copy {place} has {found} bytes, expected {expected}; delete that, and it will "
+                "be read from the Hub again"
             )
 
     def close(self) -> None:
