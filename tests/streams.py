@@ -19,6 +19,10 @@ import lerobot_grain as lg
 from lerobot_grain.testing import Camera, write_dataset
 
 CAMERA = Camera(key="top", height=32, width=80, gop=4, codec="h264")
+DATA_AND_VIDEO = [
+    *(f"data/chunk-000/file-{number:03d}.parquet" for number in range(2)),
+    *(f"videos/top/chunk-000/file-{number:03d}.mp4" for number in range(3)),
+]
 
 
 def write_small(directory: Path) -> Path:

@@ -14,7 +14,7 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain.testing import HubRepository, LoopbackHub, RequestRecord
-from tests.streams import digest, streams_in_process, write_small
+from tests.streams import DATA_AND_VIDEO, digest, streams_in_process, write_small
 
 VIDEO = "videos/top/chunk-000/file-001.mp4"
 EPISODES = "meta/episodes/chunk-000/file-001.parquet"
@@ -85,9 +85,7 @@ def test_without_a_listing_each_cached_file_is_asked_for_its_size_once(served, h
     assert digest(served.repository_id, revision=served.commit, endpoint=hub.endpoint, cache_dir=tmp_path) == expected
     found = requests()
     assert [r.kind for r in found if r.kind != "resolver"] == ["api"]
-    assert sorted(r.file for r in found if r.kind == "resolver") == sorted(
-        [f"data/chunk-000/file-00{i}.parquet" for i in range(2)] + [f"videos/top/chunk-000/file-00{i}.mp4" for i in range(3)]
-    )
+    assert sorted(r.file for r in found if r.kind == "resolver") == DATA_AND_VIDEO
 
 
 @pytest.mark.parametrize("listed", [True, False], ids=["listed", "not listed"])
