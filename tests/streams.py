@@ -10,12 +10,18 @@ import json
 import os
 import subprocess
 import sys
+import time
+import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from huggingface_hub import file_download
+from huggingface_hub.utils import _http
 
 import lerobot_grain as lg
+from lerobot_grain import _transport
 from lerobot_grain.testing import Camera, write_dataset
 
 CAMERA = Camera(key="top", height=32, width=80, gop=4, codec="h264")
@@ -54,6 +60,14 @@ def digest(repository: Any, **arguments: Any) -> str:
             value = np.asarray(example[key])
             total.update(f"{key} {value.dtype} {value.shape} ".encode() + value.tobytes())
     return total.hexdigest()
+
+
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes attempts follow each other at once, ours and those of huggingface_hub."""
+    monkeypatch.setattr(_transport, "_FIRST_PAUSE_SECONDS", 0.001)
+    hasty = types.SimpleNamespace(sleep=lambda _: None, time=time.time, monotonic=time.monotonic, perf_counter=time.perf_counter)
+    for module in (_http, file_download):
+        monkeypatch.setattr(module, "time", hasty)
 
 
 def digest_or_error(**arguments: Any) -> dict[str, str]:

@@ -10,9 +10,7 @@ import contextlib
 import logging
 import pickle
 import threading
-import time
 import traceback
-import types
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,13 +19,10 @@ from typing import Any
 import cloudpickle
 import huggingface_hub
 import pytest
-from huggingface_hub import file_download
-from huggingface_hub.utils import _http
 
 import lerobot_grain as lg
-from lerobot_grain import _transport
 from lerobot_grain.testing import Fault, LoopbackHub
-from tests.streams import digest, write_small
+from tests.streams import digest, no_pauses, write_small
 
 TOKEN = "hf_TopSecretTopSecret"
 # Of the loopback Hub's own links, plain and quoted, and of links that only faults give.
@@ -106,10 +101,7 @@ def witness(monkeypatch: pytest.MonkeyPatch) -> Iterator[Witness]:
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nobody waits between attempts, huggingface_hub logs all it can, and the only cache is the test's."""
-    monkeypatch.setattr(_transport, "_FIRST_PAUSE_SECONDS", 0.001)
-    hasty = types.SimpleNamespace(sleep=lambda _: None, time=time.time, monotonic=time.monotonic, perf_counter=time.perf_counter)
-    monkeypatch.setattr(_http, "time", hasty)
-    monkeypatch.setattr(file_download, "time", hasty)
+    no_pauses(monkeypatch)
     monkeypatch.setattr(huggingface_hub.constants, "HF_DEBUG", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
