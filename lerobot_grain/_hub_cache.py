@@ -5,8 +5,8 @@ The idea: `hf download` leaves each file of a commit at `snapshots/<commit>/<pat
 but the names.
 
 Rules:
-* A snapshot may be incomplete; only the list says what the commit holds. Caches filled by `hf_hub_download`, or by versions of
-  huggingface_hub before 2.0, have no list.
+* A snapshot may be incomplete; only the list says what the commit holds. Caches filled by `hf_hub_download`, or by older versions
+  of huggingface_hub, have no list.
 * Nothing is written here.
 """
 

@@ -391,7 +391,7 @@ def open_storage(
     except BaseException:
         session.close()
         raise
-    storage = _hub_storage(hub_repository, commit, listing)
+    storage = _make_hub_storage(hub_repository, commit, listing)
     storage._process_state[os.getpid()] = session
     return storage
 
@@ -427,10 +427,10 @@ def _open_offline(repository: HubRepository, revision: str | None) -> HubStorage
     listing = cached_listing(repository, commit)
     if listing is None:
         listing = _snapshot(repository, commit).list_metadata()
-    return _hub_storage(repository, commit, listing)
+    return _make_hub_storage(repository, commit, listing)
 
 
-def _hub_storage(repository: HubRepository, commit: str, listing: Mapping[str, int]) -> HubStorage:
+def _make_hub_storage(repository: HubRepository, commit: str, listing: Mapping[str, int]) -> HubStorage:
     metadata = tuple(sorted((p, size) for p, size in listing.items() if p.startswith(f"{_METADATA}/") and _is_readable_path(p)))
     return HubStorage(repository.at(commit), commit, repository.options, repository, _snapshot(repository, commit), metadata)
 

@@ -59,10 +59,11 @@ def test_one_process_with_eight_connections(hub: LoopbackHub, arguments: dict[st
     assert [r for r in found[len(opening) :] if r.kind not in ("resolver", "cdn")] == []
     assert set(by_file(found).values()) == {1}
     assert sorted(file for file in by_file(found) if not file.startswith("meta/")) == DATA_AND_VIDEO
+    # Those of huggingface_hub, which downloads `meta/`, are its own.
     assert len({r.connection_id for r in found if r.origin == "cdn"}) <= 8 + len(by_file(opening))
 
 
-def test_a_second_process_finds_meta_in_the_cache(hub: LoopbackHub, arguments: dict[str, Any]) -> None:
+def test_opening_again_finds_meta_in_the_cache(hub: LoopbackHub, arguments: dict[str, Any]) -> None:
     lg.LeRobotIterDataset(**arguments)
     hub.clear_requests()
     lg.LeRobotIterDataset(**arguments, shuffle=lg.Shuffle(clip_length=8))
