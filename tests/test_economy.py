@@ -15,7 +15,7 @@ import lerobot_grain as lg
 from lerobot_grain.testing import LoopbackHub, RequestRecord
 from tests.streams import DATA_AND_VIDEO, write_small
 
-pytestmark = pytest.mark.timeout(90, method="thread")
+pytestmark = pytest.mark.timeout(180, method="thread")  # four workers import JAX at once
 
 NUM_ROWS = 36
 
