@@ -52,6 +52,7 @@ from lerobot_grain._transport import (
     lifetime_seconds,
     next_hop,
     origin_of,
+    untrusted_certificate,
 )
 
 # New links for one range after the CDN said 403. Signing has been broken for hours at a time, so this must end.
@@ -372,6 +373,8 @@ class HubSession:
                 repository.headers()
             if kind := kind_of_error(cause):
                 repository.fail(kind, subject)
+            if reason := untrusted_certificate(cause):
+                raise StorageError(f"{subject}: {repository.endpoint}, or the server that it names for the file, {reason}")
             if isinstance(cause, OSError) and cause.errno is not None and not isinstance(cause, (ConnectionError, TimeoutError)):
                 raise StorageError(f"{subject}: cannot be kept in {repository.cache_dir}: {cause.strerror}")
             raise TransientFailure(_name_of(cause))

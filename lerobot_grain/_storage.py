@@ -17,6 +17,7 @@ It does not parse, cache or check contents.
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import os
 import re
@@ -28,15 +29,8 @@ from typing import Any
 from lerobot_grain._bucket_storage import BUCKET_SCHEME, CHANGED, HubBucket, commit_of_files, list_bucket, name_bucket
 from lerobot_grain._byte_ranges import ByteRange, merge_ranges, slice_from
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, MissingFileError, StorageError
-from lerobot_grain._hub_storage import (
-    COMMIT,
-    HubRepository,
-    HubSession,
-    ListedFile,
-    is_offline,
-    name_repository,
-    newest_version_tag,
-)
+from lerobot_grain._hub_cache import cached_commit, cached_listing, snapshot_directory
+from lerobot_grain._hub_storage import HubRepository, HubSession, ListedFile, is_offline, name_repository
 from lerobot_grain._transport import Counters, StorageOptions, StorageStatistics
 
 __all__ = [
@@ -172,18 +166,16 @@ class DirectoryStorage(Storage):
 
     Attributes:
       root: the absolute path of the directory.
-      remedy: ends the message about a missing file.
     """
 
     description: str
     root: str
     options: StorageOptions
     commit: str | None = None
-    remedy: str = ""
     _process_state: dict[int, Counters] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.description, self.root, self.options, self.commit, self.remedy)
+        return type(self), (self.description, self.root, self.options, self.commit)
 
     def list_metadata(self) -> Mapping[str, int]:
         def fail(error: OSError) -> None:
@@ -246,8 +238,8 @@ class DirectoryStorage(Storage):
         return data
 
     def _failure(self, path: str, error: OSError) -> StorageError:
-        if isinstance(error, FileNotFoundError):
-            return MissingFileError(f"{self.description}: there is no file {path}{self.remedy}")
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            return MissingFileError(f"{self.description}: there is no file {path}")
         return StorageError(f"{self.description}: {path} cannot be read: {error.strerror}")
 
 
@@ -285,6 +277,10 @@ class _OnHub(Storage):
 class HubStorage(_OnHub):
     """The files of one commit of a data set repository on the Hub.
 
+    A file that lies in the commit's snapshot in the cache of huggingface_hub is read there, once its size is that of the file on the Hub;
+    all others are read over the network, unless HF_HUB_OFFLINE forbids it. Which of the two is decided anew for each read, so that a
+    download that is under way, or a cache that is emptied, does no harm.
+
     The list of `meta/` travels with it, so that other processes need not ask the Hub's API. So does a token that was given as a string:
     prefer one in the environment, which every process finds by itself.
     """
@@ -293,11 +289,12 @@ class HubStorage(_OnHub):
     commit: str
     options: StorageOptions
     repository: HubRepository
+    snapshot: DirectoryStorage = dataclasses.field(repr=False)
     metadata_sizes: tuple[tuple[str, int], ...] = dataclasses.field(repr=False)
     _process_state: dict[int, HubSession] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.description, self.commit, self.options, self.repository, self.metadata_sizes)
+        return type(self), (self.description, self.commit, self.options, self.repository, self.snapshot, self.metadata_sizes)
 
     def list_metadata(self) -> Mapping[str, int]:
         return dict(self.metadata_sizes)
@@ -308,25 +305,66 @@ class HubStorage(_OnHub):
         if size is None:
             raise MissingFileError(f"{self.description}: there is no file {path}")
         self._check_size(path, size, max_bytes)
-        cached = self._session().download(self.commit, path)
-        try:
-            with open(cached, "rb") as file:
-                data = file.read(size + 1)
-        except OSError as error:
-            raise StorageError(f"{self.description}: {path}: {cached} cannot be read: {error.strerror}") from None
-        if len(data) != size:
-            found = os.path.getsize(cached)
-            raise StorageError(
-                f"{self.description}: {path}: {cached} has {found} bytes, expected {size}; delete it, it will be downloaded again"
-            )
-        return data
+        if self._cached_bytes(path) is None:
+            self._session_for(path).download(self.commit, path)
+        self._check_cached(path, self.snapshot.size_bytes(path), size)
+        return self.snapshot.read_metadata(path, max_bytes=max_bytes)
 
     def size_bytes(self, path: str) -> int:
         check_path(self.description, path)
-        return self._session().size_bytes(self.commit, path)
+        cached = self._cached_bytes(path)
+        if cached is None:
+            return self._session_for(path).size_bytes(self.commit, path)
+        expected = (cached_listing(self.repository, self.commit) or {}).get(path)
+        if expected is None and not is_offline():
+            expected = self._session_for(path).size_bytes(self.commit, path)
+        # Without a list and without network there is nothing to compare with; the ends of parquet and MP4 files are seen by their readers.
+        if expected is not None:
+            self._check_cached(path, cached, expected)
+        return cached
+
+    def _cached_bytes(self, path: str) -> int | None:
+        """Returns the size of the file in the snapshot, None if it is not there."""
+        try:
+            return self.snapshot.size_bytes(path)
+        except MissingFileError:
+            return None
+
+    def _check_cached(self, path: str, found: int, expected: int) -> None:
+        if found != expected:
+            # The file itself: when only the link to it is deleted, huggingface_hub makes the same link again.
+            place = os.path.realpath(os.path.join(self.snapshot.root, path))
+            raise StorageError(
+                f"{self.description}: {path}: its copy {place} has {found} bytes, expected {expected}; delete that, and it will "
+                "be read from the Hub again"
+            )
+
+    @property
+    def statistics(self) -> StorageStatistics:
+        session = self._process_state.get(os.getpid())
+        total = Counters()
+        total.add(self.snapshot.statistics)
+        if session is not None:
+            total.add(session.statistics())
+        return total.snapshot()
+
+    def _session_for(self, path: str) -> HubSession:
+        """Returns the session of this process, to ask for a file that is not in the cache.
+
+        Raises:
+          MissingFileError: HF_HUB_OFFLINE forbids it.
+        """
+        if is_offline():
+            raise MissingFileError(
+                f"{self.description}: there is no file {path} in the cache; with HF_HUB_OFFLINE=1 it cannot be fetched, so unset that, or "
+                f"first run hf download {self.repository.repo_id} --repo-type dataset --revision {self.commit}"
+            )
+        return self._session()
 
     def _read_range(self, path: str, wanted: ByteRange) -> bytes:
-        return self._session().read_range(self.commit, path, wanted)
+        with contextlib.suppress(MissingFileError):
+            return self.snapshot._read_range(path, wanted)
+        return self._session_for(path).read_range(self.commit, path, wanted)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -382,8 +420,9 @@ def open_storage(
 ) -> Storage:
     """Pins a data set and lists its metadata.
 
-    On the Hub that takes three requests, two when `revision` is given, one when it is a commit hash. With HF_HUB_OFFLINE=1 it takes none,
-    and the snapshot in the cache of huggingface_hub is read. Of a bucket all files are listed, with three requests or one for each 1,000.
+    On the Hub that takes three requests, two when `revision` is given, one when it is a commit hash; one less when huggingface_hub has
+    downloaded that commit. With HF_HUB_OFFLINE=1 it takes none, and names mean what they meant when they were downloaded. Of a bucket all
+    files are listed, with three requests or one for each 1,000.
 
     Args:
       repository: a directory (any path object, or a text that is absolute, begins with `./`, `../` or `~`, or names an existing directory),
@@ -411,16 +450,17 @@ def open_storage(
     repo_id, revision = _parse_hub_name(name, revision)
     hub_repository = name_repository(repo_id, endpoint=endpoint, cache_dir=cache_dir, token=token, options=options)
     if is_offline():
-        return _open_cached_snapshot(hub_repository, revision)
+        return _open_offline(hub_repository, revision)
     session = HubSession(hub_repository)
     try:
         commit = session.commit_of(revision or session.default_revision())
-        sizes = session.list_files(commit, _METADATA)
+        listing = cached_listing(hub_repository, commit)
+        if listing is None:
+            listing = session.list_files(commit, _METADATA)
     except BaseException:
         session.close()
         raise
-    listed = tuple(sorted((path, size) for path, size in sizes.items() if _is_readable_path(path)))
-    storage = HubStorage(hub_repository.at(commit), commit, options, hub_repository, listed)
+    storage = _make_hub_storage(hub_repository, commit, listing)
     storage._process_state[os.getpid()] = session
     return storage
 
@@ -458,35 +498,28 @@ def _parse_hub_name(name: str, revision: str | None) -> tuple[str, str | None]:
     return name, revision
 
 
-def _open_cached_snapshot(repository: HubRepository, revision: str | None) -> Storage:
-    found = _find_cached_snapshot(repository, revision)
-    if found is None:
+def _open_offline(repository: HubRepository, revision: str | None) -> HubStorage:
+    commit = cached_commit(repository, revision)
+    if commit is None:
         wanted = f"{repository.repo_id}@{revision or 'v3.x or main'}"
         raise StorageError(
             f"{wanted}: HF_HUB_OFFLINE=1 and no such snapshot in the cache; unset it, or first run "
             f"hf download {repository.repo_id} --repo-type dataset" + (f" --revision {revision}" if revision else "")
         )
-    root, commit = found
-    remedy = (
-        " in the cache; with HF_HUB_OFFLINE=1 it cannot be fetched, so unset that, or first run "
-        f"hf download {repository.repo_id} --repo-type dataset --revision {commit}"
-    )
-    return DirectoryStorage(repository.at(commit), root, repository.options, commit, remedy)
+    listing = cached_listing(repository, commit)
+    if listing is None:
+        listing = _snapshot(repository, commit).list_metadata()
+    return _make_hub_storage(repository, commit, listing)
 
 
-def _find_cached_snapshot(repository: HubRepository, revision: str | None) -> tuple[str, str] | None:
-    """Returns directory and commit of a revision in the cache of huggingface_hub, or None if it was never downloaded by that name."""
-    root = os.path.join(repository.cache_dir, "datasets--" + repository.repo_id.replace("/", "--"))
-    references = os.path.join(root, "refs")
-    try:
-        commit = revision or newest_version_tag(os.listdir(references))
-        if not COMMIT.fullmatch(commit):
-            with open(os.path.join(references, *commit.split("/")), encoding="ascii") as file:
-                commit = file.read().strip()
-    except (OSError, ValueError):
-        return None
-    snapshot = os.path.join(root, "snapshots", commit)
-    return (snapshot, commit) if COMMIT.fullmatch(commit) and os.path.isdir(snapshot) else None
+def _make_hub_storage(repository: HubRepository, commit: str, listing: Mapping[str, int]) -> HubStorage:
+    metadata = tuple(sorted((p, size) for p, size in listing.items() if p.startswith(f"{_METADATA}/") and _is_readable_path(p)))
+    return HubStorage(repository.at(commit), commit, repository.options, repository, _snapshot(repository, commit), metadata)
+
+
+def _snapshot(repository: HubRepository, commit: str) -> DirectoryStorage:
+    root = snapshot_directory(repository, commit)
+    return DirectoryStorage(f"{repository.at(commit)} in {root}", root, repository.options, commit)
 
 
 def _is_readable_path(path: str) -> bool:
