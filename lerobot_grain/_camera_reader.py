@@ -6,6 +6,8 @@ known to be needed, decoded at its first use for all of its frames that are know
 * Short GOPs, of any episodes and files, are decoded in groups: one small MP4 for many.
 * A long GOP would fill the budget with frames that are needed much later. It is decoded in pieces: its decoder stays open and goes on
   where it stopped.
+* Where the coded bytes of all the camera's video are few, they are kept: an episode is fetched in one request, at its first use, and
+  later epochs fetch nothing. Small pictures are decoded faster than a Hub answers a request for each clip.
 
 Rules:
 * One thread, the consumer's, plans; pools run tasks that know everything they need. Only a long GOP's decoder is shared by tasks, under
@@ -37,6 +39,8 @@ from lerobot_grain._video import Coded, Frames, OpenGop, Piece, decode_pieces
 from lerobot_grain._windows import WindowBlock
 
 Integers = npt.NDArray[np.int64]
+# Of a GOP: number of the file, episode, number in the file.
+_Key = tuple[int, int, int]
 
 # Wanted frames of one decode task: the speed of sequential decoding is reached at 16 to 64. More where frames are small: a task takes
 # Python's lock a dozen times, each time against a consumer that may hold it for milliseconds.
@@ -58,7 +62,9 @@ class _Run:
 
     coded: Coded
     num_bytes: int
-    num_gops: int  # that are not done with
+    gops: range
+    num_waiting: int  # GOPs that are not done with
+    is_kept: bool  # for ever
 
 
 @dataclass(eq=False, slots=True)
@@ -109,6 +115,7 @@ class CameraReader:
       feature: the camera.
       image_size: (height, width) to resize to, or `None`.
       budget_bytes: for all cameras together; who calls keeps to it.
+      keep_bytes: of coded video: if that of the camera is not more, all of it is kept.
       fetchers, decoders: where reading and decoding run.
       files: of all cameras, by (camera, number of the file).
       meter: counts.
@@ -121,12 +128,14 @@ class CameraReader:
         *,
         image_size: tuple[int, int] | None,
         budget_bytes: int,
+        keep_bytes: int,
         fetchers: Executor,
         decoders: Executor,
         files: Kept[tuple[str, int], VideoFile],
         meter: Meter,
     ) -> None:
-        self._repository, self._image_size, self._budget_bytes = repository, image_size, budget_bytes
+        self._repository, self._image_size = repository, image_size
+        self._budget_bytes, self._keep_bytes = budget_bytes, keep_bytes
         self._fetchers, self._decoders, self._files, self._meter = fetchers, decoders, files, meter
         self._camera = feature.key
         self._episodes = repository.episodes
@@ -135,18 +144,19 @@ class CameraReader:
         self.known = KnownFrames()
         # What the next example needs is decoded whatever the budget; so there must be slots for more.
         self.store = FrameStore((height, width, 3), 2 * (budget_bytes // (height * width * 3)) + 1)
-        self._gops: OrderedDict[tuple[int, int, int], _CodedGop] = OrderedDict()  # by (number of the file, episode, GOP)
+        self._gops: dict[_Key, _CodedGop] = {}
+        self._open: OrderedDict[_Key, _CodedGop] = OrderedDict()  # those with an open decoder, the least recently used first
         self._tasks: dict[int, _Task] = {}  # that were not waited for yet
         self._num_tasks = 0
         self._problems_of_places: dict[int, Exception] = {}
         self._problems_of_slots: dict[int, Exception] = {}
         self._lately_decoded: set[tuple[int, int]] = set()
         self._num_gops = self._num_gops_again = 0  # since `start` was called
-        self.coded_bytes = self.decoder_bytes = 0
+        self.coded_bytes = self.kept_bytes = self.decoder_bytes = 0
 
     @property
     def used_bytes(self) -> int:
-        return self.coded_bytes + self.decoder_bytes + self.store.used_bytes
+        return self.coded_bytes + self.kept_bytes + self.decoder_bytes + self.store.used_bytes
 
     def know(self, block: WindowBlock) -> Integers:
         """Counts the frames that a block needs; returns their places, int64 `(examples, time)`.
@@ -184,36 +194,42 @@ class CameraReader:
         first = file.first_frame(episode)
         stop = first + self._episodes.lengths.item(episode)
         frame += first
-        reach = np.array([max(first, frame - _MAX_FETCH_FRAMES), frame, min(stop - 1, frame + _MAX_FETCH_FRAMES)])
-        low, gop, high = file.gops_of(reach).tolist()
+        is_kept = file.estimated_bytes <= self._keep_bytes
+        reach = stop if is_kept else _MAX_FETCH_FRAMES
+        low, gop, high = file.gops_of(np.array([max(first, frame - reach), frame, min(stop - 1, frame + reach)])).tolist()
         starts = file.gop_starts[low : high + 2].copy()
         # The first and the last GOP may hold frames of other episodes.
         starts[0], starts[-1] = max(starts.item(0), first), min(starts.item(-1), stop)
         places = self.known.find(np.arange(starts.item(0), starts.item(-1)) + (self._episodes.first_rows.item(episode) - first))
         is_needed = (self.known.uses[places] > 0) & ~self.known.is_asked[places]
-        gop_is_needed = np.logical_or.reduceat(is_needed, starts[:-1] - starts[0]).tolist()
-        begin, end = gop, gop + 1
-        if (number, episode, gop) not in self._gops:
-            while begin > low and gop_is_needed[begin - 1 - low] and (number, episode, begin - 1) not in self._gops:
+        if (there := self._gops.get((number, episode, gop))) is not None:
+            begin, end = (there.run.gops.start, there.run.gops.stop) if is_kept else (gop, gop + 1)
+        else:
+            gop_is_needed = np.logical_or.reduceat(is_needed, starts[:-1] - starts[0]).tolist()
+            begin, end = gop, gop + 1
+            while begin > low and (is_kept or gop_is_needed[begin - 1 - low]) and (number, episode, begin - 1) not in self._gops:
                 begin -= 1
-            while end <= high and gop_is_needed[end - low] and (number, episode, end) not in self._gops:
+            while end <= high and (is_kept or gop_is_needed[end - low]) and (number, episode, end) not in self._gops:
                 end += 1
             wanted = file.byte_range_of(range(begin, end))
             while wanted.length > _MAX_FETCH_BYTES and end - begin > 1:
                 begin, end = (begin + gop + 1) // 2, (gop + end + 1) // 2
                 wanted = file.byte_range_of(range(begin, end))
-            self._fetch_run(file, episode, range(begin, end), wanted)
+            self._fetch_run(file, episode, range(begin, end), wanted, is_kept=is_kept)
         asked = slice(starts[begin - low] - starts[0], starts[end - low] - starts[0])
         self.known.is_asked[places[asked][is_needed[asked]]] = True
 
-    def _fetch_run(self, file: VideoFile, episode: int, gops: range, wanted: ByteRange) -> None:
+    def _fetch_run(self, file: VideoFile, episode: int, gops: range, wanted: ByteRange, *, is_kept: bool) -> None:
         payload = self._fetchers.submit(_read_range, self._repository.storage, file.path, wanted)
-        run = _Run(Coded(payload, wanted.start), wanted.length, len(gops))
+        run = _Run(Coded(payload, wanted.start), wanted.length, gops, len(gops), is_kept)
         lengths = np.diff(file.gop_starts[gops.start : gops.stop + 1])
         is_long = (lengths >= _MIN_LONG_GOP) & (lengths * self.store.frame_bytes > self._budget_bytes // _LONG_GOP_PART)
         for gop, long in zip(gops, is_long.tolist(), strict=True):
             self._gops[file.number, episode, gop] = _CodedGop(run, long)
-        self.coded_bytes += wanted.length
+        if is_kept:
+            self.kept_bytes += wanted.length
+        else:
+            self.coded_bytes += wanted.length
         self._meter.count(bytes_needed=wanted.length)
 
     # Decoding
@@ -298,7 +314,7 @@ class CameraReader:
             problems = self._decoders.submit(decode_pieces, pieces, self.store.frames, self._image_size)
             self._tasks[self._num_tasks] = _Task(problems, [coded.run.coded for _, coded in items])
 
-    def _start_piece(self, key: tuple[int, int, int], coded: _CodedGop, wanted: Wanted) -> None:
+    def _start_piece(self, key: _Key, coded: _CodedGop, wanted: Wanted) -> None:
         """Starts decoding the next piece of a long GOP."""
         gop = wanted.gop
         start = gop.file.frames_of(gop.gop).start
@@ -307,8 +323,9 @@ class CameraReader:
             self._close_decoders(coded.decoder_bytes)
             coded.decoder, coded.next_frame = OpenGop(coded.run.coded, self._image_size), start
             self.decoder_bytes += coded.decoder_bytes
+            self._open[key] = coded
             self._count(gop)
-        self._gops.move_to_end(key)
+        self._open.move_to_end(key)
         begin, end = gop.frames.item(0), gop.frames.item(-1) + 1
         self._meter.count(pictures_decoded=end - (coded.next_frame if begin >= coded.next_frame else start))
         coded.next_frame = end
@@ -325,26 +342,28 @@ class CameraReader:
         self.store.task_of[slots] = self._num_tasks
         return slots
 
-    def _retire(self, key: tuple[int, int, int], coded: _CodedGop) -> None:
-        """Gives up the coded bytes and the decoder of a GOP."""
-        del self._gops[key]
-        coded.run.num_gops -= 1
-        if coded.run.num_gops == 0:
-            self.coded_bytes -= coded.run.num_bytes
+    def _retire(self, key: _Key, coded: _CodedGop) -> None:
+        """Gives up the decoder of a GOP, and its coded bytes unless they are kept."""
         if coded.decoder is not None:
+            del self._open[key]
+            coded.decoder = None
             self.decoder_bytes -= coded.decoder_bytes
+        if coded.run.is_kept:
+            return
+        del self._gops[key]
+        coded.run.num_waiting -= 1
+        if coded.run.num_waiting == 0:
+            self.coded_bytes -= coded.run.num_bytes
 
     def _close_decoders(self, more_bytes: int) -> None:
         """Gives up the least recently used decoders while all of them hold more than half of the budget; their GOPs begin anew when needed.
 
         A decoder goes when the pieces that were asked of it are done.
         """
-        for coded in self._gops.values():
-            if self.decoder_bytes + more_bytes <= self._budget_bytes // 2:
-                break
-            if coded.decoder is not None:
-                coded.decoder = None
-                self.decoder_bytes -= coded.decoder_bytes
+        while self._open and self.decoder_bytes + more_bytes > self._budget_bytes // 2:
+            _, coded = self._open.popitem(last=False)
+            coded.decoder = None
+            self.decoder_bytes -= coded.decoder_bytes
 
     def _count(self, gop: WantedGop) -> None:
         """Counts a GOP that goes through a decoder."""
@@ -379,11 +398,12 @@ class CameraReader:
           `None`, or the first example that cannot be had, and why.
         """
         slots = self.known.slots[places]
-        for number in self._tasks.keys() & set(self.store.task_of[slots].reshape(-1).tolist()):
+        for number in self._tasks.keys() & set(self.store.task_of[slots[slots >= 0]].tolist()):
             task = self._tasks.pop(number)
             is_fetched = task.problems.done() or all(coded.payload.done() for coded in task.coded)
             problems = self._meter.wait(task.problems, "decode" if is_fetched else "fetch")
-            self._problems_of_slots.update(problems)
+            # A frame that was dropped may have left its slot to another one.
+            self._problems_of_slots.update({slot: error for slot, error in problems.items() if self.store.task_of[slot] == number})
         if self._problems_of_slots or self._problems_of_places:
             for example, window in enumerate(zip(places.tolist(), slots.tolist(), strict=True)):
                 for place, slot in zip(*window, strict=True):

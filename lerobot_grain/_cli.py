@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     defaults, reading = Shuffle(), ReadOptions()
     add = profile.add_argument
-    add("repository", metavar="ORG/NAME|DIRECTORY", help="a data set on the Hub, or a directory")
+    add("repository", metavar="ORG/NAME|DIRECTORY", help="a data set on the Hub, hf://buckets/ORG/NAME/FOLDER, or a directory")
     add("--revision", help="branch, tag or commit (default: the newest v3.x tag)")
     add("--endpoint", help="of the Hub (default: huggingface.co, or HF_ENDPOINT)")
     add("--features", nargs="+", metavar="KEY", help="read only these (default: all)")

@@ -325,7 +325,7 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
     `ReadWindowsIterDataset`.
 
     Args:
-      repository: `org/name` on the Hub, a directory, or an opened `Repository`.
+      repository: `org/name` on the Hub, `hf://buckets/org/name/folder`, a directory, or an opened `Repository`.
       revision: branch, tag or commit; by default the newest `v3.x` tag, and `main` where there is none.
       episodes: episode numbers or a slice; `None`: all. Their order does not matter.
       features: keys to read, among them `task`; `None`: all. A camera that is not read costs no byte.

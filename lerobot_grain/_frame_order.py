@@ -267,7 +267,10 @@ _EXPECTED = "the dict that get_state of the same pipeline returned"
 _POSITION_LIMIT = 1 << 62
 _REMEDY = "make the data set with the same shuffle, or begin a new stream"
 _REMEDIES = {
-    "commit": "open the data set with revision= that commit (of a directory it is a hash of its meta/), or begin a new stream",
+    "commit": (
+        "open the data set with revision= that commit (of a directory it is a hash of its meta/, of a bucket of the list of its files), "
+        "or begin a new stream"
+    ),
     "episodes": "select the same episodes (this is a hash of their numbers and lengths), or begin a new stream",
     "num_rows": "select the same episodes, or begin a new stream",
 }

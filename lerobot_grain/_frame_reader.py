@@ -26,6 +26,8 @@ Places = Mapping[str, npt.NDArray[np.int64]]
 
 # Sample tables that are kept, 30 bytes a picture: at most this, and at most this part of the budget.
 _MAX_TABLE_BYTES, _TABLES_PART = 256 << 20, 8
+# Coded bytes of small data sets that are kept: at most this part of the budget.
+_KEPT_PART = 8
 
 
 class FrameReader:
@@ -61,6 +63,7 @@ class FrameReader:
                 feature,
                 image_size=image_size,
                 budget_bytes=budget_bytes,
+                keep_bytes=budget_bytes // _KEPT_PART // len(cameras),
                 fetchers=fetchers,
                 decoders=decoders,
                 files=self._files,

@@ -11,11 +11,13 @@ Rules:
   few or too many.
 * Errors of huggingface_hub are translated, never chained: their texts hold signed links, and their pickles the token.
 
-It reads no buckets and no Xet chunks, and it does not verify checksums (a flipped byte is left to the decoders to find).
+A bucket is read by the same session; `_bucket_storage` says what differs. No Xet chunks are read, and no checksums verified (a flipped
+byte is left to the decoders to find).
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import importlib.metadata
@@ -27,7 +29,7 @@ import time
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NamedTuple, NoReturn
 from urllib.parse import quote
 
 import huggingface_hub
@@ -51,6 +53,7 @@ from lerobot_grain._transport import (
     lifetime_seconds,
     next_hop,
     origin_of,
+    untrusted_certificate,
 )
 
 # New links for one range after the CDN said 403. Signing has been broken for hours at a time, so this must end.
@@ -69,13 +72,34 @@ _SIZE = re.compile(r"\d{1,18}")
 _NEXT_PAGE = re.compile(r'<([^<>]*)>\s*;\s*rel="?next"?')
 
 
+class ListedFile(NamedTuple):
+    """A file as a listing of the Hub has it: the hash of its contents that Xet uses is empty where the listing has none."""
+
+    path: str
+    size_bytes: int
+    xet_hash: str
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
-class HubRepository:
-    """Names a data set repository and how it is read.
+class HubRepository(abc.ABC):
+    """Names something on the Hub that holds files, and how it is read: a data set, or a bucket. Of each file one *version* is read.
 
     The token is what the user gave: None (of the environment, the normal case), True, False, or the token itself. Only in the last case it
     is part of the pickle, because another process could not find it otherwise; it is never part of a text.
+
+    Attributes:
+      kind: how its addresses begin: `datasets` or `buckets`.
+      noun: what it is called in messages.
+      version_header: says, in the answer from `file_url`, which version of the file it is about.
+      version_noun: what a version is called in messages.
+      version_remedy: what to do when the answer is about another one.
     """
+
+    kind: ClassVar[str]
+    noun: ClassVar[str]
+    version_header: ClassVar[str]
+    version_noun: ClassVar[str]
+    version_remedy: ClassVar[str]
 
     repo_id: str
     endpoint: str
@@ -83,9 +107,17 @@ class HubRepository:
     token: str | bool | None = dataclasses.field(repr=False)
     options: StorageOptions = dataclasses.field(repr=False)
 
-    def at(self, commit: str) -> str:
-        """Returns how one commit of the repository is called in messages."""
-        return f"{self.repo_id}@{commit[:12]}"
+    @abc.abstractmethod
+    def at(self, version: str) -> str:
+        """Returns how it is called in messages about `version`."""
+
+    @abc.abstractmethod
+    def tree_url(self, version: str, directory: str) -> str:
+        """Returns the address of the first page of the list of all files below `directory`."""
+
+    @abc.abstractmethod
+    def file_url(self, version: str, path: str) -> str:
+        """Returns the address at which the Hub says where the bytes of a file are."""
 
     def headers(self) -> dict[str, str]:
         """Returns the headers for the endpoint. To be called for each request: a token may have been refreshed in the meantime."""
@@ -95,21 +127,21 @@ class HubRepository:
             raise InvalidRequestError(f'{self.repo_id}: token=True, but there is none: set HF_TOKEN or run "hf auth login"') from None
 
     def api_url(self, *parts: str) -> str:
-        return "/".join([f"{self.endpoint}/api/datasets/{self.repo_id}", *(quote(part, safe="") for part in parts)])
+        return "/".join([f"{self.endpoint}/api/{self.kind}/{self.repo_id}", *(quote(part, safe="") for part in parts)])
 
     def fail(self, kind: str, subject: str, detail: str = "") -> NoReturn:
         """Raises the error for what `_kind_of_answer` or `kind_of_error` returned; `detail` is the text for what has none here."""
-        page = f"{self.endpoint}/datasets/{self.repo_id}"
+        page = f"{self.endpoint}/{self.kind}/{self.repo_id}"
         texts = {
             "gated": f"{self.repo_id} is gated: ask for access on its page {page} and pass a token ({self._token_hint()})",
             "missing repository": (
-                f"there is no data set {self.repo_id} on {self.endpoint}, or it is private, which looks the same without access "
+                f"there is no {self.noun} {self.repo_id} on {self.endpoint}, or it is private, which looks the same without access "
                 f"({self._token_hint()})"
             ),
             "missing revision": "the repository has no such revision",
             "missing file": "the repository has no such file at this revision",
             "disabled": f"access to {self.repo_id} has been disabled by the Hub or its owner, see {page}",
-            "bad token": f"{self.endpoint} does not accept the token: make a new one, or pass token=False for a public data set",
+            "bad token": f"{self.endpoint} does not accept the token: make a new one, or pass token=False for a public {self.noun}",
             "offline": f"HF_HUB_OFFLINE=1 forbids to read from {self.endpoint}: unset it",
         }
         failure = MissingFileError if kind == "missing file" else StorageError
@@ -121,10 +153,30 @@ class HubRepository:
         return 'found none: set HF_TOKEN or run "hf auth login"'
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class DatasetRepository(HubRepository):
+    """Names a data set repository; the version of each of its files is a commit."""
+
+    kind = "datasets"
+    noun = "data set"
+    version_header = "X-Repo-Commit"
+    version_noun = "commit"
+    version_remedy = ""
+
+    def at(self, version: str) -> str:
+        return f"{self.repo_id}@{version[:12]}"
+
+    def tree_url(self, version: str, directory: str) -> str:
+        return self.api_url("tree", version, directory) + "?recursive=true&expand=false"
+
+    def file_url(self, version: str, path: str) -> str:
+        return f"{self.endpoint}/datasets/{self.repo_id}/resolve/{version}/{quote(path)}"
+
+
 def name_repository(
     repo_id: str, *, endpoint: str | None, cache_dir: str | os.PathLike[str] | None, token: str | bool | None, options: StorageOptions
-) -> HubRepository:
-    """Returns a checked `HubRepository`; what is None is taken from the environment, as huggingface_hub does it.
+) -> DatasetRepository:
+    """Returns a checked `DatasetRepository`; what is None is taken from the environment, as huggingface_hub does it.
 
     Raises:
       InvalidRequestError: no such repository, endpoint or token can exist.
@@ -143,7 +195,7 @@ def name_repository(
             "token: expected printable characters without blanks around them; pass None for the one of the environment"
         )
     directory = os.path.abspath(os.path.expanduser(cache_dir or huggingface_hub.constants.HF_HUB_CACHE))
-    return HubRepository(repo_id, endpoint, directory, token, options)
+    return DatasetRepository(repo_id, endpoint, directory, token, options)
 
 
 def disk_cache_directory(cache_dir: str) -> str:
@@ -285,26 +337,30 @@ class HubSession:
         return sha
 
     def list_files(self, commit: str, directory: str) -> dict[str, int]:
-        """Returns path -> size in bytes of all files under `directory`, none if it does not exist. One request for each 1,000 entries."""
-        subject = f"{self._repository.at(commit)}: {directory}/"
-        url = first = self._repository.api_url("tree", commit, directory) + "?recursive=true&expand=false"
-        sizes: dict[str, int] = {}
+        """Returns path -> size in bytes of all files under `directory`, as `list_tree` does."""
+        return {file.path: file.size_bytes for file in self.list_tree(commit, directory)}
+
+    def list_tree(self, version: str, directory: str) -> list[ListedFile]:
+        """Returns all files under `directory`, none if it does not exist. One request for each 1,000 entries."""
+        subject = f"{self._repository.at(version)}: {directory}/"
+        url = first = self._repository.tree_url(version, directory)
+        files: list[ListedFile] = []
         for _ in range(_MAX_PAGES):
             answer, entries = self._get_json(url, subject)
             if _kind_of_answer(answer) == "missing file":
-                return sizes
+                return files
             self._check_kind(answer, subject)
             for entry in entries if isinstance(entries, list) else [None]:
                 match entry:
-                    case {"type": "file", "path": str(path), "size": int(size)} if size >= 0:
-                        sizes[path] = size
+                    case {"type": "file", "path": str(path), "size": int(size), **rest} if size >= 0:
+                        files.append(ListedFile(path, size, str(rest.get("xetHash", ""))))
                     case {"type": "directory"}:
                         pass
                     case _:
                         raise StorageError(f"{subject}: {self._repository.endpoint} sent a listing that is not understood")
             following = _NEXT_PAGE.search(answer.headers.get("Link", ""))
             if following is None:
-                return sizes
+                return files
             # Only the query of the link, which holds the cursor: a mirror may pass on links of the original, and the token must stay here.
             url = f"{first.partition('?')[0]}?{following[1].partition('?')[2]}"
         raise StorageError(f"{subject}: more than {_MAX_PAGES} pages of files, expected a few")
@@ -335,6 +391,8 @@ class HubSession:
                 repository.headers()
             if kind := kind_of_error(cause):
                 repository.fail(kind, subject)
+            if reason := untrusted_certificate(cause):
+                raise StorageError(f"{subject}: {repository.endpoint}, or the server that it names for the file, {reason}")
             if isinstance(cause, OSError) and cause.errno is not None and not isinstance(cause, (ConnectionError, TimeoutError)):
                 raise StorageError(f"{subject}: cannot be kept in {repository.cache_dir}: {cause.strerror}")
             raise TransientFailure(_name_of(cause))
@@ -377,28 +435,25 @@ class HubSession:
         if kind := _kind_of_answer(answer):
             self._repository.fail(kind, subject, f"{self._repository.endpoint} answered with HTTP {answer.status}")
 
-    # The files: any number of threads.
+    # The files, each in the version that is pinned: any number of threads.
 
-    def size_bytes(self, commit: str, path: str) -> int:
-        """Returns the size of a file. One request for the first of all calls for this file, none where the disk cache has it."""
+    def size_bytes(self, version: str, path: str) -> int:
+        """Returns the size of a file. One request for the first of all calls for this file."""
         known = self._links.get(path)  # the size outlives the link
-        if known is not None:
-            return known.file_bytes
-        file = (self._repository.at(commit), commit, path)
-        kept = self.disk_cache.get(file, "size")
-        if kept is None:
-            kept = self._link(commit, path).file_bytes.to_bytes(8)
-            self.disk_cache.put(file, "size", kept)
-        return int.from_bytes(kept)
+        return (known or self._link(version, path)).file_bytes
 
-    def read_range(self, commit: str, path: str, wanted: ByteRange) -> bytes:
+    def knows(self, path: str) -> bool:
+        """Returns whether `size_bytes` costs no request."""
+        return path in self._links
+
+    def read_range(self, version: str, path: str, wanted: ByteRange) -> bytes:
         """Returns the bytes of `wanted`, which is not empty and inside of the file. One request, one more where a link is missing."""
-        subject = f"{self._repository.at(commit)}: {path} bytes {wanted}"
+        subject = f"{self._repository.at(version)}: {path} bytes {wanted}"
         seconds = self._repository.options.deadline_seconds * -(-wanted.length // _BYTES_PER_DEADLINE)
         pieces: list[bytes] = []
         refused: _Link | None = None
         for _ in range(1 + _MAX_FRESH_LINKS):
-            link = self._link(commit, path, refused)
+            link = self._link(version, path, refused)
 
             def attempt(deadline: Deadline, link: _Link = link) -> bytes:
                 return self._transport.read_range(link, wanted, pieces, subject=subject, deadline=deadline)
@@ -411,7 +466,7 @@ class HubSession:
             f"{subject}: {reason} also for {_MAX_FRESH_LINKS} fresh links; the server may be out of order, or a proxy changes the links"
         )
 
-    def _link(self, commit: str, path: str, refused: _Link | None = None) -> _Link:
+    def _link(self, version: str, path: str, refused: _Link | None = None) -> _Link:
         """Returns a link to the file that is valid and not `refused`. One thread asks the Hub, all others who want the file wait."""
         while True:
             with self._lock:
@@ -428,10 +483,10 @@ class HubSession:
             if isinstance(problem, LeRobotGrainError):
                 raise type(problem)(str(problem))  # a new one: threads must not share a traceback
         try:
-            link = self._resolve(commit, path)
+            link = self._resolve(version, path)
             if known is not None and (known.file_bytes, known.content_id) != (link.file_bytes, link.content_id):
                 raise StorageError(
-                    f"{self._repository.at(commit)}: {path}: the file was changed: {link.file_bytes} bytes, before {known.file_bytes}"
+                    f"{self._repository.at(version)}: {path}: the file was changed: {link.file_bytes} bytes, before {known.file_bytes}"
                 )
         except BaseException as error:
             with self._lock:
@@ -444,10 +499,10 @@ class HubSession:
         mine.set_result(link)
         return link
 
-    def _resolve(self, commit: str, path: str) -> _Link:
+    def _resolve(self, version: str, path: str) -> _Link:
         repository = self._repository
-        subject = f"{repository.at(commit)}: {path}"
-        first = f"{repository.endpoint}/datasets/{repository.repo_id}/resolve/{commit}/{quote(path)}"
+        subject = f"{repository.at(version)}: {path}"
+        first = repository.file_url(version, path)
 
         def attempt(deadline: Deadline) -> _Link:
             url = first
@@ -455,9 +510,11 @@ class HubSession:
             for _ in range(MAX_HOPS + 1):
                 answer = self._transport.exchange("HEAD", url, headers, subject=subject, deadline=deadline, accept=lambda _: None, body=[])
                 self._check_kind(answer, subject)
-                found = answer.headers.get("X-Repo-Commit", commit if url != first else "none")
-                if found != commit:
-                    raise StorageError(f"{subject}: {repository.endpoint} answered for commit {found}, expected {commit}")
+                found = answer.headers.get(repository.version_header, version if url != first else "none")
+                if found != version:
+                    remedy = "" if found == "none" else repository.version_remedy
+                    told = f"answered for {repository.version_noun} {found}, expected {version}{remedy}"
+                    raise StorageError(f"{subject}: {repository.endpoint} {told}")
                 if answer.status == 200:
                     return _link_from(answer, url, headers, "Content-Length", "ETag", subject)
                 target = next_hop(url, answer.headers.get("Location"), subject=subject)

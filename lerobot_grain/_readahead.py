@@ -98,6 +98,9 @@ class ReadAhead:
       known_examples: add this many examples ahead of `take`, where there are so many.
     """
 
+    # Here, since at the end of a process the names of a module may be gone before its objects.
+    _is_finalizing = staticmethod(sys.is_finalizing)
+
     def __init__(
         self, repository: Repository, selection: Selection, *, image_size: tuple[int, int] | None, options: ReadOptions, known_examples: int
     ) -> None:
@@ -211,7 +214,7 @@ class ReadAhead:
 
     def close(self) -> None:
         """Stops all threads. Tasks that have not begun are dropped; those that have are waited for."""
-        if sys.is_finalizing():
+        if self._is_finalizing():
             return  # Python has ended the threads
         for pool in (self._fetchers, self._decoders):
             pool.shutdown(wait=False, cancel_futures=True)

@@ -1,11 +1,12 @@
-"""Reading byte ranges of a pinned data set, from the Hugging Face Hub or from a directory.
+"""Reading byte ranges of a pinned data set, from the Hugging Face Hub, a bucket on it, or a directory.
 
-The idea: a `Storage` is a value. It names an unchanging tree of files (a commit, or a directory nobody writes to) and travels to other
-processes by pickle; clients, locks and links are made when a process first reads, and belong to that process.
+The idea: a `Storage` is a value. It names an unchanging tree of files (a commit, the list of a bucket's files with their hashes, or a
+directory nobody writes to) and travels to other processes by pickle; clients, locks and links are made when a process first reads, and
+belong to that process.
 
 Rules:
-* Only `meta/` is ever listed, once, when the storage is opened. Other files are known by the paths that `meta/` gives, and those are not
-  trusted: `check_path`.
+* Files are listed once, when the storage is opened: `meta/`, and of a bucket `data/` and `videos/` too. Other files are known by the paths
+  that `meta/` gives, and those are not trusted: `check_path`.
 * Ranges are `[start, stop)`. A range that is not completely inside of its file is an error, never a shorter result.
 * Threads are the caller's: `read_ranges` works through its ranges one by one, and any number of threads may call it.
 * Every error message begins with `description` and names the path and the range.
@@ -26,13 +27,24 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lerobot_grain._bucket_storage import BUCKET_SCHEME, CHANGED, HubBucket, commit_of_files, list_bucket, name_bucket
 from lerobot_grain._byte_ranges import ByteRange, merge_ranges, slice_from
 from lerobot_grain._disk_cache import DiskCache
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, MissingFileError, StorageError
-from lerobot_grain._hub_storage import COMMIT, HubRepository, HubSession, is_offline, name_repository, newest_version_tag
+from lerobot_grain._hub_cache import cached_commit, cached_listing, snapshot_directory
+from lerobot_grain._hub_storage import HubRepository, HubSession, ListedFile, is_offline, name_repository
 from lerobot_grain._transport import Counters, StorageOptions, StorageStatistics
 
-__all__ = ["DirectoryStorage", "HubStorage", "Storage", "StorageOptions", "StorageStatistics", "check_path", "open_storage"]
+__all__ = [
+    "BucketStorage",
+    "DirectoryStorage",
+    "HubStorage",
+    "Storage",
+    "StorageOptions",
+    "StorageStatistics",
+    "check_path",
+    "open_storage",
+]
 
 # The longest path that Linux opens.
 _MAX_PATH_LENGTH = 4096
@@ -63,8 +75,8 @@ class Storage(abc.ABC):
     An immutable value that pickles; what is needed to read is made anew in each process.
 
     Attributes:
-      description: begins every error message: `org/name@1a2b3c4d5e6f`, or a directory.
-      commit: 40 hexadecimal digits; None for a directory, which has none.
+      description: begins every error message: `org/name@1a2b3c4d5e6f`, `hf://buckets/org/name/folder`, or a directory.
+      commit: 40 hexadecimal digits; of a bucket a hash of the list of its files; None for a directory, which has none.
       options: how it is read.
     """
 
@@ -112,8 +124,8 @@ class Storage(abc.ABC):
         """Returns the bytes of a range that is not empty, inside of the file and need not be merged."""
 
     @abc.abstractmethod
-    def _disk_cache(self) -> DiskCache | None:
-        """Returns where `read_ranges` keeps bytes; None where it is not worth it, or where files may change."""
+    def _disk_cache(self, path: str) -> DiskCache | None:
+        """Returns where `read_ranges` keeps bytes of a file; None where it is on disk anyway, or may change."""
 
     def read_ranges(self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False) -> list[bytes]:
         """Returns the bytes of each range, in the order asked.
@@ -134,7 +146,7 @@ class Storage(abc.ABC):
         check_path(self.description, path)
         if backwards := [r for r in ranges if not 0 <= r.start <= r.stop]:
             raise InvalidRequestError(f"{self.description}: {path} bytes {backwards[0]}: expected 0 <= start <= stop")
-        cache = self._disk_cache() if keep else None
+        cache = self._disk_cache(path) if keep else None
         if cache is None:
             return self._read_ranges(path, ranges)
         file, part = self._file(path), " ".join(map(str, ranges))
@@ -152,7 +164,7 @@ class Storage(abc.ABC):
         try:
             yield
         except DatasetFormatError:
-            if (cache := self._disk_cache()) is not None:
+            if (cache := self._disk_cache(path)) is not None:
                 cache.forget(self._file(path))
             raise
 
@@ -192,18 +204,16 @@ class DirectoryStorage(Storage):
 
     Attributes:
       root: the absolute path of the directory.
-      remedy: ends the message about a missing file.
     """
 
     description: str
     root: str
     options: StorageOptions
     commit: str | None = None
-    remedy: str = ""
     _process_state: dict[int, Counters] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.description, self.root, self.options, self.commit, self.remedy)
+        return type(self), (self.description, self.root, self.options, self.commit)
 
     def list_metadata(self) -> Mapping[str, int]:
         def fail(error: OSError) -> None:
@@ -235,7 +245,7 @@ class DirectoryStorage(Storage):
     def close(self) -> None:
         return None
 
-    def _disk_cache(self) -> None:
+    def _disk_cache(self, path: str) -> None:  # noqa: ARG002 (never)
         return None
 
     @property
@@ -269,54 +279,18 @@ class DirectoryStorage(Storage):
         return data
 
     def _failure(self, path: str, error: OSError) -> StorageError:
-        if isinstance(error, FileNotFoundError):
-            return MissingFileError(f"{self.description}: there is no file {path}{self.remedy}")
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            return MissingFileError(f"{self.description}: there is no file {path}")
         return StorageError(f"{self.description}: {path} cannot be read: {error.strerror}")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class HubStorage(Storage):
-    """The files of one commit of a data set repository on the Hub.
+class _OnHub(Storage):
+    """The session of this process: what reading a data set of the Hub and a bucket have in common."""
 
-    The list of `meta/` travels with it, so that other processes need not ask the Hub's API. So does a token that was given as a string:
-    prefer one in the environment, which every process finds by itself.
-    """
+    __slots__ = ()
 
-    description: str
-    commit: str
-    options: StorageOptions
     repository: HubRepository
-    metadata_sizes: tuple[tuple[str, int], ...] = dataclasses.field(repr=False)
-    _process_state: dict[int, HubSession] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.description, self.commit, self.options, self.repository, self.metadata_sizes)
-
-    def list_metadata(self) -> Mapping[str, int]:
-        return dict(self.metadata_sizes)
-
-    def read_metadata(self, path: str, *, max_bytes: int) -> bytes:
-        check_path(self.description, path)
-        size = self.list_metadata().get(path)
-        if size is None:
-            raise MissingFileError(f"{self.description}: there is no file {path}")
-        self._check_size(path, size, max_bytes)
-        cached = self._session().download(self.commit, path)
-        try:
-            with open(cached, "rb") as file:
-                data = file.read(size + 1)
-        except OSError as error:
-            raise StorageError(f"{self.description}: {path}: {cached} cannot be read: {error.strerror}") from None
-        if len(data) != size:
-            found = os.path.getsize(cached)
-            raise StorageError(
-                f"{self.description}: {path}: {cached} has {found} bytes, expected {size}; delete it, it will be downloaded again"
-            )
-        return data
-
-    def size_bytes(self, path: str) -> int:
-        check_path(self.description, path)
-        return self._session().size_bytes(self.commit, path)
+    _process_state: dict[int, HubSession]
 
     def close(self) -> None:
         with _PROCESS_STATE_LOCK:
@@ -339,11 +313,157 @@ class HubStorage(Storage):
                 session = self._process_state[os.getpid()] = HubSession(self.repository)
             return session
 
-    def _disk_cache(self) -> DiskCache:
-        return self._session().disk_cache
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HubStorage(_OnHub):
+    """The files of one commit of a data set repository on the Hub.
+
+    A file that lies in the commit's snapshot in the cache of huggingface_hub is read there, once its size is that of the file on the Hub;
+    all others are read over the network, unless HF_HUB_OFFLINE forbids it. Which of the two is decided anew for each read, so that a
+    download that is under way, or a cache that is emptied, does no harm.
+
+    The list of `meta/` travels with it, so that other processes need not ask the Hub's API. So does a token that was given as a string:
+    prefer one in the environment, which every process finds by itself.
+    """
+
+    description: str
+    commit: str
+    options: StorageOptions
+    repository: HubRepository
+    snapshot: DirectoryStorage = dataclasses.field(repr=False)
+    metadata_sizes: tuple[tuple[str, int], ...] = dataclasses.field(repr=False)
+    _process_state: dict[int, HubSession] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.description, self.commit, self.options, self.repository, self.snapshot, self.metadata_sizes)
+
+    def list_metadata(self) -> Mapping[str, int]:
+        return dict(self.metadata_sizes)
+
+    def read_metadata(self, path: str, *, max_bytes: int) -> bytes:
+        check_path(self.description, path)
+        size = self.list_metadata().get(path)
+        if size is None:
+            raise MissingFileError(f"{self.description}: there is no file {path}")
+        self._check_size(path, size, max_bytes)
+        if self._cached_bytes(path) is None:
+            self._session_for(path).download(self.commit, path)
+        self._check_cached(path, self.snapshot.size_bytes(path), size)
+        return self.snapshot.read_metadata(path, max_bytes=max_bytes)
+
+    def size_bytes(self, path: str) -> int:
+        check_path(self.description, path)
+        cached = self._cached_bytes(path)
+        if cached is None:
+            return self._size_on_hub(path)
+        expected = (cached_listing(self.repository, self.commit) or {}).get(path)
+        if expected is None and not is_offline():
+            expected = self._size_on_hub(path)
+        # Without a list and without network there is nothing to compare with; the ends of parquet and MP4 files are seen by their readers.
+        if expected is not None:
+            self._check_cached(path, cached, expected)
+        return cached
+
+    def _size_on_hub(self, path: str) -> int:
+        session = self._session_for(path)
+        if session.knows(path):
+            return session.size_bytes(self.commit, path)
+        kept = session.disk_cache.get(self._file(path), "size")
+        if kept is None:
+            kept = session.size_bytes(self.commit, path).to_bytes(8)
+            session.disk_cache.put(self._file(path), "size", kept)
+        return int.from_bytes(kept)
+
+    def _disk_cache(self, path: str) -> DiskCache | None:
+        return None if is_offline() or self._cached_bytes(path) is not None else self._session().disk_cache
+
+    def _cached_bytes(self, path: str) -> int | None:
+        """Returns the size of the file in the snapshot, None if it is not there."""
+        try:
+            return self.snapshot.size_bytes(path)
+        except MissingFileError:
+            return None
+
+    def _check_cached(self, path: str, found: int, expected: int) -> None:
+        if found != expected:
+            # The file itself: when only the link to it is deleted, huggingface_hub makes the same link again.
+            place = os.path.realpath(os.path.join(self.snapshot.root, path))
+            raise StorageError(
+                f"{self.description}: {path}: its copy {place} has {found} bytes, expected {expected}; delete that, and it will "
+                "be read from the Hub again"
+            )
+
+    @property
+    def statistics(self) -> StorageStatistics:
+        session = self._process_state.get(os.getpid())
+        total = Counters()
+        total.add(self.snapshot.statistics)
+        if session is not None:
+            total.add(session.statistics())
+        return total.snapshot()
+
+    def _session_for(self, path: str) -> HubSession:
+        """Returns the session of this process, to ask for a file that is not in the cache.
+
+        Raises:
+          MissingFileError: HF_HUB_OFFLINE forbids it.
+        """
+        if is_offline():
+            raise MissingFileError(
+                f"{self.description}: there is no file {path} in the cache; with HF_HUB_OFFLINE=1 it cannot be fetched, so unset that, or "
+                f"first run hf download {self.repository.repo_id} --repo-type dataset --revision {self.commit}"
+            )
+        return self._session()
 
     def _read_range(self, path: str, wanted: ByteRange) -> bytes:
-        return self._session().read_range(self.commit, path, wanted)
+        with contextlib.suppress(MissingFileError):
+            return self.snapshot._read_range(path, wanted)
+        return self._session_for(path).read_range(self.commit, path, wanted)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BucketStorage(_OnHub):
+    """The files that a bucket held when it was opened, each pinned by its size and hash.
+
+    Their list travels with it, so that all processes read the same. A token does as with `HubStorage`.
+    """
+
+    description: str
+    commit: str
+    options: StorageOptions
+    repository: HubBucket
+    files: Mapping[str, ListedFile] = dataclasses.field(repr=False, hash=False)
+    _process_state: dict[int, HubSession] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.description, self.commit, self.options, self.repository, self.files)
+
+    def list_metadata(self) -> Mapping[str, int]:
+        return {path: file.size_bytes for path, file in self.files.items() if path.startswith(f"{_METADATA}/")}
+
+    def read_metadata(self, path: str, *, max_bytes: int) -> bytes:
+        size = self.size_bytes(path)
+        self._check_size(path, size, max_bytes)
+        return self._read_range(path, ByteRange(0, size)) if size else b""
+
+    def size_bytes(self, path: str) -> int:
+        check_path(self.description, path)
+        if (file := self.files.get(path)) is None:
+            raise MissingFileError(f"{self.description}: there is no file {path} (nor any outside of meta/, data/ and videos/)")
+        return file.size_bytes
+
+    def _disk_cache(self, path: str) -> None:  # noqa: ARG002 (never)
+        return None
+
+    def _read_range(self, path: str, wanted: ByteRange) -> bytes:
+        pinned, session = self.files[path], self._session()
+        try:
+            if (size := session.size_bytes(pinned.xet_hash, path)) != pinned.size_bytes:
+                raise StorageError(f"{self.description}: {path} has {size} bytes, {pinned.size_bytes} when it was listed; {CHANGED}")
+            return session.read_range(pinned.xet_hash, path, wanted)
+        except MissingFileError:
+            # It was there: no caller may take it for a file that the data set does without.
+            raise StorageError(f"{self.description}: {path} is gone; {CHANGED}") from None
 
 
 def open_storage(
@@ -357,14 +477,14 @@ def open_storage(
 ) -> Storage:
     """Pins a data set and lists its metadata.
 
-    On the Hub that takes three requests, two when `revision` is given, one when it is a commit hash. With HF_HUB_OFFLINE=1 it takes none,
-    and the snapshot in the cache of huggingface_hub is read.
+    On the Hub that takes three requests, two when `revision` is given, one when it is a commit hash; one less when huggingface_hub has
+    downloaded that commit. With HF_HUB_OFFLINE=1 it takes none, and names mean what they meant when they were downloaded. Of a bucket all
+    files are listed, with three requests or one for each 1,000.
 
     Args:
       repository: a directory (any path object, or a text that is absolute, begins with `./`, `../` or `~`, or names an existing directory),
-        or a data set on the
-        Hub: `org/name` or `hf://datasets/org/name@revision`.
-      revision: a branch, a tag or a commit on the Hub; None for the newest tag `v3.x`, or the branch `main` when there is none.
+        or a data set on the Hub: `org/name` or `hf://datasets/org/name@revision`, or in a bucket: `hf://buckets/org/name/folder`.
+      revision: a branch, a tag or a commit of a data set on the Hub; None for the newest tag `v3.x`, or `main` when there is none.
       endpoint: address of the Hub; None for HF_ENDPOINT or https://huggingface.co.
       token: None for the token of the environment, if any; True if there must be one; False to send none; or the token.
       cache_dir: where metadata is kept; None for the cache of huggingface_hub. Pieces of other files are kept beside it, see
@@ -383,19 +503,37 @@ def open_storage(
         if not os.path.isdir(root):
             raise InvalidRequestError(f"{root} is not a directory; a data set on the Hub is named org/name")
         return DirectoryStorage(root, root, options)
+    if name.startswith(BUCKET_SCHEME):
+        return _open_bucket(name_bucket(name, revision=revision, endpoint=endpoint, cache_dir=cache_dir, token=token, options=options))
     repo_id, revision = _parse_hub_name(name, revision)
     hub_repository = name_repository(repo_id, endpoint=endpoint, cache_dir=cache_dir, token=token, options=options)
     if is_offline():
-        return _open_cached_snapshot(hub_repository, revision)
+        return _open_offline(hub_repository, revision)
     session = HubSession(hub_repository)
     try:
         commit = session.commit_of(revision or session.default_revision())
-        sizes = session.list_files(commit, _METADATA)
+        listing = cached_listing(hub_repository, commit)
+        if listing is None:
+            listing = session.list_files(commit, _METADATA)
     except BaseException:
         session.close()
         raise
-    listed = tuple(sorted((path, size) for path, size in sizes.items() if _is_readable_path(path)))
-    storage = HubStorage(hub_repository.at(commit), commit, options, hub_repository, listed)
+    storage = _make_hub_storage(hub_repository, commit, listing)
+    storage._process_state[os.getpid()] = session
+    return storage
+
+
+def _open_bucket(bucket: HubBucket) -> Storage:
+    if bucket.prefix and not _is_readable_path(bucket.prefix[:-1]):
+        raise InvalidRequestError(f"{bucket.at('')}: {bucket.prefix[:-1]!r} is no folder of a bucket")
+    session = HubSession(bucket)
+    try:
+        files = [file for file in list_bucket(session, bucket) if _is_readable_path(file.path)]
+    except BaseException:
+        session.close()
+        raise
+    description = bucket.at("")
+    storage = BucketStorage(description, commit_of_files(files), bucket.options, bucket, {file.path: file for file in files})
     storage._process_state[os.getpid()] = session
     return storage
 
@@ -406,8 +544,6 @@ def _looks_like_directory(name: str) -> bool:
 
 def _parse_hub_name(name: str, revision: str | None) -> tuple[str, str | None]:
     """Returns repository and revision of `org/name` or `hf://datasets/org/name@revision`."""
-    if name.startswith("hf://buckets/"):
-        raise InvalidRequestError(f"{name}: buckets are not supported yet; a data set repository or a directory is")
     if match := _HUB_URI.fullmatch(name):
         repo_id, named_revision = match.groups()
         if named_revision and revision and named_revision != revision:
@@ -420,35 +556,28 @@ def _parse_hub_name(name: str, revision: str | None) -> tuple[str, str | None]:
     return name, revision
 
 
-def _open_cached_snapshot(repository: HubRepository, revision: str | None) -> Storage:
-    found = _find_cached_snapshot(repository, revision)
-    if found is None:
+def _open_offline(repository: HubRepository, revision: str | None) -> HubStorage:
+    commit = cached_commit(repository, revision)
+    if commit is None:
         wanted = f"{repository.repo_id}@{revision or 'v3.x or main'}"
         raise StorageError(
             f"{wanted}: HF_HUB_OFFLINE=1 and no such snapshot in the cache; unset it, or first run "
             f"hf download {repository.repo_id} --repo-type dataset" + (f" --revision {revision}" if revision else "")
         )
-    root, commit = found
-    remedy = (
-        " in the cache; with HF_HUB_OFFLINE=1 it cannot be fetched, so unset that, or first run "
-        f"hf download {repository.repo_id} --repo-type dataset --revision {commit}"
-    )
-    return DirectoryStorage(repository.at(commit), root, repository.options, commit, remedy)
+    listing = cached_listing(repository, commit)
+    if listing is None:
+        listing = _snapshot(repository, commit).list_metadata()
+    return _make_hub_storage(repository, commit, listing)
 
 
-def _find_cached_snapshot(repository: HubRepository, revision: str | None) -> tuple[str, str] | None:
-    """Returns directory and commit of a revision in the cache of huggingface_hub, or None if it was never downloaded by that name."""
-    root = os.path.join(repository.cache_dir, "datasets--" + repository.repo_id.replace("/", "--"))
-    references = os.path.join(root, "refs")
-    try:
-        commit = revision or newest_version_tag(os.listdir(references))
-        if not COMMIT.fullmatch(commit):
-            with open(os.path.join(references, *commit.split("/")), encoding="ascii") as file:
-                commit = file.read().strip()
-    except (OSError, ValueError):
-        return None
-    snapshot = os.path.join(root, "snapshots", commit)
-    return (snapshot, commit) if COMMIT.fullmatch(commit) and os.path.isdir(snapshot) else None
+def _make_hub_storage(repository: HubRepository, commit: str, listing: Mapping[str, int]) -> HubStorage:
+    metadata = tuple(sorted((p, size) for p, size in listing.items() if p.startswith(f"{_METADATA}/") and _is_readable_path(p)))
+    return HubStorage(repository.at(commit), commit, repository.options, repository, _snapshot(repository, commit), metadata)
+
+
+def _snapshot(repository: HubRepository, commit: str) -> DirectoryStorage:
+    root = snapshot_directory(repository, commit)
+    return DirectoryStorage(f"{repository.at(commit)} in {root}", root, repository.options, commit)
 
 
 def _is_readable_path(path: str) -> bool:

@@ -21,6 +21,7 @@ import functools
 import logging
 import random
 import re
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -56,7 +57,8 @@ MAX_HOPS = 5
 _CONTENT_RANGE = re.compile(r"bytes \d+-\d+/(\d{1,18})")
 _RATE_LIMIT = re.compile(r"\br\s*=\s*0\s*;\s*t\s*=\s*(\d{1,9})")
 _SECONDS = re.compile(r"\d{1,9}")
-_URL_QUERY = re.compile(r"(https?://[^\s?#'\"]+)[?#][^\s'\"]*")
+# Also of a relative one, as redirects may have it.
+_URL_QUERY = re.compile(r"(/[^\s?#'\"]*)[?#][^\s'\"]*")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +77,7 @@ class StorageOptions:
       max_attempts: how often one request is sent before it counts as failed.
       disk_cache_bytes: what may be kept on disk from one run to the next, so that it is not fetched again: the indices of video and
         parquet files, and the rows of large row groups; never pictures. For all data sets together; 0 keeps nothing. Of a directory
-        nothing is kept.
+        or bucket nothing is kept.
     """
 
     num_connections: int = 32
@@ -189,7 +191,7 @@ class Deadline:
 
 
 def redact(text: str) -> str:
-    """Returns `text` with the query and fragment of every URL in it cut off."""
+    """Returns `text` with the query and fragment of every URL in it cut off, whole ones and paths alike."""
     return _URL_QUERY.sub(r"\1", text)
 
 
@@ -272,18 +274,33 @@ def _accept_range(answer: Answer, *, source: RangeSource, asked: ByteRange, subj
     return asked.length
 
 
+def untrusted_certificate(error: BaseException | None) -> str | None:
+    """Returns what to say of a server when `error` comes from a certificate that was not accepted, else None. Asking again is of no use."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return (
+                f"shows a certificate that is not trusted ({error.verify_message}); if it is a mirror or proxy of yours, let SSL_CERT_FILE "
+                "or SSL_CERT_DIR name its certificate authority"
+            )
+        error = error.__cause__ or error.__context__
+    return None
+
+
 class _WithoutQueries(logging.Filter):
-    """Takes signatures out of logs: httpx2 logs every URL at level INFO, huggingface_hub what it tries again as a warning."""
+    """Takes signatures out of logs: other libraries log URLs, httpcore2 also headers with URLs in them."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg = redact(str(record.msg))
-        if isinstance(record.args, tuple):
-            record.args = tuple(describe_url(str(a)) if isinstance(a, httpx2.URL) else a for a in record.args)
+        record.msg, record.args = redact(record.getMessage()), ()
         return True
 
 
 _WITHOUT_QUERIES = _WithoutQueries()
-_LOGGERS = ("httpx2", "huggingface_hub.utils._http")
+# By name, because a filter does not see what comes from the loggers below its own.
+_LOGGERS = (
+    "httpx2",
+    *(f"httpcore2.{part}" for part in ("connection", "http11", "http2", "proxy", "socks")),
+    *(f"huggingface_hub.{part}" for part in ("utils._http", "file_download")),
+)
 
 
 class _Gate:
@@ -476,14 +493,19 @@ class Transport:
             finally:
                 response.close()
         except (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError, httpx2.ProxyError) as error:
-            raise TransientFailure(f"{type(error).__name__} at {origin_of(url)[1]}: {redact(str(error))}") from None
+            if reason := untrusted_certificate(error):
+                failure: Exception = StorageError(f"{subject}: {origin_of(url)[1]} {reason}")
+            else:
+                failure = TransientFailure(f"{type(error).__name__} at {origin_of(url)[1]}: {redact(str(error))}")
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             # Without its text, which may quote a header or the URL.
-            raise StorageError(f"{subject}: cannot ask {describe_url(url)} ({type(error).__name__})") from None
+            failure = StorageError(f"{subject}: cannot ask {describe_url(url)} ({type(error).__name__})")
         except RuntimeError:
             if not self._client.is_closed:
                 raise
-            raise StorageError(f"{subject}: the storage was closed while it was in use") from None
+            failure = StorageError(f"{subject}: the storage was closed while it was in use")
+        # Outside of the handlers, so that no error is chained to it that holds the request, and with it the token.
+        raise failure
 
     def _heed_rate_limit(self, answer: Answer, origin: tuple[str, str, int | None], subject: str) -> None:
         """Closes the gate of `origin` for as long as `answer` asks for, if it does."""

@@ -472,7 +472,7 @@ def test_kept_ranges_are_those_asked_for(hub: LoopbackHub, directory: Path, tmp_
             storage.read_ranges(path, [ByteRange(0, len(data) + 1)], keep=True)
     assert hub.requests() == []
     # An entry that is whole, but not what was asked for.
-    kept = storages[0]._disk_cache()
+    kept = storages[0]._disk_cache(path)
     assert kept is not None
     kept.put(storages[0]._file(path), "[0, 10)", b"too short")
     assert storages[0].read_ranges(path, [ByteRange(0, 10)], keep=True) == [data[:10]]
@@ -558,6 +558,19 @@ def test_switched_off_everything_is_fetched_again(hub: LoopbackHub, directory: P
 def test_of_a_directory_nothing_is_kept(converted: Path, kept: Path) -> None:
     assert len(list(lg.LeRobotIterDataset(converted, num_epochs=1))) == 1200
     assert not kept.exists()
+
+
+def test_of_what_huggingface_hub_has_downloaded_nothing_is_kept(
+    hub: LoopbackHub, directory: Path, start: Any, kept: Path, tmp_path: Path
+) -> None:
+    hub.add_repository("disk/downloaded", directory, tags=("v3.0",))
+    huggingface_hub.snapshot_download(
+        "disk/downloaded", repo_type="dataset", revision="v3.0", endpoint=hub.endpoint, cache_dir=tmp_path / "hub", token=False
+    )
+    examples, requests = start("disk/downloaded")
+    assert_equal(examples, list(lg.LeRobotIterDataset(directory, num_epochs=1)))
+    assert not [r for r in requests if r.kind == "cdn"]
+    assert not [path for path in entries(kept) if path.stat().st_size > 16 + 8], "sizes at most"
 
 
 def test_large_row_groups_are_kept(hub: LoopbackHub, converted: Path, start: Any) -> None:

@@ -26,10 +26,11 @@ ROOMS = {name for name in MODULES if not name.startswith("testing.")}
 # A module imports only from the rows above its own.
 LEVELS = [
     ["_errors"],
-    ["_byte_ranges", "_disk_cache", "_schema", "_windows", "_order", "_kept", "_known_frames", "_batches", "_recycled"],
+    ["_byte_ranges", "_disk_cache", "_schema", "_windows", "_order", "_kept", "_known_frames", "_batches", "_recycled", "_parquet_pages"],
     ["_mp4", "_episodes", "_transport"],
     ["_small_mp4", "_hub_storage", "_parquet"],
-    ["_plan", "_storage"],
+    ["_plan", "_bucket_storage", "_hub_cache"],
+    ["_storage"],
     ["_video", "_repository", "_statistics"],
     ["_rows", "_frame_order"],
     ["_row_reader", "_camera_reader", "_workers", "_requests"],
@@ -43,6 +44,7 @@ LEVELS = [
 HEAVY = {
     "_transport": {"httpx2"},
     "_hub_storage": {"huggingface_hub"},
+    "_hub_cache": {"huggingface_hub"},
     "_parquet": {"pyarrow"},
     "_video": {"torch", "torchcodec", "PIL"},
     "_frame_order": {"grain"},

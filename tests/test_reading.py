@@ -19,6 +19,7 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain import _camera_reader
+from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._repository import sample_table
 from lerobot_grain._storage import Storage
 from lerobot_grain._video import OpenGop
@@ -163,6 +164,35 @@ def test_seeking_drops_what_was_begun_and_goes_on_exactly(
     assert_same(next(iterator), straight[0])
     iterator.close()
     batches.close()
+
+
+# --- bytes ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_small_video_is_fetched_once_for_all_epochs(written: WrittenDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one request for each episode and camera; with a budget that does not hold it, in one for each clip and epoch."""
+    ranges: list[tuple[str, ByteRange]] = []
+    read_range = _camera_reader._read_range
+
+    def record(storage: Storage, path: str, wanted: ByteRange) -> bytes:
+        ranges.append((path, wanted))
+        return read_range(storage, path, wanted)
+
+    monkeypatch.setattr(_camera_reader, "_read_range", record)
+    counts = []
+    for budget_bytes in (3 << 29, 1 << 19):
+        dataset = read(
+            written.directory,
+            num_epochs=3,
+            features=["index", AV1, H264],
+            delta_timestamps=None,
+            read_options=lg.ReadOptions(memory_budget_bytes=budget_bytes),
+        )
+        assert sum(1 for _ in dataset) == 3 * NUM_ROWS
+        counts.append((len(ranges), len(set(ranges))))
+        ranges.clear()
+    assert counts[0] == (2 * len(LENGTHS), 2 * len(LENGTHS))
+    assert counts[1][0] > 3 * counts[0][0]
 
 
 # --- errors --------------------------------------------------------------------------------------------------------------------------
@@ -378,10 +408,12 @@ def test_everything_is_given_back_at_the_end_of_the_stream(written: WrittenDatas
     assert (ahead._num_pending, ahead._num_fetched, ahead._num_decoded) == (0, 0, 0)
     frames = ahead._frames
     assert frames.coded_bytes == 0
-    assert frames.used_bytes == frames._files.total
+    assert frames.used_bytes == frames._files.total + sum(camera.kept_bytes for camera in frames._cameras.values())
     for camera in frames._cameras.values():
         assert (camera.coded_bytes, camera.decoder_bytes, camera.store.num_used) == (0, 0, 0)
-        assert (camera.known._pages, camera._gops, camera._problems_of_places, camera._problems_of_slots) == ({}, {}, {}, {})
+        assert (camera.known._pages, camera._open, camera._problems_of_places, camera._problems_of_slots) == ({}, {}, {}, {})
+        assert all(coded.run.is_kept for coded in camera._gops.values())
+        assert bool(camera._gops) == (camera.kept_bytes > 0) == (budget_bytes > SMALL_BYTES)
         assert all(task.problems.done() for task in camera._tasks.values())
         assert camera._tasks == {}
         assert sorted(camera.store._free.tolist()) == list(range(len(camera.store.frames)))

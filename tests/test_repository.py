@@ -163,7 +163,7 @@ class Recording(Storage):
     def close(self) -> None:
         self.inner.close()
 
-    def _disk_cache(self) -> None:
+    def _disk_cache(self, path: str) -> None:  # noqa: ARG002 (never)
         return None
 
     @property

@@ -251,7 +251,7 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "another commit": (
         {"commit": "f" * 40},
         "commit = '{commit}', this stream has '{ours}'; open the data set with revision= that commit "
-        "(of a directory it is a hash of its meta/), or begin a new stream",
+        "(of a directory it is a hash of its meta/, of a bucket of the list of its files), or begin a new stream",
     ),
     "another seed": (
         {"seed": 7},

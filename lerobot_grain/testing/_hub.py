@@ -1,11 +1,11 @@
 """A Hugging Face Hub on this machine's loopback interface, for tests of code that reads dataset repositories.
 
-Idea: directories on disk are served as dataset repositories by a process of its own, over two origins as the real Hub does: the hub on
-`http://localhost:<port>`, and the CDN, to which it redirects for large files with signed URLs, on `http://127.0.0.1:<other port>`.
+Idea: directories on disk are served as dataset repositories and buckets by a process of its own, over two origins as the real Hub does: the
+hub on `http://localhost:<port>`, and the CDN, to which it redirects for large files with signed URLs, on `http://127.0.0.1:<other port>`.
 huggingface_hub works with it unchanged (`HfApi(endpoint=hub.endpoint)`, `hf_hub_download(..., endpoint=hub.endpoint)`). Every request is
 logged, and anything can be made to go wrong with a `Fault`.
 
-What it does not do: uploads, buckets, Xet, models and spaces, TLS.
+What it does not do: uploads over HTTP, Xet, models and spaces, TLS.
 """
 
 from __future__ import annotations
@@ -70,8 +70,10 @@ class LoopbackHub:
     on the hub's own origin. All others count as LFS: it redirects (302) to the CDN. Directories `.git` and `.cache` are left out, links are
     followed.
 
+    All files of a bucket are redirected to the CDN.
+
     A directory must not change after it was added: answers for a file whose size or modification time differ are 500 with that explanation.
-    New contents are a new directory and `add_commit`.
+    New contents are a new directory and `add_commit`, in a bucket a new file and `put_bucket_file`.
 
     Access is as on the real Hub. Without a token a private repository looks missing (401, RepoNotFound). A token that is neither a
     repository's nor was added with `add_token` is refused everywhere (401). The listings of a gated repository are open, its contents are
@@ -160,6 +162,40 @@ class LoopbackHub:
           ValueError: no such repository or directory.
         """
         return HubRepository(repository_id, self._call("add_commit", repository_id=repository_id, **_commit(directory, branches, tags)))
+
+    def add_bucket(self, bucket_id: str, directory: str | os.PathLike[str], *, private: bool = False, token: str | None = None) -> None:
+        """Serves the files of `directory`, those of now, as a Storage Bucket.
+
+        Args:
+          bucket_id: `"org/name"`. A data set repository may have the same name.
+          directory: read from while the Hub runs, never written to.
+          private: whether only `token` can see it.
+          token: the token that has access; None for a private bucket that nobody has access to.
+
+        Raises:
+          ValueError: a malformed id, no such directory, or the bucket exists already.
+        """
+        if not _REPOSITORY_ID.fullmatch(bucket_id):
+            raise ValueError(f"bucket_id is {bucket_id!r}, expected 'org/name'")
+        self._call("add_bucket", bucket_id=bucket_id, directory=_directory(directory), private=private, token=token)
+
+    def put_bucket_file(self, bucket_id: str, path: str, source: str | os.PathLike[str]) -> None:
+        """Overwrites a file of a bucket with the contents of the file `source`, or adds it.
+
+        `source` must not change afterwards. Links that were signed before go on serving the old contents.
+
+        Raises:
+          ValueError: no such bucket or source.
+        """
+        self._call("put_bucket_file", bucket_id=bucket_id, path=path, source=os.path.abspath(source))
+
+    def delete_bucket_file(self, bucket_id: str, path: str) -> None:
+        """Takes a file out of a bucket.
+
+        Raises:
+          ValueError: no such bucket or file.
+        """
+        self._call("delete_bucket_file", bucket_id=bucket_id, path=path)
 
     def add_token(self, token: str) -> None:
         """Makes `token` that of a known user who has access to public repositories only."""
@@ -259,14 +295,18 @@ class LoopbackHub:
         return reply["result"]
 
 
-def _commit(directory: str | os.PathLike[str], branches: Iterable[str], tags: Iterable[str]) -> dict[str, Any]:
+def _directory(directory: str | os.PathLike[str]) -> str:
     path = os.path.abspath(directory)
     if not os.path.isdir(path):
         raise ValueError(f"{path} is no directory, so it cannot be served as a repository")
+    return path
+
+
+def _commit(directory: str | os.PathLike[str], branches: Iterable[str], tags: Iterable[str]) -> dict[str, Any]:
     for name, names in (("branches", branches), ("tags", tags)):
         if isinstance(names, str):
             raise ValueError(f"{name} is the string {names!r}, expected a list of names")
-    return {"directory": path, "branches": list(branches), "tags": list(tags)}
+    return {"directory": _directory(directory), "branches": list(branches), "tags": list(tags)}
 
 
 def _stop(process: subprocess.Popen[bytes], owner_process_id: int) -> None:

@@ -22,8 +22,8 @@ class RequestRecord(NamedTuple):
     Attributes:
       time_seconds: when the head of the request was complete, in seconds since the epoch.
       origin: `"hub"` or `"cdn"`.
-      kind: `"api"` (`/api/datasets/...`), `"resolver"` (`/datasets/.../resolve/...`), `"git_file"` (contents of a small file, from
-        `/api/resolve-cache/...`), `"cdn"` (contents of a large file), `"other"` (anything else).
+      kind: `"api"` (`/api/datasets/...` and `/api/buckets/...`), `"resolver"` (`/datasets/.../resolve/...`, `/buckets/...`), `"git_file"`
+        (contents of a small file, from `/api/resolve-cache/...`), `"cdn"` (contents of all others), `"other"` (anything else).
       method: for example `"GET"`.
       path: path of the URL, percent-decoded, without the query (so that no signature is ever in a log).
       file: path of the file inside its repository, where the request is about one file that exists; otherwise None.

@@ -56,6 +56,11 @@ class StoredFile:
         return self._sha256
 
     @property
+    def xet_hash(self) -> str:
+        """64 hexadecimal digits: not the Merkle hash of the real Xet, but as unique."""
+        return self.sha256[::-1]
+
+    @property
     def git_oid(self) -> str:
         """40 hexadecimal digits: the id of the git blob, which for a file in LFS is that of its pointer."""
         if not self._git_oid:
@@ -94,11 +99,11 @@ class Commit:
     """A listing of a directory. `paths` has the paths of files and directories, sorted; a directory comes before what it contains."""
 
     def __init__(self, directory: str, parent: str) -> None:
-        self.files = {file.path: file for file in _list_files(directory)}
+        self.files = {file.path: file for file in list_files(directory)}
         self.directories = {path[:at] for path in self.files for at in range(len(path)) if path[at] == "/"}
         self.paths = sorted(self.files.keys() | self.directories)
         newest_ns = max((file.mtime_ns for file in self.files.values()), default=0)
-        self.date = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(newest_ns // 10**9))
+        self.date = date_text(newest_ns)
         digest = hashlib.sha1(parent.encode())
         for path in sorted(self.files):
             file = self.files[path]
@@ -145,7 +150,13 @@ class Repository:
         return self.commits.get(self.branches.get(revision) or self.tags.get(revision) or revision)
 
 
-def _list_files(directory: str) -> Iterator[StoredFile]:
+def date_text(time_ns: int) -> str:
+    """Returns a time since the epoch as the Hub's API writes it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(time_ns // 10**9))
+
+
+def list_files(directory: str) -> Iterator[StoredFile]:
+    """Yields the regular files under a directory."""
     # Links are followed, because the snapshots in huggingface_hub's cache are made of them.
     for folder, subfolders, names in os.walk(directory, followlinks=True):
         subfolders[:] = [name for name in subfolders if name not in _IGNORED_DIRECTORIES]

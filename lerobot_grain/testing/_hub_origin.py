@@ -1,8 +1,9 @@
-"""The hub origin of the loopback Hub: the API, the resolver and the small files of dataset repositories.
+"""The hub origin of the loopback Hub: the API and the resolver of dataset repositories and buckets, and small files.
 
 Headers, status codes and error codes are those of huggingface.co, as huggingface_hub 2.4 reads them. What differs on purpose:
 
-* No Link header with `rel="xet-auth"`, so that clients download over plain HTTP whether hf_xet is installed or not.
+* No Link header with `rel="xet-auth"`, so that clients download over plain HTTP whether hf_xet is installed or not. (Of files in buckets
+  there is one, because huggingface_hub insists on it; where it leads to is not there.)
 * The rate limits are announced, but counted and enforced only after `limit_rate`.
 """
 
@@ -10,10 +11,12 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, quote, unquote, urlencode
 
+from lerobot_grain.testing._hub_buckets import Bucket
 from lerobot_grain.testing._hub_cdn import CdnOrigin
 from lerobot_grain.testing._hub_http import Answer, Request, answer_file, with_headers
 from lerobot_grain.testing._hub_messages import RequestKind
@@ -24,7 +27,10 @@ QUOTAS = {"api": 500, "resolvers": 3000}
 WINDOW_SECONDS = 300
 # With expand=true the real Hub lists at most so many entries a page.
 EXPANDED_PAGE_ENTRIES = 50
+# What only some tokens may see.
+_Closable = TypeVar("_Closable", Repository, Bucket)
 _JSON = {"Content-Type": "application/json; charset=utf-8"}
+_REDIRECT = {"Vary": "Origin, Accept", "Content-Type": "text/plain; charset=utf-8"}
 
 
 class RefusalError(Exception):
@@ -53,6 +59,7 @@ class HubOrigin:
 
     def __init__(self, endpoint: str, cdn: CdnOrigin, page_entries: int) -> None:
         self.repositories: dict[str, Repository] = {}
+        self.buckets: dict[str, Bucket] = {}
         self.tokens: set[str] = set()
         self._endpoint = endpoint
         self._cdn = cdn
@@ -68,11 +75,11 @@ class HubOrigin:
         segments = request.raw_path.split("/")[1:]
         kind: RequestKind = "other"
         match segments:
-            case ["datasets", _, _, "resolve", _, _, *_]:
+            case ["datasets", _, _, "resolve", _, _, *_] | ["buckets", _, _, "resolve", _, *_]:
                 kind = "resolver"
             case ["api", "resolve-cache", "datasets", _, _, _, _, *_]:
                 kind = "git_file"
-            case ["api", "datasets", _, _, *_]:
+            case ["api", "datasets" | "buckets", _, _, *_]:
                 kind = "api"
         headers = self._common_headers(request)
         try:
@@ -109,8 +116,11 @@ class HubOrigin:
         if kind == "other":
             raise RefusalError(404, None, "Sorry, we can't find the page you are looking for.")
         at = {"resolver": 1, "api": 2, "git_file": 3}[kind]
-        repository = self._find_repository(request, "/".join(map(unquote, segments[at : at + 2])))
-        rest = segments[at + 2 :]
+        repository_id, rest = "/".join(map(unquote, segments[at : at + 2])), segments[at + 2 :]
+        if segments[at - 1] == "buckets":
+            bucket = self._find(request, self.buckets, repository_id)
+            return self._resolve_in_bucket(request, bucket, rest[1:]) if kind == "resolver" else self._answer_bucket(request, bucket, rest)
+        repository = self._find(request, self.repositories, repository_id)
         if kind == "api":
             return self._answer_api(request, repository, rest)
         if repository.gated:
@@ -120,11 +130,11 @@ class HubOrigin:
         commit = _find_commit(repository, unquote(rest[0]))
         return _answer_git_file(request, commit, _find_file(commit, unquote("/".join(rest[1:]))))
 
-    def _find_repository(self, request: Request, repository_id: str) -> Repository:
+    def _find(self, request: Request, among: Mapping[str, _Closable], repository_id: str) -> _Closable:
         token = _token(request)
         if token is not None and token not in self.tokens:
             raise RefusalError(401, None, "Invalid credentials in Authorization header")
-        repository = self.repositories.get(repository_id)
+        repository = among.get(repository_id)
         if repository is not None and (not repository.private or (token is not None and token == repository.token)):
             return repository
         # Whether a private repository exists is not told; an anonymous client is asked to log in.
@@ -155,37 +165,62 @@ class HubOrigin:
     def _answer_tree(self, request: Request, commit: Commit, directory: str) -> Answer:
         if directory and directory not in commit.directories:
             raise RefusalError(404, "EntryNotFound", f"{directory} does not exist on this revision", {"X-Repo-Commit": commit.sha})
+        paths = commit.paths_under(directory, recursive=_is_set(request, "recursive"))
+        expanded = _is_set(request, "expand")
+        page, headers = self._page(request, min(self._page_entries, EXPANDED_PAGE_ENTRIES) if expanded else self._page_entries, len(paths))
+        return _answer_json([commit.tree_entry(path) for path in paths[page]], headers | {"X-Repo-Commit": commit.sha})
+
+    def _page(self, request: Request, page_entries: int, num_entries: int) -> tuple[slice, dict[str, str]]:
+        """Returns which entries of a listing are on the page that is asked for, and the Link to the next one, if there is one."""
         query = {name: values[0] for name, values in parse_qs(request.query).items()}
-        paths = commit.paths_under(directory, recursive=query.get("recursive", "") in ("true", "True", "1"))
-        expanded = query.get("expand", "") in ("true", "True", "1")
-        page_entries = min(self._page_entries, EXPANDED_PAGE_ENTRIES) if expanded else self._page_entries
         cursor = query.get("cursor", "0")
         if not cursor.isdecimal():
             raise RefusalError(400, None, f"Invalid cursor: {cursor}")
         stop = int(cursor) + page_entries
-        headers = {"X-Repo-Commit": commit.sha}
-        if stop < len(paths):
-            headers["Link"] = f'<{self._endpoint}{request.raw_path}?{urlencode(query | {"cursor": str(stop)})}>; rel="next"'
-        return _answer_json([commit.tree_entry(path) for path in paths[int(cursor) : stop]], headers)
+        following = f'<{self._endpoint}{request.raw_path}?{urlencode(query | {"cursor": str(stop)})}>; rel="next"'
+        return slice(int(cursor), stop), {"Link": following} if stop < num_entries else {}
+
+    def _answer_bucket(self, request: Request, bucket: Bucket, rest: list[str]) -> Answer:
+        match rest:
+            case []:
+                return _answer_json(bucket.information())
+            case ["tree", *prefix]:
+                entries = bucket.entries(unquote("/".join(prefix)), recursive=_is_set(request, "recursive"))
+                page, headers = self._page(request, self._page_entries, len(entries))
+                return _answer_json(entries[page], headers)
+            case ["paths-info"]:
+                wanted = json.loads(request.body or b"{}").get("paths", [])
+                return _answer_json([bucket.file_entry(bucket.files[path]) for path in wanted if path in bucket.files])
+        raise RefusalError(404, None, "Sorry, we can't find the page you are looking for.")
+
+    def _resolve_in_bucket(self, request: Request, bucket: Bucket, path: list[str]) -> Answer:
+        file = bucket.files.get(unquote("/".join(path)))
+        if file is None:
+            raise RefusalError(404, "EntryNotFound", "Entry not found")
+        headers = {
+            "X-Linked-Size": str(file.size_bytes),
+            "X-Xet-Hash": file.xet_hash,
+            "Link": f'<{self._endpoint}/api/buckets/{bucket.repository_id}/xet-read-token>; rel="xet-auth"',
+            "Cache-Control": "no-store",
+        }
+        return self._redirect_to_cdn(request, bucket.repository_id, file, headers)
 
     def _resolve(self, request: Request, repository: Repository, revision: str, path: str) -> Answer:
         commit = _find_commit(repository, revision)
         file = _find_file(commit, path)
-        headers = {"X-Repo-Commit": commit.sha, "Vary": "Origin, Accept", "Content-Type": "text/plain; charset=utf-8"}
+        headers = {"X-Repo-Commit": commit.sha}
         if file.is_lfs:
-            status = 302
-            location = self._cdn.sign(repository.repository_id, file, "user" if "authorization" in request.headers else "public")
             headers |= {"X-Linked-Size": str(file.size_bytes), "X-Linked-ETag": f'"{file.sha256}"', "Cache-Control": "no-store"}
-            # Not the Merkle hash of the real Xet, but as unique.
-            headers["X-Xet-Hash"] = file.sha256[::-1]
-            text = f"Found. Redirecting to {location}"
-        else:
-            status = 307
-            location = f"/api/resolve-cache/datasets/{repository.repository_id}/{commit.sha}/{quote(path)}"
-            location += f"?{quote(request.raw_path, safe='')}=&etag=%22{file.git_oid}%22"
-            headers |= {"ETag": f'"{file.git_oid}"'}
-            text = f"Temporary Redirect. Redirecting to {location}"
-        return Answer(status, headers | {"Location": location}, text.encode(), file=path)
+            return self._redirect_to_cdn(request, repository.repository_id, file, headers | {"X-Xet-Hash": file.xet_hash})
+        location = f"/api/resolve-cache/datasets/{repository.repository_id}/{commit.sha}/{quote(path)}"
+        location += f"?{quote(request.raw_path, safe='')}=&etag=%22{file.git_oid}%22"
+        text = f"Temporary Redirect. Redirecting to {location}"
+        return Answer(307, _REDIRECT | headers | {"ETag": f'"{file.git_oid}"', "Location": location}, text.encode(), file=path)
+
+    def _redirect_to_cdn(self, request: Request, repository_id: str, file: StoredFile, headers: dict[str, str]) -> Answer:
+        location = self._cdn.sign(repository_id, file, "user" if "authorization" in request.headers else "public")
+        text = f"Found. Redirecting to {location}"
+        return Answer(302, _REDIRECT | headers | {"Location": location}, text.encode(), file=file.path)
 
 
 def _rate_headers(bucket: str, left: int, quota: int, reset_seconds: float, window_seconds: float) -> dict[str, str]:
@@ -221,6 +256,11 @@ def _find_file(commit: Commit, path: str) -> StoredFile:
     return file
 
 
+def _is_set(request: Request, name: str) -> bool:
+    """Returns whether a switch is on in the query of a request."""
+    return parse_qs(request.query).get(name, [""])[0] in ("true", "True", "1")
+
+
 def _answer_json(values: Any, headers: dict[str, str] | None = None) -> Answer:
     return Answer(200, _JSON | (headers or {}), json.dumps(values).encode())
 
@@ -232,7 +272,7 @@ def _answer_git_file(request: Request, commit: Commit, file: StoredFile) -> Answ
 
 def _answer_information(request: Request, repository: Repository, revision: str) -> Answer:
     commit = _find_commit(repository, revision)
-    with_blobs = parse_qs(request.query).get("blobs", [""])[0] in ("true", "True", "1")
+    with_blobs = _is_set(request, "blobs")
     information = {
         "_id": commit.sha[:24],
         "id": repository.repository_id,

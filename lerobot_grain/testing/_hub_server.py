@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from lerobot_grain.testing._hub_buckets import Bucket
 from lerobot_grain.testing._hub_cdn import CdnOrigin
 from lerobot_grain.testing._hub_faults import Delivery, FaultRules, apply_fault
 from lerobot_grain.testing._hub_http import Answer, BadRequestError, FileSlice, Request, parse_request, render_head, with_headers
@@ -286,6 +287,25 @@ class Control(asyncio.Protocol):
         if repository_id not in self._server.hub.repositories:
             raise ValueError(f"there is no repository {repository_id}; add_repository makes one")
         return self._server.hub.repositories[repository_id].add_commit(**commit)
+
+    def _do_add_bucket(self, bucket_id: str, directory: str, private: bool, token: str | None) -> None:
+        if bucket_id in self._server.hub.buckets:
+            raise ValueError(f"bucket {bucket_id} exists already; put_bucket_file changes it")
+        self._server.hub.buckets[bucket_id] = Bucket(bucket_id, directory, private, token)
+        if token is not None:
+            self._server.hub.tokens.add(token)
+
+    def _do_put_bucket_file(self, bucket_id: str, path: str, source: str) -> None:
+        self._bucket(bucket_id).put(path, source)
+
+    def _do_delete_bucket_file(self, bucket_id: str, path: str) -> None:
+        if self._bucket(bucket_id).files.pop(path, None) is None:
+            raise ValueError(f"there is no file {path} in bucket {bucket_id}")
+
+    def _bucket(self, bucket_id: str) -> Bucket:
+        if bucket_id not in self._server.hub.buckets:
+            raise ValueError(f"there is no bucket {bucket_id}; add_bucket makes one")
+        return self._server.hub.buckets[bucket_id]
 
     def _do_add_token(self, token: str) -> None:
         self._server.hub.tokens.add(token)
