@@ -1,5 +1,6 @@
 """Streams LeRobotDataset v3.0 robot data sets from the Hugging Face Hub as a Google Grain IterDataset: shuffled, windowed, resumable."""
 
+from lerobot_grain._compute_stats import compute_stats, stats_of
 from lerobot_grain._dataset import LeRobotIterDataset, ReadWindowsIterDataset, read_statistics
 from lerobot_grain._device import DeviceIterDataset
 from lerobot_grain._errors import (
@@ -11,6 +12,7 @@ from lerobot_grain._errors import (
     StorageError,
 )
 from lerobot_grain._frame_order import FrameOrderIterDataset
+from lerobot_grain._normalize import Normalizer, normalizer
 from lerobot_grain._order import Shuffle
 from lerobot_grain._readahead import ReadOptions
 from lerobot_grain._repository import Repository, open_repository
@@ -31,6 +33,7 @@ __all__ = [
     "LeRobotGrainError",
     "LeRobotIterDataset",
     "MissingFileError",
+    "Normalizer",
     "ReadOptions",
     "ReadStatistics",
     "ReadWindowsIterDataset",
@@ -41,7 +44,10 @@ __all__ = [
     "StorageOptions",
     "WindowRequest",
     "WorkerPrefetchIterDataset",
+    "compute_stats",
+    "normalizer",
     "open_repository",
     "read_statistics",
+    "stats_of",
     "worker_init",
 ]

@@ -26,7 +26,19 @@ ROOMS = {name for name in MODULES if not name.startswith("testing.")}
 # A module imports only from the rows above its own.
 LEVELS = [
     ["_errors"],
-    ["_byte_ranges", "_disk_cache", "_schema", "_windows", "_order", "_kept", "_known_frames", "_batches", "_recycled", "_parquet_pages"],
+    [
+        "_byte_ranges",
+        "_disk_cache",
+        "_schema",
+        "_windows",
+        "_order",
+        "_kept",
+        "_known_frames",
+        "_batches",
+        "_recycled",
+        "_parquet_pages",
+        "_running_stats",
+    ],
     ["_mp4", "_episodes", "_transport"],
     ["_small_mp4", "_hub_storage", "_parquet"],
     ["_plan", "_bucket_storage", "_hub_cache"],
@@ -35,9 +47,9 @@ LEVELS = [
     ["_rows", "_frame_order"],
     ["_row_reader", "_camera_reader", "_workers", "_requests"],
     ["_frame_reader"],
-    ["_readahead", "_device"],
+    ["_readahead", "_device", "_normalize"],
     ["_dataset"],
-    ["_profile"],
+    ["_profile", "_compute_stats"],
     ["_cli"],
 ]
 # What is not listed imports NumPy and the standard library only, apart from other modules of ours.
@@ -51,6 +63,7 @@ HEAVY = {
     "_requests": {"grain"},
     "_dataset": {"grain"},
     "_device": {"grain", "jax"},
+    "_normalize": {"jax"},
     "_workers": {"absl", "grain"},
     "_cli": {"matplotlib"},
     "testing._video_writer": {"av"},
