@@ -149,10 +149,10 @@ def normalizer(stats: Repository | Statistics, modes: Mapping[str, Mode] | None 
     """
     if isinstance(stats, Repository):
         where, found = f"{stats.description}, meta/stats.json", stats.stats or {}
-        known = {key for key, feature in stats.features.items() if feature.is_camera or feature.dtype in NUMERIC_DTYPES}
+        known = [key for key, feature in stats.features.items() if feature.is_camera or feature.dtype in NUMERIC_DTYPES]
         cameras = set(stats.cameras)
     else:
-        where, found, known = "statistics", stats, set(stats)
+        where, found, known = "statistics", stats, list(stats)
         cameras = {key for key, statistics in stats.items() if _is_of_pictures(statistics)}
     default: dict[str, Mode] = {key: _default_mode(key, found.get(key, {}), is_camera=key in cameras) for key in known}
     parts: tuple[dict[str, Affine], dict[str, Affine]] = ({}, {})
@@ -161,9 +161,9 @@ def normalizer(stats: Repository | Statistics, modes: Mapping[str, Mode] | None 
             raise InvalidRequestError(f"modes[{key!r}]={mode!r}: expected one of {', '.join(get_args(Mode))}")
         # Cameras of constant modes need not be among the statistics.
         if key not in known and (isinstance(stats, Repository) or mode not in _OF_CAMERAS):
-            raise InvalidRequestError(f"{where}: there is no feature {key!r} of numbers or pictures; there are {', '.join(sorted(known))}")
+            raise InvalidRequestError(f"{where}: there is no feature {key!r} of numbers or pictures; there are {', '.join(known)}")
         if mode in _OF_CAMERAS:
-            if key in known - cameras:
+            if key in known and key not in cameras:
                 raise InvalidRequestError(f"modes[{key!r}]={mode!r}: that is for cameras, and {key!r} is none")
             parts[1][key] = _affine(*_OF_CAMERAS[mode])
         elif mode != "identity":
