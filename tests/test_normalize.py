@@ -56,7 +56,7 @@ def pictures(*axes: int) -> np.ndarray:
 
 @pytest.mark.parametrize("axes", [(), (8,), (8, 4), (2, 8, 4)], ids=str)
 @pytest.mark.parametrize("mode", LEROBOT)
-def test_modes_of_numbers(mode: str, axes: tuple[int, ...]) -> None:
+def test_modes_of_numbers(mode: Any, axes: tuple[int, ...]) -> None:
     normalizer = lg.normalizer(STATS, {STATE: mode})
     x = state(*axes)
     batch = {STATE: x, "task": "pick", "index": np.arange(3)}
@@ -92,7 +92,7 @@ def test_modes_of_numbers(mode: str, axes: tuple[int, ...]) -> None:
         ("min_max", 0.5, 0.5),
     ],
 )
-def test_modes_of_cameras(mode: str, mean: Any, std: Any) -> None:
+def test_modes_of_cameras(mode: Any, mean: Any, std: Any) -> None:
     normalizer = lg.normalizer(STATS, {TOP: mode})
     x = pictures(2, 3)
     found = normalizer.normalize({TOP: x})[TOP]
@@ -129,7 +129,7 @@ def test_scalars_have_no_axis_of_their_own() -> None:
         ("mean_std", {"mean": [0.3], "std": [1e-40]}, 0.3),
     ],
 )
-def test_what_never_changes_comes_back_exactly(mode: str, statistics: dict[str, list[float]], number: float) -> None:
+def test_what_never_changes_comes_back_exactly(mode: Any, statistics: dict[str, list[float]], number: float) -> None:
     normalizer = lg.normalizer({"action": {name: np.array(value) for name, value in statistics.items()}}, {"action": mode})
     for x in (number, number + 1, -1e30):
         assert normalizer.normalize({"action": np.float32(x)})["action"] == 0
