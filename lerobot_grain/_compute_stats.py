@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -137,7 +138,9 @@ def _rows(values: npt.NDArray[Any], is_pad: Any) -> npt.NDArray[Any]:
     """Returns `(n, size)`: the last axes of an array that are not padding."""
     if is_pad is not None:
         values = values[~np.asarray(is_pad, bool)]
-    return values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1)
+    if values.ndim < 2:
+        return values.reshape(-1, 1)
+    return values.reshape(math.prod(values.shape[:-1]), values.shape[-1])
 
 
 def _of_pictures(stats: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, npt.NDArray[np.float64]]:

@@ -69,7 +69,7 @@ class Normalizer:
           keys: what is normalized; `None`: all of the batch that this normalizer knows. The rest is passed on.
 
         Returns:
-          `jax.Array`s of the same shapes, float32 (float64 where the batch is).
+          `jax.Array`s of the same shapes, float32; float64 where the batch is, with `jax_enable_x64`.
 
         Raises:
           InvalidRequestError: a key is not in the batch or not known, or an array does not have the shape of the statistics.
@@ -92,14 +92,10 @@ class Normalizer:
           InvalidRequestError: it is not such a dict.
         """
         try:
-            parts = [{key: _affine(found["center"], found["width"]) for key, found in (saved.get(part) or {}).items()} for part in _PARTS]
+            parts = [saved["values"], saved["cameras"]]
+            return cls(*({key: _affine(found["center"], found["width"]) for key, found in part.items()} for part in parts))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InvalidRequestError(f"Normalizer.from_dict: expected what to_dict() returns ({error!r})") from None
-        if unknown := set(saved) - set(_PARTS):
-            raise InvalidRequestError(
-                f"Normalizer.from_dict: found {sorted(unknown)}; expected what to_dict() returns, {' and '.join(_PARTS)}"
-            )
-        return cls(*parts)
 
     def _mapped(self, batch: Mapping[str, Any], keys: Iterable[str] | None, function: Callable[..., Any]) -> dict[str, Any]:
         known = {**self.values, **self.cameras}
@@ -119,9 +115,6 @@ class Normalizer:
                 x = x.astype(jnp.float32) / 255
             mapped[key] = function(x, center, width)
         return mapped
-
-
-_PARTS = ("values", "cameras")
 
 
 def normalizer(stats: Repository | Statistics, modes: Mapping[str, Mode] | None = None) -> Normalizer:
@@ -155,7 +148,8 @@ def normalizer(stats: Repository | Statistics, modes: Mapping[str, Mode] | None 
         where, found, known = "statistics", stats, list(stats)
         cameras = {key for key, statistics in stats.items() if _is_of_pictures(statistics)}
     default: dict[str, Mode] = {key: _default_mode(key, found.get(key, {}), is_camera=key in cameras) for key in known}
-    parts: tuple[dict[str, Affine], dict[str, Affine]] = ({}, {})
+    of_values: dict[str, Affine] = {}
+    of_cameras: dict[str, Affine] = {}
     for key, mode in {**default, **(modes or {})}.items():
         if mode not in get_args(Mode):
             raise InvalidRequestError(f"modes[{key!r}]={mode!r}: expected one of {', '.join(get_args(Mode))}")
@@ -165,10 +159,11 @@ def normalizer(stats: Repository | Statistics, modes: Mapping[str, Mode] | None 
         if mode in _OF_CAMERAS:
             if key in known and key not in cameras:
                 raise InvalidRequestError(f"modes[{key!r}]={mode!r}: that is for cameras, and {key!r} is none")
-            parts[1][key] = _affine(*_OF_CAMERAS[mode])
+            of_cameras[key] = _affine(*_OF_CAMERAS[mode])
         elif mode != "identity":
-            parts[key in cameras][key] = _of_statistics(found.get(key, {}), mode, where=f"{where}: feature {key!r}")
-    return Normalizer(*parts)
+            affine = _of_statistics(found.get(key, {}), mode, where=f"{where}: feature {key!r}")
+            (of_cameras if key in cameras else of_values)[key] = affine
+    return Normalizer(of_values, of_cameras)
 
 
 def _is_of_pictures(statistics: Mapping[str, npt.NDArray[np.float64]]) -> bool:

@@ -247,6 +247,9 @@ def test_scalars_and_pictures() -> None:
     assert found["reward"]["mean"].tolist() == [2.5]
     assert found["top"]["mean"].tolist() == [[[0.2]], [[0.2]], [[0.2]]]
     assert found["bytes"]["mean"].tolist() == [51] * 3
+    nothing = lg.stats_of([{"a": np.ones((4, 0))}], keys=["a"])["a"]
+    assert [nothing[name].shape for name in ("mean", "q50")] == [(0,), (0,)]
+    assert nothing["count"] == 4
 
 
 @pytest.mark.parametrize(

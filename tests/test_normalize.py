@@ -125,7 +125,7 @@ def test_scalars_have_no_axis_of_their_own() -> None:
         ("min_max", {"min": [-7.3], "max": [-7.3]}, -7.3),
         ("quantiles", {"q01": [1e-3], "q99": [1e-3]}, 1e-3),
         # What sums make of a number that never changes.
-        ("mean_std", {"mean": [0.30000000001], "std": [1e-9], "min": [0.3], "max": [0.3]}, 0.3),
+        ("mean_std", {"mean": [0.30001], "std": [1e-9], "min": [0.3], "max": [0.3]}, 0.3),
         ("mean_std", {"mean": [0.3], "std": [1e-40]}, 0.3),
     ],
 )
