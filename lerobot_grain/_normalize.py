@@ -117,13 +117,13 @@ class Normalizer:
         return mapped
 
 
-def normalizer(stats: Repository | Statistics, modes: Mapping[str, Mode] | None = None) -> Normalizer:
+def normalizer(source: Repository | Statistics, modes: Mapping[str, Mode] | None = None, *, stats: Statistics | None = None) -> Normalizer:
     """Returns the normalization of a data set.
 
     Args:
-      stats: a repository, for its `stats`, or such statistics themselves: feature key -> statistic -> array, from `compute_stats` or
-        `stats_of`.
+      source: an opened data set; or, without one, its statistics: feature key -> statistic -> array.
       modes: feature key -> mode, in place of the default.
+      stats: statistics of some features, such as `compute_stats` and `stats_of` give, in place of those of the source.
 
         | mode | y |
         |---|---|
@@ -140,13 +140,14 @@ def normalizer(stats: Repository | Statistics, modes: Mapping[str, Mode] | None 
       InvalidRequestError: a feature, mode or statistic does not exist.
       DatasetFormatError: a statistic is malformed.
     """
-    if isinstance(stats, Repository):
-        where, found = f"{stats.description}, meta/stats.json", stats.stats or {}
-        known = [key for key, feature in stats.features.items() if feature.is_camera or feature.dtype in NUMERIC_DTYPES]
-        cameras = set(stats.cameras)
+    if isinstance(source, Repository):
+        where, found = source.description, {**(source.stats or {}), **(stats or {})}
+        known = [key for key, feature in source.features.items() if feature.is_camera or feature.dtype in NUMERIC_DTYPES]
+        cameras = set(source.cameras)
     else:
-        where, found, known = "statistics", stats, list(stats)
-        cameras = {key for key, statistics in stats.items() if _is_of_pictures(statistics)}
+        where, found = "statistics", {**source, **(stats or {})}
+        known = list(found)
+        cameras = {key for key, statistics in found.items() if _is_of_pictures(statistics)}
     default: dict[str, Mode] = {key: _default_mode(key, found.get(key, {}), is_camera=key in cameras) for key in known}
     of_values: dict[str, Affine] = {}
     of_cameras: dict[str, Affine] = {}
@@ -154,7 +155,7 @@ def normalizer(stats: Repository | Statistics, modes: Mapping[str, Mode] | None 
         if mode not in get_args(Mode):
             raise InvalidRequestError(f"modes[{key!r}]={mode!r}: expected one of {', '.join(get_args(Mode))}")
         # Cameras of constant modes need not be among the statistics.
-        if key not in known and (isinstance(stats, Repository) or mode not in _OF_CAMERAS):
+        if key not in known and (isinstance(source, Repository) or mode not in _OF_CAMERAS):
             raise InvalidRequestError(f"{where}: there is no feature {key!r} of numbers or pictures; there are {', '.join(known)}")
         if mode in _OF_CAMERAS:
             if key in known and key not in cameras:

@@ -351,6 +351,7 @@ def test_the_code_of_the_docs(tmp_path: Path) -> None:
     assert jax.tree.all(jax.tree.map(np.array_equal, names["normalizer"], before))
     exec(blocks[2], names)
     assert names["training"]["action"]["count"] == 50
-    assert set(names["normalizer"].cameras) == {TOP}
+    assert names["pictures"][TOP]["mean"].shape == (3, 1, 1)
     exec(blocks[3], names)
+    assert set(names["normalizer"].cameras) == {TOP}
     assert names["relative"]["action"]["count"] == sum(min(16, length - frame) for length in (30, 20, 9) for frame in range(length))

@@ -171,6 +171,15 @@ def test_defaults_of_statistics(repository: lg.Repository) -> None:
     assert (found["observation.images.depth"] == 2).all()
 
 
+def test_statistics_in_place_of_those_of_the_source(repository: lg.Repository) -> None:
+    relative = {"action": {"q01": np.array([-1.0, -2.0]), "q99": np.array([1.0, 6.0])}}
+    for source in (repository, repository.stats):
+        found = lg.normalizer(source, {"action": "quantiles"}, stats=relative)
+        assert set(found.cameras) == {TOP}
+        assert [found.values["action"][name].tolist() for name in ("center", "width")] == [[0, 2], [1, 4]]
+        assert np.array_equal(found.values[STATE]["width"], lg.normalizer(source).values[STATE]["width"])
+
+
 # --- in JAX --------------------------------------------------------------------------------------------------------------------------
 
 
@@ -303,10 +312,10 @@ def test_malformed_statistics(statistics: Any) -> None:
 def test_a_repository_without_statistics(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", episode_lengths=[3], cameras=[], statistics=False)
     repository = lg.open_repository(tmp_path / "data")
-    text = r"data, meta/stats.json: feature 'observation.state' has no statistic 'mean', .*; it has none. compute_stats\(repository\) makes"
+    text = r"data: feature 'observation.state' has no statistic 'mean', .*; it has none. compute_stats\(repository\) makes"
     with pytest.raises(lg.InvalidRequestError, match=text):
         lg.normalizer(repository)
-    assert set(lg.normalizer(lg.compute_stats(repository)).values) == {STATE, "action"}
+    assert set(lg.normalizer(repository, stats=lg.compute_stats(repository)).values) == {STATE, "action"}
 
 
 def test_a_feature_that_the_repository_does_not_have(repository: lg.Repository) -> None:
