@@ -50,7 +50,8 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
 
     An example is a flat dict with the keys of the data set: NumPy arrays of the declared dtype and shape `(*shape)`, scalars for features
     of shape `(1,)`; `(time, *shape)` and a mask `{key}_is_pad`, bool `(time,)`, for keys with delta timestamps; cameras uint8 `(height,
-    width, 3)` or `(time, height, width, 3)`; strings as str or lists of str; the text of the task under `task`.
+    width, 3)` or `(time, height, width, 3)`; strings as str or lists of str; the text of the task under `task`, and of the
+    subtask under `subtask` where there are subtasks; language as a list of dicts, which a batch holds in an array of objects.
 
     Args:
       parent: data set of `WindowRequest`.
@@ -405,6 +406,11 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
     def shuffle(self) -> Shuffle | None:
         """The shuffle, with the `clip_length` that is used."""
         return self._order.shuffle
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What in the data set is odd or was repaired, and does not change what is read: `Repository.notes`."""
+        return self._repository.notes
 
     def __str__(self) -> str:
         return f"LeRobotIterDataset({self._repository.description})"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -317,6 +318,11 @@ def to_encoded_images(column: pa.ChunkedArray, feature: Feature, *, where: str) 
         if values.type.get_field_index("bytes") < 0:
             raise DatasetFormatError(f"{where}: image {feature.key!r} is a {values.type}; expected a struct with a field bytes")
         values = values.field("bytes")
+    elif not (pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type)):
+        raise DatasetFormatError(
+            f"{where}: image {feature.key!r} is stored as {shown(str(values.type))}; expected encoded pictures, as bytes or as a struct "
+            "with a field bytes"
+        )
     with _damage(f"{where}: image {feature.key!r}"):
         images: list[bytes] = values.to_pylist()
     for row, image in enumerate(images):
@@ -325,6 +331,45 @@ def to_encoded_images(column: pa.ChunkedArray, feature: Feature, *, where: str) 
                 f"{where}: image {feature.key!r} has no bytes in row {row} of its group; pictures outside the table are not read"
             )
     return images
+
+
+class LanguageColumn(Sequence[list[dict[str, Any]]]):
+    """The values of a language feature, `(rows,)`: messages as lists of dicts.
+
+    Every row of an episode repeats the same messages, so a value becomes Python objects when it is asked for, and not before.
+
+    Args:
+      column: lists of structs, as lerobot 0.6 writes them (its `datasets/language.py`).
+      feature: which it is.
+      where: names the row group in messages.
+
+    Raises:
+      DatasetFormatError: the column is something else.
+    """
+
+    def __init__(self, column: pa.ChunkedArray, feature: Feature, *, where: str) -> None:
+        self._values = column.combine_chunks()
+        self._subject = f"{where}: feature {feature.key!r}"
+        kind = self._values.type
+        if not (pa.types.is_null(kind) or (_is_list(kind) and pa.types.is_struct(kind.value_type))):
+            raise DatasetFormatError(f"{self._subject} is stored as {shown(str(kind))}; expected lists of messages, which are structs")
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, row: Any) -> Any:
+        """Returns the messages of a row, none for a missing value; `tool_calls`, which are JSON texts in the file, as what they say.
+
+        Raises:
+          DatasetFormatError: a text is not UTF-8, or a tool call is not JSON.
+        """
+        with _damage(self._subject):
+            messages: list[dict[str, Any]] = self._values[row].as_py() or []
+            for message in messages:
+                if message and message.get("tool_calls"):
+                    calls = message["tool_calls"]
+                    message["tool_calls"] = [json.loads(call) if isinstance(call, str) else call for call in calls]
+        return messages
 
 
 def _flatten(values: pa.Array, length: int, subject: str, axis: int) -> pa.Array:

@@ -5,6 +5,7 @@ Rules:
   directory have no commits; a hash of the list of files, or of `meta/`, stands for it.
 * Of the episode tables only the few columns that are needed are read: the statistics of every episode would be a hundred times as much.
 * A repository is a value that pickles; opening one again in another process costs nothing.
+* Files that disagree are an error where it could change what is read. Where it could not, a note says so, and a warning once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,13 +23,14 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._episodes import EpisodeTable, episode_columns, episode_table
-from lerobot_grain._errors import DatasetFormatError, MissingFileError
+from lerobot_grain._errors import DatasetFormatError, LeRobotGrainWarning, MissingFileError
 from lerobot_grain._mp4 import SampleTable, read_sample_table
 from lerobot_grain._parquet import InMemoryFile, open_table, read_columns
 from lerobot_grain._schema import DatasetInfo, Feature, parse_info
 from lerobot_grain._storage import Storage, StorageOptions, open_storage
 
-INFO_PATH, STATS_PATH, TASKS_PATH = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
+INFO_PATH, STATS_PATH = "meta/info.json", "meta/stats.json"
+TASKS_PATH, SUBTASKS_PATH = "meta/tasks.parquet", "meta/subtasks.parquet"
 _EPISODES_PATH = re.compile(r"meta/episodes/chunk-([0-9]{1,9})/file-([0-9]{1,9})\.parquet")
 
 # A metadata file is refused above these sizes before it is read; the largest public data sets have a hundredth of them. JSON takes up to 40
@@ -52,8 +55,11 @@ class Repository:
       info: what `meta/info.json` says.
       episodes: the episode table.
       tasks: task texts by `task_index`.
+      subtasks: texts by `subtask_index`; `None` where there is no `meta/subtasks.parquet`.
       stats: `meta/stats.json`: feature key -> statistic (`mean`, `std`, `min`, `max`, `count`, quantiles) -> float64 array; `None` where
         there is none.
+      notes: what in the files is odd or was repaired, and does not change what is read; one text each. Opening issues each as a
+        `LeRobotGrainWarning`.
     """
 
     storage: Storage
@@ -62,6 +68,8 @@ class Repository:
     episodes: EpisodeTable
     tasks: Mapping[int, str]
     stats: Statistics | None
+    subtasks: Mapping[int, str] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def description(self) -> str:
@@ -141,13 +149,21 @@ def open_repository(
         )
     info = parse_info(storage.read_metadata(INFO_PATH, max_bytes=_MAX_INFO_BYTES), where=f"{storage.description}, {INFO_PATH}")
     episodes = _read_episodes(storage, listing, info)
+    notes = (
+        *(f"{INFO_PATH}: {note}" for note in (*info.notes, *_odd_totals(info, episodes))),
+        *(f"meta/episodes: {note}" for note in episodes.notes),
+    )
+    for note in notes:
+        warnings.warn(f"{storage.description}: {note}", LeRobotGrainWarning, stacklevel=2)
     return Repository(
         storage=storage,
         commit=storage.commit or _hash_of_metadata(storage, listing),
         info=info,
         episodes=episodes,
-        tasks=_read_tasks(storage, listing),
+        tasks=_read_texts(storage, listing, TASKS_PATH, "task"),
+        subtasks=_read_texts(storage, listing, SUBTASKS_PATH, "subtask") if SUBTASKS_PATH in listing else None,
         stats=_read_stats(storage) if STATS_PATH in listing else None,
+        notes=notes,
     )
 
 
@@ -187,16 +203,16 @@ def _read_episodes(storage: Storage, listing: Mapping[str, int], info: DatasetIn
                 f"{storage.description}, {path}: there is no column {missing[0]}, which other files of the episode table have"
             )
     columns = {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
-    table = episode_table(columns, info=info, where=where)
-    for field, declared, found in (
-        ("total_episodes", info.total_episodes, table.num_episodes),
-        ("total_frames", info.total_frames, table.num_rows),
-    ):
-        if declared is not None and declared != found:
-            raise DatasetFormatError(
-                f"{storage.description}, {INFO_PATH}: {field} is {declared}, but the episode table has {found}; one is incomplete"
-            )
-    return table
+    return episode_table(columns, info=info, where=where)
+
+
+def _odd_totals(info: DatasetInfo, episodes: EpisodeTable) -> list[str]:
+    totals = (("total_episodes", info.total_episodes, episodes.num_episodes), ("total_frames", info.total_frames, episodes.num_rows))
+    return [
+        f"{field} is {declared}, but the episode table has {found}, which is what is read"
+        for field, declared, found in totals
+        if declared not in (None, found)
+    ]
 
 
 def _read_table(
@@ -211,18 +227,20 @@ def _read_table(
     return read_columns(table, columns)
 
 
-def _read_tasks(storage: Storage, listing: Mapping[str, int]) -> dict[int, str]:
-    if TASKS_PATH not in listing:
-        raise DatasetFormatError(f"{storage.description}: there is no {TASKS_PATH}; expected the table of task texts")
-    where = f"{storage.description}, {TASKS_PATH}"
-    columns = _read_table(storage, TASKS_PATH, listing[TASKS_PATH], None, max_rows=_MAX_TASKS)
+def _read_texts(storage: Storage, listing: Mapping[str, int], path: str, kind: str) -> dict[int, str]:
+    """Returns the texts of tasks or subtasks by their number."""
+    if path not in listing:
+        raise DatasetFormatError(f"{storage.description}: there is no {path}; expected the table of {kind} texts")
+    where, index = f"{storage.description}, {path}", f"{kind}_index"
+    columns = _read_table(storage, path, listing[path], None, max_rows=_MAX_TASKS)
     # The texts are the index of a pandas table, whose name depends on the version of lerobot that wrote it: task or __index_level_0__.
-    texts = [name for name, values in columns.items() if name != "task_index" and values.dtype == object]
-    if "task_index" not in columns or len(texts) != 1:
-        raise DatasetFormatError(f"{where}: found the columns {', '.join(columns)}; expected task_index and one of texts")
-    numbers, values = columns["task_index"], columns[texts[0]]
+    texts = [name for name, values in columns.items() if name != index and values.dtype == object]
+    texts = [name for name in texts if name in (kind, "__index_level_0__")] or texts
+    if index not in columns or len(texts) != 1:
+        raise DatasetFormatError(f"{where}: found the columns {', '.join(columns)}; expected {index} and one of texts")
+    numbers, values = columns[index], columns[texts[0]]
     if numbers.dtype.kind not in "iuf" or not np.array_equal(np.sort(numbers), np.arange(len(numbers))):
-        raise DatasetFormatError(f"{where}: task_index is {numbers[:8].tolist()}...; expected 0, 1, 2, ... once each")
+        raise DatasetFormatError(f"{where}: {index} is {numbers[:8].tolist()}...; expected 0, 1, 2, ... once each")
     if odd := [value for value in values if not isinstance(value, str)]:
         raise DatasetFormatError(f"{where}: found {odd[0]!r} in column {texts[0]}; expected texts")
     return {int(number): str(value) for number, value in zip(numbers, values, strict=True)}

@@ -1,4 +1,4 @@
-"""Fetches row groups ahead, and puts the low-dimensional values, embedded images and tasks of examples together."""
+"""Fetches row groups ahead, and puts the low-dimensional values, embedded images and texts of examples together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lerobot_grain._batches import Batch
 from lerobot_grain._errors import DatasetFormatError, LeRobotGrainError
 from lerobot_grain._kept import Kept
 from lerobot_grain._repository import Repository
-from lerobot_grain._rows import TASK_KEY, DataFile, RowGroup, Selection, columns_to_read, load_group, open_data_file
+from lerobot_grain._rows import DataFile, RowGroup, Selection, columns_to_read, load_group, open_data_file
 from lerobot_grain._schema import Feature
 from lerobot_grain._statistics import Meter
 from lerobot_grain._video import decode_image
@@ -90,7 +90,7 @@ class RowReader:
     ) -> None:
         self._repository, self._selection, self._image_size = repository, selection, image_size
         self._fetchers, self._decoders, self._meter = fetchers, decoders, meter
-        self._is_needed = bool(selection.columns or selection.with_task)
+        self._is_needed = bool(selection.columns or selection.texts)
         self._files: Kept[int, DataFile] = Kept(limit=_MAX_OPEN_DATA_FILES, size=lambda _: 1)
         self._groups: Kept[tuple[int, int], RowGroup] = Kept(limit=memory_bytes, size=lambda rows: rows.nbytes)
 
@@ -169,7 +169,7 @@ class RowReader:
     def _values(self, pending: PendingRows, examples: slice) -> Batch:
         found: Batch = {}
         groups, anchors, columns = pending.loaded, pending.anchors[examples], self._selection.columns
-        arrays = tuple(f.key for f in columns if f.key not in pending.windows and not f.is_camera and f.dtype != "string")
+        arrays = tuple(f.key for f in columns if f.key not in pending.windows and f.is_array)
         if arrays:
             found.update(_records(groups, arrays, anchors))
         for feature in columns:
@@ -181,10 +181,12 @@ class RowReader:
                 values = _look_up(groups, cells, functools.partial(_column, key))
                 time = cells.rows.shape[1] if cells.rows.ndim == 2 else 0
                 found[key] = [values[i : i + time] for i in range(0, len(values), time)] if time else values
+            elif feature.dtype == "language":
+                found[key] = _array_of(_look_up(groups, cells, functools.partial(_column, key)), cells.rows.shape)
             else:
                 found[key] = _gather(groups, key, cells)
-        if self._selection.with_task:
-            found[TASK_KEY] = _look_up(groups, anchors, lambda group: group.tasks)
+        for key in self._selection.texts:
+            found[key] = _look_up(groups, anchors, functools.partial(_column, key))
         return found
 
     def pictures(self, block: WindowBlock, pending: PendingRows | None, examples: slice) -> Batch:
@@ -264,9 +266,17 @@ def _gather(groups: list[RowGroup | None], key: str, cells: _Cells) -> npt.NDArr
     return found.reshape(*cells.rows.shape, *found.shape[1:])
 
 
+def _array_of(values: list[Any], shape: tuple[int, ...]) -> npt.NDArray[np.object_]:
+    """Returns objects as an array of them: what holds lists must not be taken for more axes, here and by whoever stacks or maps trees."""
+    found = np.empty(len(values), object)
+    for place, value in enumerate(values):
+        found[place] = value
+    return found.reshape(shape)
+
+
 def _column(key: str, group: RowGroup) -> Sequence[Any]:
     column = group.columns[key]
-    assert isinstance(column, list)
+    assert not isinstance(column, np.ndarray)
     return column
 
 

@@ -3,6 +3,9 @@
 Pure: bytes in, a frozen value or `DatasetFormatError` out. The format is the one of lerobot 0.4 to 0.6 (`DatasetInfo` in its
 `datasets/utils.py`; features as in `feature_utils.py`), read as real files have it: fps may be a float, unknown keys are ignored, camera
 shapes may be `(channels, height, width)`.
+
+Where a field cannot be meant as it stands, and it is plain what is meant, that is taken and a note says so. A note never stands for
+something that could change a value: that is an error.
 """
 
 from __future__ import annotations
@@ -23,8 +26,16 @@ NUMERIC_DTYPES = frozenset(
     ("bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
 )
 
-# lerobot's defaults for data sets that name no template.
-_DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+# lerobot's templates, for data sets that name none.
+_PATHS = {
+    "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+    "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+}
+# Those of v2.x, which some converters leave in info.json. They cannot be meant: the episode table of v3.0 numbers files, not episodes.
+_OLD_PATHS = {
+    "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+    "video_path": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+}
 _TEMPLATE_FIELDS = frozenset(("video_key", "chunk_index", "file_index"))
 
 # Far above all that is real; below, what is made of a description stays small: a path for every file, an array of a frame.
@@ -32,6 +43,12 @@ _MAX_KEY_LENGTH, _MAX_TEMPLATE_LENGTH, _MAX_TEMPLATE_FIELDS = 256, 512, 8
 _MAX_DIMENSIONS, _MAX_VALUES = 32, 1 << 31
 _MIN_FPS, _MAX_FPS = 1e-6, 1e6
 _MAX_GOP_LENGTH = 1 << 20
+
+# Pictures have so many channels: grey, RGB, or with alpha.
+_CHANNELS = (1, 3, 4)
+
+# The key under which examples have the text of their task, whatever the columns are called.
+TASK_KEY = "task"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +80,11 @@ class Feature:
         return self.dtype == "video"
 
     @property
+    def is_array(self) -> bool:
+        """Numbers or bools, which are stored as such."""
+        return self.dtype in NUMERIC_DTYPES
+
+    @property
     def is_scalar(self) -> bool:
         """One number a frame: declared with shape `(1,)`, given as a scalar, as lerobot does."""
         return self.shape in ((), (1,))
@@ -90,6 +112,7 @@ class DatasetInfo:
       data_path, video_path: templates of the files; `video_path` is `None` for data sets without video.
       robot_type: free text, or `None`.
       splits: name -> text such as `0:50`.
+      notes: what was repaired, or is odd, and does not change what is read.
     """
 
     codebase_version: str
@@ -101,6 +124,7 @@ class DatasetInfo:
     video_path: PathTemplate | None
     robot_type: str | None
     splits: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def parse_info(raw: bytes, *, where: str) -> DatasetInfo:
@@ -120,17 +144,21 @@ def parse_info(raw: bytes, *, where: str) -> DatasetInfo:
     if not isinstance(info, dict):
         raise DatasetFormatError(f"{where}: found a JSON {type(info).__name__}; expected an object with codebase_version, fps and features")
     version = _check_version(info, where)
-    video_path = info.get("video_path")
+    fps = _fps(info, where)
+    notes: list[str] = []
+    features = _features(info, where, notes)
+    _note_other_rates(info, fps, notes)
     return DatasetInfo(
         codebase_version=version,
-        fps=_fps(info, where),
-        features=_features(info, where),
+        fps=fps,
+        features=features,
         total_episodes=_count(info, "total_episodes", where),
         total_frames=_count(info, "total_frames", where),
-        data_path=_template(info.get("data_path", _DATA_PATH), "data_path", where),
-        video_path=None if video_path is None else _template(video_path, "video_path", where),
+        data_path=_template(info.get("data_path", _PATHS["data_path"]), "data_path", where, notes),
+        video_path=_video_path(info, features, where, notes),
         robot_type=info.get("robot_type") if isinstance(info.get("robot_type"), str) else None,
         splits=_splits(info, where),
+        notes=tuple(notes),
     )
 
 
@@ -178,16 +206,29 @@ def _splits(info: Mapping[str, Any], where: str) -> Mapping[str, str]:
     return {name: span if isinstance(span, str) else shown(span) for name, span in splits.items()}
 
 
-def _features(info: Mapping[str, Any], where: str) -> Mapping[str, Feature]:
+def _features(info: Mapping[str, Any], where: str, notes: list[str]) -> Mapping[str, Feature]:
     declared = info.get("features")
     if not isinstance(declared, dict) or not declared:
         raise DatasetFormatError(
             f"{where}: features is {type(declared).__name__}; expected a non-empty object of feature key -> description"
         )
-    return {key: _feature(key, description, where) for key, description in declared.items()}
+    features = {key: _feature(key, description, where, notes) for key, description in declared.items()}
+    if features.pop(TASK_KEY, None) is not None:
+        notes.append(f"feature {TASK_KEY!r} is not read: examples have the text from the table of tasks under that key, as in lerobot")
+    return features
 
 
-def _feature(key: str, description: object, where: str) -> Feature:
+def _note_other_rates(info: Mapping[str, Any], fps: float, notes: list[str]) -> None:
+    rates = {key: description["fps"] for key, description in info["features"].items() if description.get("fps") not in (None, fps)}
+    if rates:
+        key, rate = next(iter(rates.items()))
+        notes.append(
+            f"{len(rates)} features have an fps of their own, such as {shown(key)}: {shown(rate)}; it is not used, all have that of the "
+            f"data set, {fps:g}"
+        )
+
+
+def _feature(key: str, description: object, where: str, notes: list[str]) -> Feature:
     if len(key) > _MAX_KEY_LENGTH:
         raise DatasetFormatError(f"{where}: feature {shown(key)} has a key of {len(key)} characters; expected at most {_MAX_KEY_LENGTH}")
     if not isinstance(description, dict):
@@ -216,26 +257,44 @@ def _feature(key: str, description: object, where: str) -> Feature:
     return Feature(
         key,
         dtype,
-        _channels_last(shape, listed),
+        _channels_last(key, shape, listed, notes),
         listed,
         is_depth=bool(encoding.get("is_depth_map") or encoding.get("video.is_depth_map")),
         gop_length=gop_length if type(gop_length) is int and 1 <= gop_length <= _MAX_GOP_LENGTH else None,
     )
 
 
-def _channels_last(shape: list[int], names: tuple[str, ...] | None) -> tuple[int, ...]:
-    # Both orders are allowed by lerobot (validate_feature_image_or_video); the names tell, and where there are none, the number of
-    # channels.
+def _channels_last(key: str, shape: list[int], names: tuple[str, ...] | None, notes: list[str]) -> tuple[int, ...]:
+    # Both orders are allowed by lerobot (validate_feature_image_or_video); the names tell, and where there are none, or they cannot be
+    # right, the number of channels.
+    first, last = shape[0] in _CHANNELS, shape[2] in _CHANNELS
+    channels_first = first and not last
     if names is not None and len(names) == 3:
-        channels_first = names[0] in ("channel", "channels")
-    else:
-        channels_first = shape[0] in (1, 3) and shape[2] not in (1, 3)
+        said_first = names[0] in ("channel", "channels")
+        if first == last or said_first == channels_first:
+            channels_first = said_first
+        else:
+            channels = shape[0] if channels_first else shape[2]
+            notes.append(f"camera {key!r} has shape {shape} and names {list(names)}, which do not fit; read with {channels} channels")
     return (shape[1], shape[2], shape[0]) if channels_first else tuple(shape)
 
 
-def _template(text: object, field: str, where: str) -> PathTemplate:
+def _video_path(info: Mapping[str, Any], features: Mapping[str, Feature], where: str, notes: list[str]) -> PathTemplate | None:
+    text = info.get("video_path")
+    if text is None:
+        if (camera := next((key for key, feature in features.items() if feature.is_video), None)) is None:
+            return None
+        text = _PATHS["video_path"]
+        notes.append(f"video_path is {'null' if 'video_path' in info else 'missing'}, but {camera!r} is a video; {text!r} is used")
+    return _template(text, "video_path", where, notes)
+
+
+def _template(text: object, field: str, where: str, notes: list[str]) -> PathTemplate:
     """Checks a template, so that formatting it can neither fail, read attributes, nor make a text of any size."""
-    expected = "expected a relative path with the fields video_key, chunk_index and file_index, such as " + _DATA_PATH
+    expected = "expected a relative path with the fields video_key, chunk_index and file_index, such as " + _PATHS["data_path"]
+    if text == _OLD_PATHS[field]:
+        text = _PATHS[field]
+        notes.append(f"{field} is {_OLD_PATHS[field]!r}, that of a LeRobotDataset v2.x; {text!r} is used")
     if not isinstance(text, str):
         raise DatasetFormatError(f"{where}: {field} is {shown(text)}; {expected}")
     if len(text) > _MAX_TEMPLATE_LENGTH or text.count("{") > 2 * _MAX_TEMPLATE_FIELDS:

@@ -101,7 +101,7 @@ def test_a_whole_table() -> None:
 
 
 def test_columns_that_are_read() -> None:
-    assert episode_columns(INFO) == tuple(columns_of())
+    assert episode_columns(INFO) == (*columns_of(), "data_chunk_index", "data_file_index")
 
 
 @pytest.mark.parametrize("order", [[3, 2, 1, 0], [1, 3, 0, 2]], ids=str)

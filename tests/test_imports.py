@@ -172,12 +172,13 @@ def test_rooms_and_what_they_offer_are_described(name: str) -> None:
 
 # --- exceptions ----------------------------------------------------------------------------------------------------------------------
 
-ERRORS = [value for value in vars(_errors).values() if inspect.isclass(value) and issubclass(value, BaseException)]
+EXCEPTIONS = [value for value in vars(_errors).values() if inspect.isclass(value) and issubclass(value, BaseException)]
+ERRORS = [value for value in EXCEPTIONS if not issubclass(value, Warning)]
 
 
 def test_the_exception_tree() -> None:
-    assert set(ERRORS) == {value for name in lg.__all__ if inspect.isclass(value := getattr(lg, name)) and issubclass(value, Exception)}
-    parents = {error.__name__: [base.__name__ for base in error.__bases__] for error in ERRORS}
+    assert set(EXCEPTIONS) == {value for name in lg.__all__ if inspect.isclass(value := getattr(lg, name)) and issubclass(value, Exception)}
+    parents = {error.__name__: [base.__name__ for base in error.__bases__] for error in EXCEPTIONS}
     assert parents == {
         "LeRobotGrainError": ["Exception"],
         "InvalidRequestError": ["LeRobotGrainError", "ValueError"],
@@ -185,8 +186,9 @@ def test_the_exception_tree() -> None:
         "DatasetFormatError": ["LeRobotGrainError"],
         "StorageError": ["LeRobotGrainError", "OSError"],
         "MissingFileError": ["StorageError"],
+        "LeRobotGrainWarning": ["UserWarning"],
     }
-    assert all(error.__name__ in (_errors.__doc__ or "") for error in ERRORS)
+    assert all(error.__name__ in (_errors.__doc__ or "") for error in EXCEPTIONS)
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)

@@ -350,6 +350,7 @@ def test_images() -> None:
 
 
 NO_BYTES = "of its group; pictures outside the table are not read"
+ENCODED = "expected encoded pictures, as bytes or as a struct with a field bytes"
 
 
 @pytest.mark.parametrize(
@@ -358,7 +359,8 @@ NO_BYTES = "of its group; pictures outside the table are not read"
         ([{"bytes": b"png", "path": "1.png"}, {"bytes": None, "path": "2.png"}], f"has no bytes in row 1 {NO_BYTES}"),
         ([{"bytes": b"", "path": "1.png"}], f"has no bytes in row 0 {NO_BYTES}"),
         ([b"png", None], f"has no bytes in row 1 {NO_BYTES}"),
-        (["1.png"], f"has no bytes in row 0 {NO_BYTES}"),
+        (["1.png"], f"is stored as 'string'; {ENCODED}"),
+        ([[[1, 2], [3, 4]]], f"is stored as 'list<item: list<item: int64>>'; {ENCODED}"),
         ([{"bytes": b"png", "path": ""}, None], f"has no bytes in row 1 {NO_BYTES}"),
         ([{"path": "1.png"}], "is a struct<path: string>; expected a struct with a field bytes"),
     ],

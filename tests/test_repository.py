@@ -18,7 +18,7 @@ import pytest
 
 from lerobot_grain import _repository
 from lerobot_grain._byte_ranges import ByteRange
-from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, LeRobotGrainError, MissingFileError
+from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, LeRobotGrainError, LeRobotGrainWarning, MissingFileError
 from lerobot_grain._repository import Repository, open_repository, sample_table
 from lerobot_grain._storage import Storage, StorageOptions, StorageStatistics, open_storage
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, WrittenDataset, write_dataset, write_synthetic_metadata
@@ -362,14 +362,22 @@ def test_a_missing_file_of_the_episode_table(directory: Path) -> None:
     (directory / EPISODES.format(1)).unlink()
     assert refusal(directory) == "meta/episodes: episode_index should be 0, 1, 2, ... once each; found 4 where 2 was expected"
     (directory / EPISODES.format(2)).unlink()
-    assert refusal(directory) == "meta/info.json: total_episodes is 5, but the episode table has 2; one is incomplete"
+    with pytest.warns(LeRobotGrainWarning):
+        repository = open_repository(directory)
+    assert repository.notes == (
+        "meta/info.json: total_episodes is 5, but the episode table has 2, which is what is read",
+        "meta/info.json: total_frames is 87, but the episode table has 29, which is what is read",
+    )
 
 
 def test_totals_that_contradict_the_episode_table(directory: Path) -> None:
     change_json(directory / "meta/info.json", lambda info: {**info, "total_frames": 88})
-    assert refusal(directory) == "meta/info.json: total_frames is 88, but the episode table has 87; one is incomplete"
+    with pytest.warns(LeRobotGrainWarning, match="meta/info.json: total_frames is 88, but the episode table has 87, which is what is read"):
+        repository = open_repository(directory)
+    assert repository.episodes.num_rows == 87
+    assert repository.notes == ("meta/info.json: total_frames is 88, but the episode table has 87, which is what is read",)
     change_json(directory / "meta/info.json", lambda info: {**info, "total_frames": None})
-    assert open_repository(directory).episodes.num_rows == 87
+    assert open_repository(directory).notes == ()
 
 
 @pytest.mark.parametrize("column", ["dataset_to_index", "data/file_index", f"videos/{TOP}/from_timestamp"])

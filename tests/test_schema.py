@@ -96,7 +96,7 @@ def test_versions_that_are_read(version: str) -> None:
         ({"fps": 29.97}, {"fps": 29.97}),
         ({"total_frames": 50.0}, {"total_frames": 50}),
         ({"total_frames": None, "total_episodes": None}, {"total_frames": None, "total_episodes": None}),
-        ({"video_path": None}, {"video_path": None}),
+        ({"video_path": None, "features": {"a": {"dtype": "int64", "shape": [1]}}}, {"video_path": None}),
         ({"robot_type": None}, {"robot_type": None}),
         ({"robot_type": ["a"]}, {"robot_type": None}),
         ({"splits": None}, {"splits": {}}),
