@@ -25,7 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lerobot_grain._byte_ranges import ByteRange
+from lerobot_grain._byte_ranges import ByteRange, merge_ranges
 from lerobot_grain._errors import DatasetFormatError, shown
 from lerobot_grain._parquet_pages import chunk_contents
 from lerobot_grain._schema import Feature
@@ -33,6 +33,8 @@ from lerobot_grain._schema import Feature
 # Holds the footers of most data files (about 150 bytes a column chunk), so that they cost one request.
 _TAIL_BYTES = 16 << 10
 _MAX_FOOTER_BYTES = 256 << 20
+# Column chunks that lie side by side are read in one request up to this size: a whole data file of lerobot, which has 100 MB.
+_MAX_REQUEST_BYTES = 128 << 20
 _MAGIC = b"PAR1"
 # The Thrift decoder makes room for a list as long as it is said to be, up to 700 bytes an element, before it reads the first one (pyarrow 26:
 # 6 GB for a footer of 40 bytes). So no list may be longer than the footer has room for, at so many bytes an element, nor than any needs.
@@ -145,6 +147,18 @@ class ParquetTable:
             ranges.append(found)
         return ranges
 
+    def unpacked_bytes(self, group: int, columns: Sequence[str]) -> int:
+        """Returns about how many bytes `columns` of a row group take in memory, as the footer has it."""
+        leaves = self._leaves(columns)
+        self._check_chunks(leaves)
+        row_group = self.metadata.row_group(group)
+        total = 0
+        for leaf in leaves:
+            chunk = row_group.column(leaf)
+            width = _WIDTHS.get(chunk.physical_type)
+            total += max(0, chunk.total_uncompressed_size if width is None else chunk.num_values * width)
+        return total
+
     def read_group(self, group: int, columns: Sequence[str]) -> pa.Table:
         """Reads `columns` of a row group.
 
@@ -153,11 +167,13 @@ class ParquetTable:
           StorageError: the bytes could not be had.
         """
         leaves, ranges = self._leaves(columns), self.ranges(group, columns)
-        payloads = self.storage.read_ranges(self.path, ranges)
+        merged = merge_ranges(ranges, gap_bytes=0, max_bytes=_MAX_REQUEST_BYTES)
+        held = _SparseFile(merged, self.storage.read_ranges(self.path, merged))
+        payloads = [held.view(chunk) for chunk in ranges]
         where = f"{self.where}, row group {group}"
         with _damage(where):
             rows_at_once = self._rows_at_once(group, leaves, payloads, where)
-            with pq.ParquetFile(_SparseFile(ranges, payloads), metadata=self.metadata, pre_buffer=False) as file:
+            with pq.ParquetFile(held, metadata=self.metadata, pre_buffer=False) as file:
                 if rows_at_once is None:
                     table = file.reader.read_row_group(group, column_indices=leaves, use_threads=False)
                 else:
@@ -184,7 +200,7 @@ class ParquetTable:
                     raise DatasetFormatError(f"{self.where}: damaged parquet footer ({_first_line(error)})") from None
             self._checked_leaves.update(unchecked)
 
-    def _rows_at_once(self, group: int, leaves: Sequence[int], payloads: Sequence[bytes], where: str) -> int | None:
+    def _rows_at_once(self, group: int, leaves: Sequence[int], payloads: Sequence[memoryview], where: str) -> int | None:
         """Returns how many rows of a row group may be unpacked at a time; `None` for all.
 
         Raises:
@@ -344,32 +360,34 @@ class LanguageColumn(Sequence[list[dict[str, Any]]]):
       where: names the row group in messages.
 
     Raises:
-      DatasetFormatError: the column is something else.
+      DatasetFormatError: the column is something else, or a text in it is not UTF-8.
     """
 
     def __init__(self, column: pa.ChunkedArray, feature: Feature, *, where: str) -> None:
         self._values = column.combine_chunks()
-        self._subject = f"{where}: feature {feature.key!r}"
-        kind = self._values.type
+        subject, kind = f"{where}: feature {feature.key!r}", self._values.type
         if not (pa.types.is_null(kind) or (_is_list(kind) and pa.types.is_struct(kind.value_type))):
-            raise DatasetFormatError(f"{self._subject} is stored as {shown(str(kind))}; expected lists of messages, which are structs")
+            raise DatasetFormatError(f"{subject} is stored as {shown(str(kind))}; expected lists of messages, which are structs")
+        with _damage(subject):
+            self._values.validate(full=True)
 
     def __len__(self) -> int:
         return len(self._values)
 
     def __getitem__(self, row: Any) -> Any:
-        """Returns the messages of a row, none for a missing value; `tool_calls`, which are JSON texts in the file, as what they say.
-
-        Raises:
-          DatasetFormatError: a text is not UTF-8, or a tool call is not JSON.
-        """
-        with _damage(self._subject):
-            messages: list[dict[str, Any]] = self._values[row].as_py() or []
-            for message in messages:
-                if message and message.get("tool_calls"):
-                    calls = message["tool_calls"]
-                    message["tool_calls"] = [json.loads(call) if isinstance(call, str) else call for call in calls]
+        """Returns the messages of a row, none for a missing value; `tool_calls`, which are JSON texts in the file, as what they say."""
+        messages: list[dict[str, Any]] = self._values[row].as_py() or []
+        for message in messages:
+            if message and message.get("tool_calls"):
+                message["tool_calls"] = [_decoded(call) for call in message["tool_calls"]]
         return messages
+
+
+def _decoded(call: Any) -> Any:
+    try:
+        return json.loads(call)
+    except (TypeError, ValueError, RecursionError):
+        return call  # no JSON, or decoded already
 
 
 def _flatten(values: pa.Array, length: int, subject: str, axis: int) -> pa.Array:
@@ -428,7 +446,7 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0][:400] if str(error).strip() else type(error).__name__
 
 
-def _max_unpacked_bytes(payloads: Sequence[bytes]) -> int:
+def _max_unpacked_bytes(payloads: Sequence[memoryview]) -> int:
     """Returns how many bytes in memory may come out of the bytes of a file."""
     return max(_MAX_UNPACKED_BYTES, _MAX_UNPACKED_TIMES * sum(map(len, payloads)))
 
@@ -498,12 +516,18 @@ class _SparseFile(_UnreadFile):
         super().__init__(max((piece.stop for piece in ranges), default=0))
         pieces = sorted(zip(ranges, payloads, strict=True), key=lambda piece: piece[0])
         self._starts = [piece[0].start for piece in pieces]
-        self._pieces = [piece[1] for piece in pieces]
+        self._pieces = [memoryview(piece[1]) for piece in pieces]
+
+    def view(self, wanted: ByteRange) -> memoryview:
+        """Returns the bytes of a range, or what is known of it."""
+        number = bisect_right(self._starts, wanted.start) - 1
+        if number < 0:
+            return memoryview(b"")
+        start = wanted.start - self._starts[number]
+        return self._pieces[number][start : start + wanted.length]
 
     def read(self, size: int = -1) -> bytes:
-        number = bisect_right(self._starts, self._position) - 1
-        start = self._position - self._starts[number] if number >= 0 else 0
-        data = self._pieces[number][start : start + size] if number >= 0 and size >= 0 else b""
+        data = bytes(self.view(ByteRange(self._position, self._position + max(0, size))))
         if len(data) != size:
             raise EOFError(f"bytes [{self._position}, {self._position + size}) are not those of the column chunks")
         self._position += size

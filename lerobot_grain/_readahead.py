@@ -41,6 +41,8 @@ _EXAMPLES_PER_BLOCK, _BLOCK_BYTES, _BLOCK_PART = 256, 96 << 20, 16
 _MAX_TAKEN_BYTES = 4 << 20
 # Parts of the budget: row groups that are kept, and coded bytes above which nothing is fetched ahead.
 _ROWS_PART, _CODED_PART = 8, 8
+# The same where there is no video, which leaves room.
+_ROWS_PART_ALONE = 2
 # At most this many blocks are decoded ahead, and examples fetched ahead of them, however large the budget is: more would not hide more
 # latency.
 _MAX_DECODED_BLOCKS, _MAX_FETCHED_AHEAD = 4, 512
@@ -114,7 +116,7 @@ class ReadAhead:
         self._arrays = RecycledArrays()
         self._fetchers = ThreadPoolExecutor(options.storage.num_connections, "lerobot_grain fetch")
         self._decoders = ThreadPoolExecutor(options.num_decode_threads or _num_cores(), "lerobot_grain decode")
-        rows_bytes = options.memory_budget_bytes // _ROWS_PART
+        rows_bytes = options.memory_budget_bytes // (_ROWS_PART if selection.videos else _ROWS_PART_ALONE)
         self._rows = RowReader(
             repository,
             selection,
@@ -218,6 +220,7 @@ class ReadAhead:
             return  # Python has ended the threads
         for pool in (self._fetchers, self._decoders):
             pool.shutdown(wait=False, cancel_futures=True)
+        self._rows.close()
         for pool in (self._fetchers, self._decoders):
             pool.shutdown(wait=True)
 

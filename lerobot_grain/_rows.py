@@ -63,9 +63,18 @@ class RowGroup:
     """
 
     first_row: int
-    columns: Mapping[str, npt.NDArray[Any] | Sequence[Any]]
+    columns: dict[str, npt.NDArray[Any] | Sequence[Any]]
     nbytes: int
     _records: dict[tuple[str, ...], Records] = field(default_factory=dict)
+
+    def only(self, rows: npt.NDArray[np.int64]) -> RowGroup:
+        """Returns some of its rows, as rows 0, 1, 2, ...; nothing of the others is held."""
+        chosen = rows - self.first_row
+        columns: dict[str, npt.NDArray[Any] | Sequence[Any]] = {
+            key: column[chosen] if isinstance(column, np.ndarray) else [column[row] for row in chosen.tolist()]
+            for key, column in self.columns.items()
+        }
+        return RowGroup(0, columns, nbytes=0)
 
     def records(self, keys: tuple[str, ...]) -> Records:
         """Returns the values of columns that are arrays, row by row: single rows are then had in one piece."""
@@ -75,6 +84,7 @@ class RowGroup:
             table = np.empty(len(next(iter(arrays.values()))), [(key, array.dtype, array.shape[1:]) for key, array in arrays.items()])
             for key, array in arrays.items():
                 table[key] = array
+                self.columns[key] = table[key]  # so that nothing is held twice
             found = self._records[keys] = Records(table.view(np.uint8).data, table.dtype)
         return found
 
@@ -183,6 +193,11 @@ def load_group(repository: Repository, file: DataFile, group: int, selection: Se
         columns[key] = _texts(known, key, to_numpy(found.column(index), _integer(index), where=where), where)
     assert found.num_rows == stop_row - first_row
     return RowGroup(first_row, columns, int(found.nbytes))
+
+
+def load_rows(repository: Repository, file: DataFile, group: int, selection: Selection, rows: npt.NDArray[np.int64]) -> RowGroup:
+    """Reads a row group for some of its rows, as `load_group` does; they become rows 0, 1, 2, ..."""
+    return load_group(repository, file, group, selection).only(rows)
 
 
 def _check_episodes(repository: Repository, file: int, first_row: int, stored: npt.NDArray[np.int64], where: str) -> None:
