@@ -329,8 +329,7 @@ def _gather(groups: list[RowGroup | None], key: str, cells: _Cells) -> npt.NDArr
 def _array_of(values: list[Any], shape: tuple[int, ...]) -> npt.NDArray[np.object_]:
     """Returns objects as an array of them: what holds lists must not be taken for more axes, here and by whoever stacks or maps trees."""
     found = np.empty(len(values), object)
-    for place, value in enumerate(values):
-        found[place] = value
+    found[:] = values
     return found.reshape(shape)
 
 
