@@ -8,10 +8,10 @@ Rules:
   changes what is read.
 * The token goes to the endpoint's own origin, never to the CDN, and no redirect takes it elsewhere.
 * Every answer is checked: its commit, status 206, exactly the range asked for, the file's size, the same ETag, no compression, no byte too
-  few or too many.
-* Errors of huggingface_hub are translated, never chained: their texts hold signed links, and their pickles the token.
+  few or too many. One that is wrong is asked for again, as one that broke.
+* A file of `meta/` is read whole, compared with the hash that the Hub tells, and kept in the cache of huggingface_hub.
 
-It reads no buckets and no Xet chunks, and it does not verify checksums (a flipped byte is left to the decoders to find).
+It reads no buckets and no Xet chunks, and a range has no checksum: a flipped byte in rows or video is left to the decoders to find.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
+from concurrent import futures
 from concurrent.futures import Future
 from typing import Any, NoReturn
 from urllib.parse import quote
@@ -34,31 +35,35 @@ import huggingface_hub
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import build_hf_headers, validate_repo_id  # type: ignore[attr-defined]  # documented there, but not in its __all__
 
-from lerobot_grain._byte_ranges import ByteRange
-from lerobot_grain._errors import InvalidRequestError, LeRobotGrainError, MissingFileError, StorageError
-from lerobot_grain._transport import (
-    MAX_HOPS,
+from lerobot_grain._answers import (
     Answer,
-    Deadline,
     LinkRefused,
     RangeSource,
-    StorageOptions,
-    StorageStatistics,
     TransientFailure,
-    Transport,
     describe_url,
     lifetime_seconds,
     next_hop,
     origin_of,
 )
+from lerobot_grain._byte_ranges import ByteRange
+from lerobot_grain._errors import InvalidRequestError, LeRobotGrainError, MissingFileError, StorageError
+from lerobot_grain._hub_cache import cached_file, hash_in, hash_of, keep_file
+from lerobot_grain._storage_options import StorageOptions, StorageStatistics
+from lerobot_grain._transport import MAX_HOPS, Deadline, RequestsEndedError, Transport
 
 # New links for one range after the CDN said 403. Signing has been broken for hours at a time, so this must end.
 _MAX_FRESH_LINKS = 2
 # The Hub sends 1,000 entries a page, about 200 bytes each; both limits are far above what a `meta/` needs.
 _MAX_JSON_BYTES = 32 * 1024 * 1024
 _MAX_PAGES = 1000
-# A request of 200 MB cannot be held to the deadline of one of 64 KB.
+# A request of 64 MB cannot be held to the deadline of one of 64 KB.
 _BYTES_PER_DEADLINE = 8 * 1024 * 1024
+# No request is longer: a row group of embedded pictures may have gigabytes, and what comes in pieces is never asked for twice.
+_MAX_REQUEST_BYTES = 64 * 1024 * 1024
+# Readings of a file whose contents do not have their hash.
+_MAX_READINGS = 3
+# How often a thread that waits for a link of another thread looks whether it was ended.
+_CHECK_SECONDS = 0.1
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # No user and password, which would come back in messages; a path, because mirrors may have one.
@@ -86,6 +91,11 @@ class HubRepository:
         """Returns how one commit of the repository is called in messages."""
         return f"{self.repo_id}@{commit[:12]}"
 
+    @property
+    def cache_root(self) -> str:
+        """The folder of the repository in the cache of huggingface_hub."""
+        return os.path.join(self.cache_dir, "datasets--" + self.repo_id.replace("/", "--"))
+
     def headers(self) -> dict[str, str]:
         """Returns the headers for the endpoint. To be called for each request: a token may have been refreshed in the meantime."""
         try:
@@ -97,7 +107,7 @@ class HubRepository:
         return "/".join([f"{self.endpoint}/api/datasets/{self.repo_id}", *(quote(part, safe="") for part in parts)])
 
     def fail(self, kind: str, subject: str, detail: str = "") -> NoReturn:
-        """Raises the error for what `_kind_of_answer` or `kind_of_error` returned; `detail` is the text for what has none here."""
+        """Raises the error for what `_kind_of_answer` returned; `detail` is the text for what has none here."""
         page = f"{self.endpoint}/datasets/{self.repo_id}"
         texts = {
             "gated": f"{self.repo_id} is gated: ask for access on its page {page} and pass a token ({self._token_hint()})",
@@ -192,31 +202,9 @@ def _kind_of_answer(answer: Answer) -> str | None:
     return f"HTTP {answer.status}"
 
 
-# In this order, because GatedRepoError is a RepositoryNotFoundError.
-_KIND_OF_ERROR: tuple[tuple[type[BaseException], str], ...] = (
-    (hub_errors.GatedRepoError, "gated"),
-    (hub_errors.RepositoryNotFoundError, "missing repository"),
-    (hub_errors.RevisionNotFoundError, "missing revision"),
-    (hub_errors.RemoteEntryNotFoundError, "missing file"),
-    (hub_errors.DisabledRepoError, "disabled"),
-    (hub_errors.OfflineModeIsEnabled, "offline"),
-)
-
-
 def is_offline() -> bool:
     """Returns whether HF_HUB_OFFLINE forbids to use the network."""
     return huggingface_hub.is_offline_mode()
-
-
-def kind_of_error(error: BaseException) -> str | None:
-    """Returns the kind for `HubRepository.fail` of an error of huggingface_hub, or None when it may be worth another attempt."""
-    for error_type, kind in _KIND_OF_ERROR:
-        if isinstance(error, error_type):
-            return kind
-    if isinstance(error, hub_errors.HfHubHTTPError):
-        answer = Answer(error.response.status_code, error.response.headers)
-        return None if answer.status in (408, 429) or answer.status >= 500 else _kind_of_answer(answer)
-    return None
 
 
 class HubSession:
@@ -276,6 +264,7 @@ class HubSession:
             if _kind_of_answer(answer) == "missing file":
                 return sizes
             self._check_kind(answer, subject)
+            self._check_commit(answer, commit, commit)
             for entry in entries if isinstance(entries, list) else [None]:
                 match entry:
                     case {"type": "file", "path": str(path), "size": int(size)} if size >= 0:
@@ -292,36 +281,26 @@ class HubSession:
         raise StorageError(f"{subject}: more than {_MAX_PAGES} pages of files, expected a few")
 
     def download(self, commit: str, path: str) -> str:
-        """Returns where a whole small file lies in the cache of huggingface_hub, after downloading it if need be."""
+        """Returns where a whole small file lies in the cache of huggingface_hub, after putting it there if need be."""
         repository = self._repository
+        root = repository.cache_root
+        if cached := cached_file(root, commit, path):
+            return cached
         subject = f"{repository.at(commit)}: {path}"
-
-        def attempt(_: Deadline) -> str:
-            try:
-                return huggingface_hub.hf_hub_download(
-                    repository.repo_id,
-                    path,
-                    repo_type="dataset",
-                    revision=commit,
-                    cache_dir=repository.cache_dir,
-                    endpoint=repository.endpoint,
-                    token=repository.token,
-                    library_name="lerobot_grain",
-                    library_version=_library_version(),
-                )
-            except Exception as error:
-                problem = error
-            # Outside of the handler, so that nothing secret is chained to what is raised.
-            cause = problem.__cause__ if isinstance(problem, hub_errors.LocalEntryNotFoundError) and problem.__cause__ else problem
-            if isinstance(cause, hub_errors.LocalTokenNotFoundError):
-                repository.headers()
-            if kind := kind_of_error(cause):
-                repository.fail(kind, subject)
-            if isinstance(cause, OSError) and cause.errno is not None and not isinstance(cause, (ConnectionError, TimeoutError)):
-                raise StorageError(f"{subject}: cannot be kept in {repository.cache_dir}: {cause.strerror}")
-            raise TransientFailure(_name_of(cause))
-
-        return self._transport.retry(f"{subject}: download", repository.options.deadline_seconds, attempt)
+        for _ in range(_MAX_READINGS):
+            size = self._link(commit, path).file_bytes
+            data = self.read_range(commit, path, ByteRange(0, size)) if size else b""
+            told = hash_in(self._link(commit, path).content_id)
+            found = hash_of(data, like=told or "")
+            if told is None or found == told:
+                try:
+                    return keep_file(root, commit, path, data, found)
+                except OSError as error:
+                    raise StorageError(f"{subject}: cannot be kept in {repository.cache_dir}: {error.strerror}") from None
+        raise StorageError(
+            f"{subject}: its contents have the hash {found}, expected {told}, also when read {_MAX_READINGS} times; "
+            "something on the way changes them"
+        )
 
     def _references(self) -> dict[str, list[str]]:
         subject = f"{self._repository.repo_id}: list of tags and branches"
@@ -351,13 +330,18 @@ class HubSession:
             try:
                 return answer, json.loads(b"".join(body))
             except (ValueError, RecursionError):
-                raise StorageError(f"{subject}: {describe_url(url)} answered with something that is not JSON") from None
+                problem = f"{describe_url(url)} answered with something that is not JSON"
+            raise TransientFailure(problem)
 
         return self._transport.retry(subject, self._repository.options.deadline_seconds, attempt)
 
     def _check_kind(self, answer: Answer, subject: str) -> None:
         if kind := _kind_of_answer(answer):
             self._repository.fail(kind, subject, f"{self._repository.endpoint} answered with HTTP {answer.status}")
+
+    def _check_commit(self, answer: Answer, commit: str, default: str) -> None:
+        if (found := answer.headers.get("X-Repo-Commit", default)) != commit:
+            raise TransientFailure(f"{self._repository.endpoint} answered for commit {found}, expected {commit}")
 
     # The files: any number of threads.
 
@@ -367,7 +351,15 @@ class HubSession:
         return (known or self._link(commit, path)).file_bytes
 
     def read_range(self, commit: str, path: str, wanted: ByteRange) -> bytes:
-        """Returns the bytes of `wanted`, which is not empty and inside of the file. One request, one more where a link is missing."""
+        """Returns the bytes of `wanted`, which is not empty and inside of the file.
+
+        One request, one more where a link is missing, and one for each further 64 MiB.
+        """
+        starts = range(wanted.start, wanted.stop, _MAX_REQUEST_BYTES)
+        parts = [self._read_part(commit, path, ByteRange(start, min(start + _MAX_REQUEST_BYTES, wanted.stop))) for start in starts]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _read_part(self, commit: str, path: str, wanted: ByteRange) -> bytes:
         subject = f"{self._repository.at(commit)}: {path} bytes {wanted}"
         seconds = self._repository.options.deadline_seconds * -(-wanted.length // _BYTES_PER_DEADLINE)
         pieces: list[bytes] = []
@@ -382,9 +374,18 @@ class HubSession:
                 return self._transport.retry(subject, seconds, attempt)
             except LinkRefused as refusal:
                 refused, reason = link, str(refusal)
+            except StorageError:
+                self._forget(path, link)
+                raise
         raise StorageError(
             f"{subject}: {reason} also for {_MAX_FRESH_LINKS} fresh links; the server may be out of order, or a proxy changes the links"
         )
+
+    def _forget(self, path: str, link: _Link) -> None:
+        """Drops a link that has failed: what the Hub told with it may be wrong, or another CDN do better. Who reads again asks again."""
+        with self._lock:
+            if self._links.get(path) is link:
+                del self._links[path]
 
     def _link(self, commit: str, path: str, refused: _Link | None = None) -> _Link:
         """Returns a link to the file that is valid and not `refused`. One thread asks the Hub, all others who want the file wait."""
@@ -397,10 +398,14 @@ class HubSession:
                 if pending is None:
                     mine = self._being_resolved[path] = Future()
                     break
+            while not pending.done():
+                self._transport.check_not_ended(f"{self._repository.at(commit)}: {path}")
+                futures.wait([pending], _CHECK_SECONDS)
             problem = pending.exception()
             if problem is None:
                 return pending.result()
-            if isinstance(problem, LeRobotGrainError):
+            # Where only the other thread was ended, this one asks itself.
+            if isinstance(problem, LeRobotGrainError) and not isinstance(problem, RequestsEndedError):
                 raise type(problem)(str(problem))  # a new one: threads must not share a traceback
         try:
             link = self._resolve(commit, path)
@@ -430,31 +435,23 @@ class HubSession:
             for _ in range(MAX_HOPS + 1):
                 answer = self._transport.exchange("HEAD", url, headers, subject=subject, deadline=deadline, accept=lambda _: None, body=[])
                 self._check_kind(answer, subject)
-                found = answer.headers.get("X-Repo-Commit", commit if url != first else "none")
-                if found != commit:
-                    raise StorageError(f"{subject}: {repository.endpoint} answered for commit {found}, expected {commit}")
+                self._check_commit(answer, commit, commit if url != first else "none")
                 if answer.status == 200:
-                    return _link_from(answer, url, headers, "Content-Length", "ETag", subject)
+                    return _link_from(answer, url, headers, "Content-Length", "ETag")
                 target = next_hop(url, answer.headers.get("Location"), subject=subject)
                 at_home = origin_of(target) == origin_of(repository.endpoint)
                 if not at_home or "X-Linked-Size" in answer.headers:
-                    return _link_from(answer, target, headers if at_home else {}, "X-Linked-Size", "X-Linked-ETag", subject)
+                    return _link_from(answer, target, headers if at_home else {}, "X-Linked-Size", "X-Linked-ETag")
                 url = target
-            raise StorageError(f"{subject}: more than {MAX_HOPS} redirects, the last one to {describe_url(url)}")
+            raise TransientFailure(f"more than {MAX_HOPS} redirects, the last one to {describe_url(url)}")
 
         return self._transport.retry(subject, repository.options.deadline_seconds, attempt)
 
 
-def _name_of(error: BaseException) -> str:
-    """Returns what may be said of an error of another library: its type and, of an answer, the status. The text may hold a link."""
-    status = f" (HTTP {error.response.status_code})" if isinstance(error, hub_errors.HfHubHTTPError) else ""
-    return f"{type(error).__name__}{status}"
-
-
-def _link_from(answer: Answer, url: str, headers: Mapping[str, str], size_header: str, etag_header: str, subject: str) -> _Link:
+def _link_from(answer: Answer, url: str, headers: Mapping[str, str], size_header: str, etag_header: str) -> _Link:
     size = answer.headers.get(size_header, "none")
     if not _SIZE.fullmatch(size):
-        raise StorageError(f"{subject}: the Hub told no size of the file ({size_header}: {size})")
+        raise TransientFailure(f"the Hub told no size of the file ({size_header}: {size})")
     return _Link(
         url,
         headers,

@@ -27,9 +27,10 @@ from typing import Any
 from lerobot_grain._byte_ranges import ByteRange, merge_ranges, slice_from
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, MissingFileError, StorageError
 from lerobot_grain._hub_storage import COMMIT, HubRepository, HubSession, is_offline, name_repository, newest_version_tag
-from lerobot_grain._transport import Counters, StorageOptions, StorageStatistics
+from lerobot_grain._request_scope import RequestScope
+from lerobot_grain._storage_options import Counters, StorageOptions, StorageStatistics
 
-__all__ = ["DirectoryStorage", "HubStorage", "Storage", "StorageOptions", "StorageStatistics", "check_path", "open_storage"]
+__all__ = ["DirectoryStorage", "HubStorage", "RequestScope", "Storage", "StorageOptions", "StorageStatistics", "check_path", "open_storage"]
 
 # The longest path that Linux opens.
 _MAX_PATH_LENGTH = 4096
@@ -97,7 +98,10 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Closes the connections of this process. A later call makes new ones; a call that is under way in another thread fails."""
+        """Closes the connections of this process. A later call makes new ones; a call that is under way in another thread fails at once.
+
+        To end the calls of some threads only, such as those of one reader, there is `RequestScope`.
+        """
 
     @property
     @abc.abstractmethod
@@ -392,7 +396,7 @@ def _open_cached_snapshot(repository: HubRepository, revision: str | None) -> St
 
 def _find_cached_snapshot(repository: HubRepository, revision: str | None) -> tuple[str, str] | None:
     """Returns directory and commit of a revision in the cache of huggingface_hub, or None if it was never downloaded by that name."""
-    root = os.path.join(repository.cache_dir, "datasets--" + repository.repo_id.replace("/", "--"))
+    root = repository.cache_root
     references = os.path.join(root, "refs")
     try:
         commit = revision or newest_version_tag(os.listdir(references))
