@@ -156,6 +156,47 @@ class Fault:
         return any(number is not None for number in numbers) or any(map(bool, switches))
 
 
+def mixed_faults(probability: float, *, seed: int = 0) -> list[Fault]:
+    """Returns faults of every kind that may pass, for an imitation of a bad network: add all of them to a `LoopbackHub`.
+
+    Among them are none that mean what they say (no access, no such file, another size at the resolver), and no flipped bytes, which HTTP
+    cannot notice.
+
+    Args:
+      probability: that a request meets one of them, about.
+      seed: of what is drawn.
+    """
+    of_both: list[dict[str, Any]] = [
+        {"status": 503},
+        {"status": 500, "body": b"Internal Server Error"},
+        {"status": 503, "headers": {"Retry-After": "0"}},
+        {"status": 429},
+        {"close_before": True},
+        {"reset_before": True},
+        {"latency_seconds": 1000},
+        {"latency_seconds": 0.5},
+        {"reset_at": 500},
+        {"truncate_at": 1000},
+    ]
+    of_one: list[dict[str, Any]] = [
+        {"origin": "cdn", "stall_at": 500},
+        {"origin": "cdn", "bandwidth_bytes_per_second": 1000},
+        {"origin": "cdn", "ignore_range": True},
+        {"origin": "cdn", "short_206": 10},
+        {"origin": "cdn", "wrong_content_range": True},
+        {"origin": "cdn", "size_change": 1},
+        {"origin": "cdn", "headers": {"Content-Encoding": "gzip"}},
+        {"origin": "cdn", "status": 403},
+        {"origin": "cdn", "status": 302, "headers": {"Location": "/elsewhere"}},
+        {"origin": "hub", "status": 429, "headers": {"RateLimit": '"resolvers";r=0;t=1'}},
+        {"origin": "hub", "headers": {"X-Repo-Commit": "0" * 40}},
+    ]
+    kinds = of_both + of_one
+    # Nearly all requests are those to the CDN.
+    share = probability / (len(of_both) + sum(kind["origin"] == "cdn" for kind in of_one))
+    return [Fault(times=None, probability=share, seed=1000 * seed + number, **kind) for number, kind in enumerate(kinds)]
+
+
 def encode_fault(fault: Fault) -> dict[str, Any]:
     """Returns `fault` as JSON values; the inverse is `decode_fault`."""
     return asdict(fault) | {"headers": dict(fault.headers), "body": fault.body.decode("latin-1")}
