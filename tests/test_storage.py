@@ -19,7 +19,7 @@ import pytest
 from lerobot_grain import _answers, _hub_storage, _transport
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, MissingFileError, StorageError
-from lerobot_grain._storage import DirectoryStorage, HubStorage, StorageOptions, StorageStatistics, check_path, open_storage
+from lerobot_grain._storage import DirectoryStorage, HubStorage, RequestScope, StorageOptions, StorageStatistics, check_path, open_storage
 from lerobot_grain.testing._hub import Fault, LoopbackHub
 
 REPOSITORY = "robots/arm"
@@ -600,6 +600,25 @@ class TestTrouble:
         assert len(hub.requests()) == 1 + fault.times
         assert linked.statistics.retries == fault.times
 
+    def test_long_ranges_are_split(self, hub, linked, monkeypatch):
+        monkeypatch.setattr(_hub_storage, "_MAX_REQUEST_BYTES", 1000)
+        hub.add_fault(Fault(**ONE_GET, skip=1, reset_at=300))
+        assert read(linked, 500, 2700) == VIDEO[500:2700]
+        assert [r.range for r in hub.requests()] == ["bytes=500-1499", "bytes=1500-2499", "bytes=1800-2499", "bytes=2500-2699"]
+
+    def test_a_drip_is_replaced_by_a_new_connection(self, hub, linked):
+        hub.add_fault(Fault(**ONE_GET, bandwidth_bytes_per_second=1000))
+        before = linked.statistics.bytes_received
+        assert read(linked, 0, 50_000) == VIDEO[:50_000]
+        assert linked.statistics.retries >= 1
+        assert linked.statistics.bytes_received - before == 50_000
+
+    def test_the_first_attempts_are_less_patient(self):
+        patience = _transport._patience_seconds
+        assert [patience(20, number) for number in range(1, 7)] == [2.5, 5, 10, 20, 20, 20]
+        assert [patience(8, number) for number in range(1, 5)] == [2, 2, 4, 8]
+        assert [patience(1, number) for number in (1, 4)] == [1, 1]
+
     def test_a_truncated_answer_without_length_is_seen(self, hub, linked):
         hub.add_fault(Fault(origin="cdn", headers={"Content-Length": "0"}, times=None))
         with pytest.raises(StorageError, match=r"answered with 0 bytes, encoding 'identity'; expected 2000 bytes as they are"):
@@ -868,6 +887,82 @@ class TestRateLimit:
         ):
             storage.size_bytes(VIDEO_PATH)
 
+    def test_slows_down_before_it_is_reached(self, hub, open_hub):
+        storage = open_hub()
+        low = {"RateLimit": '"resolvers";r=9;t=3', "RateLimit-Policy": '"fixed window";"resolvers";q=3000;w=300'}
+        hub.add_fault(Fault(origin="hub", path_regex="/resolve/", headers=low, times=None))
+        for path in (VIDEO_PATH, "videos/top/file-001.mp4", "small.json"):
+            storage.size_bytes(path)
+        times = [record.time_seconds for record in hub.requests() if record.kind == "resolver"]
+        assert times[1] - times[0] > 0.25
+        assert times[2] - times[1] > 0.25
+        started = time.monotonic()
+        read(storage, 0, 10)  # of the CDN, which is not limited
+        assert time.monotonic() - started < 0.25
+
+
+class TestScopes:
+    STUBBORN = dataclasses.replace(OPTIONS, read_timeout_seconds=60, deadline_seconds=120)
+
+    def test_ends_the_requests_of_its_threads_only(self, hub, open_hub):
+        storage = open_hub(options=self.STUBBORN)
+        storage.size_bytes(VIDEO_PATH)
+        hub.clear_requests()
+        hub.add_fault(Fault(**ONE_GET, stall_at=7, times=2))
+        scope = RequestScope()
+        with ThreadPoolExecutor(1, initializer=scope.enter) as pool, ThreadPoolExecutor(1) as others:
+            mine, theirs = pool.submit(read, storage, 0, 1000), others.submit(read, storage, 500, 900)
+            while len(hub.requests()) < 2:
+                time.sleep(0.01)
+            started = time.monotonic()
+            assert scope.end()
+            with pytest.raises(StorageError, match=r"bytes \[0, 1000\): the reader was closed while it was in use$"):
+                mine.result()
+            assert theirs.result() == VIDEO[500:900]
+            assert time.monotonic() - started < 10
+            with pytest.raises(StorageError, match="the reader was closed"):
+                pool.submit(read, storage, 0, 10).result()
+        assert read(storage, 0, 10) == VIDEO[:10]
+
+    def test_ends_waiting_for_a_rate_limit_and_between_attempts(self, hub, open_hub):
+        for fault in (
+            Fault(method="HEAD", status=429, headers={"RateLimit": '"resolvers";r=0;t=100'}, times=None),
+            Fault(method="HEAD", status=503, times=None),
+        ):
+            storage = open_hub(options=dataclasses.replace(self.STUBBORN, pause_seconds=100))
+            hub.clear_requests()
+            hub.add_fault(fault)
+            scope = RequestScope()
+            with ThreadPoolExecutor(2, initializer=scope.enter) as pool:
+                waiting = [pool.submit(storage.size_bytes, VIDEO_PATH) for _ in range(2)]  # the second waits for the first
+                while not hub.requests():
+                    time.sleep(0.01)
+                assert scope.end()
+                for future in waiting:
+                    with pytest.raises(StorageError, match="the reader was closed"):
+                        future.result()
+            hub.clear_faults()
+
+    def test_who_waits_for_a_link_of_an_ended_thread_asks_itself(self, hub, open_hub):
+        storage = open_hub(options=self.STUBBORN)
+        hub.clear_requests()
+        hub.add_fault(Fault(method="HEAD", latency_seconds=1000))
+        scope = RequestScope()
+        with ThreadPoolExecutor(1, initializer=scope.enter) as pool, ThreadPoolExecutor(1) as others:
+            mine = pool.submit(storage.size_bytes, VIDEO_PATH)
+            while not hub.requests():
+                time.sleep(0.01)
+            theirs = others.submit(storage.size_bytes, VIDEO_PATH)
+            time.sleep(0.1)
+            assert scope.end()
+            assert theirs.result() == 300_000
+            assert isinstance(mine.exception(), StorageError)
+
+    def test_nothing_under_way(self):
+        scope = RequestScope()
+        assert scope.end()
+        assert scope.is_ended
+
 
 class TestOtherProcesses:
     # Without the package's __init__, which takes three seconds to import Grain and torch that reading does not need.
@@ -1011,6 +1106,7 @@ class TestDirectoryTrouble:
         ({"read_timeout_seconds": float("nan")}, "read_timeout_seconds=nan: expected a number of seconds of at least 0.001"),
         ({"deadline_seconds": float("inf")}, "deadline_seconds=inf: expected a number of seconds of at least 0.001"),
         ({"max_attempts": 0}, "max_attempts=0: expected a whole number of at least 1"),
+        ({"pause_seconds": 0}, "pause_seconds=0: expected a number of seconds of at least 0.001"),
     ],
 )
 def test_options_that_make_no_sense(changes, text):
