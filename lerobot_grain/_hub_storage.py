@@ -48,6 +48,7 @@ from lerobot_grain._answers import (
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import InvalidRequestError, LeRobotGrainError, MissingFileError, StorageError
 from lerobot_grain._hub_cache import cached_file, hash_in, hash_of, keep_file
+from lerobot_grain._request_scope import CHECK_SECONDS
 from lerobot_grain._storage_options import StorageOptions, StorageStatistics
 from lerobot_grain._transport import MAX_HOPS, Deadline, RequestsEndedError, Transport
 
@@ -62,8 +63,6 @@ _BYTES_PER_DEADLINE = 8 * 1024 * 1024
 _MAX_REQUEST_BYTES = 64 * 1024 * 1024
 # Readings of a file whose contents do not have their hash.
 _MAX_READINGS = 3
-# How often a thread that waits for a link of another thread looks whether it was ended.
-_CHECK_SECONDS = 0.1
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # No user and password, which would come back in messages; a path, because mirrors may have one.
@@ -260,11 +259,10 @@ class HubSession:
         url = first = self._repository.api_url("tree", commit, directory) + "?recursive=true&expand=false"
         sizes: dict[str, int] = {}
         for _ in range(_MAX_PAGES):
-            answer, entries = self._get_json(url, subject)
+            answer, entries = self._get_json(url, subject, commit)
             if _kind_of_answer(answer) == "missing file":
                 return sizes
             self._check_kind(answer, subject)
-            self._check_commit(answer, commit, commit)
             for entry in entries if isinstance(entries, list) else [None]:
                 match entry:
                     case {"type": "file", "path": str(path), "size": int(size)} if size >= 0:
@@ -311,8 +309,8 @@ class HubSession:
         except (KeyError, TypeError):
             raise StorageError(f"{subject}: {self._repository.endpoint} sent one that is not understood") from None
 
-    def _get_json(self, url: str, subject: str) -> tuple[Answer, Any]:
-        """Returns the answer and, if it is a good one, its parsed body."""
+    def _get_json(self, url: str, subject: str, commit: str | None = None) -> tuple[Answer, Any]:
+        """Returns the answer and, if it is a good one, its parsed body. It must not be that for another commit than `commit`."""
 
         def attempt(deadline: Deadline) -> tuple[Answer, Any]:
             body: list[bytes] = []
@@ -327,6 +325,8 @@ class HubSession:
             )
             if answer.status != 200:
                 return answer, None
+            if commit is not None:
+                self._check_commit(answer, commit, commit)
             try:
                 return answer, json.loads(b"".join(body))
             except (ValueError, RecursionError):
@@ -400,7 +400,7 @@ class HubSession:
                     break
             while not pending.done():
                 self._transport.check_not_ended(f"{self._repository.at(commit)}: {path}")
-                futures.wait([pending], _CHECK_SECONDS)
+                futures.wait([pending], CHECK_SECONDS)
             problem = pending.exception()
             if problem is None:
                 return pending.result()

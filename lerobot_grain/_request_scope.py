@@ -16,7 +16,8 @@ from typing import Protocol
 # Requests that end by themselves this soon leave connections that can be used again.
 _GRACE_SECONDS = 0.3
 _LONGEST_WAIT_SECONDS = 1.5
-_CHECK_SECONDS = 0.1
+# How often a thread that waits for anything else than an answer looks whether it was ended.
+CHECK_SECONDS = 0.1
 
 _THREAD = threading.local()
 
@@ -78,7 +79,7 @@ class RequestScope:
                 connections.interrupt()
             with self._changed:
                 # Again, because one may have got a new connection in the meantime.
-                if self._changed.wait_for(lambda: not self._under_way, _CHECK_SECONDS):
+                if self._changed.wait_for(lambda: not self._under_way, CHECK_SECONDS):
                     return True
         return False
 

@@ -42,7 +42,7 @@ from lerobot_grain._answers import (
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import StorageError
 from lerobot_grain._pacing import Limit, Pacer, limit_of, refusal_seconds
-from lerobot_grain._request_scope import RequestScope, scope_of_thread
+from lerobot_grain._request_scope import CHECK_SECONDS, RequestScope, scope_of_thread
 from lerobot_grain._storage_options import Counters, StorageOptions, StorageStatistics
 
 _T = TypeVar("_T")
@@ -58,8 +58,6 @@ _LEAST_PATIENCE_SECONDS = 2.0
 _KEEPALIVE_SECONDS = 60.0
 # A body nobody wants (the text of an error) is read to its end up to this size, since the connection can then be used again.
 _UNWANTED_BODY_BYTES = 16 * 1024
-# How often a thread that pauses looks whether it was ended.
-_CHECK_SECONDS = 0.1
 # Redirects of one request; the Hub needs two at most.
 MAX_HOPS = 5
 
@@ -181,7 +179,7 @@ class Transport:
         ends_at = time.monotonic() + seconds
         while (left := ends_at - time.monotonic()) > 0:
             self.check_not_ended(subject)
-            time.sleep(min(left, _CHECK_SECONDS))
+            time.sleep(min(left, CHECK_SECONDS))
 
     def _wait_for_turn(self, limit: Limit, subject: str) -> float:
         """Waits until a rate limit allows the next request; returns the seconds."""

@@ -169,6 +169,7 @@ KINDS = {
     "compressed": Kind({"headers": {"Content-Encoding": "gzip"}}, 5, GAVE_UP + ".* encoding 'gzip'", CONTENTS, ("ever",)),
     "not JSON": Kind({"corrupt_at": 5}, 5, GAVE_UP + ".*answered with something that is not JSON", ("api",)),
     "other commit": Kind({"headers": {"X-Repo-Commit": "f" * 40}}, 5, GAVE_UP + f".* answered for commit {'f' * 40}, expected", ("link",)),
+    "other tree": Kind({"path_regex": "/tree/", "headers": {"X-Repo-Commit": "0"}}, 5, "for commit 0", ("api",), ("first", "ever")),
     "no size": Kind({"headers": {"X-Linked-Size": ""}}, 5, "told no size", ("link",), ("ever",)),
     "flipped metadata": Kind({"corrupt_at": 70}, 2, "its contents have the hash .* also when read 3 times", ("metadata",)),
     # Links and redirects.
@@ -177,7 +178,7 @@ KINDS = {
     "unauthorized link": Kind({"status": 401}, 2, "HTTP 401 from .* also for 2 fresh links", CONTENTS, ("middle",)),
     "another host": Kind({"status": 302, "headers": NO_SERVER}, 5, GAVE_UP + "ConnectError at localhost", CONTENTS, ("first",)),
     "another file": Kind({"status": 307, "headers": {"Location": "/elsewhere"}}, 2, "for 2 fresh links", CONTENTS, ("middle",)),
-    "circle": Kind({"status": 302, "headers": {"Location": "/again"}, "path_regex": ""}, 0, "more than 5 redirects", ("rows", "video"), ("ever",)),
+    "circle": Kind({"status": 302, "headers": {"Location": "/again"}, "path_regex": ""}, 0, "more than 5 redirects", ("rows",), ("ever",)),
     "another scheme": Kind({"status": 302, "headers": {"Location": "file:///etc/passwd"}}, 0, "redirects to file:", CONTENTS, ("first",)),
     # Access.
     "gated": Kind({"status": 401, "headers": {"X-Error-Code": "GatedRepo"}}, 0, "is gated: ask for", ("api", "link"), ("first", "ever")),

@@ -929,7 +929,7 @@ class TestScopes:
             Fault(method="HEAD", status=429, headers={"RateLimit": '"resolvers";r=0;t=100'}, times=None),
             Fault(method="HEAD", status=503, times=None),
         ):
-            storage = open_hub(options=dataclasses.replace(self.STUBBORN, pause_seconds=100))
+            storage = open_hub(options=dataclasses.replace(self.STUBBORN, pause_seconds=60))
             hub.clear_requests()
             hub.add_fault(fault)
             scope = RequestScope()

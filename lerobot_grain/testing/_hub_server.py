@@ -205,6 +205,8 @@ class Connection(asyncio.Protocol):
         started_at_seconds = time.monotonic()
         for piece in self._pieces(delivery):
             await self._flushed.wait()
+            if self._transport.is_closing():
+                return  # the client has hung up, which is heard of only when something is waited for
             if delivery.bandwidth_bytes_per_second is not None:
                 # By the clock, so that sleeps which are a little too long do not add up.
                 due_at_seconds = started_at_seconds + (entry[_BYTES_SENT] + len(piece)) / delivery.bandwidth_bytes_per_second
