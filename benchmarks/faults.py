@@ -55,6 +55,7 @@ def _measure_case(case: Case, options: argparse.Namespace) -> None:
             faulty.append(throughput._measure(case, directory, kind, hub, shared))
             records = hub.requests()
             faulty[-1]["hub"]["faulted"] = sum(record.faulted for record in records)
+            throughput._say(f"{case.name}, seed {seed}: {plain[-1][RATE]:,.1f} and, with faults, {faulty[-1][RATE]:,.1f} examples/s")
     _print_line(case.name, plain, faulty)
 
 
