@@ -31,7 +31,7 @@ from lerobot_grain._repository import Repository
 from lerobot_grain._row_reader import PendingRows, RowReader
 from lerobot_grain._rows import Selection
 from lerobot_grain._statistics import Meter, ReadStatistics
-from lerobot_grain._storage import StorageOptions
+from lerobot_grain._storage import RequestScope, StorageOptions
 from lerobot_grain._windows import WindowBlock
 
 # Examples that are planned at a time, and whose GOPs are grouped into decode tasks: enough for arrays to pay, and pictures for sequential
@@ -112,7 +112,8 @@ class ReadAhead:
         self._num_fetched = self._num_decoded = 0  # blocks
         self._meter = Meter(repository.storage)
         self._arrays = RecycledArrays()
-        self._fetchers = ThreadPoolExecutor(options.storage.num_connections, "lerobot_grain fetch")
+        self._requests = RequestScope()
+        self._fetchers = ThreadPoolExecutor(options.storage.num_connections, "lerobot_grain fetch", initializer=self._requests.enter)
         self._decoders = ThreadPoolExecutor(options.num_decode_threads or _num_cores(), "lerobot_grain decode")
         rows_bytes = options.memory_budget_bytes // _ROWS_PART
         self._rows = RowReader(
@@ -213,13 +214,15 @@ class ReadAhead:
         )
 
     def close(self) -> None:
-        """Stops all threads. Tasks that have not begun are dropped; those that have are waited for."""
+        """Stops all threads. Tasks that have not begun are dropped, requests are ended; what is being decoded is waited for."""
         if self._is_finalizing():
             return  # Python has ended the threads
         for pool in (self._fetchers, self._decoders):
             pool.shutdown(wait=False, cancel_futures=True)
+        # A thread that is still connecting ends by itself, and cannot do anything more.
+        has_ended = self._requests.end()
         for pool in (self._fetchers, self._decoders):
-            pool.shutdown(wait=True)
+            pool.shutdown(wait=has_ended)
 
     def _next_part(self, pending: _PendingBlock, limit: int) -> tuple[slice, Batch]:
         """Waits for examples of a block, up to `limit`, and up to the first one that cannot be read.

@@ -32,13 +32,16 @@ from lerobot_grain._byte_ranges import ByteRange, merge_ranges, slice_from
 from lerobot_grain._disk_cache import DiskCache
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, MissingFileError, StorageError
 from lerobot_grain._hub_cache import cached_commit, cached_listing, snapshot_directory
-from lerobot_grain._hub_storage import HubRepository, HubSession, ListedFile, is_offline, name_repository
-from lerobot_grain._transport import Counters, StorageOptions, StorageStatistics
+from lerobot_grain._hub_repository import HubRepository, is_offline, name_repository
+from lerobot_grain._hub_storage import HubSession, ListedFile
+from lerobot_grain._request_scope import RequestScope
+from lerobot_grain._storage_options import Counters, StorageOptions, StorageStatistics
 
 __all__ = [
     "BucketStorage",
     "DirectoryStorage",
     "HubStorage",
+    "RequestScope",
     "Storage",
     "StorageOptions",
     "StorageStatistics",
@@ -112,7 +115,10 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Closes the connections of this process. A later call makes new ones; a call that is under way in another thread fails."""
+        """Closes the connections of this process. A later call makes new ones; a call that is under way in another thread fails at once.
+
+        To end the calls of some threads only, such as those of one reader, there is `RequestScope`.
+        """
 
     @property
     @abc.abstractmethod

@@ -314,16 +314,6 @@ def test_a_certificate_that_is_not_trusted_is_an_error_at_once(tls, certificate,
     assert tls.num_connections == 1
 
 
-def test_the_same_while_huggingface_hub_downloads(tls, certificate, monkeypatch, tmp_path):
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate / "ca.pem"))
-    with contextlib.closing(open_with(tls.endpoint, tmp_path)) as storage:
-        monkeypatch.delenv("SSL_CERT_FILE")
-        with pytest.raises(
-            lg.StorageError, match=r"meta/info\.json: https://localhost:\d+, or the .* shows a certificate that is not trusted"
-        ):
-            storage.read_metadata(INFO, max_bytes=100_000)
-
-
 def test_a_proxy_for_https(tls, certificate, proxy, monkeypatch, tmp_path):
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate / "ca.pem"))
     monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")

@@ -21,7 +21,7 @@ import lerobot_grain as lg
 from lerobot_grain import _disk_cache, _repository
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._disk_cache import DiskCache
-from lerobot_grain._hub_storage import disk_cache_directory
+from lerobot_grain._hub_repository import disk_cache_directory
 from lerobot_grain._rows import open_data_file
 from lerobot_grain.testing import Camera, Fault, LoopbackHub, RequestRecord, write_dataset
 
