@@ -3,6 +3,9 @@
 A parquet file ends with a footer that says where every column chunk of every row group lies. It is read once per file; then a row group
 costs one read of the chunks of the projected columns, merged by the storage. lerobot's recorder writes one row group an episode; official
 and converted sets have row groups of 1000 rows or one for the whole file, so nothing here knows about episodes.
+
+Files may lie. What they can make us do is bounded before it is done: footers by the limits of the Thrift decoder, row groups by the headers
+of their pages (`_parquet_pages`), which no decoder goes beyond.
 """
 
 from __future__ import annotations
@@ -10,8 +13,8 @@ from __future__ import annotations
 import io
 import struct
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -22,14 +25,25 @@ import pyarrow.parquet as pq
 
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import DatasetFormatError
+from lerobot_grain._parquet_pages import chunk_contents
 from lerobot_grain._schema import Feature
 
 # Holds the footers of most data files (about 150 bytes a column chunk), so that they cost one request.
 _TAIL_BYTES = 16 << 10
 _MAX_FOOTER_BYTES = 256 << 20
 _MAGIC = b"PAR1"
-# Limits of the Thrift decoder: a hostile footer cannot make it allocate more than this.
-_THRIFT_LIMITS = {"thrift_string_size_limit": _MAX_FOOTER_BYTES, "thrift_container_size_limit": 10_000_000}
+# The Thrift decoder makes room for a list as long as it is said to be (700 bytes an element) before it reads the first element, so a list
+# must not be longer than the footer has bytes for: an element that means anything takes at least so many. And no list of a footer is this long.
+_MIN_ELEMENT_BYTES, _MAX_ELEMENTS = 8, 200_000
+# What is read may take so many bytes in memory, or so many times its bytes in the file, whichever is more. 100 MB a data file is what
+# lerobot writes; numbers are packed 2 to 20 times, and pictures not at all.
+_MAX_UNPACKED_BYTES, _MAX_UNPACKED_TIMES = 256 << 20, 8
+# Bytes of a value in memory by its physical type, without levels and offsets.
+_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
+# Levels (16 bits each) and offsets of a value.
+_OVERHEAD_BYTES = 8
+# What pyarrow raises at damaged data; ValueError also for names and texts that are not UTF-8.
+_DAMAGED = (pa.ArrowException, OSError, EOFError, ValueError)
 
 
 class RangeReader(Protocol):
@@ -71,6 +85,9 @@ class ParquetTable:
     path: str
     size_bytes: int
     metadata: pq.FileMetaData
+    # Leaf columns whose chunks were checked, and the leaf columns of row groups whose pages were: the file does not change.
+    _checked_leaves: set[int] = field(default_factory=set, repr=False, compare=False)
+    _checked_pages: set[tuple[int, ...]] = field(default_factory=set, repr=False, compare=False)
 
     @property
     def where(self) -> str:
@@ -106,9 +123,11 @@ class ParquetTable:
 
     def ranges(self, group: int, columns: Sequence[str]) -> list[ByteRange]:
         """Returns the bytes of the column chunks of `columns` in a row group."""
+        leaves = self._leaves(columns)
+        self._check_chunks(leaves)
         row_group = self.metadata.row_group(group)
         ranges = []
-        for leaf in self._leaves(columns):
+        for leaf in leaves:
             chunk = row_group.column(leaf)
             # A dictionary page, where there is one, comes first (parquet.thrift, ColumnMetaData).
             start = (
@@ -131,17 +150,72 @@ class ParquetTable:
           DatasetFormatError: the pages are damaged.
           StorageError: the bytes could not be had.
         """
-        ranges = self.ranges(group, columns)
+        leaves, ranges = self._leaves(columns), self.ranges(group, columns)
         payloads = self.storage.read_ranges(self.path, ranges)
+        where = f"{self.where}, row group {group}"
         try:
+            rows_at_once = self._rows_at_once(group, leaves, payloads)
             with pq.ParquetFile(_SparseFile(ranges, payloads), metadata=self.metadata, pre_buffer=False) as file:
-                table = file.reader.read_row_group(group, column_indices=self._leaves(columns), use_threads=False)
-        except (pa.ArrowException, OSError, EOFError, ValueError) as error:
-            raise DatasetFormatError(f"{self.where}, row group {group}: damaged parquet data ({_first_line(error)})") from None
+                if rows_at_once is None:
+                    table = file.reader.read_row_group(group, column_indices=leaves, use_threads=False)
+                else:
+                    batches = file.reader.iter_batches(rows_at_once, row_groups=[group], column_indices=leaves, use_threads=False)
+                    table = pa.Table.from_batches(_up_to(batches, _max_unpacked_bytes(payloads)))
+        except _TooLargeError as error:
+            raise DatasetFormatError(f"{where}: {error}; write the file again with smaller row groups") from None
+        except _DAMAGED as error:
+            raise DatasetFormatError(f"{where}: damaged parquet data ({_first_line(error)})") from None
         expected = self.group_starts[group + 1] - self.group_starts[group]
         if table.num_rows != expected:
-            raise DatasetFormatError(f"{self.where}, row group {group}: found {table.num_rows} rows; its footer says {expected}")
+            raise DatasetFormatError(f"{where}: found {table.num_rows} rows; its footer says {expected}")
         return table
+
+    def _check_chunks(self, leaves: Sequence[int]) -> None:
+        """Checks what the footer says of the column chunks of leaf columns, in all row groups.
+
+        `RowGroupMetaData.column` ends the process where that is malformed (pyarrow 26: C++ throws where Cython expects nothing). Reading is
+        guarded, and looks at all chunks before it reads the first byte; so this begins to read, and stops there.
+        """
+        if unchecked := [leaf for leaf in leaves if leaf not in self._checked_leaves]:
+            groups = list(range(self.metadata.num_row_groups))
+            try:
+                with pq.ParquetFile(_UnreadFile(self.size_bytes), metadata=self.metadata, pre_buffer=True) as file:
+                    file.reader.read_row_groups(groups, column_indices=unchecked, use_threads=False)
+            except _ReadingError:
+                pass
+            except _DAMAGED as error:
+                raise DatasetFormatError(f"{self.where}: damaged parquet footer ({_first_line(error)})") from None
+            self._checked_leaves.update(unchecked)
+
+    def _rows_at_once(self, group: int, leaves: Sequence[int], payloads: Sequence[bytes]) -> int | None:
+        """Returns how many rows of a row group may be unpacked at a time; `None` for all.
+
+        Raises:
+          ValueError: a page header is malformed.
+          _TooLargeError: the row group is too large in any case.
+        """
+        if (group, *leaves) in self._checked_pages:
+            return None
+        row_group = self.metadata.row_group(group)
+        least = most = 0
+        for leaf, payload in zip(leaves, payloads, strict=True):
+            chunk = row_group.column(leaf)
+            held = chunk_contents(payload, chunk.num_values)
+            if chunk.physical_type == "BYTE_ARRAY":
+                least += held.nbytes
+                # Each value may be the same long one of the dictionary.
+                most += held.values * (held.largest_page_bytes + _OVERHEAD_BYTES)
+            else:
+                width = _WIDTHS.get(chunk.physical_type) or self.metadata.schema.column(leaf).length
+                least += held.values * width
+                most += held.values * (width + _OVERHEAD_BYTES)
+        limit = _max_unpacked_bytes(payloads)
+        if least > limit:
+            raise _TooLargeError(f"its {sum(map(len, payloads))} bytes unpack to {least}, at most {limit} are read")
+        if most > limit:
+            return max(1, row_group.num_rows * limit // (8 * most))
+        self._checked_pages.add((group, *leaves))
+        return None
 
     def _leaves(self, columns: Sequence[str]) -> list[int]:
         missing = [name for name in columns if name not in self.leaves]
@@ -171,10 +245,22 @@ def open_table(storage: RangeReader, path: str) -> ParquetTable:
         tail = storage.read_ranges(path, [missing])[0] + tail
     try:
         # pyarrow wants the magic in front of a footer; offsets inside it are not followed here.
-        metadata = pq.ParquetFile(pa.BufferReader(_MAGIC + tail[-8 - length :]), **_THRIFT_LIMITS).metadata
-        metadata.schema.to_arrow_schema()
-    except (pa.ArrowException, OSError, ValueError) as error:
+        metadata = pq.ParquetFile(
+            pa.BufferReader(_MAGIC + tail[-8 - length :]),
+            thrift_string_size_limit=length,
+            thrift_container_size_limit=min(length // _MIN_ELEMENT_BYTES + 1, _MAX_ELEMENTS),
+        ).metadata
+        names = metadata.schema.to_arrow_schema().names
+    except _DAMAGED as error:
         raise DatasetFormatError(f"{where}: damaged parquet footer ({_first_line(error)})") from None
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DatasetFormatError(f"{where}: there are {names.count(twice)} columns {twice!r}; expected one")
+    counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    if min(counts, default=0) < 0 or sum(counts) != metadata.num_rows:
+        raise DatasetFormatError(
+            f"{where}: the footer says {metadata.num_rows} rows, but its {len(counts)} row groups have {sum(counts)}; the file is damaged"
+        )
     return ParquetTable(storage, path, size_bytes, metadata)
 
 
@@ -292,14 +378,38 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-class _SparseFile(io.RawIOBase):
-    """A file of which only some ranges are known; reading anything else is an error (the footer lied)."""
+def _max_unpacked_bytes(payloads: Sequence[bytes]) -> int:
+    """Returns how many bytes in memory may come out of the bytes of a file."""
+    return max(_MAX_UNPACKED_BYTES, _MAX_UNPACKED_TIMES * sum(map(len, payloads)))
 
-    def __init__(self, ranges: Sequence[ByteRange], payloads: Sequence[bytes]) -> None:
-        pieces = sorted(zip(ranges, payloads, strict=True), key=lambda piece: piece[0])
-        self._starts = [piece[0].start for piece in pieces]
-        self._pieces = [piece[1] for piece in pieces]
-        self._size = max((piece[0].stop for piece in pieces), default=0)
+
+def _up_to(batches: Iterable[pa.RecordBatch], max_bytes: int) -> Iterator[pa.RecordBatch]:
+    """Yields the batches of a row group.
+
+    Raises:
+      _TooLargeError: they have more than `max_bytes` together.
+    """
+    held = 0
+    for batch in batches:
+        held += batch.nbytes
+        if held > max_bytes:
+            raise _TooLargeError(f"it unpacks to more than {max_bytes} bytes")
+        yield batch
+
+
+class _TooLargeError(Exception):
+    """What is read does not fit into its limit."""
+
+
+class _ReadingError(Exception):
+    """A file that must not be read was read."""
+
+
+class _UnreadFile(io.RawIOBase):
+    """A file of some size of which no byte can be had."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._size = size_bytes
         self._position = 0
 
     def readable(self) -> bool:
@@ -317,6 +427,19 @@ class _SparseFile(io.RawIOBase):
 
     def size(self) -> int:
         return self._size
+
+    def read(self, size: int = -1) -> bytes:
+        raise _ReadingError
+
+
+class _SparseFile(_UnreadFile):
+    """A file of which only some ranges are known; reading anything else is an error (the footer lied)."""
+
+    def __init__(self, ranges: Sequence[ByteRange], payloads: Sequence[bytes]) -> None:
+        super().__init__(max((piece.stop for piece in ranges), default=0))
+        pieces = sorted(zip(ranges, payloads, strict=True), key=lambda piece: piece[0])
+        self._starts = [piece[0].start for piece in pieces]
+        self._pieces = [piece[1] for piece in pieces]
 
     def read(self, size: int = -1) -> bytes:
         number = bisect_right(self._starts, self._position) - 1

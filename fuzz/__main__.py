@@ -1,0 +1,126 @@
+"""python -m fuzz: runs the fuzzer for some time, or replays one input. See README.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fuzz.corpus import make_seeds
+from fuzz.targets import TARGETS
+
+# A worker that stays at one input for so long hangs in native code, where no signal reaches Python.
+_STALLED_SECONDS = 60.0
+
+
+@dataclass
+class Counts:
+    """What happened with the inputs of one target."""
+
+    inputs: int = 0
+    accepted: int = 0
+    seconds: float = 0.0
+    findings: Counter[str] = field(default_factory=Counter)
+
+    def line(self, name: str) -> str:
+        """Returns one line for people."""
+        rate = self.inputs / self.seconds if self.seconds else 0.0
+        return f"{name:9} {self.inputs:9} inputs, {self.accepted:8} read, {rate:6.0f} a second, {self.findings.total()} findings"
+
+
+def run_worker(name: str, corpus: Path, counts: Counts, *, seed: int, start: int, stop: int, folder: Path) -> int:
+    """Runs inputs `[start, stop)` in a process of its own, and returns the number after the last one that was run."""
+    command = [sys.executable, "-m", "fuzz.worker", name, str(corpus / name), *map(str, (seed, start, stop, folder))]
+    (folder / "progress").write_bytes(struct.pack("<Q", start))
+    # Standard error goes to a file: what native code says when it ends the process.
+    with (folder / "stderr").open("w+b") as stderr, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as worker:
+        started, changed, last = time.monotonic(), time.monotonic(), -1
+        while worker.poll() is None:
+            time.sleep(0.05)
+            if (number := running_input(folder)) != last:
+                last, changed = number, time.monotonic()
+            if time.monotonic() - changed > _STALLED_SECONDS:
+                worker.send_signal(signal.SIGKILL)
+        assert worker.stdout is not None
+        lines = [json.loads(line) for line in worker.stdout.read().splitlines()]
+        stderr.seek(0)
+        said = stderr.read().decode(errors="replace").strip()
+    for found in lines:
+        if "found" in found:
+            print(f"{name} input {found['number']}: {found['found']}: {found['text']}", flush=True)
+    if worker.returncode == 0:
+        counts.inputs += lines[-1]["inputs"]
+        counts.accepted += lines[-1]["accepted"]
+        counts.seconds += lines[-1]["seconds"]
+        counts.findings.update(lines[-1]["findings"])
+        return stop
+    if worker.returncode > 0:
+        raise SystemExit(f"the worker of {name} failed:\n{said}")
+    number = running_input(folder)
+    kind = "native code hung" if worker.returncode == -signal.SIGKILL else f"native code died of signal {-worker.returncode}"
+    print(f"{name} input {number}: {kind}: {said[-300:]}", flush=True)
+    counts.inputs += number + 1 - start
+    counts.seconds += time.monotonic() - started
+    counts.findings[kind] += 1
+    return number + 1
+
+
+def running_input(folder: Path) -> int:
+    """Returns the number of the input that a worker is at."""
+    (number,) = struct.unpack("<Q", (folder / "progress").read_bytes())
+    return int(number)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--inputs", type=int, default=200_000, help="of each target")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="no batch begins after so long")
+    parser.add_argument("--batch", type=int, default=20_000, help="inputs of one process")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=int, default=0, help="number of the first input")
+    parser.add_argument("--folder", type=Path, help="where inputs with findings are kept")
+    parser.add_argument("--replay", type=Path, help="runs one kept input of the (only) target and shows what it raises")
+    given = parser.parse_args()
+    if given.replay:
+        TARGETS[given.targets[0]].run(given.replay.read_bytes())
+        return
+    os.nice(19)
+    folder = given.folder or Path(tempfile.mkdtemp(prefix="fuzz-"))
+    corpus = folder / "corpus"
+    for name, seeds in make_seeds().items():
+        (corpus / name).mkdir(parents=True, exist_ok=True)
+        for number, data in enumerate(seeds):
+            (corpus / name / f"{number:03}").write_bytes(data)
+    print(f"findings are kept in {folder}", flush=True)
+    counts = {name: Counts() for name in given.targets}
+    next_input = dict.fromkeys(given.targets, given.start)
+    until = time.monotonic() + given.seconds
+    while waiting := [name for name, number in next_input.items() if number < given.start + given.inputs]:
+        for name in waiting:
+            if time.monotonic() > until:
+                break
+            stop = min((next_input[name] // given.batch + 1) * given.batch, given.start + given.inputs)
+            next_input[name] = run_worker(
+                name, corpus, counts[name], seed=given.seed, start=next_input[name], stop=stop, folder=folder
+            )
+            print(counts[name].line(name), flush=True)
+        else:
+            continue
+        break
+    print(*(count.line(name) for name, count in counts.items()), sep="\n")
+    raise SystemExit(1 if any(count.findings for count in counts.values()) else 0)
+
+
+if __name__ == "__main__":
+    main()
