@@ -20,6 +20,8 @@ from fuzz.targets import TARGETS
 
 # A worker that stays at one input for so long hangs in native code, where no signal reaches Python.
 _STALLED_SECONDS = 60.0
+# Inputs of one process, times the share of its target: many, since a process takes two seconds to begin.
+_PART = 5000
 
 
 @dataclass
@@ -84,11 +86,10 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
-    parser.add_argument("--inputs", type=int, default=200_000, help="of each target")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="no batch begins after so long")
-    parser.add_argument("--batch", type=int, default=20_000, help="inputs of one process")
+    parser.add_argument("--inputs", type=int, default=2_000_000, help="of all targets together")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="no process begins after so long")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--start", type=int, default=0, help="number of the first input")
+    parser.add_argument("--round", type=int, default=0, help="to go on after so many rounds of an earlier run with the same seed")
     parser.add_argument("--folder", type=Path, help="where inputs with findings are kept")
     parser.add_argument("--replay", type=Path, help="runs one kept input of the (only) target and shows what it raises")
     given = parser.parse_args()
@@ -104,21 +105,19 @@ def main() -> None:
             (corpus / name / f"{number:03}").write_bytes(data)
     print(f"findings are kept in {folder}", flush=True)
     counts = {name: Counts() for name in given.targets}
-    next_input = dict.fromkeys(given.targets, given.start)
+    shares = sum(TARGETS[name].share for name in given.targets)
+    part = min(_PART, max(given.inputs // shares, 1))
     until = time.monotonic() + given.seconds
-    while waiting := [name for name, number in next_input.items() if number < given.start + given.inputs]:
-        for name in waiting:
-            if time.monotonic() > until:
-                break
-            stop = min((next_input[name] // given.batch + 1) * given.batch, given.start + given.inputs)
-            next_input[name] = run_worker(
-                name, corpus, counts[name], seed=given.seed, start=next_input[name], stop=stop, folder=folder
-            )
-            print(counts[name].line(name), flush=True)
-        else:
-            continue
-        break
-    print(*(count.line(name) for name, count in counts.items()), sep="\n")
+    # All targets in turn, so that a run that is stopped has tried all of them.
+    for round_number in range(given.round, given.round + max(given.inputs // (shares * part), 1)):
+        for name in given.targets:
+            inputs = part * TARGETS[name].share
+            number, stop = round_number * inputs, (round_number + 1) * inputs
+            while number < stop and time.monotonic() < until:
+                number = run_worker(name, corpus, counts[name], seed=given.seed, start=number, stop=stop, folder=folder)
+        print(f"round {round_number}", *(count.line(name) for name, count in counts.items()), sep="\n", flush=True)
+        if time.monotonic() > until:
+            break
     raise SystemExit(1 if any(count.findings for count in counts.values()) else 0)
 
 

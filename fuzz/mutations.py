@@ -142,7 +142,7 @@ _VALUES: tuple[Any, ...] = (
     *(0.0, -0.0, 0.5, 1e-320, 1e300, 1.7976931348623157e308, float("nan"), float("inf"), -float("inf")),
     *_TEXTS,
 )
-_DTYPES = (None, "int8", "uint8", "int32", "uint64", "float16", "float32", "float64", "bool", "object", "str", "M8[s]", "m8[s]", "c16")
+DTYPES = (None, "int8", "uint8", "int32", "uint64", "float16", "float32", "float64", "bool", "object", "str", "M8[s]", "m8[s]", "c16")
 
 
 def mutate_json(random: Random, data: bytes) -> bytes:
@@ -170,7 +170,7 @@ def _mutate_tree(random: Random, tree: Any) -> Any:
         elif action == 1:
             tree.insert(0, copy.deepcopy(tree[key]))
         elif key == "dtype" and action < 8:
-            tree[key] = random.choice(_DTYPES)
+            tree[key] = random.choice(DTYPES)
         else:
             tree[key] = _mutate_tree(random, tree[key])
         return tree

@@ -21,8 +21,12 @@ from lerobot_grain._schema import DatasetInfo, PathTemplate
 Integers = npt.NDArray[np.int64]
 Seconds = npt.NDArray[np.float64]
 
-# Rows, frames and files are counted far below this, and sums of as many of them as there can be episodes stay far below 2**63.
+# Files are counted far below this.
 _MAX_INTEGER = 1 << 40
+# 40,000 hours at 30 fps. The order of an epoch takes memory for them all.
+_MAX_ROWS = 1 << 32
+# 30 years in one file; ticks of it, of any timescale, fit into 63 bits.
+_MAX_SECONDS = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,8 @@ def episode_table(columns: Mapping[str, npt.NDArray[Any]], *, info: DatasetInfo,
     lengths = _integers(columns, "length", where)
     if (bad := np.flatnonzero(lengths <= 0)).size:
         raise DatasetFormatError(f"{where}: episode {bad[0]} has length {lengths[bad[0]]}; expected at least 1 frame")
+    if lengths.sum(dtype=np.float64) > _MAX_ROWS:
+        raise DatasetFormatError(f"{where}: the lengths add up to more than {_MAX_ROWS} frames, which no data set holds")
     first_rows = np.cumsum(lengths) - lengths
     for name, expected in (("dataset_from_index", first_rows), ("dataset_to_index", first_rows + lengths)):
         if name in columns:
@@ -202,8 +208,8 @@ def _video_spans(columns: Mapping[str, npt.NDArray[Any]], info: DatasetInfo, whe
         if columns[name].dtype.kind not in "fiu":
             raise DatasetFormatError(f"{where}: column {name} has values of type {columns[name].dtype}; expected seconds")
         starts = np.asarray(columns[name], np.float64)
-        if (bad := np.flatnonzero(~((starts >= 0) & (starts < np.inf)))).size:
-            raise DatasetFormatError(f"{where}: episode {bad[0]} has {name} {starts[bad[0]]}; expected seconds >= 0")
+        if (bad := np.flatnonzero(~((starts >= 0) & (starts < _MAX_SECONDS)))).size:
+            raise DatasetFormatError(f"{where}: episode {bad[0]} has {name} {starts[bad[0]]}; expected seconds >= 0 and < {_MAX_SECONDS:g}")
         videos[key] = VideoSpans(spans, _read_only(starts))
     return videos
 
@@ -239,9 +245,11 @@ def _offsets_in_files(spans: FileSpans, lengths: Integers) -> Integers:
 def _integers(columns: Mapping[str, npt.NDArray[Any]], name: str, where: str) -> Integers:
     if name not in columns:
         raise DatasetFormatError(
-            f"{where}: there is no column {name}; the table has {', '.join(columns) or 'none of the columns that are needed'}"
+            f"{where}: there is no column {name}; the table has {', '.join(columns)[:400] or 'none of the columns that are needed'}"
         )
     values = columns[name]
+    if values.dtype == np.float16:
+        values = values.astype(np.float64)  # half a float does not hold the limit below
     # Other recorders write integers as doubles; a missing value arrives as NaN.
     if values.dtype.kind not in "fiu" or not (np.isfinite(values).all() and (values == np.floor(values)).all()):
         raise DatasetFormatError(f"{where}: column {name} has values of type {values.dtype} that are not all integers")

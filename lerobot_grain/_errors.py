@@ -13,7 +13,25 @@ Rules:
 * Every exception takes exactly one string, so that it survives pickling between processes (Grain's worker processes hang on exceptions
   that do not).
 * No message holds a token or a signed URL.
+* No message is longer than a few lines, whatever a file holds: `shown`.
 """
+
+from __future__ import annotations
+
+import reprlib
+
+# Longer than any value that is right, short enough to read.
+_MAX_SHOWN = 400
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 12
+
+
+def shown(value: object) -> str:
+    """Returns a value that was found in a file for a message: as `repr` gives it, cut where it is long or nested deeply."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 class LeRobotGrainError(Exception):

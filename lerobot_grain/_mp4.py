@@ -30,6 +30,8 @@ from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import DatasetFormatError
 
 Integers = npt.NDArray[np.int64]
+# Views, so that boxes inside of boxes do not take their memory again.
+Bytes = bytes | memoryview
 
 # Sample entries (fourcc) that FFmpeg's decoders are given, and the names that lerobot uses for them.
 CODECS = {"av01": "av1", "avc1": "h264", "avc3": "h264", "hvc1": "hevc", "hev1": "hevc", "mp4v": "mpeg4"}
@@ -43,6 +45,10 @@ _TAIL_BYTES = 4 << 20
 _MAX_MOOV_BYTES = 64 << 20
 _MAX_PICTURES = 4_000_000
 _MAX_TOP_LEVEL_BOXES = 1000
+# Inside of another box; FFmpeg writes up to 12. A `moov` has room for millions.
+_MAX_INNER_BOXES = 1000
+# What must not be there twice: which one counts would be a guess.
+_TABLES = frozenset(("stsd", "stts", "ctts", "stss", "stsc", "stsz", "stco", "co64"))
 # Fields of a visual sample entry in front of its boxes (ISO/IEC 14496-12, 12.1.3).
 _VISUAL_FIELDS_BYTES = 78
 
@@ -136,12 +142,12 @@ def read_sample_table(file_size_bytes: int, *, where: str) -> SampleTableReader:
             moov = known[cursor - start : cursor - start + size]
             if len(moov) < size:
                 moov += yield ByteRange(cursor + len(moov), cursor + size)
-            return _parse_moov(moov[header:], file_size_bytes, where)
+            return _parse_moov(memoryview(moov)[header:], file_size_bytes, where)
         cursor += size
     raise DatasetFormatError(f"{where}: no moov box among the first {_MAX_TOP_LEVEL_BOXES} boxes")
 
 
-def _box_header(data: bytes, offset: int, space: int, where: str, place: int) -> tuple[str, int, int]:
+def _box_header(data: Bytes, offset: int, space: int, where: str, place: int) -> tuple[str, int, int]:
     """Returns (type, bytes of the header, bytes of the box) of the box at `offset`; what holds it ends after `space` bytes."""
     size, kind = struct.unpack_from(">I4s", data, offset)
     header = 8
@@ -158,23 +164,26 @@ def _box_header(data: bytes, offset: int, space: int, where: str, place: int) ->
     return name, header, size
 
 
-def _boxes(data: bytes, where: str, parent: str) -> Iterator[tuple[str, bytes]]:
+def _boxes(data: Bytes, where: str, parent: str) -> Iterator[tuple[str, Bytes]]:
     """Yields (type, payload) of the boxes that fill `data`."""
     offset = 0
-    while len(data) - offset >= 8:
+    for _ in range(_MAX_INNER_BOXES):
+        if len(data) - offset < 8:
+            return
         kind, header, size = _box_header(data, offset, len(data) - offset, f"{where}: in {parent}", offset)
         yield kind, data[offset + header : offset + size]
         offset += size
+    raise DatasetFormatError(f"{where}: {parent} holds more than {_MAX_INNER_BOXES} boxes")
 
 
-def _only(data: bytes, kind: str, where: str, parent: str) -> bytes:
+def _only(data: Bytes, kind: str, where: str, parent: str) -> Bytes:
     found = [payload for name, payload in _boxes(data, where, parent) if name == kind]
     if len(found) != 1:
         raise DatasetFormatError(f"{where}: {parent} holds {len(found)} boxes {kind}; expected one")
     return found[0]
 
 
-def _parse_moov(moov: bytes, file_size_bytes: int, where: str) -> SampleTable:
+def _parse_moov(moov: Bytes, file_size_bytes: int, where: str) -> SampleTable:
     try:
         return _parse_tracks(moov, file_size_bytes, where)
     except (struct.error, ValueError, IndexError) as error:
@@ -182,7 +191,7 @@ def _parse_moov(moov: bytes, file_size_bytes: int, where: str) -> SampleTable:
         raise DatasetFormatError(f"{where}: malformed moov box ({error})") from None
 
 
-def _parse_tracks(moov: bytes, file_size_bytes: int, where: str) -> SampleTable:
+def _parse_tracks(moov: Bytes, file_size_bytes: int, where: str) -> SampleTable:
     tracks = []
     for kind, payload in _boxes(moov, where, "moov"):
         if kind == "mvex":
@@ -199,10 +208,14 @@ def _parse_tracks(moov: bytes, file_size_bytes: int, where: str) -> SampleTable:
     if timescale == 0:
         raise DatasetFormatError(f"{where}: the timescale is 0")
     information = _only(_only(media, "minf", where, "mdia"), "stbl", where, "minf")
-    tables = dict(_boxes(information, where, "stbl"))
+    tables: dict[str, Bytes] = {}
+    for kind, payload in _boxes(information, where, "stbl"):
+        if kind in tables and kind in _TABLES:
+            raise DatasetFormatError(f"{where}: stbl holds two boxes {kind}; expected one")
+        tables[kind] = payload
     for kind in ("stsd", "stts", "stsc", "stsz"):
         if kind not in tables:
-            raise DatasetFormatError(f"{where}: stbl holds no box {kind}; found {', '.join(tables)}")
+            raise DatasetFormatError(f"{where}: stbl holds no box {kind}; found {', '.join(tables)[:400]}")
     codec, width, height, description = _sample_entry(tables["stsd"], where)
     sizes = _sizes(tables["stsz"], file_size_bytes, where)
     offsets = _offsets(tables, sizes, file_size_bytes, where)
@@ -211,7 +224,10 @@ def _parse_tracks(moov: bytes, file_size_bytes: int, where: str) -> SampleTable:
     if "ctts" in tables:
         # Version 0 is unsigned by the standard; writers put negative offsets there all the same, and FFmpeg reads both as signed.
         dts = dts + _run_lengths(tables["ctts"], ">i4", len(sizes), "ctts", where)
-    pts = dts - _media_time(track, where)
+    media_time = _media_time(track, where)
+    if media_time > dts.max():
+        raise DatasetFormatError(f"{where}: an edit list starting at {media_time}, behind the last picture at {dts.max()}")
+    pts = dts - media_time
     keys = _keys(tables.get("stss"), len(sizes), where)
     presentation = np.argsort(pts, kind="stable")
     if (np.diff(pts[presentation]) == 0).any():
@@ -237,7 +253,7 @@ def _parse_tracks(moov: bytes, file_size_bytes: int, where: str) -> SampleTable:
     )
 
 
-def _sample_entry(stsd: bytes, where: str) -> tuple[str, int, int, bytes]:
+def _sample_entry(stsd: Bytes, where: str) -> tuple[str, int, int, bytes]:
     """Returns (codec, width, height, the `stsd` box without bit rates)."""
     entries = list(_boxes(stsd[8:], where, "stsd"))
     if len(entries) != 1:
@@ -249,16 +265,16 @@ def _sample_entry(stsd: bytes, where: str) -> tuple[str, int, int, bytes]:
     # FFmpeg writes the bit rate of each file here (btrt), which no decoder needs: without it, files of one encoder have equal descriptions,
     # and their GOPs can be decoded together.
     children = [box(name, payload) for name, payload in _boxes(entry[_VISUAL_FIELDS_BYTES:], where, kind) if name != "btrt"]
-    description = box("stsd", stsd[:8] + box(kind, entry[:_VISUAL_FIELDS_BYTES] + b"".join(children)))
+    description = box("stsd", bytes(stsd[:8]) + box(kind, b"".join([entry[:_VISUAL_FIELDS_BYTES], *children])))
     return CODECS[kind], width, height, description
 
 
-def box(kind: str, payload: bytes) -> bytes:
+def box(kind: str, payload: Bytes) -> bytes:
     """Returns a box: its size, its type and its payload."""
     return struct.pack(">I4s", 8 + len(payload), kind.encode("latin-1")) + payload
 
 
-def _sizes(stsz: bytes, file_size_bytes: int, where: str) -> Integers:
+def _sizes(stsz: Bytes, file_size_bytes: int, where: str) -> Integers:
     constant, count = struct.unpack_from(">II", stsz, 4)
     # A sample is at least one byte, so a larger count is a lie; a constant size takes no place in the box, so the count is bounded, too.
     if count == 0 or count > min(file_size_bytes, _MAX_PICTURES) or (constant == 0 and len(stsz) < 12 + 4 * count):
@@ -268,7 +284,7 @@ def _sizes(stsz: bytes, file_size_bytes: int, where: str) -> Integers:
     return np.frombuffer(stsz, ">u4", count, 12).astype(np.int64)
 
 
-def _offsets(tables: dict[str, bytes], sizes: Integers, file_size_bytes: int, where: str) -> Integers:
+def _offsets(tables: dict[str, Bytes], sizes: Integers, file_size_bytes: int, where: str) -> Integers:
     """Returns the byte offset of every sample: samples are stored in chunks, one after the other inside each (ISO/IEC 14496-12, 8.7.4)."""
     if ("stco" in tables) == ("co64" in tables):
         raise DatasetFormatError(f"{where}: expected one of the boxes stco and co64")
@@ -295,7 +311,7 @@ def _offsets(tables: dict[str, bytes], sizes: Integers, file_size_bytes: int, wh
     return offsets
 
 
-def _media_time(track: bytes, where: str) -> int:
+def _media_time(track: Bytes, where: str) -> int:
     """Returns the ticks that the edit list takes off every presentation time."""
     edits = [payload for kind, payload in _boxes(track, where, "trak") if kind == "edts"]
     if not edits:
@@ -312,7 +328,7 @@ def _media_time(track: bytes, where: str) -> int:
     return int(media_time)
 
 
-def _keys(stss: bytes | None, count: int, where: str) -> Integers:
+def _keys(stss: Bytes | None, count: int, where: str) -> Integers:
     if stss is None:
         return np.arange(count)
     keys = _array(stss, ">u4", 1, "stss", where)[:, 0].astype(np.int64) - 1
@@ -321,7 +337,7 @@ def _keys(stss: bytes | None, count: int, where: str) -> Integers:
     return keys
 
 
-def _run_lengths(box: bytes, value_type: str, count: int, kind: str, where: str) -> Integers:
+def _run_lengths(box: Bytes, value_type: str, count: int, kind: str, where: str) -> Integers:
     """Returns int64 `(count,)`: the values of a box of (length, value) runs."""
     lengths = _array(box, ">u4", 2, kind, where)[:, 0].astype(np.int64)
     values = _array(box, value_type, 2, kind, where)[:, 1].astype(np.int64)
@@ -330,7 +346,7 @@ def _run_lengths(box: bytes, value_type: str, count: int, kind: str, where: str)
     return np.repeat(values, lengths)
 
 
-def _array(box: bytes, dtype: str, columns: int, kind: str, where: str) -> npt.NDArray[Any]:
+def _array(box: Bytes, dtype: str, columns: int, kind: str, where: str) -> npt.NDArray[Any]:
     """Returns the table `(entries, columns)` of a box: version and flags (4 bytes), number of entries (4 bytes), then the entries."""
     (entries,) = struct.unpack_from(">I", box, 4)
     item = np.dtype(dtype).itemsize

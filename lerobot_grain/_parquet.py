@@ -10,6 +10,7 @@ of their pages (`_parquet_pages`), which no decoder goes beyond.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 from bisect import bisect_right
@@ -24,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lerobot_grain._byte_ranges import ByteRange
-from lerobot_grain._errors import DatasetFormatError
+from lerobot_grain._errors import DatasetFormatError, shown
 from lerobot_grain._parquet_pages import chunk_contents
 from lerobot_grain._schema import Feature
 
@@ -153,18 +154,14 @@ class ParquetTable:
         leaves, ranges = self._leaves(columns), self.ranges(group, columns)
         payloads = self.storage.read_ranges(self.path, ranges)
         where = f"{self.where}, row group {group}"
-        try:
-            rows_at_once = self._rows_at_once(group, leaves, payloads)
+        with _damage(where):
+            rows_at_once = self._rows_at_once(group, leaves, payloads, where)
             with pq.ParquetFile(_SparseFile(ranges, payloads), metadata=self.metadata, pre_buffer=False) as file:
                 if rows_at_once is None:
                     table = file.reader.read_row_group(group, column_indices=leaves, use_threads=False)
                 else:
                     batches = file.reader.iter_batches(rows_at_once, row_groups=[group], column_indices=leaves, use_threads=False)
-                    table = pa.Table.from_batches(_up_to(batches, _max_unpacked_bytes(payloads)))
-        except _TooLargeError as error:
-            raise DatasetFormatError(f"{where}: {error}; write the file again with smaller row groups") from None
-        except _DAMAGED as error:
-            raise DatasetFormatError(f"{where}: damaged parquet data ({_first_line(error)})") from None
+                    table = pa.Table.from_batches(_up_to(batches, _max_unpacked_bytes(payloads), where))
         expected = self.group_starts[group + 1] - self.group_starts[group]
         if table.num_rows != expected:
             raise DatasetFormatError(f"{where}: found {table.num_rows} rows; its footer says {expected}")
@@ -177,22 +174,21 @@ class ParquetTable:
         guarded, and looks at all chunks before it reads the first byte; so this begins to read, and stops there.
         """
         if unchecked := [leaf for leaf in leaves if leaf not in self._checked_leaves]:
-            groups = list(range(self.metadata.num_row_groups))
+            groups, unread = list(range(self.metadata.num_row_groups)), _UnreadFile(self.size_bytes)
             try:
-                with pq.ParquetFile(_UnreadFile(self.size_bytes), metadata=self.metadata, pre_buffer=True) as file:
+                with pq.ParquetFile(unread, metadata=self.metadata, pre_buffer=True) as file:
                     file.reader.read_row_groups(groups, column_indices=unchecked, use_threads=False)
-            except _ReadingError:
-                pass
             except _DAMAGED as error:
-                raise DatasetFormatError(f"{self.where}: damaged parquet footer ({_first_line(error)})") from None
+                if not unread.was_asked:
+                    raise DatasetFormatError(f"{self.where}: damaged parquet footer ({_first_line(error)})") from None
             self._checked_leaves.update(unchecked)
 
-    def _rows_at_once(self, group: int, leaves: Sequence[int], payloads: Sequence[bytes]) -> int | None:
+    def _rows_at_once(self, group: int, leaves: Sequence[int], payloads: Sequence[bytes], where: str) -> int | None:
         """Returns how many rows of a row group may be unpacked at a time; `None` for all.
 
         Raises:
           ValueError: a page header is malformed.
-          _TooLargeError: the row group is too large in any case.
+          DatasetFormatError: the row group is too large in any case.
         """
         if (group, *leaves) in self._checked_pages:
             return None
@@ -211,16 +207,16 @@ class ParquetTable:
                 most += held.values * (width + _OVERHEAD_BYTES)
         limit = _max_unpacked_bytes(payloads)
         if least > limit:
-            raise _TooLargeError(f"its {sum(map(len, payloads))} bytes unpack to {least}, at most {limit} are read")
+            raise DatasetFormatError(f"{where}: its {sum(map(len, payloads))} bytes unpack to {least}; {_at_most(limit)}")
         if most > limit:
-            return max(1, row_group.num_rows * limit // (8 * most))
+            return max(1, int(row_group.num_rows) * limit // (8 * most))
         self._checked_pages.add((group, *leaves))
         return None
 
     def _leaves(self, columns: Sequence[str]) -> list[int]:
         missing = [name for name in columns if name not in self.leaves]
         if missing:
-            raise DatasetFormatError(f"{self.where}: there is no column {missing[0]!r}; the file has {', '.join(self.leaves)}")
+            raise DatasetFormatError(f"{self.where}: there is no column {missing[0]!r}; the file has {', '.join(self.leaves)[:400]}")
         return [leaf for name in columns for leaf in self.leaves[name]]
 
 
@@ -267,11 +263,17 @@ def open_table(storage: RangeReader, path: str) -> ParquetTable:
 def read_columns(table: ParquetTable, columns: Sequence[str] | None) -> dict[str, npt.NDArray[Any]]:
     """Reads whole columns of flat values, of those that the file has; `None` reads all of them."""
     names = [name for name in (table.leaves if columns is None else columns) if name in table.leaves]
-    groups = [table.read_group(group, names) for group in range(table.metadata.num_row_groups)]
+    groups, held = [], 0
+    for group in range(table.metadata.num_row_groups):
+        groups.append(table.read_group(group, names))
+        held += groups[-1].nbytes
+        if held > (limit := max(_MAX_UNPACKED_BYTES, _MAX_UNPACKED_TIMES * table.size_bytes)):
+            raise DatasetFormatError(f"{table.where}: its {table.size_bytes} bytes unpack to more than {limit}, which are not read")
     if not groups:
         return {}
-    joined = pa.concat_tables(groups)
-    return {name: joined.column(name).to_numpy() for name in names}
+    with _damage(table.where):
+        joined = pa.concat_tables(groups)
+        return {name: joined.column(name).to_numpy() for name in names}
 
 
 def to_numpy(column: pa.ChunkedArray, feature: Feature, *, where: str) -> npt.NDArray[Any]:
@@ -292,17 +294,19 @@ def to_numpy(column: pa.ChunkedArray, feature: Feature, *, where: str) -> npt.ND
         raise DatasetFormatError(f"{where}: feature {feature.key!r} has more dimensions than its declared shape {feature.shape}")
     if values.null_count:
         raise DatasetFormatError(f"{where}: feature {feature.key!r} has {values.null_count} missing values; every row needs one")
-    array = np.asarray(values.to_numpy(zero_copy_only=False))
+    with _damage(f"{where}: feature {feature.key!r}"):
+        array = np.asarray(values.to_numpy(zero_copy_only=False))
     cast = _cast(array, feature, where)
     return np.ascontiguousarray(cast.reshape((rows,) if feature.is_scalar else (rows, *feature.shape)))
 
 
 def to_strings(column: pa.ChunkedArray, feature: Feature, *, where: str) -> list[str]:
     """Returns the values of a string feature."""
-    values: list[str] = column.to_pylist()
+    with _damage(f"{where}: feature {feature.key!r}"):
+        values: list[str] = column.to_pylist()
     for row, value in enumerate(values):
         if not isinstance(value, str):
-            raise DatasetFormatError(f"{where}: feature {feature.key!r} has {value!r} in row {row} of its group; expected a string")
+            raise DatasetFormatError(f"{where}: feature {feature.key!r} has {shown(value)} in row {row} of its group; expected a string")
     return values
 
 
@@ -313,7 +317,8 @@ def to_encoded_images(column: pa.ChunkedArray, feature: Feature, *, where: str) 
         if values.type.get_field_index("bytes") < 0:
             raise DatasetFormatError(f"{where}: image {feature.key!r} is a {values.type}; expected a struct with a field bytes")
         values = values.field("bytes")
-    images: list[bytes] = values.to_pylist()
+    with _damage(f"{where}: image {feature.key!r}"):
+        images: list[bytes] = values.to_pylist()
     for row, image in enumerate(images):
         if not isinstance(image, bytes) or not image:
             raise DatasetFormatError(
@@ -375,7 +380,7 @@ def _num_leaves(kind: pa.DataType) -> int:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return str(error).splitlines()[0][:400] if str(error).strip() else type(error).__name__
 
 
 def _max_unpacked_bytes(payloads: Sequence[bytes]) -> int:
@@ -383,32 +388,38 @@ def _max_unpacked_bytes(payloads: Sequence[bytes]) -> int:
     return max(_MAX_UNPACKED_BYTES, _MAX_UNPACKED_TIMES * sum(map(len, payloads)))
 
 
-def _up_to(batches: Iterable[pa.RecordBatch], max_bytes: int) -> Iterator[pa.RecordBatch]:
+def _at_most(limit: int) -> str:
+    return f"at most {limit} are read, write the file again with smaller row groups"
+
+
+def _up_to(batches: Iterable[pa.RecordBatch], max_bytes: int, where: str) -> Iterator[pa.RecordBatch]:
     """Yields the batches of a row group.
 
     Raises:
-      _TooLargeError: they have more than `max_bytes` together.
+      DatasetFormatError: they have more than `max_bytes` together.
     """
     held = 0
     for batch in batches:
         held += batch.nbytes
         if held > max_bytes:
-            raise _TooLargeError(f"it unpacks to more than {max_bytes} bytes")
+            raise DatasetFormatError(f"{where}: it unpacks to more than {max_bytes} bytes; {_at_most(max_bytes)}")
         yield batch
 
 
-class _TooLargeError(Exception):
-    """What is read does not fit into its limit."""
-
-
-class _ReadingError(Exception):
-    """A file that must not be read was read."""
+@contextlib.contextmanager
+def _damage(where: str) -> Iterator[None]:
+    """Turns what pyarrow raises at damaged data into the format error."""
+    try:
+        yield
+    except _DAMAGED as error:
+        raise DatasetFormatError(f"{where}: damaged parquet data ({_first_line(error)})") from None
 
 
 class _UnreadFile(io.RawIOBase):
-    """A file of some size of which no byte can be had."""
+    """A file of some size of which no byte can be had; `was_asked` tells whether one was wanted."""
 
     def __init__(self, size_bytes: int) -> None:
+        self.was_asked = False
         self._size = size_bytes
         self._position = 0
 
@@ -429,7 +440,10 @@ class _UnreadFile(io.RawIOBase):
         return self._size
 
     def read(self, size: int = -1) -> bytes:
-        raise _ReadingError
+        # Not an error: pyarrow 26 never lets go of one that is raised in its threads, nor of what its traceback refers to.
+        del size
+        self.was_asked = True
+        return b""
 
 
 class _SparseFile(_UnreadFile):

@@ -110,14 +110,14 @@ def _skip(data: bytes, at: int, kind: int, depth: int) -> int:
         return _read_struct(data, at, depth + 1)[1]
     if kind in (_LIST, _SET):
         head, at = data[at], at + 1
-        length, kinds = head >> 4, (head & 0xF,)
+        length, kinds = head >> 4, [head & 0xF]
         if length == 0xF:
             length, at = _read_varint(data, at)
     elif kind == _MAP:
         length, at = _read_varint(data, at)
-        kinds = ()
+        kinds = []
         if length:
-            kinds, at = (data[at] >> 4, data[at] & 0xF), at + 1
+            kinds, at = [data[at] >> 4, data[at] & 0xF], at + 1
     else:
         raise ValueError(f"a page header has a field of the unknown type {kind}")
     if length > len(data) - at:

@@ -28,10 +28,13 @@ from lerobot_grain._schema import DatasetInfo, Feature, parse_info
 from lerobot_grain._storage import Storage, StorageOptions, open_storage
 
 INFO_PATH, STATS_PATH, TASKS_PATH = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
-_EPISODES_PATH = re.compile(r"meta/episodes/chunk-(\d{1,9})/file-(\d{1,9})\.parquet")
+_EPISODES_PATH = re.compile(r"meta/episodes/chunk-([0-9]{1,9})/file-([0-9]{1,9})\.parquet")
 
-# A metadata file is refused above these sizes before it is read; the largest public data sets have a hundredth of them.
-_MAX_INFO_BYTES, _MAX_STATS_BYTES, _MAX_TABLE_BYTES = 16 << 20, 64 << 20, 1 << 30
+# A metadata file is refused above these sizes before it is read; the largest public data sets have a hundredth of them. JSON takes up to 40
+# times its size in memory.
+_MAX_INFO_BYTES, _MAX_STATS_BYTES, _MAX_TABLE_BYTES = 4 << 20, 8 << 20, 1 << 30
+# Rows may be packed to nothing. The largest public data sets have 2 million episodes and 100,000 tasks.
+_MAX_EPISODES, _MAX_TASKS = 1 << 22, 1 << 20
 # Up to this size a table is fetched whole, into the Hub's cache, where it costs nothing the next time; above, only its projected columns
 # are read.
 _WHOLE_TABLE_BYTES = 8 << 20
@@ -172,7 +175,11 @@ def _read_episodes(storage: Storage, listing: Mapping[str, int], info: DatasetIn
     if not numbered:
         raise DatasetFormatError(f"{where}: there is no episode table; expected meta/episodes/chunk-000/file-000.parquet")
     wanted = episode_columns(info)
-    pieces = [_read_table(storage, path, listing[path], wanted) for _, _, path in numbered]
+    pieces: list[dict[str, npt.NDArray[Any]]] = []
+    left = _MAX_EPISODES
+    for _, _, path in numbered:
+        pieces.append(_read_table(storage, path, listing[path], wanted, max_rows=left))
+        left -= max(map(len, pieces[-1].values()), default=0)
     names = [name for name in wanted if any(name in piece for piece in pieces)]
     for (_, _, path), piece in zip(numbered, pieces, strict=True):
         if missing := [name for name in names if name not in piece]:
@@ -192,18 +199,23 @@ def _read_episodes(storage: Storage, listing: Mapping[str, int], info: DatasetIn
     return table
 
 
-def _read_table(storage: Storage, path: str, size_bytes: int, columns: tuple[str, ...] | None) -> dict[str, npt.NDArray[Any]]:
+def _read_table(
+    storage: Storage, path: str, size_bytes: int, columns: tuple[str, ...] | None, *, max_rows: int
+) -> dict[str, npt.NDArray[Any]]:
     if size_bytes > _WHOLE_TABLE_BYTES:
-        return read_columns(open_table(storage, path), columns)
-    whole = InMemoryFile(storage.description, storage.read_metadata(path, max_bytes=_MAX_TABLE_BYTES))
-    return read_columns(open_table(whole, path), columns)
+        table = open_table(storage, path)
+    else:
+        table = open_table(InMemoryFile(storage.description, storage.read_metadata(path, max_bytes=_MAX_TABLE_BYTES)), path)
+    if table.num_rows > max_rows:
+        raise DatasetFormatError(f"{table.where}: it has {table.num_rows} rows; at most {max_rows} are read")
+    return read_columns(table, columns)
 
 
 def _read_tasks(storage: Storage, listing: Mapping[str, int]) -> dict[int, str]:
     if TASKS_PATH not in listing:
         raise DatasetFormatError(f"{storage.description}: there is no {TASKS_PATH}; expected the table of task texts")
     where = f"{storage.description}, {TASKS_PATH}"
-    columns = _read_table(storage, TASKS_PATH, listing[TASKS_PATH], None)
+    columns = _read_table(storage, TASKS_PATH, listing[TASKS_PATH], None, max_rows=_MAX_TASKS)
     # The texts are the index of a pandas table, whose name depends on the version of lerobot that wrote it: task or __index_level_0__.
     texts = [name for name, values in columns.items() if name != "task_index" and values.dtype == object]
     if "task_index" not in columns or len(texts) != 1:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lerobot_grain._errors import DatasetFormatError
+from lerobot_grain._errors import DatasetFormatError, shown
 
 # Dtypes of low-dimensional features, by their names in info.json, which are NumPy's.
 NUMERIC_DTYPES = frozenset(
@@ -26,6 +26,12 @@ NUMERIC_DTYPES = frozenset(
 # lerobot's defaults for data sets that name no template.
 _DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _TEMPLATE_FIELDS = frozenset(("video_key", "chunk_index", "file_index"))
+
+# Far above all that is real; below, what is made of a description stays small: a path for every file, an array of a frame.
+_MAX_KEY_LENGTH, _MAX_TEMPLATE_LENGTH, _MAX_TEMPLATE_FIELDS = 256, 512, 8
+_MAX_DIMENSIONS, _MAX_VALUES = 32, 1 << 31
+_MIN_FPS, _MAX_FPS = 1e-6, 1e6
+_MAX_GOP_LENGTH = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +136,9 @@ def parse_info(raw: bytes, *, where: str) -> DatasetInfo:
 
 def _check_version(info: Mapping[str, Any], where: str) -> str:
     version = info.get("codebase_version")
-    numbers = re.fullmatch(r"v?(\d{1,4})\.(\d{1,4})(\..*)?", version) if isinstance(version, str) else None
-    if numbers is None:
-        raise DatasetFormatError(f'{where}: codebase_version is {version!r}; expected "v3.0"')
+    numbers = re.fullmatch(r"v?(\d{1,4})\.(\d{1,4})(\..{0,40})?", version) if isinstance(version, str) else None
+    if not isinstance(version, str) or numbers is None:
+        raise DatasetFormatError(f'{where}: codebase_version is {shown(version)}; expected "v3.0"')
     major = int(numbers[1])
     if major < 3:
         raise DatasetFormatError(
@@ -143,15 +149,16 @@ def _check_version(info: Mapping[str, Any], where: str) -> str:
         raise DatasetFormatError(f"{where}: this is a LeRobotDataset {version}; this version of lerobot_grain reads v3.x")
     storage_format = info.get("storage_format")
     if storage_format not in (None, "parquet"):
-        raise DatasetFormatError(f"{where}: storage_format is {storage_format!r}; only parquet tables with MP4 video are read")
-    assert isinstance(version, str)
+        raise DatasetFormatError(f"{where}: storage_format is {shown(storage_format)}; only parquet tables with MP4 video are read")
     return version
 
 
 def _fps(info: Mapping[str, Any], where: str) -> float:
     fps = info.get("fps")
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not (0 < fps <= sys.float_info.max):
-        raise DatasetFormatError(f"{where}: fps is {fps!r}; expected a number > 0")
+        raise DatasetFormatError(f"{where}: fps is {shown(fps)}; expected a number > 0")
+    if not _MIN_FPS <= fps <= _MAX_FPS:
+        raise DatasetFormatError(f"{where}: fps is {fps}; expected at least {_MIN_FPS:g} and at most {_MAX_FPS:g} frames per second")
     return float(fps)
 
 
@@ -160,15 +167,15 @@ def _count(info: Mapping[str, Any], field: str, where: str) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not (0 <= value < math.inf) or value != int(value):
-        raise DatasetFormatError(f"{where}: {field} is {value!r}; expected an integer >= 0")
+        raise DatasetFormatError(f"{where}: {field} is {shown(value)}; expected an integer >= 0")
     return int(value)
 
 
 def _splits(info: Mapping[str, Any], where: str) -> Mapping[str, str]:
     splits = info.get("splits") or {}
     if not isinstance(splits, dict):
-        raise DatasetFormatError(f'{where}: splits is {splits!r}; expected an object such as {{"train": "0:50"}}')
-    return {str(name): str(span) for name, span in splits.items()}
+        raise DatasetFormatError(f'{where}: splits is {shown(splits)}; expected an object such as {{"train": "0:50"}}')
+    return {name: span if isinstance(span, str) else shown(span) for name, span in splits.items()}
 
 
 def _features(info: Mapping[str, Any], where: str) -> Mapping[str, Feature]:
@@ -181,24 +188,30 @@ def _features(info: Mapping[str, Any], where: str) -> Mapping[str, Feature]:
 
 
 def _feature(key: str, description: object, where: str) -> Feature:
+    if len(key) > _MAX_KEY_LENGTH:
+        raise DatasetFormatError(f"{where}: feature {shown(key)} has a key of {len(key)} characters; expected at most {_MAX_KEY_LENGTH}")
     if not isinstance(description, dict):
-        raise DatasetFormatError(f"{where}: feature {key!r} is {description!r}; expected an object with dtype and shape")
+        raise DatasetFormatError(f"{where}: feature {key!r} is {shown(description)}; expected an object with dtype and shape")
     dtype, shape = description.get("dtype"), description.get("shape")
     if not isinstance(dtype, str) or (dtype not in NUMERIC_DTYPES and dtype not in ("string", "image", "video", "language")):
         raise DatasetFormatError(
-            f"{where}: feature {key!r} has dtype {dtype!r}; expected a NumPy dtype such as float32, or string, image, video, language"
+            f"{where}: feature {key!r} has dtype {shown(dtype)}; expected a NumPy dtype such as float32, or string, image, video, language"
         )
     if not isinstance(shape, list) or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape):
-        raise DatasetFormatError(f"{where}: feature {key!r} has shape {shape!r}; expected a list of integers >= 0")
+        raise DatasetFormatError(f"{where}: feature {key!r} has shape {shown(shape)}; expected a list of integers >= 0")
+    if len(shape) > _MAX_DIMENSIONS or math.prod(max(n, 1) for n in shape) > _MAX_VALUES:
+        raise DatasetFormatError(
+            f"{where}: feature {key!r} has shape {shown(shape)}; expected at most {_MAX_DIMENSIONS} dimensions and {_MAX_VALUES} values"
+        )
     names = description.get("names")
     listed = tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
     if dtype not in ("image", "video"):
         return Feature(key, dtype, tuple(shape), listed)
     if len(shape) != 3:
-        raise DatasetFormatError(f"{where}: camera {key!r} has shape {shape!r}; expected [height, width, channels]")
+        raise DatasetFormatError(f"{where}: camera {key!r} has shape {shown(shape)}; expected [height, width, channels]")
     encoding = description.get("info") or description.get("video_info") or {}
     if not isinstance(encoding, dict):
-        raise DatasetFormatError(f"{where}: camera {key!r} has info {encoding!r}; expected an object")
+        raise DatasetFormatError(f"{where}: camera {key!r} has info {shown(encoding)}; expected an object")
     gop_length = encoding.get("video.g")
     return Feature(
         key,
@@ -206,7 +219,7 @@ def _feature(key: str, description: object, where: str) -> Feature:
         _channels_last(shape, listed),
         listed,
         is_depth=bool(encoding.get("is_depth_map") or encoding.get("video.is_depth_map")),
-        gop_length=gop_length if isinstance(gop_length, int) and not isinstance(gop_length, bool) and gop_length >= 1 else None,
+        gop_length=gop_length if type(gop_length) is int and 1 <= gop_length <= _MAX_GOP_LENGTH else None,
     )
 
 
@@ -224,7 +237,9 @@ def _template(text: object, field: str, where: str) -> PathTemplate:
     """Checks a template, so that formatting it can neither fail, read attributes, nor make a text of any size."""
     expected = "expected a relative path with the fields video_key, chunk_index and file_index, such as " + _DATA_PATH
     if not isinstance(text, str):
-        raise DatasetFormatError(f"{where}: {field} is {text!r}; {expected}")
+        raise DatasetFormatError(f"{where}: {field} is {shown(text)}; {expected}")
+    if len(text) > _MAX_TEMPLATE_LENGTH or text.count("{") > 2 * _MAX_TEMPLATE_FIELDS:
+        raise DatasetFormatError(f"{where}: {field} is {shown(text)}, of {len(text)} characters; {expected}")
     try:
         pieces = list(string.Formatter().parse(text))
     except ValueError as error:

@@ -222,9 +222,18 @@ def test_any_table_is_that_of_a_plain_loop(episodes: list[tuple[int, int, int, i
         ),
         ({"data__chunk_index": [0, -1, 0, 1]}, "episode 1 has data/chunk_index -1 and file_index 0; expected both >= 0"),
         ({"videos__top__file_index": [0, 0, 0, -2]}, "episode 3 has videos/top/chunk_index 0 and file_index -2; expected both >= 0"),
-        ({"videos__top__from_timestamp": [0.0, -0.1, 0, 0]}, "episode 1 has videos/top/from_timestamp -0.1; expected seconds >= 0"),
-        ({"videos__top__from_timestamp": [0.0, 1, np.nan, 0]}, "episode 2 has videos/top/from_timestamp nan; expected seconds >= 0"),
-        ({"videos__top__from_timestamp": [np.inf, 1, 2, 0]}, "episode 0 has videos/top/from_timestamp inf; expected seconds >= 0"),
+        (
+            {"videos__top__from_timestamp": [0.0, -0.1, 0, 0]},
+            "episode 1 has videos/top/from_timestamp -0.1; expected seconds >= 0 and < 1e+09",
+        ),
+        (
+            {"videos__top__from_timestamp": [0.0, 1, np.nan, 0]},
+            "episode 2 has videos/top/from_timestamp nan; expected seconds >= 0 and < 1e+09",
+        ),
+        (
+            {"videos__top__from_timestamp": [np.inf, 1, 2, 0]},
+            "episode 0 has videos/top/from_timestamp inf; expected seconds >= 0 and < 1e+09",
+        ),
     ],
     ids=lambda value: str(value)[:70] if isinstance(value, dict) else "",
 )
