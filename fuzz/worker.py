@@ -2,7 +2,8 @@
 
     python -m fuzz.worker TARGET CORPUS SEED START STOP FOLDER
 
-CORPUS is a folder of seeds. The number of the input that is running stands in FOLDER/progress, for whom finds the process dead. Every finding
+CORPUS is a folder of seeds. The number of the input that is running is put into FOLDER/progress (8 bytes, which
+must be there), for whom finds the process dead. Every finding
 is a line of JSON on standard output, and its input a file in FOLDER; the last line counts.
 """
 
@@ -60,13 +61,11 @@ def run_batch(name: str, seeds: tuple[bytes, ...], *, seed: int, start: int, sto
     # What is made once belongs to nobody's input.
     for data in seeds:
         target.accepts(data)
-    mark = folder / "progress"
-    mark.write_bytes(bytes(8))
     accepted, seen, peak = 0, Counter[str](), peak_bytes()
     limit = peak + _MAX_BYTES
     started = time.monotonic()
     signal.signal(signal.SIGPROF, _stop)
-    with mark.open("r+b") as file, mmap.mmap(file.fileno(), 8) as progress:
+    with (folder / "progress").open("r+b") as file, mmap.mmap(file.fileno(), 8) as progress:
         for number in range(start, stop):
             struct.pack_into("<Q", progress, 0, number)
             data = make_input(target, seeds, seed=seed, number=number)

@@ -33,11 +33,11 @@ from lerobot_grain._schema import Feature
 _TAIL_BYTES = 16 << 10
 _MAX_FOOTER_BYTES = 256 << 20
 _MAGIC = b"PAR1"
-# The Thrift decoder makes room for a list as long as it is said to be (700 bytes an element) before it reads the first element, so a list
-# must not be longer than the footer has bytes for: an element that means anything takes at least so many. And no list of a footer is this long.
+# The Thrift decoder makes room for a list as long as it is said to be, 700 bytes an element, before it reads the first one (pyarrow 26: 6 GB
+# for a footer of 40 bytes). So no list may be longer than the footer has room for, at so many bytes an element, nor than any footer needs.
 _MIN_ELEMENT_BYTES, _MAX_ELEMENTS = 8, 200_000
-# What is read may take so many bytes in memory, or so many times its bytes in the file, whichever is more. 100 MB a data file is what
-# lerobot writes; numbers are packed 2 to 20 times, and pictures not at all.
+# What is read may take so many bytes in memory, or so many times its bytes in the file, whichever is more. lerobot's data files have up to
+# 100 MB; pictures do not unpack to more, numbers to a few times as much.
 _MAX_UNPACKED_BYTES, _MAX_UNPACKED_TIMES = 256 << 20, 8
 # Bytes of a value in memory by its physical type, without levels and offsets.
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
@@ -112,9 +112,9 @@ class ParquetTable:
     def leaves(self) -> Mapping[str, range]:
         """Column -> the numbers of its leaf columns, which is how column chunks are counted."""
         spans, first = {}, 0
-        for field in self.schema:
-            count = _num_leaves(field.type)
-            spans[field.name] = range(first, first + count)
+        for column in self.schema:
+            count = _num_leaves(column.type)
+            spans[column.name] = range(first, first + count)
             first += count
         return spans
 
