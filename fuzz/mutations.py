@@ -20,7 +20,7 @@ _LARGE_NUMBERS = (*_NUMBERS, 1 << 32, 1 << 40, (1 << 62), (1 << 63) - 1, 1 << 63
 
 def mutate_bytes(random: Random, data: bytes, start: int = 0, stop: int | None = None) -> bytes:
     """Changes, removes, doubles or inserts a few bytes of `data[start:stop]`."""
-    stop = len(data) if stop is None else stop
+    stop = len(data) if stop is None else min(stop, len(data))
     if stop <= start:
         return data
     damaged = bytearray(data)
@@ -193,8 +193,8 @@ def mutate_parquet(random: Random, data: bytes) -> bytes:
     if action < 5:
         damaged = data
         for _ in range(random.randint(1, 2)):
-            damaged = mutate_bytes(random, damaged, footer, len(data) - 8)
-        length = len(damaged) - 8 - footer
+            damaged = mutate_bytes(random, damaged, footer, len(damaged) - 8)
+        length = max(len(damaged) - 8 - footer, 0)
         return damaged[:-8] + length.to_bytes(4, "little") + damaged[-4:]
     if action == 5:
         return mutate_bytes(random, data)

@@ -2,9 +2,8 @@
 
     python -m fuzz.worker TARGET CORPUS SEED START STOP FOLDER
 
-CORPUS is a folder of seeds. The number of the input that is running is put into FOLDER/progress (8 bytes, which
-must be there), for whom finds the process dead. Every finding
-is a line of JSON on standard output, and its input a file in FOLDER; the last line counts.
+CORPUS is a folder of seeds. The number of the input that is running is put into FOLDER/progress (8 bytes, which must be there), for whom
+finds the process dead. Every finding is a line of JSON on standard output, and its input a file in FOLDER; the last line counts.
 """
 
 from __future__ import annotations

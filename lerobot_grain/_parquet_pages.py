@@ -72,8 +72,7 @@ def chunk_contents(chunk: bytes, num_values: int) -> ChunkContents:
 
 def _read_struct(data: bytes, at: int, depth: int) -> tuple[_Struct, int]:
     """Returns the 32-bit integers and structs of a struct by their field ids, and where it ends."""
-    if depth > _MAX_DEPTH:
-        raise ValueError("a page header is nested too deeply")
+    _check_depth(depth)
     found: _Struct = {}
     field = 0
     while head := data[at]:
@@ -95,8 +94,14 @@ def _read_struct(data: bytes, at: int, depth: int) -> tuple[_Struct, int]:
     return found, at + 1
 
 
+def _check_depth(depth: int) -> None:
+    if depth > _MAX_DEPTH:
+        raise ValueError("a page header is nested too deeply")
+
+
 def _skip(data: bytes, at: int, kind: int, depth: int) -> int:
     """Returns where a value ends."""
+    _check_depth(depth)
     if kind in (_BYTE, _TRUE, _FALSE):  # one byte each inside of lists and maps
         return at + 1
     if kind in (_I16, _I32, _I64):

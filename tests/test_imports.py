@@ -26,7 +26,7 @@ ROOMS = {name for name in MODULES if not name.startswith("testing.")}
 # A module imports only from the rows above its own.
 LEVELS = [
     ["_errors"],
-    ["_byte_ranges", "_schema", "_windows", "_order", "_kept", "_known_frames", "_batches", "_recycled"],
+    ["_byte_ranges", "_schema", "_windows", "_order", "_kept", "_known_frames", "_batches", "_recycled", "_parquet_pages"],
     ["_mp4", "_episodes", "_transport"],
     ["_small_mp4", "_hub_storage", "_parquet"],
     ["_plan", "_storage"],
