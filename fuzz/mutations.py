@@ -167,7 +167,7 @@ def _mutate_tree(random: Random, tree: Any) -> Any:
             del tree[key]
         elif action == 1 and isinstance(tree, dict):
             tree[random.choice((random.choice(_TEXTS), str(key) + "x"))] = copy.deepcopy(tree[key])
-        elif action == 1:
+        elif action == 1 and isinstance(tree, list):
             tree.insert(0, copy.deepcopy(tree[key]))
         elif key == "dtype" and action < 8:
             tree[key] = random.choice(DTYPES)

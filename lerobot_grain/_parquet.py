@@ -33,8 +33,8 @@ from lerobot_grain._schema import Feature
 _TAIL_BYTES = 16 << 10
 _MAX_FOOTER_BYTES = 256 << 20
 _MAGIC = b"PAR1"
-# The Thrift decoder makes room for a list as long as it is said to be, up to 700 bytes an element, before it reads the first one (pyarrow 26:
-# 6 GB for a footer of 40 bytes). So no list may be longer than the footer has room for, at so many bytes an element, nor than any needs.
+# The Thrift decoder makes room for a list as long as it is said to be, 700 bytes an element, before it reads the first one (pyarrow 26:
+# 6 GB for 40 bytes). So no list may be longer than the footer has room for at so many bytes an element, nor than any needs.
 _MIN_ELEMENT_BYTES, _MAX_ELEMENTS = 8, 200_000
 # What is read may take so many bytes in memory, or so many times its bytes in the file, whichever is more. lerobot's data files have up to
 # 100 MB; pictures do not unpack to more, numbers to a few times as much.

@@ -22,13 +22,12 @@ import pytest
 from lerobot_grain import _parquet, _repository
 from lerobot_grain._episodes import episode_table
 from lerobot_grain._errors import DatasetFormatError, shown
-from lerobot_grain._mp4 import read_sample_table
 from lerobot_grain._parquet import InMemoryFile, open_table, read_columns, to_encoded_images, to_numpy, to_strings
 from lerobot_grain._repository import open_repository, sample_table
 from lerobot_grain._rows import open_data_file
-from lerobot_grain._schema import DatasetInfo, Feature, PathTemplate, parse_info
+from lerobot_grain._schema import DatasetInfo, Feature, parse_info
 from lerobot_grain.testing import Camera, LoopbackHub, write_dataset
-from tests.helpers import box, boxes, edit_box, encoded, read_table
+from tests.helpers import box, edit_box, encoded, read_table
 
 # Hangs and memory are what is tested: the hard limits are far above what is seen.
 pytestmark = pytest.mark.timeout(60)
@@ -183,16 +182,19 @@ def test_shown() -> None:
     assert len(shown([[LONG] * 100] * 100)) < 500
 
 
+TOO_MANY = "expected at most 32 dimensions and 2147483648 values"
+
+
 @pytest.mark.parametrize(
     ("raw", "text"),
     [
         (json.dumps({**INFO, "fps": 1e-300}).encode(), "fps is 1e-300; expected at least 1e-06 and at most 1e+06 frames per second"),
         (json.dumps({**INFO, "fps": 1e300}).encode(), "fps is 1e+300; expected at least 1e-06 and at most 1e+06 frames per second"),
-        (with_feature(dtype="float32", shape=[1] * 33), "expected at most 32 dimensions and 2147483648 values"),
-        (with_feature(dtype="float32", shape=[1 << 16, 1 << 16]), "has shape [65536, 65536]; expected at most 32 dimensions and 2147483648 values"),
-        (with_feature(dtype="float32", shape=[0, 1 << 40]), "expected at most 32 dimensions and 2147483648 values"),
-        (with_feature(dtype="float32", shape=[10**400]), "expected at most 32 dimensions and 2147483648 values"),
-        (with_feature(dtype="video", shape=[10**9, 10**9, 3]), "expected at most 32 dimensions and 2147483648 values"),
+        (with_feature(dtype="float32", shape=[1] * 33), TOO_MANY),
+        (with_feature(dtype="float32", shape=[1 << 16, 1 << 16]), f"has shape [65536, 65536]; {TOO_MANY}"),
+        (with_feature(dtype="float32", shape=[0, 1 << 40]), TOO_MANY),
+        (with_feature(dtype="float32", shape=[10**400]), TOO_MANY),
+        (with_feature(dtype="video", shape=[10**9, 10**9, 3]), TOO_MANY),
         (json.dumps({**INFO, "features": {"k" * 257: {}}}).encode(), "has a key of 257 characters; expected at most 256"),
         (json.dumps({**INFO, "video_path": "v/" + "x" * 511}).encode(), "of 513 characters; expected a relative path with the fields"),
         (json.dumps({**INFO, "data_path": "{file_index}" * 17}).encode(), "of 204 characters; expected a relative path with the fields"),
@@ -253,7 +255,7 @@ def table_of(**changes: Any) -> Any:
         ({"length": [1 << 33, 1]}, "the lengths add up to more than 4294967296 frames, which no data set holds"),
         ({"length": [1 << 40] * 2}, "the lengths add up to more than 4294967296 frames, which no data set holds"),
         ({"length": [1 << 50, 1]}, "column length has values above 1099511627776, which no data set holds"),
-        ({"videos__top__from_timestamp": [0.0, 1e300]}, "episode 1 has videos/top/from_timestamp 1e+300; expected seconds >= 0 and < 1e+09"),
+        ({"videos__top__from_timestamp": [0, 1e300]}, "episode 1 has videos/top/from_timestamp 1e+300; expected seconds >= 0 and < 1e+09"),
         ({"length": np.array([3, np.inf], np.float16)}, "column length has values of type float64 that are not all integers"),
     ],
     ids=str,
@@ -487,19 +489,12 @@ def test_as_many_pictures_as_are_read_in_a_moov_of_nothing() -> None:
     data = edit_box(data, f"{TRACK}/stss", lambda _: b"")
     data = edit_box(data, f"{TRACK}/stsc", lambda _: box("stsc", struct.pack(">IIIII", 0, 1, 1, count, 1)))
     data = edit_box(data, "moov/trak/edts", lambda _: b"")
-    reader = read_sample_table(1 << 30, where="a.mp4")
     with memory_within(512 << 20):
-        wanted = next(reader)
-        with pytest.raises(StopIteration) as stop:
-            while True:
-                wanted = reader.send(data[wanted.start : wanted.stop].ljust(wanted.length, b"\0"))
-    assert stop.value.value.num_frames == count
+        assert read_table(data, size_bytes=1 << 30).num_frames == count
 
 
 def test_a_moov_of_the_largest_size_is_not_copied_for_every_box_in_it() -> None:
     filler = box("free", bytes(60 << 20))
-    small = boxes(encoded(**PLAIN))
     moov = edit_box(encoded(**PLAIN), TRACK, lambda payload: box("stbl", payload + filler))
-    assert len(small) == 4
     with memory_within(200 << 20):
         assert read_table(moov).num_frames == 30
