@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from lerobot_grain import _parquet, _repository
+from lerobot_grain._columns import to_encoded_images, to_numpy, to_strings
 from lerobot_grain._episodes import episode_table
 from lerobot_grain._errors import DatasetFormatError, shown
-from lerobot_grain._parquet import InMemoryFile, open_table, read_columns, to_encoded_images, to_numpy, to_strings
+from lerobot_grain._parquet import InMemoryFile, open_table, read_columns
 from lerobot_grain._repository import open_repository, sample_table
 from lerobot_grain._rows import open_data_file
 from lerobot_grain._schema import DatasetInfo, Feature, parse_info

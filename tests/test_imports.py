@@ -27,7 +27,7 @@ ROOMS = {name for name in MODULES if not name.startswith("testing.")}
 LEVELS = [
     ["_errors"],
     ["_byte_ranges", "_schema", "_windows", "_order", "_kept", "_known_frames", "_batches", "_recycled", "_parquet_pages"],
-    ["_mp4", "_episodes", "_transport"],
+    ["_mp4", "_episodes", "_transport", "_columns"],
     ["_small_mp4", "_hub_storage", "_parquet"],
     ["_plan", "_storage"],
     ["_video", "_repository", "_statistics"],
@@ -43,6 +43,7 @@ LEVELS = [
 HEAVY = {
     "_transport": {"httpx2"},
     "_hub_storage": {"huggingface_hub"},
+    "_columns": {"pyarrow"},
     "_parquet": {"pyarrow"},
     "_video": {"torch", "torchcodec", "PIL"},
     "_frame_order": {"grain"},
