@@ -61,13 +61,14 @@ def _parse_boxes(data: bytes) -> list[_Box]:
     boxes, offset = [], 0
     while offset + 8 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, offset)
+        size = max(size, 8)
         payload = data[offset + 8 : offset + size]
         boxes.append(_Box(kind, _parse_boxes(payload) if kind in _CONTAINERS else payload))
         offset += size
     return boxes
 
 
-@functools.cache
+@functools.lru_cache(64)
 def _parsed(data: bytes) -> tuple[_Box, ...]:
     return tuple(_parse_boxes(data))
 
