@@ -62,7 +62,7 @@ def to_encoded_images(column: pa.ChunkedArray, feature: Feature, *, where: str) 
     values = column.combine_chunks()
     if pa.types.is_struct(values.type):
         if values.type.get_field_index("bytes") < 0:
-            raise DatasetFormatError(f"{where}: image {feature.key!r} is a {values.type}; expected a struct with a field bytes")
+            raise DatasetFormatError(f"{where}: image {feature.key!r} is a {str(values.type)[:400]}; expected a struct with a field bytes")
         values = values.field("bytes")
     with damage(f"{where}: image {feature.key!r}"):
         images: list[bytes] = values.to_pylist()
@@ -77,7 +77,7 @@ def to_encoded_images(column: pa.ChunkedArray, feature: Feature, *, where: str) 
 def _flatten(values: pa.Array, length: int, subject: str, axis: int) -> pa.Array:
     """Returns the elements of lists that must all have `length` elements."""
     if not _is_list(values.type):
-        raise DatasetFormatError(f"{subject} has values of type {values.type} at axis {axis}; expected lists of {length}")
+        raise DatasetFormatError(f"{subject} has values of type {str(values.type)[:400]} at axis {axis}; expected lists of {length}")
     if values.null_count:
         raise DatasetFormatError(f"{subject} has {values.null_count} missing values; every row needs one")
     if pa.types.is_fixed_size_list(values.type):

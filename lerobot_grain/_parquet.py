@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._columns import DAMAGED, damage, first_line
-from lerobot_grain._errors import DatasetFormatError
+from lerobot_grain._errors import DatasetFormatError, shown
 from lerobot_grain._parquet_pages import chunk_contents
 
 # Holds the footers of most data files (about 150 bytes a column chunk), so that they cost one request.
@@ -200,8 +200,8 @@ class ParquetTable:
                 most += held.values * (held.largest_page_bytes + _OVERHEAD_BYTES)
             else:
                 width = _WIDTHS.get(chunk.physical_type) or self.metadata.schema.column(leaf).length
-                least += held.values * width
-                most += held.values * (width + _OVERHEAD_BYTES)
+                least += max(held.nbytes, held.values * width)
+                most += max(held.nbytes, held.values * (width + _OVERHEAD_BYTES))
         limit = _max_unpacked_bytes(payloads)
         if least > limit:
             raise DatasetFormatError(f"{where}: its {sum(map(len, payloads))} bytes unpack to {least}; {_at_most(limit)}")
@@ -248,7 +248,7 @@ def open_table(storage: RangeReader, path: str) -> ParquetTable:
         raise DatasetFormatError(f"{where}: damaged parquet footer ({first_line(error)})") from None
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise DatasetFormatError(f"{where}: there are {names.count(twice)} columns {twice!r}; expected one")
+        raise DatasetFormatError(f"{where}: there are {names.count(twice)} columns {shown(twice)}; expected one")
     counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     if min(counts, default=0) < 0 or sum(counts) != metadata.num_rows:
         raise DatasetFormatError(

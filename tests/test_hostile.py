@@ -412,6 +412,33 @@ def test_a_page_with_more_values_than_its_chunk() -> None:
     )
 
 
+def test_a_page_that_is_said_to_unpack_to_gigabytes() -> None:
+    data = written_table(pa.table({"a": pa.array(range(10))}), compression="none", use_dictionary=False, write_statistics=False)
+    (chunk,) = opened(data).ranges(0, ["a"])
+    unpacked, packed = varint(2 * 86), varint(2 * 83)
+    # 2 GB in place of 86 bytes takes 3 bytes more, which are taken from the page.
+    lie = data[chunk.start : chunk.stop - 3].replace(
+        b"\x15" + unpacked + b"\x15" + unpacked, b"\x15" + varint(2**32 - 2) + b"\x15" + packed
+    )
+    assert len(lie) == chunk.length
+    text = refusal(lambda: opened(data[: chunk.start] + lie + data[chunk.stop :]).read_group(0, ["a"]))
+    assert "bytes unpack to 2147483647; at most 268435456 are read" in text
+
+
+def test_types_and_columns_with_endless_names(directory: Path) -> None:
+    column = pa.chunked_array([pa.array([{LONG: 1}])])
+    where = "org/name@1a2b, a.parquet"
+    refusal(lambda: to_numpy(column, Feature("key", "float32", (2,)), where=where))
+    refusal(lambda: to_encoded_images(column, Feature("key", "image", (4, 6, 3)), where=where))
+    pq.write_table(pa.table({LONG: [1]}), directory / "meta/tasks.parquet")
+    refusal(lambda: open_repository(directory))
+
+
+def test_statistics_with_an_endless_text(directory: Path) -> None:
+    (directory / "meta/stats.json").write_text(json.dumps({"action": {"mean": LONG}}))
+    refusal(lambda: open_repository(directory))
+
+
 NOT_UTF8 = pa.Array.from_buffers(pa.string(), 2, [None, pa.py_buffer(struct.pack("<3i", 0, 1, 3)), pa.py_buffer(b"\xff\xfe\xfd")])
 
 
