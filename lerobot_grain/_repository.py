@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._columns import first_line
 from lerobot_grain._episodes import EpisodeTable, episode_columns, episode_table
-from lerobot_grain._errors import DatasetFormatError, MissingFileError
+from lerobot_grain._errors import DatasetFormatError, MissingFileError, shown
 from lerobot_grain._mp4 import SampleTable, read_sample_table
 from lerobot_grain._parquet import InMemoryFile, open_table, read_columns
 from lerobot_grain._schema import DatasetInfo, Feature, parse_info
@@ -222,12 +223,12 @@ def _read_tasks(storage: Storage, listing: Mapping[str, int]) -> dict[int, str]:
     # The texts are the index of a pandas table, whose name depends on the version of lerobot that wrote it: task or __index_level_0__.
     texts = [name for name, values in columns.items() if name != "task_index" and values.dtype == object]
     if "task_index" not in columns or len(texts) != 1:
-        raise DatasetFormatError(f"{where}: found the columns {', '.join(columns)}; expected task_index and one of texts")
+        raise DatasetFormatError(f"{where}: found the columns {', '.join(columns)[:400]}; expected task_index and one of texts")
     numbers, values = columns["task_index"], columns[texts[0]]
     if numbers.dtype.kind not in "iuf" or not np.array_equal(np.sort(numbers), np.arange(len(numbers))):
-        raise DatasetFormatError(f"{where}: task_index is {numbers[:8].tolist()}...; expected 0, 1, 2, ... once each")
+        raise DatasetFormatError(f"{where}: task_index is {shown(numbers[:8].tolist())}...; expected 0, 1, 2, ... once each")
     if odd := [value for value in values if not isinstance(value, str)]:
-        raise DatasetFormatError(f"{where}: found {odd[0]!r} in column {texts[0]}; expected texts")
+        raise DatasetFormatError(f"{where}: found {shown(odd[0])} in column {texts[0][:400]}; expected texts")
     return {int(number): str(value) for number, value in zip(numbers, values, strict=True)}
 
 
@@ -239,7 +240,7 @@ def _read_stats(storage: Storage) -> Statistics:
             str(key): {str(name): np.asarray(value, np.float64) for name, value in statistics.items()} for key, statistics in stats.items()
         }
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise DatasetFormatError(f"{where}: expected feature -> statistic -> numbers ({error})") from None
+        raise DatasetFormatError(f"{where}: expected feature -> statistic -> numbers ({first_line(error)})") from None
 
 
 def _hash_of_metadata(storage: Storage, listing: Mapping[str, int]) -> str:

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._columns import to_encoded_images, to_numpy, to_strings
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError
-from lerobot_grain._parquet import ParquetTable, open_table, to_encoded_images, to_numpy, to_strings
+from lerobot_grain._parquet import ParquetTable, open_table
 from lerobot_grain._repository import Repository
 from lerobot_grain._schema import Feature
 

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lerobot_grain._byte_ranges import ByteRange
+from lerobot_grain._columns import to_encoded_images, to_numpy, to_strings
 from lerobot_grain._errors import DatasetFormatError
-from lerobot_grain._parquet import InMemoryFile, ParquetTable, open_table, read_columns, to_encoded_images, to_numpy, to_strings
+from lerobot_grain._parquet import InMemoryFile, ParquetTable, open_table, read_columns
 from lerobot_grain._schema import Feature
 
 WHERE = "org/name@1a2b, data.parquet"
