@@ -28,10 +28,11 @@ from lerobot_grain._errors import InvalidRequestError, LeRobotGrainError
 from lerobot_grain._frame_reader import FrameReader, Places
 from lerobot_grain._recycled import RecycledArrays
 from lerobot_grain._repository import Repository
+from lerobot_grain._request_scope import RequestScope
 from lerobot_grain._row_reader import PendingRows, RowReader
 from lerobot_grain._rows import Selection
 from lerobot_grain._statistics import Meter, ReadStatistics
-from lerobot_grain._storage import RequestScope, StorageOptions
+from lerobot_grain._storage_options import StorageOptions
 from lerobot_grain._windows import WindowBlock
 
 # Examples that are planned at a time, and whose GOPs are grouped into decode tasks: enough for arrays to pay, and pictures for sequential

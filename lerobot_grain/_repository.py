@@ -24,9 +24,11 @@ from lerobot_grain._columns import first_line
 from lerobot_grain._episodes import EpisodeTable, episode_columns, episode_table
 from lerobot_grain._errors import DatasetFormatError, MissingFileError, shown
 from lerobot_grain._mp4 import SampleTable, read_sample_table
+from lerobot_grain._open_storage import open_storage
 from lerobot_grain._parquet import InMemoryFile, open_table, read_columns
 from lerobot_grain._schema import DatasetInfo, Feature, parse_info
-from lerobot_grain._storage import Storage, StorageOptions, open_storage
+from lerobot_grain._storage import Storage
+from lerobot_grain._storage_options import StorageOptions
 
 INFO_PATH, STATS_PATH, TASKS_PATH = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
 _EPISODES_PATH = re.compile(r"meta/episodes/chunk-([0-9]{1,9})/file-([0-9]{1,9})\.parquet")

@@ -19,7 +19,8 @@ import pytest
 import lerobot_grain as lg
 from lerobot_grain import _cli, _transport
 from lerobot_grain._byte_ranges import ByteRange
-from lerobot_grain._storage import BucketStorage, open_storage
+from lerobot_grain._open_storage import open_storage
+from lerobot_grain._remote_storage import BucketStorage
 from lerobot_grain.testing import Camera, Fault, LoopbackHub, WrittenDataset, read_barcodes, write_dataset
 
 CAMERA = "observation.images.top"

@@ -34,6 +34,8 @@ LEVELS = [
     ["_hub_storage"],
     ["_bucket_storage"],
     ["_storage"],
+    ["_remote_storage"],
+    ["_open_storage"],
     ["_video", "_repository", "_statistics"],
     ["_rows", "_frame_order"],
     ["_row_reader", "_camera_reader", "_workers", "_requests"],

@@ -19,7 +19,11 @@ import pytest
 from lerobot_grain import _answers, _hub_storage, _transport
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, MissingFileError, StorageError
-from lerobot_grain._storage import DirectoryStorage, HubStorage, RequestScope, StorageOptions, StorageStatistics, check_path, open_storage
+from lerobot_grain._open_storage import open_storage
+from lerobot_grain._remote_storage import HubStorage
+from lerobot_grain._request_scope import RequestScope
+from lerobot_grain._storage import DirectoryStorage, check_path
+from lerobot_grain._storage_options import StorageOptions, StorageStatistics
 from lerobot_grain.testing._hub import Fault, LoopbackHub
 
 REPOSITORY = "robots/arm"
