@@ -44,7 +44,7 @@ _MAX_TAKEN_BYTES = 4 << 20
 _ROWS_PART, _CODED_PART = 8, 8
 # At most this many blocks are decoded ahead, and examples fetched ahead of them, however large the budget is: more would not hide more
 # latency.
-_MAX_DECODED_BLOCKS, _MAX_FETCHED_AHEAD = 4, 512
+_MAX_DECODED_BLOCKS, _MAX_FETCHED_AHEAD = 4, 1024
 
 
 @dataclass(frozen=True, slots=True)
