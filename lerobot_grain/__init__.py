@@ -17,7 +17,7 @@ from lerobot_grain._readahead import ReadOptions
 from lerobot_grain._repository import Repository, open_repository
 from lerobot_grain._requests import DeltaTimestamps
 from lerobot_grain._statistics import ReadStatistics
-from lerobot_grain._storage import StorageOptions
+from lerobot_grain._storage_options import StorageOptions
 from lerobot_grain._windows import WindowRequest
 from lerobot_grain._workers import WorkerPrefetchIterDataset, worker_init
 

@@ -445,12 +445,13 @@ def _read_range(storage: Storage, path: str, wanted: ByteRange) -> bytes:
 
 def _open_video(repository: Repository, camera: str, number: int) -> VideoFile:
     path = repository.episodes.videos[camera].files.paths[number]
-    return VideoFile(
-        sample_table(repository.storage, path),
-        path=path,
-        camera=camera,
-        number=number,
-        episodes=repository.episodes,
-        fps=repository.fps,
-        where=f"{repository.description}, {path}",
-    )
+    with repository.storage.checked(path):
+        return VideoFile(
+            sample_table(repository.storage, path),
+            path=path,
+            camera=camera,
+            number=number,
+            episodes=repository.episodes,
+            fps=repository.fps,
+            where=f"{repository.description}, {path}",
+        )

@@ -22,12 +22,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._columns import first_line
 from lerobot_grain._episodes import EpisodeTable, episode_columns, episode_table
-from lerobot_grain._errors import DatasetFormatError, LeRobotGrainWarning, MissingFileError
+from lerobot_grain._errors import DatasetFormatError, LeRobotGrainWarning, MissingFileError, shown
 from lerobot_grain._mp4 import SampleTable, read_sample_table
+from lerobot_grain._open_storage import open_storage
 from lerobot_grain._parquet import InMemoryFile, open_table, read_columns
 from lerobot_grain._schema import DatasetInfo, Feature, parse_info
-from lerobot_grain._storage import Storage, StorageOptions, open_storage
+from lerobot_grain._storage import Storage
+from lerobot_grain._storage_options import StorageOptions
 
 INFO_PATH, STATS_PATH = "meta/info.json", "meta/stats.json"
 TASKS_PATH, SUBTASKS_PATH = "meta/tasks.parquet", "meta/subtasks.parquet"
@@ -131,8 +134,9 @@ def open_repository(
       revision: branch, tag or commit; by default the newest `v3.x` tag, and `main` where there is none. Not for buckets and directories.
       endpoint: of the Hub; by default huggingface.co, or what `HF_ENDPOINT` says.
       token: a Hub token; by default the one that `huggingface_hub` finds; `False` sends none.
-      cache_dir: of the Hub client, for the files of `meta/`; by default its usual one.
-      storage_options: connections, timeouts and merging of byte ranges.
+      cache_dir: of the Hub client, for the files of `meta/`; by default its usual one. Pieces of other files are kept in the folder
+        `lerobot_grain` in it, by default in that of `HF_HOME`, or where `LEROBOT_GRAIN_CACHE` says.
+      storage_options: connections, timeouts, merging of byte ranges, and what is kept on disk.
 
     Raises:
       InvalidRequestError: `repository` is neither a directory nor the name of a repository.
@@ -168,20 +172,21 @@ def open_repository(
 
 
 def sample_table(storage: Storage, path: str) -> SampleTable:
-    """Reads the sample table of a video file: one or two small ranges.
+    """Reads the sample table of a video file: one or two small ranges, which are kept on disk.
 
     Raises:
       DatasetFormatError: not an MP4 file that can be read.
       StorageError: the bytes could not be had.
     """
-    reader = read_sample_table(storage.size_bytes(path), where=f"{storage.description}, {path}")
-    wanted = next(reader)
-    while True:
-        try:
-            wanted = reader.send(storage.read_ranges(path, [wanted])[0])
-        except StopIteration as stop:
-            table: SampleTable = stop.value
-            return table
+    with storage.checked(path):
+        reader = read_sample_table(storage.size_bytes(path), where=f"{storage.description}, {path}")
+        wanted = next(reader)
+        while True:
+            try:
+                wanted = reader.send(storage.read_ranges(path, [wanted], keep=True)[0])
+            except StopIteration as stop:
+                table: SampleTable = stop.value
+                return table
 
 
 def _read_episodes(storage: Storage, listing: Mapping[str, int], info: DatasetInfo) -> EpisodeTable:
@@ -218,13 +223,14 @@ def _odd_totals(info: DatasetInfo, episodes: EpisodeTable) -> list[str]:
 def _read_table(
     storage: Storage, path: str, size_bytes: int, columns: tuple[str, ...] | None, *, max_rows: int
 ) -> dict[str, npt.NDArray[Any]]:
-    if size_bytes > _WHOLE_TABLE_BYTES:
-        table = open_table(storage, path)
-    else:
-        table = open_table(InMemoryFile(storage.description, storage.read_metadata(path, max_bytes=_MAX_TABLE_BYTES)), path)
-    if table.num_rows > max_rows:
-        raise DatasetFormatError(f"{table.where}: it has {table.num_rows} rows; at most {max_rows} are read")
-    return read_columns(table, columns)
+    with storage.checked(path):
+        if size_bytes > _WHOLE_TABLE_BYTES:
+            table = open_table(storage, path)
+        else:
+            table = open_table(InMemoryFile(storage.description, storage.read_metadata(path, max_bytes=_MAX_TABLE_BYTES)), path)
+        if table.num_rows > max_rows:
+            raise DatasetFormatError(f"{table.where}: it has {table.num_rows} rows; at most {max_rows} are read")
+        return read_columns(table, columns)
 
 
 def _read_texts(storage: Storage, listing: Mapping[str, int], path: str, kind: str) -> dict[int, str]:
@@ -237,12 +243,12 @@ def _read_texts(storage: Storage, listing: Mapping[str, int], path: str, kind: s
     texts = [name for name, values in columns.items() if name != index and values.dtype == object]
     texts = [name for name in texts if name in (kind, "__index_level_0__")] or texts
     if index not in columns or len(texts) != 1:
-        raise DatasetFormatError(f"{where}: found the columns {', '.join(columns)}; expected {index} and one of texts")
+        raise DatasetFormatError(f"{where}: found the columns {', '.join(columns)[:400]}; expected {index} and one of texts")
     numbers, values = columns[index], columns[texts[0]]
     if numbers.dtype.kind not in "iuf" or not np.array_equal(np.sort(numbers), np.arange(len(numbers))):
-        raise DatasetFormatError(f"{where}: {index} is {numbers[:8].tolist()}...; expected 0, 1, 2, ... once each")
+        raise DatasetFormatError(f"{where}: {index} is {shown(numbers[:8].tolist())}...; expected 0, 1, 2, ... once each")
     if odd := [value for value in values if not isinstance(value, str)]:
-        raise DatasetFormatError(f"{where}: found {odd[0]!r} in column {texts[0]}; expected texts")
+        raise DatasetFormatError(f"{where}: found {shown(odd[0])} in column {texts[0][:400]}; expected texts")
     return {int(number): str(value) for number, value in zip(numbers, values, strict=True)}
 
 
@@ -254,7 +260,7 @@ def _read_stats(storage: Storage) -> Statistics:
             str(key): {str(name): np.asarray(value, np.float64) for name, value in statistics.items()} for key, statistics in stats.items()
         }
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise DatasetFormatError(f"{where}: expected feature -> statistic -> numbers ({error})") from None
+        raise DatasetFormatError(f"{where}: expected feature -> statistic -> numbers ({first_line(error)})") from None
 
 
 def _hash_of_metadata(storage: Storage, listing: Mapping[str, int]) -> str:

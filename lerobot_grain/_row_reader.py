@@ -84,6 +84,7 @@ class RowReader:
       image_size: (height, width) that embedded images are resized to, or `None`.
       memory_bytes: row groups that are kept for later requests; twice as much where one block needs it.
       fetchers, decoders: where reading, and decoding of embedded images run.
+      start_thread: what threads of its own, which read large row groups, begin with.
       meter: counts.
     """
 
@@ -96,6 +97,7 @@ class RowReader:
         memory_bytes: int,
         fetchers: Executor,
         decoders: Executor,
+        start_thread: Callable[[], None],
         meter: Meter,
     ) -> None:
         self._repository, self._selection, self._image_size = repository, selection, image_size
@@ -105,16 +107,17 @@ class RowReader:
         self._groups: Kept[tuple[int, int], RowGroup] = Kept(limit=memory_bytes, size=lambda rows: rows.nbytes)
         self._memory_bytes = memory_bytes
         self._unpacked_bytes: dict[tuple[int, int], int] = {}
+        self._start_thread = start_thread
         self._large_fetchers: ThreadPoolExecutor | None = None
 
     @property
     def used_bytes(self) -> int:
         return self._groups.total
 
-    def close(self) -> None:
+    def close(self, *, wait: bool) -> None:
         """Stops the threads for large row groups, if there are any. Tasks that have not begun are dropped."""
         if self._large_fetchers is not None:
-            self._large_fetchers.shutdown(wait=True, cancel_futures=True)
+            self._large_fetchers.shutdown(wait=wait, cancel_futures=True)
 
     def know(self, block: WindowBlock) -> None:
         """Asks for the footers of the files that a coming block will need."""
@@ -257,7 +260,7 @@ class RowReader:
             return False
         if self._large_fetchers is None:
             at_once = max(1, min(_MAX_LARGE_AT_ONCE, self._memory_bytes // max(sizes)))
-            self._large_fetchers = ThreadPoolExecutor(at_once, "lerobot_grain rows")
+            self._large_fetchers = ThreadPoolExecutor(at_once, "lerobot_grain rows", initializer=self._start_thread)
             warnings.warn(
                 f"{self._repository.description}: the {len(sizes)} row groups that {num_examples} examples need unpack to "
                 f"{sum(sizes) >> 20} MiB; at most {limit >> 20} MiB are kept, so they are read again for the next examples, which is "

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._columns import LanguageColumn, to_encoded_images, to_numpy, to_strings
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError
-from lerobot_grain._parquet import LanguageColumn, ParquetTable, open_table, to_encoded_images, to_numpy, to_strings
+from lerobot_grain._parquet import ParquetTable, open_table
 from lerobot_grain._repository import Repository
 from lerobot_grain._schema import TASK_KEY, Feature
 
@@ -22,6 +23,9 @@ SUBTASK_KEY = "subtask"
 _EPISODE_INDEX = "episode_index"
 # Keys of texts that are looked up in a table of meta/ -> columns that number them.
 _INDEX_OF = {TASK_KEY: "task_index", SUBTASK_KEY: "subtask_index"}
+
+# Smaller row groups cost a request and hardly a byte, and there may be one for every episode: too many files for what they save.
+_MIN_KEPT_GROUP_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +147,11 @@ def open_data_file(repository: Repository, number: int) -> DataFile:
       StorageError: its footer could not be had.
     """
     spans = repository.episodes.data
-    table = open_table(repository.storage, spans.paths[number])
     expected = int(repository.episodes.lengths[spans.episodes_in(number)].sum())
-    if table.num_rows != expected:
-        raise DatasetFormatError(f"{table.where}: it has {table.num_rows} rows; the episode table puts {expected} into it")
+    with repository.storage.checked(spans.paths[number]):
+        table = open_table(repository.storage, spans.paths[number])
+        if table.num_rows != expected:
+            raise DatasetFormatError(f"{table.where}: it has {table.num_rows} rows; the episode table puts {expected} into it")
     return DataFile(table, number)
 
 
@@ -164,10 +169,16 @@ def load_group(repository: Repository, file: DataFile, group: int, selection: Se
       DatasetFormatError: a column is missing, damaged or not what info.json declares, or the rows are not those of the episode table.
       StorageError: the bytes could not be had.
     """
+    with repository.storage.checked(file.table.path):
+        return _load_group(repository, file, group, selection)
+
+
+def _load_group(repository: Repository, file: DataFile, group: int, selection: Selection) -> RowGroup:
     table = file.table
     where = f"{table.where}, row group {group}"
     first_row, stop_row = table.group_starts[group], table.group_starts[group + 1]
-    found = table.read_group(group, columns_to_read(file, selection))
+    names = columns_to_read(file, selection)
+    found = table.read_group(group, names, keep=_is_to_be_kept(repository, table, group, names, selection))
     if _EPISODE_INDEX in table.leaves:
         stored = to_numpy(found.column(_EPISODE_INDEX), _integer(_EPISODE_INDEX), where=where)
         _check_episodes(repository, file.number, first_row, stored, where)
@@ -198,6 +209,20 @@ def load_group(repository: Repository, file: DataFile, group: int, selection: Se
 def load_rows(repository: Repository, file: DataFile, group: int, selection: Selection, rows: npt.NDArray[np.int64]) -> RowGroup:
     """Reads a row group for some of its rows, as `load_group` does; they become rows 0, 1, 2, ..."""
     return load_group(repository, file, group, selection).only(rows)
+
+
+def _is_to_be_kept(repository: Repository, table: ParquetTable, group: int, names: Sequence[str], selection: Selection) -> bool:
+    """Returns whether a row group is kept on disk: numbers and texts, not pictures, of which many rows come for each that is wanted.
+
+    Only where those of the whole data set, if all its row groups are like this one, take less than half of what may be kept. Otherwise the
+    groups of each epoch would push out those of the same epoch, and the indices with them.
+    """
+    if any(feature.is_camera for feature in selection.columns):
+        return False
+    size = sum(chunk.length for chunk in table.ranges(group, names))
+    rows = table.group_starts[group + 1] - table.group_starts[group]
+    fits = 2 * size * repository.episodes.num_rows <= repository.storage.options.disk_cache_bytes * rows
+    return fits and size >= _MIN_KEPT_GROUP_BYTES
 
 
 def _check_episodes(repository: Repository, file: int, first_row: int, stored: npt.NDArray[np.int64], where: str) -> None:

@@ -25,9 +25,11 @@ def shared() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _hub_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def _hub_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     monkeypatch.delenv("HF_TOKEN", raising=False)
+    # Not the user's, and nothing of an earlier test.
+    monkeypatch.setenv("LEROBOT_GRAIN_CACHE", str(tmp_path / "kept"))
 
 
 @pytest.fixture(scope="session")

@@ -26,11 +26,16 @@ ROOMS = {name for name in MODULES if not name.startswith("testing.")}
 # A module imports only from the rows above its own.
 LEVELS = [
     ["_errors"],
-    ["_byte_ranges", "_schema", "_windows", "_order", "_kept", "_known_frames", "_batches", "_recycled", "_parquet_pages"],
-    ["_mp4", "_episodes", "_transport"],
-    ["_small_mp4", "_hub_storage", "_parquet"],
-    ["_plan", "_bucket_storage"],
+    ["_byte_ranges", "_disk_cache", "_schema", "_windows", "_order", "_kept", "_known_frames", "_batches", "_recycled", "_parquet_pages"],
+    ["_request_scope", "_storage_options"],
+    ["_mp4", "_episodes", "_answers", "_hub_repository", "_columns"],
+    ["_small_mp4", "_parquet", "_pacing", "_hub_cache"],
+    ["_plan", "_transport"],
+    ["_hub_storage"],
+    ["_bucket_storage"],
     ["_storage"],
+    ["_remote_storage"],
+    ["_open_storage"],
     ["_video", "_repository", "_statistics"],
     ["_rows", "_frame_order"],
     ["_row_reader", "_camera_reader", "_workers", "_requests"],
@@ -43,7 +48,9 @@ LEVELS = [
 # What is not listed imports NumPy and the standard library only, apart from other modules of ours.
 HEAVY = {
     "_transport": {"httpx2"},
-    "_hub_storage": {"huggingface_hub"},
+    "_hub_repository": {"huggingface_hub"},
+    "_hub_cache": {"huggingface_hub"},
+    "_columns": {"pyarrow"},
     "_parquet": {"pyarrow"},
     "_video": {"torch", "torchcodec", "PIL"},
     "_frame_order": {"grain"},

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lerobot_grain._byte_ranges import ByteRange, merge_ranges
+from lerobot_grain._columns import to_encoded_images, to_numpy, to_strings
 from lerobot_grain._errors import DatasetFormatError
-from lerobot_grain._parquet import InMemoryFile, ParquetTable, open_table, read_columns, to_encoded_images, to_numpy, to_strings
+from lerobot_grain._parquet import InMemoryFile, ParquetTable, open_table, read_columns
 from lerobot_grain._schema import Feature
 
 WHERE = "org/name@1a2b, data.parquet"
@@ -31,14 +32,15 @@ class Recorder:
     description: str = "org/name@1a2b"
     ranges: list[ByteRange] = field(default_factory=list)
 
-    def read_ranges(self, path: str, ranges: Sequence[ByteRange]) -> list[bytes]:
+    def read_ranges(self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False) -> list[bytes]:
+        del keep
         assert path == "data.parquet"
         assert all(0 <= start <= stop <= len(self.data) for start, stop in ranges)
         self.ranges += ranges
         return [self.data[start:stop] for start, stop in ranges]
 
-    def read_tail(self, path: str, length: int) -> tuple[bytes, int]:
-        tail = self.read_ranges(path, [ByteRange(max(0, len(self.data) - length), len(self.data))])[0]
+    def read_tail(self, path: str, length: int, *, keep: bool = False) -> tuple[bytes, int]:
+        tail = self.read_ranges(path, [ByteRange(max(0, len(self.data) - length), len(self.data))], keep=keep)[0]
         return tail, len(self.data)
 
     @property
@@ -436,16 +438,16 @@ class StrictStorage:
     inner: Recorder
     description: str = "org/name@1a2b"
 
-    def read_ranges(self, path: str, ranges: Sequence[ByteRange]) -> list[bytes]:
+    def read_ranges(self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False) -> list[bytes]:
         for start, stop in ranges:
             if not 0 <= start <= stop:
                 raise ValueError(f"[{start}, {stop}) is no range")
             if stop > len(self.inner.data):
                 raise DatasetFormatError("stands for StorageError: behind the end of the file")
-        return self.inner.read_ranges(path, ranges)
+        return self.inner.read_ranges(path, ranges, keep=keep)
 
-    def read_tail(self, path: str, length: int) -> tuple[bytes, int]:
-        return self.inner.read_tail(path, length)
+    def read_tail(self, path: str, length: int, *, keep: bool = False) -> tuple[bytes, int]:
+        return self.inner.read_tail(path, length, keep=keep)
 
 
 @pytest.mark.parametrize("compression", ["snappy", "none", "zstd"])
@@ -483,10 +485,10 @@ def test_text_of_a_damaged_page() -> None:
 
 def test_a_storage_that_fails_is_not_a_damaged_file() -> None:
     class FailingStorage(Recorder):
-        def read_ranges(self, path: str, ranges: Sequence[ByteRange]) -> list[bytes]:
+        def read_ranges(self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False) -> list[bytes]:
             if self.ranges:
                 raise ConnectionError("the network")
-            return super().read_ranges(path, ranges)
+            return super().read_ranges(path, ranges, keep=keep)
 
     table = open_table(FailingStorage(written(rows_table())), "data.parquet")
     with pytest.raises(ConnectionError, match="the network"):

@@ -87,12 +87,12 @@ class Delays:
         monkeypatch.setattr(OpenGop, "decode", self._late("piece", OpenGop.decode))
 
     def _late(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def late(*arguments: Any) -> Any:
+        def late(*arguments: Any, **options: Any) -> Any:
             with self._lock:
                 self.calls[name] += 1
                 seconds = self._random.uniform(0, 0.005)
             time.sleep(seconds)
-            return function(*arguments)
+            return function(*arguments, **options)
 
         return late
 

@@ -19,8 +19,10 @@ import pytest
 from lerobot_grain import _repository
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, LeRobotGrainError, LeRobotGrainWarning, MissingFileError
+from lerobot_grain._open_storage import open_storage
 from lerobot_grain._repository import Repository, open_repository, sample_table
-from lerobot_grain._storage import Storage, StorageOptions, StorageStatistics, open_storage
+from lerobot_grain._storage import Storage
+from lerobot_grain._storage_options import StorageOptions, StorageStatistics
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, WrittenDataset, write_dataset, write_synthetic_metadata
 
 TOP, WRIST, PICTURE = "top", "wrist", "picture"
@@ -162,6 +164,9 @@ class Recording(Storage):
 
     def close(self) -> None:
         self.inner.close()
+
+    def _disk_cache(self, path: str) -> None:  # noqa: ARG002 (never)
+        return None
 
     @property
     def statistics(self) -> StorageStatistics:

@@ -1,0 +1,112 @@
+"""The cache of huggingface_hub on disk: what of a data set already lies in it, and putting a file there.
+
+Its layout is documented (huggingface_hub, "Understand caching"): contents in `blobs/<hash>`, for each commit a tree of links to them in
+`snapshots/<commit>/`, the commits that branches and tags stood for in `refs/`, and after `hf download` the list of the whole commit, with
+sizes, in `trees/<commit>.json`. A commit never changes, so none of it goes stale but the names.
+
+Rules:
+* A snapshot may be incomplete; only the list says what the commit holds. Caches filled by `hf_hub_download`, or by older versions of
+  huggingface_hub, have no list.
+* It is written here and not by `hf_hub_download`, because that has no deadline, cannot be ended, waits for rate limits alone, and does not
+  look at the contents: a byte that was flipped on the way would stay in the cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Mapping
+
+import huggingface_hub
+from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+from lerobot_grain._hub_repository import COMMIT, HubRepository, newest_version_tag
+
+_HASH = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
+
+
+def snapshot_directory(repository: HubRepository, commit: str) -> str:
+    """Returns where the files of a commit lie, if any do."""
+    return os.path.join(repository.cache_root, "snapshots", commit)
+
+
+def cached_commit(repository: HubRepository, revision: str | None) -> str | None:
+    """Returns the commit of a revision (None: of the newest tag `v3.x`, or of `main`) when it was last downloaded by that name.
+
+    None where it never was, or nothing is left of its files.
+    """
+    references = os.path.join(repository.cache_root, "refs")
+    try:
+        commit = revision or newest_version_tag(os.listdir(references))
+        if not COMMIT.fullmatch(commit):
+            with open(os.path.join(references, *commit.split("/")), encoding="ascii") as file:
+                commit = file.read().strip()
+    except (OSError, ValueError):
+        return None
+    return commit if COMMIT.fullmatch(commit) and os.path.isdir(snapshot_directory(repository, commit)) else None
+
+
+def cached_listing(repository: HubRepository, commit: str) -> Mapping[str, int] | None:
+    """Returns path -> size in bytes of all files of a commit, None where the cache has no such list."""
+    try:
+        return _listing(repository.repo_id, repository.cache_dir, commit)
+    except CachedRepoTreeNotFoundError:
+        return None
+
+
+# What was not found is looked for again, because a download may bring it. A list of 100,000 files takes about 20 MB.
+@functools.lru_cache(maxsize=8)
+def _listing(repo_id: str, cache_dir: str, commit: str) -> Mapping[str, int]:
+    files = huggingface_hub.get_cached_repo_tree(repo_id, repo_type="dataset", revision=commit, cache_dir=cache_dir)
+    return {file.path: file.size for file in files}
+
+
+def hash_in(etag: str | None) -> str | None:
+    """Returns the hash that an ETag of the Hub is: SHA-256 of a large file, id of the git blob of a small one. None if it is neither."""
+    name = (etag or "").removeprefix("W/").strip('"')
+    return name if _HASH.fullmatch(name) else None
+
+
+def hash_of(data: bytes, *, like: str) -> str:
+    """Returns the hash of contents, of the kind that `like` is."""
+    if len(like) == 64:
+        return hashlib.sha256(data).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def keep_file(root: str, commit: str, path: str, data: bytes, name: str) -> None:
+    """Puts a file of a commit into the cache. Other processes may do the same at the same time.
+
+    Args:
+      root: the folder of the repository in the cache.
+      commit: 40 hexadecimal digits.
+      path: of the file, checked by `check_path`.
+      data: its contents.
+      name: of the blob: the hash of the contents.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    blob, pointer = os.path.join(root, "blobs", name), os.path.join(root, "snapshots", commit, *path.split("/"))
+    for file in (blob, pointer):
+        os.makedirs(os.path.dirname(file), exist_ok=True)
+    # Whole at once under its name, or not at all. Unfinished ones are called as huggingface_hub calls its own.
+    unfinished = f"{blob}.{uuid.uuid4().hex[:8]}.incomplete"
+    try:
+        with open(unfinished, "wb") as contents:
+            contents.write(data)
+        os.replace(unfinished, blob)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(unfinished)
+    try:
+        os.symlink(os.path.relpath(blob, os.path.dirname(pointer)), pointer)
+    except FileExistsError:
+        pass
+    except OSError:
+        shutil.copyfile(blob, pointer)  # a file system without links
