@@ -124,8 +124,8 @@ def select_features(repository: Repository, features: Iterable[str] | None) -> S
         problem = "a depth camera" if feature.is_depth else None
         if feature.is_video and not feature.is_depth and feature.key not in repository.episodes.videos:
             raise DatasetFormatError(
-                f"{repository.description}: camera {feature.key!r} has no video: info.json has no video_path, or the episode table has no "
-                f"columns videos/{feature.key}/...; name the other features in features=[...]"
+                f"{repository.description}: camera {feature.key!r} has no video: the episode table has no columns "
+                f"videos/{feature.key}/...; name the other features in features=[...]"
             )
         if problem is not None:
             raise InvalidRequestError(

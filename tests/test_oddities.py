@@ -10,6 +10,7 @@ import io
 import json
 import pickle
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -367,7 +368,11 @@ def test_row_groups_that_no_memory_holds_are_read_again_and_said_to_be(
         assert_same(list(iterator), expected)
     assert len(caught) == 1
     assert lg.read_statistics(iterator).budget_used_bytes == 0, "nothing of them is kept"
-    iterator.close()
+    again = iter(dataset)
+    with pytest.warns(lg.LeRobotGrainWarning, match=text):
+        next(again)
+    again.close()
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("lerobot_grain rows")]
 
 
 # --- kinds of features ---------------------------------------------------------------------------------------------------------------
