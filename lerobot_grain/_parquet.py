@@ -31,7 +31,8 @@ from lerobot_grain._parquet_pages import chunk_contents
 # Holds the footers of most data files (about 150 bytes a column chunk), so that they cost one request.
 _TAIL_BYTES = 16 << 10
 _MAX_FOOTER_BYTES = 256 << 20
-# Column chunks that lie side by side are read in one request up to this size: a whole data file of lerobot, which has 100 MB.
+# Column chunks that lie side by side are asked for as one range up to this size, which holds a whole data file of lerobot (100 MB). The
+# storage cuts what is too long for one request, which makes fewer than a request for every chunk above its own limit for merging.
 _MAX_REQUEST_BYTES = 128 << 20
 _MAGIC = b"PAR1"
 # The Thrift decoder makes room for a list as long as it is said to be, 700 bytes an element, before it reads the first one (pyarrow 26:
