@@ -323,8 +323,8 @@ def test_closing_a_reader_ends_its_requests_and_nothing_else(faulty: LoopbackHub
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(next, other)
         wait_for(lambda: sum(record.faulted for record in faulty.requests()) > 4)
-        faulty.clear_faults()
         dataset.repository.close()
+        faulty.clear_faults()
         with pytest.raises(lg.StorageError, match="the storage was closed while it was in use"):
             first.result(timeout=30)
     assert [fingerprint(example) for example in other] == plain
