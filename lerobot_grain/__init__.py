@@ -15,6 +15,7 @@ from lerobot_grain._order import Shuffle
 from lerobot_grain._readahead import ReadOptions
 from lerobot_grain._repository import Repository, open_repository
 from lerobot_grain._requests import DeltaTimestamps
+from lerobot_grain._selection import Episode, train_eval_split
 from lerobot_grain._statistics import ReadStatistics
 from lerobot_grain._storage import StorageOptions
 from lerobot_grain._windows import WindowRequest
@@ -26,6 +27,7 @@ __all__ = [
     "DatasetFormatError",
     "DeltaTimestamps",
     "DeviceIterDataset",
+    "Episode",
     "FrameOrderIterDataset",
     "InvalidRequestError",
     "LeRobotGrainError",
@@ -43,5 +45,6 @@ __all__ = [
     "WorkerPrefetchIterDataset",
     "open_repository",
     "read_statistics",
+    "train_eval_split",
     "worker_init",
 ]
