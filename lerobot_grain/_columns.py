@@ -118,6 +118,44 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
+def example_column(kind: pa.DataType, feature: Feature) -> pa.ChunkedArray:
+    """Returns a column of this type with one row of zeros and empty texts, in lists as long as declared where the type leaves it open.
+
+    What the type of a column alone makes unreadable is found by converting this one.
+    """
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    return pa.chunked_array([pa.array([_example_value(kind, feature.shape)], kind)])
+
+
+def element_dtype(kind: pa.DataType) -> str:
+    """Returns the NumPy name of the numbers of a column, in lists or not; Arrow's name of the type of anything else."""
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    while _is_list(kind):
+        kind = kind.value_type
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    return str(np.dtype(kind.to_pandas_dtype()) if is_number else kind)
+
+
+def _example_value(kind: pa.DataType, shape: tuple[int, ...]) -> object:
+    if _is_list(kind):
+        length = kind.list_size if pa.types.is_fixed_size_list(kind) else shape[0] if shape else 1
+        return [_example_value(kind.value_type, shape[1:])] * length
+    if pa.types.is_struct(kind):
+        return {kind.field(i).name: _example_value(kind.field(i).type, ()) for i in range(kind.num_fields)}
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return 0
+    if pa.types.is_boolean(kind):
+        return False
+    # Not an empty one, which is no picture.
+    return b"-" if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else "" if _is_text(kind) else None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
 @contextlib.contextmanager
 def damage(where: str) -> Iterator[None]:
     """Turns what pyarrow raises at damaged data into the format error; `where` begins its text."""

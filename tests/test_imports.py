@@ -39,9 +39,10 @@ LEVELS = [
     ["_frame_order"],
     ["_row_reader", "_camera_reader", "_workers", "_requests"],
     ["_frame_reader"],
-    ["_readahead", "_device"],
-    ["_dataset"],
-    ["_profile"],
+    ["_readahead", "_device", "_check_files"],
+    ["_dataset", "_check"],
+    ["_profile", "_cli_progress"],
+    ["_cli_profile", "_cli_check"],
     ["_cli"],
 ]
 # What is not listed imports NumPy and the standard library only, apart from other modules of ours.
@@ -57,7 +58,7 @@ HEAVY = {
     "_dataset": {"grain"},
     "_device": {"grain", "jax"},
     "_workers": {"absl", "grain"},
-    "_cli": {"matplotlib"},
+    "_cli_profile": {"matplotlib"},
     "testing._video_writer": {"av"},
     "testing._writer": {"pyarrow"},
     "testing._writer_metadata": {"pyarrow"},
