@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from lerobot_grain._check_files import DataFacts, Finding, VideoFacts, and_more, check_data_file, check_video_file, found
 from lerobot_grain._episodes import FileSpans
-from lerobot_grain._errors import InvalidRequestError, LeRobotGrainError, shown
+from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, LeRobotGrainError, shown
 from lerobot_grain._frame_order import default_clip_length
 from lerobot_grain._repository import INFO_PATH, Repository
 from lerobot_grain._selection import select_episodes
@@ -249,7 +249,7 @@ def _about_metadata(repository: Repository) -> list[Finding]:
         try:
             select_episodes(repository, name)
         except LeRobotGrainError as error:
-            findings.append(found("split", INFO_PATH, f"split {name!r}, {span!r}, cannot be selected: {error}"))
+            findings.append(found("split", INFO_PATH, f"split {shown(name)}, {shown(span)}, cannot be selected: {error}"))
     total = _declared(repository).get("total_tasks")
     if total not in (None, len(repository.tasks)):
         findings.append(found("total_tasks", INFO_PATH, f"total_tasks is {shown(total)}, the table of tasks has {len(repository.tasks)}"))
@@ -262,7 +262,7 @@ def _about_spans(repository: Repository, key: str) -> list[Finding]:
     name, half_a_frame = f"videos/{key}/to_timestamp", 0.5 / repository.fps
     try:
         stops = repository.episode_column(name).astype(np.float64)
-    except (InvalidRequestError, ValueError, TypeError):
+    except (InvalidRequestError, DatasetFormatError, ValueError, TypeError):
         return [found("durations", where, f"there is no column {name} of seconds", feature=key)]
     findings = []
     starts = spans.from_timestamp_seconds

@@ -170,62 +170,61 @@ def _frame_size(file: VideoFile, repository: Repository, held: Integers) -> list
     return [found("frame_size", file.path, text, feature=file.camera, episodes=held, is_problem=True)]
 
 
+def _about_video(file: VideoFile, kind: str, episodes: Integers, text: str, *, is_problem: bool = False) -> Finding:
+    """Returns a finding about some episodes, with a text about the first of them."""
+    return found(kind, file.path, text + and_more(episodes), feature=file.camera, episodes=episodes, is_problem=is_problem)
+
+
 def _frames_of_rows(file: VideoFile, repository: Repository, held: Integers) -> list[Finding]:
-    """Returns what is wrong with the link between rows and frames: their numbers, and their times."""
-    findings: list[Finding] = []
-
-    def add(kind: str, episodes: Integers, text: str, *, is_problem: bool = False) -> None:
-        text += and_more(episodes)
-        findings.append(found(kind, file.path, text, feature=file.camera, episodes=episodes, is_problem=is_problem))
-
-    episodes, fps = repository.episodes, repository.fps
+    """Returns what is wrong with the link between rows and frames."""
+    findings = []
     if file.problems:
         wrong = np.array(sorted(file.problems))
-        add("frames", wrong, f"episode {wrong[0]}: {file.problems[int(wrong[0])]}", is_problem=True)
-    good = np.array([episode for episode in held.tolist() if episode not in file.problems], np.int64)
-    if not good.size:
+        findings.append(_about_video(file, "frames", wrong, f"episode {wrong[0]}: {file.problems[int(wrong[0])]}", is_problem=True))
+    has_frames = np.array([episode not in file.problems for episode in held.tolist()])
+    if not has_frames.any():
         return findings
-    table = file.table
+    first_frames = file.first_frames(held)
+    left_over = frames_until(first_frames, file.table.num_frames) - first_frames - repository.episodes.lengths[held]
+    good, left_over = held[has_frames], left_over[has_frames]
+    if unused := int(first_frames.min() + left_over.sum()):
+        most = left_over.argmax()
+        place = f"{left_over[most]} of them behind episode {good[most]}" if left_over[most] else "all of them in front of the first episode"
+        text = f"{unused} of its {file.table.num_frames} frames belong to no row, {place}"
+        findings.append(found("unused_frames", file.path, text, feature=file.camera, episodes=good[left_over > 0]))
+    return findings + _times_of_frames(file, repository, good, left_over)
+
+
+def _times_of_frames(file: VideoFile, repository: Repository, episodes: Integers, left_over: Integers) -> list[Finding]:
+    """Returns where frames are not presented when they should be.
+
+    Args:
+      episodes: int64 `(n,)`, those with a frame for every row.
+      left_over: int64 `(n,)`, frames behind the last one that has a row, until the next episode.
+    """
+    findings, table, fps = [], file.table, repository.fps
     times = table.pts[table.presentation] / table.timescale
-    first, lengths = file.first_frames(good), episodes.lengths[good]
-    all_first = file.first_frames(held)
-    stops = frames_until(all_first, table.num_frames)
-    left_over = stops[np.isin(held, good)] - first - lengths
-    if unused := int(all_first.min() + left_over.sum()):
-        behind = good[left_over > 0]
-        place = (
-            f"{left_over.max()} of them behind episode {good[left_over.argmax()]}"
-            if behind.size
-            else "all of them in front of the first episode"
-        )
-        add("unused_frames", behind, f"{unused} of its {table.num_frames} frames belong to no row, {place}")
-    starts = episodes.videos[file.camera].from_timestamp_seconds[good]
-    off = np.abs(times[first] - starts)
-    if (late := np.flatnonzero(off > _TOLERANCE_SECONDS)).size:
+    first, lengths = file.first_frames(episodes), repository.episodes.lengths[episodes]
+    starts = repository.episodes.videos[file.camera].from_timestamp_seconds[episodes]
+    if (late := np.flatnonzero(np.abs(times[first] - starts) > _TOLERANCE_SECONDS)).size:
         i = late[0]
-        add(
-            "from_timestamp",
-            good[late],
-            f"episode {good[i]} should start at {starts[i]:.6f} s, the nearest frame, which is taken, is at {times[first[i]]:.6f} s; "
-            "lerobot refuses it",
-        )
+        text = f"episode {episodes[i]} should start at {starts[i]:.6f} s, the nearest frame, which is taken, is at {times[first[i]]:.6f} s"
+        findings.append(_about_video(file, "from_timestamp", episodes[late], f"{text}; lerobot refuses it"))
     drift = _drift_seconds(times, first, lengths, fps)
     # Where there are as many frames as rows, the k-th row has the k-th frame whatever their times are.
-    wrong_rate = (drift > 0.5 / fps) & (left_over > 0)
+    has_wrong_rate = (drift > 0.5 / fps) & (left_over > 0)
     for kind, is_chosen, meaning in (
-        ("frame_rate", wrong_rate, "there are more frames than rows, so rows may have the wrong ones"),
-        ("frame_times", (drift > _TOLERANCE_SECONDS) & ~wrong_rate, "the k-th row is given the k-th frame; lerobot refuses it"),
+        ("frame_rate", has_wrong_rate, "there are more frames than rows, so rows may have the wrong ones"),
+        ("frame_times", (drift > _TOLERANCE_SECONDS) & ~has_wrong_rate, "the k-th row is given the k-th frame; lerobot refuses it"),
     ):
         if (chosen := np.flatnonzero(is_chosen)).size:
             i = chosen[drift[chosen].argmax()]
-            seconds = (times[first[i] + lengths[i] - 1] - times[first[i]]) / max(1, lengths[i] - 1)
-            add(
-                kind,
-                good[chosen],
-                f"a frame of episode {good[i]} is {drift[i]:.6f} s from where {fps:g} fps put it; its frames are {seconds:.6f} s apart on "
-                f"average ({1 / seconds:g} fps); {meaning}",
-                is_problem=kind == "frame_rate",
+            seconds = (times[first[i] + lengths[i] - 1] - times[first[i]]) / (lengths[i] - 1)
+            text = (
+                f"a frame of episode {episodes[i]} is {drift[i]:.6f} s from where {fps:g} fps put it; its frames are {seconds:.6f} s apart "
+                f"on average ({1 / seconds:g} fps); {meaning}"
             )
+            findings.append(_about_video(file, kind, episodes[chosen], text, is_problem=kind == "frame_rate"))
     return findings
 
 
@@ -250,8 +249,10 @@ def _column(table: ParquetTable, feature: Feature, episodes: Integers) -> list[F
         return []
     kind = table.schema.field(feature.key).type
     convert = to_encoded_images if feature.is_camera else to_strings if feature.dtype == "string" else to_numpy
+    example = example_column(kind, feature)
     try:
-        convert(example_column(kind, feature), feature, where=table.path)
+        if example is not None:
+            convert(example, feature, where=table.path)
     except DatasetFormatError:
         text = f"column {feature.key!r} is of type {kind}; info.json declares {feature.dtype} {feature.shape}"
         return finding("column_type", text, is_problem=True)

@@ -154,7 +154,7 @@ def _episodes_of_split(repository: Repository, name: str) -> Integers:
             f"episodes={name!r}: {repository.description} has no such split; "
             + (f"{INFO_PATH} has {shown(list(splits))}" if splits else f"{INFO_PATH} has none; select with episode numbers")
         )
-    where = f"{repository.description}, {INFO_PATH}: split {name!r} is {splits[name]!r}"
+    where = f"{repository.description}, {INFO_PATH}: split {shown(name)} is {shown(splits[name])}"
     is_selected = np.zeros(num_episodes, np.bool_)
     for piece in splits[name].split(","):
         found = _RANGE.fullmatch(piece)

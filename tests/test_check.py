@@ -144,6 +144,12 @@ def test_files_that_are_not_there_or_damaged(directory: Path) -> None:
     assert report.cameras == ()
 
 
+def test_a_file_that_cannot_be_read(directory: Path) -> None:
+    (directory / VIDEO.format(0)).unlink()
+    (directory / VIDEO.format(0)).mkdir()
+    assert found(checked(directory)) == {"unreadable_file": (True, TOP, (0, 1))}
+
+
 def test_frames_that_rows_have_and_the_file_has_not(directory: Path) -> None:
     # 12 and 8 rows.
     (directory / VIDEO.format(0)).write_bytes(encoded("av1", num_frames=19, gop=2))
@@ -261,6 +267,12 @@ def test_encodings_that_differ(directory: Path, monkeypatch: pytest.MonkeyPatch)
     assert (report.cameras[0].codecs, report.cameras[0].gop_max) == (("av1", "h264"), 8)
 
 
+@pytest.mark.parametrize("name", ["av1", "libsvtav1"])
+def test_a_codec_by_the_name_of_its_encoder(directory: Path, name: str) -> None:
+    change_info(directory, lambda info: info["features"][TOP]["info"].update({"video.codec": name}))
+    assert checked(directory).findings == ()
+
+
 def test_a_camera_without_video(directory: Path) -> None:
     change_table(directory / TABLE, lambda table: table.drop([name for name in table.column_names if name.startswith("videos/")]))
     report = checked(directory)
@@ -325,14 +337,22 @@ def test_columns_that_cannot_be_read(directory: Path, change: Any, kind: str, fe
         changed_column("action", lambda values: pa.array(values.to_pylist(), pa.list_(pa.float32()))),
         changed_column("next.reward", lambda values: pa.array([[value] for value in values.to_pylist()], pa.list_(pa.float32()))),
         changed_column("observation.note", lambda values: pc.cast(values, pa.large_string())),
+        changed_column("observation.note", lambda values: values.dictionary_encode()),
         changed_column(PICTURE, lambda values: values.field("bytes")),
     ],
-    ids=["lists of any length", "number in a list", "large texts", "binary pictures"],
+    ids=["lists of any length", "number in a list", "large texts", "texts of a dictionary", "binary pictures"],
 )
 def test_columns_of_other_types_that_are_read(directory: Path, change: Any) -> None:
     change_table(directory / DATA.format(1), change)
     assert checked(directory).findings == ()
-    assert len(list(lg.LeRobotIterDataset(directory, episodes=[2], features=["action", "next.reward"], num_epochs=1))) == 10
+    assert len(list(lg.LeRobotIterDataset(directory, episodes=[2], num_epochs=1))) == 10
+
+
+def test_a_row_that_is_said_to_be_enormous_is_not_made_up(directory: Path) -> None:
+    change_info(directory, lambda info: info["features"]["action"].update(shape=[1 << 30]))
+    change_table(directory / DATA.format(0), changed_column("action", lambda values: pa.array(values.to_pylist(), pa.list_(pa.float32()))))
+    # The other file has lists of 7, which tells.
+    assert found(checked(directory)) == {"column_type": (True, "action", (2, 3))}
 
 
 def test_numbers_of_another_type_and_columns_that_nobody_declared(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,6 +420,17 @@ def test_a_sample_of_the_files(tmp_path: Path) -> None:
     for value in (0, 1.5, True):
         with pytest.raises(lg.InvalidRequestError, match=rf"check\(max_files={value}\): expected an int >= 1, or None for all"):
             checked(directory, max_files=value)
+
+
+def test_a_camera_of_which_no_checked_file_is_there(tmp_path: Path) -> None:
+    directory = tmp_path / "data"
+    write_dataset(directory, episode_lengths=[4, 4], cameras=(Camera(key=TOP, height=64, width=96),), episodes_per_video_file=1)
+    (directory / VIDEO.format(0)).unlink()
+    # The data file that was checked has the other episode, too.
+    report = checked(directory, max_files=1)
+    assert (report.unusable_features, report.unusable_episodes) == ((TOP,), ())
+    report = checked(directory)
+    assert (report.unusable_features, report.unusable_episodes) == ((), (0,))
 
 
 def test_only_indices_are_fetched(written: WrittenDataset, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
