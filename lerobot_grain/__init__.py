@@ -1,5 +1,7 @@
 """Streams LeRobotDataset v3.0 robot data sets from the Hugging Face Hub as a Google Grain IterDataset: shuffled, windowed, resumable."""
 
+from lerobot_grain._check import CheckReport, check
+from lerobot_grain._check_files import Finding
 from lerobot_grain._dataset import LeRobotIterDataset, ReadWindowsIterDataset, read_statistics
 from lerobot_grain._device import DeviceIterDataset
 from lerobot_grain._errors import (
@@ -16,6 +18,7 @@ from lerobot_grain._order import Shuffle
 from lerobot_grain._readahead import ReadOptions
 from lerobot_grain._repository import Repository, open_repository
 from lerobot_grain._requests import DeltaTimestamps
+from lerobot_grain._selection import Episode, train_eval_split
 from lerobot_grain._statistics import ReadStatistics
 from lerobot_grain._storage_options import StorageOptions
 from lerobot_grain._windows import WindowRequest
@@ -24,9 +27,12 @@ from lerobot_grain._workers import WorkerPrefetchIterDataset, worker_init
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckReport",
     "DatasetFormatError",
     "DeltaTimestamps",
     "DeviceIterDataset",
+    "Episode",
+    "Finding",
     "FrameOrderIterDataset",
     "InvalidRequestError",
     "LeRobotGrainError",
@@ -43,7 +49,9 @@ __all__ = [
     "StorageOptions",
     "WindowRequest",
     "WorkerPrefetchIterDataset",
+    "check",
     "open_repository",
     "read_statistics",
+    "train_eval_split",
     "worker_init",
 ]

@@ -436,14 +436,20 @@ class CameraReader:
         return block.windows.get(self._camera, block.frames[:, None])
 
     def _file(self, number: int) -> Future[VideoFile]:
-        return self._files.get((self._camera, number), lambda: self._fetchers.submit(_open_video, self._repository, self._camera, number))
+        return self._files.get((self._camera, number), lambda: self._fetchers.submit(open_video, self._repository, self._camera, number))
 
 
 def _read_range(storage: Storage, path: str, wanted: ByteRange) -> bytes:
     return storage.read_ranges(path, [wanted])[0]
 
 
-def _open_video(repository: Repository, camera: str, number: int) -> VideoFile:
+def open_video(repository: Repository, camera: str, number: int) -> VideoFile:
+    """Reads the index of a video file of a camera.
+
+    Raises:
+      DatasetFormatError: not an MP4 file that can be read.
+      StorageError: the bytes could not be had.
+    """
     path = repository.episodes.videos[camera].files.paths[number]
     with repository.storage.checked(path):
         return VideoFile(

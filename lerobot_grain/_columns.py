@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ from lerobot_grain._schema import Feature
 
 # What pyarrow raises at damaged data; ValueError also for names and texts that are not UTF-8.
 DAMAGED = (pa.ArrowException, OSError, EOFError, ValueError)
+
+# The values of an example are made one by one.
+_MAX_EXAMPLE_VALUES = 1 << 20
 
 
 def to_numpy(column: pa.ChunkedArray, feature: Feature, *, where: str) -> npt.NDArray[Any]:
@@ -163,6 +167,53 @@ def _cast(array: npt.NDArray[Any], feature: Feature, where: str) -> npt.NDArray[
 
 def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def example_column(kind: pa.DataType, feature: Feature) -> pa.ChunkedArray | None:
+    """Returns a column of this type with one row of zeros and short texts, in lists as long as declared where the type leaves it open.
+
+    What the type of a column alone makes unreadable is found by converting this one. `None` where a row has too many values for that.
+    """
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    lengths: list[int] = []
+    element = kind
+    while _is_list(element):
+        declared = feature.shape[len(lengths)] if len(lengths) < len(feature.shape) else 1
+        lengths.append(element.list_size if pa.types.is_fixed_size_list(element) else declared)
+        element = element.value_type
+    if math.prod(lengths) > _MAX_EXAMPLE_VALUES:
+        return None
+    value = _example_value(element)
+    for length in reversed(lengths):
+        value = [value] * length
+    return pa.chunked_array([pa.array([value], kind)])
+
+
+def element_dtype(kind: pa.DataType) -> str:
+    """Returns the NumPy name of the numbers of a column, in lists or not; Arrow's name of the type of anything else."""
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    while _is_list(kind):
+        kind = kind.value_type
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    return str(np.dtype(kind.to_pandas_dtype()) if is_number else kind)
+
+
+def _example_value(kind: pa.DataType) -> object:
+    """Returns a value of a type; `None` for one that no feature has."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_struct(kind):
+        fields = [kind.field(i) for i in range(kind.num_fields)]
+        return {field.name: None if pa.types.is_nested(field.type) else _example_value(field.type) for field in fields}
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return 0
+    if pa.types.is_boolean(kind):
+        return False
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return "-"
+    return b"-" if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else None
 
 
 @contextlib.contextmanager

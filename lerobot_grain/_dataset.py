@@ -27,6 +27,7 @@ from lerobot_grain._readahead import ReadAhead, ReadOptions
 from lerobot_grain._repository import Repository, open_repository
 from lerobot_grain._requests import DeltaTimestamps, OrderedWindowsIterator, OrderedWindowsIterDataset, PulledBlocks, StateAfter
 from lerobot_grain._rows import select_features
+from lerobot_grain._selection import EpisodeSelection
 from lerobot_grain._statistics import ReadStatistics
 from lerobot_grain._video import load_decoder
 from lerobot_grain._windows import (
@@ -328,7 +329,10 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
     Args:
       repository: `org/name` on the Hub, `hf://buckets/org/name/folder`, a directory, or an opened `Repository`.
       revision: branch, tag or commit; by default the newest `v3.x` tag, and `main` where there is none.
-      episodes: episode numbers or a slice; `None`: all. Their order does not matter.
+      episodes: episode numbers, a slice of them, the name of a split of info.json, or a function of an `Episode` that says whether it is
+        selected, which is called now; `None`: all. Their order does not matter.
+      drop_first_frames, drop_last_frames: so many rows at the start and the end of every episode are left out; windows still reach them.
+        Episodes that have no other rows are left out.
       features: keys to read, among them `task`; `None`: all. A camera that is not read costs no byte.
       delta_timestamps: feature key -> distances in seconds from the row of the example.
       shuffle: `None`: sequential, episode by episode.
@@ -350,7 +354,9 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         repository: str | os.PathLike[str] | Repository,
         *,
         revision: str | None = None,
-        episodes: slice | Iterable[int] | None = None,
+        episodes: EpisodeSelection = None,
+        drop_first_frames: int = 0,
+        drop_last_frames: int = 0,
         features: Iterable[str] | None = None,
         delta_timestamps: Mapping[str, Sequence[float]] | None = None,
         shuffle: Shuffle | None = Shuffle(),  # noqa: B008 (a frozen value)
@@ -381,7 +387,15 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
                 + ", ".join(feature.key for feature in selection.columns + selection.videos)
             )
         transformation = DeltaTimestamps(repository, windows, tolerance_seconds=tolerance_seconds)
-        order = FrameOrderIterDataset(repository, episodes=episodes, shuffle=shuffle, num_epochs=num_epochs, shard_options=shard_options)
+        order = FrameOrderIterDataset(
+            repository,
+            episodes=episodes,
+            drop_first_frames=drop_first_frames,
+            drop_last_frames=drop_last_frames,
+            shuffle=shuffle,
+            num_epochs=num_epochs,
+            shard_options=shard_options,
+        )
         super().__init__(
             OrderedWindowsIterDataset(order, transformation),
             repository,

@@ -8,7 +8,7 @@ table under a name that a glob would match).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,36 +166,6 @@ def episode_columns(info: DatasetInfo) -> tuple[str, ...]:
     for key in _video_keys(info):
         names += [f"videos/{key}/{field}" for field in ("chunk_index", "file_index", "from_timestamp")]
     return (*names, *_OTHER_NAMES.values())
-
-
-def select_episodes(episodes: slice | Iterable[int] | None, num_episodes: int) -> Integers:
-    """Returns int64 `(n,)`, ascending: the episodes that `episodes=` selects; `None` selects all.
-
-    Raises:
-      InvalidRequestError: one does not exist, is given twice, or none is left.
-    """
-    if episodes is None:
-        return np.arange(num_episodes)
-    if isinstance(episodes, slice):
-        try:
-            selected = np.arange(num_episodes)[episodes]
-        except (TypeError, ValueError) as error:
-            raise InvalidRequestError(f"episodes={episodes!r}: not a slice of episode numbers ({error})") from None
-    elif not isinstance(episodes, Iterable):
-        raise InvalidRequestError(f"episodes={episodes!r}: expected a list of episode numbers (int) or a slice")
-    else:
-        given = list(episodes)
-        if not all(isinstance(number, int | np.integer) and not isinstance(number, bool) for number in given):
-            raise InvalidRequestError(f"episodes={given[:8]!r}: expected episode numbers (int) or a slice")
-        if bad := [number for number in given if not 0 <= number < num_episodes]:
-            raise InvalidRequestError(f"episodes: there is no episode {bad[0]}; the data set has episodes 0 to {num_episodes - 1}")
-        selected = np.array(given, np.int64)
-        numbers, counts = np.unique(selected, return_counts=True)
-        if (counts > 1).any():
-            raise InvalidRequestError(f"episodes: {numbers[counts > 1][0]} is given {counts.max()} times; expected every episode once")
-    if selected.size == 0:
-        raise InvalidRequestError(f"episodes={episodes!r} selects none of the {num_episodes} episodes")
-    return np.sort(selected)
 
 
 def _video_keys(info: DatasetInfo) -> Sequence[str]:

@@ -35,6 +35,7 @@ class VideoFile:
       where: names the file in messages.
 
     Attributes:
+      problems: episode -> what is wrong with it, for the episodes whose frames are not all there.
       estimated_bytes: of the camera's coded video in all files, judged by this one.
     """
 
@@ -48,7 +49,7 @@ class VideoFile:
         by_number = np.argsort(held)
         self._episodes, self._first_frames = held[by_number], first_frames[by_number]
         self._first_frame_of: dict[int, int] = dict(zip(held.tolist(), first_frames.tolist(), strict=True))
-        self._problems = _episodes_without_frames(held, first_frames, episodes.lengths[held], starts, times, table, fps)
+        self.problems = _episodes_without_frames(held, first_frames, episodes.lengths[held], starts, times, table, fps)
         # Of each GOP the first frame of the file for which decoding starts there, and the number of frames: GOPs follow each other in
         # presentation order.
         ranks = np.empty(table.num_frames, np.int64)
@@ -63,7 +64,7 @@ class VideoFile:
         Raises:
           DatasetFormatError: the file does not hold a frame for every row of the episode.
         """
-        if (problem := self._problems.get(episode)) is not None:
+        if (problem := self.problems.get(episode)) is not None:
             raise DatasetFormatError(f"{self.where}: episode {episode}, camera {self.camera}: {problem}")
 
     def first_frame(self, episode: int) -> int:
@@ -118,10 +119,7 @@ def _episodes_without_frames(
 ) -> dict[int, str]:
     """Returns episode -> what is wrong with it, for the episodes whose frames are not all in the file."""
     problems = {}
-    # Episodes of a file follow each other in the order of from_timestamp, which is the order of their rows in every file seen.
-    by_start = np.argsort(first, kind="stable")
-    stops = np.empty(len(held), np.int64)
-    stops[by_start] = np.append(first[by_start][1:], table.num_frames)
+    stops = frames_until(first, table.num_frames)
     for i in np.flatnonzero((first + lengths > stops) | (np.abs(times - starts) > 0.5 / fps)).tolist():
         if abs(times[i] - starts[i]) > 0.5 / fps:
             last = table.pts[table.presentation[-1]] / table.timescale
@@ -136,6 +134,15 @@ def _episodes_without_frames(
                 "which frame belongs to which row is not known"
             )
     return problems
+
+
+def frames_until(first_frames: Integers, num_frames: int) -> Integers:
+    """Returns int64 `(n,)`: the frame behind the last one of each episode of a file that has `num_frames`, given the first ones."""
+    # Episodes of a file follow each other in the order of from_timestamp, which is the order of their rows in every file seen.
+    by_start = np.argsort(first_frames, kind="stable")
+    stops = np.empty(len(first_frames), np.int64)
+    stops[by_start] = np.append(first_frames[by_start][1:], num_frames)
+    return stops
 
 
 class WantedGop(NamedTuple):

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from lerobot_grain._columns import first_line
 from lerobot_grain._episodes import EpisodeTable, episode_columns, episode_table
-from lerobot_grain._errors import DatasetFormatError, LeRobotGrainWarning, MissingFileError, shown
+from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, LeRobotGrainWarning, MissingFileError, shown
 from lerobot_grain._mp4 import SampleTable, read_sample_table
 from lerobot_grain._open_storage import open_storage
 from lerobot_grain._parquet import InMemoryFile, open_table, read_columns
@@ -95,6 +95,21 @@ class Repository:
     def close(self) -> None:
         """Closes the connections of this process; a later read opens new ones."""
         self.storage.close()
+
+    def episode_column(self, name: str) -> npt.NDArray[Any]:
+        """Reads one column of `meta/episodes`, any of those that the file has, such as `tasks`.
+
+        Returns:
+          `(episodes,)`, in the order of `episodes`: numbers as numbers, texts as str, lists as arrays.
+
+        Raises:
+          InvalidRequestError: there is no such column.
+          StorageError: the bytes could not be had.
+        """
+        columns = _read_episode_columns(self.storage, self.storage.list_metadata(), tuple(dict.fromkeys(("episode_index", name))))
+        if name not in columns:
+            raise InvalidRequestError(f"{self.description}: the episode table has no column {name!r}")
+        return columns[name][np.argsort(columns["episode_index"], kind="stable")]
 
     def gop_length(self) -> int | None:
         """Returns the pictures from key frame to key frame: the most common number in one file of each camera, the largest of all cameras.
@@ -190,12 +205,18 @@ def sample_table(storage: Storage, path: str) -> SampleTable:
 
 
 def _read_episodes(storage: Storage, listing: Mapping[str, int], info: DatasetInfo) -> EpisodeTable:
+    columns = _read_episode_columns(storage, listing, episode_columns(info))
+    return episode_table(columns, info=info, where=f"{storage.description}, meta/episodes")
+
+
+def _read_episode_columns(storage: Storage, listing: Mapping[str, int], wanted: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
+    """Returns name -> array `(episodes,)`, in the order of the files, of the columns of `meta/episodes` that there are."""
     # Only names of the format count: a real data set holds a second copy of its table in another folder under meta/episodes.
     numbered = sorted((int(match[1]), int(match[2]), path) for path in listing if (match := _EPISODES_PATH.fullmatch(path)))
-    where = f"{storage.description}, meta/episodes"
     if not numbered:
-        raise DatasetFormatError(f"{where}: there is no episode table; expected meta/episodes/chunk-000/file-000.parquet")
-    wanted = episode_columns(info)
+        raise DatasetFormatError(
+            f"{storage.description}, meta/episodes: there is no episode table; expected meta/episodes/chunk-000/file-000.parquet"
+        )
     pieces: list[dict[str, npt.NDArray[Any]]] = []
     left = _MAX_EPISODES
     for _, _, path in numbered:
@@ -207,8 +228,7 @@ def _read_episodes(storage: Storage, listing: Mapping[str, int], info: DatasetIn
             raise DatasetFormatError(
                 f"{storage.description}, {path}: there is no column {missing[0]}, which other files of the episode table have"
             )
-    columns = {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
-    return episode_table(columns, info=info, where=where)
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
 
 
 def _odd_totals(info: DatasetInfo, episodes: EpisodeTable) -> list[str]:

@@ -111,7 +111,7 @@ class DatasetInfo:
       total_episodes, total_frames: as declared; `None` where they are missing. The episode table decides.
       data_path, video_path: templates of the files; `video_path` is `None` for data sets without video.
       robot_type: free text, or `None`.
-      splits: name -> text such as `0:50`.
+      splits: name -> text such as `0:50`; a list of such texts as `0:50, 60:80`.
       notes: what was repaired, or is odd, and does not change what is read.
     """
 
@@ -203,7 +203,13 @@ def _splits(info: Mapping[str, Any], where: str) -> Mapping[str, str]:
     splits = info.get("splits") or {}
     if not isinstance(splits, dict):
         raise DatasetFormatError(f'{where}: splits is {shown(splits)}; expected an object such as {{"train": "0:50"}}')
-    return {name: span if isinstance(span, str) else shown(span) for name, span in splits.items()}
+    return {name: _split(span) for name, span in splits.items()}
+
+
+def _split(span: object) -> str:
+    if isinstance(span, list) and span and all(isinstance(piece, str) for piece in span):
+        return ", ".join(span)
+    return span if isinstance(span, str) else shown(span)
 
 
 def _features(info: Mapping[str, Any], where: str, notes: list[str]) -> Mapping[str, Feature]:

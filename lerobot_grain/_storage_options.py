@@ -19,8 +19,8 @@ class StorageOptions:
         bandwidth of one connection; 256 KiB made a prototype 2.8 times faster at 50 ms, for 2.8 times the bytes at worst.
       merge_max_bytes: no request becomes longer than this by merging.
       connect_timeout_seconds: until a connection stands.
-      read_timeout_seconds: until the next bytes of an answer arrive. Less for the first attempts (an eighth, a fourth, a half, but not less
-        than 2 seconds): then it is more likely that a connection is dead than that a server is slow.
+      read_timeout_seconds: until the next bytes of an answer arrive. Less for the first attempts (ten times what answers usually take, then
+        a fourth of it and a half): then it is more likely that a connection is dead than that a server is slow.
       deadline_seconds: for one request with all its further attempts, and once more for every 8 MiB of it. Catches a server that sends a
         byte now and then. Waiting for a connection or for the end of a rate limit does not count.
       max_attempts: how often one request is sent before it counts as failed.

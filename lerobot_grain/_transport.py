@@ -53,8 +53,10 @@ _TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _LONGEST_PAUSE_SECONDS = 8.0
 # The Hub counts requests in fixed windows of 300 s, so no honest answer asks for more than that.
 _LONGEST_RATE_LIMIT_SECONDS = 330
-# A read timeout is not made shorter than this for the first attempts: what is not cached at the CDN may take a second or two.
+# A read timeout is not made shorter than this for attempts: what is not cached at the CDN may take a second or two. The first one, which is
+# followed by more patient ones, may be cut after this many times what answers usually take, and this many seconds.
 _LEAST_PATIENCE_SECONDS = 2.0
+_FIRST_PATIENCE, _LEAST_FIRST_PATIENCE_SECONDS = 10, 0.5
 # Idle connections are dropped by the Hub's CDN after about a minute; with httpx2's 5 s, requests 6 s apart opened a connection each.
 _KEEPALIVE_SECONDS = 60.0
 # A body nobody wants (the text of an error) is read to its end up to this size, since the connection can then be used again.
@@ -110,6 +112,7 @@ class Transport:
         self.options = options
         self.counters = Counters()
         self._pacer = Pacer()
+        self._usual_seconds = _LEAST_PATIENCE_SECONDS / _FIRST_PATIENCE  # until an answer begins
         self._slots = threading.BoundedSemaphore(options.num_connections)
         self._all = RequestScope()
         self._sockets_lock = threading.Lock()
@@ -297,7 +300,7 @@ class Transport:
     ) -> Answer:
         """The only place that talks HTTP: to replace httpx2, replace this."""
         left = max(deadline.remaining_seconds(), 0.001)
-        patience = min(_patience_seconds(self.options.read_timeout_seconds, deadline.num_attempts), left)
+        patience = min(_patience_seconds(self.options.read_timeout_seconds, deadline.num_attempts, self._usual_seconds), left)
         timeout = httpx2.Timeout(
             connect=min(self.options.connect_timeout_seconds, left),
             read=patience,
@@ -312,7 +315,9 @@ class Transport:
                 timeout=timeout,
                 extensions={"trace": self._note_connection},
             )
+            sent = time.monotonic()
             response = self._client.send(request, stream=True)
+            self._usual_seconds += 0.1 * (time.monotonic() - sent - self._usual_seconds)
             try:
                 answer = Answer(response.status_code, response.headers)
                 limit = None if answer.status in _TRANSIENT_STATUSES else accept(answer)
@@ -357,6 +362,9 @@ class Transport:
                 self._sockets.add(details["return_value"].get_extra_info("socket"))
 
 
-def _patience_seconds(timeout_seconds: float, num_attempts: int) -> float:
-    """Returns the read timeout of the n-th attempt: an eighth, a fourth, a half, then all of it."""
-    return max(timeout_seconds * 0.5 ** max(0, 4 - num_attempts), min(timeout_seconds, _LEAST_PATIENCE_SECONDS))
+def _patience_seconds(timeout_seconds: float, num_attempts: int, usual_seconds: float) -> float:
+    """Returns the read timeout of the n-th attempt: little for the first, then a fourth, a half, and all of it."""
+    least = min(timeout_seconds, _LEAST_PATIENCE_SECONDS)
+    if num_attempts <= 1:
+        return min(least, max(_LEAST_FIRST_PATIENCE_SECONDS, _FIRST_PATIENCE * usual_seconds))
+    return max(least, timeout_seconds * 0.5 ** max(0, 4 - num_attempts))

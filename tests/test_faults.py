@@ -318,18 +318,19 @@ def test_closing_a_reader_ends_its_requests_and_nothing_else(faulty: LoopbackHub
     faulty.set_latency(0)
     seen += [fingerprint(example) for example in itertools.islice(iterator, 99)]
     assert seen == plain[:100]
-    faulty.add_fault(Fault(origin="cdn", stall_at=10, times=None))
-    other = iter(dataset)
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(next, other)
-        wait_for(lambda: sum(record.faulted for record in faulty.requests()) > 4)
-        faulty.clear_faults()
-        dataset.repository.close()
-        with pytest.raises(lg.StorageError, match="the storage was closed while it was in use"):
-            first.result(timeout=30)
-    assert [fingerprint(example) for example in other] == plain
-    other.close()
     iterator.close()
+    faulty.clear_requests()
+    faulty.add_fault(Fault(origin="cdn", stall_at=10, times=None))
+    other, seen = iter(dataset), []
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(lambda: seen.extend(map(fingerprint, other)))
+        wait_for(lambda: sum(record.faulted for record in faulty.requests()) >= 4)
+        dataset.repository.close()
+        faulty.clear_faults()
+        with pytest.raises(lg.StorageError, match="the storage was closed while it was in use"):
+            reading.result(timeout=30)
+    assert seen + [fingerprint(example) for example in other] == plain
+    other.close()
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -522,7 +522,7 @@ class TestRequests:
         assert records[-1].time_seconds - records[0].time_seconds > 2.5 * 0.02
 
     def test_waiting_for_a_connection_is_no_failure(self, hub, open_hub):
-        storage = open_hub(options=StorageOptions(num_connections=1, deadline_seconds=0.15, max_attempts=1))
+        storage = open_hub(options=StorageOptions(num_connections=1, deadline_seconds=0.3, max_attempts=1))
         storage.size_bytes(VIDEO_PATH)
         hub.set_latency(0.05)
         assert in_threads(8, lambda i: read(storage, i, i + 1)) == [VIDEO[i : i + 1] for i in range(8)]
@@ -618,9 +618,21 @@ class TestTrouble:
 
     def test_the_first_attempts_are_less_patient(self):
         patience = _transport._patience_seconds
-        assert [patience(20, number) for number in range(1, 7)] == [2.5, 5, 10, 20, 20, 20]
-        assert [patience(8, number) for number in range(1, 5)] == [2, 2, 4, 8]
-        assert [patience(1, number) for number in (1, 4)] == [1, 1]
+        assert [patience(20, number, 0.1) for number in range(1, 7)] == [1, 5, 10, 20, 20, 20]
+        assert [patience(8, number, 3) for number in range(1, 5)] == [2, 2, 4, 8]
+        assert [patience(1, number, 0.5) for number in (1, 4)] == [1, 1]
+        assert patience(20, 1, 0.01) == 0.5
+
+    def test_patience_follows_what_answers_take(self, hub, linked):
+        before = linked._session()._transport._usual_seconds
+        for start in range(40):
+            read(linked, start, start + 1)
+        usual = linked._session()._transport._usual_seconds
+        assert 0 < usual < before
+        hub.set_latency(0.1)
+        for start in range(20):
+            read(linked, start, start + 1)
+        assert linked._session()._transport._usual_seconds > max(usual, 0.05)
 
     def test_a_truncated_answer_without_length_is_seen(self, hub, linked):
         hub.add_fault(Fault(origin="cdn", headers={"Content-Length": "0"}, times=None))
