@@ -239,7 +239,7 @@ def _declared(repository: Repository) -> dict[str, Any]:
 
 
 def _about_metadata(repository: Repository) -> list[Finding]:
-    findings = []
+    findings = [found("note", *note.split(": ", 1)) for note in repository.notes]
     everyone = np.arange(repository.episodes.num_episodes)
     for key, feature in repository.features.items():
         if feature.is_video and key not in repository.episodes.videos:

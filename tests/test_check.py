@@ -384,6 +384,16 @@ def test_totals_and_splits_that_lie(directory: Path) -> None:
     assert report.is_fine
 
 
+def test_notes_of_the_data_set_are_findings(directory: Path) -> None:
+    change_info(directory, lambda info: info.update(total_frames=1))
+    with pytest.warns(lg.LeRobotGrainWarning):
+        report = checked(directory)
+    assert [(finding.kind, finding.text) for finding in report.findings] == [
+        ("note", f"meta/info.json: total_frames is 1, but the episode table has {sum(LENGTHS)}, which is what is read")
+    ]
+    assert report.is_fine
+
+
 def test_a_table_without_durations(directory: Path) -> None:
     change_table(directory / TABLE, lambda table: table.drop(["videos/top/to_timestamp"]))
     assert text_of(checked(directory), "durations") == "meta/episodes: there is no column videos/top/to_timestamp of seconds"
