@@ -1,5 +1,6 @@
 """Streams LeRobotDataset v3.0 robot data sets from the Hugging Face Hub as a Google Grain IterDataset: shuffled, windowed, resumable."""
 
+from lerobot_grain._augment import augment_images, example_keys
 from lerobot_grain._dataset import LeRobotIterDataset, ReadWindowsIterDataset, read_statistics
 from lerobot_grain._device import DeviceIterDataset
 from lerobot_grain._errors import (
@@ -11,10 +12,13 @@ from lerobot_grain._errors import (
     StorageError,
 )
 from lerobot_grain._frame_order import FrameOrderIterDataset
+from lerobot_grain._openpi import OpenPiDataLoader, OpenPiFormat
 from lerobot_grain._order import Shuffle
+from lerobot_grain._plot import plot_example
 from lerobot_grain._readahead import ReadOptions
 from lerobot_grain._repository import Repository, open_repository
 from lerobot_grain._requests import DeltaTimestamps
+from lerobot_grain._shaping import DeltaActions, PadDimensions, ResizeWithPad, resize_with_pad
 from lerobot_grain._statistics import ReadStatistics
 from lerobot_grain._storage import StorageOptions
 from lerobot_grain._windows import WindowRequest
@@ -24,6 +28,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DatasetFormatError",
+    "DeltaActions",
     "DeltaTimestamps",
     "DeviceIterDataset",
     "FrameOrderIterDataset",
@@ -31,17 +36,25 @@ __all__ = [
     "LeRobotGrainError",
     "LeRobotIterDataset",
     "MissingFileError",
+    "OpenPiDataLoader",
+    "OpenPiFormat",
+    "PadDimensions",
     "ReadOptions",
     "ReadStatistics",
     "ReadWindowsIterDataset",
     "Repository",
+    "ResizeWithPad",
     "Shuffle",
     "StateMismatchError",
     "StorageError",
     "StorageOptions",
     "WindowRequest",
     "WorkerPrefetchIterDataset",
+    "augment_images",
+    "example_keys",
     "open_repository",
+    "plot_example",
     "read_statistics",
+    "resize_with_pad",
     "worker_init",
 ]
