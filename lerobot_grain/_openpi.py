@@ -125,6 +125,5 @@ class _Pair(grain.transforms.Map):
     def map(self, batch: Mapping[str, Any]) -> tuple[Any, Any]:
         if "actions" not in batch:
             raise InvalidRequestError(f"OpenPiDataLoader: a batch has no 'actions', only {', '.join(batch)}; put OpenPiFormat before it")
-        # A copy, because `Observation.from_dict` writes into the dict.
-        rest = {key: dict(value) if isinstance(value, Mapping) else value for key, value in batch.items() if key != "actions"}
+        rest = {key: value for key, value in batch.items() if key != "actions"}
         return rest if self.observation is None else self.observation(rest), batch["actions"]

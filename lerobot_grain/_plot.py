@@ -29,7 +29,7 @@ Values = npt.NDArray[Any]
 
 _WIDTH_INCHES, _CAMERA_INCHES, _PANEL_INCHES = 11.0, 1.9, 2.3
 # More than these are not told apart by colour, or not readable.
-_MAX_NAMED_DIMENSIONS = 8
+_MAX_NAMED_DIMENSIONS, _MAX_CURVES = 8, 16
 # Smaller than any picture, larger than any matrix that is a feature and has a last axis of 1, 3 or 4.
 _MIN_PICTURE_PIXELS = 8
 
@@ -47,7 +47,7 @@ def plot_example(
         plot_example(next(iter(dataset)), dataset.repository).savefig("example.png")
 
     Cameras are rows of frames, features with a window curves over time (frames behind the ends of the episode are framed in red and
-    shaded), other vectors bars. Numbers and texts stand below, the task is the title.
+    shaded), or a map of colours where there are many dimensions, other vectors stems. Numbers and texts stand below, the task is the title.
 
     Args:
       example: flat dict of arrays, numbers and texts, as the data set hands it out, also after `.map`. Arrays may be on a device.
@@ -66,6 +66,7 @@ def plot_example(
     try:
         # Not with the package: it takes half a second, also in every worker process.
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ModuleNotFoundError:
         raise InvalidRequestError('plot_example needs matplotlib; install it with: pip install "lerobot_grain[examples]"') from None
     if max_frames < 1:
@@ -83,8 +84,7 @@ def plot_example(
 
     rows = math.ceil(len(panels) / 2)
     heights = [_CAMERA_INCHES] * len(cameras) + [_PANEL_INCHES] * rows
-    figure = Figure(figsize=(_WIDTH_INCHES, sum(heights) + 0.9), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.04)
+    figure = Figure(figsize=(_WIDTH_INCHES, sum(heights) + 0.9), layout=ConstrainedLayoutEngine(w_pad=0.08))
     if "task" in values:
         figure.suptitle(_wrapped(_as_text(values["task"]), 90), fontsize="large", fontweight="bold")
     if words:
@@ -100,11 +100,11 @@ def plot_example(
             if key in pads:
                 _draw_curves(plot, curves, pads[key], times[key], names)
             else:
-                _draw_bars(plot, curves[0], names)
+                _draw_stems(plot, curves[0], names)
             plot.set_title(_plain(key), fontsize="medium", loc="left")
             plot.tick_params(labelsize="small")
         if len(panels) == 2 * row + 1:
-            axes[1].set_axis_off()
+            axes[1].remove()
     return figure
 
 
@@ -129,9 +129,11 @@ def _times(key: str, num_frames: int, deltas: Sequence[float] | None) -> Values:
 
 
 def _is_camera(key: str, frames: Values, repository: Repository | None) -> bool:
+    if frames.ndim != 4 or frames.shape[-1] not in (1, 3, 4):
+        return False
     if repository is not None and key in repository.features:
         return repository.features[key].is_camera
-    return frames.ndim == 4 and frames.shape[-1] in (1, 3, 4) and min(frames.shape[1:3]) >= _MIN_PICTURE_PIXELS
+    return bool(min(frames.shape[1:3]) >= _MIN_PICTURE_PIXELS)
 
 
 def _names(key: str, size: int, repository: Repository | None) -> tuple[str, ...]:
@@ -149,8 +151,9 @@ def _draw_camera(strip: Any, key: str, frames: Values, is_pad: Values | None, ti
     axes = np.atleast_1d(strip.subplots(1, len(shown)))
     is_map = frames.shape[-1] == 1
     style: dict[str, Any] = {"cmap": "gray" if frames.dtype == np.uint8 else "viridis"} | _limits(frames) if is_map else {}
+    pictures = frames[..., 0] if is_map else _colours(frames)
     for plot, frame in zip(axes, shown, strict=True):
-        image = plot.imshow(frames[frame, ..., 0] if is_map else _colours(frames[frame]), **style)
+        image = plot.imshow(pictures[frame], **style)
         plot.set(xticks=[], yticks=[])
         padded = is_pad is not None and bool(is_pad[frame])
         if times is not None:
@@ -169,27 +172,32 @@ def _limits(frames: Values) -> dict[str, float]:
     return {"vmin": float(finite.min()), "vmax": float(finite.max())} if finite.size else {}
 
 
-def _colours(picture: Values) -> Values:
-    """Returns a picture as matplotlib takes it: uint8, or floats in [0, 1]. Floats below 0 are in [-1, 1], as some policies take them."""
-    if picture.dtype.kind != "f":
-        return picture
-    return np.clip((picture + 1) / 2 if picture.min() < 0 else picture, 0, 1).astype(np.float32)
+def _colours(frames: Values) -> Values:
+    """Returns pictures as matplotlib takes them: uint8, or floats in [0, 1]. Some policies take floats in [-1, 1]."""
+    if frames.dtype.kind != "f":
+        return frames
+    return np.clip((frames + 1) / 2 if frames.min() < 0 else frames, 0, 1).astype(np.float32)
 
 
 def _draw_curves(plot: Any, curves: Values, is_pad: Values, times: Values, names: tuple[str, ...]) -> None:
-    step = float(np.diff(times).min()) if len(times) > 1 else 1.0
-    for time in times[is_pad]:
-        plot.axvspan(time - step / 2, time + step / 2, color="0.85", linewidth=0)
-    lines = plot.plot(times, curves, ".-", linewidth=1)
-    plot.margins(x=0.02)
+    order = np.argsort(times, kind="stable")
+    times, curves, is_pad = times[order], curves[order], is_pad[order]
+    middles = (times[1:] + times[:-1]) / 2
+    first, last = (middles[0], middles[-1]) if len(middles) else (times[0] - 0.5, times[0] + 0.5)
+    edges = np.array([2 * times[0] - first, *middles, 2 * times[-1] - last])
+    if curves.shape[1] > _MAX_CURVES:
+        plot.pcolormesh(edges, np.arange(curves.shape[1] + 1) - 0.5, curves.T)
+    else:
+        plot.plot(times, curves, ".-", linewidth=1)
+    for frame in np.flatnonzero(is_pad):
+        plot.axvspan(edges[frame], edges[frame + 1], color="grey", alpha=0.3, linewidth=0)
     plot.set_xlabel("seconds" if times.dtype.kind == "f" else "frame of the window", fontsize="small")
-    if 1 < len(lines) <= _MAX_NAMED_DIMENSIONS:
-        plot.legend(lines, map(_plain, names), fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
+    if 1 < len(plot.lines) <= _MAX_NAMED_DIMENSIONS:
+        plot.legend(plot.lines, map(_plain, names), fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
 
 
-def _draw_bars(plot: Any, values: Values, names: tuple[str, ...]) -> None:
-    plot.bar(range(len(values)), values)
-    plot.axhline(0, color="black", linewidth=0.5)
+def _draw_stems(plot: Any, values: Values, names: tuple[str, ...]) -> None:
+    plot.stem(values, basefmt="k-")
     if len(values) <= _MAX_NAMED_DIMENSIONS:
         plot.set_xticks(range(len(values)), map(_plain, names))
 

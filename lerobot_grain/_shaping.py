@@ -217,12 +217,13 @@ def resize_with_pad(images: Values, size: tuple[int, int]) -> Values:
 
 def _nearest(image: Values, size: tuple[int, int]) -> Values:
     rows, columns = ((np.arange(new) * 2 + 1) * old // (2 * new) for new, old in zip(size, image.shape[:2], strict=True))
-    return image[rows[:, None], columns]
+    nearest: Values = image[rows[:, None], columns]
+    return nearest
 
 
 def _bilinear(image: Values, size: tuple[int, int]) -> Values:
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    resized: Values = np.asarray(picture.resize(size[::-1], Image.Resampling.BILINEAR))
+    resized: Values = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
     return resized.reshape(*size, image.shape[-1])
 
 

@@ -66,7 +66,7 @@ def test_an_example_with_windows(last: dict[str, Any], repository: lg.Repository
     # The last three of the four actions are behind the end of the episode.
     assert [round(patch.get_x(), 3) for patch in action.patches] == [0.05, 0.15, 0.25]
     (state,) = axes["observation.state"]
-    assert np.allclose([bar.get_height() for bar in state.patches], last["observation.state"])
+    assert np.allclose(state.containers[0].markerline.get_ydata(), last["observation.state"])
 
 
 def test_the_same_without_a_repository_and_out_of_a_batch(last: dict[str, Any]) -> None:
@@ -87,7 +87,7 @@ def test_every_kind_of_value_is_drawn() -> None:
         "depth": depth,
         "depth_is_pad": np.array([True, False, False]),
         "gray": np.full((8, 10, 1), 100, np.uint8),
-        "augmented": jnp.full((8, 10, 3), -1.0),
+        "augmented": jnp.linspace(-1, 1, 8 * 10 * 3).reshape(8, 10, 3),
         "millimetres": np.full((8, 10, 1), 1000, np.uint16),
         "many": np.ones((5, 40), np.float32),
         "many_is_pad": np.zeros(5, bool),
@@ -96,6 +96,7 @@ def test_every_kind_of_value_is_drawn() -> None:
         "number_is_pad": np.array([True, False, False, True]),
         "flags": np.array([True, False]),
         "matrix": np.ones((3, 3)),
+        "tactile": np.ones((100, 300)),
         "one": np.array([0.25], np.float32),
         "done": np.bool_(True),
         "_note": "a $ odd _text_",
@@ -106,15 +107,16 @@ def test_every_kind_of_value_is_drawn() -> None:
     }
     figure = drawn(lg.plot_example(example))
     axes = axes_of(figure)
-    assert set(axes) == {"depth", "gray", "augmented", "millimetres", "many", "number", "flags", "matrix"}
+    assert set(axes) == {"depth", "gray", "augmented", "millimetres", "many", "number", "flags", "matrix", "tactile"}
     assert [plot.get_xlabel() for plot in axes["depth"][:3]] == ["frame 0, pad", "frame 1", "frame 2"]
     assert {plot.images[0].get_clim() for plot in axes["depth"][:3]} == {(1, 239)}
     assert len(axes["depth"]) == 4  # a scale of colours beside the frames
     assert axes["gray"][0].images[0].get_clim() == (0, 255)
-    assert not axes["augmented"][0].images[0].get_array().any()
-    assert len(axes["many"][0].lines) == 40
+    assert np.allclose(axes["augmented"][0].images[0].get_array().ravel(), np.linspace(0, 1, 240), atol=1e-6)
+    assert axes["many"][0].collections[0].get_array().shape == (40, 5)
     assert axes["many"][0].get_legend() is None
     assert [patch.get_x() for patch in axes["number"][0].patches] == [-0.5, 2.5]
+    assert len(axes["tactile"][0].containers[0].markerline.get_ydata()) == 30_000
     assert re.split(r"\s{2,}|\n", figure.get_supxlabel()) == [
         "one: 0.25",
         "done: True",
@@ -122,6 +124,14 @@ def test_every_kind_of_value_is_drawn() -> None:
         "texts: left | right",
         "nothing:",
     ]
+
+
+def test_deltas_in_any_order_stand_where_their_time_is() -> None:
+    example = {"action": np.array([0.0, -0.4, 0.1]), "action_is_pad": np.array([False, True, False])}
+    (axes,) = axes_of(lg.plot_example(example, delta_timestamps={"action": [0.0, -0.4, 0.1]}))["action"]
+    assert np.array_equal(axes.lines[0].get_xdata(), axes.lines[0].get_ydata())
+    (shade,) = axes.patches
+    assert np.allclose([shade.get_x(), shade.get_width()], [-0.6, 0.4])
 
 
 def test_an_example_of_one_number_is_a_figure_too() -> None:

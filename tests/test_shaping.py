@@ -192,7 +192,8 @@ def test_masks_are_checked_at_construction(mask: Any) -> None:
 def test_pictures_keep_their_proportions_and_stand_in_the_middle(height: int, width: int, inner: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(1, 256, (height, width, 3), np.uint8)
     found = lg.resize_with_pad(image, (224, 224))
-    assert (found.shape, found.dtype) == ((224, 224, 3), np.uint8)
+    assert found.shape == (224, 224, 3)
+    assert found.dtype == np.uint8
     top, left = (224 - inner[0]) // 2, (224 - inner[1]) // 2
     resized = np.asarray(Image.fromarray(image).resize(inner[::-1], Image.Resampling.BILINEAR))
     assert np.array_equal(found[top : top + inner[0], left : left + inner[1]], resized)
@@ -277,6 +278,8 @@ def test_pictures_come_as_floats_or_as_they_were() -> None:
     assert np.allclose(found, np.clip(IMAGES[:1] / 255 * 2 - 0.5, 0, 1), atol=1e-6)
     floats = lg.augment_images(lambda _, image: image, keys_of([0]), IMAGES[:1] / np.float32(255), dtype=jnp.uint8)
     assert np.array_equal(floats, IMAGES[:1])
+    almost_white = lg.augment_images(lambda _, image: jnp.full_like(image, 0.999), keys_of([0]), IMAGES[:1], dtype=jnp.uint8)
+    assert (np.asarray(almost_white) == 255).all()
 
 
 @pytest.mark.parametrize(
