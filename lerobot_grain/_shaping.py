@@ -4,7 +4,7 @@ Each is a `grain.transforms.Map` for `dataset.map(...)`. Nothing in it is random
 last, so it works on examples and, behind `.batch`, on whole batches, which is quicker.
 
 Rules:
-* An example is never changed: what is handed out is a new dict with new arrays, and the other values as they came.
+* An example is never changed: what is handed out is a new dict, with new arrays where they differ, and the other values as they came.
 * The order that policies are trained with is: delta actions, normalisation, padding. A padded dimension is then 0 in every unit.
 
 What it does not do: anything random (`_augment`), normalisation (a subtraction and a division), renaming, tokenizing: a lambda does that.
@@ -127,7 +127,7 @@ class DeltaActions(grain.transforms.Map):
     def _origin(self, actions: Any, state: Any) -> Any:
         """Returns what the actions are relative to, in a shape that broadcasts to theirs: 0 where they are absolute."""
         for key, values in ((self.action_key, actions), (self.state_key, state)):
-            if values.dtype.kind != "f":
+            if values.dtype.kind not in "fV":  # bfloat16 is a "V" to NumPy
                 raise InvalidRequestError(f"DeltaActions: {key!r} is {values.dtype}; expected floats")
             if values.ndim == 0 or values.shape[-1] < len(self.mask):
                 raise InvalidRequestError(

@@ -153,6 +153,9 @@ def test_delta_actions_are_taken_back_also_on_a_device() -> None:
     found = jax.jit(delta.to_absolute)(jnp.asarray(relative), jnp.asarray(one["observation.state"]))
     assert isinstance(found, jax.Array)
     assert np.array_equal(found, one["action"])
+    short = delta.to_absolute(jnp.asarray(relative, jnp.bfloat16), jnp.asarray(one["observation.state"]))
+    assert short.dtype == jnp.bfloat16
+    assert np.allclose(short, one["action"], atol=0.5)
 
 
 @pytest.mark.parametrize(
