@@ -1,5 +1,6 @@
 """Streams LeRobotDataset v3.0 robot data sets from the Hugging Face Hub as a Google Grain IterDataset: shuffled, windowed, resumable."""
 
+from lerobot_grain._augment import augment_images, example_keys
 from lerobot_grain._check import CheckReport, check
 from lerobot_grain._check_files import Finding
 from lerobot_grain._dataset import LeRobotIterDataset, ReadWindowsIterDataset, read_statistics
@@ -14,11 +15,14 @@ from lerobot_grain._errors import (
     StorageError,
 )
 from lerobot_grain._frame_order import FrameOrderIterDataset
+from lerobot_grain._openpi import OpenPiDataLoader, OpenPiFormat
 from lerobot_grain._order import Shuffle
+from lerobot_grain._plot import plot_example
 from lerobot_grain._readahead import ReadOptions
 from lerobot_grain._repository import Repository, open_repository
 from lerobot_grain._requests import DeltaTimestamps
 from lerobot_grain._selection import Episode, train_eval_split
+from lerobot_grain._shaping import DeltaActions, PadDimensions, ResizeWithPad, resize_with_pad
 from lerobot_grain._statistics import ReadStatistics
 from lerobot_grain._storage_options import StorageOptions
 from lerobot_grain._windows import WindowRequest
@@ -29,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckReport",
     "DatasetFormatError",
+    "DeltaActions",
     "DeltaTimestamps",
     "DeviceIterDataset",
     "Episode",
@@ -39,19 +44,27 @@ __all__ = [
     "LeRobotGrainWarning",
     "LeRobotIterDataset",
     "MissingFileError",
+    "OpenPiDataLoader",
+    "OpenPiFormat",
+    "PadDimensions",
     "ReadOptions",
     "ReadStatistics",
     "ReadWindowsIterDataset",
     "Repository",
+    "ResizeWithPad",
     "Shuffle",
     "StateMismatchError",
     "StorageError",
     "StorageOptions",
     "WindowRequest",
     "WorkerPrefetchIterDataset",
+    "augment_images",
     "check",
+    "example_keys",
     "open_repository",
+    "plot_example",
     "read_statistics",
+    "resize_with_pad",
     "train_eval_split",
     "worker_init",
 ]
