@@ -65,7 +65,8 @@ _BYTES_PER_DEADLINE = 8 * 1024 * 1024
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # No user and password, which would come back in messages; a path, because mirrors may have one.
 _ENDPOINT = re.compile(r"https?://([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[\w./~-]*)?")
-_VERSION_TAG = re.compile(r"v3\.(\d+)(?:\.(\d+))?")
+# Of the versions of the format that are read.
+_VERSION_TAG = re.compile(r"v(2\.[01]|3\.[0-9]{1,9}(\.[0-9]{1,9})?)")
 _SIZE = re.compile(r"\d{1,18}")
 _NEXT_PAGE = re.compile(r'<([^<>]*)>\s*;\s*rel="?next"?')
 
@@ -197,12 +198,12 @@ def name_repository(
 
 
 def newest_version_tag(tags: list[str]) -> str:
-    """Returns the newest `v3.x` by number, or "main" when there is none."""
-    newest, name = (-1, -1), "main"
-    for tag in tags:
-        if version := _VERSION_TAG.fullmatch(tag):
-            newest, name = max((newest, name), ((int(version[1]), int(version[2] or 0)), tag))
-    return name
+    """Returns the newest of `v3.x`, `v2.1` and `v2.0` by number, or "main" when there is none of them.
+
+    As lerobot does: a tag stands for a version of the format, and moves when a data set is uploaded again. `main` may be anything.
+    """
+    found = [tag for tag in tags if _VERSION_TAG.fullmatch(tag)]
+    return max(found, key=lambda tag: [int(number) for number in tag[1:].split(".")], default="main")
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -294,7 +295,7 @@ class HubSession:
     # The API: only while a data set is being opened.
 
     def default_revision(self) -> str:
-        """Returns the newest tag `v3.x`, by number, or "main" when there is none. One request."""
+        """Returns what `newest_version_tag` finds. One request."""
         return newest_version_tag(self._references()["tags"])
 
     def commit_of(self, revision: str) -> str:

@@ -3,25 +3,28 @@
 Rules:
 * The revision is resolved to a commit once; after that nothing can change under a stream. A bucket and a
   directory have no commits; a hash of the list of files, or of `meta/`, stands for it.
+* The versions of the format differ in `meta/` and in nothing else that is seen here: v2.x (`_metadata_v2`) gives the same tables as v3.
 * Of the episode tables only the few columns that are needed are read: the statistics of every episode would be a hundred times as much.
 * A repository is a value that pickles; opening one again in another process costs nothing.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain import _metadata_v2 as v2
 from lerobot_grain._episodes import EpisodeTable, episode_columns, episode_table
 from lerobot_grain._errors import DatasetFormatError, MissingFileError
+from lerobot_grain._json_lines import pieces_of
 from lerobot_grain._mp4 import SampleTable, read_sample_table
 from lerobot_grain._parquet import InMemoryFile, open_table, read_columns
 from lerobot_grain._schema import DatasetInfo, Feature, parse_info
@@ -42,7 +45,7 @@ _WHOLE_TABLE_BYTES = 8 << 20
 Statistics = Mapping[str, Mapping[str, npt.NDArray[np.float64]]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Repository:
     """One revision of a LeRobotDataset.
 
@@ -52,8 +55,6 @@ class Repository:
       info: what `meta/info.json` says.
       episodes: the episode table.
       tasks: task texts by `task_index`.
-      stats: `meta/stats.json`: feature key -> statistic (`mean`, `std`, `min`, `max`, `count`, quantiles) -> float64 array; `None` where
-        there is none.
     """
 
     storage: Storage
@@ -61,7 +62,22 @@ class Repository:
     info: DatasetInfo
     episodes: EpisodeTable
     tasks: Mapping[int, str]
-    stats: Statistics | None
+    _stats: list[Statistics | None] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
+
+    @property
+    def stats(self) -> Statistics | None:
+        """Feature key -> statistic (`mean`, `std`, `min`, `max`, `count`, quantiles) -> float64 array; `None` where there are none.
+
+        As `meta/stats.json` has them. In v2.1, which has them for each episode, the first use adds those up: that reads up to 10 KB an
+        episode.
+
+        Raises:
+          DatasetFormatError: they are malformed.
+          StorageError: the bytes could not be had.
+        """
+        if not self._stats:
+            self._stats.append(_read_stats(self.storage, self.info))
+        return self._stats[0]
 
     @property
     def description(self) -> str:
@@ -120,7 +136,8 @@ def open_repository(
 
     Args:
       repository: `org/name` on the Hub, or a bucket (`hf://buckets/org/name/folder`) or directory with the same layout.
-      revision: branch, tag or commit; by default the newest `v3.x` tag, and `main` where there is none. Not for buckets and directories.
+      revision: branch, tag or commit; by default the newest tag `v3.x`, `v2.1` or `v2.0`, and `main` where there is none. Not for buckets
+        and directories.
       endpoint: of the Hub; by default huggingface.co, or what `HF_ENDPOINT` says.
       token: a Hub token; by default the one that `huggingface_hub` finds; `False` sends none.
       cache_dir: of the Hub client, for the files of `meta/`; by default its usual one.
@@ -128,7 +145,7 @@ def open_repository(
 
     Raises:
       InvalidRequestError: `repository` is neither a directory nor the name of a repository.
-      DatasetFormatError: it is not a LeRobotDataset v3.x, or its metadata is malformed.
+      DatasetFormatError: it is not a LeRobotDataset v2.0, v2.1 or v3.x, or its metadata is malformed.
       StorageError: missing, private or gated repository, wrong revision, or the Hub could not be reached.
     """
     options = StorageOptions() if storage_options is None else storage_options
@@ -140,15 +157,16 @@ def open_repository(
             + (f" (meta/ holds {', '.join(sorted(listing)[:8])})" if listing else "")
         )
     info = parse_info(storage.read_metadata(INFO_PATH, max_bytes=_MAX_INFO_BYTES), where=f"{storage.description}, {INFO_PATH}")
-    episodes = _read_episodes(storage, listing, info)
-    return Repository(
+    opened = Repository(
         storage=storage,
         commit=storage.commit or _hash_of_metadata(storage, listing),
         info=info,
-        episodes=episodes,
-        tasks=_read_tasks(storage, listing),
-        stats=_read_stats(storage) if STATS_PATH in listing else None,
+        episodes=_read_episodes(storage, listing, info),
+        tasks=v2.read_tasks(storage, listing, max_tasks=_MAX_TASKS) if info.major_version == 2 else _read_tasks(storage, listing),
     )
+    if v2.EPISODES_STATS_PATH not in listing:
+        _ = opened.stats  # small: found in the cache when the Hub cannot be reached
+    return opened
 
 
 def sample_table(storage: Storage, path: str) -> SampleTable:
@@ -169,6 +187,26 @@ def sample_table(storage: Storage, path: str) -> SampleTable:
 
 
 def _read_episodes(storage: Storage, listing: Mapping[str, int], info: DatasetInfo) -> EpisodeTable:
+    if info.major_version == 2:
+        columns, where = (
+            v2.read_episode_columns(storage, listing, info, max_episodes=_MAX_EPISODES),
+            f"{storage.description}, {v2.EPISODES_PATH}",
+        )
+    else:
+        columns, where = _read_episode_columns(storage, listing, info), f"{storage.description}, meta/episodes"
+    table = episode_table(columns, info=info, where=where)
+    for field, declared, found in (
+        ("total_episodes", info.total_episodes, table.num_episodes),
+        ("total_frames", info.total_frames, table.num_rows),
+    ):
+        if declared is not None and declared != found:
+            raise DatasetFormatError(
+                f"{storage.description}, {INFO_PATH}: {field} is {declared}, but the episode table has {found}; one is incomplete"
+            )
+    return table
+
+
+def _read_episode_columns(storage: Storage, listing: Mapping[str, int], info: DatasetInfo) -> dict[str, npt.NDArray[Any]]:
     # Only names of the format count: a real data set holds a second copy of its table in another folder under meta/episodes.
     numbered = sorted((int(match[1]), int(match[2]), path) for path in listing if (match := _EPISODES_PATH.fullmatch(path)))
     where = f"{storage.description}, meta/episodes"
@@ -186,17 +224,7 @@ def _read_episodes(storage: Storage, listing: Mapping[str, int], info: DatasetIn
             raise DatasetFormatError(
                 f"{storage.description}, {path}: there is no column {missing[0]}, which other files of the episode table have"
             )
-    columns = {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
-    table = episode_table(columns, info=info, where=where)
-    for field, declared, found in (
-        ("total_episodes", info.total_episodes, table.num_episodes),
-        ("total_frames", info.total_frames, table.num_rows),
-    ):
-        if declared is not None and declared != found:
-            raise DatasetFormatError(
-                f"{storage.description}, {INFO_PATH}: {field} is {declared}, but the episode table has {found}; one is incomplete"
-            )
-    return table
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
 
 
 def _read_table(
@@ -228,7 +256,12 @@ def _read_tasks(storage: Storage, listing: Mapping[str, int]) -> dict[int, str]:
     return {int(number): str(value) for number, value in zip(numbers, values, strict=True)}
 
 
-def _read_stats(storage: Storage) -> Statistics:
+def _read_stats(storage: Storage, info: DatasetInfo) -> Statistics | None:
+    listing = storage.list_metadata()
+    if info.major_version == 2 and v2.EPISODES_STATS_PATH in listing:
+        return v2.read_episodes_stats(storage, listing)
+    if STATS_PATH not in listing:
+        return None
     where = f"{storage.description}, {STATS_PATH}"
     try:
         stats = json.loads(storage.read_metadata(STATS_PATH, max_bytes=_MAX_STATS_BYTES))
@@ -242,6 +275,8 @@ def _read_stats(storage: Storage) -> Statistics:
 def _hash_of_metadata(storage: Storage, listing: Mapping[str, int]) -> str:
     digest = hashlib.sha256()
     for path in sorted(listing):
-        contents = hashlib.sha256(storage.read_metadata(path, max_bytes=_MAX_TABLE_BYTES)).hexdigest()
-        digest.update(f"{path} {contents}\n".encode())
+        contents = hashlib.sha256()
+        for piece in pieces_of(storage, path, listing[path]):
+            contents.update(piece)
+        digest.update(f"{path} {contents.hexdigest()}\n".encode())
     return digest.hexdigest()[:40]
