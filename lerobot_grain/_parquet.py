@@ -32,6 +32,8 @@ from lerobot_grain._schema import Feature
 # Holds the footers of most data files (about 150 bytes a column chunk), so that they cost one request.
 _TAIL_BYTES = 16 << 10
 _MAX_FOOTER_BYTES = 256 << 20
+# A footer in memory is larger than in its file.
+_BYTES_OF_FOOTER = 4
 _MAGIC = b"PAR1"
 # The Thrift decoder makes room for a list as long as it is said to be, up to 700 bytes an element, before it reads the first one (pyarrow 26:
 # 6 GB for a footer of 40 bytes). So no list may be longer than the footer has room for, at so many bytes an element, nor than any needs.
@@ -117,6 +119,16 @@ class ParquetTable:
             spans[column.name] = range(first, first + count)
             first += count
         return spans
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether the whole file is."""
+        return isinstance(self.storage, InMemoryFile)
+
+    @property
+    def estimated_bytes(self) -> int:
+        """What the opened table takes in memory."""
+        return (self.size_bytes if self.is_in_memory else 0) + _BYTES_OF_FOOTER * int(self.metadata.serialized_size)
 
     def group_of_row(self, row: int) -> int:
         """Returns the row group that holds row `row` of the file."""
@@ -220,15 +232,17 @@ class ParquetTable:
         return [leaf for name in columns for leaf in self.leaves[name]]
 
 
-def open_table(storage: RangeReader, path: str) -> ParquetTable:
-    """Reads the footer of a parquet file.
+def open_table(storage: RangeReader, path: str, *, whole_up_to_bytes: int = 0) -> ParquetTable:
+    """Reads the footer of a parquet file. A file that has no more than `whole_up_to_bytes` is read whole, at once, and stays in memory.
 
     Raises:
       DatasetFormatError: not a parquet file, or truncated.
       StorageError: the bytes could not be had.
     """
     where = f"{storage.description}, {path}"
-    tail, size_bytes = storage.read_tail(path, _TAIL_BYTES)
+    tail, size_bytes = storage.read_tail(path, max(_TAIL_BYTES, whole_up_to_bytes))
+    if size_bytes <= whole_up_to_bytes:
+        storage = InMemoryFile(storage.description, tail)
     if len(tail) < 12 or tail[-4:] != _MAGIC:
         raise DatasetFormatError(
             f"{where}: not a parquet file, or truncated: its {size_bytes} bytes end with {tail[-4:]!r}; expected {_MAGIC!r}"

@@ -15,17 +15,18 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain import _metadata_v2 as v2
+from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._episodes import EpisodeTable, episode_columns, episode_table
 from lerobot_grain._errors import DatasetFormatError, MissingFileError
 from lerobot_grain._json_lines import pieces_of
-from lerobot_grain._mp4 import SampleTable, read_sample_table
+from lerobot_grain._mp4 import SampleTable, SampleTableReader, read_sample_table
 from lerobot_grain._parquet import InMemoryFile, open_table, read_columns
 from lerobot_grain._schema import DatasetInfo, Feature, parse_info
 from lerobot_grain._storage import Storage, StorageOptions, open_storage
@@ -114,7 +115,8 @@ class Repository:
         lengths = []
         for key, spans in self.episodes.videos.items():
             try:
-                counts = np.bincount(sample_table(self.storage, spans.files.paths[0]).gop_lengths())
+                is_one_episode = len(spans.files.episodes_in(0)) == 1
+                counts = np.bincount(sample_table(self.storage, spans.files.paths[0], is_moov_last=is_one_episode).gop_lengths())
             except MissingFileError:
                 lengths.append(self.features[key].gop_length)
             else:
@@ -169,18 +171,31 @@ def open_repository(
     return opened
 
 
-def sample_table(storage: Storage, path: str) -> SampleTable:
-    """Reads the sample table of a video file: one or two small ranges.
+def sample_table(storage: Storage, path: str, *, is_moov_last: bool = False) -> SampleTable:
+    """Reads the sample table of a video file: one or two small ranges, one where `moov` is its last box and `is_moov_last` says so.
 
     Raises:
       DatasetFormatError: not an MP4 file that can be read.
       StorageError: the bytes could not be had.
     """
-    reader = read_sample_table(storage.size_bytes(path), where=f"{storage.description}, {path}")
+    reader = read_sample_table(storage.size_bytes(path), where=f"{storage.description}, {path}", is_moov_last=is_moov_last)
+    return _run(reader, lambda wanted: storage.read_ranges(path, [wanted])[0])
+
+
+def sample_table_in(contents: bytes, *, where: str) -> SampleTable:
+    """Returns the sample table of a video file that is in memory.
+
+    Raises:
+      DatasetFormatError: not an MP4 file that can be read.
+    """
+    return _run(read_sample_table(len(contents), where=where), lambda wanted: contents[wanted.start : wanted.stop])
+
+
+def _run(reader: SampleTableReader, read: Callable[[ByteRange], bytes]) -> SampleTable:
     wanted = next(reader)
     while True:
         try:
-            wanted = reader.send(storage.read_ranges(path, [wanted])[0])
+            wanted = reader.send(read(wanted))
         except StopIteration as stop:
             table: SampleTable = stop.value
             return table

@@ -22,6 +22,9 @@ TASK_KEY = "task"
 _EPISODE_INDEX = "episode_index"
 _TASK_INDEX = "task_index"
 
+# A file of one episode without embedded images is hardly larger; so one request reads it whole.
+_WHOLE_FILE_BYTES = 64 << 10
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -134,8 +137,9 @@ def open_data_file(repository: Repository, number: int) -> DataFile:
       StorageError: its footer could not be had.
     """
     spans = repository.episodes.data
-    table = open_table(repository.storage, spans.paths[number])
-    expected = int(repository.episodes.lengths[spans.episodes_in(number)].sum())
+    held = spans.episodes_in(number)
+    table = open_table(repository.storage, spans.paths[number], whole_up_to_bytes=_WHOLE_FILE_BYTES if len(held) == 1 else 0)
+    expected = int(repository.episodes.lengths[held].sum())
     if table.num_rows != expected:
         raise DatasetFormatError(f"{table.where}: it has {table.num_rows} rows; the episode table puts {expected} into it")
     return DataFile(table, number)

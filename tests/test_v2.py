@@ -120,7 +120,7 @@ def test_the_same_statistics(written: Written, version: str) -> None:
     for key, statistics in found.items():
         assert list(statistics) == ["min", "max", "mean", "std", "count"]
         for name, value in statistics.items():
-            assert (value.dtype, value.shape) == (np.float64, expected[key][name].shape)
+            assert (value.dtype, value.shape) == (np.dtype(np.float64), expected[key][name].shape)
             np.testing.assert_allclose(value, expected[key][name], rtol=1e-12, atol=1e-12, err_msg=f"{key} {name}")
 
 
