@@ -126,7 +126,8 @@ def read_sample_table(file_size_bytes: int, *, where: str, is_moov_last: bool = 
     if is_moov_last:
         tail = yield ByteRange(max(0, file_size_bytes - _LAST_MOOV_BYTES), file_size_bytes)
         place = tail.rfind(b"moov") - 4
-        if place >= 0 and struct.unpack_from(">I", tail, place)[0] == len(tail) - place:
+        # Also pictures may have these bytes: it must end with the file, and begin as every `moov` does.
+        if place >= 0 and struct.unpack_from(">I", tail, place)[0] == len(tail) - place and tail[place + 12 : place + 16] == b"mvhd":
             return _parse_moov(memoryview(tail)[place + 8 :], file_size_bytes, where)
     start, known = 0, b""  # the bytes known are those from `start` on
     cursor = 0

@@ -81,9 +81,9 @@ def encoded(
         return path.read_bytes()
 
 
-def read_table(data: bytes, *, where: str = "a.mp4", ranges: list[ByteRange] | None = None) -> SampleTable:
+def read_table(data: bytes, *, where: str = "a.mp4", ranges: list[ByteRange] | None = None, is_moov_last: bool = False) -> SampleTable:
     """Drives the reader of sample tables over a file in memory; collects what it asked for in `ranges`."""
-    reader = read_sample_table(len(data), where=where)
+    reader = read_sample_table(len(data), where=where, is_moov_last=is_moov_last)
     wanted = next(reader)
     while True:
         assert 0 <= wanted.start < wanted.stop <= len(data)
