@@ -203,13 +203,10 @@ def _run(reader: SampleTableReader, read: Callable[[ByteRange], bytes]) -> Sampl
 
 def _read_episodes(storage: Storage, listing: Mapping[str, int], info: DatasetInfo) -> EpisodeTable:
     if info.major_version == 2:
-        columns, where = (
-            v2.read_episode_columns(storage, listing, info, max_episodes=_MAX_EPISODES),
-            f"{storage.description}, {v2.EPISODES_PATH}",
-        )
+        path, columns = v2.EPISODES_PATH, v2.read_episode_columns(storage, listing, info, max_episodes=_MAX_EPISODES)
     else:
-        columns, where = _read_episode_columns(storage, listing, info), f"{storage.description}, meta/episodes"
-    table = episode_table(columns, info=info, where=where)
+        path, columns = "meta/episodes", _read_episode_columns(storage, listing, info)
+    table = episode_table(columns, info=info, where=f"{storage.description}, {path}")
     for field, declared, found in (
         ("total_episodes", info.total_episodes, table.num_episodes),
         ("total_frames", info.total_frames, table.num_rows),
