@@ -464,12 +464,8 @@ def _open_video(repository: Repository, camera: str, number: int, keep_bytes: in
         is_kept = size <= _MAX_FETCH_BYTES and size * episodes.num_rows <= keep_bytes * episodes.lengths.item(held.item())
         if is_kept or size <= _WHOLE_FILE_BYTES:
             contents = _read_range(storage, path, ByteRange(0, size))
-    if contents is None:
-        table = sample_table(storage, path, is_moov_last=is_one_episode)
-    else:
-        table = sample_table_in(contents, where=where)
     return VideoFile(
-        table,
+        sample_table(storage, path, is_moov_last=is_one_episode) if contents is None else sample_table_in(contents, where=where),
         path=path,
         camera=camera,
         number=number,
