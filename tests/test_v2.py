@@ -359,3 +359,21 @@ def test_a_small_file_costs_two_requests(hub: LoopbackHub, tmp_path: Path) -> No
     read = [request for request in requests if request.kind == "cdn"]
     sizes = [(data / path).stat().st_size for path in (*repository.episodes.data.paths, *repository.episodes.videos[TOP].files.paths)]
     assert sorted(request.body_bytes_sent for request in read) == sorted(sizes)
+
+
+# --- what is written -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"version": "v1.6"}, "version 'v1.6' must be one of v3.0, v2.1, v2.0"),
+        ({"version": "v2.1", "episodes_per_data_file": 2}, "v2.1 has one episode a file, not 2"),
+        ({"version": "v2.0", "cameras": [Camera()], "episodes_per_video_file": 2}, "v2.0 has one episode a file, not 2"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_written(tmp_path: Path, arguments: dict[str, Any], text: str) -> None:
+    with pytest.raises(lg.InvalidRequestError) as caught:
+        write_dataset(tmp_path / "data", **{"episode_lengths": [2, 3], "cameras": (), **arguments})
+    assert str(caught.value) == text
