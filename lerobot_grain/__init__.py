@@ -1,4 +1,4 @@
-"""Streams LeRobotDataset v3.0 robot data sets from the Hugging Face Hub as a Google Grain IterDataset: shuffled, windowed, resumable."""
+"""Streams LeRobotDataset v3.x, v2.1 and v2.0 data sets from the Hugging Face Hub as a Grain IterDataset: shuffled, windowed, resumable."""
 
 from lerobot_grain._augment import augment_images, example_keys
 from lerobot_grain._check import CheckReport, check

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lerobot-grain", description="Streams LeRobotDataset v3.0 data sets as Grain data sets.")
+    parser = argparse.ArgumentParser(prog="lerobot-grain", description="Streams LeRobotDataset data sets as Grain data sets.")
     commands = parser.add_subparsers(dest="command", required=True)
     profile = commands.add_parser(
         "profile",
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     for command, room in ((profile, _cli_profile), (check, _cli_check)):
         add = command.add_argument
         add("repository", metavar="ORG/NAME|DIRECTORY", help="a data set on the Hub, hf://buckets/ORG/NAME/FOLDER, or a directory")
-        add("--revision", help="branch, tag or commit (default: the newest v3.x tag)")
+        add("--revision", help="branch, tag or commit (default: the newest tag v3.x, v2.1 or v2.0)")
         add("--endpoint", help="of the Hub (default: huggingface.co, or HF_ENDPOINT)")
         room.add_arguments(command)
         command.set_defaults(run=room.run)

@@ -328,7 +328,7 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
 
     Args:
       repository: `org/name` on the Hub, `hf://buckets/org/name/folder`, a directory, or an opened `Repository`.
-      revision: branch, tag or commit; by default the newest `v3.x` tag, and `main` where there is none.
+      revision: branch, tag or commit; by default the newest tag `v3.x`, `v2.1` or `v2.0`, and `main` where there is none.
       episodes: episode numbers, a slice of them, the name of a split of info.json, or a function of an `Episode` that says whether it is
         selected, which is called now; `None`: all. Their order does not matter.
       drop_first_frames, drop_last_frames: so many rows at the start and the end of every episode are left out; windows still reach them.
@@ -345,7 +345,7 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
 
     Raises:
       InvalidRequestError: an argument is out of its range, or asks for what the data set does not have.
-      DatasetFormatError: it is not a LeRobotDataset v3.x, or is malformed.
+      DatasetFormatError: it is not a LeRobotDataset v2.0, v2.1 or v3.x, or is malformed.
       StorageError: missing, private or gated repository, wrong revision, or the Hub could not be reached.
     """
 

@@ -24,7 +24,8 @@ from lerobot_grain._storage_options import StorageOptions
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # No user and password, which would come back in messages; a path, because mirrors may have one.
 _ENDPOINT = re.compile(r"https?://([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[\w./~-]*)?")
-_VERSION_TAG = re.compile(r"v3\.(\d+)(?:\.(\d+))?")
+# Of the versions of the format that are read.
+_VERSION_TAG = re.compile(r"v(2\.[01]|3\.[0-9]{1,9}(\.[0-9]{1,9})?)")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -163,12 +164,12 @@ def disk_cache_directory(cache_dir: str) -> str:
 
 
 def newest_version_tag(tags: list[str]) -> str:
-    """Returns the newest `v3.x` by number, or "main" when there is none."""
-    newest, name = (-1, -1), "main"
-    for tag in tags:
-        if version := _VERSION_TAG.fullmatch(tag):
-            newest, name = max((newest, name), ((int(version[1]), int(version[2] or 0)), tag))
-    return name
+    """Returns the newest of `v3.x`, `v2.1` and `v2.0` by number, or "main" when there is none of them.
+
+    As lerobot does: a tag stands for a version of the format, and moves when a data set is uploaded again. `main` may be anything.
+    """
+    found = [tag for tag in tags if _VERSION_TAG.fullmatch(tag)]
+    return max(found, key=lambda tag: [int(number) for number in tag[1:].split(".")], default="main")
 
 
 def is_offline() -> bool:

@@ -130,7 +130,7 @@ class HubSession:
     # The API: only while a data set is being opened.
 
     def default_revision(self) -> str:
-        """Returns the newest tag `v3.x`, by number, or "main" when there is none. One request."""
+        """Returns what `newest_version_tag` finds. One request."""
         return newest_version_tag(self._references()["tags"])
 
     def commit_of(self, revision: str) -> str:

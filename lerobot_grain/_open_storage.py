@@ -36,7 +36,8 @@ def open_storage(
     Args:
       repository: a directory (any path object, or a text that is absolute, begins with `./`, `../` or `~`, or names an existing directory),
         or a data set on the Hub: `org/name` or `hf://datasets/org/name@revision`, or in a bucket: `hf://buckets/org/name/folder`.
-      revision: a branch, a tag or a commit of a data set on the Hub; None for the newest tag `v3.x`, or `main` when there is none.
+      revision: a branch, a tag or a commit of a data set on the Hub; None for the newest tag `v3.x`, `v2.1` or `v2.0`, or `main` when
+        there is none.
       endpoint: address of the Hub; None for HF_ENDPOINT or https://huggingface.co.
       token: None for the token of the environment, if any; True if there must be one; False to send none; or the token.
       cache_dir: where metadata is kept; None for the cache of huggingface_hub. Pieces of other files are kept beside it, see
@@ -111,7 +112,7 @@ def _parse_hub_name(name: str, revision: str | None) -> tuple[str, str | None]:
 def _open_offline(repository: HubRepository, revision: str | None) -> HubStorage:
     commit = cached_commit(repository, revision)
     if commit is None:
-        wanted = f"{repository.repo_id}@{revision or 'v3.x or main'}"
+        wanted = f"{repository.repo_id}@{revision or 'v3.x, v2.1, v2.0 or main'}"
         raise StorageError(
             f"{wanted}: HF_HUB_OFFLINE=1 and no such snapshot in the cache; unset it, or first run "
             f"hf download {repository.repo_id} --repo-type dataset" + (f" --revision {revision}" if revision else "")

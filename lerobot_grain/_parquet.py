@@ -34,6 +34,8 @@ _MAX_FOOTER_BYTES = 256 << 20
 # Column chunks that lie side by side are asked for as one range up to this size, which holds a whole data file of lerobot (100 MB). The
 # storage cuts what is too long for one request, which makes fewer than a request for every chunk above its own limit for merging.
 _MAX_REQUEST_BYTES = 128 << 20
+# A footer in memory is larger than in its file.
+_BYTES_OF_FOOTER = 4
 _MAGIC = b"PAR1"
 # The Thrift decoder makes room for a list as long as it is said to be, 700 bytes an element, before it reads the first one (pyarrow 26:
 # 6 GB for 40 bytes). So no list may be longer than the footer has room for at so many bytes an element, nor than any needs.
@@ -117,6 +119,16 @@ class ParquetTable:
             spans[column.name] = range(first, first + count)
             first += count
         return spans
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether the whole file is."""
+        return isinstance(self.storage, InMemoryFile)
+
+    @property
+    def estimated_bytes(self) -> int:
+        """What the opened table takes in memory."""
+        return (self.size_bytes if self.is_in_memory else 0) + _BYTES_OF_FOOTER * int(self.metadata.serialized_size)
 
     def group_of_row(self, row: int) -> int:
         """Returns the row group that holds row `row` of the file."""
@@ -235,15 +247,17 @@ class ParquetTable:
         return [leaf for name in columns for leaf in self.leaves[name]]
 
 
-def open_table(storage: RangeReader, path: str) -> ParquetTable:
-    """Reads the footer of a parquet file.
+def open_table(storage: RangeReader, path: str, *, whole_up_to_bytes: int = 0) -> ParquetTable:
+    """Reads the footer of a parquet file. A file that has no more than `whole_up_to_bytes` is read whole, at once, and stays in memory.
 
     Raises:
       DatasetFormatError: not a parquet file, or truncated.
       StorageError: the bytes could not be had.
     """
     where = f"{storage.description}, {path}"
-    tail, size_bytes = storage.read_tail(path, _TAIL_BYTES, keep=True)
+    tail, size_bytes = storage.read_tail(path, max(_TAIL_BYTES, whole_up_to_bytes), keep=True)
+    if size_bytes <= whole_up_to_bytes:
+        storage = InMemoryFile(storage.description, tail)
     if len(tail) < 12 or tail[-4:] != _MAGIC:
         raise DatasetFormatError(
             f"{where}: not a parquet file, or truncated: its {size_bytes} bytes end with {tail[-4:]!r}; expected {_MAGIC!r}"

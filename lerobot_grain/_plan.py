@@ -33,13 +33,26 @@ class VideoFile:
       episodes: the episode table of the data set.
       fps: of the data set.
       where: names the file in messages.
+      contents: the whole file, where it was read whole.
 
     Attributes:
       problems: episode -> what is wrong with it, for the episodes whose frames are not all there.
       estimated_bytes: of the camera's coded video in all files, judged by this one.
     """
 
-    def __init__(self, table: SampleTable, *, path: str, camera: str, number: int, episodes: EpisodeTable, fps: float, where: str) -> None:
+    def __init__(
+        self,
+        table: SampleTable,
+        *,
+        path: str,
+        camera: str,
+        number: int,
+        episodes: EpisodeTable,
+        fps: float,
+        where: str,
+        contents: bytes | None = None,
+    ) -> None:
+        self.contents = contents
         self.table, self.path, self.camera, self.number, self.where = table, path, camera, number, where
         spans = episodes.videos[camera]
         held = spans.files.episodes_in(number)
@@ -56,6 +69,7 @@ class VideoFile:
         ranks[table.presentation] = np.arange(table.num_frames)
         self.gop_starts = np.append(ranks[table.keys], table.num_frames)
         self.nbytes = sum(a.nbytes for a in (table.offsets, table.sizes, table.pts, table.keys, table.presentation, self.gop_starts))
+        self.nbytes += len(contents or b"")
         self.estimated_bytes = int(table.sizes.sum()) * int(episodes.lengths.sum()) // max(1, int(episodes.lengths[held].sum()))
 
     def check(self, episode: int) -> None:

@@ -3,6 +3,7 @@
 Rules:
 * The revision is resolved to a commit once; after that nothing can change under a stream. A bucket and a
   directory have no commits; a hash of the list of files, or of `meta/`, stands for it.
+* The versions of the format differ in `meta/` and in nothing else that is seen here: v2.x (`_metadata_v2`) gives the same tables as v3.
 * Of the episode tables only the few columns that are needed are read: the statistics of every episode would be a hundred times as much.
 * A repository is a value that pickles; opening one again in another process costs nothing.
 * Files that disagree are an error where it could change what is read. Where it could not, a note says so, and a warning once.
@@ -10,22 +11,25 @@ Rules:
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import re
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain import _metadata_v2 as v2
+from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._columns import first_line
 from lerobot_grain._episodes import EpisodeTable, episode_columns, episode_table
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, LeRobotGrainWarning, MissingFileError, shown
-from lerobot_grain._mp4 import SampleTable, read_sample_table
+from lerobot_grain._json_lines import pieces_of
+from lerobot_grain._mp4 import SampleTable, SampleTableReader, read_sample_table
 from lerobot_grain._open_storage import open_storage
 from lerobot_grain._parquet import InMemoryFile, open_table, read_columns
 from lerobot_grain._schema import DatasetInfo, Feature, parse_info
@@ -48,7 +52,7 @@ _WHOLE_TABLE_BYTES = 8 << 20
 Statistics = Mapping[str, Mapping[str, npt.NDArray[np.float64]]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Repository:
     """One revision of a LeRobotDataset.
 
@@ -59,8 +63,6 @@ class Repository:
       episodes: the episode table.
       tasks: task texts by `task_index`.
       subtasks: texts by `subtask_index`; `None` where there is no `meta/subtasks.parquet`.
-      stats: `meta/stats.json`: feature key -> statistic (`mean`, `std`, `min`, `max`, `count`, quantiles) -> float64 array; `None` where
-        there is none.
       notes: what in the files is odd or was repaired, and does not change what is read; one text each. Opening issues each as a
         `LeRobotGrainWarning`.
     """
@@ -70,9 +72,24 @@ class Repository:
     info: DatasetInfo
     episodes: EpisodeTable
     tasks: Mapping[int, str]
-    stats: Statistics | None
     subtasks: Mapping[int, str] | None = None
     notes: tuple[str, ...] = ()
+    _stats: list[Statistics | None] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
+
+    @property
+    def stats(self) -> Statistics | None:
+        """Feature key -> statistic (`mean`, `std`, `min`, `max`, `count`, quantiles) -> float64 array; `None` where there are none.
+
+        As `meta/stats.json` has them. In v2.1, which has them for each episode, the first use adds those up: that reads up to 10 KB an
+        episode.
+
+        Raises:
+          DatasetFormatError: they are malformed.
+          StorageError: the bytes could not be had.
+        """
+        if not self._stats:
+            self._stats.append(_read_stats(self.storage, self.info))
+        return self._stats[0]
 
     @property
     def description(self) -> str:
@@ -106,7 +123,11 @@ class Repository:
           InvalidRequestError: there is no such column.
           StorageError: the bytes could not be had.
         """
-        columns = _read_episode_columns(self.storage, self.storage.list_metadata(), tuple(dict.fromkeys(("episode_index", name))))
+        listing = self.storage.list_metadata()
+        if self.info.major_version == 2:
+            columns = v2.read_column(self.storage, listing, name)
+        else:
+            columns = _read_episode_columns(self.storage, listing, tuple(dict.fromkeys(("episode_index", name))))
         if name not in columns:
             raise InvalidRequestError(f"{self.description}: the episode table has no column {name!r}")
         return columns[name][np.argsort(columns["episode_index"], kind="stable")]
@@ -124,7 +145,8 @@ class Repository:
         lengths = []
         for key, spans in self.episodes.videos.items():
             try:
-                counts = np.bincount(sample_table(self.storage, spans.files.paths[0]).gop_lengths())
+                is_one_episode = len(spans.files.episodes_in(0)) == 1
+                counts = np.bincount(sample_table(self.storage, spans.files.paths[0], is_moov_last=is_one_episode).gop_lengths())
             except MissingFileError:
                 lengths.append(self.features[key].gop_length)
             else:
@@ -146,7 +168,8 @@ def open_repository(
 
     Args:
       repository: `org/name` on the Hub, or a bucket (`hf://buckets/org/name/folder`) or directory with the same layout.
-      revision: branch, tag or commit; by default the newest `v3.x` tag, and `main` where there is none. Not for buckets and directories.
+      revision: branch, tag or commit; by default the newest tag `v3.x`, `v2.1` or `v2.0`, and `main` where there is none. Not for buckets
+        and directories.
       endpoint: of the Hub; by default huggingface.co, or what `HF_ENDPOINT` says.
       token: a Hub token; by default the one that `huggingface_hub` finds; `False` sends none.
       cache_dir: of the Hub client, for the files of `meta/`; by default its usual one. Pieces of other files are kept in the folder
@@ -155,7 +178,7 @@ def open_repository(
 
     Raises:
       InvalidRequestError: `repository` is neither a directory nor the name of a repository.
-      DatasetFormatError: it is not a LeRobotDataset v3.x, or its metadata is malformed.
+      DatasetFormatError: it is not a LeRobotDataset v2.0, v2.1 or v3.x, or its metadata is malformed.
       StorageError: missing, private or gated repository, wrong revision, or the Hub could not be reached.
     """
     options = StorageOptions() if storage_options is None else storage_options
@@ -174,39 +197,60 @@ def open_repository(
     )
     for note in notes:
         warnings.warn(f"{storage.description}: {note}", LeRobotGrainWarning, stacklevel=2)
-    return Repository(
+    is_v2 = info.major_version == 2
+    opened = Repository(
         storage=storage,
         commit=storage.commit or _hash_of_metadata(storage, listing),
         info=info,
         episodes=episodes,
-        tasks=_read_texts(storage, listing, TASKS_PATH, "task"),
+        tasks=v2.read_tasks(storage, listing, max_tasks=_MAX_TASKS) if is_v2 else _read_texts(storage, listing, TASKS_PATH, "task"),
         subtasks=_read_texts(storage, listing, SUBTASKS_PATH, "subtask") if SUBTASKS_PATH in listing else None,
-        stats=_read_stats(storage) if STATS_PATH in listing else None,
         notes=notes,
     )
+    if v2.EPISODES_STATS_PATH not in listing:
+        _ = opened.stats  # small: found in the cache when the Hub cannot be reached
+    return opened
 
 
-def sample_table(storage: Storage, path: str) -> SampleTable:
+def sample_table(storage: Storage, path: str, *, is_moov_last: bool = False) -> SampleTable:
     """Reads the sample table of a video file: one or two small ranges, which are kept on disk.
+
+    One, where `moov` is its last box and `is_moov_last` says so.
 
     Raises:
       DatasetFormatError: not an MP4 file that can be read.
       StorageError: the bytes could not be had.
     """
     with storage.checked(path):
-        reader = read_sample_table(storage.size_bytes(path), where=f"{storage.description}, {path}")
-        wanted = next(reader)
-        while True:
-            try:
-                wanted = reader.send(storage.read_ranges(path, [wanted], keep=True)[0])
-            except StopIteration as stop:
-                table: SampleTable = stop.value
-                return table
+        reader = read_sample_table(storage.size_bytes(path), where=f"{storage.description}, {path}", is_moov_last=is_moov_last)
+        return _run(reader, lambda wanted: storage.read_ranges(path, [wanted], keep=True)[0])
+
+
+def sample_table_in(contents: bytes, *, where: str) -> SampleTable:
+    """Returns the sample table of a video file that is in memory.
+
+    Raises:
+      DatasetFormatError: not an MP4 file that can be read.
+    """
+    return _run(read_sample_table(len(contents), where=where), lambda wanted: contents[wanted.start : wanted.stop])
+
+
+def _run(reader: SampleTableReader, read: Callable[[ByteRange], bytes]) -> SampleTable:
+    wanted = next(reader)
+    while True:
+        try:
+            wanted = reader.send(read(wanted))
+        except StopIteration as stop:
+            table: SampleTable = stop.value
+            return table
 
 
 def _read_episodes(storage: Storage, listing: Mapping[str, int], info: DatasetInfo) -> EpisodeTable:
-    columns = _read_episode_columns(storage, listing, episode_columns(info))
-    return episode_table(columns, info=info, where=f"{storage.description}, meta/episodes")
+    if info.major_version == 2:
+        path, columns = v2.EPISODES_PATH, v2.read_episode_columns(storage, listing, info, max_episodes=_MAX_EPISODES)
+    else:
+        path, columns = "meta/episodes", _read_episode_columns(storage, listing, episode_columns(info))
+    return episode_table(columns, info=info, where=f"{storage.description}, {path}")
 
 
 def _read_episode_columns(storage: Storage, listing: Mapping[str, int], wanted: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
@@ -272,7 +316,12 @@ def _read_texts(storage: Storage, listing: Mapping[str, int], path: str, kind: s
     return {int(number): str(value) for number, value in zip(numbers, values, strict=True)}
 
 
-def _read_stats(storage: Storage) -> Statistics:
+def _read_stats(storage: Storage, info: DatasetInfo) -> Statistics | None:
+    listing = storage.list_metadata()
+    if info.major_version == 2 and v2.EPISODES_STATS_PATH in listing:
+        return v2.read_episodes_stats(storage, listing)
+    if STATS_PATH not in listing:
+        return None
     where = f"{storage.description}, {STATS_PATH}"
     try:
         stats = json.loads(storage.read_metadata(STATS_PATH, max_bytes=_MAX_STATS_BYTES))
@@ -286,6 +335,8 @@ def _read_stats(storage: Storage) -> Statistics:
 def _hash_of_metadata(storage: Storage, listing: Mapping[str, int]) -> str:
     digest = hashlib.sha256()
     for path in sorted(listing):
-        contents = hashlib.sha256(storage.read_metadata(path, max_bytes=_MAX_TABLE_BYTES)).hexdigest()
-        digest.update(f"{path} {contents}\n".encode())
+        contents = hashlib.sha256()
+        for piece in pieces_of(storage, path, listing[path]):
+            contents.update(piece)
+        digest.update(f"{path} {contents.hexdigest()}\n".encode())
     return digest.hexdigest()[:40]

@@ -31,8 +31,8 @@ from lerobot_grain._windows import WindowBlock
 
 Integers = npt.NDArray[np.int64]
 
-# Footers that are kept.
-_MAX_OPEN_DATA_FILES = 256
+# Opened data files that are kept: so many bytes of them, and so many of them at least.
+_MAX_OPEN_BYTES, _MIN_OPEN_DATA_FILES = 64 << 20, 256
 # Row groups of one block that are less together are never too large, however small the budget.
 _MIN_LARGE_BYTES = 16 << 20
 _MAX_LARGE_AT_ONCE = 8
@@ -103,7 +103,9 @@ class RowReader:
         self._repository, self._selection, self._image_size = repository, selection, image_size
         self._fetchers, self._decoders, self._meter = fetchers, decoders, meter
         self._is_needed = bool(selection.columns or selection.texts)
-        self._files: Kept[int, DataFile] = Kept(limit=_MAX_OPEN_DATA_FILES, size=lambda _: 1)
+        self._files: Kept[int, DataFile] = Kept(
+            limit=_MAX_OPEN_BYTES, size=lambda file: min(file.table.estimated_bytes, _MAX_OPEN_BYTES // _MIN_OPEN_DATA_FILES)
+        )
         self._groups: Kept[tuple[int, int], RowGroup] = Kept(limit=memory_bytes, size=lambda rows: rows.nbytes)
         self._memory_bytes = memory_bytes
         self._unpacked_bytes: dict[tuple[int, int], int] = {}
@@ -238,7 +240,9 @@ class RowReader:
     def _group(self, file: DataFile, group: int) -> Future[RowGroup]:
         def load() -> Future[RowGroup]:
             self._count(file, group)
-            return self._fetchers.submit(load_group, self._repository, file, group, self._selection)
+            # What is in memory need not wait behind requests for what comes later.
+            pool = self._decoders if file.table.is_in_memory else self._fetchers
+            return pool.submit(load_group, self._repository, file, group, self._selection)
 
         return self._groups.get((file.number, group), load)
 

@@ -27,6 +27,9 @@ _INDEX_OF = {TASK_KEY: "task_index", SUBTASK_KEY: "subtask_index"}
 # Smaller row groups cost a request and hardly a byte, and there may be one for every episode: too many files for what they save.
 _MIN_KEPT_GROUP_BYTES = 64 << 10
 
+# A file of one episode without embedded images is hardly larger; so one request reads it whole.
+_WHOLE_FILE_BYTES = 64 << 10
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -147,9 +150,12 @@ def open_data_file(repository: Repository, number: int) -> DataFile:
       StorageError: its footer could not be had.
     """
     spans = repository.episodes.data
-    expected = int(repository.episodes.lengths[spans.episodes_in(number)].sum())
-    with repository.storage.checked(spans.paths[number]):
-        table = open_table(repository.storage, spans.paths[number])
+    held = spans.episodes_in(number)
+    expected = int(repository.episodes.lengths[held].sum())
+    storage, path = repository.storage, spans.paths[number]
+    with storage.checked(path):
+        is_small = len(held) == 1 and storage.size_bytes(path) <= _WHOLE_FILE_BYTES
+        table = open_table(storage, path, whole_up_to_bytes=_WHOLE_FILE_BYTES if is_small else 0)
         if table.num_rows != expected:
             raise DatasetFormatError(f"{table.where}: it has {table.num_rows} rows; the episode table puts {expected} into it")
     return DataFile(table, number)

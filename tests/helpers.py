@@ -81,13 +81,20 @@ def encoded(
         return path.read_bytes()
 
 
-def read_table(data: bytes, *, where: str = "a.mp4", ranges: list[ByteRange] | None = None, size_bytes: int | None = None) -> SampleTable:
+def read_table(
+    data: bytes,
+    *,
+    where: str = "a.mp4",
+    ranges: list[ByteRange] | None = None,
+    size_bytes: int | None = None,
+    is_moov_last: bool = False,
+) -> SampleTable:
     """Drives the reader of sample tables over a file in memory; collects what it asked for in `ranges`.
 
     With `size_bytes` the file is said to be larger than its data, behind which lie zeros.
     """
     size_bytes = len(data) if size_bytes is None else size_bytes
-    reader = read_sample_table(size_bytes, where=where)
+    reader = read_sample_table(size_bytes, where=where, is_moov_last=is_moov_last)
     wanted = next(reader)
     while True:
         assert 0 <= wanted.start < wanted.stop <= size_bytes

@@ -321,14 +321,6 @@ def test_a_directory_that_does_not_exist(tmp_path: Path) -> None:
         open_repository(tmp_path / "nothing")
 
 
-V2 = "expected v3.0. Convert it with lerobot's convert_dataset_v21_to_v30 script, or look for a v3.0 revision of it"
-
-
-@pytest.mark.parametrize(("name", "version"), [("cr5_v21", "v2.1"), ("gr00t_v20", "v2.0"), ("screwdriver_rows_v21", "v2.1")])
-def test_data_sets_of_version_2(shared: Path, name: str, version: str) -> None:
-    assert refusal(shared / "real" / name) == f"meta/info.json: this is a LeRobotDataset {version}; {V2}"
-
-
 def test_malformed_info(directory: Path) -> None:
     (directory / "meta/info.json").write_text("{")
     assert refusal(directory).startswith("meta/info.json: not valid JSON (")

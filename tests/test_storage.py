@@ -347,7 +347,7 @@ class TestOpening:
         with pytest.raises(InvalidRequestError, match=r'^robots/arm: token=True, but there is none: set HF_TOKEN or run "hf auth login"$'):
             open_directory(REPOSITORY, endpoint=hub.endpoint, token=True)
 
-    def test_pins_the_newest_tag_of_version_3(self, hub, directory, tmp_path, open_hub):
+    def test_pins_the_newest_tag_of_a_version_that_is_read(self, hub, directory, tmp_path, open_hub):
         versions = {}
         write_files(tmp_path, {"meta/info.json": INFO})
         versions["v3.2"] = hub.add_repository("robots/tags", tmp_path, tags=["v3.2", "v2.9", "v30.0", "v3.x"]).commit
@@ -364,7 +364,7 @@ class TestOpening:
             assert open_hub("robots/tags", revision=commit).commit == commit
 
     def test_the_branch_main_when_there_is_no_such_tag(self, hub, directory, open_hub):
-        commit = hub.add_repository("robots/old", directory, branches=["main"], tags=["v2.1", "v1.6"]).commit
+        commit = hub.add_repository("robots/old", directory, branches=["main"], tags=["v2.2", "v1.6"]).commit
         assert open_hub("robots/old").commit == commit
 
     def test_a_revision_given_twice(self):
