@@ -18,6 +18,7 @@ from pathlib import Path
 from fuzz.corpus import make_seeds
 from fuzz.targets import TARGETS
 
+_WORKER = (sys.executable, "-m", "fuzz.worker")
 # A worker that stays at one input for so long hangs in native code, where no signal reaches Python.
 _STALLED_SECONDS = 60.0
 # Inputs of one process, times the share of its target: many, since a process takes two seconds to begin.
@@ -41,7 +42,7 @@ class Counts:
 
 def run_worker(name: str, corpus: Path, counts: Counts, *, seed: int, start: int, stop: int, folder: Path) -> int:
     """Runs inputs `[start, stop)` in a process of its own, and returns the number after the last one that was run."""
-    command = [sys.executable, "-m", "fuzz.worker", name, str(corpus / name), *map(str, (seed, start, stop, folder))]
+    command = [*_WORKER, name, str(corpus / name), *map(str, (seed, start, stop, folder))]
     (folder / "progress").write_bytes(struct.pack("<Q", start))
     # Standard error goes to a file: what native code says when it ends the process.
     with (folder / "stderr").open("w+b") as stderr, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as worker:

@@ -61,13 +61,14 @@ def _parse_boxes(data: bytes) -> list[_Box]:
     boxes, offset = [], 0
     while offset + 8 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, offset)
+        size = max(size, 8)
         payload = data[offset + 8 : offset + size]
         boxes.append(_Box(kind, _parse_boxes(payload) if kind in _CONTAINERS else payload))
         offset += size
     return boxes
 
 
-@functools.cache
+@functools.lru_cache(64)
 def _parsed(data: bytes) -> tuple[_Box, ...]:
     return tuple(_parse_boxes(data))
 
@@ -167,7 +168,7 @@ def _mutate_tree(random: Random, tree: Any) -> Any:
             del tree[key]
         elif action == 1 and isinstance(tree, dict):
             tree[random.choice((random.choice(_TEXTS), str(key) + "x"))] = copy.deepcopy(tree[key])
-        elif action == 1:
+        elif action == 1 and isinstance(tree, list):
             tree.insert(0, copy.deepcopy(tree[key]))
         elif key == "dtype" and action < 8:
             tree[key] = random.choice(DTYPES)

@@ -63,7 +63,7 @@ def run_batch(name: str, seeds: tuple[bytes, ...], *, seed: int, start: int, sto
     accepted, seen, peak = 0, Counter[str](), peak_bytes()
     limit = peak + _MAX_BYTES
     started = time.monotonic()
-    signal.signal(signal.SIGPROF, _stop)
+    before = signal.signal(signal.SIGPROF, _stop)
     with (folder / "progress").open("r+b") as file, mmap.mmap(file.fileno(), 8) as progress:
         for number in range(start, stop):
             struct.pack_into("<Q", progress, 0, number)
@@ -85,6 +85,7 @@ def run_batch(name: str, seeds: tuple[bytes, ...], *, seed: int, start: int, sto
                 if seen[found] <= _KEPT_INPUTS:
                     (folder / f"{name}-{seed}-{number}").write_bytes(data)
                     print(json.dumps({"number": number, "found": found, "text": text[:300]}), flush=True)
+    signal.signal(signal.SIGPROF, before)
     return {"inputs": stop - start, "accepted": accepted, "seconds": time.monotonic() - started, "findings": seen}
 
 

@@ -23,8 +23,9 @@ from collections.abc import Iterable
 from urllib.parse import quote
 
 from lerobot_grain._errors import InvalidRequestError, StorageError
-from lerobot_grain._hub_storage import HubRepository, HubSession, ListedFile, name_repository
-from lerobot_grain._transport import StorageOptions
+from lerobot_grain._hub_repository import HubRepository, name_repository
+from lerobot_grain._hub_storage import HubSession, ListedFile
+from lerobot_grain._storage_options import StorageOptions
 
 BUCKET_SCHEME = "hf://buckets/"
 # The folders of the format. lerobot has always written these, although info.json could name others.

@@ -7,7 +7,8 @@ known to be needed, decoded at its first use for all of its frames that are know
 * A long GOP would fill the budget with frames that are needed much later. It is decoded in pieces: its decoder stays open and goes on
   where it stopped.
 * Where the coded bytes of all the camera's video are few, they are kept: an episode is fetched in one request, at its first use, and
-  later epochs fetch nothing. Small pictures are decoded faster than a Hub answers a request for each clip.
+  later epochs fetch nothing. Small pictures are decoded faster than a Hub answers a request for each clip. A small file of one episode,
+  as v2.x has them, is fetched whole, with what tells where its pictures lie, and kept with that.
 
 Rules:
 * One thread, the consumer's, plans; pools run tasks that know everything they need. Only a long GOP's decoder is shared by tasks, under
@@ -31,7 +32,7 @@ from lerobot_grain._errors import LeRobotGrainError
 from lerobot_grain._kept import Kept
 from lerobot_grain._known_frames import FAILED, NO_SLOT, FrameStore, KnownFrames
 from lerobot_grain._plan import VideoFile, WantedGop, decode_groups
-from lerobot_grain._repository import Repository, sample_table
+from lerobot_grain._repository import Repository, sample_table, sample_table_in
 from lerobot_grain._schema import Feature
 from lerobot_grain._statistics import Meter
 from lerobot_grain._storage import Storage
@@ -47,6 +48,8 @@ _Key = tuple[int, int, int]
 _PICTURES_PER_TASK, _TASK_BYTES = 64, 8 << 20
 # Neighbouring GOPs are fetched in one request up to this size, and this many frames before and behind the one that is needed first.
 _MAX_FETCH_BYTES, _MAX_FETCH_FRAMES = 4 << 20, 64
+# A file of one episode is fetched whole up to this size, however large the data set is: a request costs as much as so many bytes.
+_WHOLE_FILE_BYTES = 64 << 10
 # A GOP is long if its frames are more than this part of the budget: 64 of them, one in every part of the order, would fill half of it.
 # One of a few frames never is: an open decoder takes more than they.
 _LONG_GOP_PART, _MIN_LONG_GOP = 128, 24
@@ -194,7 +197,7 @@ class CameraReader:
         first = file.first_frame(episode)
         stop = first + self._episodes.lengths.item(episode)
         frame += first
-        is_kept = file.estimated_bytes <= self._keep_bytes
+        is_kept = file.contents is None and file.estimated_bytes <= self._keep_bytes
         reach = stop if is_kept else _MAX_FETCH_FRAMES
         low, gop, high = file.gops_of(np.array([max(first, frame - reach), frame, min(stop - 1, frame + reach)])).tolist()
         starts = file.gop_starts[low : high + 2].copy()
@@ -220,16 +223,21 @@ class CameraReader:
         self.known.is_asked[places[asked][is_needed[asked]]] = True
 
     def _fetch_run(self, file: VideoFile, episode: int, gops: range, wanted: ByteRange, *, is_kept: bool) -> None:
-        payload = self._fetchers.submit(_read_range, self._repository.storage, file.path, wanted)
-        run = _Run(Coded(payload, wanted.start), wanted.length, gops, len(gops), is_kept)
+        if file.contents is None:
+            coded = Coded(self._fetchers.submit(_read_range, self._repository.storage, file.path, wanted), wanted.start)
+            run = _Run(coded, wanted.length, gops, len(gops), is_kept)
+        else:
+            coded = Coded(Future(), 0)
+            coded.payload.set_result(file.contents)
+            run = _Run(coded, 0, gops, len(gops), is_kept)  # counted, and kept, with the file
         lengths = np.diff(file.gop_starts[gops.start : gops.stop + 1])
         is_long = (lengths >= _MIN_LONG_GOP) & (lengths * self.store.frame_bytes > self._budget_bytes // _LONG_GOP_PART)
         for gop, long in zip(gops, is_long.tolist(), strict=True):
             self._gops[file.number, episode, gop] = _CodedGop(run, long)
         if is_kept:
-            self.kept_bytes += wanted.length
+            self.kept_bytes += run.num_bytes
         else:
-            self.coded_bytes += wanted.length
+            self.coded_bytes += run.num_bytes
         self._meter.count(bytes_needed=wanted.length)
 
     # Decoding
@@ -436,22 +444,46 @@ class CameraReader:
         return block.windows.get(self._camera, block.frames[:, None])
 
     def _file(self, number: int) -> Future[VideoFile]:
-        return self._files.get((self._camera, number), lambda: self._fetchers.submit(_open_video, self._repository, self._camera, number))
+        return self._files.get(
+            (self._camera, number),
+            lambda: self._fetchers.submit(open_video, self._repository, self._camera, number, keep_bytes=self._keep_bytes),
+        )
 
 
 def _read_range(storage: Storage, path: str, wanted: ByteRange) -> bytes:
     return storage.read_ranges(path, [wanted])[0]
 
 
-def _open_video(repository: Repository, camera: str, number: int) -> VideoFile:
-    path = repository.episodes.videos[camera].files.paths[number]
-    with repository.storage.checked(path):
+def open_video(repository: Repository, camera: str, number: int, *, keep_bytes: int = 0) -> VideoFile:
+    """Reads the index of a video file of a camera, and a small file of one episode whole.
+
+    Args:
+      repository: the data set.
+      camera: its key.
+      number: of the file, among those of the camera.
+      keep_bytes: of all files of the camera: if they are not more, judged by this one, files of one episode are read whole.
+
+    Raises:
+      DatasetFormatError: not an MP4 file that can be read.
+      StorageError: the bytes could not be had.
+    """
+    storage, episodes = repository.storage, repository.episodes
+    files = episodes.videos[camera].files
+    path, held = files.paths[number], files.episodes_in(number)
+    where, contents = f"{storage.description}, {path}", None
+    with storage.checked(path):
+        if is_one_episode := len(held) == 1:
+            size = storage.size_bytes(path)
+            is_kept = size <= _MAX_FETCH_BYTES and size * episodes.num_rows <= keep_bytes * episodes.lengths.item(held.item())
+            if is_kept or size <= _WHOLE_FILE_BYTES:
+                contents = storage.read_ranges(path, [ByteRange(0, size)], keep=True)[0]
         return VideoFile(
-            sample_table(repository.storage, path),
+            sample_table(storage, path, is_moov_last=is_one_episode) if contents is None else sample_table_in(contents, where=where),
             path=path,
             camera=camera,
             number=number,
-            episodes=repository.episodes,
+            episodes=episodes,
             fps=repository.fps,
-            where=f"{repository.description}, {path}",
+            contents=contents,
+            where=where,
         )

@@ -22,21 +22,20 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._byte_ranges import ByteRange
+from lerobot_grain._byte_ranges import ByteRange, merge_ranges, slice_from
 from lerobot_grain._dataset import LeRobotIterDataset
-from lerobot_grain._episodes import select_episodes
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError
 from lerobot_grain._repository import Repository
 from lerobot_grain._rows import DataFile, Selection, columns_to_read, load_group, open_data_file, select_features
 from lerobot_grain._running_stats import RunningStats
-from lerobot_grain._schema import NUMERIC_DTYPES
+from lerobot_grain._selection import EpisodeSelection, select_episodes
 
 Stats = dict[str, dict[str, npt.NDArray[np.float64]]]
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 
-# Row groups are read together up to so many coded bytes: above the size of a request, small beside what four threads hold at a time.
-_RUN_BYTES, _THREADS = 8 << 20, 4
+# Small row groups are read together up to so many coded bytes, the size of a good request; so many runs are read at a time.
+_RUN_BYTES, _THREADS = 4 << 20, 4
 # As lerobot: pictures with a side of at least 300 pixels are thinned out to about 150.
 _MAX_PICTURE_SIDE, _THIN_PICTURE_SIDE = 300, 150
 
@@ -45,7 +44,7 @@ def compute_stats(
     repository: Repository,
     *,
     features: Iterable[str] | None = None,
-    episodes: slice | Iterable[int] | None = None,
+    episodes: EpisodeSelection = None,
     camera_frames: int = 512,
 ) -> Stats:
     """Returns statistics of rows, as `meta/stats.json` has them; for data sets without, or for some of their episodes.
@@ -53,7 +52,7 @@ def compute_stats(
     Args:
       repository: the opened data set.
       features: keys of low-dimensional features and cameras; `None`: all low-dimensional ones.
-      episodes: episode numbers or a slice; `None`: all.
+      episodes: as for `LeRobotIterDataset`; `None`: all.
       camera_frames: of how many frames the statistics of a camera are, spread over the selected episodes; all, if there are fewer.
 
     Returns:
@@ -70,15 +69,13 @@ def compute_stats(
     if not isinstance(camera_frames, int) or isinstance(camera_frames, bool) or camera_frames < 1:
         raise InvalidRequestError(f"camera_frames={camera_frames!r}: expected an int >= 1")
     declared = repository.features
-    keys = [key for key, feature in declared.items() if feature.dtype in NUMERIC_DTYPES] if features is None else features
+    keys = [key for key, feature in declared.items() if feature.is_array] if features is None else features
     selection = select_features(repository, keys)
-    if odd := [
-        key for key in selection.keys if key not in declared or not (declared[key].is_camera or declared[key].dtype in NUMERIC_DTYPES)
-    ]:
+    if odd := [key for key in selection.keys if key not in declared or not (declared[key].is_camera or declared[key].is_array)]:
         raise InvalidRequestError(f"{repository.description}: {odd[0]!r} is text, which has no statistics; leave it out of features")
-    selected = select_episodes(episodes, repository.episodes.num_episodes)
+    selected = select_episodes(repository, episodes)
     cameras = [key for key in selection.keys if declared[key].is_camera]
-    stats = _of_rows(repository, Selection(tuple(f for f in selection.columns if not f.is_camera), (), with_task=False), selected)
+    stats = _of_rows(repository, Selection(tuple(f for f in selection.columns if not f.is_camera), (), ()), selected)
     if cameras:
         examples = iter(LeRobotIterDataset(repository, episodes=selected, features=cameras, num_epochs=1))
         try:
@@ -171,11 +168,12 @@ class _Fetched:
     """Bytes of a file that are in memory, in the place of a storage."""
 
     description: str
-    pieces: Mapping[ByteRange, bytes]
+    ranges: Sequence[ByteRange]
+    payloads: Sequence[bytes]
 
     def read_ranges(self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False) -> list[bytes]:
         del path, keep
-        return [self.pieces[wanted] for wanted in ranges]
+        return [slice_from(self.ranges, self.payloads, wanted) for wanted in ranges]
 
     def read_tail(self, path: str, length: int, *, keep: bool = False) -> tuple[bytes, int]:
         raise AssertionError(f"{path}: its footer, of {length} bytes or less ({keep=}), is known already")
@@ -232,13 +230,10 @@ def _load(repository: Repository, run: _Run, selection: Selection) -> dict[str, 
     Raises:
       DatasetFormatError: one of them is not finite, or see `load_group`.
     """
-    table, names = run.file.table, columns_to_read(run.file, selection)
-    ranges = [wanted for group in run.groups for wanted in table.ranges(group, names)]
-    pieces = dict(zip(ranges, repository.storage.read_ranges(table.path, ranges), strict=True))
-    fetched = DataFile(dataclasses.replace(table, storage=_Fetched(repository.description, pieces)), run.file.number)
+    file = run.file if len(run.groups) == 1 else _fetched(run, selection)
     found: dict[str, list[npt.NDArray[Any]]] = {feature.key: [] for feature in selection.columns}
     for group in run.groups:
-        loaded = load_group(repository, fetched, group, selection)
+        loaded = load_group(repository, file, group, selection)
         for key, values in loaded.columns.items():
             assert isinstance(values, np.ndarray)
             wanted = run.wanted[loaded.first_row : loaded.first_row + len(values)]
@@ -247,6 +242,16 @@ def _load(repository: Repository, run: _Run, selection: Selection) -> dict[str, 
                 bad = np.flatnonzero(wanted & ~np.isfinite(values).reshape(len(values), -1).all(axis=1))[0]
                 raise _not_finite(repository, run.file, key, loaded.first_row + int(bad), values[bad])
     return {key: np.concatenate(values) for key, values in found.items()}
+
+
+def _fetched(run: _Run, selection: Selection) -> DataFile:
+    """Returns the file of a run with what is read of it in memory."""
+    table, names = run.file.table, columns_to_read(run.file, selection)
+    chunks = [chunk for group in run.groups for chunk in table.ranges(group, names)]
+    # So long that none ends inside of what is read together of a row group.
+    ranges = merge_ranges(chunks, gap_bytes=0, max_bytes=_RUN_BYTES)
+    in_memory = _Fetched(table.storage.description, ranges, table.storage.read_ranges(table.path, ranges))
+    return DataFile(dataclasses.replace(table, storage=in_memory), run.file.number)
 
 
 def _not_finite(repository: Repository, file: DataFile, key: str, row_in_file: int, value: npt.NDArray[Any]) -> DatasetFormatError:

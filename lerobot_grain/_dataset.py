@@ -27,6 +27,7 @@ from lerobot_grain._readahead import ReadAhead, ReadOptions
 from lerobot_grain._repository import Repository, open_repository
 from lerobot_grain._requests import DeltaTimestamps, OrderedWindowsIterator, OrderedWindowsIterDataset, PulledBlocks, StateAfter
 from lerobot_grain._rows import select_features
+from lerobot_grain._selection import EpisodeSelection
 from lerobot_grain._statistics import ReadStatistics
 from lerobot_grain._video import load_decoder
 from lerobot_grain._windows import (
@@ -50,7 +51,8 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
 
     An example is a flat dict with the keys of the data set: NumPy arrays of the declared dtype and shape `(*shape)`, scalars for features
     of shape `(1,)`; `(time, *shape)` and a mask `{key}_is_pad`, bool `(time,)`, for keys with delta timestamps; cameras uint8 `(height,
-    width, 3)` or `(time, height, width, 3)`; strings as str or lists of str; the text of the task under `task`.
+    width, 3)` or `(time, height, width, 3)`; strings as str or lists of str; the text of the task under `task`, and of the
+    subtask under `subtask` where there are subtasks; language as a list of dicts, which a batch holds in an array of objects.
 
     Args:
       parent: data set of `WindowRequest`.
@@ -326,8 +328,11 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
 
     Args:
       repository: `org/name` on the Hub, `hf://buckets/org/name/folder`, a directory, or an opened `Repository`.
-      revision: branch, tag or commit; by default the newest `v3.x` tag, and `main` where there is none.
-      episodes: episode numbers or a slice; `None`: all. Their order does not matter.
+      revision: branch, tag or commit; by default the newest tag `v3.x`, `v2.1` or `v2.0`, and `main` where there is none.
+      episodes: episode numbers, a slice of them, the name of a split of info.json, or a function of an `Episode` that says whether it is
+        selected, which is called now; `None`: all. Their order does not matter.
+      drop_first_frames, drop_last_frames: so many rows at the start and the end of every episode are left out; windows still reach them.
+        Episodes that have no other rows are left out.
       features: keys to read, among them `task`; `None`: all. A camera that is not read costs no byte.
       delta_timestamps: feature key -> distances in seconds from the row of the example.
       shuffle: `None`: sequential, episode by episode.
@@ -340,7 +345,7 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
 
     Raises:
       InvalidRequestError: an argument is out of its range, or asks for what the data set does not have.
-      DatasetFormatError: it is not a LeRobotDataset v3.x, or is malformed.
+      DatasetFormatError: it is not a LeRobotDataset v2.0, v2.1 or v3.x, or is malformed.
       StorageError: missing, private or gated repository, wrong revision, or the Hub could not be reached.
     """
 
@@ -349,7 +354,9 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         repository: str | os.PathLike[str] | Repository,
         *,
         revision: str | None = None,
-        episodes: slice | Iterable[int] | None = None,
+        episodes: EpisodeSelection = None,
+        drop_first_frames: int = 0,
+        drop_last_frames: int = 0,
         features: Iterable[str] | None = None,
         delta_timestamps: Mapping[str, Sequence[float]] | None = None,
         shuffle: Shuffle | None = Shuffle(),  # noqa: B008 (a frozen value)
@@ -380,7 +387,15 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
                 + ", ".join(feature.key for feature in selection.columns + selection.videos)
             )
         transformation = DeltaTimestamps(repository, windows, tolerance_seconds=tolerance_seconds)
-        order = FrameOrderIterDataset(repository, episodes=episodes, shuffle=shuffle, num_epochs=num_epochs, shard_options=shard_options)
+        order = FrameOrderIterDataset(
+            repository,
+            episodes=episodes,
+            drop_first_frames=drop_first_frames,
+            drop_last_frames=drop_last_frames,
+            shuffle=shuffle,
+            num_epochs=num_epochs,
+            shard_options=shard_options,
+        )
         super().__init__(
             OrderedWindowsIterDataset(order, transformation),
             repository,
@@ -405,6 +420,11 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
     def shuffle(self) -> Shuffle | None:
         """The shuffle, with the `clip_length` that is used."""
         return self._order.shuffle
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What in the data set is odd or was repaired, and does not change what is read: `Repository.notes`."""
+        return self._repository.notes
 
     def __str__(self) -> str:
         return f"LeRobotIterDataset({self._repository.description})"

@@ -8,7 +8,7 @@ table under a name that a glob would match).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,9 @@ from lerobot_grain._schema import DatasetInfo, PathTemplate
 
 Integers = npt.NDArray[np.int64]
 Seconds = npt.NDArray[np.float64]
+
+# How other recorders call columns.
+_OTHER_NAMES = {"data/chunk_index": "data_chunk_index", "data/file_index": "data_file_index"}
 
 # Files are counted far below this.
 _MAX_INTEGER = 1 << 40
@@ -74,6 +77,7 @@ class EpisodeTable:
       data: in which data file.
       data_offsets: int64 `(episodes,)`, place of frame 0 in its data file, in rows: the rows of a file are those of its episodes in order.
       videos: camera key -> where in its video. A declared camera that the table says nothing about is absent.
+      notes: what was repaired and does not change what is read.
     """
 
     first_rows: Integers
@@ -81,6 +85,7 @@ class EpisodeTable:
     data: FileSpans
     data_offsets: Integers
     videos: Mapping[str, VideoSpans]
+    notes: tuple[str, ...] = ()
 
     @property
     def num_episodes(self) -> int:
@@ -128,7 +133,8 @@ def episode_table(columns: Mapping[str, npt.NDArray[Any]], *, info: DatasetInfo,
         raise DatasetFormatError(
             f"{where}: episode_index should be 0, 1, 2, ... once each; found {episodes[order][odd]} where {odd} was expected"
         )
-    columns = {name: values[order] for name, values in columns.items()}
+    notes: list[str] = []
+    columns = _with_usual_names({name: values[order] for name, values in columns.items()}, notes)
     lengths = _integers(columns, "length", where)
     if (bad := np.flatnonzero(lengths <= 0)).size:
         raise DatasetFormatError(f"{where}: episode {bad[0]} has length {lengths[bad[0]]}; expected at least 1 frame")
@@ -149,53 +155,32 @@ def episode_table(columns: Mapping[str, npt.NDArray[Any]], *, info: DatasetInfo,
         lengths=_read_only(lengths),
         data=data,
         data_offsets=_read_only(_offsets_in_files(data, lengths)),
-        videos=_video_spans(columns, info, where),
+        videos=_video_spans(columns, info, where, notes),
+        notes=tuple(notes),
     )
 
 
 def episode_columns(info: DatasetInfo) -> tuple[str, ...]:
     """Returns the columns of `meta/episodes` that the table is made of. The many `stats/...` columns are not among them."""
-    names = ["episode_index", "length", "dataset_from_index", "dataset_to_index", "data/chunk_index", "data/file_index"]
+    names = ["episode_index", "length", "dataset_from_index", "dataset_to_index", *_OTHER_NAMES]
     for key in _video_keys(info):
         names += [f"videos/{key}/{field}" for field in ("chunk_index", "file_index", "from_timestamp")]
-    return tuple(names)
-
-
-def select_episodes(episodes: slice | Iterable[int] | None, num_episodes: int) -> Integers:
-    """Returns int64 `(n,)`, ascending: the episodes that `episodes=` selects; `None` selects all.
-
-    Raises:
-      InvalidRequestError: one does not exist, is given twice, or none is left.
-    """
-    if episodes is None:
-        return np.arange(num_episodes)
-    if isinstance(episodes, slice):
-        try:
-            selected = np.arange(num_episodes)[episodes]
-        except (TypeError, ValueError) as error:
-            raise InvalidRequestError(f"episodes={episodes!r}: not a slice of episode numbers ({error})") from None
-    elif not isinstance(episodes, Iterable):
-        raise InvalidRequestError(f"episodes={episodes!r}: expected a list of episode numbers (int) or a slice")
-    else:
-        given = list(episodes)
-        if not all(isinstance(number, int | np.integer) and not isinstance(number, bool) for number in given):
-            raise InvalidRequestError(f"episodes={given[:8]!r}: expected episode numbers (int) or a slice")
-        if bad := [number for number in given if not 0 <= number < num_episodes]:
-            raise InvalidRequestError(f"episodes: there is no episode {bad[0]}; the data set has episodes 0 to {num_episodes - 1}")
-        selected = np.array(given, np.int64)
-        numbers, counts = np.unique(selected, return_counts=True)
-        if (counts > 1).any():
-            raise InvalidRequestError(f"episodes: {numbers[counts > 1][0]} is given {counts.max()} times; expected every episode once")
-    if selected.size == 0:
-        raise InvalidRequestError(f"episodes={episodes!r} selects none of the {num_episodes} episodes")
-    return np.sort(selected)
+    return (*names, *_OTHER_NAMES.values())
 
 
 def _video_keys(info: DatasetInfo) -> Sequence[str]:
     return [key for key, feature in info.features.items() if feature.is_video]
 
 
-def _video_spans(columns: Mapping[str, npt.NDArray[Any]], info: DatasetInfo, where: str) -> dict[str, VideoSpans]:
+def _with_usual_names(columns: dict[str, npt.NDArray[Any]], notes: list[str]) -> dict[str, npt.NDArray[Any]]:
+    for usual, other in _OTHER_NAMES.items():
+        if usual not in columns and other in columns:
+            columns[usual] = columns[other]
+            notes.append(f"there is no column {usual}; {other} is read in its place")
+    return columns
+
+
+def _video_spans(columns: Mapping[str, npt.NDArray[Any]], info: DatasetInfo, where: str, notes: list[str]) -> dict[str, VideoSpans]:
     videos = {}
     for key in _video_keys(info):
         if info.video_path is None or not any(name.startswith(f"videos/{key}/") for name in columns):
@@ -203,11 +188,16 @@ def _video_spans(columns: Mapping[str, npt.NDArray[Any]], info: DatasetInfo, whe
         path = functools.partial(_video_path, info.video_path, key)
         spans = _spans(columns, f"videos/{key}", where, path)
         name = f"videos/{key}/from_timestamp"
-        if name not in columns:
+        if name not in columns and len(spans.paths) == len(spans.by_file):
+            found = np.zeros(len(spans.by_file))
+            notes.append(f"there is no column {name}; every episode has a video file of its own, and begins with it")
+        elif name not in columns:
             raise DatasetFormatError(f"{where}: there is no column {name}; expected the seconds at which each episode starts in its video")
-        if columns[name].dtype.kind not in "fiu":
-            raise DatasetFormatError(f"{where}: column {name} has values of type {columns[name].dtype}; expected seconds")
-        starts = np.asarray(columns[name], np.float64)
+        else:
+            found = columns[name]
+        if found.dtype.kind not in "fiu":
+            raise DatasetFormatError(f"{where}: column {name} has values of type {found.dtype}; expected seconds")
+        starts = np.asarray(found, np.float64)
         if (bad := np.flatnonzero(~((starts >= 0) & (starts < _MAX_SECONDS)))).size:
             raise DatasetFormatError(f"{where}: episode {bad[0]} has {name} {starts[bad[0]]}; expected seconds >= 0 and < {_MAX_SECONDS:g}")
         videos[key] = VideoSpans(spans, _read_only(starts))

@@ -1,4 +1,4 @@
-"""The exceptions of the package, by whose fault it is.
+"""The exceptions of the package, by whose fault it is, and its warning.
 
     LeRobotGrainError
     +-- InvalidRequestError (also a ValueError)   the caller asked for something that cannot be
@@ -6,6 +6,8 @@
     +-- DatasetFormatError                        the data set is not what the format (or we) can read
     +-- StorageError (also an OSError)            the Hub, the network or the file system failed
         +-- MissingFileError                      a file of the data set that is not there
+
+    LeRobotGrainWarning (a UserWarning)           the data set is odd, or slow to read, and what is read is right nevertheless
 
 Rules:
 * Every message says what was found, what was expected and where (repository@commit, path, episode, camera, byte range), and the remedy if
@@ -59,3 +61,7 @@ class StorageError(LeRobotGrainError, OSError):
 
 class MissingFileError(StorageError):
     """The data set, which is there, does not hold a file that its metadata names."""
+
+
+class LeRobotGrainWarning(UserWarning):
+    """Something about a data set that does not change what is read: a repair, an oddity (`Repository.notes`), or what makes it slow."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,10 +19,10 @@ import grain
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._episodes import select_episodes
 from lerobot_grain._errors import InvalidRequestError, StateMismatchError
 from lerobot_grain._order import ORDER_VERSION, EpochOrder, FrameOrder, Shuffle
 from lerobot_grain._repository import Repository
+from lerobot_grain._selection import EpisodeSelection, select_episodes
 
 # Where there is no video; see the design of the order: clips shorter than this mix better but cost more requests.
 _DEFAULT_CLIP_LENGTH = 16
@@ -35,7 +35,10 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
 
     Args:
       repository: an opened data set.
-      episodes: episode numbers or a slice; `None`: all. Their order does not matter.
+      episodes: episode numbers, a slice of them, the name of a split of info.json, or a function of an `Episode` that says whether it is
+        selected, which is called now; `None`: all. Their order does not matter.
+      drop_first_frames, drop_last_frames: so many rows at the start and the end of every episode are left out; windows still reach them.
+        Episodes that have no other rows are left out.
       shuffle: `None`: sequential, episode by episode.
       num_epochs: the stream ends after this many; `None`: it never does.
       shard_options: shard i of n gets positions i, i + n, ...; nothing is dropped at the end of an epoch. With `drop_remainder` all
@@ -50,7 +53,9 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
         self,
         repository: Repository,
         *,
-        episodes: slice | Iterable[int] | None = None,
+        episodes: EpisodeSelection = None,
+        drop_first_frames: int = 0,
+        drop_last_frames: int = 0,
         shuffle: Shuffle | None = Shuffle(),  # noqa: B008 (a frozen value)
         num_epochs: int | None = None,
         shard_options: grain.sharding.ShardOptions = grain.sharding.NoSharding(),  # noqa: B008 (a frozen value)
@@ -61,10 +66,20 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
         if shuffle is not None and shuffle.clip_length is None:
             shuffle = replace(shuffle, clip_length=default_clip_length(repository))
         table = repository.episodes
-        selected = select_episodes(episodes, table.num_episodes)
+        for name, count in (("drop_first_frames", drop_first_frames), ("drop_last_frames", drop_last_frames)):
+            if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+                raise InvalidRequestError(f"{name}={count!r}: expected an int >= 0")
+        selected = select_episodes(repository, episodes)
+        dropped = drop_first_frames + drop_last_frames
+        selected = selected[table.lengths[selected] > dropped]
+        if selected.size == 0:
+            raise InvalidRequestError(
+                f"drop_first_frames={drop_first_frames}, drop_last_frames={drop_last_frames}: no selected episode has more rows than these"
+            )
+        lengths = table.lengths[selected] - dropped
         self._order = FrameOrder(
-            first_rows=table.first_rows[selected],
-            lengths=table.lengths[selected],
+            first_rows=table.first_rows[selected] + drop_first_frames,
+            lengths=lengths,
             data_files=table.data.file_of_episode[selected],
             shuffle=shuffle,
         )
@@ -75,7 +90,7 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
         self._step: int = shard_options.shard_count
         self._identity = {
             "commit": repository.commit,
-            "episodes": _hash_of(selected, table.lengths[selected]),
+            "episodes": _hash_of(selected, lengths, drop_first_frames),
             "num_rows": self._order.num_rows,
             **_shuffle_state(shuffle),
         }
@@ -197,9 +212,11 @@ def default_clip_length(repository: Repository) -> int:
     return -(-_DEFAULT_CLIP_LENGTH // gop_length) * gop_length
 
 
-def _hash_of(episodes: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> str:
-    # Of the numbers as little-endian 64-bit integers, so that it is the same on every machine.
-    return hashlib.sha256(np.stack((episodes, lengths)).astype("<i8").tobytes()).hexdigest()[:16]
+def _hash_of(episodes: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], first_frame: int) -> str:
+    # Of the numbers as little-endian 64-bit integers, so that it is the same on every machine. A first frame of 0, the usual one, adds
+    # nothing; rows of the same lengths that begin elsewhere are others.
+    numbers = np.concatenate((episodes, lengths, np.full(1 if first_frame else 0, first_frame)))
+    return hashlib.sha256(numbers.astype("<i8").tobytes()).hexdigest()[:16]
 
 
 def _shuffle_state(shuffle: Shuffle | None) -> dict[str, Any]:
@@ -271,6 +288,9 @@ _REMEDIES = {
         "open the data set with revision= that commit (of a directory it is a hash of its meta/, of a bucket of the list of its files), "
         "or begin a new stream"
     ),
-    "episodes": "select the same episodes (this is a hash of their numbers and lengths), or begin a new stream",
+    "episodes": (
+        "select the same episodes, with the same drop_first_frames and drop_last_frames (this is a hash of the numbers of the episodes and "
+        "of their rows), or begin a new stream"
+    ),
     "num_rows": "select the same episodes, or begin a new stream",
 }

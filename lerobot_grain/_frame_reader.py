@@ -26,7 +26,7 @@ Places = Mapping[str, npt.NDArray[np.int64]]
 
 # Sample tables that are kept, 30 bytes a picture: at most this, and at most this part of the budget.
 _MAX_TABLE_BYTES, _TABLES_PART = 256 << 20, 8
-# Coded bytes of small data sets that are kept: at most this part of the budget.
+# Coded bytes of small data sets that are kept, with their sample tables where files were fetched whole: at most this part of the budget.
 _KEPT_PART = 8
 
 
@@ -55,7 +55,7 @@ class FrameReader:
     ) -> None:
         self.budget_bytes = budget_bytes
         self._files: Kept[tuple[str, int], VideoFile] = Kept(
-            limit=min(_MAX_TABLE_BYTES, budget_bytes // _TABLES_PART), size=lambda file: file.nbytes
+            limit=min(_MAX_TABLE_BYTES, budget_bytes // _TABLES_PART) + budget_bytes // _KEPT_PART, size=lambda file: file.nbytes
         )
         self._cameras = {
             feature.key: CameraReader(

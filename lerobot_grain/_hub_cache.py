@@ -1,30 +1,38 @@
-"""What of a data set already lies in the cache of huggingface_hub, found without network.
+"""The cache of huggingface_hub on disk: what of a data set already lies in it, and putting a file there.
 
-The idea: `hf download` leaves each file of a commit at `snapshots/<commit>/<path>`, names the commits that branches and tags stood for in
-`refs/`, and keeps the list of the whole commit, with sizes, in `trees/<commit>.json`. A commit never changes, so none of it goes stale
-but the names.
+Its layout is documented (huggingface_hub, "Understand caching"): contents in `blobs/<hash>`, for each commit a tree of links to them in
+`snapshots/<commit>/`, the commits that branches and tags stood for in `refs/`, and after `hf download` the list of the whole commit, with
+sizes, in `trees/<commit>.json`. A commit never changes, so none of it goes stale but the names.
 
 Rules:
-* A snapshot may be incomplete; only the list says what the commit holds. Caches filled by `hf_hub_download`, or by older versions
-  of huggingface_hub, have no list.
-* Nothing is written here.
+* A snapshot may be incomplete; only the list says what the commit holds. Caches filled by `hf_hub_download`, or by older versions of
+  huggingface_hub, have no list.
+* It is written here and not by `hf_hub_download`, because that has no deadline, cannot be ended, waits for rate limits alone, and does not
+  look at the contents: a byte that was flipped on the way would stay in the cache.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import os
+import re
+import shutil
+import uuid
 from collections.abc import Mapping
 
 import huggingface_hub
 from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
-from lerobot_grain._hub_storage import COMMIT, HubRepository, newest_version_tag
+from lerobot_grain._hub_repository import COMMIT, HubRepository, newest_version_tag
+
+_HASH = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 
 
 def snapshot_directory(repository: HubRepository, commit: str) -> str:
     """Returns where the files of a commit lie, if any do."""
-    return os.path.join(_directory_of(repository), "snapshots", commit)
+    return os.path.join(repository.cache_root, "snapshots", commit)
 
 
 def cached_commit(repository: HubRepository, revision: str | None) -> str | None:
@@ -32,7 +40,7 @@ def cached_commit(repository: HubRepository, revision: str | None) -> str | None
 
     None where it never was, or nothing is left of its files.
     """
-    references = os.path.join(_directory_of(repository), "refs")
+    references = os.path.join(repository.cache_root, "refs")
     try:
         commit = revision or newest_version_tag(os.listdir(references))
         if not COMMIT.fullmatch(commit):
@@ -58,5 +66,47 @@ def _listing(repo_id: str, cache_dir: str, commit: str) -> Mapping[str, int]:
     return {file.path: file.size for file in files}
 
 
-def _directory_of(repository: HubRepository) -> str:
-    return os.path.join(repository.cache_dir, "datasets--" + repository.repo_id.replace("/", "--"))
+def hash_in(etag: str | None) -> str | None:
+    """Returns the hash that an ETag of the Hub is: SHA-256 of a large file, id of the git blob of a small one. None if it is neither."""
+    name = (etag or "").removeprefix("W/").strip('"')
+    return name if _HASH.fullmatch(name) else None
+
+
+def hash_of(data: bytes, *, like: str) -> str:
+    """Returns the hash of contents, of the kind that `like` is."""
+    if len(like) == 64:
+        return hashlib.sha256(data).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def keep_file(root: str, commit: str, path: str, data: bytes, name: str) -> None:
+    """Puts a file of a commit into the cache. Other processes may do the same at the same time.
+
+    Args:
+      root: the folder of the repository in the cache.
+      commit: 40 hexadecimal digits.
+      path: of the file, checked by `check_path`.
+      data: its contents.
+      name: of the blob: the hash of the contents.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    blob, pointer = os.path.join(root, "blobs", name), os.path.join(root, "snapshots", commit, *path.split("/"))
+    for file in (blob, pointer):
+        os.makedirs(os.path.dirname(file), exist_ok=True)
+    # Whole at once under its name, or not at all. Unfinished ones are called as huggingface_hub calls its own.
+    unfinished = f"{blob}.{uuid.uuid4().hex[:8]}.incomplete"
+    try:
+        with open(unfinished, "wb") as contents:
+            contents.write(data)
+        os.replace(unfinished, blob)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(unfinished)
+    try:
+        os.symlink(os.path.relpath(blob, os.path.dirname(pointer)), pointer)
+    except FileExistsError:
+        pass
+    except OSError:
+        shutil.copyfile(blob, pointer)  # a file system without links

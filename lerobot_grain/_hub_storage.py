@@ -8,66 +8,57 @@ Rules:
   changes what is read.
 * The token goes to the endpoint's own origin, never to the CDN, and no redirect takes it elsewhere.
 * Every answer is checked: its commit, status 206, exactly the range asked for, the file's size, the same ETag, no compression, no byte too
-  few or too many.
-* Errors of huggingface_hub are translated, never chained: their texts hold signed links, and their pickles the token.
+  few or too many. One that is wrong is asked for again, as one that broke.
+* A file of `meta/` is read whole, compared with the hash that the Hub tells, and kept in the cache of huggingface_hub.
 
-A bucket is read by the same session; `_bucket_storage` says what differs. No Xet chunks are read, and no checksums verified (a flipped
-byte is left to the decoders to find).
+A bucket is read by the same session; `_bucket_storage` says what differs. No Xet chunks are read, and a range has no checksum: a flipped
+byte in rows or video is left to the decoders to find.
 """
 
 from __future__ import annotations
 
-import abc
 import dataclasses
-import functools
-import importlib.metadata
 import json
-import os
 import re
 import threading
 import time
 import weakref
 from collections.abc import Mapping
+from concurrent import futures
 from concurrent.futures import Future
-from typing import Any, ClassVar, NamedTuple, NoReturn
-from urllib.parse import quote
+from typing import Any, NamedTuple
 
-import huggingface_hub
-from huggingface_hub import errors as hub_errors
-from huggingface_hub.utils import build_hf_headers, validate_repo_id  # type: ignore[attr-defined]  # documented there, but not in its __all__
-
-from lerobot_grain._byte_ranges import ByteRange
-from lerobot_grain._disk_cache import DiskCache
-from lerobot_grain._errors import InvalidRequestError, LeRobotGrainError, MissingFileError, StorageError
-from lerobot_grain._transport import (
-    MAX_HOPS,
+from lerobot_grain._answers import (
     Answer,
-    Deadline,
     LinkRefused,
     RangeSource,
-    StorageOptions,
-    StorageStatistics,
     TransientFailure,
-    Transport,
     describe_url,
     lifetime_seconds,
     next_hop,
     origin_of,
-    untrusted_certificate,
 )
+from lerobot_grain._byte_ranges import ByteRange
+from lerobot_grain._disk_cache import DiskCache
+from lerobot_grain._errors import LeRobotGrainError, StorageError
+from lerobot_grain._hub_cache import hash_in, hash_of, keep_file
+from lerobot_grain._hub_repository import COMMIT, HubRepository, disk_cache_directory, is_offline, newest_version_tag
+from lerobot_grain._request_scope import CHECK_SECONDS
+from lerobot_grain._storage_options import StorageStatistics
+from lerobot_grain._transport import MAX_HOPS, Deadline, RequestsEndedError, Transport
 
 # New links for one range after the CDN said 403. Signing has been broken for hours at a time, so this must end.
 _MAX_FRESH_LINKS = 2
 # The Hub sends 1,000 entries a page, about 200 bytes each; both limits are far above what a `meta/` needs.
 _MAX_JSON_BYTES = 32 * 1024 * 1024
 _MAX_PAGES = 1000
-# A request of 200 MB cannot be held to the deadline of one of 64 KB.
+# A request of 64 MB cannot be held to the deadline of one of 64 KB.
 _BYTES_PER_DEADLINE = 8 * 1024 * 1024
+# No request is longer: a row group of embedded pictures may have gigabytes, and what comes in pieces is never asked for twice.
+_MAX_REQUEST_BYTES = 64 * 1024 * 1024
+# Readings of a file whose contents do not have their hash.
+_MAX_READINGS = 3
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
-# No user and password, which would come back in messages; a path, because mirrors may have one.
-_ENDPOINT = re.compile(r"https?://([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[\w./~-]*)?")
-_VERSION_TAG = re.compile(r"v3\.(\d+)(?:\.(\d+))?")
 _SIZE = re.compile(r"\d{1,18}")
 _NEXT_PAGE = re.compile(r'<([^<>]*)>\s*;\s*rel="?next"?')
 
@@ -80,159 +71,12 @@ class ListedFile(NamedTuple):
     xet_hash: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class HubRepository(abc.ABC):
-    """Names something on the Hub that holds files, and how it is read: a data set, or a bucket. Of each file one *version* is read.
-
-    The token is what the user gave: None (of the environment, the normal case), True, False, or the token itself. Only in the last case it
-    is part of the pickle, because another process could not find it otherwise; it is never part of a text.
-
-    Attributes:
-      kind: how its addresses begin: `datasets` or `buckets`.
-      noun: what it is called in messages.
-      version_header: says, in the answer from `file_url`, which version of the file it is about.
-      version_noun: what a version is called in messages.
-      version_remedy: what to do when the answer is about another one.
-    """
-
-    kind: ClassVar[str]
-    noun: ClassVar[str]
-    version_header: ClassVar[str]
-    version_noun: ClassVar[str]
-    version_remedy: ClassVar[str]
-
-    repo_id: str
-    endpoint: str
-    cache_dir: str
-    token: str | bool | None = dataclasses.field(repr=False)
-    options: StorageOptions = dataclasses.field(repr=False)
-
-    @abc.abstractmethod
-    def at(self, version: str) -> str:
-        """Returns how it is called in messages about `version`."""
-
-    @abc.abstractmethod
-    def tree_url(self, version: str, directory: str) -> str:
-        """Returns the address of the first page of the list of all files below `directory`."""
-
-    @abc.abstractmethod
-    def file_url(self, version: str, path: str) -> str:
-        """Returns the address at which the Hub says where the bytes of a file are."""
-
-    def headers(self) -> dict[str, str]:
-        """Returns the headers for the endpoint. To be called for each request: a token may have been refreshed in the meantime."""
-        try:
-            return build_hf_headers(token=self.token, library_name="lerobot_grain", library_version=_library_version())
-        except hub_errors.LocalTokenNotFoundError:
-            raise InvalidRequestError(f'{self.repo_id}: token=True, but there is none: set HF_TOKEN or run "hf auth login"') from None
-
-    def api_url(self, *parts: str) -> str:
-        return "/".join([f"{self.endpoint}/api/{self.kind}/{self.repo_id}", *(quote(part, safe="") for part in parts)])
-
-    def fail(self, kind: str, subject: str, detail: str = "") -> NoReturn:
-        """Raises the error for what `_kind_of_answer` or `kind_of_error` returned; `detail` is the text for what has none here."""
-        page = f"{self.endpoint}/{self.kind}/{self.repo_id}"
-        texts = {
-            "gated": f"{self.repo_id} is gated: ask for access on its page {page} and pass a token ({self._token_hint()})",
-            "missing repository": (
-                f"there is no {self.noun} {self.repo_id} on {self.endpoint}, or it is private, which looks the same without access "
-                f"({self._token_hint()})"
-            ),
-            "missing revision": "the repository has no such revision",
-            "missing file": "the repository has no such file at this revision",
-            "disabled": f"access to {self.repo_id} has been disabled by the Hub or its owner, see {page}",
-            "bad token": f"{self.endpoint} does not accept the token: make a new one, or pass token=False for a public {self.noun}",
-            "offline": f"HF_HUB_OFFLINE=1 forbids to read from {self.endpoint}: unset it",
-        }
-        failure = MissingFileError if kind == "missing file" else StorageError
-        raise failure(f"{subject}: {texts.get(kind, detail or kind)}") from None
-
-    def _token_hint(self) -> str:
-        if "authorization" in self.headers():
-            return "the token that was sent gives no access"
-        return 'found none: set HF_TOKEN or run "hf auth login"'
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class DatasetRepository(HubRepository):
-    """Names a data set repository; the version of each of its files is a commit."""
-
-    kind = "datasets"
-    noun = "data set"
-    version_header = "X-Repo-Commit"
-    version_noun = "commit"
-    version_remedy = ""
-
-    def at(self, version: str) -> str:
-        return f"{self.repo_id}@{version[:12]}"
-
-    def tree_url(self, version: str, directory: str) -> str:
-        return self.api_url("tree", version, directory) + "?recursive=true&expand=false"
-
-    def file_url(self, version: str, path: str) -> str:
-        return f"{self.endpoint}/datasets/{self.repo_id}/resolve/{version}/{quote(path)}"
-
-
-def name_repository(
-    repo_id: str, *, endpoint: str | None, cache_dir: str | os.PathLike[str] | None, token: str | bool | None, options: StorageOptions
-) -> DatasetRepository:
-    """Returns a checked `DatasetRepository`; what is None is taken from the environment, as huggingface_hub does it.
-
-    Raises:
-      InvalidRequestError: no such repository, endpoint or token can exist.
-    """
-    try:
-        validate_repo_id(repo_id)
-    except hub_errors.HFValidationError as error:
-        raise InvalidRequestError(f"{repo_id!r} cannot be the name of a repository: {error}") from None
-    endpoint = (endpoint or huggingface_hub.constants.ENDPOINT).rstrip("/")
-    if not _ENDPOINT.fullmatch(endpoint):
-        raise InvalidRequestError(
-            f"endpoint {endpoint.rpartition('@')[2]!r}: expected the address of a Hub, such as https://huggingface.co"
-        )
-    if isinstance(token, str) and (not token.isascii() or not token.isprintable() or token != token.strip() or not token):
-        raise InvalidRequestError(
-            "token: expected printable characters without blanks around them; pass None for the one of the environment"
-        )
-    directory = os.path.abspath(os.path.expanduser(cache_dir or huggingface_hub.constants.HF_HUB_CACHE))
-    return DatasetRepository(repo_id, endpoint, directory, token, options)
-
-
-def disk_cache_directory(cache_dir: str) -> str:
-    """Returns where pieces of files are kept, for what is given as the cache of huggingface_hub.
-
-    It is what LEROBOT_GRAIN_CACHE says; else a folder in HF_HOME, beside the usual cache, or inside of another cache that the user chose.
-    """
-    constants = huggingface_hub.constants
-    usual = os.path.abspath(os.path.expanduser(constants.HF_HUB_CACHE))
-    parent = constants.HF_HOME if cache_dir == usual else cache_dir
-    root = os.environ.get("LEROBOT_GRAIN_CACHE") or os.path.join(parent, "lerobot_grain")
-    return os.path.join(os.path.abspath(os.path.expanduser(root)), "ranges")
-
-
-def newest_version_tag(tags: list[str]) -> str:
-    """Returns the newest `v3.x` by number, or "main" when there is none."""
-    newest, name = (-1, -1), "main"
-    for tag in tags:
-        if version := _VERSION_TAG.fullmatch(tag):
-            newest, name = max((newest, name), ((int(version[1]), int(version[2] or 0)), tag))
-    return name
-
-
 @dataclasses.dataclass(slots=True, eq=False)
 class _Link(RangeSource):
     """A place that the Hub named, how long it may be used (in time.monotonic), and the Hub's own ETag of the file (its SHA-256)."""
 
     expires_at: float = 0.0
     content_id: str | None = None
-
-
-@functools.cache
-def _library_version() -> str:
-    try:
-        return importlib.metadata.version("lerobot_grain")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _kind_of_answer(answer: Answer) -> str | None:
@@ -255,33 +99,6 @@ def _kind_of_answer(answer: Answer) -> str | None:
         # huggingface_hub tells these two apart in the same way: without access, everything looks missing.
         return "bad token" if message == "Invalid credentials in Authorization header" else "missing repository"
     return f"HTTP {answer.status}"
-
-
-# In this order, because GatedRepoError is a RepositoryNotFoundError.
-_KIND_OF_ERROR: tuple[tuple[type[BaseException], str], ...] = (
-    (hub_errors.GatedRepoError, "gated"),
-    (hub_errors.RepositoryNotFoundError, "missing repository"),
-    (hub_errors.RevisionNotFoundError, "missing revision"),
-    (hub_errors.RemoteEntryNotFoundError, "missing file"),
-    (hub_errors.DisabledRepoError, "disabled"),
-    (hub_errors.OfflineModeIsEnabled, "offline"),
-)
-
-
-def is_offline() -> bool:
-    """Returns whether HF_HUB_OFFLINE forbids to use the network."""
-    return huggingface_hub.is_offline_mode()
-
-
-def kind_of_error(error: BaseException) -> str | None:
-    """Returns the kind for `HubRepository.fail` of an error of huggingface_hub, or None when it may be worth another attempt."""
-    for error_type, kind in _KIND_OF_ERROR:
-        if isinstance(error, error_type):
-            return kind
-    if isinstance(error, hub_errors.HfHubHTTPError):
-        answer = Answer(error.response.status_code, error.response.headers)
-        return None if answer.status in (408, 429) or answer.status >= 500 else _kind_of_answer(answer)
-    return None
 
 
 class HubSession:
@@ -313,7 +130,7 @@ class HubSession:
     # The API: only while a data set is being opened.
 
     def default_revision(self) -> str:
-        """Returns the newest tag `v3.x`, by number, or "main" when there is none. One request."""
+        """Returns what `newest_version_tag` finds. One request."""
         return newest_version_tag(self._references()["tags"])
 
     def commit_of(self, revision: str) -> str:
@@ -346,7 +163,7 @@ class HubSession:
         url = first = self._repository.tree_url(version, directory)
         files: list[ListedFile] = []
         for _ in range(_MAX_PAGES):
-            answer, entries = self._get_json(url, subject)
+            answer, entries = self._get_json(url, subject, version)
             if _kind_of_answer(answer) == "missing file":
                 return files
             self._check_kind(answer, subject)
@@ -365,39 +182,24 @@ class HubSession:
             url = f"{first.partition('?')[0]}?{following[1].partition('?')[2]}"
         raise StorageError(f"{subject}: more than {_MAX_PAGES} pages of files, expected a few")
 
-    def download(self, commit: str, path: str) -> str:
-        """Returns where a whole small file lies in the cache of huggingface_hub, after downloading it if need be."""
+    def download(self, commit: str, path: str) -> None:
+        """Puts a whole small file into the cache of huggingface_hub."""
         repository = self._repository
         subject = f"{repository.at(commit)}: {path}"
-
-        def attempt(_: Deadline) -> str:
-            try:
-                return huggingface_hub.hf_hub_download(
-                    repository.repo_id,
-                    path,
-                    repo_type="dataset",
-                    revision=commit,
-                    cache_dir=repository.cache_dir,
-                    endpoint=repository.endpoint,
-                    token=repository.token,
-                    library_name="lerobot_grain",
-                    library_version=_library_version(),
-                )
-            except Exception as error:
-                problem = error
-            # Outside of the handler, so that nothing secret is chained to what is raised.
-            cause = problem.__cause__ if isinstance(problem, hub_errors.LocalEntryNotFoundError) and problem.__cause__ else problem
-            if isinstance(cause, hub_errors.LocalTokenNotFoundError):
-                repository.headers()
-            if kind := kind_of_error(cause):
-                repository.fail(kind, subject)
-            if reason := untrusted_certificate(cause):
-                raise StorageError(f"{subject}: {repository.endpoint}, or the server that it names for the file, {reason}")
-            if isinstance(cause, OSError) and cause.errno is not None and not isinstance(cause, (ConnectionError, TimeoutError)):
-                raise StorageError(f"{subject}: cannot be kept in {repository.cache_dir}: {cause.strerror}")
-            raise TransientFailure(_name_of(cause))
-
-        return self._transport.retry(f"{subject}: download", repository.options.deadline_seconds, attempt)
+        for _ in range(_MAX_READINGS):
+            size = self._link(commit, path).file_bytes
+            data = self.read_range(commit, path, ByteRange(0, size)) if size else b""
+            told = hash_in(self._link(commit, path).content_id)
+            found = hash_of(data, like=told or "")
+            if told is None or found == told:
+                try:
+                    return keep_file(repository.cache_root, commit, path, data, found)
+                except OSError as error:
+                    raise StorageError(f"{subject}: cannot be kept in {repository.cache_dir}: {error.strerror}") from None
+        raise StorageError(
+            f"{subject}: its contents have the hash {found}, expected {told}, also when read {_MAX_READINGS} times; "
+            "something on the way changes them"
+        )
 
     def _references(self) -> dict[str, list[str]]:
         subject = f"{self._repository.repo_id}: list of tags and branches"
@@ -408,8 +210,8 @@ class HubSession:
         except (KeyError, TypeError):
             raise StorageError(f"{subject}: {self._repository.endpoint} sent one that is not understood") from None
 
-    def _get_json(self, url: str, subject: str) -> tuple[Answer, Any]:
-        """Returns the answer and, if it is a good one, its parsed body."""
+    def _get_json(self, url: str, subject: str, version: str | None = None) -> tuple[Answer, Any]:
+        """Returns the answer and, if it is a good one, its parsed body. It must not be that for another version than `version`."""
 
         def attempt(deadline: Deadline) -> tuple[Answer, Any]:
             body: list[bytes] = []
@@ -424,16 +226,27 @@ class HubSession:
             )
             if answer.status != 200:
                 return answer, None
+            if version is not None:
+                self._check_version(answer, version, version, subject)
             try:
                 return answer, json.loads(b"".join(body))
             except (ValueError, RecursionError):
-                raise StorageError(f"{subject}: {describe_url(url)} answered with something that is not JSON") from None
+                problem = f"{describe_url(url)} answered with something that is not JSON"
+            raise TransientFailure(problem)
 
         return self._transport.retry(subject, self._repository.options.deadline_seconds, attempt)
 
     def _check_kind(self, answer: Answer, subject: str) -> None:
         if kind := _kind_of_answer(answer):
             self._repository.fail(kind, subject, f"{self._repository.endpoint} answered with HTTP {answer.status}")
+
+    def _check_version(self, answer: Answer, version: str, default: str, subject: str) -> None:
+        repository = self._repository
+        if (found := answer.headers.get(repository.version_header, default)) != version:
+            told = f"{repository.endpoint} answered for {repository.version_noun} {found}, expected {version}"
+            if repository.version_remedy and found != "none":
+                raise StorageError(f"{subject}: {told}{repository.version_remedy}")
+            raise TransientFailure(told)
 
     # The files, each in the version that is pinned: any number of threads.
 
@@ -447,7 +260,15 @@ class HubSession:
         return path in self._links
 
     def read_range(self, version: str, path: str, wanted: ByteRange) -> bytes:
-        """Returns the bytes of `wanted`, which is not empty and inside of the file. One request, one more where a link is missing."""
+        """Returns the bytes of `wanted`, which is not empty and inside of the file.
+
+        One request, one more where a link is missing, and one for each further 64 MiB.
+        """
+        starts = range(wanted.start, wanted.stop, _MAX_REQUEST_BYTES)
+        parts = [self._read_part(version, path, ByteRange(start, min(start + _MAX_REQUEST_BYTES, wanted.stop))) for start in starts]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _read_part(self, version: str, path: str, wanted: ByteRange) -> bytes:
         subject = f"{self._repository.at(version)}: {path} bytes {wanted}"
         seconds = self._repository.options.deadline_seconds * -(-wanted.length // _BYTES_PER_DEADLINE)
         pieces: list[bytes] = []
@@ -462,9 +283,18 @@ class HubSession:
                 return self._transport.retry(subject, seconds, attempt)
             except LinkRefused as refusal:
                 refused, reason = link, str(refusal)
+            except StorageError:
+                self._forget(path, link)
+                raise
         raise StorageError(
             f"{subject}: {reason} also for {_MAX_FRESH_LINKS} fresh links; the server may be out of order, or a proxy changes the links"
         )
+
+    def _forget(self, path: str, link: _Link) -> None:
+        """Drops a link that has failed: what the Hub told with it may be wrong, or another CDN do better. Who reads again asks again."""
+        with self._lock:
+            if self._links.get(path) is link:
+                del self._links[path]
 
     def _link(self, version: str, path: str, refused: _Link | None = None) -> _Link:
         """Returns a link to the file that is valid and not `refused`. One thread asks the Hub, all others who want the file wait."""
@@ -477,10 +307,14 @@ class HubSession:
                 if pending is None:
                     mine = self._being_resolved[path] = Future()
                     break
+            while not pending.done():
+                self._transport.check_not_ended(f"{self._repository.at(version)}: {path}")
+                futures.wait([pending], CHECK_SECONDS)
             problem = pending.exception()
             if problem is None:
                 return pending.result()
-            if isinstance(problem, LeRobotGrainError):
+            # Where only the other thread was ended, this one asks itself.
+            if isinstance(problem, LeRobotGrainError) and not isinstance(problem, RequestsEndedError):
                 raise type(problem)(str(problem))  # a new one: threads must not share a traceback
         try:
             link = self._resolve(version, path)
@@ -510,33 +344,23 @@ class HubSession:
             for _ in range(MAX_HOPS + 1):
                 answer = self._transport.exchange("HEAD", url, headers, subject=subject, deadline=deadline, accept=lambda _: None, body=[])
                 self._check_kind(answer, subject)
-                found = answer.headers.get(repository.version_header, version if url != first else "none")
-                if found != version:
-                    remedy = "" if found == "none" else repository.version_remedy
-                    told = f"answered for {repository.version_noun} {found}, expected {version}{remedy}"
-                    raise StorageError(f"{subject}: {repository.endpoint} {told}")
+                self._check_version(answer, version, version if url != first else "none", subject)
                 if answer.status == 200:
-                    return _link_from(answer, url, headers, "Content-Length", "ETag", subject)
+                    return _link_from(answer, url, headers, "Content-Length", "ETag")
                 target = next_hop(url, answer.headers.get("Location"), subject=subject)
                 at_home = origin_of(target) == origin_of(repository.endpoint)
                 if not at_home or "X-Linked-Size" in answer.headers:
-                    return _link_from(answer, target, headers if at_home else {}, "X-Linked-Size", "X-Linked-ETag", subject)
+                    return _link_from(answer, target, headers if at_home else {}, "X-Linked-Size", "X-Linked-ETag")
                 url = target
-            raise StorageError(f"{subject}: more than {MAX_HOPS} redirects, the last one to {describe_url(url)}")
+            raise TransientFailure(f"more than {MAX_HOPS} redirects, the last one to {describe_url(url)}")
 
         return self._transport.retry(subject, repository.options.deadline_seconds, attempt)
 
 
-def _name_of(error: BaseException) -> str:
-    """Returns what may be said of an error of another library: its type and, of an answer, the status. The text may hold a link."""
-    status = f" (HTTP {error.response.status_code})" if isinstance(error, hub_errors.HfHubHTTPError) else ""
-    return f"{type(error).__name__}{status}"
-
-
-def _link_from(answer: Answer, url: str, headers: Mapping[str, str], size_header: str, etag_header: str, subject: str) -> _Link:
+def _link_from(answer: Answer, url: str, headers: Mapping[str, str], size_header: str, etag_header: str) -> _Link:
     size = answer.headers.get(size_header, "none")
     if not _SIZE.fullmatch(size):
-        raise StorageError(f"{subject}: the Hub told no size of the file ({size_header}: {size})")
+        raise TransientFailure(f"the Hub told no size of the file ({size_header}: {size})")
     return _Link(
         url,
         headers,

@@ -19,11 +19,12 @@ class Kept(Generic[Key, Value]):
       size: of a value.
 
     Attributes:
+      limit: may be changed.
       total: the sum of the sizes, as far as they are known.
     """
 
     def __init__(self, *, limit: int, size: Callable[[Value], int]) -> None:
-        self._limit, self._size = limit, size
+        self.limit, self._size = limit, size
         self._futures: OrderedDict[Key, Future[Value]] = OrderedDict()
         self._sizes: dict[Key, int] = {}
         self._unsized: list[Key] = []
@@ -46,7 +47,7 @@ class Kept(Generic[Key, Value]):
             self._sizes[key] = self._size(future.result()) if future.exception() is None else 0
             self.total += self._sizes[key]
             self._unsized.remove(key)
-        while self.total > self._limit and self._sizes:
+        while self.total > self.limit and self._sizes:
             oldest = next(key for key in self._futures if key in self._sizes)
             self.total -= self._sizes.pop(oldest)
             del self._futures[oldest]

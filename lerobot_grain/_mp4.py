@@ -41,6 +41,8 @@ _HEAD_BYTES = 4096
 # `moov` is the last box where it is not the first: what follows `mdat` is read whole up to this size (20 bytes a picture: 200,000
 # pictures).
 _TAIL_BYTES = 4 << 20
+# Of a file that ends with `moov`, asked for at once where that is expected: 2,000 pictures and more.
+_LAST_MOOV_BYTES = 64 << 10
 # 20 bytes a picture: 3 million pictures, 30 hours at 30 fps. Larger ones are refused before anything is allocated.
 _MAX_MOOV_BYTES = 64 << 20
 _MAX_PICTURES = 4_000_000
@@ -104,12 +106,13 @@ class SampleTable:
         return np.diff(self.keys, append=self.num_frames)
 
 
-def read_sample_table(file_size_bytes: int, *, where: str) -> SampleTableReader:
+def read_sample_table(file_size_bytes: int, *, where: str, is_moov_last: bool = False) -> SampleTableReader:
     """Finds and reads the `moov` box of a file.
 
     Args:
       file_size_bytes: size of the whole file.
       where: names the file in messages.
+      is_moov_last: whether to look for `moov` at the end of the file first: one read for most files of one episode.
 
     Yields:
       Byte ranges of the file; send the bytes of each, exactly.
@@ -120,6 +123,12 @@ def read_sample_table(file_size_bytes: int, *, where: str) -> SampleTableReader:
     Raises:
       DatasetFormatError: not an MP4 file, truncated, or one that is not supported.
     """
+    if is_moov_last:
+        tail = yield ByteRange(max(0, file_size_bytes - _LAST_MOOV_BYTES), file_size_bytes)
+        place = tail.rfind(b"moov") - 4
+        # Also pictures may have these bytes: it must end with the file, and begin as every `moov` does.
+        if place >= 0 and struct.unpack_from(">I", tail, place)[0] == len(tail) - place and tail[place + 12 : place + 16] == b"mvhd":
+            return _parse_moov(memoryview(tail)[place + 8 :], file_size_bytes, where)
     start, known = 0, b""  # the bytes known are those from `start` on
     cursor = 0
     for _ in range(_MAX_TOP_LEVEL_BOXES):

@@ -31,7 +31,6 @@ import numpy.typing as npt
 
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, shown
 from lerobot_grain._repository import Repository, Statistics
-from lerobot_grain._schema import NUMERIC_DTYPES
 
 Mode = Literal["mean_std", "min_max", "quantiles", "quantile10", "imagenet", "zero_one", "minus_one_one", "identity"]
 Affine = Mapping[str, Any]  # "center" and "width": arrays
@@ -142,7 +141,7 @@ def normalizer(source: Repository | Statistics, modes: Mapping[str, Mode] | None
     """
     if isinstance(source, Repository):
         where, found = source.description, {**(source.stats or {}), **(stats or {})}
-        known = [key for key, feature in source.features.items() if feature.is_camera or feature.dtype in NUMERIC_DTYPES]
+        known = [key for key, feature in source.features.items() if feature.is_camera or feature.is_array]
         cameras = set(source.cameras)
     else:
         where, found = "statistics", {**source, **(stats or {})}

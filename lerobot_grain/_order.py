@@ -33,7 +33,7 @@ ORDER_VERSION = 1
 Rows = npt.NDArray[np.int64]
 
 # What a Philox stream is used for; a part of its counter, so that no two uses share words.
-_CLIPS, _FILES, _BLOCK = 0, 1, 2
+_CLIPS, _FILES, _BLOCK, _SPLIT = 0, 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +199,11 @@ def halve_parts(num_parts: int, num_clips: int) -> int:
     while num_parts > 1 and num_clips < 2 * num_parts:
         num_parts //= 2
     return num_parts
+
+
+def shuffled_episodes(num_episodes: int, *, seed: int) -> Rows:
+    """Returns the episodes in the order in which `train_eval_split` draws them. It stays the same when others are added at the end."""
+    return _permutation(num_episodes, seed, 0, (0, 0, _purpose(_SPLIT, 0)))
 
 
 def _cut_into_clips(first_rows: Rows, lengths: Rows, clip_length: int) -> tuple[Rows, Rows, Rows]:

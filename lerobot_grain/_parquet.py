@@ -1,4 +1,4 @@
-"""Parquet bytes -> columns as NumPy arrays, one row group at a time and only the columns asked for.
+"""Parquet bytes -> Arrow columns, one row group at a time and only the columns asked for.
 
 A parquet file ends with a footer that says where every column chunk of every row group lies. It is read once per file; then a row group
 costs one read of the chunks of the projected columns, merged by the storage. lerobot's recorder writes one row group an episode; official
@@ -10,7 +10,6 @@ of their pages (`_parquet_pages`), which no decoder goes beyond.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import struct
 from bisect import bisect_right
@@ -24,17 +23,22 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lerobot_grain._byte_ranges import ByteRange
+from lerobot_grain._byte_ranges import ByteRange, merge_ranges
+from lerobot_grain._columns import DAMAGED, damage, first_line
 from lerobot_grain._errors import DatasetFormatError, shown
 from lerobot_grain._parquet_pages import chunk_contents
-from lerobot_grain._schema import Feature
 
 # Holds the footers of most data files (about 150 bytes a column chunk), so that they cost one request.
 _TAIL_BYTES = 16 << 10
 _MAX_FOOTER_BYTES = 256 << 20
+# Column chunks that lie side by side are asked for as one range up to this size, which holds a whole data file of lerobot (100 MB). The
+# storage cuts what is too long for one request, which makes fewer than a request for every chunk above its own limit for merging.
+_MAX_REQUEST_BYTES = 128 << 20
+# A footer in memory is larger than in its file.
+_BYTES_OF_FOOTER = 4
 _MAGIC = b"PAR1"
-# The Thrift decoder makes room for a list as long as it is said to be, up to 700 bytes an element, before it reads the first one (pyarrow 26:
-# 6 GB for a footer of 40 bytes). So no list may be longer than the footer has room for, at so many bytes an element, nor than any needs.
+# The Thrift decoder makes room for a list as long as it is said to be, 700 bytes an element, before it reads the first one (pyarrow 26:
+# 6 GB for 40 bytes). So no list may be longer than the footer has room for at so many bytes an element, nor than any needs.
 _MIN_ELEMENT_BYTES, _MAX_ELEMENTS = 8, 200_000
 # What is read may take so many bytes in memory, or so many times its bytes in the file, whichever is more. lerobot's data files have up to
 # 100 MB; pictures do not unpack to more, numbers to a few times as much.
@@ -43,8 +47,6 @@ _MAX_UNPACKED_BYTES, _MAX_UNPACKED_TIMES = 256 << 20, 8
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
 # Levels (16 bits each) and offsets of a value.
 _OVERHEAD_BYTES = 8
-# What pyarrow raises at damaged data; ValueError also for names and texts that are not UTF-8.
-_DAMAGED = (pa.ArrowException, OSError, EOFError, ValueError)
 
 
 class RangeReader(Protocol):
@@ -118,6 +120,16 @@ class ParquetTable:
             first += count
         return spans
 
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether the whole file is."""
+        return isinstance(self.storage, InMemoryFile)
+
+    @property
+    def estimated_bytes(self) -> int:
+        """What the opened table takes in memory."""
+        return (self.size_bytes if self.is_in_memory else 0) + _BYTES_OF_FOOTER * int(self.metadata.serialized_size)
+
     def group_of_row(self, row: int) -> int:
         """Returns the row group that holds row `row` of the file."""
         return bisect_right(self.group_starts, row) - 1
@@ -144,6 +156,18 @@ class ParquetTable:
             ranges.append(found)
         return ranges
 
+    def unpacked_bytes(self, group: int, columns: Sequence[str]) -> int:
+        """Returns about how many bytes `columns` of a row group take in memory, as the footer has it."""
+        leaves = self._leaves(columns)
+        self._check_chunks(leaves)
+        row_group = self.metadata.row_group(group)
+        total = 0
+        for leaf in leaves:
+            chunk = row_group.column(leaf)
+            width = _WIDTHS.get(chunk.physical_type)
+            total += max(0, chunk.total_uncompressed_size if width is None else chunk.num_values * width)
+        return total
+
     def read_group(self, group: int, columns: Sequence[str], *, keep: bool = False) -> pa.Table:
         """Reads `columns` of a row group; `keep` as for `Storage.read_ranges`.
 
@@ -152,11 +176,14 @@ class ParquetTable:
           StorageError: the bytes could not be had.
         """
         leaves, ranges = self._leaves(columns), self.ranges(group, columns)
-        payloads = self.storage.read_ranges(self.path, ranges, keep=keep)
+        merged = merge_ranges(ranges, gap_bytes=0, max_bytes=_MAX_REQUEST_BYTES)
+        held = _SparseFile(merged, self.storage.read_ranges(self.path, merged, keep=keep))
+        payloads = [held.view(chunk) for chunk in ranges]
         where = f"{self.where}, row group {group}"
-        with _damage(where):
+        with damage(where):
             rows_at_once = self._rows_at_once(group, leaves, payloads, where)
-            with pq.ParquetFile(_SparseFile(ranges, payloads), metadata=self.metadata, pre_buffer=False) as file:
+            # Checksums of pages are optional; where a writer has made them, a flipped byte is noticed.
+            with pq.ParquetFile(held, metadata=self.metadata, pre_buffer=False, page_checksum_verification=True) as file:
                 if rows_at_once is None:
                     table = file.reader.read_row_group(group, column_indices=leaves, use_threads=False)
                 else:
@@ -178,12 +205,12 @@ class ParquetTable:
             try:
                 with pq.ParquetFile(unread, metadata=self.metadata, pre_buffer=True) as file:
                     file.reader.read_row_groups(groups, column_indices=unchecked, use_threads=False)
-            except _DAMAGED as error:
+            except DAMAGED as error:
                 if not unread.was_asked:
-                    raise DatasetFormatError(f"{self.where}: damaged parquet footer ({_first_line(error)})") from None
+                    raise DatasetFormatError(f"{self.where}: damaged parquet footer ({first_line(error)})") from None
             self._checked_leaves.update(unchecked)
 
-    def _rows_at_once(self, group: int, leaves: Sequence[int], payloads: Sequence[bytes], where: str) -> int | None:
+    def _rows_at_once(self, group: int, leaves: Sequence[int], payloads: Sequence[memoryview], where: str) -> int | None:
         """Returns how many rows of a row group may be unpacked at a time; `None` for all.
 
         Raises:
@@ -203,8 +230,8 @@ class ParquetTable:
                 most += held.values * (held.largest_page_bytes + _OVERHEAD_BYTES)
             else:
                 width = _WIDTHS.get(chunk.physical_type) or self.metadata.schema.column(leaf).length
-                least += held.values * width
-                most += held.values * (width + _OVERHEAD_BYTES)
+                least += max(held.nbytes, held.values * width)
+                most += max(held.nbytes, held.values * (width + _OVERHEAD_BYTES))
         limit = _max_unpacked_bytes(payloads)
         if least > limit:
             raise DatasetFormatError(f"{where}: its {sum(map(len, payloads))} bytes unpack to {least}; {_at_most(limit)}")
@@ -220,15 +247,17 @@ class ParquetTable:
         return [leaf for name in columns for leaf in self.leaves[name]]
 
 
-def open_table(storage: RangeReader, path: str) -> ParquetTable:
-    """Reads the footer of a parquet file.
+def open_table(storage: RangeReader, path: str, *, whole_up_to_bytes: int = 0) -> ParquetTable:
+    """Reads the footer of a parquet file. A file that has no more than `whole_up_to_bytes` is read whole, at once, and stays in memory.
 
     Raises:
       DatasetFormatError: not a parquet file, or truncated.
       StorageError: the bytes could not be had.
     """
     where = f"{storage.description}, {path}"
-    tail, size_bytes = storage.read_tail(path, _TAIL_BYTES, keep=True)
+    tail, size_bytes = storage.read_tail(path, max(_TAIL_BYTES, whole_up_to_bytes), keep=True)
+    if size_bytes <= whole_up_to_bytes:
+        storage = InMemoryFile(storage.description, tail)
     if len(tail) < 12 or tail[-4:] != _MAGIC:
         raise DatasetFormatError(
             f"{where}: not a parquet file, or truncated: its {size_bytes} bytes end with {tail[-4:]!r}; expected {_MAGIC!r}"
@@ -247,11 +276,11 @@ def open_table(storage: RangeReader, path: str) -> ParquetTable:
             thrift_container_size_limit=min(length // _MIN_ELEMENT_BYTES + 1, _MAX_ELEMENTS),
         ).metadata
         names = metadata.schema.to_arrow_schema().names
-    except _DAMAGED as error:
-        raise DatasetFormatError(f"{where}: damaged parquet footer ({_first_line(error)})") from None
+    except DAMAGED as error:
+        raise DatasetFormatError(f"{where}: damaged parquet footer ({first_line(error)})") from None
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise DatasetFormatError(f"{where}: there are {names.count(twice)} columns {twice!r}; expected one")
+        raise DatasetFormatError(f"{where}: there are {names.count(twice)} columns {shown(twice)}; expected one")
     counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     if min(counts, default=0) < 0 or sum(counts) != metadata.num_rows:
         raise DatasetFormatError(
@@ -271,104 +300,9 @@ def read_columns(table: ParquetTable, columns: Sequence[str] | None) -> dict[str
             raise DatasetFormatError(f"{table.where}: its {table.size_bytes} bytes unpack to more than {limit}, which are not read")
     if not groups:
         return {}
-    with _damage(table.where):
+    with damage(table.where):
         joined = pa.concat_tables(groups)
         return {name: joined.column(name).to_numpy() for name in names}
-
-
-def to_numpy(column: pa.ChunkedArray, feature: Feature, *, where: str) -> npt.NDArray[Any]:
-    """Returns the values of a low-dimensional feature, `(rows, *shape)`, `(rows,)` for a scalar, of its declared dtype.
-
-    Raises:
-      DatasetFormatError: a value is missing, has another shape than declared, or does not fit the declared dtype.
-    """
-    values = column.combine_chunks()
-    if isinstance(values, pa.ExtensionArray):
-        values = values.storage
-    rows, shape = len(values), () if feature.is_scalar else feature.shape
-    if feature.is_scalar and _is_list(values.type):
-        shape = (1,)
-    for axis, length in enumerate(shape):
-        values = _flatten(values, length, f"{where}: feature {feature.key!r}", axis)
-    if _is_list(values.type):
-        raise DatasetFormatError(f"{where}: feature {feature.key!r} has more dimensions than its declared shape {feature.shape}")
-    if values.null_count:
-        raise DatasetFormatError(f"{where}: feature {feature.key!r} has {values.null_count} missing values; every row needs one")
-    with _damage(f"{where}: feature {feature.key!r}"):
-        array = np.asarray(values.to_numpy(zero_copy_only=False))
-    cast = _cast(array, feature, where)
-    return np.ascontiguousarray(cast.reshape((rows,) if feature.is_scalar else (rows, *feature.shape)))
-
-
-def to_strings(column: pa.ChunkedArray, feature: Feature, *, where: str) -> list[str]:
-    """Returns the values of a string feature."""
-    with _damage(f"{where}: feature {feature.key!r}"):
-        values: list[str] = column.to_pylist()
-    for row, value in enumerate(values):
-        if not isinstance(value, str):
-            raise DatasetFormatError(f"{where}: feature {feature.key!r} has {shown(value)} in row {row} of its group; expected a string")
-    return values
-
-
-def to_encoded_images(column: pa.ChunkedArray, feature: Feature, *, where: str) -> list[bytes]:
-    """Returns the encoded pictures of an image feature: a struct with the field `bytes` (as lerobot embeds them), or plain binary."""
-    values = column.combine_chunks()
-    if pa.types.is_struct(values.type):
-        if values.type.get_field_index("bytes") < 0:
-            raise DatasetFormatError(f"{where}: image {feature.key!r} is a {values.type}; expected a struct with a field bytes")
-        values = values.field("bytes")
-    with _damage(f"{where}: image {feature.key!r}"):
-        images: list[bytes] = values.to_pylist()
-    for row, image in enumerate(images):
-        if not isinstance(image, bytes) or not image:
-            raise DatasetFormatError(
-                f"{where}: image {feature.key!r} has no bytes in row {row} of its group; pictures outside the table are not read"
-            )
-    return images
-
-
-def _flatten(values: pa.Array, length: int, subject: str, axis: int) -> pa.Array:
-    """Returns the elements of lists that must all have `length` elements."""
-    if not _is_list(values.type):
-        raise DatasetFormatError(f"{subject} has values of type {values.type} at axis {axis}; expected lists of {length}")
-    if values.null_count:
-        raise DatasetFormatError(f"{subject} has {values.null_count} missing values; every row needs one")
-    if pa.types.is_fixed_size_list(values.type):
-        lengths = np.array([values.type.list_size])
-    else:
-        lengths = np.unique(np.diff(values.offsets.to_numpy()))
-    if len(values) and (odd := lengths[lengths != length]).size:
-        raise DatasetFormatError(f"{subject} has {odd[0]} values at axis {axis} in some row; expected {length} everywhere")
-    return values.flatten()
-
-
-def _cast(array: npt.NDArray[Any], feature: Feature, where: str) -> npt.NDArray[Any]:
-    dtype = np.dtype(feature.dtype)
-    if array.dtype == dtype:
-        return array
-    if array.dtype.kind not in "biuf":
-        raise DatasetFormatError(f"{where}: feature {feature.key!r} is stored as {array.dtype}; its declared dtype is {dtype}")
-    if array.dtype.kind in "iu" and dtype.kind in "iu" and len(array):
-        limits = np.iinfo(dtype)
-        # A cast back would bring a wrapped negative number home again.
-        if int(array.min()) < limits.min or int(array.max()) > limits.max:
-            raise DatasetFormatError(
-                f"{where}: feature {feature.key!r} is stored as {array.dtype} with values that its declared dtype {dtype} cannot hold"
-            )
-    with np.errstate(invalid="ignore", over="ignore"):
-        cast = array.astype(dtype)
-        # Floating point may lose digits, as a declared float32 of stored doubles does in lerobot; an integer or a bool must stay what it
-        # is.
-        exact = dtype.kind == "f" or bool((cast.astype(array.dtype) == array).all())
-    if not exact:
-        raise DatasetFormatError(
-            f"{where}: feature {feature.key!r} is stored as {array.dtype} with values that its declared dtype {dtype} cannot hold"
-        )
-    return cast
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _num_leaves(kind: pa.DataType) -> int:
@@ -379,11 +313,7 @@ def _num_leaves(kind: pa.DataType) -> int:
     return sum(_num_leaves(kind.field(i).type) for i in range(kind.num_fields)) if kind.num_fields else 1
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:400] if str(error).strip() else type(error).__name__
-
-
-def _max_unpacked_bytes(payloads: Sequence[bytes]) -> int:
+def _max_unpacked_bytes(payloads: Sequence[memoryview]) -> int:
     """Returns how many bytes in memory may come out of the bytes of a file."""
     return max(_MAX_UNPACKED_BYTES, _MAX_UNPACKED_TIMES * sum(map(len, payloads)))
 
@@ -404,15 +334,6 @@ def _up_to(batches: Iterable[pa.RecordBatch], max_bytes: int, where: str) -> Ite
         if held > max_bytes:
             raise DatasetFormatError(f"{where}: it unpacks to more than {max_bytes} bytes; {_at_most(max_bytes)}")
         yield batch
-
-
-@contextlib.contextmanager
-def _damage(where: str) -> Iterator[None]:
-    """Turns what pyarrow raises at damaged data into the format error."""
-    try:
-        yield
-    except _DAMAGED as error:
-        raise DatasetFormatError(f"{where}: damaged parquet data ({_first_line(error)})") from None
 
 
 class _UnreadFile(io.RawIOBase):
@@ -453,12 +374,18 @@ class _SparseFile(_UnreadFile):
         super().__init__(max((piece.stop for piece in ranges), default=0))
         pieces = sorted(zip(ranges, payloads, strict=True), key=lambda piece: piece[0])
         self._starts = [piece[0].start for piece in pieces]
-        self._pieces = [piece[1] for piece in pieces]
+        self._pieces = [memoryview(piece[1]) for piece in pieces]
+
+    def view(self, wanted: ByteRange) -> memoryview:
+        """Returns the bytes of a range, or what is known of it."""
+        number = bisect_right(self._starts, wanted.start) - 1
+        if number < 0:
+            return memoryview(b"")
+        start = wanted.start - self._starts[number]
+        return self._pieces[number][start : start + wanted.length]
 
     def read(self, size: int = -1) -> bytes:
-        number = bisect_right(self._starts, self._position) - 1
-        start = self._position - self._starts[number] if number >= 0 else 0
-        data = self._pieces[number][start : start + size] if number >= 0 and size >= 0 else b""
+        data = bytes(self.view(ByteRange(self._position, self._position + max(0, size))))
         if len(data) != size:
             raise EOFError(f"bytes [{self._position}, {self._position + size}) are not those of the column chunks")
         self._position += size

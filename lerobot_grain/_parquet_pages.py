@@ -37,7 +37,7 @@ class ChunkContents(NamedTuple):
     largest_page_bytes: int
 
 
-def chunk_contents(chunk: bytes, num_values: int) -> ChunkContents:
+def chunk_contents(chunk: bytes | memoryview, num_values: int) -> ChunkContents:
     """Adds up the headers of a column chunk up to its last page.
 
     Args:
@@ -70,7 +70,7 @@ def chunk_contents(chunk: bytes, num_values: int) -> ChunkContents:
     return ChunkContents(values, nbytes, largest)
 
 
-def _read_struct(data: bytes, at: int, depth: int) -> tuple[_Struct, int]:
+def _read_struct(data: bytes | memoryview, at: int, depth: int) -> tuple[_Struct, int]:
     """Returns the 32-bit integers and structs of a struct by their field ids, and where it ends."""
     _check_depth(depth)
     found: _Struct = {}
@@ -99,7 +99,7 @@ def _check_depth(depth: int) -> None:
         raise ValueError("a page header is nested too deeply")
 
 
-def _skip(data: bytes, at: int, kind: int, depth: int) -> int:
+def _skip(data: bytes | memoryview, at: int, kind: int, depth: int) -> int:
     """Returns where a value ends."""
     _check_depth(depth)
     if kind in (_BYTE, _TRUE, _FALSE):  # one byte each inside of lists and maps
@@ -133,13 +133,13 @@ def _skip(data: bytes, at: int, kind: int, depth: int) -> int:
     return at
 
 
-def _read_integer(data: bytes, at: int) -> tuple[int, int]:
+def _read_integer(data: bytes | memoryview, at: int) -> tuple[int, int]:
     """Returns a signed integer (zigzag), and where it ends."""
     value, at = _read_varint(data, at)
     return (value >> 1) ^ -(value & 1), at
 
 
-def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+def _read_varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
     value, shift = 0, 0
     while True:
         byte = data[at]

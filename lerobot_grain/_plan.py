@@ -33,12 +33,26 @@ class VideoFile:
       episodes: the episode table of the data set.
       fps: of the data set.
       where: names the file in messages.
+      contents: the whole file, where it was read whole.
 
     Attributes:
+      problems: episode -> what is wrong with it, for the episodes whose frames are not all there.
       estimated_bytes: of the camera's coded video in all files, judged by this one.
     """
 
-    def __init__(self, table: SampleTable, *, path: str, camera: str, number: int, episodes: EpisodeTable, fps: float, where: str) -> None:
+    def __init__(
+        self,
+        table: SampleTable,
+        *,
+        path: str,
+        camera: str,
+        number: int,
+        episodes: EpisodeTable,
+        fps: float,
+        where: str,
+        contents: bytes | None = None,
+    ) -> None:
+        self.contents = contents
         self.table, self.path, self.camera, self.number, self.where = table, path, camera, number, where
         spans = episodes.videos[camera]
         held = spans.files.episodes_in(number)
@@ -48,13 +62,14 @@ class VideoFile:
         by_number = np.argsort(held)
         self._episodes, self._first_frames = held[by_number], first_frames[by_number]
         self._first_frame_of: dict[int, int] = dict(zip(held.tolist(), first_frames.tolist(), strict=True))
-        self._problems = _episodes_without_frames(held, first_frames, episodes.lengths[held], starts, times, table, fps)
+        self.problems = _episodes_without_frames(held, first_frames, episodes.lengths[held], starts, times, table, fps)
         # Of each GOP the first frame of the file for which decoding starts there, and the number of frames: GOPs follow each other in
         # presentation order.
         ranks = np.empty(table.num_frames, np.int64)
         ranks[table.presentation] = np.arange(table.num_frames)
         self.gop_starts = np.append(ranks[table.keys], table.num_frames)
         self.nbytes = sum(a.nbytes for a in (table.offsets, table.sizes, table.pts, table.keys, table.presentation, self.gop_starts))
+        self.nbytes += len(contents or b"")
         self.estimated_bytes = int(table.sizes.sum()) * int(episodes.lengths.sum()) // max(1, int(episodes.lengths[held].sum()))
 
     def check(self, episode: int) -> None:
@@ -63,7 +78,7 @@ class VideoFile:
         Raises:
           DatasetFormatError: the file does not hold a frame for every row of the episode.
         """
-        if (problem := self._problems.get(episode)) is not None:
+        if (problem := self.problems.get(episode)) is not None:
             raise DatasetFormatError(f"{self.where}: episode {episode}, camera {self.camera}: {problem}")
 
     def first_frame(self, episode: int) -> int:
@@ -118,10 +133,7 @@ def _episodes_without_frames(
 ) -> dict[int, str]:
     """Returns episode -> what is wrong with it, for the episodes whose frames are not all in the file."""
     problems = {}
-    # Episodes of a file follow each other in the order of from_timestamp, which is the order of their rows in every file seen.
-    by_start = np.argsort(first, kind="stable")
-    stops = np.empty(len(held), np.int64)
-    stops[by_start] = np.append(first[by_start][1:], table.num_frames)
+    stops = frames_until(first, table.num_frames)
     for i in np.flatnonzero((first + lengths > stops) | (np.abs(times - starts) > 0.5 / fps)).tolist():
         if abs(times[i] - starts[i]) > 0.5 / fps:
             last = table.pts[table.presentation[-1]] / table.timescale
@@ -136,6 +148,15 @@ def _episodes_without_frames(
                 "which frame belongs to which row is not known"
             )
     return problems
+
+
+def frames_until(first_frames: Integers, num_frames: int) -> Integers:
+    """Returns int64 `(n,)`: the frame behind the last one of each episode of a file that has `num_frames`, given the first ones."""
+    # Episodes of a file follow each other in the order of from_timestamp, which is the order of their rows in every file seen.
+    by_start = np.argsort(first_frames, kind="stable")
+    stops = np.empty(len(first_frames), np.int64)
+    stops[by_start] = np.append(first_frames[by_start][1:], num_frames)
+    return stops
 
 
 class WantedGop(NamedTuple):

@@ -28,10 +28,11 @@ from lerobot_grain._errors import InvalidRequestError, LeRobotGrainError
 from lerobot_grain._frame_reader import FrameReader, Places
 from lerobot_grain._recycled import RecycledArrays
 from lerobot_grain._repository import Repository
+from lerobot_grain._request_scope import RequestScope
 from lerobot_grain._row_reader import PendingRows, RowReader
 from lerobot_grain._rows import Selection
 from lerobot_grain._statistics import Meter, ReadStatistics
-from lerobot_grain._storage import StorageOptions
+from lerobot_grain._storage_options import StorageOptions
 from lerobot_grain._windows import WindowBlock
 
 # Examples that are planned at a time, and whose GOPs are grouped into decode tasks: enough for arrays to pay, and pictures for sequential
@@ -41,9 +42,11 @@ _EXAMPLES_PER_BLOCK, _BLOCK_BYTES, _BLOCK_PART = 256, 96 << 20, 16
 _MAX_TAKEN_BYTES = 4 << 20
 # Parts of the budget: row groups that are kept, and coded bytes above which nothing is fetched ahead.
 _ROWS_PART, _CODED_PART = 8, 8
+# The same where there is no video, which leaves room.
+_ROWS_PART_ALONE = 2
 # At most this many blocks are decoded ahead, and examples fetched ahead of them, however large the budget is: more would not hide more
 # latency.
-_MAX_DECODED_BLOCKS, _MAX_FETCHED_AHEAD = 4, 512
+_MAX_DECODED_BLOCKS, _MAX_FETCHED_AHEAD = 4, 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +115,10 @@ class ReadAhead:
         self._num_fetched = self._num_decoded = 0  # blocks
         self._meter = Meter(repository.storage)
         self._arrays = RecycledArrays()
-        self._fetchers = ThreadPoolExecutor(options.storage.num_connections, "lerobot_grain fetch")
+        self._requests = RequestScope()
+        self._fetchers = ThreadPoolExecutor(options.storage.num_connections, "lerobot_grain fetch", initializer=self._requests.enter)
         self._decoders = ThreadPoolExecutor(options.num_decode_threads or _num_cores(), "lerobot_grain decode")
-        rows_bytes = options.memory_budget_bytes // _ROWS_PART
+        rows_bytes = options.memory_budget_bytes // (_ROWS_PART if selection.videos else _ROWS_PART_ALONE)
         self._rows = RowReader(
             repository,
             selection,
@@ -122,6 +126,7 @@ class ReadAhead:
             memory_bytes=rows_bytes,
             fetchers=self._fetchers,
             decoders=self._decoders,
+            start_thread=self._requests.enter,
             meter=self._meter,
         )
         self._frames = FrameReader(
@@ -213,13 +218,17 @@ class ReadAhead:
         )
 
     def close(self) -> None:
-        """Stops all threads. Tasks that have not begun are dropped; those that have are waited for."""
+        """Stops all threads. Tasks that have not begun are dropped, requests are ended; what is being decoded is waited for."""
         if self._is_finalizing():
             return  # Python has ended the threads
         for pool in (self._fetchers, self._decoders):
             pool.shutdown(wait=False, cancel_futures=True)
+        self._rows.close(wait=False)
+        # A thread that is still connecting ends by itself, and cannot do anything more.
+        has_ended = self._requests.end()
         for pool in (self._fetchers, self._decoders):
-            pool.shutdown(wait=True)
+            pool.shutdown(wait=has_ended)
+        self._rows.close(wait=has_ended)
 
     def _next_part(self, pending: _PendingBlock, limit: int) -> tuple[slice, Batch]:
         """Waits for examples of a block, up to `limit`, and up to the first one that cannot be read.

@@ -3,31 +3,41 @@
 Rules:
 * The revision is resolved to a commit once; after that nothing can change under a stream. A bucket and a
   directory have no commits; a hash of the list of files, or of `meta/`, stands for it.
+* The versions of the format differ in `meta/` and in nothing else that is seen here: v2.x (`_metadata_v2`) gives the same tables as v3.
 * Of the episode tables only the few columns that are needed are read: the statistics of every episode would be a hundred times as much.
 * A repository is a value that pickles; opening one again in another process costs nothing.
+* Files that disagree are an error where it could change what is read. Where it could not, a note says so, and a warning once.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain import _metadata_v2 as v2
+from lerobot_grain._byte_ranges import ByteRange
+from lerobot_grain._columns import first_line
 from lerobot_grain._episodes import EpisodeTable, episode_columns, episode_table
-from lerobot_grain._errors import DatasetFormatError, MissingFileError
-from lerobot_grain._mp4 import SampleTable, read_sample_table
+from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, LeRobotGrainWarning, MissingFileError, shown
+from lerobot_grain._json_lines import pieces_of
+from lerobot_grain._mp4 import SampleTable, SampleTableReader, read_sample_table
+from lerobot_grain._open_storage import open_storage
 from lerobot_grain._parquet import InMemoryFile, open_table, read_columns
 from lerobot_grain._schema import DatasetInfo, Feature, parse_info
-from lerobot_grain._storage import Storage, StorageOptions, open_storage
+from lerobot_grain._storage import Storage
+from lerobot_grain._storage_options import StorageOptions
 
-INFO_PATH, STATS_PATH, TASKS_PATH = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
+INFO_PATH, STATS_PATH = "meta/info.json", "meta/stats.json"
+TASKS_PATH, SUBTASKS_PATH = "meta/tasks.parquet", "meta/subtasks.parquet"
 _EPISODES_PATH = re.compile(r"meta/episodes/chunk-([0-9]{1,9})/file-([0-9]{1,9})\.parquet")
 
 # A metadata file is refused above these sizes before it is read; the largest public data sets have a hundredth of them. JSON takes up to 40
@@ -42,7 +52,7 @@ _WHOLE_TABLE_BYTES = 8 << 20
 Statistics = Mapping[str, Mapping[str, npt.NDArray[np.float64]]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Repository:
     """One revision of a LeRobotDataset.
 
@@ -52,8 +62,9 @@ class Repository:
       info: what `meta/info.json` says.
       episodes: the episode table.
       tasks: task texts by `task_index`.
-      stats: `meta/stats.json`: feature key -> statistic (`mean`, `std`, `min`, `max`, `count`, quantiles) -> float64 array; `None` where
-        there is none.
+      subtasks: texts by `subtask_index`; `None` where there is no `meta/subtasks.parquet`.
+      notes: what in the files is odd or was repaired, and does not change what is read; one text each. Opening issues each as a
+        `LeRobotGrainWarning`.
     """
 
     storage: Storage
@@ -61,7 +72,24 @@ class Repository:
     info: DatasetInfo
     episodes: EpisodeTable
     tasks: Mapping[int, str]
-    stats: Statistics | None
+    subtasks: Mapping[int, str] | None = None
+    notes: tuple[str, ...] = ()
+    _stats: list[Statistics | None] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
+
+    @property
+    def stats(self) -> Statistics | None:
+        """Feature key -> statistic (`mean`, `std`, `min`, `max`, `count`, quantiles) -> float64 array; `None` where there are none.
+
+        As `meta/stats.json` has them. In v2.1, which has them for each episode, the first use adds those up: that reads up to 10 KB an
+        episode.
+
+        Raises:
+          DatasetFormatError: they are malformed.
+          StorageError: the bytes could not be had.
+        """
+        if not self._stats:
+            self._stats.append(_read_stats(self.storage, self.info))
+        return self._stats[0]
 
     @property
     def description(self) -> str:
@@ -85,6 +113,25 @@ class Repository:
         """Closes the connections of this process; a later read opens new ones."""
         self.storage.close()
 
+    def episode_column(self, name: str) -> npt.NDArray[Any]:
+        """Reads one column of `meta/episodes`, any of those that the file has, such as `tasks`.
+
+        Returns:
+          `(episodes,)`, in the order of `episodes`: numbers as numbers, texts as str, lists as arrays.
+
+        Raises:
+          InvalidRequestError: there is no such column.
+          StorageError: the bytes could not be had.
+        """
+        listing = self.storage.list_metadata()
+        if self.info.major_version == 2:
+            columns = v2.read_column(self.storage, listing, name)
+        else:
+            columns = _read_episode_columns(self.storage, listing, tuple(dict.fromkeys(("episode_index", name))))
+        if name not in columns:
+            raise InvalidRequestError(f"{self.description}: the episode table has no column {name!r}")
+        return columns[name][np.argsort(columns["episode_index"], kind="stable")]
+
     def gop_length(self) -> int | None:
         """Returns the pictures from key frame to key frame: the most common number in one file of each camera, the largest of all cameras.
 
@@ -98,7 +145,8 @@ class Repository:
         lengths = []
         for key, spans in self.episodes.videos.items():
             try:
-                counts = np.bincount(sample_table(self.storage, spans.files.paths[0]).gop_lengths())
+                is_one_episode = len(spans.files.episodes_in(0)) == 1
+                counts = np.bincount(sample_table(self.storage, spans.files.paths[0], is_moov_last=is_one_episode).gop_lengths())
             except MissingFileError:
                 lengths.append(self.features[key].gop_length)
             else:
@@ -120,7 +168,8 @@ def open_repository(
 
     Args:
       repository: `org/name` on the Hub, or a bucket (`hf://buckets/org/name/folder`) or directory with the same layout.
-      revision: branch, tag or commit; by default the newest `v3.x` tag, and `main` where there is none. Not for buckets and directories.
+      revision: branch, tag or commit; by default the newest tag `v3.x`, `v2.1` or `v2.0`, and `main` where there is none. Not for buckets
+        and directories.
       endpoint: of the Hub; by default huggingface.co, or what `HF_ENDPOINT` says.
       token: a Hub token; by default the one that `huggingface_hub` finds; `False` sends none.
       cache_dir: of the Hub client, for the files of `meta/`; by default its usual one. Pieces of other files are kept in the folder
@@ -129,7 +178,7 @@ def open_repository(
 
     Raises:
       InvalidRequestError: `repository` is neither a directory nor the name of a repository.
-      DatasetFormatError: it is not a LeRobotDataset v3.x, or its metadata is malformed.
+      DatasetFormatError: it is not a LeRobotDataset v2.0, v2.1 or v3.x, or its metadata is malformed.
       StorageError: missing, private or gated repository, wrong revision, or the Hub could not be reached.
     """
     options = StorageOptions() if storage_options is None else storage_options
@@ -142,41 +191,76 @@ def open_repository(
         )
     info = parse_info(storage.read_metadata(INFO_PATH, max_bytes=_MAX_INFO_BYTES), where=f"{storage.description}, {INFO_PATH}")
     episodes = _read_episodes(storage, listing, info)
-    return Repository(
+    notes = (
+        *(f"{INFO_PATH}: {note}" for note in (*info.notes, *_odd_totals(info, episodes))),
+        *(f"meta/episodes: {note}" for note in episodes.notes),
+    )
+    for note in notes:
+        warnings.warn(f"{storage.description}: {note}", LeRobotGrainWarning, stacklevel=2)
+    is_v2 = info.major_version == 2
+    opened = Repository(
         storage=storage,
         commit=storage.commit or _hash_of_metadata(storage, listing),
         info=info,
         episodes=episodes,
-        tasks=_read_tasks(storage, listing),
-        stats=_read_stats(storage) if STATS_PATH in listing else None,
+        tasks=v2.read_tasks(storage, listing, max_tasks=_MAX_TASKS) if is_v2 else _read_texts(storage, listing, TASKS_PATH, "task"),
+        subtasks=_read_texts(storage, listing, SUBTASKS_PATH, "subtask") if SUBTASKS_PATH in listing else None,
+        notes=notes,
     )
+    if v2.EPISODES_STATS_PATH not in listing:
+        _ = opened.stats  # small: found in the cache when the Hub cannot be reached
+    return opened
 
 
-def sample_table(storage: Storage, path: str) -> SampleTable:
+def sample_table(storage: Storage, path: str, *, is_moov_last: bool = False) -> SampleTable:
     """Reads the sample table of a video file: one or two small ranges, which are kept on disk.
+
+    One, where `moov` is its last box and `is_moov_last` says so.
 
     Raises:
       DatasetFormatError: not an MP4 file that can be read.
       StorageError: the bytes could not be had.
     """
     with storage.checked(path):
-        reader = read_sample_table(storage.size_bytes(path), where=f"{storage.description}, {path}")
-        wanted = next(reader)
-        while True:
-            try:
-                wanted = reader.send(storage.read_ranges(path, [wanted], keep=True)[0])
-            except StopIteration as stop:
-                table: SampleTable = stop.value
-                return table
+        reader = read_sample_table(storage.size_bytes(path), where=f"{storage.description}, {path}", is_moov_last=is_moov_last)
+        return _run(reader, lambda wanted: storage.read_ranges(path, [wanted], keep=True)[0])
+
+
+def sample_table_in(contents: bytes, *, where: str) -> SampleTable:
+    """Returns the sample table of a video file that is in memory.
+
+    Raises:
+      DatasetFormatError: not an MP4 file that can be read.
+    """
+    return _run(read_sample_table(len(contents), where=where), lambda wanted: contents[wanted.start : wanted.stop])
+
+
+def _run(reader: SampleTableReader, read: Callable[[ByteRange], bytes]) -> SampleTable:
+    wanted = next(reader)
+    while True:
+        try:
+            wanted = reader.send(read(wanted))
+        except StopIteration as stop:
+            table: SampleTable = stop.value
+            return table
 
 
 def _read_episodes(storage: Storage, listing: Mapping[str, int], info: DatasetInfo) -> EpisodeTable:
+    if info.major_version == 2:
+        path, columns = v2.EPISODES_PATH, v2.read_episode_columns(storage, listing, info, max_episodes=_MAX_EPISODES)
+    else:
+        path, columns = "meta/episodes", _read_episode_columns(storage, listing, episode_columns(info))
+    return episode_table(columns, info=info, where=f"{storage.description}, {path}")
+
+
+def _read_episode_columns(storage: Storage, listing: Mapping[str, int], wanted: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
+    """Returns name -> array `(episodes,)`, in the order of the files, of the columns of `meta/episodes` that there are."""
     # Only names of the format count: a real data set holds a second copy of its table in another folder under meta/episodes.
     numbered = sorted((int(match[1]), int(match[2]), path) for path in listing if (match := _EPISODES_PATH.fullmatch(path)))
-    where = f"{storage.description}, meta/episodes"
     if not numbered:
-        raise DatasetFormatError(f"{where}: there is no episode table; expected meta/episodes/chunk-000/file-000.parquet")
-    wanted = episode_columns(info)
+        raise DatasetFormatError(
+            f"{storage.description}, meta/episodes: there is no episode table; expected meta/episodes/chunk-000/file-000.parquet"
+        )
     pieces: list[dict[str, npt.NDArray[Any]]] = []
     left = _MAX_EPISODES
     for _, _, path in numbered:
@@ -188,17 +272,16 @@ def _read_episodes(storage: Storage, listing: Mapping[str, int], info: DatasetIn
             raise DatasetFormatError(
                 f"{storage.description}, {path}: there is no column {missing[0]}, which other files of the episode table have"
             )
-    columns = {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
-    table = episode_table(columns, info=info, where=where)
-    for field, declared, found in (
-        ("total_episodes", info.total_episodes, table.num_episodes),
-        ("total_frames", info.total_frames, table.num_rows),
-    ):
-        if declared is not None and declared != found:
-            raise DatasetFormatError(
-                f"{storage.description}, {INFO_PATH}: {field} is {declared}, but the episode table has {found}; one is incomplete"
-            )
-    return table
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
+
+
+def _odd_totals(info: DatasetInfo, episodes: EpisodeTable) -> list[str]:
+    totals = (("total_episodes", info.total_episodes, episodes.num_episodes), ("total_frames", info.total_frames, episodes.num_rows))
+    return [
+        f"{field} is {declared}, but the episode table has {found}, which is what is read"
+        for field, declared, found in totals
+        if declared not in (None, found)
+    ]
 
 
 def _read_table(
@@ -214,24 +297,31 @@ def _read_table(
         return read_columns(table, columns)
 
 
-def _read_tasks(storage: Storage, listing: Mapping[str, int]) -> dict[int, str]:
-    if TASKS_PATH not in listing:
-        raise DatasetFormatError(f"{storage.description}: there is no {TASKS_PATH}; expected the table of task texts")
-    where = f"{storage.description}, {TASKS_PATH}"
-    columns = _read_table(storage, TASKS_PATH, listing[TASKS_PATH], None, max_rows=_MAX_TASKS)
+def _read_texts(storage: Storage, listing: Mapping[str, int], path: str, kind: str) -> dict[int, str]:
+    """Returns the texts of tasks or subtasks by their number."""
+    if path not in listing:
+        raise DatasetFormatError(f"{storage.description}: there is no {path}; expected the table of {kind} texts")
+    where, index = f"{storage.description}, {path}", f"{kind}_index"
+    columns = _read_table(storage, path, listing[path], None, max_rows=_MAX_TASKS)
     # The texts are the index of a pandas table, whose name depends on the version of lerobot that wrote it: task or __index_level_0__.
-    texts = [name for name, values in columns.items() if name != "task_index" and values.dtype == object]
-    if "task_index" not in columns or len(texts) != 1:
-        raise DatasetFormatError(f"{where}: found the columns {', '.join(columns)}; expected task_index and one of texts")
-    numbers, values = columns["task_index"], columns[texts[0]]
+    texts = [name for name, values in columns.items() if name != index and values.dtype == object]
+    texts = [name for name in texts if name in (kind, "__index_level_0__")] or texts
+    if index not in columns or len(texts) != 1:
+        raise DatasetFormatError(f"{where}: found the columns {', '.join(columns)[:400]}; expected {index} and one of texts")
+    numbers, values = columns[index], columns[texts[0]]
     if numbers.dtype.kind not in "iuf" or not np.array_equal(np.sort(numbers), np.arange(len(numbers))):
-        raise DatasetFormatError(f"{where}: task_index is {numbers[:8].tolist()}...; expected 0, 1, 2, ... once each")
+        raise DatasetFormatError(f"{where}: {index} is {shown(numbers[:8].tolist())}...; expected 0, 1, 2, ... once each")
     if odd := [value for value in values if not isinstance(value, str)]:
-        raise DatasetFormatError(f"{where}: found {odd[0]!r} in column {texts[0]}; expected texts")
+        raise DatasetFormatError(f"{where}: found {shown(odd[0])} in column {texts[0][:400]}; expected texts")
     return {int(number): str(value) for number, value in zip(numbers, values, strict=True)}
 
 
-def _read_stats(storage: Storage) -> Statistics:
+def _read_stats(storage: Storage, info: DatasetInfo) -> Statistics | None:
+    listing = storage.list_metadata()
+    if info.major_version == 2 and v2.EPISODES_STATS_PATH in listing:
+        return v2.read_episodes_stats(storage, listing)
+    if STATS_PATH not in listing:
+        return None
     where = f"{storage.description}, {STATS_PATH}"
     try:
         stats = json.loads(storage.read_metadata(STATS_PATH, max_bytes=_MAX_STATS_BYTES))
@@ -239,12 +329,14 @@ def _read_stats(storage: Storage) -> Statistics:
             str(key): {str(name): np.asarray(value, np.float64) for name, value in statistics.items()} for key, statistics in stats.items()
         }
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise DatasetFormatError(f"{where}: expected feature -> statistic -> numbers ({error})") from None
+        raise DatasetFormatError(f"{where}: expected feature -> statistic -> numbers ({first_line(error)})") from None
 
 
 def _hash_of_metadata(storage: Storage, listing: Mapping[str, int]) -> str:
     digest = hashlib.sha256()
     for path in sorted(listing):
-        contents = hashlib.sha256(storage.read_metadata(path, max_bytes=_MAX_TABLE_BYTES)).hexdigest()
-        digest.update(f"{path} {contents}\n".encode())
+        contents = hashlib.sha256()
+        for piece in pieces_of(storage, path, listing[path]):
+            contents.update(piece)
+        digest.update(f"{path} {contents.hexdigest()}\n".encode())
     return digest.hexdigest()[:40]

@@ -1,11 +1,18 @@
-"""Fetches row groups ahead, and puts the low-dimensional values, embedded images and tasks of examples together."""
+"""Fetches row groups ahead, and puts the low-dimensional values, embedded images and texts of examples together.
+
+Row groups are kept for later examples, up to a limit; the least recently used go. Where one block of examples needs more than that, the
+next block would find none of them, and all of them together may be more than the memory of the machine. Up to twice the limit they are kept
+nevertheless, which is enough where a stream goes from one large file to the next. Above, a few are read at a time, only the rows that the
+block needs are kept of them, and a warning says what that costs and what helps.
+"""
 
 from __future__ import annotations
 
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._batches import Batch
-from lerobot_grain._errors import DatasetFormatError, LeRobotGrainError
+from lerobot_grain._errors import DatasetFormatError, LeRobotGrainError, LeRobotGrainWarning
 from lerobot_grain._kept import Kept
 from lerobot_grain._repository import Repository
-from lerobot_grain._rows import TASK_KEY, DataFile, RowGroup, Selection, columns_to_read, load_group, open_data_file
+from lerobot_grain._rows import DataFile, RowGroup, Selection, columns_to_read, load_group, load_rows, open_data_file
 from lerobot_grain._schema import Feature
 from lerobot_grain._statistics import Meter
 from lerobot_grain._video import decode_image
@@ -24,8 +31,11 @@ from lerobot_grain._windows import WindowBlock
 
 Integers = npt.NDArray[np.int64]
 
-# Footers that are kept.
-_MAX_OPEN_DATA_FILES = 256
+# Opened data files that are kept: so many bytes of them, and so many of them at least.
+_MAX_OPEN_BYTES, _MIN_OPEN_DATA_FILES = 64 << 20, 256
+# Row groups of one block that are less together are never too large, however small the budget.
+_MIN_LARGE_BYTES = 16 << 20
+_MAX_LARGE_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +44,7 @@ class _Cells:
 
     Attributes:
       groups: int64 `(examples,)` or `(examples, time)`: places in `PendingRows.groups`; -1: the file could not be opened.
-      rows: of the same shape: rows of their data files.
+      rows: of the same shape: rows, counted as those of the group are.
     """
 
     groups: Integers
@@ -72,8 +82,9 @@ class RowReader:
       repository: the data set.
       selection: what is read of it.
       image_size: (height, width) that embedded images are resized to, or `None`.
-      memory_bytes: row groups that are kept for later requests.
+      memory_bytes: row groups that are kept for later requests; twice as much where one block needs it.
       fetchers, decoders: where reading, and decoding of embedded images run.
+      start_thread: what threads of its own, which read large row groups, begin with.
       meter: counts.
     """
 
@@ -86,17 +97,29 @@ class RowReader:
         memory_bytes: int,
         fetchers: Executor,
         decoders: Executor,
+        start_thread: Callable[[], None],
         meter: Meter,
     ) -> None:
         self._repository, self._selection, self._image_size = repository, selection, image_size
         self._fetchers, self._decoders, self._meter = fetchers, decoders, meter
-        self._is_needed = bool(selection.columns or selection.with_task)
-        self._files: Kept[int, DataFile] = Kept(limit=_MAX_OPEN_DATA_FILES, size=lambda _: 1)
+        self._is_needed = bool(selection.columns or selection.texts)
+        self._files: Kept[int, DataFile] = Kept(
+            limit=_MAX_OPEN_BYTES, size=lambda file: min(file.table.estimated_bytes, _MAX_OPEN_BYTES // _MIN_OPEN_DATA_FILES)
+        )
         self._groups: Kept[tuple[int, int], RowGroup] = Kept(limit=memory_bytes, size=lambda rows: rows.nbytes)
+        self._memory_bytes = memory_bytes
+        self._unpacked_bytes: dict[tuple[int, int], int] = {}
+        self._start_thread = start_thread
+        self._large_fetchers: ThreadPoolExecutor | None = None
 
     @property
     def used_bytes(self) -> int:
         return self._groups.total
+
+    def close(self, *, wait: bool) -> None:
+        """Stops the threads for large row groups, if there are any. Tasks that have not begun are dropped."""
+        if self._large_fetchers is not None:
+            self._large_fetchers.shutdown(wait=wait, cancel_futures=True)
 
     def know(self, block: WindowBlock) -> None:
         """Asks for the footers of the files that a coming block will need."""
@@ -118,7 +141,7 @@ class RowReader:
         files_of = np.concatenate([files, *(np.repeat(files, window.shape[1]) for window in distinct.values())])
         all_rows = np.concatenate(rows)
         places = np.full(len(all_rows), -1, np.int64)
-        groups: list[Future[RowGroup]] = []
+        needed: list[tuple[DataFile, int]] = []
         problems: dict[int, Exception] = {}
         for number in np.unique(files).tolist():
             try:
@@ -128,14 +151,22 @@ class RowReader:
                 continue
             members = np.flatnonzero(files_of == number)
             numbers, inverse = np.unique(np.searchsorted(file.table.group_starts, all_rows[members], side="right") - 1, return_inverse=True)
-            places[members] = len(groups) + inverse
-            groups += [self._group(file, group) for group in numbers.tolist()]
+            places[members] = len(needed) + inverse
+            needed += [(file, group) for group in numbers.tolist()]
+        if self._are_too_large(needed, len(block)):
+            groups = []
+            for place, (file, group) in enumerate(needed):
+                members = np.flatnonzero(places == place)
+                wanted, all_rows[members] = np.unique(all_rows[members], return_inverse=True)
+                groups.append(self._rows_of(file, group, wanted))
+        else:
+            groups = [self._group(file, group) for file, group in needed]
         cells, begin = [], 0
         for part in rows:
-            cells.append(_Cells(places[begin : begin + len(part)], part))
+            cells.append(_Cells(places[begin : begin + len(part)], all_rows[begin : begin + len(part)]))
             begin += len(part)
         windows = {
-            name: _Cells(cell.groups.reshape(window.shape), window)
+            name: _Cells(cell.groups.reshape(window.shape), cell.rows.reshape(window.shape))
             for (name, window), cell in zip(distinct.items(), cells[1:], strict=True)
         }
         return PendingRows(groups, cells[0], {key: windows[id(block.windows[key])] for key in keys}, problems, files)
@@ -169,7 +200,7 @@ class RowReader:
     def _values(self, pending: PendingRows, examples: slice) -> Batch:
         found: Batch = {}
         groups, anchors, columns = pending.loaded, pending.anchors[examples], self._selection.columns
-        arrays = tuple(f.key for f in columns if f.key not in pending.windows and not f.is_camera and f.dtype != "string")
+        arrays = tuple(f.key for f in columns if f.key not in pending.windows and f.is_array)
         if arrays:
             found.update(_records(groups, arrays, anchors))
         for feature in columns:
@@ -181,10 +212,12 @@ class RowReader:
                 values = _look_up(groups, cells, functools.partial(_column, key))
                 time = cells.rows.shape[1] if cells.rows.ndim == 2 else 0
                 found[key] = [values[i : i + time] for i in range(0, len(values), time)] if time else values
+            elif feature.dtype == "language":
+                found[key] = _array_of(_look_up(groups, cells, functools.partial(_column, key)), cells.rows.shape)
             else:
                 found[key] = _gather(groups, key, cells)
-        if self._selection.with_task:
-            found[TASK_KEY] = _look_up(groups, anchors, lambda group: group.tasks)
+        for key in self._selection.texts:
+            found[key] = _look_up(groups, anchors, functools.partial(_column, key))
         return found
 
     def pictures(self, block: WindowBlock, pending: PendingRows | None, examples: slice) -> Batch:
@@ -206,11 +239,47 @@ class RowReader:
 
     def _group(self, file: DataFile, group: int) -> Future[RowGroup]:
         def load() -> Future[RowGroup]:
-            columns = columns_to_read(file, self._selection)
-            self._meter.count(bytes_needed=sum(chunk.length for chunk in file.table.ranges(group, columns)))
-            return self._fetchers.submit(load_group, self._repository, file, group, self._selection)
+            self._count(file, group)
+            # What is in memory need not wait behind requests for what comes later.
+            pool = self._decoders if file.table.is_in_memory else self._fetchers
+            return pool.submit(load_group, self._repository, file, group, self._selection)
 
         return self._groups.get((file.number, group), load)
+
+    def _rows_of(self, file: DataFile, group: int, rows: Integers) -> Future[RowGroup]:
+        assert self._large_fetchers is not None
+        self._count(file, group)
+        return self._large_fetchers.submit(load_rows, self._repository, file, group, self._selection, rows)
+
+    def _count(self, file: DataFile, group: int) -> None:
+        columns = columns_to_read(file, self._selection)
+        self._meter.count(bytes_needed=sum(chunk.length for chunk in file.table.ranges(group, columns)))
+
+    def _are_too_large(self, needed: Sequence[tuple[DataFile, int]], num_examples: int) -> bool:
+        """Returns whether the row groups that a block needs are more than can be kept; says so the first time."""
+        sizes = [self._unpacked(file, group) for file, group in needed]
+        limit = max(2 * self._memory_bytes, _MIN_LARGE_BYTES)
+        if sum(sizes) <= limit:
+            self._groups.limit = max(self._memory_bytes, sum(sizes))
+            return False
+        if self._large_fetchers is None:
+            at_once = max(1, min(_MAX_LARGE_AT_ONCE, self._memory_bytes // max(sizes)))
+            self._large_fetchers = ThreadPoolExecutor(at_once, "lerobot_grain rows", initializer=self._start_thread)
+            warnings.warn(
+                f"{self._repository.description}: the {len(sizes)} row groups that {num_examples} examples need unpack to "
+                f"{sum(sizes) >> 20} MiB; at most {limit >> 20} MiB are kept, so they are read again for the next examples, which is "
+                "slow. Read fewer of them at a time with Shuffle(num_parts=...) or Shuffle(open_files=...), fewer columns with "
+                "features=[...], or keep more with ReadOptions(memory_budget_bytes=...)",
+                LeRobotGrainWarning,
+                stacklevel=2,
+            )
+        return True
+
+    def _unpacked(self, file: DataFile, group: int) -> int:
+        place = (file.number, group)
+        if place not in self._unpacked_bytes:
+            self._unpacked_bytes[place] = file.table.unpacked_bytes(group, columns_to_read(file, self._selection))
+        return self._unpacked_bytes[place]
 
     def _decoded(self, feature: Feature, encoded: list[Any], episodes: Integers, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         expected = (*(self._image_size or feature.shape[:2]), 3)
@@ -264,9 +333,16 @@ def _gather(groups: list[RowGroup | None], key: str, cells: _Cells) -> npt.NDArr
     return found.reshape(*cells.rows.shape, *found.shape[1:])
 
 
+def _array_of(values: list[Any], shape: tuple[int, ...]) -> npt.NDArray[np.object_]:
+    """Returns objects as an array of them: what holds lists must not be taken for more axes, here and by whoever stacks or maps trees."""
+    found = np.empty(len(values), object)
+    found[:] = values
+    return found.reshape(shape)
+
+
 def _column(key: str, group: RowGroup) -> Sequence[Any]:
     column = group.columns[key]
-    assert isinstance(column, list)
+    assert not isinstance(column, np.ndarray)
     return column
 
 

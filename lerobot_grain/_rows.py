@@ -1,4 +1,4 @@
-"""Row groups of data files -> the low-dimensional values, encoded images and task of single rows and windows.
+"""Row groups of data files -> the low-dimensional values, encoded images and texts of single rows and windows.
 
 A data file holds the rows of its episodes in the order of the episode table. That link is checked when a file is opened (number of rows)
 and when a row group is read (`episode_index` of every row), so a file that belongs to another table is an error and never a wrong row.
@@ -13,17 +13,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._columns import LanguageColumn, to_encoded_images, to_numpy, to_strings
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError
-from lerobot_grain._parquet import ParquetTable, open_table, to_encoded_images, to_numpy, to_strings
+from lerobot_grain._parquet import ParquetTable, open_table
 from lerobot_grain._repository import Repository
-from lerobot_grain._schema import Feature
+from lerobot_grain._schema import TASK_KEY, Feature
 
-TASK_KEY = "task"
+SUBTASK_KEY = "subtask"
 _EPISODE_INDEX = "episode_index"
-_TASK_INDEX = "task_index"
+# Keys of texts that are looked up in a table of meta/ -> columns that number them.
+_INDEX_OF = {TASK_KEY: "task_index", SUBTASK_KEY: "subtask_index"}
 
 # Smaller row groups cost a request and hardly a byte, and there may be one for every episode: too many files for what they save.
 _MIN_KEPT_GROUP_BYTES = 64 << 10
+
+# A file of one episode without embedded images is hardly larger; so one request reads it whole.
+_WHOLE_FILE_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +38,17 @@ class Selection:
     Attributes:
       columns: features that are columns of the data files: low-dimensional ones and embedded images.
       videos: features that are video files.
-      with_task: whether examples have the text of the task.
+      texts: `task`, `subtask` or both: which texts examples have.
     """
 
     columns: tuple[Feature, ...]
     videos: tuple[Feature, ...]
-    with_task: bool
+    texts: tuple[str, ...]
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The keys that select this."""
-        return (*(feature.key for feature in self.columns + self.videos), *([TASK_KEY] if self.with_task else []))
+        return (*(feature.key for feature in self.columns + self.videos), *self.texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +65,23 @@ class RowGroup:
 
     Attributes:
       first_row: row in the file of its first row.
-      columns: feature key -> array `(rows, *shape)`, or a list of str or (images) bytes.
-      tasks: task text of every row; empty if not selected.
+      columns: feature key -> array `(rows, *shape)`, or a sequence of str, (images) bytes or (language) lists; and the texts.
       nbytes: bytes held.
     """
 
     first_row: int
-    columns: Mapping[str, npt.NDArray[Any] | list[str] | list[bytes]]
-    tasks: Sequence[str]
+    columns: dict[str, npt.NDArray[Any] | Sequence[Any]]
     nbytes: int
     _records: dict[tuple[str, ...], Records] = field(default_factory=dict)
+
+    def only(self, rows: npt.NDArray[np.int64]) -> RowGroup:
+        """Returns some of its rows, as rows 0, 1, 2, ...; nothing of the others is held."""
+        chosen = rows - self.first_row
+        columns: dict[str, npt.NDArray[Any] | Sequence[Any]] = {
+            key: column[chosen] if isinstance(column, np.ndarray) else [column[row] for row in chosen.tolist()]
+            for key, column in self.columns.items()
+        }
+        return RowGroup(0, columns, nbytes=0)
 
     def records(self, keys: tuple[str, ...]) -> Records:
         """Returns the values of columns that are arrays, row by row: single rows are then had in one piece."""
@@ -79,6 +91,7 @@ class RowGroup:
             table = np.empty(len(next(iter(arrays.values()))), [(key, array.dtype, array.shape[1:]) for key, array in arrays.items()])
             for key, array in arrays.items():
                 table[key] = array
+                self.columns[key] = table[key]  # so that nothing is held twice
             found = self._records[keys] = Records(table.view(np.uint8).data, table.dtype)
         return found
 
@@ -100,22 +113,22 @@ def select_features(repository: Repository, features: Iterable[str] | None) -> S
     declared = repository.features
     if isinstance(features, str):
         raise InvalidRequestError(f"features={features!r}: expected a list of keys")
-    keys = [*declared, TASK_KEY] if features is None else list(features)
-    if unknown := [key for key in keys if key not in declared and key != TASK_KEY]:
-        raise InvalidRequestError(
-            f"{repository.description}: there is no feature {unknown[0]!r}; there are {', '.join([*declared, TASK_KEY])}"
-        )
+    has_subtasks = repository.subtasks is not None and _INDEX_OF[SUBTASK_KEY] in declared and SUBTASK_KEY not in declared
+    known = [*declared, TASK_KEY, *([SUBTASK_KEY] if has_subtasks else [])]
+    keys = known if features is None else list(features)
+    if unknown := [key for key in keys if key not in known]:
+        raise InvalidRequestError(f"{repository.description}: there is no feature {unknown[0]!r}; there are {', '.join(known)}")
     if len(set(keys)) < len(keys):
         raise InvalidRequestError(f"features={keys!r}: a key is given twice")
     if not keys:
         raise InvalidRequestError("features=[]: expected at least one key, or None for all")
     chosen = [declared[key] for key in keys if key in declared]
     for feature in chosen:
-        problem = "a depth camera" if feature.is_depth else f"of dtype {feature.dtype}" if feature.dtype == "language" else None
+        problem = "a depth camera" if feature.is_depth else None
         if feature.is_video and not feature.is_depth and feature.key not in repository.episodes.videos:
             raise DatasetFormatError(
-                f"{repository.description}: camera {feature.key!r} has no video: info.json has no video_path, or the episode table has no "
-                f"columns videos/{feature.key}/...; name the other features in features=[...]"
+                f"{repository.description}: camera {feature.key!r} has no video: the episode table has no columns "
+                f"videos/{feature.key}/...; name the other features in features=[...]"
             )
         if problem is not None:
             raise InvalidRequestError(
@@ -125,7 +138,7 @@ def select_features(repository: Repository, features: Iterable[str] | None) -> S
     return Selection(
         columns=tuple(feature for feature in chosen if not feature.is_video),
         videos=tuple(feature for feature in chosen if feature.is_video),
-        with_task=TASK_KEY in keys,
+        texts=tuple(key for key in keys if key not in declared),
     )
 
 
@@ -137,9 +150,12 @@ def open_data_file(repository: Repository, number: int) -> DataFile:
       StorageError: its footer could not be had.
     """
     spans = repository.episodes.data
-    expected = int(repository.episodes.lengths[spans.episodes_in(number)].sum())
-    with repository.storage.checked(spans.paths[number]):
-        table = open_table(repository.storage, spans.paths[number])
+    held = spans.episodes_in(number)
+    expected = int(repository.episodes.lengths[held].sum())
+    storage, path = repository.storage, spans.paths[number]
+    with storage.checked(path):
+        is_small = len(held) == 1 and storage.size_bytes(path) <= _WHOLE_FILE_BYTES
+        table = open_table(storage, path, whole_up_to_bytes=_WHOLE_FILE_BYTES if is_small else 0)
         if table.num_rows != expected:
             raise DatasetFormatError(f"{table.where}: it has {table.num_rows} rows; the episode table puts {expected} into it")
     return DataFile(table, number)
@@ -148,7 +164,7 @@ def open_data_file(repository: Repository, number: int) -> DataFile:
 def columns_to_read(file: DataFile, selection: Selection) -> list[str]:
     """Returns the columns that are read of a data file: the selected ones, and those that check and name what is read."""
     names = [feature.key for feature in selection.columns]
-    extra = [_EPISODE_INDEX, *([_TASK_INDEX] if selection.with_task else [])]
+    extra = [_EPISODE_INDEX, *(_INDEX_OF[key] for key in selection.texts)]
     return names + [name for name in extra if name in file.table.leaves and name not in names]
 
 
@@ -172,24 +188,33 @@ def _load_group(repository: Repository, file: DataFile, group: int, selection: S
     if _EPISODE_INDEX in table.leaves:
         stored = to_numpy(found.column(_EPISODE_INDEX), _integer(_EPISODE_INDEX), where=where)
         _check_episodes(repository, file.number, first_row, stored, where)
-    columns: dict[str, npt.NDArray[Any] | list[str] | list[bytes]] = {}
+    columns: dict[str, npt.NDArray[Any] | Sequence[Any]] = {}
     for feature in selection.columns:
         column = found.column(feature.key)
         if feature.is_camera:
             columns[feature.key] = to_encoded_images(column, feature, where=where)
         elif feature.dtype == "string":
             columns[feature.key] = to_strings(column, feature, where=where)
+        elif feature.dtype == "language":
+            columns[feature.key] = LanguageColumn(column, feature, where=where)
         else:
             columns[feature.key] = to_numpy(column, feature, where=where)
-    tasks: list[str] = []
-    if selection.with_task:
-        if _TASK_INDEX not in table.leaves:
+    for key in selection.texts:
+        index = _INDEX_OF[key]
+        if index not in table.leaves:
             raise DatasetFormatError(
-                f"{where}: there is no column {_TASK_INDEX}, which the text of the task needs; leave 'task' out of features"
+                f"{where}: there is no column {index}, which the text of the {key} needs; leave {key!r} out of features"
             )
-        tasks = _tasks(repository, to_numpy(found.column(_TASK_INDEX), _integer(_TASK_INDEX), where=where), where)
+        known = repository.tasks if key == TASK_KEY else repository.subtasks
+        assert known is not None
+        columns[key] = _texts(known, key, to_numpy(found.column(index), _integer(index), where=where), where)
     assert found.num_rows == stop_row - first_row
-    return RowGroup(first_row, columns, tasks, int(found.nbytes))
+    return RowGroup(first_row, columns, int(found.nbytes))
+
+
+def load_rows(repository: Repository, file: DataFile, group: int, selection: Selection, rows: npt.NDArray[np.int64]) -> RowGroup:
+    """Reads a row group for some of its rows, as `load_group` does; they become rows 0, 1, 2, ..."""
+    return load_group(repository, file, group, selection).only(rows)
 
 
 def _is_to_be_kept(repository: Repository, table: ParquetTable, group: int, names: Sequence[str], selection: Selection) -> bool:
@@ -217,15 +242,10 @@ def _check_episodes(repository: Repository, file: int, first_row: int, stored: n
         )
 
 
-def _tasks(repository: Repository, numbers: npt.NDArray[np.int64], where: str) -> list[str]:
-    texts = {}
-    for number in np.unique(numbers).tolist():
-        if number not in repository.tasks:
-            raise DatasetFormatError(
-                f"{where}: task_index {number} is not in the table of tasks, which has 0 to {len(repository.tasks) - 1}"
-            )
-        texts[number] = repository.tasks[number]
-    return [texts[number] for number in numbers.tolist()]
+def _texts(known: Mapping[int, str], key: str, numbers: npt.NDArray[np.int64], where: str) -> list[str]:
+    if odd := [number for number in np.unique(numbers).tolist() if number not in known]:
+        raise DatasetFormatError(f"{where}: {_INDEX_OF[key]} {odd[0]} is not in the table of {key}s, which has 0 to {len(known) - 1}")
+    return [known[number] for number in numbers.tolist()]
 
 
 def _integer(key: str) -> Feature:

@@ -21,38 +21,22 @@ import contextlib
 import dataclasses
 import itertools
 import os
-import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lerobot_grain._bucket_storage import BUCKET_SCHEME, CHANGED, HubBucket, commit_of_files, list_bucket, name_bucket
 from lerobot_grain._byte_ranges import ByteRange, merge_ranges, slice_from
 from lerobot_grain._disk_cache import DiskCache
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, MissingFileError, StorageError
-from lerobot_grain._hub_cache import cached_commit, cached_listing, snapshot_directory
-from lerobot_grain._hub_storage import HubRepository, HubSession, ListedFile, is_offline, name_repository
-from lerobot_grain._transport import Counters, StorageOptions, StorageStatistics
-
-__all__ = [
-    "BucketStorage",
-    "DirectoryStorage",
-    "HubStorage",
-    "Storage",
-    "StorageOptions",
-    "StorageStatistics",
-    "check_path",
-    "open_storage",
-]
+from lerobot_grain._storage_options import Counters, StorageOptions, StorageStatistics
 
 # The longest path that Linux opens.
 _MAX_PATH_LENGTH = 4096
-_METADATA = "meta"
-_HUB_URI = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@(.+))?")
+METADATA = "meta"
 
 # Guards the making of what belongs to a process. One for all, so that a storage holds no lock, which could not be pickled.
-_PROCESS_STATE_LOCK = threading.Lock()
+PROCESS_STATE_LOCK = threading.Lock()
 
 
 def check_path(description: str, path: str) -> None:
@@ -112,7 +96,10 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Closes the connections of this process. A later call makes new ones; a call that is under way in another thread fails."""
+        """Closes the connections of this process. A later call makes new ones; a call that is under way in another thread fails at once.
+
+        To end the calls of some threads only, such as those of one reader, there is `RequestScope`.
+        """
 
     @property
     @abc.abstractmethod
@@ -220,13 +207,13 @@ class DirectoryStorage(Storage):
             raise self._failure(os.path.relpath(error.filename, self.root), error)
 
         sizes: dict[str, int] = {}
-        top = os.path.join(self.root, _METADATA)
+        top = os.path.join(self.root, METADATA)
         if not os.path.isdir(top):
             return sizes
         for directory, _, names in os.walk(top, onerror=fail, followlinks=True):
             for name in names:
                 path = os.path.relpath(os.path.join(directory, name), self.root).replace(os.sep, "/")
-                if _is_readable_path(path):
+                if is_readable_path(path):
                     sizes[path] = self.size_bytes(path)
         return dict(sorted(sizes.items()))
 
@@ -255,7 +242,7 @@ class DirectoryStorage(Storage):
     def _counters(self) -> Counters:
         if (counters := self._process_state.get(os.getpid())) is not None:
             return counters
-        with _PROCESS_STATE_LOCK:
+        with PROCESS_STATE_LOCK:
             return self._process_state.setdefault(os.getpid(), Counters())
 
     def _read_range(self, path: str, wanted: ByteRange) -> bytes:
@@ -284,303 +271,8 @@ class DirectoryStorage(Storage):
         return StorageError(f"{self.description}: {path} cannot be read: {error.strerror}")
 
 
-class _OnHub(Storage):
-    """The session of this process: what reading a data set of the Hub and a bucket have in common."""
-
-    __slots__ = ()
-
-    repository: HubRepository
-    _process_state: dict[int, HubSession]
-
-    def close(self) -> None:
-        with _PROCESS_STATE_LOCK:
-            session = self._process_state.pop(os.getpid(), None)
-        if session is not None:
-            session.close()
-
-    @property
-    def statistics(self) -> StorageStatistics:
-        session = self._process_state.get(os.getpid())
-        return session.statistics() if session is not None else StorageStatistics()
-
-    def _session(self) -> HubSession:
-        # By process, since a connection must not be shared with a forked child. The parent's is left alone there: closing it could wait for
-        # a lock for ever.
-        if (session := self._process_state.get(os.getpid())) is not None:
-            return session
-        with _PROCESS_STATE_LOCK:
-            if (session := self._process_state.get(os.getpid())) is None:
-                session = self._process_state[os.getpid()] = HubSession(self.repository)
-            return session
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class HubStorage(_OnHub):
-    """The files of one commit of a data set repository on the Hub.
-
-    A file that lies in the commit's snapshot in the cache of huggingface_hub is read there, once its size is that of the file on the Hub;
-    all others are read over the network, unless HF_HUB_OFFLINE forbids it. Which of the two is decided anew for each read, so that a
-    download that is under way, or a cache that is emptied, does no harm.
-
-    The list of `meta/` travels with it, so that other processes need not ask the Hub's API. So does a token that was given as a string:
-    prefer one in the environment, which every process finds by itself.
-    """
-
-    description: str
-    commit: str
-    options: StorageOptions
-    repository: HubRepository
-    snapshot: DirectoryStorage = dataclasses.field(repr=False)
-    metadata_sizes: tuple[tuple[str, int], ...] = dataclasses.field(repr=False)
-    _process_state: dict[int, HubSession] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.description, self.commit, self.options, self.repository, self.snapshot, self.metadata_sizes)
-
-    def list_metadata(self) -> Mapping[str, int]:
-        return dict(self.metadata_sizes)
-
-    def read_metadata(self, path: str, *, max_bytes: int) -> bytes:
-        check_path(self.description, path)
-        size = self.list_metadata().get(path)
-        if size is None:
-            raise MissingFileError(f"{self.description}: there is no file {path}")
-        self._check_size(path, size, max_bytes)
-        if self._cached_bytes(path) is None:
-            self._session_for(path).download(self.commit, path)
-        self._check_cached(path, self.snapshot.size_bytes(path), size)
-        return self.snapshot.read_metadata(path, max_bytes=max_bytes)
-
-    def size_bytes(self, path: str) -> int:
-        check_path(self.description, path)
-        cached = self._cached_bytes(path)
-        if cached is None:
-            return self._size_on_hub(path)
-        expected = (cached_listing(self.repository, self.commit) or {}).get(path)
-        if expected is None and not is_offline():
-            expected = self._size_on_hub(path)
-        # Without a list and without network there is nothing to compare with; the ends of parquet and MP4 files are seen by their readers.
-        if expected is not None:
-            self._check_cached(path, cached, expected)
-        return cached
-
-    def _size_on_hub(self, path: str) -> int:
-        session = self._session_for(path)
-        if session.knows(path):
-            return session.size_bytes(self.commit, path)
-        kept = session.disk_cache.get(self._file(path), "size")
-        if kept is None:
-            kept = session.size_bytes(self.commit, path).to_bytes(8)
-            session.disk_cache.put(self._file(path), "size", kept)
-        return int.from_bytes(kept)
-
-    def _disk_cache(self, path: str) -> DiskCache | None:
-        return None if is_offline() or self._cached_bytes(path) is not None else self._session().disk_cache
-
-    def _cached_bytes(self, path: str) -> int | None:
-        """Returns the size of the file in the snapshot, None if it is not there."""
-        try:
-            return self.snapshot.size_bytes(path)
-        except MissingFileError:
-            return None
-
-    def _check_cached(self, path: str, found: int, expected: int) -> None:
-        if found != expected:
-            # The file itself: when only the link to it is deleted, huggingface_hub makes the same link again.
-            place = os.path.realpath(os.path.join(self.snapshot.root, path))
-            raise StorageError(
-                f"{self.description}: {path}: its copy {place} has {found} bytes, expected {expected}; delete that, and it will "
-                "be read from the Hub again"
-            )
-
-    @property
-    def statistics(self) -> StorageStatistics:
-        session = self._process_state.get(os.getpid())
-        total = Counters()
-        total.add(self.snapshot.statistics)
-        if session is not None:
-            total.add(session.statistics())
-        return total.snapshot()
-
-    def _session_for(self, path: str) -> HubSession:
-        """Returns the session of this process, to ask for a file that is not in the cache.
-
-        Raises:
-          MissingFileError: HF_HUB_OFFLINE forbids it.
-        """
-        if is_offline():
-            raise MissingFileError(
-                f"{self.description}: there is no file {path} in the cache; with HF_HUB_OFFLINE=1 it cannot be fetched, so unset that, or "
-                f"first run hf download {self.repository.repo_id} --repo-type dataset --revision {self.commit}"
-            )
-        return self._session()
-
-    def _read_range(self, path: str, wanted: ByteRange) -> bytes:
-        with contextlib.suppress(MissingFileError):
-            return self.snapshot._read_range(path, wanted)
-        return self._session_for(path).read_range(self.commit, path, wanted)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class BucketStorage(_OnHub):
-    """The files that a bucket held when it was opened, each pinned by its size and hash.
-
-    Their list travels with it, so that all processes read the same. A token does as with `HubStorage`.
-    """
-
-    description: str
-    commit: str
-    options: StorageOptions
-    repository: HubBucket
-    files: Mapping[str, ListedFile] = dataclasses.field(repr=False, hash=False)
-    _process_state: dict[int, HubSession] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.description, self.commit, self.options, self.repository, self.files)
-
-    def list_metadata(self) -> Mapping[str, int]:
-        return {path: file.size_bytes for path, file in self.files.items() if path.startswith(f"{_METADATA}/")}
-
-    def read_metadata(self, path: str, *, max_bytes: int) -> bytes:
-        size = self.size_bytes(path)
-        self._check_size(path, size, max_bytes)
-        return self._read_range(path, ByteRange(0, size)) if size else b""
-
-    def size_bytes(self, path: str) -> int:
-        check_path(self.description, path)
-        if (file := self.files.get(path)) is None:
-            raise MissingFileError(f"{self.description}: there is no file {path} (nor any outside of meta/, data/ and videos/)")
-        return file.size_bytes
-
-    def _disk_cache(self, path: str) -> None:  # noqa: ARG002 (never)
-        return None
-
-    def _read_range(self, path: str, wanted: ByteRange) -> bytes:
-        pinned, session = self.files[path], self._session()
-        try:
-            if (size := session.size_bytes(pinned.xet_hash, path)) != pinned.size_bytes:
-                raise StorageError(f"{self.description}: {path} has {size} bytes, {pinned.size_bytes} when it was listed; {CHANGED}")
-            return session.read_range(pinned.xet_hash, path, wanted)
-        except MissingFileError:
-            # It was there: no caller may take it for a file that the data set does without.
-            raise StorageError(f"{self.description}: {path} is gone; {CHANGED}") from None
-
-
-def open_storage(
-    repository: str | os.PathLike[str],
-    *,
-    revision: str | None,
-    endpoint: str | None,
-    token: str | bool | None,
-    cache_dir: str | os.PathLike[str] | None,
-    options: StorageOptions,
-) -> Storage:
-    """Pins a data set and lists its metadata.
-
-    On the Hub that takes three requests, two when `revision` is given, one when it is a commit hash; one less when huggingface_hub has
-    downloaded that commit. With HF_HUB_OFFLINE=1 it takes none, and names mean what they meant when they were downloaded. Of a bucket all
-    files are listed, with three requests or one for each 1,000.
-
-    Args:
-      repository: a directory (any path object, or a text that is absolute, begins with `./`, `../` or `~`, or names an existing directory),
-        or a data set on the Hub: `org/name` or `hf://datasets/org/name@revision`, or in a bucket: `hf://buckets/org/name/folder`.
-      revision: a branch, a tag or a commit of a data set on the Hub; None for the newest tag `v3.x`, or `main` when there is none.
-      endpoint: address of the Hub; None for HF_ENDPOINT or https://huggingface.co.
-      token: None for the token of the environment, if any; True if there must be one; False to send none; or the token.
-      cache_dir: where metadata is kept; None for the cache of huggingface_hub. Pieces of other files are kept beside it, see
-        `disk_cache_directory`.
-      options: how bytes are read.
-
-    Raises:
-      InvalidRequestError: no such repository, revision, endpoint or token can exist.
-      StorageError: it does not exist, is not accessible, or the Hub cannot be reached.
-    """
-    name = os.fspath(repository)
-    if not isinstance(repository, str) or _looks_like_directory(name):
-        if revision is not None:
-            raise InvalidRequestError(f"{name} is a directory, which has no revision {revision!r}; leave it out")
-        root = os.path.abspath(os.path.expanduser(name))
-        if not os.path.isdir(root):
-            raise InvalidRequestError(f"{root} is not a directory; a data set on the Hub is named org/name")
-        return DirectoryStorage(root, root, options)
-    if name.startswith(BUCKET_SCHEME):
-        return _open_bucket(name_bucket(name, revision=revision, endpoint=endpoint, cache_dir=cache_dir, token=token, options=options))
-    repo_id, revision = _parse_hub_name(name, revision)
-    hub_repository = name_repository(repo_id, endpoint=endpoint, cache_dir=cache_dir, token=token, options=options)
-    if is_offline():
-        return _open_offline(hub_repository, revision)
-    session = HubSession(hub_repository)
-    try:
-        commit = session.commit_of(revision or session.default_revision())
-        listing = cached_listing(hub_repository, commit)
-        if listing is None:
-            listing = session.list_files(commit, _METADATA)
-    except BaseException:
-        session.close()
-        raise
-    storage = _make_hub_storage(hub_repository, commit, listing)
-    storage._process_state[os.getpid()] = session
-    return storage
-
-
-def _open_bucket(bucket: HubBucket) -> Storage:
-    if bucket.prefix and not _is_readable_path(bucket.prefix[:-1]):
-        raise InvalidRequestError(f"{bucket.at('')}: {bucket.prefix[:-1]!r} is no folder of a bucket")
-    session = HubSession(bucket)
-    try:
-        files = [file for file in list_bucket(session, bucket) if _is_readable_path(file.path)]
-    except BaseException:
-        session.close()
-        raise
-    description = bucket.at("")
-    storage = BucketStorage(description, commit_of_files(files), bucket.options, bucket, {file.path: file for file in files})
-    storage._process_state[os.getpid()] = session
-    return storage
-
-
-def _looks_like_directory(name: str) -> bool:
-    return os.path.isabs(name) or name in (".", "..") or name.startswith(("./", "../", "~")) or ("://" not in name and os.path.isdir(name))
-
-
-def _parse_hub_name(name: str, revision: str | None) -> tuple[str, str | None]:
-    """Returns repository and revision of `org/name` or `hf://datasets/org/name@revision`."""
-    if match := _HUB_URI.fullmatch(name):
-        repo_id, named_revision = match.groups()
-        if named_revision and revision and named_revision != revision:
-            raise InvalidRequestError(f"{name} names another revision than revision={revision!r}; give it once")
-        return repo_id, named_revision or revision
-    if "://" in name or name.count("/") != 1:
-        raise InvalidRequestError(
-            f"{name!r} is neither an existing directory nor a data set on the Hub, named org/name or hf://datasets/org/name@revision"
-        )
-    return name, revision
-
-
-def _open_offline(repository: HubRepository, revision: str | None) -> HubStorage:
-    commit = cached_commit(repository, revision)
-    if commit is None:
-        wanted = f"{repository.repo_id}@{revision or 'v3.x or main'}"
-        raise StorageError(
-            f"{wanted}: HF_HUB_OFFLINE=1 and no such snapshot in the cache; unset it, or first run "
-            f"hf download {repository.repo_id} --repo-type dataset" + (f" --revision {revision}" if revision else "")
-        )
-    listing = cached_listing(repository, commit)
-    if listing is None:
-        listing = _snapshot(repository, commit).list_metadata()
-    return _make_hub_storage(repository, commit, listing)
-
-
-def _make_hub_storage(repository: HubRepository, commit: str, listing: Mapping[str, int]) -> HubStorage:
-    metadata = tuple(sorted((p, size) for p, size in listing.items() if p.startswith(f"{_METADATA}/") and _is_readable_path(p)))
-    return HubStorage(repository.at(commit), commit, repository.options, repository, _snapshot(repository, commit), metadata)
-
-
-def _snapshot(repository: HubRepository, commit: str) -> DirectoryStorage:
-    root = snapshot_directory(repository, commit)
-    return DirectoryStorage(f"{repository.at(commit)} in {root}", root, repository.options, commit)
-
-
-def _is_readable_path(path: str) -> bool:
+def is_readable_path(path: str) -> bool:
+    """Returns whether `check_path` lets a path pass."""
     try:
         check_path("", path)
     except DatasetFormatError:

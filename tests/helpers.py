@@ -81,16 +81,27 @@ def encoded(
         return path.read_bytes()
 
 
-def read_table(data: bytes, *, where: str = "a.mp4", ranges: list[ByteRange] | None = None) -> SampleTable:
-    """Drives the reader of sample tables over a file in memory; collects what it asked for in `ranges`."""
-    reader = read_sample_table(len(data), where=where)
+def read_table(
+    data: bytes,
+    *,
+    where: str = "a.mp4",
+    ranges: list[ByteRange] | None = None,
+    size_bytes: int | None = None,
+    is_moov_last: bool = False,
+) -> SampleTable:
+    """Drives the reader of sample tables over a file in memory; collects what it asked for in `ranges`.
+
+    With `size_bytes` the file is said to be larger than its data, behind which lie zeros.
+    """
+    size_bytes = len(data) if size_bytes is None else size_bytes
+    reader = read_sample_table(size_bytes, where=where, is_moov_last=is_moov_last)
     wanted = next(reader)
     while True:
-        assert 0 <= wanted.start < wanted.stop <= len(data)
+        assert 0 <= wanted.start < wanted.stop <= size_bytes
         if ranges is not None:
             ranges.append(wanted)
         try:
-            wanted = reader.send(data[wanted.start : wanted.stop])
+            wanted = reader.send(data[wanted.start : wanted.stop].ljust(wanted.length, b"\0"))
         except StopIteration as stop:
             table: SampleTable = stop.value
             return table

@@ -18,7 +18,8 @@ import huggingface_hub
 import pytest
 
 import lerobot_grain as lg
-from lerobot_grain._storage import Storage, open_storage
+from lerobot_grain._open_storage import open_storage
+from lerobot_grain._storage import Storage
 from lerobot_grain.testing import LoopbackHub
 from tests.streams import digest, no_pauses, streams_in_process, write_small
 
@@ -312,16 +313,6 @@ def test_a_certificate_that_is_not_trusted_is_an_error_at_once(tls, certificate,
     )
     assert caught.value.__context__ is None
     assert tls.num_connections == 1
-
-
-def test_the_same_while_huggingface_hub_downloads(tls, certificate, monkeypatch, tmp_path):
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate / "ca.pem"))
-    with contextlib.closing(open_with(tls.endpoint, tmp_path)) as storage:
-        monkeypatch.delenv("SSL_CERT_FILE")
-        with pytest.raises(
-            lg.StorageError, match=r"meta/info\.json: https://localhost:\d+, or the .* shows a certificate that is not trusted"
-        ):
-            storage.read_metadata(INFO, max_bytes=100_000)
 
 
 def test_a_proxy_for_https(tls, certificate, proxy, monkeypatch, tmp_path):

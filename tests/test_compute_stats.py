@@ -173,6 +173,16 @@ def test_as_lerobot_but_for_its_quantiles(shared: Path, name: str) -> None:
             np.testing.assert_allclose(mean, theirs[statistic], atol=near, err_msg=f"{key} {statistic}")
 
 
+def test_as_what_others_say_of_all_rows(shared: Path) -> None:
+    # GR00T's own statistics, of all rows at once. A v2.0 data set: each episode is a file.
+    repository = lg.open_repository(shared / "real" / "gr00t_v20")
+    assert repository.stats is not None
+    keys = ["observation.state", "action"]
+    for key, stats in lg.compute_stats(repository, features=keys).items():
+        for statistic in ("min", "max", "mean", "std", "q01", "q99"):
+            np.testing.assert_allclose(stats[statistic], repository.stats[key][statistic], rtol=1e-4, atol=2e-5, err_msg=statistic)
+
+
 def test_pictures_as_lerobot(shared: Path) -> None:
     # Embedded pictures are stored as they were counted; those of a video were counted before they were encoded.
     for name, key, atol in (("images", TOP, 1e-4), ("av1_small", TOP, 0.02)):

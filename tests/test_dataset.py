@@ -185,12 +185,15 @@ def test_what_the_hub_refuses(refusing_hub: LoopbackHub, tmp_path: Path, name: s
         lg.LeRobotIterDataset(name, endpoint=refusing_hub.endpoint, cache_dir=tmp_path, **arguments)
 
 
-def test_an_older_data_set_says_what_it_is(shared: Path, hub: LoopbackHub, tmp_path: Path) -> None:
-    hub.add_repository("tests/v21", shared / "real" / "cr5_v21", tags=("v2.1",))
+def test_an_older_data_set_says_what_it_is(hub: LoopbackHub, tmp_path: Path) -> None:
+    written = write_dataset(tmp_path / "data", episode_lengths=[3], cameras=())
+    info = written.directory / "meta/info.json"
+    info.write_text(info.read_text().replace("v3.0", "v1.6"))
+    hub.add_repository("tests/v16", written.directory, tags=("v1.6",))
     with pytest.raises(
-        lg.DatasetFormatError, match=r"tests/v21@[0-9a-f]{12}, meta/info.json: this is a LeRobotDataset v2.1; expected v3.0"
+        lg.DatasetFormatError, match=r"tests/v16@[0-9a-f]{12}, meta/info.json: this is a LeRobotDataset v1.6; expected v2.0, v2.1 or v3.x"
     ):
-        lg.LeRobotIterDataset("tests/v21", endpoint=hub.endpoint, cache_dir=tmp_path)
+        lg.LeRobotIterDataset("tests/v16", endpoint=hub.endpoint, cache_dir=tmp_path / "cache")
 
 
 def test_data_sets_pickle_and_deepcopy(written: WrittenDataset) -> None:

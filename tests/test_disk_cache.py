@@ -21,7 +21,7 @@ import lerobot_grain as lg
 from lerobot_grain import _disk_cache, _repository
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._disk_cache import DiskCache
-from lerobot_grain._hub_storage import disk_cache_directory
+from lerobot_grain._hub_repository import disk_cache_directory
 from lerobot_grain._rows import open_data_file
 from lerobot_grain.testing import Camera, Fault, LoopbackHub, RequestRecord, write_dataset
 
@@ -422,8 +422,8 @@ def test_a_second_start_fetches_no_moov_and_no_footer(hub: LoopbackHub, director
     assert_equal(again, examples)
     assert_equal(again, list(lg.LeRobotIterDataset(directory, num_epochs=1)))
     assert index_requests(second, directory) == []
-    # Each file is still asked for once, because its rows or pictures are fetched, and nothing but those.
-    assert sum(r.kind == "resolver" for r in second) == len({r.file for r in second}) == 8
+    # Files that are too large to be read whole are still asked for once, because their rows or pictures are fetched, and nothing but those.
+    assert sum(r.kind == "resolver" for r in second) == len({r.file for r in second}) < len({r.file for r in first})
     assert sum(r.kind == "cdn" for r in first) - sum(r.kind == "cdn" for r in second) >= 8
     for path in entries(kept):
         assert b"hf_secretsecret" not in path.read_bytes()

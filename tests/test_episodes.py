@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lerobot_grain._episodes import EpisodeTable, episode_columns, episode_table, select_episodes
+from lerobot_grain._episodes import EpisodeTable, episode_columns, episode_table
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError
 from lerobot_grain._schema import DatasetInfo, Feature, PathTemplate
 
@@ -101,7 +101,7 @@ def test_a_whole_table() -> None:
 
 
 def test_columns_that_are_read() -> None:
-    assert episode_columns(INFO) == tuple(columns_of())
+    assert episode_columns(INFO) == (*columns_of(), "data_chunk_index", "data_file_index")
 
 
 @pytest.mark.parametrize("order", [[3, 2, 1, 0], [1, 3, 0, 2]], ids=str)
@@ -283,60 +283,3 @@ def test_integers_that_no_int64_holds() -> None:
 
 def test_lengths_whose_sum_no_int64_holds() -> None:
     assert "length" in refusal(length=[2**62] * 4, dataset_from_index=None, dataset_to_index=None)
-
-
-# --- the selection -------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("episodes", "expected"),
-    [
-        (None, [0, 1, 2, 3, 4]),
-        (slice(None), [0, 1, 2, 3, 4]),
-        (slice(1, 3), [1, 2]),
-        (slice(-2, None), [3, 4]),
-        (slice(None, None, -2), [0, 2, 4]),
-        (slice(3, 99), [3, 4]),
-        ([4, 0, 2], [0, 2, 4]),
-        ((1,), [1]),
-        ({3, 1}, [1, 3]),
-        (range(0, 5, 3), [0, 3]),
-        (np.array([2, 1]), [1, 2]),
-        ([np.int32(1), np.uint8(0)], [0, 1]),
-        (iter([3]), [3]),
-    ],
-    ids=repr,
-)
-def test_selected_episodes_are_in_ascending_order(episodes: Any, expected: list[int]) -> None:
-    selected = select_episodes(episodes, 5)
-    assert selected.tolist() == expected
-    assert selected.dtype == np.int64
-
-
-@pytest.mark.parametrize(
-    ("episodes", "text"),
-    [
-        ([5], "episodes: there is no episode 5; the data set has episodes 0 to 4"),
-        ([0, -1], "episodes: there is no episode -1; the data set has episodes 0 to 4"),
-        ([1, 2, 1], "episodes: 1 is given 2 times; expected every episode once"),
-        ([], "episodes=[] selects none of the 5 episodes"),
-        (slice(5, 9), "episodes=slice(5, 9, None) selects none of the 5 episodes"),
-        (slice(3, 3), "episodes=slice(3, 3, None) selects none of the 5 episodes"),
-        ([0, 1.0], "episodes=[0, 1.0]: expected episode numbers (int) or a slice"),
-        ([True, False], "episodes=[True, False]: expected episode numbers (int) or a slice"),
-        ([None], "episodes=[None]: expected episode numbers (int) or a slice"),
-        ("0", "episodes=['0']: expected episode numbers (int) or a slice"),
-        ([[0]], "episodes=[[0]]: expected episode numbers (int) or a slice"),
-    ],
-    ids=repr,
-)
-def test_selections_that_make_no_sense(episodes: Any, text: str) -> None:
-    with pytest.raises(InvalidRequestError) as caught:
-        select_episodes(episodes, 5)
-    assert str(caught.value) == text
-
-
-@pytest.mark.parametrize("episodes", [3, 1.5, [10**30], [-(10**30)], slice(0, 2.5), slice("a", None), slice(0, 3, 0)], ids=repr)
-def test_selections_of_the_wrong_type_are_the_callers_fault(episodes: Any) -> None:
-    with pytest.raises(InvalidRequestError, match=r"^episodes"):
-        select_episodes(episodes, 5)

@@ -27,24 +27,34 @@ ROOMS = {name for name in MODULES if not name.startswith("testing.")}
 LEVELS = [
     ["_errors"],
     ["_byte_ranges", "_disk_cache", "_schema", "_windows", "_order", "_kept", "_known_frames", "_batches", "_recycled", "_parquet_pages"],
-    ["_mp4", "_episodes", "_transport", "_running_stats"],
-    ["_small_mp4", "_hub_storage", "_parquet"],
-    ["_plan", "_bucket_storage", "_hub_cache"],
+    ["_request_scope", "_storage_options"],
+    ["_mp4", "_episodes", "_answers", "_hub_repository", "_columns", "_augment", "_shaping", "_running_stats"],
+    ["_small_mp4", "_parquet", "_pacing", "_hub_cache", "_openpi"],
+    ["_plan", "_transport"],
+    ["_hub_storage"],
+    ["_bucket_storage"],
     ["_storage"],
-    ["_video", "_repository", "_statistics"],
-    ["_rows", "_frame_order"],
+    ["_remote_storage"],
+    ["_open_storage"],
+    ["_video", "_json_lines", "_statistics"],
+    ["_metadata_v2"],
+    ["_repository"],
+    ["_rows", "_selection"],
+    ["_frame_order", "_plot"],
     ["_row_reader", "_camera_reader", "_workers", "_requests"],
     ["_frame_reader"],
-    ["_readahead", "_device", "_normalize"],
-    ["_dataset"],
-    ["_profile", "_compute_stats"],
+    ["_readahead", "_device", "_check_files", "_normalize"],
+    ["_dataset", "_check"],
+    ["_profile", "_cli_progress", "_compute_stats"],
+    ["_cli_profile", "_cli_check"],
     ["_cli"],
 ]
 # What is not listed imports NumPy and the standard library only, apart from other modules of ours.
 HEAVY = {
     "_transport": {"httpx2"},
-    "_hub_storage": {"huggingface_hub"},
+    "_hub_repository": {"huggingface_hub"},
     "_hub_cache": {"huggingface_hub"},
+    "_columns": {"pyarrow"},
     "_parquet": {"pyarrow"},
     "_video": {"torch", "torchcodec", "PIL"},
     "_frame_order": {"grain"},
@@ -53,7 +63,11 @@ HEAVY = {
     "_device": {"grain", "jax"},
     "_normalize": {"jax"},
     "_workers": {"absl", "grain"},
-    "_cli": {"matplotlib"},
+    "_cli_profile": {"matplotlib"},
+    "_plot": {"matplotlib"},
+    "_augment": {"jax"},
+    "_shaping": {"grain", "PIL"},
+    "_openpi": {"grain"},
     "testing._video_writer": {"av"},
     "testing._writer": {"pyarrow"},
     "testing._writer_metadata": {"pyarrow"},
@@ -174,12 +188,13 @@ def test_rooms_and_what_they_offer_are_described(name: str) -> None:
 
 # --- exceptions ----------------------------------------------------------------------------------------------------------------------
 
-ERRORS = [value for value in vars(_errors).values() if inspect.isclass(value) and issubclass(value, BaseException)]
+EXCEPTIONS = [value for value in vars(_errors).values() if inspect.isclass(value) and issubclass(value, BaseException)]
+ERRORS = [value for value in EXCEPTIONS if not issubclass(value, Warning)]
 
 
 def test_the_exception_tree() -> None:
-    assert set(ERRORS) == {value for name in lg.__all__ if inspect.isclass(value := getattr(lg, name)) and issubclass(value, Exception)}
-    parents = {error.__name__: [base.__name__ for base in error.__bases__] for error in ERRORS}
+    assert set(EXCEPTIONS) == {value for name in lg.__all__ if inspect.isclass(value := getattr(lg, name)) and issubclass(value, Exception)}
+    parents = {error.__name__: [base.__name__ for base in error.__bases__] for error in EXCEPTIONS}
     assert parents == {
         "LeRobotGrainError": ["Exception"],
         "InvalidRequestError": ["LeRobotGrainError", "ValueError"],
@@ -187,8 +202,9 @@ def test_the_exception_tree() -> None:
         "DatasetFormatError": ["LeRobotGrainError"],
         "StorageError": ["LeRobotGrainError", "OSError"],
         "MissingFileError": ["StorageError"],
+        "LeRobotGrainWarning": ["UserWarning"],
     }
-    assert all(error.__name__ in (_errors.__doc__ or "") for error in ERRORS)
+    assert all(error.__name__ in (_errors.__doc__ or "") for error in EXCEPTIONS)
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)

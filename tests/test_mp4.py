@@ -16,6 +16,7 @@ import av
 import numpy as np
 import pytest
 
+from lerobot_grain import _mp4
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import DatasetFormatError
 from lerobot_grain._mp4 import SampleTable, SampleTableReader, read_sample_table
@@ -274,6 +275,24 @@ def test_bit_rates_do_not_tell_sample_descriptions_apart() -> None:
     assert descriptions[0] == descriptions[1]
     assert b"btrt" not in descriptions[0]
     assert b"avcC" in descriptions[0]
+
+
+@pytest.mark.parametrize("size", ["smaller than the tail", "larger"])
+def test_a_moov_that_is_expected_last(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, front = encoded("h264"), encoded("h264", movflags="faststart")
+    expected = read_table(data)
+    if size == "larger":
+        monkeypatch.setattr(_mp4, "_LAST_MOOV_BYTES", 2048)
+    assert len(data) > 2048
+    ranges: list[ByteRange] = []
+    assert read_table(data, ranges=ranges, is_moov_last=True).offsets.tolist() == expected.offsets.tolist()
+    assert ranges == [ByteRange(max(0, len(data) - _mp4._LAST_MOOV_BYTES), len(data))]
+    # Elsewhere it is found as without that expectation, also behind bytes that look like it.
+    for other in (front, data + box("free", b"xyz"), data + box("free", b"moov" * 3), data + box("free", b"\0\0\0\x09moov!")):
+        found = read_table(other, is_moov_last=True)
+        assert found.pts.tolist() == expected.pts.tolist()
+    with pytest.raises(DatasetFormatError, match="there is no moov box"):
+        read_table(data[: data.index(b"moov") - 4], is_moov_last=True)
 
 
 # --- what is refused -----------------------------------------------------------------------------------------------------------------

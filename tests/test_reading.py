@@ -170,7 +170,10 @@ def test_seeking_drops_what_was_begun_and_goes_on_exactly(
 
 
 def test_small_video_is_fetched_once_for_all_epochs(written: WrittenDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one request for each episode and camera; with a budget that does not hold it, in one for each clip and epoch."""
+    """In one request for each episode and camera; with a budget that does not hold it, in one for each clip and epoch.
+
+    The last file of one camera has one episode: it is read whole when it is opened.
+    """
     ranges: list[tuple[str, ByteRange]] = []
     read_range = _camera_reader._read_range
 
@@ -191,7 +194,7 @@ def test_small_video_is_fetched_once_for_all_epochs(written: WrittenDataset, mon
         assert sum(1 for _ in dataset) == 3 * NUM_ROWS
         counts.append((len(ranges), len(set(ranges))))
         ranges.clear()
-    assert counts[0] == (2 * len(LENGTHS), 2 * len(LENGTHS))
+    assert counts[0] == (2 * len(LENGTHS) - 1, 2 * len(LENGTHS) - 1)
     assert counts[1][0] > 3 * counts[0][0]
 
 
@@ -413,7 +416,11 @@ def test_everything_is_given_back_at_the_end_of_the_stream(written: WrittenDatas
         assert (camera.coded_bytes, camera.decoder_bytes, camera.store.num_used) == (0, 0, 0)
         assert (camera.known._pages, camera._open, camera._problems_of_places, camera._problems_of_slots) == ({}, {}, {}, {})
         assert all(coded.run.is_kept for coded in camera._gops.values())
-        assert bool(camera._gops) == (camera.kept_bytes > 0) == (budget_bytes > SMALL_BYTES)
+        assert bool(camera._gops) == (camera.kept_bytes > 0)
+        assert camera.kept_bytes == 0 or budget_bytes > SMALL_BYTES
+        # Small files of one episode are kept as files.
+        has_others = len(camera._episodes.videos[camera._camera].files.paths) < camera._episodes.num_episodes
+        assert camera.kept_bytes > 0 or not has_others or budget_bytes < 3 << 29
         assert all(task.problems.done() for task in camera._tasks.values())
         assert camera._tasks == {}
         assert sorted(camera.store._free.tolist()) == list(range(len(camera.store.frames)))

@@ -96,7 +96,7 @@ def test_versions_that_are_read(version: str) -> None:
         ({"fps": 29.97}, {"fps": 29.97}),
         ({"total_frames": 50.0}, {"total_frames": 50}),
         ({"total_frames": None, "total_episodes": None}, {"total_frames": None, "total_episodes": None}),
-        ({"video_path": None}, {"video_path": None}),
+        ({"video_path": None, "features": {"a": {"dtype": "int64", "shape": [1]}}}, {"video_path": None}),
         ({"robot_type": None}, {"robot_type": None}),
         ({"robot_type": ["a"]}, {"robot_type": None}),
         ({"splits": None}, {"splits": {}}),
@@ -229,7 +229,11 @@ def test_files_that_are_no_info(raw: bytes, text: str) -> None:
     assert found == text or (text.endswith(("(", "exceeded", "0xff", "digits)")) and found.startswith(text))
 
 
-V2 = "expected v3.0. Convert it with lerobot's convert_dataset_v21_to_v30 script, or look for a v3.0 revision of it"
+OLD = "expected v2.0, v2.1 or v3.x. Convert it with lerobot's scripts, or look for a newer revision of it"
+NEW = "this version of lerobot_grain reads v2.0, v2.1 and v3.x"
+DATA_PATH_V2 = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+CHUNKS = "chunks_size is {}; expected episodes in a folder, such as 1000"
+TEMPLATE_V2 = f"expected a relative path with the fields video_key, episode_chunk and episode_index, such as {DATA_PATH_V2}"
 TEMPLATE = f"expected a relative path with the fields video_key, chunk_index and file_index, such as {DATA_PATH}"
 FPS, COUNT = "expected a number > 0", "expected an integer >= 0"
 
@@ -237,10 +241,12 @@ FPS, COUNT = "expected a number > 0", "expected an integer >= 0"
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"codebase_version": "v2.1"}, f"this is a LeRobotDataset v2.1; {V2}"),
-        ({"codebase_version": "v2.0"}, f"this is a LeRobotDataset v2.0; {V2}"),
-        ({"codebase_version": "v1.6"}, f"this is a LeRobotDataset v1.6; {V2}"),
-        ({"codebase_version": "v4.0"}, "this is a LeRobotDataset v4.0; this version of lerobot_grain reads v3.x"),
+        ({"codebase_version": "v2.2"}, f"this is a LeRobotDataset v2.2; {NEW}"),
+        ({"codebase_version": "v2.1"}, f"data_path is {DATA_PATH!r}, with a field {{chunk_index:03d}}; {TEMPLATE_V2}"),
+        ({"codebase_version": "v2.0", "data_path": DATA_PATH_V2, "video_path": None, "chunks_size": 0}, CHUNKS.format(0)),
+        ({"codebase_version": "v2.0", "data_path": DATA_PATH_V2, "video_path": None, "chunks_size": 1 << 50}, CHUNKS.format(1 << 50)),
+        ({"codebase_version": "v1.6"}, f"this is a LeRobotDataset v1.6; {OLD}"),
+        ({"codebase_version": "v4.0"}, f"this is a LeRobotDataset v4.0; {NEW}"),
         ({"codebase_version": 3.0}, 'codebase_version is 3.0; expected "v3.0"'),
         ({"codebase_version": "three"}, "codebase_version is 'three'; expected \"v3.0\""),
         ({"codebase_version": MISSING}, 'codebase_version is None; expected "v3.0"'),

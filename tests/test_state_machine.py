@@ -39,7 +39,7 @@ def repository_of(lengths: list[int]) -> Any:
     )
     first_rows = stops - lengths
     table = EpisodeTable(first_rows=first_rows, lengths=np.array(lengths), data=files, data_offsets=first_rows, videos={})
-    return lg.Repository(storage=None, commit="c" * 40, info=None, episodes=table, tasks={}, stats=None)
+    return lg.Repository(storage=None, commit="c" * 40, info=None, episodes=table, tasks={})
 
 
 class Uninterrupted:

@@ -1,6 +1,7 @@
 """Storages, over a directory and over a Hub on loopback: what they read, what they refuse, and what they do when the network fails."""
 
 import contextlib
+import dataclasses
 import gc
 import logging
 import os
@@ -15,10 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 import huggingface_hub
 import pytest
 
-from lerobot_grain import _hub_storage, _transport
+from lerobot_grain import _answers, _hub_storage, _transport
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, MissingFileError, StorageError
-from lerobot_grain._storage import DirectoryStorage, HubStorage, StorageOptions, StorageStatistics, check_path, open_storage
+from lerobot_grain._open_storage import open_storage
+from lerobot_grain._remote_storage import HubStorage
+from lerobot_grain._request_scope import RequestScope
+from lerobot_grain._storage import DirectoryStorage, check_path
+from lerobot_grain._storage_options import StorageOptions, StorageStatistics
 from lerobot_grain.testing._hub import Fault, LoopbackHub
 
 REPOSITORY = "robots/arm"
@@ -29,7 +34,9 @@ VIDEO_PATH = "videos/top/file-000.mp4"
 ODD_PATH = "data/ü%20 &+;=@.bin"
 SECRET = "hf_secretsecretsecret"
 # Small numbers, so that what is given up is given up soon.
-OPTIONS = StorageOptions(merge_gap_bytes=100, merge_max_bytes=50_000, read_timeout_seconds=0.3, deadline_seconds=5.0, max_attempts=4)
+OPTIONS = StorageOptions(
+    merge_gap_bytes=100, merge_max_bytes=50_000, read_timeout_seconds=0.3, deadline_seconds=5.0, max_attempts=4, pause_seconds=0.01
+)
 ONE_GET = {"origin": "cdn", "method": "GET"}
 
 
@@ -62,14 +69,13 @@ def hub(server):
 
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch, tmp_path):
-    """No token and no cache of the user, no telemetry, and short pauses between attempts."""
+    """No token and no cache of the user, no telemetry."""
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
         monkeypatch.delenv(name, raising=False)
     constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-    monkeypatch.setattr(_transport, "_FIRST_PAUSE_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -341,7 +347,7 @@ class TestOpening:
         with pytest.raises(InvalidRequestError, match=r'^robots/arm: token=True, but there is none: set HF_TOKEN or run "hf auth login"$'):
             open_directory(REPOSITORY, endpoint=hub.endpoint, token=True)
 
-    def test_pins_the_newest_tag_of_version_3(self, hub, directory, tmp_path, open_hub):
+    def test_pins_the_newest_tag_of_a_version_that_is_read(self, hub, directory, tmp_path, open_hub):
         versions = {}
         write_files(tmp_path, {"meta/info.json": INFO})
         versions["v3.2"] = hub.add_repository("robots/tags", tmp_path, tags=["v3.2", "v2.9", "v30.0", "v3.x"]).commit
@@ -358,7 +364,7 @@ class TestOpening:
             assert open_hub("robots/tags", revision=commit).commit == commit
 
     def test_the_branch_main_when_there_is_no_such_tag(self, hub, directory, open_hub):
-        commit = hub.add_repository("robots/old", directory, branches=["main"], tags=["v2.1", "v1.6"]).commit
+        commit = hub.add_repository("robots/old", directory, branches=["main"], tags=["v2.2", "v1.6"]).commit
         assert open_hub("robots/old").commit == commit
 
     def test_a_revision_given_twice(self):
@@ -447,28 +453,10 @@ class TestRefusals:
     @pytest.mark.parametrize("body", [b"<html>", b"[1, 2]", b'{"tags": [], "branches": 3}', b"[" * 100_000])
     def test_answers_of_the_api_that_are_not_understood(self, hub, open_hub, body):
         for path in ("refs$", "revision/", "tree/"):
-            hub.add_fault(Fault(origin="hub", path_regex=path, status=200, body=body))
+            hub.clear_faults()
+            hub.add_fault(Fault(origin="hub", path_regex=path, status=200, body=body, times=None))
             with pytest.raises(StorageError, match=r"not JSON|not understood|no commit hash"):
                 open_hub()
-
-    def test_library_errors_are_translated_by_a_table(self):
-        errors = huggingface_hub.errors
-        response = type(
-            "Response",
-            (),
-            {"status_code": 401, "headers": {"X-Error-Message": "Invalid credentials in Authorization header"}, "request": None},
-        )()
-        for kind, error in {
-            "gated": errors.GatedRepoError("x", response=response),
-            "missing repository": errors.RepositoryNotFoundError("x", response=response),
-            "missing revision": errors.RevisionNotFoundError("x", response=response),
-            "missing file": errors.RemoteEntryNotFoundError("x", response=response),
-            "disabled": errors.DisabledRepoError("x", response=response),
-            "bad token": errors.HfHubHTTPError("x", response=response),
-            "offline": errors.OfflineModeIsEnabled("x"),
-            None: errors.LocalEntryNotFoundError("x"),
-        }.items():
-            assert _hub_storage.kind_of_error(error) == kind
 
 
 class TestRequests:
@@ -534,7 +522,7 @@ class TestRequests:
         assert records[-1].time_seconds - records[0].time_seconds > 2.5 * 0.02
 
     def test_waiting_for_a_connection_is_no_failure(self, hub, open_hub):
-        storage = open_hub(options=StorageOptions(num_connections=1, deadline_seconds=0.15, max_attempts=1))
+        storage = open_hub(options=StorageOptions(num_connections=1, deadline_seconds=0.3, max_attempts=1))
         storage.size_bytes(VIDEO_PATH)
         hub.set_latency(0.05)
         assert in_threads(8, lambda i: read(storage, i, i + 1)) == [VIDEO[i : i + 1] for i in range(8)]
@@ -615,8 +603,39 @@ class TestTrouble:
         assert len(hub.requests()) == 1 + fault.times
         assert linked.statistics.retries == fault.times
 
+    def test_long_ranges_are_split(self, hub, linked, monkeypatch):
+        monkeypatch.setattr(_hub_storage, "_MAX_REQUEST_BYTES", 1000)
+        hub.add_fault(Fault(**ONE_GET, skip=1, reset_at=300))
+        assert read(linked, 500, 2700) == VIDEO[500:2700]
+        assert [r.range for r in hub.requests()] == ["bytes=500-1499", "bytes=1500-2499", "bytes=1800-2499", "bytes=2500-2699"]
+
+    def test_a_drip_is_replaced_by_a_new_connection(self, hub, linked):
+        hub.add_fault(Fault(**ONE_GET, bandwidth_bytes_per_second=1000))
+        before = linked.statistics.bytes_received
+        assert read(linked, 0, 50_000) == VIDEO[:50_000]
+        assert linked.statistics.retries >= 1
+        assert linked.statistics.bytes_received - before == 50_000
+
+    def test_the_first_attempts_are_less_patient(self):
+        patience = _transport._patience_seconds
+        assert [patience(20, number, 0.1) for number in range(1, 7)] == [1, 5, 10, 20, 20, 20]
+        assert [patience(8, number, 3) for number in range(1, 5)] == [2, 2, 4, 8]
+        assert [patience(1, number, 0.5) for number in (1, 4)] == [1, 1]
+        assert patience(20, 1, 0.01) == 0.5
+
+    def test_patience_follows_what_answers_take(self, hub, linked):
+        before = linked._session()._transport._usual_seconds
+        for start in range(40):
+            read(linked, start, start + 1)
+        usual = linked._session()._transport._usual_seconds
+        assert 0 < usual < before
+        hub.set_latency(0.1)
+        for start in range(20):
+            read(linked, start, start + 1)
+        assert linked._session()._transport._usual_seconds > max(usual, 0.05)
+
     def test_a_truncated_answer_without_length_is_seen(self, hub, linked):
-        hub.add_fault(Fault(origin="cdn", headers={"Content-Length": "0"}))
+        hub.add_fault(Fault(origin="cdn", headers={"Content-Length": "0"}, times=None))
         with pytest.raises(StorageError, match=r"answered with 0 bytes, encoding 'identity'; expected 2000 bytes as they are"):
             read(linked, 1000, 3000)
 
@@ -628,7 +647,7 @@ class TestTrouble:
             headers = arguments[-1]
             asked.append(headers["Range"])
             start, stop = int(headers["Range"][6:].partition("-")[0]), 3000
-            answer = _transport.Answer(206, {"Content-Range": f"bytes {start}-{stop - 1}/300000"})
+            answer = _answers.Answer(206, {"Content-Range": f"bytes {start}-{stop - 1}/300000"})
             assert accept(answer) == stop - start
             body.append(VIDEO[start : min(start + 800, stop)])
             return answer
@@ -677,30 +696,50 @@ class TestTrouble:
             (Fault(**ONE_GET, headers={"Content-Range": "bytes 1000-2999/*"}), r"Content-Range 'bytes 1000-2999/\*', expected"),
             (Fault(**ONE_GET, headers={"Content-Encoding": "gzip"}), r"answered with 2000 bytes, encoding 'gzip'"),
             (Fault(**ONE_GET, status=206, body=b"x"), r"Content-Range 'none', expected"),
-            (Fault(**ONE_GET, status=404), r"http://127.0.0.1:\d+/xet-bridge-us/\S+ answered with HTTP 404, expected 206$"),
+            (Fault(**ONE_GET, status=418), r"HTTP 418 from 127.0.0.1 also for 2 fresh links"),
+            (Fault(**ONE_GET, status=404), r"HTTP 404 from 127.0.0.1 also for 2 fresh links"),
+            (Fault(**ONE_GET, status=204), r"http://127.0.0.1:\d+/xet-bridge-us/\S+ answered with HTTP 204, expected 206$"),
             (Fault(**ONE_GET, status=416), r"answered with HTTP 416, expected 206$"),
-            (
-                Fault(**ONE_GET, status=302, headers={"Location": "file:///etc/passwd"}),
-                r"redirects to file:, expected an http or https address$",
-            ),
-            (Fault(**ONE_GET, status=302), r"redirects to nowhere, expected"),
-            (
-                Fault(**ONE_GET, status=302, times=None, headers={"Location": "/again"}),
-                r"more than 5 redirects, the last one to http://127\S+/again$",
-            ),
+            (Fault(**ONE_GET, size_change=7), r"Content-Range 'bytes 1000-2999/300007', expected .*; the file was changed$"),
+            (Fault(**ONE_GET, status=302, headers={"Location": "/again"}), r"more than 5 redirects, the last one to http://127\S+/again$"),
         ],
     )
-    def test_wrong_answers_are_errors_at_once(self, hub, linked, fault, text):
+    def test_wrong_answers_are_asked_for_again_before_they_are_errors(self, hub, linked, fault, text):
         hub.add_fault(fault)
+        assert read(linked, 1000, 3000) == VIDEO[1000:3000]
+        hub.add_fault(dataclasses.replace(fault, times=None))
         with pytest.raises(StorageError, match=text) as caught:
             read(linked, 1000, 3000)
         assert str(caught.value).startswith(f"{linked.description}: {VIDEO_PATH} bytes [1000, 3000): ")
-        assert len(hub.requests()) == (6 if fault.times is None else 1)
-        assert linked.statistics.retries == 0
+        assert len(hub.requests()) <= 6 * 6
         assert_no_secrets(caught.value)
 
-    def test_of_a_whole_file_little_is_read(self, hub, linked):
+    @pytest.mark.parametrize(
+        ("location", "text"), [({"Location": "file:///etc/passwd"}, "redirects to file:"), ({}, "redirects to nowhere")]
+    )
+    def test_redirects_away_from_http_are_errors_at_once(self, hub, linked, location, text):
+        hub.add_fault(Fault(**ONE_GET, status=302, headers=location))
+        with pytest.raises(StorageError, match=rf"{text}, expected an http or https address$") as caught:
+            read(linked, 1000, 3000)
+        assert len(hub.requests()) == 1
+        assert_no_secrets(caught.value)
+
+    def test_a_whole_file_may_come_as_such(self, hub, linked):
         hub.add_fault(Fault(**ONE_GET, ignore_range=True))
+        assert linked._session().read_range(linked.commit, VIDEO_PATH, ByteRange(0, len(VIDEO))) == VIDEO
+        assert len(hub.requests()) == 1
+
+    def test_a_link_that_failed_is_asked_for_again(self, hub, open_hub):
+        """Otherwise a wrong size, told once, would be believed for an hour."""
+        storage = open_hub()
+        hub.add_fault(Fault(method="HEAD", size_change=-1))
+        assert storage.size_bytes(VIDEO_PATH) == 299_999
+        with pytest.raises(StorageError, match=r"Content-Range 'bytes 0-9/300000', expected 'bytes 0-9/299999'; the file was changed$"):
+            read(storage, 0, 10)
+        assert (read(storage, 0, 10), storage.size_bytes(VIDEO_PATH)) == (VIDEO[:10], 300_000)
+
+    def test_of_a_whole_file_little_is_read(self, hub, linked):
+        hub.add_fault(Fault(**ONE_GET, ignore_range=True, times=None))
         with pytest.raises(StorageError, match="ignores byte ranges"):
             read(linked, 0, 10)
         assert linked.statistics.bytes_received < 10_000
@@ -713,7 +752,7 @@ class TestTrouble:
 
     def test_changed_etag(self, hub, linked):
         read(linked, 0, 10)
-        hub.add_fault(Fault(**ONE_GET, headers={"ETag": '"other"'}))
+        hub.add_fault(Fault(**ONE_GET, headers={"ETag": '"other"'}, times=None))
         with pytest.raises(StorageError, match=r'the file was changed while it was read \(ETag "other", before "\w+"\)$'):
             read(linked, 0, 10)
 
@@ -755,10 +794,11 @@ class TestTrouble:
     )
     def test_wrong_answers_to_the_question_for_a_link(self, hub, open_hub, fault, text):
         storage = open_hub()
-        hub.add_fault(fault)
+        hub.add_fault(dataclasses.replace(fault, times=None))
         with pytest.raises(StorageError, match=text) as caught:
             storage.size_bytes(VIDEO_PATH)
         assert str(caught.value).startswith(f"{storage.description}: {VIDEO_PATH}: ")
+        hub.clear_faults()
         assert storage.size_bytes(VIDEO_PATH) == 300_000
 
     def test_trouble_while_opening(self, hub, open_hub):
@@ -770,15 +810,41 @@ class TestTrouble:
     @pytest.mark.parametrize("path", ["meta/info.json", "meta/tasks.parquet"])
     def test_trouble_while_downloading_metadata(self, hub, open_hub, path):
         storage = open_hub()
-        # What huggingface_hub does not try again; the errors of a HEAD and rate limits it does.
         hub.add_fault(Fault(method="GET", path_regex=path, status=503))
         hub.add_fault(Fault(method="GET", path_regex=path, reset_at=0))
         assert len(storage.read_metadata(path, max_bytes=1000)) == storage.list_metadata()[path]
         assert storage.statistics.retries == 2
 
+    @pytest.mark.parametrize("path", ["meta/info.json", "meta/tasks.parquet"])
+    def test_metadata_has_the_hash_that_the_hub_tells(self, hub, open_hub, path, tmp_path):
+        storage = open_hub()
+        hub.add_fault(Fault(method="GET", path_regex=path, corrupt_at=9, times=2))
+        assert storage.read_metadata(path, max_bytes=1000) in (INFO, TASKS)
+        assert pickle.loads(pickle.dumps(storage)).read_metadata(path, max_bytes=1000) in (INFO, TASKS)
+        hub.add_fault(Fault(method="GET", path_regex=path, corrupt_at=9, times=3))
+        with pytest.raises(
+            StorageError, match=rf"{path}: its contents have the hash \w{{40,64}}, expected \w{{40,64}}, also when read 3 times"
+        ):
+            open_hub(cache_dir=tmp_path / "other").read_metadata(path, max_bytes=1000)
+        assert not list((tmp_path / "other").rglob("*.*"))
+
+    def test_what_was_cached_is_what_huggingface_hub_finds(self, open_hub, tmp_path):
+        storage = open_hub()
+        for path, data in (("meta/info.json", INFO), ("meta/tasks.parquet", TASKS)):
+            storage.read_metadata(path, max_bytes=1000)
+            found = huggingface_hub.try_to_load_from_cache(
+                REPOSITORY, path, cache_dir=tmp_path / "hub", revision=storage.commit, repo_type="dataset"
+            )
+            assert os.path.realpath(found).startswith(str(tmp_path / "hub/datasets--robots--arm/blobs"))
+            with open(found, "rb") as file:
+                assert file.read() == data
+        (repository,) = huggingface_hub.scan_cache_dir(tmp_path / "hub").repos
+        assert (repository.repo_id, repository.nb_files) == (REPOSITORY, 2)
+
     def test_signed_links_are_not_logged_by_huggingface_hub_either(self, hub, open_hub, caplog):
+        open_hub()
         hub.add_fault(Fault(**ONE_GET, status=429, headers={"RateLimit": '"resolvers";r=0;t=0'}))
-        open_hub().read_metadata("meta/tasks.parquet", max_bytes=1000)
+        huggingface_hub.hf_hub_download(REPOSITORY, "meta/tasks.parquet", repo_type="dataset", endpoint=hub.endpoint)
         assert "Error 429 thrown while requesting GET http://127.0.0.1" in caplog.text
         assert "Signature" not in caplog.text
 
@@ -835,6 +901,82 @@ class TestRateLimit:
             StorageError, match=r"localhost refuses requests for the next 1000 s \(HTTP 429\); ask less often, or with a token"
         ):
             storage.size_bytes(VIDEO_PATH)
+
+    def test_slows_down_before_it_is_reached(self, hub, open_hub):
+        storage = open_hub()
+        low = {"RateLimit": '"resolvers";r=9;t=3', "RateLimit-Policy": '"fixed window";"resolvers";q=3000;w=300'}
+        hub.add_fault(Fault(origin="hub", path_regex="/resolve/", headers=low, times=None))
+        for path in (VIDEO_PATH, "videos/top/file-001.mp4", "small.json"):
+            storage.size_bytes(path)
+        times = [record.time_seconds for record in hub.requests() if record.kind == "resolver"]
+        assert times[1] - times[0] > 0.25
+        assert times[2] - times[1] > 0.25
+        started = time.monotonic()
+        read(storage, 0, 10)  # of the CDN, which is not limited
+        assert time.monotonic() - started < 0.25
+
+
+class TestScopes:
+    STUBBORN = dataclasses.replace(OPTIONS, read_timeout_seconds=60, deadline_seconds=120)
+
+    def test_ends_the_requests_of_its_threads_only(self, hub, open_hub):
+        storage = open_hub(options=self.STUBBORN)
+        storage.size_bytes(VIDEO_PATH)
+        hub.clear_requests()
+        hub.add_fault(Fault(**ONE_GET, stall_at=7, times=2))
+        scope = RequestScope()
+        with ThreadPoolExecutor(1, initializer=scope.enter) as pool, ThreadPoolExecutor(1) as others:
+            mine, theirs = pool.submit(read, storage, 0, 1000), others.submit(read, storage, 500, 900)
+            while len(hub.requests()) < 2:
+                time.sleep(0.01)
+            started = time.monotonic()
+            assert scope.end()
+            with pytest.raises(StorageError, match=r"bytes \[0, 1000\): the reader was closed while it was in use$"):
+                mine.result()
+            assert theirs.result() == VIDEO[500:900]
+            assert time.monotonic() - started < 10
+            with pytest.raises(StorageError, match="the reader was closed"):
+                pool.submit(read, storage, 0, 10).result()
+        assert read(storage, 0, 10) == VIDEO[:10]
+
+    def test_ends_waiting_for_a_rate_limit_and_between_attempts(self, hub, open_hub):
+        for fault in (
+            Fault(method="HEAD", status=429, headers={"RateLimit": '"resolvers";r=0;t=100'}, times=None),
+            Fault(method="HEAD", status=503, times=None),
+        ):
+            storage = open_hub(options=dataclasses.replace(self.STUBBORN, pause_seconds=60))
+            hub.clear_requests()
+            hub.add_fault(fault)
+            scope = RequestScope()
+            with ThreadPoolExecutor(2, initializer=scope.enter) as pool:
+                waiting = [pool.submit(storage.size_bytes, VIDEO_PATH) for _ in range(2)]  # the second waits for the first
+                while not hub.requests():
+                    time.sleep(0.01)
+                assert scope.end()
+                for future in waiting:
+                    with pytest.raises(StorageError, match="the reader was closed"):
+                        future.result()
+            hub.clear_faults()
+
+    def test_who_waits_for_a_link_of_an_ended_thread_asks_itself(self, hub, open_hub):
+        storage = open_hub(options=self.STUBBORN)
+        hub.clear_requests()
+        hub.add_fault(Fault(method="HEAD", latency_seconds=1000))
+        scope = RequestScope()
+        with ThreadPoolExecutor(1, initializer=scope.enter) as pool, ThreadPoolExecutor(1) as others:
+            mine = pool.submit(storage.size_bytes, VIDEO_PATH)
+            while not hub.requests():
+                time.sleep(0.01)
+            theirs = others.submit(storage.size_bytes, VIDEO_PATH)
+            time.sleep(0.1)
+            assert scope.end()
+            assert theirs.result() == 300_000
+            assert isinstance(mine.exception(), StorageError)
+
+    def test_nothing_under_way(self):
+        scope = RequestScope()
+        assert scope.end()
+        assert scope.is_ended
 
 
 class TestOtherProcesses:
@@ -981,6 +1123,7 @@ class TestDirectoryTrouble:
         ({"max_attempts": 0}, "max_attempts=0: expected a whole number of at least 1"),
         ({"disk_cache_bytes": -1}, "disk_cache_bytes=-1: expected a whole number of at least 0"),
         ({"disk_cache_bytes": 1e9}, "disk_cache_bytes=1000000000.0: expected a whole number of at least 0"),
+        ({"pause_seconds": 0}, "pause_seconds=0: expected a number of seconds of at least 0.001"),
     ],
 )
 def test_options_that_make_no_sense(changes, text):
@@ -995,8 +1138,8 @@ def test_options_that_do():
 
 def test_redirects_from_https_to_http_are_refused():
     with pytest.raises(StorageError, match=r"^x: https://a/b redirects from https to http at c, which is refused$"):
-        _transport.next_hop("https://a/b?Signature=1", "http://c/?Signature=2", subject="x")
-    assert _transport.next_hop("http://a/b", "//c/d", subject="x") == "http://c/d"
+        _answers.next_hop("https://a/b?Signature=1", "http://c/?Signature=2", subject="x")
+    assert _answers.next_hop("http://a/b", "//c/d", subject="x") == "http://c/d"
 
 
 @pytest.mark.parametrize(
@@ -1010,12 +1153,12 @@ def test_redirects_from_https_to_http_are_refused():
     ],
 )
 def test_how_long_a_link_lasts(url, date, expected):
-    assert _transport.lifetime_seconds(url, date) == expected
+    assert _answers.lifetime_seconds(url, date) == expected
 
 
 def test_redaction():
-    assert _transport.redact("at https://h/p?Signature=1&x=2 and 'http://i/q#f', end") == "at https://h/p and 'http://i/q', end"
-    assert _transport.describe_url("https://user:pass@h:1/p?q#f") == "https://h:1/p"
+    assert _answers.redact("at https://h/p?Signature=1&x=2 and 'http://i/q#f', end") == "at https://h/p and 'http://i/q', end"
+    assert _answers.describe_url("https://user:pass@h:1/p?q#f") == "https://h:1/p"
 
 
 def test_good_paths():

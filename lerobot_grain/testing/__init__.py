@@ -9,7 +9,7 @@ Writing video needs PyAV: `pip install "lerobot_grain[testing]"`.
 """
 
 from lerobot_grain.testing._barcode import draw_barcodes, read_barcodes
-from lerobot_grain.testing._hub import Fault, HubRepository, LoopbackHub, RequestRecord
+from lerobot_grain.testing._hub import Fault, HubRepository, LoopbackHub, RequestRecord, mixed_faults
 from lerobot_grain.testing._synthetic_metadata import WrittenMetadata, write_synthetic_metadata
 from lerobot_grain.testing._video_writer import Camera
 from lerobot_grain.testing._writer import WrittenDataset, write_dataset
@@ -26,6 +26,7 @@ __all__ = [
     "WrittenDataset",
     "WrittenMetadata",
     "draw_barcodes",
+    "mixed_faults",
     "read_barcodes",
     "write_dataset",
     "write_synthetic_metadata",

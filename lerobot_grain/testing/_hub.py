@@ -24,9 +24,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from lerobot_grain.testing._hub_messages import Fault, RequestRecord, encode_fault
+from lerobot_grain.testing._hub_messages import Fault, RequestRecord, encode_fault, mixed_faults
 
-__all__ = ["Fault", "HubRepository", "LoopbackHub", "RequestRecord"]
+__all__ = ["Fault", "HubRepository", "LoopbackHub", "RequestRecord", "mixed_faults"]
 
 # Gives the server's process our two packages without running their `__init__` modules, which import far more than it needs; and with it
 # absolute imports that mean the same in both processes. -I and -S leave out site-packages, which a standard library program can spare.

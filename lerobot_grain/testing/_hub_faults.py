@@ -1,11 +1,14 @@
 """Decides which requests get a fault, and turns the right answer into the wrong one.
 
-Pure but for the counting: how an answer is to be sent wrongly is written down in a `Delivery`, which the server carries out.
+Pure but for the counting, on which also depends what is drawn with a probability: how an answer is to be sent wrongly is written down in a
+`Delivery`, which the server carries out.
 """
 
 from __future__ import annotations
 
+import random
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,7 +16,9 @@ from typing import Literal
 from lerobot_grain.testing._hub_http import Answer, FileSlice, Request, with_headers
 from lerobot_grain.testing._hub_messages import Fault, Origin
 
-Ending = Literal["keep", "close", "reset", "stall", "drop"]
+Ending = Literal["keep", "close", "reset", "stall", "drop", "reset_before"]
+# Endings before the first byte of the answer.
+BEFORE_THE_ANSWER: tuple[Ending, ...] = ("drop", "reset_before")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +30,8 @@ class Delivery:
       delay_seconds: wait before the first byte.
       bandwidth_bytes_per_second: limit for the body; None for no limit.
       stop_at: length of the body after which `ending` comes; None for the whole body.
-      ending: what happens then; `"keep"` leaves the connection open for the next request. `"drop"` closes it before the first byte.
+      ending: what happens then; `"keep"` leaves the connection open for the next request. `"drop"` closes it before the first byte,
+        `"reset_before"` resets it.
       corrupt_at: offset of the byte of the body to invert, or None.
     """
 
@@ -44,6 +50,7 @@ class _Rule:
         self._range = re.compile(fault.range_regex) if fault.range_regex is not None else None
         self._skips_left = fault.skip
         self._times_left = fault.times
+        self._drawn: Counter[tuple[str, str, str | None]] = Counter()
 
     def takes(self, origin: Origin, request: Request, file: str | None) -> bool:
         """Returns whether the fault is to be applied to this request, and counts it."""
@@ -54,12 +61,18 @@ class _Rule:
             return False
         if self._range is not None and (range_header is None or not self._range.search(range_header)):
             return False
+        if fault.probability < 1 and not self._draw((request.method, request.path, range_header)):
+            return False
         if self._skips_left > 0:
             self._skips_left -= 1
             return False
         if self._times_left is not None:
             self._times_left -= 1
         return True
+
+    def _draw(self, request: tuple[str, str, str | None]) -> bool:
+        self._drawn[request] += 1
+        return random.Random(f"{self.fault.seed} {request} {self._drawn[request]}").random() < self.fault.probability
 
 
 class FaultRules:
@@ -91,6 +104,10 @@ def apply_fault(fault: Fault, request: Request, delivery: Delivery, answer_again
         answer = replace(answer, status=fault.status, headers={}, body=fault.body)
     if answer.status == 206 and isinstance(answer.body, FileSlice):
         answer = _spoil_range(fault, answer, answer.body)
+    if "X-Linked-Size" in answer.headers:
+        answer = with_headers(answer, {"X-Linked-Size": str(int(answer.headers["X-Linked-Size"]) + fault.size_change)})
+    elif fault.size_change and request.method == "HEAD":
+        answer = with_headers(answer, {"Content-Length": str(answer.body_bytes + fault.size_change)})
     ending, stop_at = _choose_ending(fault)
     limits = [limit for limit in (delivery.bandwidth_bytes_per_second, fault.bandwidth_bytes_per_second) if limit is not None]
     return Delivery(
@@ -110,11 +127,13 @@ def _choose_ending(fault: Fault) -> tuple[Ending, int | None]:
         return "reset", fault.reset_at
     if fault.stall_at is not None:
         return "stall", fault.stall_at
+    if fault.reset_before:
+        return "reset_before", 0
     return ("drop", 0) if fault.close_before else ("keep", None)
 
 
 def _spoil_range(fault: Fault, answer: Answer, body: FileSlice) -> Answer:
     stop = max(body.start + 1, body.stop - (fault.short_206 or 0))
     shift = 1 if fault.wrong_content_range else 0
-    claimed = {"Content-Range": f"bytes {body.start + shift}-{stop - 1 + shift}/{body.size_bytes}"}
+    claimed = {"Content-Range": f"bytes {body.start + shift}-{stop - 1 + shift}/{body.size_bytes + fault.size_change}"}
     return with_headers(replace(answer, body=body._replace(stop=stop)), claimed)

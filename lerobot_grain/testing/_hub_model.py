@@ -20,8 +20,8 @@ from lerobot_grain.testing._hub_http import FileSlice
 # The real Hub decides by .gitattributes and by size; LeRobot's data sets have these as plain git files and the rest in LFS.
 GIT_FILE_SUFFIXES = (".json", ".jsonl", ".md", ".txt")
 # Files in LFS above this get an invented sha256: to hash gigabytes of video would delay the first listing by seconds, for a number that
-# huggingface_hub uses as a name only.
-MAX_HASHED_BYTES = 1_000_000
+# nobody compares: clients hash small files only.
+MAX_HASHED_BYTES = 16_000_000
 # What `git` and `hf download --local-dir` leave in a directory.
 _IGNORED_DIRECTORIES = frozenset((".git", ".cache"))
 

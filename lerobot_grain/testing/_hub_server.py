@@ -30,7 +30,7 @@ from typing import Any
 
 from lerobot_grain.testing._hub_buckets import Bucket
 from lerobot_grain.testing._hub_cdn import CdnOrigin
-from lerobot_grain.testing._hub_faults import Delivery, FaultRules, apply_fault
+from lerobot_grain.testing._hub_faults import BEFORE_THE_ANSWER, Delivery, FaultRules, apply_fault
 from lerobot_grain.testing._hub_http import Answer, BadRequestError, FileSlice, Request, parse_request, render_head, with_headers
 from lerobot_grain.testing._hub_messages import Origin, RequestRecord, decode_fault
 from lerobot_grain.testing._hub_model import Repository
@@ -97,7 +97,7 @@ class Server:
         if fault is not None:
             delivery = apply_fault(fault, request, delivery, answer_again)
         if request.method == "HEAD":
-            answer = with_headers(delivery.answer, {"Content-Length": str(delivery.answer.body_bytes)})
+            answer = with_headers(delivery.answer, {"Content-Length": str(delivery.answer.body_bytes)} | delivery.answer.headers)
             delivery = replace(delivery, answer=replace(answer, body=b""))
         record = RequestRecord(
             time_seconds=received_at_seconds,
@@ -108,7 +108,7 @@ class Server:
             file=answer.file,
             range=request.headers.get("range"),
             had_authorization="authorization" in request.headers,
-            status=0 if delivery.ending == "drop" else delivery.answer.status,
+            status=0 if delivery.ending in BEFORE_THE_ANSWER else delivery.answer.status,
             body_bytes_sent=0,
             connection_id=connection_id,
             faulted=fault is not None,
@@ -199,10 +199,15 @@ class Connection(asyncio.Protocol):
         if delivery.ending == "drop":
             self._transport.close()
             return
+        if delivery.ending == "reset_before":
+            await self._reset()
+            return
         self._transport.write(render_head(delivery.answer))
         started_at_seconds = time.monotonic()
         for piece in self._pieces(delivery):
             await self._flushed.wait()
+            if self._transport.is_closing():
+                return  # the client has hung up, which is heard of only when something is waited for
             if delivery.bandwidth_bytes_per_second is not None:
                 # By the clock, so that sleeps which are a little too long do not add up.
                 due_at_seconds = started_at_seconds + (entry[_BYTES_SENT] + len(piece)) / delivery.bandwidth_bytes_per_second

@@ -128,6 +128,8 @@ def write_synthetic_metadata(
     meta.write_tasks(root, tasks)
     meta.write_info(
         root,
+        version="v3.0",
+        templates=(meta.DATA_PATH, meta.VIDEO_PATH),
         features=_FEATURES,
         cameras=cameras,
         fps=fps,

@@ -1,7 +1,8 @@
-"""Writes small LeRobotDataset v3.0 data sets, for tests, demos and benchmarks, without lerobot.
+"""Writes small LeRobotDataset data sets, for tests, demos and benchmarks, without lerobot.
 
-What it writes has the layout, the schemas and the video files that lerobot 0.6.1's recorder produces, and every value in it is known:
-`WrittenDataset` tells what a reader must return for each row, and a barcode on each picture says which frame it is.
+What it writes has the layout, the schemas and the video files that lerobot 0.6.1's recorder produces (v3.0; on request v2.1 or v2.0), and
+every value in it is known: `WrittenDataset` tells what a reader must return for each row, and a barcode on each picture says which frame it
+is.
 
 Rules:
 * The same arguments write the same values. Video bytes are the same with the same encoder libraries.
@@ -27,6 +28,7 @@ import pyarrow.parquet as pq
 
 from lerobot_grain._errors import InvalidRequestError
 from lerobot_grain.testing import _writer_metadata as meta
+from lerobot_grain.testing import _writer_metadata_v2 as meta_v2
 from lerobot_grain.testing._barcode import MAX_CAMERAS, MAX_EPISODES, MAX_FRAMES_PER_EPISODE, MIN_HEIGHT, MIN_VIDEO_WIDTH, MIN_WIDTH
 from lerobot_grain.testing._video_writer import Camera
 from lerobot_grain.testing._writer_recording import FrameContent, Studio
@@ -44,7 +46,8 @@ class WrittenDataset:
       tasks: texts by task index.
       episode_lengths: int64 (episodes,).
       rows: all values by feature, (total_frames, *shape) in the stored dtype, objects for strings. Read-only. Scalars have no extra axis.
-      episodes: the columns of `meta/episodes` but `tasks` and statistics, (episodes,) each. Read-only.
+      episodes: the columns of `meta/episodes` but `tasks` and statistics, (episodes,) each; of v2.x `episode_index` and `length`.
+        Read-only.
     """
 
     directory: Path
@@ -82,6 +85,7 @@ def write_dataset(
     directory: str | os.PathLike[str],
     *,
     episode_lengths: Sequence[int],
+    version: str = "v3.0",
     fps: int = 30,
     cameras: Sequence[Camera] = (Camera(),),
     state_size: int = 7,
@@ -105,6 +109,7 @@ def write_dataset(
     Args:
       directory: new or empty.
       episode_lengths: frames per episode, each at least 1.
+      version: of the format: `v3.0`, or `v2.1` or `v2.0`, where every episode has files of its own.
       fps: frames per second, a whole number.
       cameras: empty for a data set without pictures.
       state_size: elements of `observation.state`, float32; 0 leaves it out.
@@ -112,7 +117,7 @@ def write_dataset(
       features: more columns, for example `EXTRA_FEATURES`.
       tasks: texts; episode e has task `e % len(tasks)`, unless `row_values` returns `task_index`.
       seed: of values and pictures.
-      episodes_per_data_file: None puts all episodes into one file. Here and below.
+      episodes_per_data_file: None puts all episodes into one file, in v2.x each into its own. Here and below; v2.x allows None and 1.
       episodes_per_video_file: for all cameras, or by camera key; cameras that are left out get one file.
       episodes_per_metadata_file: for `meta/episodes`.
       rows_per_row_group: of the data files. None: one row group per episode, like the recorder.
@@ -137,6 +142,7 @@ def write_dataset(
     job = _Job(
         directory=Path(directory),
         lengths=np.array(episode_lengths, np.int64),
+        version=version,
         fps=fps,
         cameras=tuple(cameras),
         columns=_columns(state_size, action_size, features),
@@ -171,6 +177,7 @@ class _Job:
 
     directory: Path
     lengths: npt.NDArray[np.int64]
+    version: str
     fps: int
     cameras: tuple[Camera, ...]
     columns: Mapping[str, Feature]
@@ -181,14 +188,38 @@ class _Job:
     def video_keys(self) -> tuple[str, ...]:
         return tuple(camera.key for camera in self.cameras if camera.kind == "video")
 
+    @property
+    def has_file_per_episode(self) -> bool:
+        return self.version != "v3.0"
+
     def file_of_episode(self, episodes_per_file: int | None) -> npt.NDArray[np.int64]:
         """Returns the number of the file that holds each episode, counted over all chunks."""
         if episodes_per_file is not None and episodes_per_file < 1:
             raise InvalidRequestError(f"episodes per file must be at least 1, not {episodes_per_file}")
+        if self.has_file_per_episode:
+            if episodes_per_file not in (None, 1):
+                raise InvalidRequestError(f"{self.version} has one episode a file, not {episodes_per_file}")
+            return np.arange(len(self.lengths))
         return np.arange(len(self.lengths)) // (episodes_per_file or len(self.lengths))
 
-    def place(self, file: int) -> dict[str, int]:
-        """Returns the chunk and file index of a file, to be put into a path template."""
+    @property
+    def templates(self) -> tuple[str, str]:
+        """Paths of data and of video files."""
+        if self.has_file_per_episode:
+            return meta_v2.DATA_PATH, meta_v2.VIDEO_PATH
+        return meta.DATA_PATH, meta.VIDEO_PATH
+
+    def data_path(self, file: int) -> Path:
+        """Returns where a data file lies, by its number counted over all chunks."""
+        return self.directory / self.templates[0].format(**self._place(file))
+
+    def video_path(self, key: str, file: int) -> Path:
+        """Returns where a video file of a camera lies."""
+        return self.directory / self.templates[1].format(video_key=key, **self._place(file))
+
+    def _place(self, file: int) -> dict[str, int]:
+        if self.has_file_per_episode:
+            return {"episode_chunk": file // self.chunks_size, "episode_index": file}
         return {"chunk_index": file // self.chunks_size, "file_index": file % self.chunks_size}
 
 
@@ -223,6 +254,8 @@ def _video_files(job: _Job, episodes_per_file: int | Mapping[str, int] | None) -
 
 
 def _check(job: _Job, *, rows_per_row_group: int | None, barcodes: bool, noise: float) -> None:
+    if job.version not in meta.VERSIONS:
+        raise InvalidRequestError(f"version {job.version!r} must be one of {', '.join(meta.VERSIONS)}")
     if job.lengths.ndim != 1 or len(job.lengths) == 0 or job.lengths.min() < 1:
         raise InvalidRequestError("episode_lengths must name at least one episode, each of at least one frame")
     if job.fps < 1 or job.fps != int(job.fps):
@@ -294,7 +327,7 @@ def _record(
             images[camera.key], samples[camera.key] = studio.embed(index, points)
             continue
         files = video_files[camera.key]
-        paths = [job.directory / meta.VIDEO_PATH.format(video_key=camera.key, **job.place(int(file))) for file in files]
+        paths = [job.video_path(camera.key, int(file)) for file in files]
         durations, samples[camera.key] = studio.film(index, points, paths, job.directory)
         spans |= meta.video_spans(camera.key, files, durations, job.chunks_size)
     return _Recorded(images=images, samples=samples, spans=spans)
@@ -302,6 +335,8 @@ def _record(
 
 def _located(job: _Job, data_files: npt.NDArray[np.int64], spans: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
     """Returns the columns of the episodes table that are numbers, in the recorder's order."""
+    if job.has_file_per_episode:
+        return {"episode_index": np.arange(len(job.lengths)), "length": job.lengths}
     stops = np.cumsum(job.lengths)
     return {
         "episode_index": np.arange(len(job.lengths)),
@@ -333,7 +368,7 @@ def _write_data(
             else:
                 arrays.append(meta.column_array(np.concatenate([episodes[e][column.name] for e in members]), column))
         table = pa.Table.from_arrays(arrays, schema=schema)
-        path = job.directory / meta.DATA_PATH.format(**job.place(int(file)))
+        path = job.data_path(int(file))
         path.parent.mkdir(parents=True, exist_ok=True)
         with pq.ParquetWriter(path, schema, compression="snappy", use_dictionary=True) as writer:
             if rows_per_row_group is not None:
@@ -364,8 +399,30 @@ def _write_meta(
     summaries: Sequence[meta.Statistics],
     metadata_files: npt.NDArray[np.int64],
 ) -> None:
-    columns = {name: pa.array(column) for name, column in located.items()}
+    meta.write_info(
+        job.directory,
+        version=job.version,
+        templates=job.templates,
+        features=job.columns,
+        cameras=job.cameras,
+        fps=job.fps,
+        num_episodes=len(job.lengths),
+        num_frames=int(job.lengths.sum()),
+        num_tasks=len(job.tasks),
+        chunks_size=job.chunks_size,
+    )
     texts = [[job.tasks[index] for index in dict.fromkeys(rows["task_index"].tolist())] for rows in episodes]
+    if job.has_file_per_episode:
+        meta_v2.write_metadata(
+            job.directory,
+            version=job.version,
+            episode_lengths=job.lengths,
+            tasks=job.tasks,
+            tasks_of_episodes=texts,
+            summaries=summaries,
+        )
+        return
+    columns = {name: pa.array(column) for name, column in located.items()}
     columns = {"episode_index": columns.pop("episode_index"), "tasks": pa.array(texts, pa.list_(pa.string())), **columns}
     if summaries:
         for name in summaries[0]:
@@ -382,16 +439,6 @@ def _write_meta(
         use_dictionary=True,
     )
     meta.write_tasks(job.directory, job.tasks)
-    meta.write_info(
-        job.directory,
-        features=job.columns,
-        cameras=job.cameras,
-        fps=job.fps,
-        num_episodes=len(job.lengths),
-        num_frames=int(job.lengths.sum()),
-        num_tasks=len(job.tasks),
-        chunks_size=job.chunks_size,
-    )
 
 
 def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

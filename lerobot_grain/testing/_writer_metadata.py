@@ -29,6 +29,7 @@ DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 
+VERSIONS = ("v3.0", "v2.1", "v2.0")
 STATISTICS = ("min", "max", "mean", "std", "count", "q01", "q10", "q50", "q90", "q99")
 _QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 # The recorder buffers this many episodes and writes them as one row group.
@@ -214,6 +215,8 @@ def write_tasks(directory: Path, tasks: Sequence[str]) -> None:
 def write_info(
     directory: Path,
     *,
+    version: str,
+    templates: tuple[str, str],
     features: Mapping[str, Feature],
     cameras: Sequence[Camera],
     fps: int,
@@ -222,7 +225,7 @@ def write_info(
     num_tasks: int,
     chunks_size: int,
 ) -> None:
-    """Writes `meta/info.json`."""
+    """Writes `meta/info.json`; `templates` are the paths of data and of video files."""
     described: dict[str, Any] = {}
     by_key = {camera.key: camera for camera in cameras}
     for name in feature_order(features, cameras):
@@ -230,7 +233,7 @@ def write_info(
             shape = [camera.height, camera.width, 3]
             described[name] = {"dtype": camera.kind, "shape": shape, "names": ["height", "width", "channels"]}
             if camera.kind == "video":
-                described[name]["info"] = camera.video_info(fps)
+                described[name]["video_info" if version == "v2.0" else "info"] = camera.video_info(fps)
         else:
             feature = features[name]
             described[name] = {
@@ -238,18 +241,21 @@ def write_info(
                 "shape": list(feature.shape),
                 "names": None if feature.names is None else list(feature.names),
             }
+    num_videos = sum(camera.kind == "video" for camera in cameras)
+    sizes = {"data_files_size_in_mb": 100, "video_files_size_in_mb": 200}
+    if version != VERSIONS[0]:
+        sizes = {"total_videos": num_videos * num_episodes, "total_chunks": -(-num_episodes // chunks_size)}
     info = {
-        "codebase_version": "v3.0",
+        "codebase_version": version,
         "fps": fps,
         "features": described,
         "total_episodes": num_episodes,
         "total_frames": num_frames,
         "total_tasks": num_tasks,
         "chunks_size": chunks_size,
-        "data_files_size_in_mb": 100,
-        "video_files_size_in_mb": 200,
-        "data_path": DATA_PATH,
-        "video_path": VIDEO_PATH if any(camera.kind == "video" for camera in cameras) else None,
+        **sizes,
+        "data_path": templates[0],
+        "video_path": templates[1] if num_videos else None,
         "robot_type": "synthetic",
         "splits": {"train": f"0:{num_episodes}"},
     }

@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import parse_ratelimit_headers
 
 import lerobot_grain
-from lerobot_grain.testing._hub import Fault, LoopbackHub
+from lerobot_grain.testing._hub import Fault, LoopbackHub, mixed_faults
 
 REPOSITORY = "robots/arm"
 INFO = b'{"codebase_version": "v3.0"}'
@@ -651,6 +651,54 @@ def test_fault_close_before(hub, client, url):
     assert (record.status, record.body_bytes_sent, record.faulted) == (0, 0, True)
 
 
+def test_fault_reset_before(hub, client, url):
+    hub.add_fault(Fault(reset_before=True))
+    with pytest.raises(httpx2.ReadError, match="reset"):
+        get_range(client, url, "bytes=0-9")
+    (record,) = hub.requests()
+    assert (record.status, record.body_bytes_sent, record.faulted) == (0, 0, True)
+
+
+def test_fault_size_change(hub, client, commit, url):
+    resolver = f"{hub.endpoint}/datasets/{REPOSITORY}/resolve/main/{VIDEO_PATH}"
+    small = f"{hub.endpoint}/api/resolve-cache/datasets/{REPOSITORY}/{commit}/meta/info.json"
+    hub.add_fault(Fault(size_change=-2, times=3))
+    assert client.head(resolver).headers["X-Linked-Size"] == str(len(VIDEO) - 2)
+    assert client.head(small).headers["Content-Length"] == str(len(INFO) - 2)
+    response = get_range(client, url, "bytes=0-9")
+    assert (response.headers["Content-Range"], response.content) == (f"bytes 0-9/{len(VIDEO) - 2}", VIDEO[:10])
+    assert client.head(resolver).headers["X-Linked-Size"] == str(len(VIDEO))
+
+
+def test_probability_does_not_depend_on_the_order_of_requests(hub, client, url):
+    def drawn(seed, numbers):
+        hub.clear_faults()
+        hub.add_fault(Fault(status=503, times=None, probability=0.3, seed=seed))
+        return {number for number in numbers if get_range(client, url, f"bytes={number}-{number}").status_code == 503}
+
+    first = drawn(0, range(100))
+    assert 15 < len(first) < 45
+    assert drawn(0, reversed(range(100))) == first
+    assert drawn(1, range(100)) != first
+    hub.clear_faults()
+    hub.add_fault(Fault(status=503, times=None, probability=0.3))
+    again = [get_range(client, url, "bytes=7-7").status_code for _ in range(100)]
+    assert 15 < again.count(503) < 45
+
+
+def test_mixed_faults(hub, client, url):
+    for fault in mixed_faults(1.0, seed=3):
+        assert fault.times is None
+        if not fault.latency_seconds and fault.stall_at is None and fault.bandwidth_bytes_per_second is None:
+            hub.add_fault(fault)
+    for number in range(60):
+        with contextlib.suppress(httpx2.HTTPError):
+            get_range(client, url, f"bytes={number}-2000")
+    records = hub.requests()
+    assert 30 < sum(record.faulted for record in records) < 60
+    assert {record.status for record in records} >= {0, 200, 206, 302, 403, 429, 500, 503}
+
+
 def test_fault_ignore_range(hub, client, url):
     hub.add_fault(Fault(ignore_range=True))
     response = get_range(client, url, "bytes=0-9")
@@ -733,6 +781,8 @@ def test_faults_are_tried_in_order_and_can_be_cleared(hub, client, url):
         ({"stall_at": 0, "close_before": True}, "stall_at, close_before"),
         ({"body": b"x", "latency_seconds": 1}, "no status"),
         ({"bandwidth_bytes_per_second": 0}, "more than 0"),
+        ({"status": 503, "probability": 1.5}, "probability of a fault is 1.5, expected 0 to 1"),
+        ({"close_before": True, "reset_before": True}, "close_before, reset_before"),
     ],
 )
 def test_faults_that_make_no_sense(arguments, message):

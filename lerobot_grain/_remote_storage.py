@@ -1,0 +1,204 @@
+"""The storages that read from the Hub: the files of one commit of a data set, and those of a bucket.
+
+Both are values that pickle; the session with the Hub is made when a process first reads, and belongs to that process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from lerobot_grain._bucket_storage import CHANGED, HubBucket
+from lerobot_grain._byte_ranges import ByteRange
+from lerobot_grain._disk_cache import DiskCache
+from lerobot_grain._errors import MissingFileError, StorageError
+from lerobot_grain._hub_cache import cached_listing
+from lerobot_grain._hub_repository import HubRepository, is_offline
+from lerobot_grain._hub_storage import HubSession, ListedFile
+from lerobot_grain._storage import METADATA, PROCESS_STATE_LOCK, DirectoryStorage, Storage, check_path
+from lerobot_grain._storage_options import Counters, StorageOptions, StorageStatistics
+
+
+class _OnHub(Storage):
+    """The session of this process: what reading a data set of the Hub and a bucket have in common."""
+
+    __slots__ = ()
+
+    repository: HubRepository
+    _process_state: dict[int, HubSession]
+
+    def close(self) -> None:
+        with PROCESS_STATE_LOCK:
+            session = self._process_state.pop(os.getpid(), None)
+        if session is not None:
+            session.close()
+
+    @property
+    def statistics(self) -> StorageStatistics:
+        session = self._process_state.get(os.getpid())
+        return session.statistics() if session is not None else StorageStatistics()
+
+    def _session(self) -> HubSession:
+        # By process, since a connection must not be shared with a forked child. The parent's is left alone there: closing it could wait for
+        # a lock for ever.
+        if (session := self._process_state.get(os.getpid())) is not None:
+            return session
+        with PROCESS_STATE_LOCK:
+            if (session := self._process_state.get(os.getpid())) is None:
+                session = self._process_state[os.getpid()] = HubSession(self.repository)
+            return session
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HubStorage(_OnHub):
+    """The files of one commit of a data set repository on the Hub.
+
+    A file that lies in the commit's snapshot in the cache of huggingface_hub is read there, once its size is that of the file on the Hub;
+    all others are read over the network, unless HF_HUB_OFFLINE forbids it. Which of the two is decided anew for each read, so that a
+    download that is under way, or a cache that is emptied, does no harm.
+
+    The list of `meta/` travels with it, so that other processes need not ask the Hub's API. So does a token that was given as a string:
+    prefer one in the environment, which every process finds by itself.
+    """
+
+    description: str
+    commit: str
+    options: StorageOptions
+    repository: HubRepository
+    snapshot: DirectoryStorage = dataclasses.field(repr=False)
+    metadata_sizes: tuple[tuple[str, int], ...] = dataclasses.field(repr=False)
+    _process_state: dict[int, HubSession] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.description, self.commit, self.options, self.repository, self.snapshot, self.metadata_sizes)
+
+    def list_metadata(self) -> Mapping[str, int]:
+        return dict(self.metadata_sizes)
+
+    def read_metadata(self, path: str, *, max_bytes: int) -> bytes:
+        check_path(self.description, path)
+        size = self.list_metadata().get(path)
+        if size is None:
+            raise MissingFileError(f"{self.description}: there is no file {path}")
+        self._check_size(path, size, max_bytes)
+        if self._cached_bytes(path) is None:
+            self._session_for(path).download(self.commit, path)
+        self._check_cached(path, self.snapshot.size_bytes(path), size)
+        return self.snapshot.read_metadata(path, max_bytes=max_bytes)
+
+    def size_bytes(self, path: str) -> int:
+        check_path(self.description, path)
+        cached = self._cached_bytes(path)
+        if cached is None:
+            return self._size_on_hub(path)
+        expected = (cached_listing(self.repository, self.commit) or {}).get(path)
+        if expected is None and not is_offline():
+            expected = self._size_on_hub(path)
+        # Without a list and without network there is nothing to compare with; the ends of parquet and MP4 files are seen by their readers.
+        if expected is not None:
+            self._check_cached(path, cached, expected)
+        return cached
+
+    def _size_on_hub(self, path: str) -> int:
+        session = self._session_for(path)
+        if session.knows(path):
+            return session.size_bytes(self.commit, path)
+        kept = session.disk_cache.get(self._file(path), "size")
+        if kept is None:
+            kept = session.size_bytes(self.commit, path).to_bytes(8)
+            session.disk_cache.put(self._file(path), "size", kept)
+        return int.from_bytes(kept)
+
+    def _disk_cache(self, path: str) -> DiskCache | None:
+        return None if is_offline() or self._cached_bytes(path) is not None else self._session().disk_cache
+
+    def _cached_bytes(self, path: str) -> int | None:
+        """Returns the size of the file in the snapshot, None if it is not there."""
+        try:
+            return self.snapshot.size_bytes(path)
+        except MissingFileError:
+            return None
+
+    def _check_cached(self, path: str, found: int, expected: int) -> None:
+        if found != expected:
+            # The file itself: when only the link to it is deleted, huggingface_hub makes the same link again.
+            place = os.path.realpath(os.path.join(self.snapshot.root, path))
+            raise StorageError(
+                f"{self.description}: {path}: its copy {place} has {found} bytes, expected {expected}; delete that, and it will "
+                "be read from the Hub again"
+            )
+
+    @property
+    def statistics(self) -> StorageStatistics:
+        session = self._process_state.get(os.getpid())
+        total = Counters()
+        total.add(self.snapshot.statistics)
+        if session is not None:
+            total.add(session.statistics())
+        return total.snapshot()
+
+    def _session_for(self, path: str) -> HubSession:
+        """Returns the session of this process, to ask for a file that is not in the cache.
+
+        Raises:
+          MissingFileError: HF_HUB_OFFLINE forbids it.
+        """
+        if is_offline():
+            raise MissingFileError(
+                f"{self.description}: there is no file {path} in the cache; with HF_HUB_OFFLINE=1 it cannot be fetched, so unset that, or "
+                f"first run hf download {self.repository.repo_id} --repo-type dataset --revision {self.commit}"
+            )
+        return self._session()
+
+    def _read_range(self, path: str, wanted: ByteRange) -> bytes:
+        with contextlib.suppress(MissingFileError):
+            return self.snapshot._read_range(path, wanted)
+        return self._session_for(path).read_range(self.commit, path, wanted)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BucketStorage(_OnHub):
+    """The files that a bucket held when it was opened, each pinned by its size and hash.
+
+    Their list travels with it, so that all processes read the same. A token does as with `HubStorage`.
+    """
+
+    description: str
+    commit: str
+    options: StorageOptions
+    repository: HubBucket
+    files: Mapping[str, ListedFile] = dataclasses.field(repr=False, hash=False)
+    _process_state: dict[int, HubSession] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.description, self.commit, self.options, self.repository, self.files)
+
+    def list_metadata(self) -> Mapping[str, int]:
+        return {path: file.size_bytes for path, file in self.files.items() if path.startswith(f"{METADATA}/")}
+
+    def read_metadata(self, path: str, *, max_bytes: int) -> bytes:
+        size = self.size_bytes(path)
+        self._check_size(path, size, max_bytes)
+        return self._read_range(path, ByteRange(0, size)) if size else b""
+
+    def size_bytes(self, path: str) -> int:
+        check_path(self.description, path)
+        if (file := self.files.get(path)) is None:
+            raise MissingFileError(f"{self.description}: there is no file {path} (nor any outside of meta/, data/ and videos/)")
+        return file.size_bytes
+
+    def _disk_cache(self, path: str) -> None:  # noqa: ARG002 (never)
+        return None
+
+    def _read_range(self, path: str, wanted: ByteRange) -> bytes:
+        pinned, session = self.files[path], self._session()
+        try:
+            if (size := session.size_bytes(pinned.xet_hash, path)) != pinned.size_bytes:
+                raise StorageError(f"{self.description}: {path} has {size} bytes, {pinned.size_bytes} when it was listed; {CHANGED}")
+            return session.read_range(pinned.xet_hash, path, wanted)
+        except MissingFileError:
+            # It was there: no caller may take it for a file that the data set does without.
+            raise StorageError(f"{self.description}: {path} is gone; {CHANGED}") from None

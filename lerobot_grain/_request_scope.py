@@ -1,0 +1,89 @@
+"""Requests that can be ended from another thread.
+
+A thread that waits for a server cannot be stopped; the connection under it can. So a reader that is closed need not wait for a stalled
+server, and what others read through the same connections goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Protocol
+
+# Requests that end by themselves this soon leave connections that can be used again.
+_GRACE_SECONDS = 0.3
+_LONGEST_WAIT_SECONDS = 1.5
+# How often a thread that waits for anything else than an answer looks whether it was ended.
+CHECK_SECONDS = 0.1
+
+_THREAD = threading.local()
+
+
+class Interruptible(Protocol):
+    """Holds connections."""
+
+    def interrupt(self) -> None:
+        """Breaks all connections, so that who waits for one gets an error."""
+
+
+class RequestScope:
+    """The requests of some threads, which can be ended together.
+
+    Attributes:
+      is_ended: whether they were; then there are no further ones.
+    """
+
+    def __init__(self) -> None:
+        self.is_ended = False
+        self._changed = threading.Condition()
+        self._under_way: Counter[Interruptible] = Counter()
+
+    def enter(self) -> None:
+        """Makes all requests that the calling thread sends from now on part of this scope."""
+        _THREAD.scope = self
+
+    @contextlib.contextmanager
+    def request(self, connections: Interruptible) -> Iterator[None]:
+        """Marks a request as under way, with all its attempts and the pauses between them."""
+        with self._changed:
+            self._under_way[connections] += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._under_way[connections] -= 1
+                if self._under_way[connections] == 0:
+                    del self._under_way[connections]
+                    self._changed.notify_all()
+
+    def end(self) -> bool:
+        """Ends the requests that are under way and refuses those to come.
+
+        Requests of other scopes on the same connections are sent again, if those have to be broken.
+
+        Returns:
+          Whether all have ended. One that is still waiting for a connection to be made ends when that does, with an error.
+        """
+        self.is_ended = True
+        gives_up_at = time.monotonic() + _LONGEST_WAIT_SECONDS
+        with self._changed:
+            if self._changed.wait_for(lambda: not self._under_way, _GRACE_SECONDS):
+                return True
+        while time.monotonic() < gives_up_at:
+            with self._changed:
+                broken = list(self._under_way)
+            for connections in broken:
+                connections.interrupt()
+            with self._changed:
+                # Again, because one may have got a new connection in the meantime.
+                if self._changed.wait_for(lambda: not self._under_way, CHECK_SECONDS):
+                    return True
+        return False
+
+
+def scope_of_thread() -> RequestScope | None:
+    """Returns the scope that the calling thread has entered, if any."""
+    return getattr(_THREAD, "scope", None)

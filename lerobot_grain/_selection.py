@@ -1,0 +1,179 @@
+"""Which episodes a stream is made of: what `episodes=` may be, and the split of a data set into training and held-out episodes.
+
+Rules:
+* A selection is evaluated once, when the data set is made: what is kept is the episode numbers, ascending.
+* Of the episode table a predicate costs only the columns that it asks for, each read once.
+* A split text that can be understood in two ways is refused: percentages depend on how they are rounded.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, shown
+from lerobot_grain._order import shuffled_episodes
+from lerobot_grain._repository import INFO_PATH, Repository
+
+Integers = npt.NDArray[np.int64]
+
+_RANGE = re.compile(r"\s*([0-9]{1,12})?\s*:\s*([0-9]{1,12})?\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """An episode, as a function given as `episodes=` sees it.
+
+        episodes=lambda episode: episode.length >= 50 and "pick" in episode.tasks[0]
+        episodes=lambda episode: episode["success"]
+
+    Attributes:
+      index: its number.
+      length: its frames.
+    """
+
+    index: int
+    length: int
+    _column: Callable[[str], npt.NDArray[Any]] = field(repr=False, compare=False)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The texts of its tasks, as the episode table has them.
+
+        Raises:
+          InvalidRequestError: the episode table has no column `tasks`.
+          DatasetFormatError: they are no texts.
+        """
+        found = self["tasks"]
+        texts = (found,) if isinstance(found, str) else tuple(found if isinstance(found, np.ndarray) else (found,))
+        if odd := [text for text in texts if not isinstance(text, str)]:
+            raise DatasetFormatError(f"meta/episodes: episode {self.index} has {shown(odd[0])} in column tasks; expected texts")
+        return texts
+
+    def __getitem__(self, column: str) -> Any:
+        """Returns its value in any column of the episode table.
+
+        Raises:
+          InvalidRequestError: there is no such column.
+        """
+        return self._column(column)[self.index]
+
+
+EpisodeSelection = slice | str | Iterable[int] | Callable[[Episode], bool] | None
+
+
+def select_episodes(repository: Repository, episodes: EpisodeSelection) -> Integers:
+    """Returns int64 `(n,)`, ascending: the episodes that `episodes=` selects; `None` selects all.
+
+    Raises:
+      InvalidRequestError: one does not exist, is given twice, or none is left; there is no such split; a function returns no bool.
+      DatasetFormatError: the split is not one that can be read.
+      StorageError: a column that a function asks for could not be had.
+    """
+    num_episodes = repository.episodes.num_episodes
+    if episodes is None:
+        return np.arange(num_episodes)
+    if isinstance(episodes, slice):
+        try:
+            selected = np.arange(num_episodes)[episodes]
+        except (TypeError, ValueError) as error:
+            raise InvalidRequestError(f"episodes={episodes!r}: not a slice of episode numbers ({error})") from None
+    elif isinstance(episodes, str):
+        selected = _episodes_of_split(repository, episodes)
+    elif callable(episodes):
+        selected = _accepted_episodes(repository, episodes)
+    elif isinstance(episodes, Iterable):
+        selected = _listed_episodes(list(episodes), num_episodes)
+    else:
+        raise InvalidRequestError(
+            f"episodes={episodes!r}: expected a list of episode numbers (int), a slice, the name of a split, or a function of an Episode"
+        )
+    if selected.size == 0:
+        raise InvalidRequestError(f"episodes={episodes!r} selects none of the {num_episodes} episodes")
+    return np.sort(selected)
+
+
+def train_eval_split(
+    repository: Repository, *, eval_fraction: float = 0.1, seed: int = 0, episodes: EpisodeSelection = None
+) -> tuple[Integers, Integers]:
+    """Splits a data set into episodes to train on and episodes to hold out, at random and the same for ever.
+
+        train, held_out = train_eval_split(repository, eval_fraction=0.1)
+        dataset = LeRobotIterDataset(repository, episodes=train)
+
+    Which episodes are held out is a function of the number of episodes, the fraction and the seed, on every machine and in every version.
+    Where episodes are added at the end, or left out, most of the others stay on their side.
+
+    Args:
+      repository: the opened data set.
+      eval_fraction: share of the episodes that is held out, 0 < eval_fraction < 1; rounded, and at least one on either side.
+      seed: 0 <= seed < 2**64.
+      episodes: only these are split; as for `LeRobotIterDataset`.
+
+    Returns:
+      Two int64 arrays of episode numbers, ascending, without a common one: to train on, and held out.
+
+    Raises:
+      InvalidRequestError: an argument is out of its range, or there is one episode only.
+    """
+    if isinstance(eval_fraction, bool) or not isinstance(eval_fraction, int | float) or not 0 < eval_fraction < 1:
+        raise InvalidRequestError(f"train_eval_split(eval_fraction={eval_fraction!r}): expected a number > 0 and < 1")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+        raise InvalidRequestError(f"train_eval_split(seed={seed!r}): expected an int, 0 <= seed < 2**64")
+    selected = select_episodes(repository, episodes)
+    if len(selected) < 2:
+        raise InvalidRequestError(f"train_eval_split: {repository.description} has one episode to split; expected at least 2")
+    num_held_out = min(max(int(eval_fraction * len(selected) + 0.5), 1), len(selected) - 1)
+    drawn = shuffled_episodes(repository.episodes.num_episodes, seed=seed)
+    held_out = np.sort(drawn[np.isin(drawn, selected)][:num_held_out])
+    return np.setdiff1d(selected, held_out), held_out
+
+
+def _listed_episodes(given: list[Any], num_episodes: int) -> Integers:
+    if not all(isinstance(number, int | np.integer) and not isinstance(number, bool) for number in given):
+        raise InvalidRequestError(f"episodes={given[:8]!r}: expected episode numbers (int) or a slice")
+    if bad := [number for number in given if not 0 <= number < num_episodes]:
+        raise InvalidRequestError(f"episodes: there is no episode {bad[0]}; the data set has episodes 0 to {num_episodes - 1}")
+    selected = np.array(given, np.int64)
+    numbers, counts = np.unique(selected, return_counts=True)
+    if (counts > 1).any():
+        raise InvalidRequestError(f"episodes: {numbers[counts > 1][0]} is given {counts.max()} times; expected every episode once")
+    return selected
+
+
+def _episodes_of_split(repository: Repository, name: str) -> Integers:
+    splits, num_episodes = repository.info.splits, repository.episodes.num_episodes
+    if name not in splits:
+        raise InvalidRequestError(
+            f"episodes={name!r}: {repository.description} has no such split; "
+            + (f"{INFO_PATH} has {shown(list(splits))}" if splits else f"{INFO_PATH} has none; select with episode numbers")
+        )
+    where = f"{repository.description}, {INFO_PATH}: split {shown(name)} is {shown(splits[name])}"
+    is_selected = np.zeros(num_episodes, np.bool_)
+    for piece in splits[name].split(","):
+        found = _RANGE.fullmatch(piece)
+        if found is None:
+            raise DatasetFormatError(f'{where}; expected ranges of episodes such as "0:50" or "0:50, 60:80"; select with episode numbers')
+        start, stop = int(found[1] or 0), int(found[2] or num_episodes)
+        if max(start, stop) > num_episodes:
+            raise DatasetFormatError(f"{where}, but there are {num_episodes} episodes; select with episode numbers")
+        is_selected[start:stop] = True
+    return np.flatnonzero(is_selected)
+
+
+def _accepted_episodes(repository: Repository, accepts: Callable[[Episode], bool]) -> Integers:
+    column = functools.cache(repository.episode_column)
+    accepted = []
+    for index, length in enumerate(repository.episodes.lengths.tolist()):
+        answer = accepts(Episode(index, length, column))
+        if not isinstance(answer, bool | np.bool_):
+            raise InvalidRequestError(f"episodes={accepts!r}: it returned {shown(answer)} for episode {index}; expected True or False")
+        if answer:
+            accepted.append(index)
+    return np.array(accepted, np.int64)
