@@ -108,15 +108,14 @@ def select_features(repository: Repository, features: Iterable[str] | None) -> S
         raise InvalidRequestError("features=[]: expected at least one key, or None for all")
     chosen = [declared[key] for key in keys if key in declared]
     for feature in chosen:
-        problem = "a depth camera" if feature.is_depth else f"of dtype {feature.dtype}" if feature.dtype == "language" else None
-        if feature.is_video and not feature.is_depth and feature.key not in repository.episodes.videos:
+        if feature.is_video and feature.key not in repository.episodes.videos:
             raise DatasetFormatError(
                 f"{repository.description}: camera {feature.key!r} has no video: info.json has no video_path, or the episode table has no "
                 f"columns videos/{feature.key}/...; name the other features in features=[...]"
             )
-        if problem is not None:
+        if feature.dtype == "language":
             raise InvalidRequestError(
-                f"{repository.description}: feature {feature.key!r} is {problem}, which is not supported yet; "
+                f"{repository.description}: feature {feature.key!r} is of dtype language, which is not supported yet; "
                 "name the other features in features=[...]"
             )
     return Selection(

@@ -32,6 +32,28 @@ _MAX_KEY_LENGTH, _MAX_TEMPLATE_LENGTH, _MAX_TEMPLATE_FIELDS = 256, 512, 8
 _MAX_DIMENSIONS, _MAX_VALUES = 32, 1 << 31
 _MIN_FPS, _MAX_FPS = 1e-6, 1e6
 _MAX_GOP_LENGTH = 1 << 20
+_MAX_METRES = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """What the values of a depth camera mean (`DepthEncoderConfig` of lerobot 0.6, with its defaults).
+
+    Video holds codes of 12 bits: 0 is `min_metres`, 4095 is `max_metres`, and between them the depth plus `shift_metres` grows by equal
+    factors, or the depth by equal steps. Embedded pictures hold depths as they are.
+
+    Attributes:
+      unit: `m` or `mm`: of the frames of examples, and of the data set's statistics.
+      min_metres, max_metres: of the codes.
+      shift_metres: see above.
+      is_logarithmic: whether it is factors, and not steps.
+    """
+
+    unit: str = "mm"
+    min_metres: float = 0.01
+    max_metres: float = 10.0
+    shift_metres: float = 3.5
+    is_logarithmic: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +65,7 @@ class Feature:
       dtype: as in info.json: a NumPy dtype, `string`, `image`, `video` or `language`.
       shape: of one frame: as declared for low-dimensional features, `(height, width, channels)` for cameras.
       names: names of the components where they are given as one list, else `None`.
-      is_depth: a depth camera.
+      depth: of a depth camera, what its values mean; else `None`.
       gop_length: pictures from key frame to key frame that the recorder asked its encoder for (`video.g`); `None` where it is not said.
     """
 
@@ -51,8 +73,23 @@ class Feature:
     dtype: str
     shape: tuple[int, ...]
     names: tuple[str, ...] | None = None
-    is_depth: bool = False
+    depth: Depth | None = None
     gop_length: int | None = None
+
+    @property
+    def is_depth(self) -> bool:
+        """Whether this is a depth camera."""
+        return self.depth is not None
+
+    @property
+    def num_channels(self) -> int:
+        """Of the frames of a camera as they are given: 1 for depth, 3 for RGB."""
+        return 1 if self.is_depth else 3
+
+    @property
+    def frame_dtype(self) -> str:
+        """NumPy dtype of the frames of a camera as they are given."""
+        return "float32" if self.is_depth else "uint8"
 
     @property
     def is_camera(self) -> bool:
@@ -218,9 +255,33 @@ def _feature(key: str, description: object, where: str) -> Feature:
         dtype,
         _channels_last(shape, listed),
         listed,
-        is_depth=bool(encoding.get("is_depth_map") or encoding.get("video.is_depth_map")),
+        depth=_depth(key, encoding, where) if encoding.get("is_depth_map") or encoding.get("video.is_depth_map") else None,
         gop_length=gop_length if type(gop_length) is int and 1 <= gop_length <= _MAX_GOP_LENGTH else None,
     )
+
+
+def _depth(key: str, encoding: Mapping[str, Any], where: str) -> Depth:
+    defaults = Depth()
+    unit = encoding.get("depth_unit", defaults.unit)
+    if unit not in ("m", "mm"):
+        raise DatasetFormatError(f'{where}: depth camera {key!r} has depth_unit {shown(unit)}; expected "m" or "mm"')
+    low, high, shift = (
+        encoding.get(f"video.{name}", default)
+        for name, default in (("depth_min", defaults.min_metres), ("depth_max", defaults.max_metres), ("shift", defaults.shift_metres))
+    )
+    is_logarithmic = encoding.get("video.use_log", defaults.is_logarithmic)
+    if (
+        not all(type(n) in (int, float) and abs(n) <= _MAX_METRES for n in (low, high, shift))
+        or not 0 <= low < high
+        or type(is_logarithmic) is not bool
+        or (is_logarithmic and low + shift <= 0)
+    ):
+        raise DatasetFormatError(
+            f"{where}: depth camera {key!r} has video.depth_min {shown(low)}, video.depth_max {shown(high)}, video.shift {shown(shift)} and "
+            f"video.use_log {shown(is_logarithmic)}; expected 0 <= depth_min < depth_max, in metres, true or false, and with the logarithm "
+            "depth_min + shift > 0"
+        )
+    return Depth(unit, float(low), float(high), float(shift), is_logarithmic)
 
 
 def _channels_last(shape: list[int], names: tuple[str, ...] | None) -> tuple[int, ...]:
