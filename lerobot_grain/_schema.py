@@ -265,21 +265,19 @@ def _depth(key: str, encoding: Mapping[str, Any], where: str) -> Depth:
     unit = encoding.get("depth_unit", defaults.unit)
     if unit not in ("m", "mm"):
         raise DatasetFormatError(f'{where}: depth camera {key!r} has depth_unit {shown(unit)}; expected "m" or "mm"')
-    low, high, shift = (
-        encoding.get(f"video.{name}", default)
-        for name, default in (("depth_min", defaults.min_metres), ("depth_max", defaults.max_metres), ("shift", defaults.shift_metres))
-    )
+    low = encoding.get("video.depth_min", defaults.min_metres)
+    high = encoding.get("video.depth_max", defaults.max_metres)
+    shift = encoding.get("video.shift", defaults.shift_metres)
     is_logarithmic = encoding.get("video.use_log", defaults.is_logarithmic)
-    if (
-        not all(type(n) in (int, float) and abs(n) <= _MAX_METRES for n in (low, high, shift))
-        or not 0 <= low < high
-        or type(is_logarithmic) is not bool
-        or (is_logarithmic and low + shift <= 0)
-    ):
+    if not all(type(n) in (int, float) and abs(n) <= _MAX_METRES for n in (low, high, shift)) or not 0 <= low < high:
         raise DatasetFormatError(
-            f"{where}: depth camera {key!r} has video.depth_min {shown(low)}, video.depth_max {shown(high)}, video.shift {shown(shift)} and "
-            f"video.use_log {shown(is_logarithmic)}; expected 0 <= depth_min < depth_max, in metres, true or false, and with the logarithm "
-            "depth_min + shift > 0"
+            f"{where}: depth camera {key!r} has video.depth_min {shown(low)}, video.depth_max {shown(high)} and "
+            f"video.shift {shown(shift)}; expected numbers of metres, 0 <= depth_min < depth_max"
+        )
+    if type(is_logarithmic) is not bool or (is_logarithmic and low + shift <= 0):
+        raise DatasetFormatError(
+            f"{where}: depth camera {key!r} has video.use_log {shown(is_logarithmic)}, video.depth_min {low} and video.shift {shift}; "
+            "expected false, or true and depth_min + shift > 0"
         )
     return Depth(unit, float(low), float(high), float(shift), is_logarithmic)
 

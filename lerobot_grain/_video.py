@@ -289,4 +289,5 @@ def nearest(pixels: npt.NDArray[Any], image_size: tuple[int, int] | None) -> npt
     if image_size is None or image_size == pixels.shape:
         return pixels
     rows, columns = (((np.arange(new) + 0.5) * old / new).astype(np.int64) for new, old in zip(image_size, pixels.shape, strict=True))
-    return pixels[rows[:, None], columns]
+    resized: npt.NDArray[Any] = pixels[rows[:, None], columns]
+    return resized
