@@ -4,8 +4,9 @@ lerobot 0.6 quantizes depth to codes of 12 bits and stores them as grey video (H
 channel (0.13), so these pictures go through PyAV, which comes with the extra `depth`.
 
 Rules:
-* What a code stands for is lerobot's rule (`dequantize_depth` of its `datasets/depth_utils.py`), in its precision: values are equal to
-  those that it returns. So code 0, which is also what a pixel without a measurement was given, is the least depth.
+* What a code stands for is lerobot's rule (`dequantize_depth` of its `datasets/depth_utils.py`), in its precision: all values in
+  millimetres are equal to those that it returns, those in metres but for a last bit (39 of the 4096). So code 0, which is also what a
+  pixel without a measurement was given, is the least depth.
 * Frames are resized by taking the nearest pixel.
 """
 
@@ -54,7 +55,8 @@ def depths_of_codes(depth: Depth) -> npt.NDArray[np.float32]:
     start, stop = (math.log(low + shift), math.log(high + shift)) if depth.is_logarithmic else (low, high)
     found = np.arange(_NUM_CODES, dtype=np.float32) * np.float32((stop - start) / (_NUM_CODES - 1)) + np.float32(start)
     if depth.is_logarithmic:
-        found = np.exp(found) - np.float32(shift)
+        # Rounded from double precision: NumPy's own exp of float32 differs in the last bit from one processor to another.
+        found = np.exp(found.astype(np.float64)).astype(np.float32) - np.float32(shift)
     found = found.clip(np.float32(low), np.float32(high))
     if depth.unit == "mm":
         found = np.rint(found * np.float32(_MILLIMETRES_PER_METRE)).clip(0, _MAX_MILLIMETRES)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import numpy as np
 import pytest
 
 import lerobot_grain as lg
+from lerobot_grain import _camera_reader
 from lerobot_grain._errors import DatasetFormatError
 from lerobot_grain._repository import sample_table
 from lerobot_grain._small_mp4 import coded_unit, unit_of_frames
+from lerobot_grain._video import Piece, decode_pieces
 from lerobot_grain.testing import Camera, WrittenDataset, read_barcodes, write_dataset
 from tests.helpers import decode_all, read_table
 
@@ -120,13 +123,24 @@ def test_decoded_in_pieces_and_again_and_again(directories: dict[str, Path], nam
     ("first", "second"),
     [("av1", "h264, scene cuts"), ("hevc, open GOPs", "vp9"), ("h264, 10 bits", "h264, full range"), ("mpeg4", "hevc, scene cuts")],
 )
-def test_files_of_one_camera_with_different_encodings(directories: dict[str, Path], tmp_path: Path, first: str, second: str) -> None:
+def test_files_of_one_camera_with_different_encodings(
+    directories: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str
+) -> None:
     """GOPs of both files are needed side by side, and never go into one small MP4."""
+    tasks: list[set[bytes]] = []
+
+    def decode(pieces: Sequence[Piece], *arguments: Any) -> Any:
+        tasks.append({piece.wanted.file.table.sample_description for piece in pieces})
+        return decode_pieces(pieces, *arguments)
+
+    monkeypatch.setattr(_camera_reader, "decode_pieces", decode)
     shutil.copytree(directories[first], tmp_path / "data")
     shutil.copy(video_files(directories[second])[1], video_files(tmp_path / "data")[1])
     tables = [read_table(path.read_bytes()) for path in video_files(tmp_path / "data")]
     assert tables[0].sample_description != tables[1].sample_description
     check(tmp_path / "data")
+    assert all(len(descriptions) == 1 for descriptions in tasks)
+    assert set().union(*tasks) == {table.sample_description for table in tables}
 
 
 @pytest.mark.parametrize("moov", ["start", "end"])

@@ -23,8 +23,7 @@ from lerobot_grain._video import decode_depth_image, nearest
 from lerobot_grain.testing import Camera, WrittenDataset, read_barcodes, write_dataset
 from tests.helpers import encoded, read_table
 
-DEPTH, OPEN, TIFF, RGB = (f"observation.images.{name}" for name in ("depth", "open", "tiff", "rgb"))
-CAMERAS = (DEPTH, OPEN, TIFF, RGB)
+DEPTH, LONG, TIFF, RGB = (f"observation.images.{name}" for name in ("depth", "long", "tiff", "rgb"))
 LENGTHS = [21, 1, 34, 12]
 NUM_ROWS = sum(LENGTHS)
 
@@ -41,8 +40,8 @@ def content(episode: int, frame: int, camera: int) -> npt.NDArray[Any]:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> WrittenDataset:
     cameras = (
-        Camera(key=DEPTH, height=64, width=80, depth=True),
-        Camera(key=OPEN, height=65, width=81, depth=True, gop=8, b_frames=3, open_gop=True),
+        Camera(key=DEPTH, height=64, width=80, depth=True, gop=4, b_frames=3, open_gop=True),
+        Camera(key=LONG, height=65, width=81, depth=True, gop=30, b_frames=2),
         Camera(key=TIFF, height=64, width=80, depth=True, kind="image"),
         Camera(key=RGB, height=64, width=80),
     )
@@ -51,7 +50,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> WrittenDataset:
         episode_lengths=LENGTHS,
         fps=10,
         cameras=cameras,
-        episodes_per_video_file={DEPTH: 2, OPEN: 4},
+        episodes_per_video_file={DEPTH: 2, LONG: 4},
         frame_content=content,
         barcodes=False,
     )
@@ -75,28 +74,30 @@ def change_info(directory: Path, camera: str, **values: Any) -> None:
 
 @pytest.mark.parametrize("budget_bytes", [3 << 29, 1 << 20], ids=["groups", "pieces"])
 def test_every_frame_equals_sequential_decoding(written: WrittenDataset, budget_bytes: int) -> None:
-    """In groups of GOPs, and with a small budget in pieces of them and again and again; open GOPs with leading pictures among them."""
+    """In groups of GOPs, and with a small budget long ones in pieces, and all again and again; one camera has open GOPs."""
+    table = read_table(next((written.directory / "videos" / DEPTH).rglob("*.mp4")).read_bytes())
+    assert sum(int((table.pts[key:] < table.pts[key]).sum()) for key in table.keys.tolist()) > 5, "leading pictures"
     offsets = [-3, 0, 5]
     dataset = lg.LeRobotIterDataset(
         written.directory,
         shuffle=lg.Shuffle(seed=1, clip_length=4, num_parts=4, buffer_size=16),
         num_epochs=1,
-        delta_timestamps={key: [offset / 10 for offset in offsets] for key in (DEPTH, OPEN, TIFF)},
+        delta_timestamps={key: [offset / 10 for offset in offsets] for key in (DEPTH, LONG, TIFF)},
         read_options=lg.ReadOptions(memory_budget_bytes=budget_bytes),
     )
-    codes = {key: sequential(written.directory, key) for key in (DEPTH, OPEN)}
-    assert {key: found.max() <= 4095 and len(found) for key, found in codes.items()} == {DEPTH: NUM_ROWS, OPEN: NUM_ROWS}
+    codes = {key: sequential(written.directory, key) for key in (DEPTH, LONG)}
+    assert {key: found.max() <= 4095 and len(found) for key, found in codes.items()} == {DEPTH: NUM_ROWS, LONG: NUM_ROWS}
     depths = depths_of_codes(Depth())
     rows = []
     for example in dataset:
         row, episode, frame = (int(example[key]) for key in ("index", "episode_index", "frame_index"))
         wanted = np.array([frame + offset for offset in offsets])
         inside = wanted.clip(0, LENGTHS[episode] - 1)
-        for key in (DEPTH, OPEN):
+        for key in (DEPTH, LONG):
             assert (example[key].dtype, example[key].shape[0], example[key].shape[3]) == (np.float32, 3, 1)
             assert np.array_equal(example[key][..., 0], depths[codes[key][row - frame + inside]])
         assert np.array_equal(example[TIFF], np.stack([content(episode, int(f), 2) for f in inside]).astype(np.float32))
-        for key in (DEPTH, OPEN, TIFF):
+        for key in (DEPTH, LONG, TIFF):
             assert np.array_equal(example[f"{key}_is_pad"], (wanted < 0) | (wanted >= LENGTHS[episode]))
         assert example[RGB].dtype == np.uint8
         rows.append(row)
@@ -112,11 +113,11 @@ def test_values_are_those_that_were_recorded_but_for_the_step_of_a_code(written:
 
 
 def test_batches_are_the_examples(written: WrittenDataset) -> None:
-    dataset = lg.LeRobotIterDataset(written.directory, num_epochs=1, features=[DEPTH, OPEN])
+    dataset = lg.LeRobotIterDataset(written.directory, num_epochs=1, features=[DEPTH, LONG])
     examples = list(dataset)
     for number, batch in enumerate(dataset.batch(16)):
         assert batch[DEPTH].shape[1:] == (64, 80, 1)
-        for key in (DEPTH, OPEN):
+        for key in (DEPTH, LONG):
             assert batch[key].dtype == np.float32
             assert np.array_equal(batch[key], np.stack([example[key] for example in examples[16 * number : 16 * number + 16]]))
 
@@ -276,40 +277,41 @@ def test_another_size_than_declared(tmp_path: Path) -> None:
         next(iter(lg.LeRobotIterDataset(tmp_path / "data")))
 
 
-def depth_mp4(directory: Path, num_frames: int) -> bytes:
-    """Returns all frames of the first depth video as a small MP4."""
-    data = next((directory / "videos" / DEPTH).rglob("file-000.mp4")).read_bytes()
+def depth_mp4(directory: Path) -> bytes:
+    """Returns the first GOP of the camera with long ones, which is the first episode, as a small MP4."""
+    data = next((directory / "videos" / LONG).rglob("*.mp4")).read_bytes()
     table = read_table(data)
-    units = []
-    for gop in range(num_frames // 2):
-        unit = unit_of_frames(table, gop, np.array([2 * gop, 2 * gop + 1]))
-        units.append(coded_unit(table, unit, data[unit.byte_range.start : unit.byte_range.stop], where="a.mp4"))
-    return small_mp4(table, units)
+    unit = unit_of_frames(table, 0, np.arange(LENGTHS[0]))
+    assert len(unit.samples) == LENGTHS[0]
+    return small_mp4(table, [coded_unit(table, unit, data[unit.byte_range.start : unit.byte_range.stop], where="a.mp4")])
+
+
+def depth_video(mp4: bytes) -> DepthVideo:
+    return DepthVideo(mp4, "a.mp4", depth=Depth(), image_size=None)
 
 
 def read_numbers(video: DepthVideo, numbers: list[int]) -> npt.NDArray[np.float32]:
-    into = np.zeros((len(numbers), 64, 80, 1), np.float32)
+    into = np.zeros((len(numbers), 65, 81, 1), np.float32)
     video.read(np.array(numbers), into, np.arange(len(numbers)))
     return into[..., 0]
 
 
 def test_reading_on_and_going_back(written: WrittenDataset) -> None:
-    expected = depths_of_codes(Depth())[sequential(written.directory, DEPTH)]
-    video = DepthVideo(depth_mp4(written.directory, 10), "a.mp4", depth=Depth(), image_size=None)
-    for numbers in ([0, 3], [4], [9], [2, 5, 6], [0], [0]):
+    expected = depths_of_codes(Depth())[sequential(written.directory, LONG)]
+    video = depth_video(depth_mp4(written.directory))
+    for numbers in ([0, 3], [4], [20], [2, 5, 6], [0], [0]):
         assert np.array_equal(read_numbers(video, numbers), expected[numbers]), numbers
 
 
 def test_damaged_video_is_refused(written: WrittenDataset) -> None:
-    mp4 = depth_mp4(written.directory, 10)
-    video = DepthVideo(mp4, "a.mp4", depth=Depth(), image_size=None)
-    with pytest.raises(lg.DatasetFormatError, match=r"a.mp4: asked for picture 10, but the decoder gave no more; the video is damaged"):
-        read_numbers(video, [8, 10])
+    mp4 = depth_mp4(written.directory)
+    with pytest.raises(lg.DatasetFormatError, match=r"a.mp4: asked for picture 21, but the decoder gave no more; the video is damaged"):
+        read_numbers(depth_video(mp4), [8, 21])
     for damaged in (b"", b"not a video", mp4[: mp4.index(b"mdat") - 4]):
         with pytest.raises(lg.DatasetFormatError, match=r"a.mp4: (the decoder refused the video|asked for picture 0)"):
-            read_numbers(DepthVideo(damaged, "a.mp4", depth=Depth(), image_size=None), [0])
+            read_numbers(depth_video(damaged), [0])
     with pytest.raises(lg.DatasetFormatError, match=r"pixel format yuv420p; expected gray12le"):
-        read_numbers(DepthVideo(encoded("hevc"), "a.mp4", depth=Depth(), image_size=None), [0])
+        read_numbers(depth_video(encoded("hevc")), [0])
     rng = np.random.default_rng(0)
     start = mp4.index(b"mdat")
     for _ in range(20):
@@ -317,7 +319,7 @@ def test_damaged_video_is_refused(written: WrittenDataset) -> None:
         for place in rng.integers(start, len(mp4), 40):
             data[place] = rng.integers(256)
         with contextlib.suppress(lg.DatasetFormatError):
-            read_numbers(DepthVideo(bytes(data), "a.mp4", depth=Depth(), image_size=None), list(range(10)))
+            read_numbers(depth_video(bytes(data)), list(range(LENGTHS[0])))
 
 
 def picture(mode: str, kind: str = "TIFF") -> bytes:
