@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import lerobot_grain as lg
+from lerobot_grain import _video
 from lerobot_grain._depth_video import DepthVideo, depths_of_codes, load_depth_decoder
 from lerobot_grain._schema import Depth
 from lerobot_grain._small_mp4 import coded_unit, small_mp4, unit_of_frames
@@ -73,7 +74,7 @@ def change_info(directory: Path, camera: str, **values: Any) -> None:
 
 
 @pytest.mark.parametrize("budget_bytes", [3 << 29, 1 << 20], ids=["groups", "pieces"])
-def test_every_frame_equals_sequential_decoding(written: WrittenDataset, budget_bytes: int) -> None:
+def test_every_frame_equals_sequential_decoding(written: WrittenDataset, budget_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In groups of GOPs, and with a small budget long ones in pieces, and all again and again; one camera has open GOPs."""
     table = read_table(next((written.directory / "videos" / DEPTH).rglob("*.mp4")).read_bytes())
     assert sum(int((table.pts[key:] < table.pts[key]).sum()) for key in table.keys.tolist()) > 5, "leading pictures"
@@ -88,6 +89,7 @@ def test_every_frame_equals_sequential_decoding(written: WrittenDataset, budget_
     codes = {key: sequential(written.directory, key) for key in (DEPTH, LONG)}
     assert {key: found.max() <= 4095 and len(found) for key, found in codes.items()} == {DEPTH: NUM_ROWS, LONG: NUM_ROWS}
     depths = depths_of_codes(Depth())
+    problems = count_alone(monkeypatch)
     rows = []
     for example in dataset:
         row, episode, frame = (int(example[key]) for key in ("index", "episode_index", "frame_index"))
@@ -102,6 +104,23 @@ def test_every_frame_equals_sequential_decoding(written: WrittenDataset, budget_
         assert example[RGB].dtype == np.uint8
         rows.append(row)
     assert sorted(rows) == list(range(NUM_ROWS))
+    assert not problems, "a group had to be decoded GOP by GOP"
+
+
+def count_alone(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Returns a list that gets the errors of groups of GOPs, which are then decoded one by one: right, but slow."""
+    problems: list[str] = []
+
+    def decode(*arguments: Any) -> None:
+        try:
+            together(*arguments)
+        except Exception as error:
+            problems.append(str(error))
+            raise
+
+    together = _video._decode_together
+    monkeypatch.setattr(_video, "_decode_together", decode)
+    return problems
 
 
 def test_values_are_those_that_were_recorded_but_for_the_step_of_a_code(written: WrittenDataset) -> None:
@@ -341,7 +360,8 @@ def test_embedded_pictures_of_depth() -> None:
         decode_depth_image(picture("I;16")[:-9], image_size=None, where="a")
 
 
-def test_golden_depth_has_open_gops_and_every_frame_is_that_of_the_whole_file(shared: Path) -> None:
+def test_golden_depth_has_open_gops_and_every_frame_is_that_of_the_whole_file(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    problems = count_alone(monkeypatch)
     directory = shared / "golden/depth"
     table = read_table(next((directory / "videos" / DEPTH).rglob("*.mp4")).read_bytes())
     leading = sum(int((table.pts[key:] < table.pts[key]).sum()) for key in table.keys.tolist())
@@ -357,3 +377,4 @@ def test_golden_depth_has_open_gops_and_every_frame_is_that_of_the_whole_file(sh
         )
         for example in dataset:
             assert np.array_equal(example[DEPTH][..., 0], expected[example["index"]])
+    assert not problems
