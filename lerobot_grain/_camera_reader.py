@@ -18,6 +18,8 @@ Rules:
 
 from __future__ import annotations
 
+import functools
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
@@ -28,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._byte_ranges import ByteRange
+from lerobot_grain._depth_video import DepthVideo
 from lerobot_grain._errors import LeRobotGrainError
 from lerobot_grain._kept import Kept
 from lerobot_grain._known_frames import FAILED, NO_SLOT, FrameStore, KnownFrames
@@ -36,7 +39,7 @@ from lerobot_grain._repository import Repository, sample_table, sample_table_in
 from lerobot_grain._schema import Feature
 from lerobot_grain._statistics import Meter
 from lerobot_grain._storage import Storage
-from lerobot_grain._video import Coded, Frames, OpenGop, Piece, decode_pieces
+from lerobot_grain._video import Coded, Frames, OpenGop, OpenVideo, Piece, RgbVideo, decode_pieces
 from lerobot_grain._windows import WindowBlock
 
 Integers = npt.NDArray[np.int64]
@@ -137,7 +140,12 @@ class CameraReader:
         files: Kept[tuple[str, int], VideoFile],
         meter: Meter,
     ) -> None:
-        self._repository, self._image_size = repository, image_size
+        self._repository = repository
+        self._open_video: OpenVideo
+        if feature.depth is None:
+            self._open_video = functools.partial(RgbVideo, image_size=image_size)
+        else:
+            self._open_video = functools.partial(DepthVideo, depth=feature.depth, image_size=image_size)
         self._budget_bytes, self._keep_bytes = budget_bytes, keep_bytes
         self._fetchers, self._decoders, self._files, self._meter = fetchers, decoders, files, meter
         self._camera = feature.key
@@ -146,7 +154,8 @@ class CameraReader:
         height, width = image_size or feature.shape[:2]
         self.known = KnownFrames()
         # What the next example needs is decoded whatever the budget; so there must be slots for more.
-        self.store = FrameStore((height, width, 3), 2 * (budget_bytes // (height * width * 3)) + 1)
+        shape, dtype = (height, width, feature.num_channels), np.dtype(feature.frame_dtype)
+        self.store = FrameStore(shape, dtype, 2 * (budget_bytes // (math.prod(shape) * dtype.itemsize)) + 1)
         self._gops: dict[_Key, _CodedGop] = {}
         self._open: OrderedDict[_Key, _CodedGop] = OrderedDict()  # those with an open decoder, the least recently used first
         self._tasks: dict[int, _Task] = {}  # that were not waited for yet
@@ -319,7 +328,7 @@ class CameraReader:
                 end = begin + len(item.places)
                 pieces.append(Piece(item.gop, coded.run.coded, slots[begin:end]))
                 begin = end
-            problems = self._decoders.submit(decode_pieces, pieces, self.store.frames, self._image_size)
+            problems = self._decoders.submit(decode_pieces, pieces, self.store.frames, self._open_video)
             self._tasks[self._num_tasks] = _Task(problems, [coded.run.coded for _, coded in items])
 
     def _start_piece(self, key: _Key, coded: _CodedGop, wanted: Wanted) -> None:
@@ -329,7 +338,7 @@ class CameraReader:
         if coded.decoder is None:
             coded.decoder_bytes = gop.file.table.height * gop.file.table.width * 3 // 2 * _PICTURES_OF_DECODER
             self._close_decoders(coded.decoder_bytes)
-            coded.decoder, coded.next_frame = OpenGop(coded.run.coded, self._image_size), start
+            coded.decoder, coded.next_frame = OpenGop(coded.run.coded, self._open_video), start
             self.decoder_bytes += coded.decoder_bytes
             self._open[key] = coded
             self._count(gop)

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import grain
 
 from lerobot_grain._batches import Batch, Example, join, num_examples, split, with_arrays_of_strings
+from lerobot_grain._depth_video import load_depth_decoder
 from lerobot_grain._errors import InvalidRequestError
 from lerobot_grain._frame_order import FrameOrderIterDataset
 from lerobot_grain._order import Shuffle
@@ -51,14 +52,15 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
 
     An example is a flat dict with the keys of the data set: NumPy arrays of the declared dtype and shape `(*shape)`, scalars for features
     of shape `(1,)`; `(time, *shape)` and a mask `{key}_is_pad`, bool `(time,)`, for keys with delta timestamps; cameras uint8 `(height,
-    width, 3)` or `(time, height, width, 3)`; strings as str or lists of str; the text of the task under `task`, and of the
+    width, 3)` or `(time, height, width, 3)`; depth cameras float32 `(height, width, 1)` or `(time, height, width, 1)`, in metres or
+    millimetres as `repository.features[key].depth.unit` says; strings as str or lists of str; the text of the task under `task`, and of the
     subtask under `subtask` where there are subtasks; language as a list of dicts, which a batch holds in an array of objects.
 
     Args:
       parent: data set of `WindowRequest`.
       repository: the opened data set that they belong to.
       features: keys to read, among them `task`; `None`: all. A camera that is not read costs no byte.
-      image_size: (height, width) that all cameras are resized to, or `None`.
+      image_size: (height, width) that all cameras are resized to, depth by its nearest pixels, or `None`.
       read_options: memory and threads.
       known_examples: requests that are pulled ahead; frames that are needed twice within this many examples are decoded once.
 
@@ -80,8 +82,9 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
         self._repository = repository
         self._selection = select_features(repository, features)
         self._image_size = _checked_image_size(image_size)
-        if self._selection.videos:
-            load_decoder()  # now, so that the first batch does not wait for it, and what is not installed is said here
+        # Now, so that the first batch does not wait for them, and what is not installed is said here.
+        for load in {load_depth_decoder if camera.is_depth else load_decoder for camera in self._selection.videos}:
+            load()
         self._read_options = read_options
         self._known_examples = known_examples
 
@@ -338,7 +341,7 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
       shuffle: `None`: sequential, episode by episode.
       num_epochs: the stream ends after this many; `None`: it never does.
       shard_options: which shard of the stream; `grain.sharding.ShardByJaxProcess()` for one shard a host.
-      image_size: (height, width) that all cameras are resized to, or `None`.
+      image_size: (height, width) that all cameras are resized to, depth by its nearest pixels, or `None`.
       read_options: memory and threads, and connections where this opens the repository.
       tolerance_seconds: a delta may be off a whole number of frames by this much.
       endpoint, token, cache_dir: as for `open_repository`.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -130,14 +131,14 @@ class FrameReader:
         first = min(problems, key=lambda problem: problem[0], default=None)
         return None if first is None else (examples.start + first[0], first[1])
 
-    def put(self, out: Mapping[str, npt.NDArray[np.uint8]], places: Places, examples: slice) -> None:
-        """Copies the frames of some examples of a block, which were waited for, to `out`: camera -> uint8 `(examples, ..., 3)`."""
+    def put(self, out: Mapping[str, npt.NDArray[Any]], places: Places, examples: slice) -> None:
+        """Copies the frames of some examples of a block, which were waited for, to `out`: camera -> `(examples, ..., channels)`."""
         for key, camera in self._cameras.items():
             camera.put(places[key][examples], out[key])
             camera.release(places[key][examples])
 
     def shape_of(self, key: str, block: WindowBlock) -> tuple[int, ...]:
-        """Returns the shape of an example's value: `(height, width, 3)` or `(time, height, width, 3)`."""
+        """Returns the shape of an example's value: `(height, width, channels)`, or with the time in front."""
         shape: tuple[int, ...] = self._cameras[key].store.frames.shape[1:]
         return (block.windows[key].shape[1], *shape) if key in block.windows else shape
 

@@ -7,6 +7,8 @@ its last use. The element that belongs to a row is its *place*. Pure.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -108,19 +110,20 @@ class FrameStore:
     """Memory for the decoded frames of one camera, used again and again: fresh memory costs more than copying into used one.
 
     Args:
-      shape: (height, width, 3).
+      shape: (height, width, channels).
+      dtype: of the frames.
       capacity: frames. Memory is taken from the system when a slot is used first; no such one is while one that was used is free.
 
     Attributes:
-      frames: uint8 `(capacity, height, width, 3)`.
+      frames: `(capacity, height, width, channels)`.
       task_of: int64 `(capacity,)`: number of the decode task that writes, or wrote, a slot.
       frame_bytes: of one frame.
     """
 
-    def __init__(self, shape: tuple[int, int, int], capacity: int) -> None:
-        self.frames: npt.NDArray[np.uint8] = np.empty((capacity, *shape), np.uint8)
+    def __init__(self, shape: tuple[int, int, int], dtype: npt.DTypeLike, capacity: int) -> None:
+        self.frames: npt.NDArray[Any] = np.empty((capacity, *shape), dtype)
         self.task_of = np.zeros(capacity, np.int64)
-        self.frame_bytes = int(np.prod(shape))
+        self.frame_bytes = self.frames[:1].nbytes
         self._free = np.arange(capacity - 1, -1, -1)
         self._num_free = capacity
 

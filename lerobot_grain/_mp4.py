@@ -34,7 +34,7 @@ Integers = npt.NDArray[np.int64]
 Bytes = bytes | memoryview
 
 # Sample entries (fourcc) that FFmpeg's decoders are given, and the names that lerobot uses for them.
-CODECS = {"av01": "av1", "avc1": "h264", "avc3": "h264", "hvc1": "hevc", "hev1": "hevc", "mp4v": "mpeg4"}
+CODECS = {"av01": "av1", "avc1": "h264", "avc3": "h264", "hvc1": "hevc", "hev1": "hevc", "mp4v": "mpeg4", "vp09": "vp9"}
 
 # Holds the headers of `ftyp`, `free` and the next box in every file seen; one round trip instead of one per box.
 _HEAD_BYTES = 4096
@@ -62,7 +62,7 @@ class SampleTable:
     """The video samples of one MP4 file, in decode order. All arrays are read-only.
 
     Attributes:
-      codec: `av1`, `h264`, `hevc` or `mpeg4`, told by the file.
+      codec: `av1`, `h264`, `hevc`, `mpeg4` or `vp9`, told by the file.
       width, height: pixels, as coded.
       timescale: ticks per second of `pts`.
       offsets, sizes: int64 `(samples,)`, bytes: where each sample lies in the file.

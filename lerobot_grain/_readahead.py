@@ -19,6 +19,7 @@ import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -183,7 +184,7 @@ class ReadAhead:
           LeRobotGrainError: something that the next example needs could not be read; the reader must be closed.
         """
         parts: list[Batch] = []
-        frames: dict[str, npt.NDArray[np.uint8]] = {}
+        frames: dict[str, npt.NDArray[Any]] = {}
         lengths = _window_lengths(self._pending[0].block)
         done = 0
         while done < count and self._pending:
@@ -198,8 +199,12 @@ class ReadAhead:
                     break
                 raise
             if not frames:
-                keys = [feature.key for feature in self._selection.videos]
-                frames = {key: self._arrays.empty(key, (count, *self._frames.shape_of(key, pending.block))) for key in keys}
+                frames = {
+                    camera.key: self._arrays.empty(
+                        camera.key, (count, *self._frames.shape_of(camera.key, pending.block)), np.dtype(camera.frame_dtype)
+                    )
+                    for camera in self._selection.videos
+                }
             stop = done + examples.stop - examples.start
             self._frames.put({key: array[done:stop] for key, array in frames.items()}, pending.places, examples)
             parts.append(values)

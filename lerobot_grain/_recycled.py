@@ -16,30 +16,32 @@ _MAX_FREE = 1
 
 
 class RecycledArrays:
-    """Makes arrays, uint8. The memory of one goes to another when it, and every view of it, is garbage."""
+    """Makes arrays. The memory of one goes to another when it, and every view of it, is garbage."""
 
     def __init__(self) -> None:
         self._free: dict[tuple[str, int], deque[npt.NDArray[np.uint8]]] = {}
 
-    def empty(self, purpose: str, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    def empty(self, purpose: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """Returns an array with any contents, in memory of an earlier one of the same purpose and size if there is one."""
-        num_bytes = math.prod(shape)
+        num_bytes = math.prod(shape) * dtype.itemsize
         if num_bytes < _MIN_BYTES:
-            return np.empty(shape, np.uint8)
+            return np.empty(shape, dtype)
         free = self._free.setdefault((purpose, num_bytes), deque(maxlen=_MAX_FREE))
         try:
             memory = free.pop()
         except IndexError:
             memory = np.empty(num_bytes, np.uint8)
-        return np.asarray(_Lease(memory, shape, free))
+        return np.asarray(_Lease(memory, shape, dtype, free))
 
 
 class _Lease:
     """What an array, and so every view of it, keeps alive: NumPy's views refer to it, and not to the memory."""
 
-    def __init__(self, memory: npt.NDArray[np.uint8], shape: tuple[int, ...], free: deque[npt.NDArray[np.uint8]]) -> None:
+    def __init__(
+        self, memory: npt.NDArray[np.uint8], shape: tuple[int, ...], dtype: np.dtype[Any], free: deque[npt.NDArray[np.uint8]]
+    ) -> None:
         self._memory, self._free = memory, free
-        self.__array_interface__: dict[str, Any] = {**memory.__array_interface__, "shape": shape}
+        self.__array_interface__: dict[str, Any] = {**memory.view(dtype).__array_interface__, "shape": shape}
 
     def __del__(self) -> None:
         # From any thread: appending is atomic.

@@ -26,7 +26,7 @@ from lerobot_grain._repository import Repository
 from lerobot_grain._rows import DataFile, RowGroup, Selection, columns_to_read, load_group, load_rows, open_data_file
 from lerobot_grain._schema import Feature
 from lerobot_grain._statistics import Meter
-from lerobot_grain._video import decode_image
+from lerobot_grain._video import decode_depth_image, decode_image
 from lerobot_grain._windows import WindowBlock
 
 Integers = npt.NDArray[np.int64]
@@ -281,12 +281,13 @@ class RowReader:
             self._unpacked_bytes[place] = file.table.unpacked_bytes(group, columns_to_read(file, self._selection))
         return self._unpacked_bytes[place]
 
-    def _decoded(self, feature: Feature, encoded: list[Any], episodes: Integers, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-        expected = (*(self._image_size or feature.shape[:2]), 3)
+    def _decoded(self, feature: Feature, encoded: list[Any], episodes: Integers, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        expected = (*(self._image_size or feature.shape[:2]), feature.num_channels)
+        decode_one = decode_depth_image if feature.is_depth else decode_image
 
-        def decode(item: tuple[int, Any]) -> npt.NDArray[np.uint8]:
+        def decode(item: tuple[int, Any]) -> npt.NDArray[Any]:
             where = f"{self._repository.description}, episode {item[0]}, camera {feature.key}"
-            pixels = decode_image(item[1], image_size=self._image_size, where=where)
+            pixels = decode_one(item[1], image_size=self._image_size, where=where)
             if pixels.shape != expected:
                 raise DatasetFormatError(f"{where}: a picture has shape {pixels.shape}; info.json declares {expected}")
             return pixels

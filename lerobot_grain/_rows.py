@@ -124,16 +124,10 @@ def select_features(repository: Repository, features: Iterable[str] | None) -> S
         raise InvalidRequestError("features=[]: expected at least one key, or None for all")
     chosen = [declared[key] for key in keys if key in declared]
     for feature in chosen:
-        problem = "a depth camera" if feature.is_depth else None
-        if feature.is_video and not feature.is_depth and feature.key not in repository.episodes.videos:
+        if feature.is_video and feature.key not in repository.episodes.videos:
             raise DatasetFormatError(
                 f"{repository.description}: camera {feature.key!r} has no video: the episode table has no columns "
                 f"videos/{feature.key}/...; name the other features in features=[...]"
-            )
-        if problem is not None:
-            raise InvalidRequestError(
-                f"{repository.description}: feature {feature.key!r} is {problem}, which is not supported yet; "
-                "name the other features in features=[...]"
             )
     return Selection(
         columns=tuple(feature for feature in chosen if not feature.is_video),

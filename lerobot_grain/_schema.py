@@ -55,6 +55,29 @@ _CHANNELS = (1, 3, 4)
 # The key under which examples have the text of their task, whatever the columns are called.
 TASK_KEY = "task"
 
+_MAX_METRES = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """What the values of a depth camera mean (`DepthEncoderConfig` of lerobot 0.6, with its defaults).
+
+    Video holds codes of 12 bits: 0 is `min_metres`, 4095 is `max_metres`, and between them the depth plus `shift_metres` grows by equal
+    factors, or the depth by equal steps. Embedded pictures hold depths as they are.
+
+    Attributes:
+      unit: `m` or `mm`: of the frames of examples, and of the data set's statistics.
+      min_metres, max_metres: of the codes.
+      shift_metres: see above.
+      is_logarithmic: whether it is factors, and not steps.
+    """
+
+    unit: str = "mm"
+    min_metres: float = 0.01
+    max_metres: float = 10.0
+    shift_metres: float = 3.5
+    is_logarithmic: bool = True
+
 
 @dataclass(frozen=True, slots=True)
 class Feature:
@@ -65,7 +88,7 @@ class Feature:
       dtype: as in info.json: a NumPy dtype, `string`, `image`, `video` or `language`.
       shape: of one frame: as declared for low-dimensional features, `(height, width, channels)` for cameras.
       names: names of the components where they are given as one list, else `None`.
-      is_depth: a depth camera.
+      depth: of a depth camera, what its values mean; else `None`.
       gop_length: pictures from key frame to key frame that the recorder asked its encoder for (`video.g`); `None` where it is not said.
     """
 
@@ -73,8 +96,23 @@ class Feature:
     dtype: str
     shape: tuple[int, ...]
     names: tuple[str, ...] | None = None
-    is_depth: bool = False
+    depth: Depth | None = None
     gop_length: int | None = None
+
+    @property
+    def is_depth(self) -> bool:
+        """Whether this is a depth camera."""
+        return self.depth is not None
+
+    @property
+    def num_channels(self) -> int:
+        """Of the frames of a camera as they are given: 1 for depth, 3 for RGB."""
+        return 1 if self.is_depth else 3
+
+    @property
+    def frame_dtype(self) -> str:
+        """NumPy dtype of the frames of a camera as they are given."""
+        return "float32" if self.is_depth else "uint8"
 
     @property
     def is_camera(self) -> bool:
@@ -298,9 +336,31 @@ def _feature(key: str, description: object, where: str, notes: list[str]) -> Fea
         dtype,
         _channels_last(key, shape, listed, notes),
         listed,
-        is_depth=bool(encoding.get("is_depth_map") or encoding.get("video.is_depth_map")),
+        depth=_depth(key, encoding, where) if encoding.get("is_depth_map") or encoding.get("video.is_depth_map") else None,
         gop_length=gop_length if type(gop_length) is int and 1 <= gop_length <= _MAX_GOP_LENGTH else None,
     )
+
+
+def _depth(key: str, encoding: Mapping[str, Any], where: str) -> Depth:
+    defaults = Depth()
+    unit = encoding.get("depth_unit", defaults.unit)
+    if unit not in ("m", "mm"):
+        raise DatasetFormatError(f'{where}: depth camera {key!r} has depth_unit {shown(unit)}; expected "m" or "mm"')
+    low = encoding.get("video.depth_min", defaults.min_metres)
+    high = encoding.get("video.depth_max", defaults.max_metres)
+    shift = encoding.get("video.shift", defaults.shift_metres)
+    is_logarithmic = encoding.get("video.use_log", defaults.is_logarithmic)
+    if not all(type(n) in (int, float) and abs(n) <= _MAX_METRES for n in (low, high, shift)) or not 0 <= low < high:
+        raise DatasetFormatError(
+            f"{where}: depth camera {key!r} has video.depth_min {shown(low)}, video.depth_max {shown(high)} and "
+            f"video.shift {shown(shift)}; expected numbers of metres, 0 <= depth_min < depth_max"
+        )
+    if type(is_logarithmic) is not bool or (is_logarithmic and low + shift <= 0):
+        raise DatasetFormatError(
+            f"{where}: depth camera {key!r} has video.use_log {shown(is_logarithmic)}, video.depth_min {low} and video.shift {shift}; "
+            "expected false, or true and depth_min + shift > 0"
+        )
+    return Depth(unit, float(low), float(high), float(shift), is_logarithmic)
 
 
 def _channels_last(key: str, shape: list[int], names: tuple[str, ...] | None, notes: list[str]) -> tuple[int, ...]:

@@ -36,6 +36,7 @@ _H264_IDR, _H264_LAST_PICTURE_TYPE = 5, 5
 
 # Ticks per second, and per picture, as lerobot and FFmpeg write them; any values serve, since frames are addressed by number.
 TIMESCALE, TICKS_PER_FRAME = 15360, 512
+FRAMES_PER_SECOND = TIMESCALE / TICKS_PER_FRAME
 
 # Made once: there is one unit for every few pictures.
 _PLACES = np.arange(1024)
@@ -197,6 +198,8 @@ def _reset_picture(table: SampleTable, sample: bytes | memoryview) -> bytes | me
         _check_av1(sample)
     elif table.codec == "mpeg4":
         _check_mpeg4(bytes(sample))
+    elif table.codec == "vp9":
+        _check_vp9(sample)
     return sample
 
 
@@ -281,3 +284,12 @@ def _check_mpeg4(sample: bytes) -> None:
     start = sample.find(b"\x00\x00\x01\xb6")
     if start < 0 or start + 4 >= len(sample) or sample[start + 4] >> 6 != 0:
         raise _NotAStartError("flagged as key frame, but it does not begin with an MPEG-4 intra picture")
+
+
+def _check_vp9(sample: bytes | memoryview) -> None:
+    # VP9 bitstream specification, 6.2: frame_marker (2 bits, 2), profile (2 bits, the lower one first), a reserved bit in profile 3,
+    # show_existing_frame (1 bit), frame_type (1 bit), 0 is KEY_FRAME.
+    header = sample[0] if len(sample) else 0
+    place = 1 if header >> 4 & 3 == 3 else 2
+    if header >> 6 != 2 or header >> place & 3 != 0:
+        raise _NotAStartError("flagged as key frame, but it does not begin with a VP9 key frame")

@@ -1,14 +1,16 @@
 """Coded pictures -> frames: small MP4s through torchcodec, embedded images through Pillow. Nothing else imports either of them.
 
-torchcodec releases the GIL while it decodes, so this is called from threads.
+torchcodec releases the GIL while it decodes, so this is called from threads. It gives 8 bits a channel; the decoder of depth video is in
+`_depth_video`.
 """
 
 from __future__ import annotations
 
+import abc
 import functools
 import io
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,15 +22,14 @@ from PIL import Image
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import DatasetFormatError, LeRobotGrainError
 from lerobot_grain._plan import WantedGop
-from lerobot_grain._small_mp4 import TICKS_PER_FRAME, TIMESCALE, coded_unit, small_mp4
+from lerobot_grain._small_mp4 import FRAMES_PER_SECOND, coded_unit, small_mp4
 
-Frames = npt.NDArray[np.uint8]
+# uint8 RGB, or float32 depth.
+Frames = npt.NDArray[Any]
 Integers = npt.NDArray[np.int64]
 
 # From about this size on, copying a frame costs more than taking the lock for it.
 _LARGE_FRAME_PIXELS = 360 * 480
-# Of a small MP4.
-_FRAMES_PER_SECOND = TIMESCALE / TICKS_PER_FRAME
 
 
 @functools.cache
@@ -71,31 +72,84 @@ class Piece(NamedTuple):
     slots: Integers
 
 
-def decode_pieces(pieces: Sequence[Piece], into: Frames, image_size: tuple[int, int] | None) -> dict[int, Exception]:
+class SmallVideo(abc.ABC):
+    """Decodes frames of a small MP4, going on where it stopped. For one thread at a time.
+
+    Args:
+      where: names what is decoded in messages.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def read(self, numbers: Integers, into: Frames, slots: Integers) -> None:
+        """Decodes frames into memory.
+
+        Args:
+          numbers: int64 `(n,)`, ascending: the frames.
+          into: `(slots, height, width, channels)`.
+          slots: int64 `(n,)`: where each is written to.
+
+        Raises:
+          DatasetFormatError: the pictures cannot be decoded, or are not what info.json declares.
+        """
+        found = self._decode(numbers, into, slots)
+        # A decoder that drops a damaged picture goes on with the next one.
+        if (odd := np.flatnonzero(np.abs(found - numbers) > 0.5)).size:
+            raise DatasetFormatError(
+                f"{self.where}: asked for picture {numbers[odd[0]]}, the decoder gave {found[odd[0]]:g}; the video is damaged"
+            )
+
+    @abc.abstractmethod
+    def _decode(self, numbers: Integers, into: Frames, slots: Integers) -> npt.NDArray[np.floating[Any]]:
+        """Does what `read` says; returns `(n,)`: the presentation times of the frames that the decoder gave, in frames of the small MP4."""
+
+    def check_shape(self, shape: Sequence[int], into: Frames) -> None:
+        """Checks the shape of a decoded frame.
+
+        Raises:
+          DatasetFormatError: it is not the one that is expected.
+        """
+        if tuple(shape) != into.shape[1:]:
+            raise DatasetFormatError(f"{self.where}: a frame has shape {tuple(shape)}; info.json declares {into.shape[1:]}")
+
+    def refused(self, error: Exception) -> DatasetFormatError:
+        """Returns what to raise for an error of the decoder."""
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return DatasetFormatError(
+            f"{self.where}: the decoder refused the video ({message}); the file is damaged or uses a feature it does not know"
+        )
+
+
+# Opens the bytes of a small MP4, with a text that names it.
+OpenVideo = Callable[[bytes, str], SmallVideo]
+
+
+def decode_pieces(pieces: Sequence[Piece], into: Frames, open_video: OpenVideo) -> dict[int, Exception]:
     """Decodes GOPs that share a sample description; waits for their bytes.
 
     Args:
       pieces: what to decode.
-      into: uint8 `(slots, height, width, 3)`; the wanted frames are written there.
-      image_size: (height, width) to resize to, or `None`.
+      into: `(slots, height, width, channels)`; the wanted frames are written there.
+      open_video: the decoder of the camera.
 
     Returns:
       Slot -> what is wrong with its frame; empty if all is well.
     """
     try:
-        _decode_together(pieces, into, image_size)
+        _decode_together(pieces, into, open_video)
     except Exception as error:
         if len(pieces) == 1:
             return dict.fromkeys(pieces[0].slots.tolist(), error)
         # One GOP of the group is bad: alone, each gives its frames or its own error.
         problems = {}
         for piece in pieces:
-            problems.update(decode_pieces([piece], into, image_size))
+            problems.update(decode_pieces([piece], into, open_video))
         return problems
     return {}
 
 
-def _decode_together(pieces: Sequence[Piece], into: Frames, image_size: tuple[int, int] | None) -> None:
+def _decode_together(pieces: Sequence[Piece], into: Frames, open_video: OpenVideo) -> None:
     units, wanted, num_pictures = [], [], 0
     for gop, coded, _ in pieces:
         unit = gop.file.unit(gop.gop, gop.frames)
@@ -104,24 +158,24 @@ def _decode_together(pieces: Sequence[Piece], into: Frames, image_size: tuple[in
         num_pictures += len(unit.samples)
     first = pieces[0].wanted
     where = f"{first}" if len(pieces) == 1 else f"{first} and {len(pieces) - 1} more"
-    video = SmallVideo(small_mp4(first.file.table, units), image_size=image_size, where=where)
+    video = open_video(small_mp4(first.file.table, units), where)
     video.read(np.concatenate(wanted), into, np.concatenate([piece.slots for piece in pieces]))
 
 
-class SmallVideo:
-    """Decodes frames of a small MP4, going on where it stopped. For one thread at a time.
+class RgbVideo(SmallVideo):
+    """Gives uint8 `(height, width, 3)`.
 
     Args:
       mp4: as `small_mp4` makes it.
-      image_size: (height, width) to resize to, bilinear and anti-aliased, or `None`.
       where: names what is decoded in messages.
+      image_size: (height, width) to resize to, bilinear and anti-aliased, or `None`.
 
     Raises:
       DatasetFormatError: the decoder does not know the video.
     """
 
-    def __init__(self, mp4: bytes, *, image_size: tuple[int, int] | None, where: str) -> None:
-        self._where = where
+    def __init__(self, mp4: bytes, where: str, *, image_size: tuple[int, int] | None) -> None:
+        super().__init__(where)
         decoders, transformations = load_decoder()
         transforms = None if image_size is None else [transformations.Resize(image_size)]
         try:
@@ -132,56 +186,31 @@ class SmallVideo:
                 mp4, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="approximate", transforms=transforms
             )
         except (RuntimeError, ValueError) as error:
-            raise self._refused(error) from None
+            raise self.refused(error) from None
         self._is_large = (self._decoder.metadata.height or 0) * (self._decoder.metadata.width or 0) >= _LARGE_FRAME_PIXELS
 
-    def read(self, numbers: Integers, into: Frames, slots: Integers) -> None:
-        """Decodes frames, RGB, into memory.
-
-        Args:
-          numbers: int64 `(n,)`, ascending: the frames.
-          into: uint8 `(slots, height, width, 3)`.
-          slots: int64 `(n,)`: where each is written to.
-
-        Raises:
-          DatasetFormatError: the pictures cannot be decoded, or have another size.
-        """
+    def _decode(self, numbers: Integers, into: Frames, slots: Integers) -> npt.NDArray[np.floating[Any]]:
         try:
             if self._is_large:
                 # One by one: the decoder's own memory for a frame stays in the processor's cache.
                 times = np.array(
-                    [self._read_frame(number, into, slot) for number, slot in zip(numbers.tolist(), slots.tolist(), strict=True)]
+                    [self._decode_frame(number, into, slot) for number, slot in zip(numbers.tolist(), slots.tolist(), strict=True)]
                 )
             else:
                 # In one call, which takes Python's lock once and not for every frame, each time against a busy consumer.
                 batch = self._decoder.get_frames_at(numbers.tolist())
-                self._check_shape(batch.data.shape[1:], into)
+                self.check_shape(batch.data.shape[1:], into)
                 into[slots] = batch.data.numpy()
                 times = batch.pts_seconds.numpy()
         except (RuntimeError, ValueError, IndexError) as error:
-            raise self._refused(error) from None
-        # A decoder that drops a damaged picture goes on with the next one.
-        if (odd := np.flatnonzero(np.abs(times * _FRAMES_PER_SECOND - numbers) > 0.5)).size:
-            raise DatasetFormatError(
-                f"{self._where}: asked for picture {numbers[odd[0]]}, the decoder gave {times[odd[0]] * _FRAMES_PER_SECOND:g}; "
-                "the video is damaged"
-            )
+            raise self.refused(error) from None
+        return times * FRAMES_PER_SECOND
 
-    def _read_frame(self, number: int, into: Frames, slot: int) -> float:
+    def _decode_frame(self, number: int, into: Frames, slot: int) -> float:
         frame = self._decoder.get_frame_at(number)
-        self._check_shape(frame.data.shape, into)
+        self.check_shape(frame.data.shape, into)
         into[slot] = frame.data.numpy()
         return float(frame.pts_seconds)
-
-    def _check_shape(self, shape: Sequence[int], into: Frames) -> None:
-        if tuple(shape) != into.shape[1:]:
-            raise DatasetFormatError(f"{self._where}: a frame has shape {tuple(shape)}; info.json declares {into.shape[1:]}")
-
-    def _refused(self, error: Exception) -> DatasetFormatError:
-        message = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return DatasetFormatError(
-            f"{self._where}: the decoder refused the video ({message}); the file is damaged or uses a feature it does not know"
-        )
 
 
 class OpenGop:
@@ -189,11 +218,11 @@ class OpenGop:
 
     Args:
       coded: its bytes; the first piece waits for them.
-      image_size: (height, width) to resize to, or `None`.
+      open_video: the decoder of the camera.
     """
 
-    def __init__(self, coded: Coded, image_size: tuple[int, int] | None) -> None:
-        self._coded, self._image_size = coded, image_size
+    def __init__(self, coded: Coded, open_video: OpenVideo) -> None:
+        self._coded, self._open_video = coded, open_video
         self._lock = threading.Lock()
         self._video: SmallVideo | None = None
 
@@ -213,22 +242,52 @@ class OpenGop:
         file = wanted.file
         unit = file.unit(wanted.gop, frames)
         coded = coded_unit(file.table, unit, self._coded.bytes_of(unit.byte_range), where=wanted)
-        return SmallVideo(small_mp4(file.table, [coded]), image_size=self._image_size, where=f"{wanted}")
+        return self._open_video(small_mp4(file.table, [coded]), f"{wanted}")
 
 
-def decode_image(encoded: bytes, *, image_size: tuple[int, int] | None, where: str) -> Frames:
+def decode_image(encoded: bytes, *, image_size: tuple[int, int] | None, where: str) -> npt.NDArray[np.uint8]:
     """Decodes an embedded PNG, JPEG or TIFF picture to uint8 `(height, width, 3)`, RGB, resized to `image_size` (height, width) if given.
 
     Raises:
       DatasetFormatError: not a picture, or not one of 8 bits a channel.
     """
-    try:
-        with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG", "TIFF")) as image:
-            if image.mode not in ("RGB", "RGBA", "L", "P"):
-                raise DatasetFormatError(f"{where}: a picture of mode {image.mode}; expected 8-bit RGB or grey")
-            rgb = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DatasetFormatError(f"{where}: not a picture that can be decoded ({error})") from None
+    rgb = _opened(encoded, ("RGB", "RGBA", "L", "P"), "8-bit RGB or grey", where).convert("RGB")
     if image_size is not None and image_size != (rgb.height, rgb.width):
         rgb = rgb.resize((image_size[1], image_size[0]), Image.Resampling.BILINEAR)
     return np.array(rgb)
+
+
+def decode_depth_image(encoded: bytes, *, image_size: tuple[int, int] | None, where: str) -> npt.NDArray[np.float32]:
+    """Decodes an embedded picture of one channel of 16 or 32 bits to float32 `(height, width, 1)`, as `decode_image` does.
+
+    Resized by taking the nearest pixel.
+
+    Raises:
+      DatasetFormatError: not a picture, or not one of depth.
+    """
+    picture = _opened(encoded, ("I;16", "I;16L", "I;16B", "I", "F"), "one channel of 16 or 32 bits", where)
+    return nearest(np.array(picture), image_size)[..., None].astype(np.float32)
+
+
+def _opened(encoded: bytes, modes: Sequence[str], expected: str, where: str) -> Image.Image:
+    """Returns a picture, loaded."""
+    try:
+        with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG", "TIFF")) as image:
+            if image.mode not in modes:
+                raise DatasetFormatError(f"{where}: a picture of mode {image.mode}; expected {expected}")
+            image.load()
+            return image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DatasetFormatError(f"{where}: not a picture that can be decoded ({error})") from None
+
+
+def nearest(pixels: npt.NDArray[Any], image_size: tuple[int, int] | None) -> npt.NDArray[Any]:
+    """Resizes `(height, width)` to `image_size`, if given, by taking the pixel nearest to each centre.
+
+    For depth: a mean of near and far is a depth where nothing is.
+    """
+    if image_size is None or image_size == pixels.shape:
+        return pixels
+    rows, columns = (((np.arange(new) + 0.5) * old / new).astype(np.int64) for new, old in zip(image_size, pixels.shape, strict=True))
+    resized: npt.NDArray[Any] = pixels[rows[:, None], columns]
+    return resized

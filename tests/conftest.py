@@ -6,12 +6,15 @@ import faulthandler
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
 
 from lerobot_grain.testing import LoopbackHub
 
 SHARED = Path(__file__).parents[2] / "shared"
 
+# Several devices to shard over. Here, because it has to be said before anything asks JAX for one.
+jax.config.update("jax_num_cpu_devices", 4)
 # A hanging test dumps the stacks of all threads before pytest-timeout ends it.
 faulthandler.enable()
 

@@ -24,7 +24,7 @@ from lerobot_grain.testing import Camera, write_dataset
 TOP = "observation.images.top"
 PAGE = Path(__file__).parents[1] / "docs" / "trainers.md"
 HORIZON = 4
-MESH = Mesh(np.array(jax.devices()), ("data",))
+MESH = Mesh(np.array(jax.devices()[:1]), ("data",))
 SHARDING = NamedSharding(MESH, PartitionSpec("data"))
 
 

@@ -215,6 +215,7 @@ def test_the_only_example_of_a_batch_is_not_copied() -> None:
 # --- memory that is used again -------------------------------------------------------------------------------------------------------
 
 SHAPE = (3, 400, 300)
+UINT8 = np.dtype(np.uint8)
 
 
 def address(array: np.ndarray) -> int:
@@ -249,13 +250,13 @@ HOLDERS: dict[str, Callable[[np.ndarray], Any]] = {
 @pytest.mark.parametrize("name", HOLDERS)
 def test_an_array_that_somebody_refers_to_is_not_used_again(name: str) -> None:
     arrays = RecycledArrays()
-    array = arrays.empty("top", SHAPE)
+    array = arrays.empty("top", SHAPE, UINT8)
     array[...] = np.arange(array.size, dtype=np.uint8).reshape(SHAPE)
     first = address(array)
     held = HOLDERS[name](array)
     expected = np.array(held, copy=True)
     del array
-    others = [arrays.empty("top", SHAPE) for _ in range(4)]
+    others = [arrays.empty("top", SHAPE, UINT8) for _ in range(4)]
     for other in others:
         assert address(other) != first
         other.fill(99)
@@ -264,44 +265,54 @@ def test_an_array_that_somebody_refers_to_is_not_used_again(name: str) -> None:
     del held, other
     if name == "jax.Array":
         gc.collect()  # JAX lets go of what it did not copy at its leisure
-    assert address(arrays.empty("top", SHAPE)) == first
+    assert address(arrays.empty("top", SHAPE, UINT8)) == first
+
+
+def test_memory_goes_to_arrays_of_any_dtype() -> None:
+    arrays = RecycledArrays()
+    first = address(arrays.empty("depth", (2, 300, 400, 1), np.dtype(np.float32)))
+    array = arrays.empty("depth", (3, 200, 400, 1), np.dtype(np.float32))
+    assert address(array) == first
+    assert (array.dtype, array.shape, array.flags.c_contiguous) == (np.dtype(np.float32), (3, 200, 400, 1), True)
+    array[...] = np.arange(array.size, dtype=np.float32).reshape(array.shape)
+    assert array[2, 199, 399, 0] == array.size - 1
 
 
 def test_memory_goes_to_arrays_of_as_many_bytes() -> None:
     arrays = RecycledArrays()
-    array = arrays.empty("top", (4, 100, 1000))
+    array = arrays.empty("top", (4, 100, 1000), UINT8)
     first = address(array)
     assert array.dtype == np.uint8
     assert (array.shape, array.flags.writeable, array.flags.c_contiguous) == ((4, 100, 1000), True, True)
     del array
-    larger = arrays.empty("top", (5, 100, 1000))
+    larger = arrays.empty("top", (5, 100, 1000), UINT8)
     assert address(larger) != first
-    other_shape = arrays.empty("top", (1000, 400))
+    other_shape = arrays.empty("top", (1000, 400), UINT8)
     assert address(other_shape) == first
     assert other_shape.shape == (1000, 400)
 
 
 def test_small_arrays_are_left_to_numpy() -> None:
-    array = RecycledArrays().empty("top", (_MIN_BYTES - 1,))
+    array = RecycledArrays().empty("top", (_MIN_BYTES - 1,), UINT8)
     assert array.base is None
-    assert RecycledArrays().empty("top", (0, 5)).shape == (0, 5)
+    assert RecycledArrays().empty("top", (0, 5), UINT8).shape == (0, 5)
 
 
 def test_only_a_few_free_arrays_are_kept() -> None:
     arrays = RecycledArrays()
-    many = [arrays.empty("top", SHAPE) for _ in range(6)]
+    many = [arrays.empty("top", SHAPE, UINT8) for _ in range(6)]
     del many
     assert [len(free) for free in arrays._free.values()] == [_MAX_FREE]
 
 
 def test_arrays_become_garbage_in_any_thread_and_outlive_their_maker() -> None:
     arrays = RecycledArrays()
-    held = [arrays.empty("top", SHAPE)]
+    held = [arrays.empty("top", SHAPE, UINT8)]
     first = address(held[0])
     thread = threading.Thread(target=held.clear)
     thread.start()
     thread.join()
-    array = arrays.empty("top", SHAPE)
+    array = arrays.empty("top", SHAPE, UINT8)
     assert address(array) == first
     array.fill(7)
     del arrays

@@ -26,9 +26,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 import lerobot_grain as lg
 from lerobot_grain.testing import Camera, WrittenDataset, write_dataset
 
-# Four devices on this machine's CPU. It must be said before JAX looks for its devices, which no module of tests does when it is imported.
-jax.config.update("jax_num_cpu_devices", 4)
-
 
 @pytest.fixture(autouse=True)
 def _no_thread_is_left() -> Iterator[None]:

@@ -101,7 +101,7 @@ def test_pages_are_used_again() -> None:
 @given(steps=st.lists(st.tuples(st.integers(0, 9), st.randoms(use_true_random=False)), max_size=40))
 def test_slots_of_a_store(steps: list[tuple[int, object]]) -> None:
     """No slot is taken twice, and none that was never used while one is free that was: the system gives memory for the peak only."""
-    store = FrameStore((2, 3, 3), 24)
+    store = FrameStore((2, 3, 3), np.uint8, 24)
     assert (store.frames.shape, store.frame_bytes) == ((24, 2, 3, 3), 18)
     used: set[int] = set()
     peak = 0
@@ -123,7 +123,7 @@ def test_slots_of_a_store(steps: list[tuple[int, object]]) -> None:
 
 
 def test_a_new_store_gives_the_lowest_slots_in_their_order() -> None:
-    store = FrameStore((2, 2, 3), 6)
+    store = FrameStore((2, 2, 3), np.uint8, 6)
     assert store.take(2).tolist() == [0, 1]
     assert store.take(3).tolist() == [2, 3, 4]
     store.give_back(np.array([1, 3]))

@@ -307,8 +307,8 @@ def twice(kind: str) -> Callable[[bytes], bytes]:
     return lambda payload: box(kind, payload) * 2
 
 
-def as_vp9(stsd: bytes) -> bytes:
-    return box("stsd", stsd.replace(b"avc1", b"vp09"))
+def as_vp8(stsd: bytes) -> bytes:
+    return box("stsd", stsd.replace(b"avc1", b"vp08"))
 
 
 def gone(_: bytes) -> bytes:
@@ -343,7 +343,7 @@ REFUSED: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("moov", lambda payload: box("moof", b"") + box("moov", payload), f"a fragmented MP4 (box moof at byte {MOOV_START}); {ONE_MOOV}"),
     ("ftyp", lambda payload: box("RIFF", payload), "not an MP4 file: it starts with a box 'RIFF'; expected ftyp"),
     ("moov/trak/mdia/mdhd", set_entries("mdhd", 0, skip=12), "the timescale is 0"),
-    (TRACK + "/stsd", as_vp9, "unsupported codec 'vp09'; expected one of av01, avc1, avc3, hvc1, hev1, mp4v"),
+    (TRACK + "/stsd", as_vp8, "unsupported codec 'vp08'; expected one of av01, avc1, avc3, hvc1, hev1, mp4v, vp09"),
     (TRACK + "/stsd", lambda stsd: box("stsd", stsd + stsd[8:]), f"found 2 {ONE_DESCRIPTION}"),
     (TRACK + "/stsd", lambda stsd: box("stsd", stsd[:8]), f"found 0 {ONE_DESCRIPTION}"),
     (TRACK + "/stsz", set_entries("stsz", 0), f"stsz says 0 samples in a box of 132 bytes and a file of {SIZE}"),

@@ -4,7 +4,8 @@ A reader of video can be off by one frame without anybody noticing. A barcode th
 into an exact comparison.
 
 Layout: the top `max(8, height // 16)` rows hold 24 blocks of `width // 24` columns, black = 0 and white = 1, least significant bit first:
-10 bits episode index, 10 bits frame index, 2 bits camera index, then 1 and 0. The columns right of the last block are black.
+10 bits episode index, 10 bits frame index, 2 bits camera index, then 1 and 0. The columns right of the last block are black. On pictures of
+depth black is near and white is far.
 
 Rules:
 * At most 1024 episodes, 1024 frames per episode and 4 cameras; `draw_barcodes` refuses larger numbers instead of wrapping them.
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._errors import InvalidRequestError
+from lerobot_grain.testing._writer_depth import FARTHEST, NEAREST, Pictures
 
 MAX_EPISODES = 1 << 10
 MAX_FRAMES_PER_EPISODE = 1 << 10
@@ -39,11 +41,12 @@ def strip_height(height: int) -> int:
     return max(8, height // 16)
 
 
-def draw_barcodes(frames: npt.NDArray[np.uint8], *, episode_index: int, first_frame_index: int, camera_index: int) -> None:
+def draw_barcodes(frames: Pictures, *, episode_index: int, first_frame_index: int, camera_index: int) -> None:
     """Draws the barcodes of consecutive frames of one episode, in place.
 
     Args:
-      frames: uint8 (frames, height, width, 3), at least 16 high and 24 wide, or 72 wide to survive a lossy codec.
+      frames: uint8 (frames, height, width, 3), at least 16 high and 24 wide, or 72 wide to survive a lossy codec; or depth in
+        millimetres, uint16 (frames, height, width, 1).
       episode_index: of all frames.
       first_frame_index: frame index of `frames[0]`; it counts up by one.
       camera_index: position of the camera among all cameras of the data set.
@@ -70,16 +73,18 @@ def draw_barcodes(frames: npt.NDArray[np.uint8], *, episode_index: int, first_fr
     bits[:, 20:22] = camera_index >> np.arange(_CAMERA_BITS) & 1
     bits[:, 22:] = (1, 0)
     strip = frames[:, : strip_height(height)]
-    strip[:] = 0
+    black, white = (0, 255) if frames.dtype == np.uint8 else (NEAREST, FARTHEST)
+    strip[:] = black
     block = width // _NUM_BLOCKS
-    strip[:, :, : block * _NUM_BLOCKS] = np.repeat(bits * np.uint8(255), block, axis=1)[:, None, :, None]
+    strip[:, :, : block * _NUM_BLOCKS] = np.repeat(np.where(bits, white, black), block, axis=1)[:, None, :, None]
 
 
-def read_barcodes(frames: npt.NDArray[np.uint8], *, channels_first: bool = False) -> npt.NDArray[np.int64]:
+def read_barcodes(frames: npt.NDArray[np.generic], *, channels_first: bool = False) -> npt.NDArray[np.int64]:
     """Reads the barcodes of many frames at once.
 
     Args:
-      frames: uint8 (frames, height, width, 3), or (frames, 3, height, width) when `channels_first`. Drawn or decoded.
+      frames: uint8 (frames, height, width, 3), or (frames, 3, height, width) when `channels_first`. Drawn or decoded. Or depth, of one
+        channel, in any unit.
       channels_first: which of the two.
 
     Returns:
@@ -91,7 +96,10 @@ def read_barcodes(frames: npt.NDArray[np.uint8], *, channels_first: bool = False
     rows = slice(1, strip_height(height) - 1)
     strip = frames[:, :, rows] if channels_first else frames[:, rows]
     columns = strip.mean(axis=(channels_axis, height_axis), dtype=np.float32)[:, : block * _NUM_BLOCKS]
-    bits = (columns.reshape(len(frames), _NUM_BLOCKS, block).mean(axis=2) > 127).astype(np.int64)
+    blocks = columns.reshape(len(frames), _NUM_BLOCKS, block).mean(axis=2)
+    # The last two blocks are white and black, which in depth are what they are.
+    threshold = 127 if frames.dtype == np.uint8 else blocks[:, -2:].mean(axis=1, keepdims=True)
+    bits = (blocks > threshold).astype(np.int64)
     numbers = np.stack(
         [
             bits[:, :10] @ (1 << np.arange(_EPISODE_BITS)),

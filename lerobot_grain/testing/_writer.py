@@ -31,6 +31,7 @@ from lerobot_grain.testing import _writer_metadata as meta
 from lerobot_grain.testing import _writer_metadata_v2 as meta_v2
 from lerobot_grain.testing._barcode import MAX_CAMERAS, MAX_EPISODES, MAX_FRAMES_PER_EPISODE, MIN_HEIGHT, MIN_VIDEO_WIDTH, MIN_WIDTH
 from lerobot_grain.testing._video_writer import Camera
+from lerobot_grain.testing._writer_depth import Pictures
 from lerobot_grain.testing._writer_recording import FrameContent, Studio
 from lerobot_grain.testing._writer_rows import DEFAULT_FEATURES, Feature, RowValues, episode_rows, point_path
 
@@ -124,8 +125,8 @@ def write_dataset(
       chunks_size: files per chunk directory, for every kind of file.
       row_values: `(episode_index, length) -> {feature: (length, *shape)}` instead of the default formulas (`_writer_rows`). May return
         `timestamp` and `task_index`, too.
-      frame_content: `(episode_index, frame_index, camera_index) -> uint8 (height, width, 3)` instead of the default pictures. Barcodes
-        are drawn over it.
+      frame_content: `(episode_index, frame_index, camera_index) -> uint8 (height, width, 3)` instead of the default pictures; for a
+        depth camera uint16 (height, width, 1), millimetres. Barcodes are drawn over it.
       barcodes: at most 1024 episodes, 1024 frames per episode and 4 cameras have room in a barcode, and pictures must be 16 high and 72
         wide (embedded images: 24). Turn them off beyond.
       noise: 0 to 1, how noisy the default pictures are. At 0.1, 480x640 AV1 takes 10.4 kB per frame; that of a real arm's camera with the
@@ -228,7 +229,7 @@ class _Recorded:
     """Pictures of all cameras: rows of the image columns, sampled frames per episode, columns of the episodes table."""
 
     images: Mapping[str, list[dict[str, bytes | str]]]
-    samples: Mapping[str, list[npt.NDArray[np.uint8]]]
+    samples: Mapping[str, list[Pictures]]
     spans: Mapping[str, npt.NDArray[Any]]
 
 
@@ -320,7 +321,7 @@ def _record(
     job: _Job, studio: Studio, points: Sequence[npt.NDArray[np.float64]], video_files: Mapping[str, npt.NDArray[np.int64]]
 ) -> _Recorded:
     images: dict[str, list[dict[str, bytes | str]]] = {}
-    samples: dict[str, list[npt.NDArray[np.uint8]]] = {}
+    samples: dict[str, list[Pictures]] = {}
     spans: dict[str, npt.NDArray[Any]] = {}
     for index, camera in enumerate(job.cameras):
         if camera.kind == "image":
@@ -379,7 +380,7 @@ def _write_data(
 
 
 def _summaries(
-    job: _Job, episodes: Sequence[Mapping[str, npt.NDArray[Any]]], samples: Mapping[str, list[npt.NDArray[np.uint8]]]
+    job: _Job, episodes: Sequence[Mapping[str, npt.NDArray[Any]]], samples: Mapping[str, list[Pictures]]
 ) -> list[dict[str, dict[str, npt.NDArray[Any]]]]:
     """Returns the statistics of each episode, features in the recorder's order: videos last, embedded images where they are declared."""
     order = [name for name in meta.feature_order(job.columns, job.cameras) if name not in job.video_keys] + list(job.video_keys)

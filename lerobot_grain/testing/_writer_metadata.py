@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from lerobot_grain._errors import InvalidRequestError
 from lerobot_grain.testing._video_writer import Camera
+from lerobot_grain.testing._writer_depth import Pictures
 from lerobot_grain.testing._writer_rows import DEFAULT_FEATURES, Feature
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -95,19 +96,20 @@ def episode_statistics(rows: Mapping[str, npt.NDArray[Any]]) -> dict[str, dict[s
     }
 
 
-def picture_statistics(sampled: npt.NDArray[np.uint8], *, kind: str) -> dict[str, npt.NDArray[Any]]:
+def picture_statistics(sampled: Pictures, *, kind: str) -> dict[str, npt.NDArray[Any]]:
     """Returns the statistics of some frames of one camera.
 
     Args:
-      sampled: uint8 (frames, height, width, 3).
+      sampled: uint8 (frames, height, width, 3), or depth in millimetres, uint16 (frames, height, width, 1).
       kind: `"video"` or `"image"`. The recorder counts pixels for the first and frames for the second.
 
     Returns:
-      Arrays of shape (3, 1, 1), grey levels scaled to [0, 1], and `count` of shape (1,).
+      Arrays of shape (3, 1, 1), grey levels scaled to [0, 1], or (1, 1, 1) in millimetres, and `count` of shape (1,).
     """
-    count = len(sampled) if kind == "image" else sampled[..., 0].size
-    raw = _statistics(sampled.reshape(-1, 3).astype(np.float32), count=count)
-    return {name: value if name == "count" else (value / 255).reshape(3, 1, 1) for name, value in raw.items()}
+    count, channels = len(sampled) if kind == "image" else sampled[..., 0].size, sampled.shape[-1]
+    scale = 255 if sampled.dtype == np.uint8 else 1
+    raw = _statistics(sampled.reshape(-1, channels).astype(np.float32), count=count)
+    return {name: value if name == "count" else (value / scale).reshape(channels, 1, 1) for name, value in raw.items()}
 
 
 def aggregate_statistics(episodes: Sequence[Statistics]) -> dict[str, dict[str, npt.NDArray[Any]]]:
@@ -230,10 +232,10 @@ def write_info(
     by_key = {camera.key: camera for camera in cameras}
     for name in feature_order(features, cameras):
         if camera := by_key.get(name):
-            shape = [camera.height, camera.width, 3]
+            shape = [camera.height, camera.width, camera.num_channels]
             described[name] = {"dtype": camera.kind, "shape": shape, "names": ["height", "width", "channels"]}
-            if camera.kind == "video":
-                described[name]["video_info" if version == "v2.0" else "info"] = camera.video_info(fps)
+            if info := camera.info(fps):
+                described[name]["video_info" if version == "v2.0" and camera.kind == "video" else "info"] = info
         else:
             feature = features[name]
             described[name] = {

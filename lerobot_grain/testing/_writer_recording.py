@@ -25,10 +25,14 @@ from PIL import Image
 from lerobot_grain._errors import InvalidRequestError
 from lerobot_grain.testing._barcode import draw_barcodes
 from lerobot_grain.testing._video_writer import Camera, encode_episode, stitch_episodes
+from lerobot_grain.testing._writer_depth import Pictures, depth_of_picture
 from lerobot_grain.testing._writer_pictures import draw_pictures
 
-FrameContent = Callable[[int, int, int], npt.NDArray[np.uint8]]
-"""`(episode_index, frame_index, camera_index) -> uint8 (height, width, 3)`; called from several threads."""
+FrameContent = Callable[[int, int, int], Pictures]
+"""`(episode_index, frame_index, camera_index) -> uint8 (height, width, 3)`; called from several threads.
+
+For a depth camera it returns uint16 (height, width, 1), millimetres.
+"""
 
 # lerobot estimates the statistics of pictures from a sample, too, of at least 100 frames; fewer suffice here and keep writing fast.
 _SAMPLED_FRAMES = 8
@@ -50,7 +54,7 @@ class Studio:
 
     def film(
         self, camera_index: int, points: Sequence[npt.NDArray[np.float64]], paths: Sequence[Path], directory: Path
-    ) -> tuple[npt.NDArray[np.float64], list[npt.NDArray[np.uint8]]]:
+    ) -> tuple[npt.NDArray[np.float64], list[Pictures]]:
         """Writes the video files of one camera.
 
         Args:
@@ -66,7 +70,7 @@ class Studio:
         with tempfile.TemporaryDirectory(prefix=".recording-", dir=directory) as scratch, _pool() as pool:
             parts = [Path(scratch) / f"{episode}.mp4" for episode in range(len(points))]
 
-            def record(episode: int) -> tuple[float, npt.NDArray[np.uint8]]:
+            def record(episode: int) -> tuple[float, Pictures]:
                 sample = _Sample(length=len(points[episode]))
                 frames = sample.watch(self._frames(camera_index, episode, points[episode]))
                 return encode_episode(parts[episode], frames, camera=camera, fps=self.fps), sample.frames()
@@ -77,27 +81,30 @@ class Studio:
                 stitch_episodes(path, [parts[episode] for episode in group], moov=camera.moov)
         return np.array(durations), list(samples)
 
-    def embed(
-        self, camera_index: int, points: Sequence[npt.NDArray[np.float64]]
-    ) -> tuple[list[dict[str, bytes | str]], list[npt.NDArray[np.uint8]]]:
-        """Returns the PNGs of all frames of one camera as rows of an image column, and sampled frames per episode."""
+    def embed(self, camera_index: int, points: Sequence[npt.NDArray[np.float64]]) -> tuple[list[dict[str, bytes | str]], list[Pictures]]:
+        """Returns the PNGs (depth: TIFFs) of all frames of one camera as rows of an image column, and sampled frames per episode."""
+        camera = self.cameras[camera_index]
 
-        def record(episode: int) -> tuple[list[dict[str, bytes | str]], npt.NDArray[np.uint8]]:
+        def record(episode: int) -> tuple[list[dict[str, bytes | str]], Pictures]:
             sample = _Sample(length=len(points[episode]))
             frames = sample.watch(self._frames(camera_index, episode, points[episode]))
             cells: list[dict[str, bytes | str]] = []
             for index, frame in enumerate(frames):
                 buffer = io.BytesIO()
-                Image.fromarray(frame).save(buffer, format="PNG", compress_level=6)
-                cells.append({"bytes": buffer.getvalue(), "path": f"frame-{index:06d}.png"})
+                if camera.depth:
+                    Image.fromarray(frame[..., 0]).save(buffer, format="TIFF")
+                else:
+                    Image.fromarray(frame).save(buffer, format="PNG", compress_level=6)
+                cells.append({"bytes": buffer.getvalue(), "path": f"frame-{index:06d}.{'tiff' if camera.depth else 'png'}"})
             return cells, sample.frames()
 
         with _pool() as pool:
             recorded = list(pool.map(record, range(len(points))))
         return [cell for cells, _ in recorded for cell in cells], [sample for _, sample in recorded]
 
-    def _frames(self, camera_index: int, episode_index: int, points: npt.NDArray[np.float64]) -> Iterator[npt.NDArray[np.uint8]]:
+    def _frames(self, camera_index: int, episode_index: int, points: npt.NDArray[np.float64]) -> Iterator[Pictures]:
         camera = self.cameras[camera_index]
+        drawn: Iterator[Pictures]
         if self.frame_content is None:
             drawn = draw_pictures(
                 points,
@@ -108,6 +115,8 @@ class Studio:
                 seed=self.seed,
                 noise=self.noise,
             )
+            if camera.depth:
+                drawn = map(depth_of_picture, drawn)
         else:
             drawn = (self._custom(self.frame_content, camera, episode_index, frame, camera_index) for frame in range(len(points)))
         for frame_index, frame in enumerate(drawn):
@@ -116,15 +125,13 @@ class Studio:
             yield frame
 
     @staticmethod
-    def _custom(
-        frame_content: FrameContent, camera: Camera, episode_index: int, frame_index: int, camera_index: int
-    ) -> npt.NDArray[np.uint8]:
+    def _custom(frame_content: FrameContent, camera: Camera, episode_index: int, frame_index: int, camera_index: int) -> Pictures:
         frame = np.array(frame_content(episode_index, frame_index, camera_index))
-        expected = (camera.height, camera.width, 3)
-        if frame.shape != expected or frame.dtype != np.uint8:
+        expected, dtype = (camera.height, camera.width, camera.num_channels), np.dtype(np.uint16 if camera.depth else np.uint8)
+        if frame.shape != expected or frame.dtype != dtype:
             raise InvalidRequestError(
                 f"frame_content returned {frame.dtype} {frame.shape} for episode {episode_index} frame {frame_index} "
-                f"of camera {camera.key!r}, expected uint8 {expected}"
+                f"of camera {camera.key!r}, expected {dtype} {expected}"
             )
         return frame
 
@@ -134,9 +141,9 @@ class _Sample:
     """Keeps some evenly spread frames out of a stream of `length`."""
 
     length: int
-    _kept: list[npt.NDArray[np.uint8]] = field(default_factory=list)
+    _kept: list[Pictures] = field(default_factory=list)
 
-    def watch(self, frames: Iterator[npt.NDArray[np.uint8]]) -> Iterator[npt.NDArray[np.uint8]]:
+    def watch(self, frames: Iterator[Pictures]) -> Iterator[Pictures]:
         wanted = set(np.linspace(0, self.length - 1, _SAMPLED_FRAMES).round().astype(int).tolist())
         for index, frame in enumerate(frames):
             if index in wanted:
@@ -145,8 +152,8 @@ class _Sample:
                 self._kept.append(frame[::step, ::step].copy())
             yield frame
 
-    def frames(self) -> npt.NDArray[np.uint8]:
-        """Returns uint8 (at most 8, height, width, 3), thinned out when large."""
+    def frames(self) -> Pictures:
+        """Returns (at most 8, height, width, channels), thinned out when large."""
         return np.stack(self._kept)
 
 

@@ -139,6 +139,14 @@ def test_info_is_the_recorders(name: str, golden: Path, request: pytest.FixtureR
     assert differing <= {"video_files_size_in_mb"}
 
 
+def test_depth_is_described_like_the_recorders(tmp_path: Path, golden: Path) -> None:
+    key = "observation.images.depth"
+    write_dataset(tmp_path, episode_lengths=[5], cameras=[Camera(key=key, height=96, width=128, depth=True)])
+    assert info_of(tmp_path)["features"][key] == info_of(golden / "depth")["features"][key]
+    ours, theirs = (json.loads((directory / "meta/stats.json").read_text())[key] for directory in (tmp_path, golden / "depth"))
+    assert {name: np.shape(value) for name, value in ours.items()} == {name: np.shape(value) for name, value in theirs.items()}
+
+
 def test_rows_episodes_and_times_are_the_recorders(rolled: WrittenDataset, golden: Path) -> None:
     names = ["timestamp", "frame_index", "episode_index", "index", "task_index", "observation.note"]
     theirs, ours = (pq.read_table(d / DATA, columns=names) for d in (golden / "av1_rolled", rolled.directory))
@@ -499,12 +507,17 @@ def test_write_dataset_refuses(tmp_path: Path, arguments: dict[str, Any], text: 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"codec": "vp9"}, r"codec 'vp9' is not one of \['av1', 'h264', 'hevc'\]"),
+        ({"codec": "vp8"}, r"codec 'vp8' is not one of \['av1', 'h264', 'hevc', 'mpeg4', 'vp9'\]"),
+        ({"codec": "vp9", "b_frames": 1}, "VP9 has no B pictures"),
+        ({"codec": "mpeg4", "pix_fmt": "yuv444p"}, r"pixel format 'yuv444p' is not one of \('yuv420p',\), which mpeg4 can have"),
+        ({"depth": True, "height": 48}, "x265 cannot safely encode 48x96"),
         ({"codec": "av1", "pix_fmt": "yuv444p"}, "pixel format 'yuv444p' is not one of"),
         ({"b_frames": 2}, "AV1 has no B pictures"),
         ({"codec": "h264", "open_gop": True}, "open GOPs are written for hevc only"),
         ({"codec": "hevc", "height": 48}, "x265 cannot safely encode 48x96"),
         ({"gop": 0}, "gop 0 must be at least 1"),
+        ({"gop": (3, 0)}, r"gop \(3, 0\) must be at least 1"),
+        ({"gop": ()}, r"gop \(\) must be at least 1"),
         ({"moov": "middle"}, "moov 'middle' is not one of"),
         ({"width": 0}, "must be positive"),
     ],
