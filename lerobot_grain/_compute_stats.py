@@ -58,8 +58,8 @@ def compute_stats(
     Returns:
       Feature key -> statistic -> float64 array. `min`, `max`, `mean`, `std`, `q01`, `q10`, `q50`, `q90`, `q99`, in the units of the data,
       of shape `(size,)` of the last axis, `(1,)` for scalars; axes before the last are counted as more rows, as lerobot does. Of cameras
-      `(channels, 1, 1)`, scaled to [0, 1]. `count`, `(1,)`: the numbers that each is made of. All exact, but for quantiles of more than
-      64 MiB of values of a feature, which are off by at most 1/2048 of max - min.
+      `(channels, 1, 1)`, scaled to [0, 1]; depth keeps its unit. `count`, `(1,)`: the numbers that each is made of. All exact, but for
+      quantiles of more than 64 MiB of values of a feature, which are off by at most 1/2048 of max - min.
 
     Raises:
       InvalidRequestError: a feature does not exist or has no numbers; an episode does not exist.
@@ -83,6 +83,7 @@ def compute_stats(
             stats |= stats_of(thinned, keys=cameras, num_batches=camera_frames)
         finally:
             examples.close()
+        stats |= {key: _of_pictures(stats[key], scale=1) for key in cameras if declared[key].is_depth}
     return {key: stats[key] for key in selection.keys}
 
 
@@ -128,7 +129,7 @@ def stats_of(batches: Iterable[Mapping[str, Any]], *, keys: Sequence[str], num_b
     if empty := [key for key in keys if key not in running or running[key].count == 0]:
         raise InvalidRequestError(f"stats_of: there is not one number of {empty[0]!r}; expected at least one batch that is not all padding")
     found = {key: stats.result() for key, stats in running.items()}
-    return {key: _of_pictures(values) if key in pictures else values for key, values in found.items()}
+    return {key: _of_pictures(values, scale=255) if key in pictures else values for key, values in found.items()}
 
 
 def _rows(values: npt.NDArray[Any], is_pad: Any) -> npt.NDArray[Any]:
@@ -140,11 +141,11 @@ def _rows(values: npt.NDArray[Any], is_pad: Any) -> npt.NDArray[Any]:
     return values.reshape(math.prod(values.shape[:-1]), values.shape[-1])
 
 
-def _of_pictures(stats: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, npt.NDArray[np.float64]]:
-    return {name: value if name == "count" else (value / 255).reshape(-1, 1, 1) for name, value in stats.items()}
+def _of_pictures(stats: Mapping[str, npt.NDArray[np.float64]], *, scale: float) -> dict[str, npt.NDArray[np.float64]]:
+    return {name: value if name == "count" else (value / scale).reshape(-1, 1, 1) for name, value in stats.items()}
 
 
-def _thinned(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def _thinned(picture: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Returns every n-th pixel of `(height, width, channels)`: means of pixels would have a smaller deviation."""
     side = max(picture.shape[:2])
     step = 1 if side < _MAX_PICTURE_SIDE else side // _THIN_PICTURE_SIDE
@@ -185,8 +186,8 @@ def _of_rows(repository: Repository, selection: Selection, selected: npt.NDArray
     running: dict[str, RunningStats] = {}
     numbers = np.unique(repository.episodes.data.file_of_episode[selected]).tolist()
     with ThreadPoolExecutor(_THREADS, "lerobot_grain stats") as pool:
-        files = _ahead(pool, lambda number: open_data_file(repository, number), numbers)
-        runs = itertools.chain.from_iterable(_runs(repository, file, selection, selected) for file in files)
+        planned = _ahead(pool, lambda number: _runs(repository, number, selection, selected), numbers)
+        runs = itertools.chain.from_iterable(planned)
         for columns in _ahead(pool, lambda run: _load(repository, run, selection), runs):
             for key, values in columns.items():
                 rows = _rows(values, None)
@@ -205,23 +206,25 @@ def _ahead(pool: ThreadPoolExecutor, make: Callable[[Given], Made], given: Itera
         yield waiting.popleft().result()
 
 
-def _runs(repository: Repository, file: DataFile, selection: Selection, selected: npt.NDArray[np.int64]) -> Iterator[_Run]:
-    held = repository.episodes.data.episodes_in(file.number)
+def _runs(repository: Repository, number: int, selection: Selection, selected: npt.NDArray[np.int64]) -> list[_Run]:
+    """Opens a data file, and returns what is to be read of it."""
+    file = open_data_file(repository, number)
+    held = repository.episodes.data.episodes_in(number)
     wanted = np.repeat(np.isin(held, selected), repository.episodes.lengths[held])
-    names, starts = columns_to_read(file, selection), file.table.group_starts
-    groups: list[int] = []
+    names = columns_to_read(file, selection)
+    runs: list[_Run] = []
     size = 0
-    for group, (start, stop) in enumerate(itertools.pairwise(starts)):
-        if not wanted[start:stop].any():
-            continue
-        nbytes = sum(chunk.length for chunk in file.table.ranges(group, names))
-        if groups and size + nbytes > _RUN_BYTES:
-            yield _Run(file, groups, wanted)
-            groups, size = [], 0
-        groups.append(group)
-        size += nbytes
-    if groups:
-        yield _Run(file, groups, wanted)
+    with repository.storage.checked(file.table.path):
+        for group, (start, stop) in enumerate(itertools.pairwise(file.table.group_starts)):
+            if not wanted[start:stop].any():
+                continue
+            nbytes = sum(chunk.length for chunk in file.table.ranges(group, names))
+            if not runs or size + nbytes > _RUN_BYTES:
+                runs.append(_Run(file, [], wanted))
+                size = 0
+            runs[-1].groups.append(group)
+            size += nbytes
+    return runs
 
 
 def _load(repository: Repository, run: _Run, selection: Selection) -> dict[str, npt.NDArray[Any]]:

@@ -13,7 +13,7 @@ Rules:
 * Where the width is 0 (a number that never changes: std is 0, min == max, or both quantiles are equal) every x becomes 0, and every y
   `center`, which is that number. No epsilon: what changes a little is not changed a little more.
 * Statistics belong to the last axes of an array, so batches and windows broadcast. A shape that does not fit is an error, never broadcast.
-* Pictures are `(..., height, width, channels)`: uint8, or floating point in [0, 1]; their statistics are of [0, 1].
+* Pictures are `(..., height, width, channels)`: uint8, or floating point in [0, 1], of which their statistics are. Depth has its own unit.
 
 What it does not do: clipping; rotations and quaternions, which need more than an affine map; relative actions, which are a `.map` before.
 """
@@ -132,7 +132,7 @@ def normalizer(source: Repository | Statistics, modes: Mapping[str, Mode] | None
         | `zero_one`, `minus_one_one` | cameras: 0 and 255 become 0 and 1, or -1 and 1 |
         | `identity` | x, of its own dtype |
 
-        The default is `imagenet` for cameras (`mean_std` for those of one channel), `mean_std` for `observation.*`, `action` and `action.*`
+        The default is `imagenet` for cameras (`mean_std` for depth), `mean_std` for `observation.*`, `action` and `action.*`
         that are numbers, and `identity` for all else, such as `timestamp` and `next.reward`.
 
     Raises:
@@ -142,12 +142,12 @@ def normalizer(source: Repository | Statistics, modes: Mapping[str, Mode] | None
     if isinstance(source, Repository):
         where, found = source.description, {**(source.stats or {}), **(stats or {})}
         known = [key for key, feature in source.features.items() if feature.is_camera or feature.is_array]
-        cameras = set(source.cameras)
+        channels = {key: source.features[key].shape[-1] for key in source.cameras}
     else:
         where, found = "statistics", {**source, **(stats or {})}
         known = list(found)
-        cameras = {key for key, statistics in found.items() if _is_of_pictures(statistics)}
-    default: dict[str, Mode] = {key: _default_mode(key, found.get(key, {}), is_camera=key in cameras) for key in known}
+        channels = {key: count for key, statistics in found.items() if (count := _num_channels(statistics))}
+    default = {key: _default_mode(key, channels.get(key)) for key in known}
     of_values: dict[str, Affine] = {}
     of_cameras: dict[str, Affine] = {}
     for key, mode in {**default, **(modes or {})}.items():
@@ -157,23 +157,25 @@ def normalizer(source: Repository | Statistics, modes: Mapping[str, Mode] | None
         if key not in known and (isinstance(source, Repository) or mode not in _OF_CAMERAS):
             raise InvalidRequestError(f"{where}: there is no feature {key!r} of numbers or pictures; there are {', '.join(known)}")
         if mode in _OF_CAMERAS:
-            if key in known and key not in cameras:
-                raise InvalidRequestError(f"modes[{key!r}]={mode!r}: that is for cameras, and {key!r} is none")
+            if key in known and channels.get(key) != 3:
+                raise InvalidRequestError(f"modes[{key!r}]={mode!r}: that is for cameras of three channels, and {key!r} is none")
             of_cameras[key] = _affine(*_OF_CAMERAS[mode])
         elif mode != "identity":
             affine = _of_statistics(found.get(key, {}), mode, where=f"{where}: feature {key!r}")
-            (of_cameras if key in cameras else of_values)[key] = affine
+            (of_cameras if key in channels else of_values)[key] = affine
     return Normalizer(of_values, of_cameras)
 
 
-def _is_of_pictures(statistics: Mapping[str, npt.NDArray[np.float64]]) -> bool:
-    return any(np.ndim(value) == 3 and np.shape(value)[1:] == (1, 1) for value in statistics.values())
+def _num_channels(statistics: Mapping[str, npt.NDArray[np.float64]]) -> int:
+    """Returns how many channels the pictures have that statistics are of; 0: they are of numbers."""
+    shapes = map(np.shape, statistics.values())
+    return max((shape[0] for shape in shapes if len(shape) == 3 and shape[1:] == (1, 1)), default=0)
 
 
-def _default_mode(key: str, statistics: Mapping[str, npt.NDArray[np.float64]], *, is_camera: bool) -> Mode:
-    if is_camera:
-        return "mean_std" if np.size(statistics.get("mean", ())) == 1 else "imagenet"
-    return "mean_std" if key == "action" or key.startswith(("action.", "observation.")) else "identity"
+def _default_mode(key: str, num_channels: int | None) -> Mode:
+    if num_channels == 3:
+        return "imagenet"
+    return "mean_std" if num_channels or key == "action" or key.startswith(("action.", "observation.")) else "identity"
 
 
 def _of_statistics(statistics: Mapping[str, npt.NDArray[np.float64]], mode: Mode, *, where: str) -> Affine:

@@ -183,15 +183,22 @@ def test_as_what_others_say_of_all_rows(shared: Path) -> None:
             np.testing.assert_allclose(stats[statistic], repository.stats[key][statistic], rtol=1e-4, atol=2e-5, err_msg=statistic)
 
 
-def test_pictures_as_lerobot(shared: Path) -> None:
-    # Embedded pictures are stored as they were counted; those of a video were counted before they were encoded.
-    for name, key, atol in (("images", TOP, 1e-4), ("av1_small", TOP, 0.02)):
-        repository = lg.open_repository(shared / "golden" / name)
-        assert repository.stats is not None
-        found = lg.compute_stats(repository, features=[key])[key]
-        for statistic in ("min", "max", "mean", "std"):
-            assert found[statistic].shape == repository.stats[key][statistic].shape == (3, 1, 1)
-            np.testing.assert_allclose(found[statistic], repository.stats[key][statistic], atol=atol)
+@pytest.mark.parametrize(
+    ("name", "key", "atol"),
+    # Embedded pictures are stored as they were counted; video and depth, in millimetres, were counted before they were encoded.
+    [("images", TOP, 1e-4), ("av1_small", TOP, 0.02), ("depth", "observation.images.depth", 1)],
+)
+def test_pictures_as_lerobot(shared: Path, name: str, key: str, atol: float) -> None:
+    repository = lg.open_repository(shared / "golden" / name)
+    assert repository.stats is not None
+    found = lg.compute_stats(repository, features=[key])
+    for statistic in ("min", "max", "mean", "std"):
+        value, theirs = found[key][statistic], repository.stats[key][statistic]
+        assert value.shape == theirs.shape == (repository.features[key].shape[-1], 1, 1)
+        np.testing.assert_allclose(value, theirs, atol=atol, err_msg=statistic)
+    # Depth is mean_std, whoever says that it is depth.
+    for source in (lg.normalizer(repository, stats=found), lg.normalizer(found)):
+        assert (source.cameras[key]["center"].shape == ()) == (name == "depth")
 
 
 # --- cameras -------------------------------------------------------------------------------------------------------------------------

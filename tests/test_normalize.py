@@ -279,7 +279,7 @@ def test_what_is_not_a_saved_normalizer(saved: Any) -> None:
         (STATS, {STATE: "std"}, r"modes\['observation.state'\]='std': expected one of mean_std, min_max, "),
         (STATS, {"action": "mean_std"}, r"statistics: there is no feature 'action' of numbers or pictures; there are observation.state, "),
         (STATS, {"actoin": "identity"}, "there is no feature 'actoin'"),
-        (STATS, {STATE: "imagenet"}, r"modes\['observation.state'\]='imagenet': that is for cameras, and 'observation.state' is none"),
+        (STATS, {STATE: "imagenet"}, r"modes\['observation.state'\]='imagenet': that is for cameras of three channels, and "),
         (
             STATS,
             {"next.reward": "quantiles"},
