@@ -1,4 +1,4 @@
-"""Runs the plan ahead of the consumer: fetches, decodes and assembles examples, strictly in order. The only threads of the package.
+"""Runs the plan ahead of the consumer: fetches, decodes and assembles examples, strictly in order.
 
 The order of windows is known long before they are needed, and this makes use of it. Requests come in blocks of a few dozen examples, which
 are planned together, as arrays. Every block passes three horizons, nearest last:

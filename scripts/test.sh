@@ -11,4 +11,5 @@ if [ $# -eq 0 ]; then
     .venv/bin/ruff format --check --quiet .
     .venv/bin/mypy
 fi
-exec .venv/bin/python -m pytest "$@"
+# In two processes, each with whole files: most tests wait, or use one core.
+exec .venv/bin/python -m pytest --numprocesses 2 --dist loadfile "$@"

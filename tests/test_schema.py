@@ -32,7 +32,7 @@ INFO: dict[str, Any] = {
     "splits": {"train": "0:3"},
     "tools": [{"anything": 1}],
 }
-MISSING = object()
+MISSING = "(missing)"
 
 
 def parse(value: Any) -> DatasetInfo:

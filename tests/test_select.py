@@ -66,7 +66,7 @@ def with_splits(written: WrittenDataset, directory: Path, splits: Any) -> lg.Rep
         (range(0, 5, 3), [0, 3]),
         (np.array([2, 1]), [1, 2]),
         ([np.int32(1), np.uint8(0)], [0, 1]),
-        (iter([3]), [3]),
+        (dict.fromkeys([3]).keys(), [3]),
     ],
     ids=repr,
 )

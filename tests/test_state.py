@@ -349,7 +349,7 @@ def test_a_mixture_of_states_of_other_streams_is_refused(written: WrittenDataset
             iter(order).set_state(iter(wrapped).get_state())
 
 
-@pytest.mark.parametrize("scalar", [np.int64, np.int32, np.array, jnp.asarray, lambda value: np.uint64(value)], ids=str)
+@pytest.mark.parametrize("scalar", [np.int64, np.int32, np.array, jnp.asarray, np.uint64], ids=lambda scalar: scalar.__name__)
 def test_numbers_may_come_back_as_scalars(written: WrittenDataset, scalar: Any) -> None:
     # Orbax gives back NumPy or JAX scalars for the ints of a tree that it saved.
     order = lg.FrameOrderIterDataset(lg.open_repository(written.directory), shuffle=lg.Shuffle(seed=3))
