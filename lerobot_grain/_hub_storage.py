@@ -52,10 +52,11 @@ _MAX_FRESH_LINKS = 2
 # The Hub sends 1,000 entries a page, about 200 bytes each; both limits are far above what a `meta/` needs.
 _MAX_JSON_BYTES = 32 * 1024 * 1024
 _MAX_PAGES = 1000
-# A request of 64 MB cannot be held to the deadline of one of 64 KB.
+# A request of 128 MB cannot be held to the deadline of one of 64 KB.
 _BYTES_PER_DEADLINE = 8 * 1024 * 1024
-# No request is longer: a row group of embedded pictures may have gigabytes, and what comes in pieces is never asked for twice.
-_MAX_REQUEST_BYTES = 64 * 1024 * 1024
+# No request is longer. The rows of a data file of 100 MB come in one, but a row group of embedded pictures may have gigabytes, and what
+# comes in pieces is never asked for twice.
+_MAX_REQUEST_BYTES = 128 * 1024 * 1024
 # Readings of a file whose contents do not have their hash.
 _MAX_READINGS = 3
 
@@ -262,7 +263,7 @@ class HubSession:
     def read_range(self, version: str, path: str, wanted: ByteRange) -> bytes:
         """Returns the bytes of `wanted`, which is not empty and inside of the file.
 
-        One request, one more where a link is missing, and one for each further 64 MiB.
+        One request, one more where a link is missing, and one for each further 128 MiB.
         """
         starts = range(wanted.start, wanted.stop, _MAX_REQUEST_BYTES)
         parts = [self._read_part(version, path, ByteRange(start, min(start + _MAX_REQUEST_BYTES, wanted.stop))) for start in starts]
