@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import random
 import socket
 import threading
@@ -57,6 +58,8 @@ _LONGEST_RATE_LIMIT_SECONDS = 330
 # followed by more patient ones, may be cut after this many times what answers usually take, and this many seconds.
 _LEAST_PATIENCE_SECONDS = 2.0
 _FIRST_PATIENCE, _LEAST_FIRST_PATIENCE_SECONDS = 10, 0.5
+# The first attempts are also cut when the rest, as fast as what has come, would take this many times their patience.
+_DRIP_PATIENCE = 10
 # Idle connections are dropped by the Hub's CDN after about a minute; with httpx2's 5 s, requests 6 s apart opened a connection each.
 _KEEPALIVE_SECONDS = 60.0
 # A body nobody wants (the text of an error) is read to its end up to this size, since the connection can then be used again.
@@ -333,7 +336,8 @@ class Transport:
                         break
                     deadline.check()
                     seconds = time.monotonic() - begun
-                    if seconds > patience and (length - received) * seconds > received * deadline.remaining_seconds():
+                    time_left = min(deadline.remaining_seconds(), _DRIP_PATIENCE * patience if deadline.num_attempts < 4 else math.inf)
+                    if seconds > patience and (length - received) * seconds > received * time_left:
                         raise TransientFailure(
                             f"{origin_of(url)[1]} sent {received} of {length} bytes in {seconds:.3g} s, too slowly to end in time"
                         )
