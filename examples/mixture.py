@@ -1,141 +1,129 @@
-"""Mixes two robots with other cameras, other frame rates, other states and actions; stops, and goes on exactly.
+"""One policy for unlike robots: a mixture of data sets with weights, other cameras, frame rates, states and actions.
 
-    python examples/mixture.py    # writes two small data sets and streams both
+    python examples/mixture.py
+    python examples/mixture.py --mix org/arm 3 --mix org/gripper 1 --width 512 --batch-size 256 --steps 50000
 
-What differs in time is made equal by `delta_timestamps`, which are seconds: both robots give actions a tenth of a second apart, from
-every frame of one and from every second frame of the other. Pictures are resized while they are decoded (`image_size`). What differs in
-dimension is padded in `to_common`, with a mask that says what is real: a loss leaves out the rest.
+What differs in time is made equal by `delta_timestamps`, which are seconds: all robots give actions a tenth of a second apart, from every
+frame of one and from every second frame of the other. Pictures are resized while they are decoded. What differs in dimension is padded,
+with a mask that says what is real, and a loss leaves out the rest. By default two data sets are written: a robot with two hands and one
+with one hand, which moves at another frame rate.
 """
 
 from __future__ import annotations
 
-import argparse
-import collections
 import contextlib
 import functools
-import itertools
-import json
-import tempfile
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import math
 from typing import Any
 
 import grain
+import jax
+import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
+from flax import nnx
+from training import Batch, Result, masked_mean, opened, parser, train
+from worlds import CAMERAS, write_world
 
-from lerobot_grain import LeRobotIterDataset, Shuffle
-from lerobot_grain.testing import Camera, write_dataset
+from lerobot_grain import LeRobotIterDataset, PadDimensions, Repository, Shuffle, train_eval_split
 
 NUM_ACTIONS = 8
 ACTION_SECONDS = 0.1
-STATE_SIZE, ACTION_SIZE = 7, 7
 IMAGE_SIZE = (64, 64)
+# The common form: what a robot does not have is padded.
+NUM_CAMERAS, STATE_SIZE, ACTION_SIZE = 2, 8, 8
+# Name, how it is written, weight.
+WORLDS = (
+    ("two_hands", functools.partial(write_world, fps=10), 3.0),
+    ("one_hand", functools.partial(write_world, fps=20, cameras=CAMERAS[:1], image_size=(72, 96), episode_length=120, seed=1), 1.0),
+)
 
 
-@dataclass(frozen=True)
-class Robot:
-    """A data set of the mixture, and what share of the examples comes from it."""
-
-    number: int
-    weight: float
-    fps: int
-    state_size: int
-    action_size: int
-    camera: Camera
-
-    def write(self, directory: Path) -> None:
-        episodes, cameras = [60] * 8, [self.camera]
-        write_dataset(
-            directory, episode_lengths=episodes, fps=self.fps, cameras=cameras, state_size=self.state_size, action_size=self.action_size
-        )
+def to_common(example: Batch, *, robot: int, repository: Repository) -> Batch:
+    """Returns an example of a robot with the keys, shapes and units that all robots share, but for the padding of state and action."""
+    pictures = np.zeros((NUM_CAMERAS, *IMAGE_SIZE, 3), np.uint8)
+    for number, camera in enumerate(repository.cameras):
+        pictures[number] = example[camera]
+    common: Batch = {"pictures": pictures, "robot": np.int32(robot), "action_is_pad": example["action_is_pad"]}
+    assert repository.stats is not None
+    for key in ("observation.state", "action"):
+        # Each robot has statistics of its own, so numbers are normalized here, and pictures, which have none, on the device.
+        mean, std = (repository.stats[key][name] for name in ("mean", "std"))
+        common[key] = ((example[key] - mean) / (std + 1e-6)).astype(np.float32)
+    return common
 
 
-ROBOTS = {
-    "arm": Robot(0, 0.75, 10, 7, 7, Camera(key="observation.images.top", height=96, width=128)),
-    "gripper": Robot(1, 0.25, 20, 4, 3, Camera(key="observation.images.wrist", height=72, width=96, codec="h264", gop=10)),
-}
-
-
-def padded(values: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
-    """Returns the values with zeros behind them in the last axis, up to this size."""
-    return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, size - values.shape[-1])])
-
-
-def to_common(example: dict[str, Any], robot: Robot) -> dict[str, Any]:
-    """Returns the example of a robot with the keys, shapes and dtypes that all robots share."""
-    is_real = ~example["action_is_pad"][:, None] & np.ones(robot.action_size, bool)
-    return {
-        "image": example[robot.camera.key],  # uint8 (height, width, 3)
-        "state": padded(example["observation.state"], STATE_SIZE),  # float32 (STATE_SIZE,)
-        "state_mask": np.arange(STATE_SIZE) < robot.state_size,
-        "action": padded(example["action"], ACTION_SIZE),  # float32 (NUM_ACTIONS, ACTION_SIZE)
-        "action_mask": padded(is_real, ACTION_SIZE),  # neither behind the end of the episode nor behind the robot's dimensions
-        "robot": np.int64(robot.number),
-        "row": example["index"],
-    }
-
-
-def stream(robot: Robot, directory: Path, *, seed: int) -> grain.IterDataset:
-    """Returns the endless stream of one robot, in the common form."""
+def stream(repository: Repository, robot: int, **options: Any) -> grain.IterDataset[Batch]:
+    """Returns the examples of one robot, in the common form."""
     dataset = LeRobotIterDataset(
-        directory,
-        features=[robot.camera.key, "observation.state", "action", "index"],
+        repository,
+        features=[*repository.cameras, "observation.state", "action"],
         delta_timestamps={"action": [step * ACTION_SECONDS for step in range(NUM_ACTIONS)]},
-        shuffle=Shuffle(seed=seed),
         image_size=IMAGE_SIZE,
+        **options,
     )
-    return dataset.map(functools.partial(to_common, robot=robot))
+    common = dataset.map(functools.partial(to_common, robot=robot, repository=repository))
+    return common.map(PadDimensions({"observation.state": STATE_SIZE, "action": ACTION_SIZE}))
 
 
-def mixture(directory: Path, options: argparse.Namespace) -> grain.IterDataset:
-    """Returns batches in which every robot has its share; which robot comes when is a function of the weights and the position alone."""
-    streams = {name: stream(robot, directory / name, seed=options.seed) for name, robot in ROBOTS.items()}
-    weights = {name: robot.weight for name, robot in ROBOTS.items()}
-    return grain.IterDataset.mix(streams, weights).batch(options.batch_size)
+class Policy(nnx.Module):
+    """Pictures, state and number of the robot -> `(batch, NUM_ACTIONS, ACTION_SIZE)`, normalized."""
+
+    def __init__(self, *, num_robots: int, width: int, rngs: nnx.Rngs) -> None:
+        self.vision = nnx.Sequential(
+            *(nnx.Conv(3, width // 4, (5, 5), strides=4, rngs=rngs), nnx.relu),
+            *(nnx.Conv(width // 4, width // 2, (3, 3), strides=2, rngs=rngs), nnx.relu),
+            *(nnx.Conv(width // 2, width // 4, (3, 3), strides=2, rngs=rngs), nnx.relu),
+        )
+        seen = NUM_CAMERAS * math.ceil(IMAGE_SIZE[0] / 16) * math.ceil(IMAGE_SIZE[1] / 16) * (width // 4)
+        self.robots = nnx.Embed(num_robots, width, rngs=rngs)
+        self.observed_in = nnx.Linear(seen + STATE_SIZE, width, rngs=rngs)
+        self.hidden = nnx.Linear(width, width, rngs=rngs)
+        # Begins with the mean action, so what is below the first error has been learnt.
+        self.action_out = nnx.Linear(width, NUM_ACTIONS * ACTION_SIZE, kernel_init=nnx.initializers.zeros, rngs=rngs)
+
+    def __call__(self, batch: Batch) -> jax.Array:
+        pictures = batch["pictures"].astype(jnp.float32) / 127.5 - 1.0
+        size = len(pictures)
+        seen = self.vision(pictures.reshape(-1, *pictures.shape[2:])).reshape(size, -1)
+        observed = self.observed_in(jnp.concatenate([seen, batch["observation.state"]], axis=-1)) + self.robots(batch["robot"])
+        return self.action_out(nnx.gelu(self.hidden(nnx.gelu(observed)))).reshape(size, NUM_ACTIONS, ACTION_SIZE)
 
 
-def fingerprint(batch: dict[str, Any]) -> tuple[list[tuple[int, int]], str]:
-    """Returns (robot, row) of every example of a batch, and a checksum of all else."""
-    checksum = 0
-    for key in sorted(batch):
-        checksum = zlib.crc32(batch[key].tobytes(), checksum)
-    return list(zip(batch["robot"].tolist(), batch["row"].tolist(), strict=True)), f"{checksum:08x}"
+def error(policy: Policy, batch: Batch, key: jax.Array) -> jax.Array:
+    del key
+    is_pad = batch["action_is_pad"][..., None] | batch["action_dim_is_pad"]
+    return masked_mean(jnp.square(policy(batch) - batch["action"]), ~is_pad)
 
 
-def run(batches: Iterator[dict[str, Any]], count: int) -> list[tuple[list[tuple[int, int]], str]]:
-    return [fingerprint(batch) for batch in itertools.islice(batches, count)]
+def loss(policy: Policy, batch: Batch, key: jax.Array) -> jax.Array:
+    return error(policy, batch, key).mean()
 
 
-def main(argv: list[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, default=20)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(prefix="lerobot_grain-") as name:
-        directory = Path(name)
-        for robot_name, robot in ROBOTS.items():
-            print(f"writing {robot_name}: {robot.camera.height}x{robot.camera.width} pixels, {robot.fps} fps, {robot.action_size} actions")
-            robot.write(directory / robot_name)
-        with contextlib.closing(iter(mixture(directory, options))) as batches:
-            first = next(batches)
-            print("a batch:", ", ".join(f"{key} {value.dtype} {value.shape}" for key, value in first.items()))
-            before = [fingerprint(first), *run(batches, options.batches - 1)]
-            saved = json.dumps(batches.get_state())
-            expected = run(batches, options.batches)  # what would have come if the program had gone on
-        counts = collections.Counter(number for rows, _ in before for number, _ in rows)
-        shares = {name: counts[robot.number] / counts.total() for name, robot in ROBOTS.items()}
-        print("shares:", ", ".join(f"{name} {share:.1%} (asked for {ROBOTS[name].weight:.0%})" for name, share in shares.items()))
-        with contextlib.closing(iter(mixture(directory, options))) as batches:
-            batches.set_state(json.loads(saved))
-            resumed = run(batches, options.batches)
-        if resumed != expected:
-            raise SystemExit("the restored mixture goes on with other examples")
-        print(f"restored from {len(saved)} bytes: the next {len(resumed)} batches are those that would have come, pixels {resumed[-1][1]}")
-    return {"shares": shares, "before": before, "resumed": resumed, "expected": expected}
+def main(argv: list[str] | None = None) -> Result:
+    arguments = parser(__doc__, name="mixture", steps=1000)
+    arguments.add_argument(
+        "--mix", nargs=2, action="append", metavar=("REPOSITORY", "WEIGHT"), help="one for each robot, in place of --repository"
+    )
+    options = arguments.parse_args(argv)
+    mixed = [(repository, repository, float(weight)) for repository, weight in options.mix or []] or list(WORLDS)
+    with contextlib.ExitStack() as stack:
+        training, held_out, weights = {}, {}, {}
+        for robot, (name, source, weight) in enumerate(mixed):
+            repository = stack.enter_context(opened(options, source, name=name))
+            episodes, others = train_eval_split(repository)
+            training[name] = stream(repository, robot, episodes=episodes, shuffle=Shuffle(seed=options.seed))
+            held_out[name] = stream(repository, robot, episodes=others, num_epochs=1)
+            weights[name] = weight
+        return train(
+            Policy(num_robots=len(mixed), width=options.width, rngs=nnx.Rngs(options.seed)),
+            # Which robot comes when is a function of the weights and the position alone.
+            grain.IterDataset.mix(training, weights),
+            held_out,
+            loss=loss,
+            error=error,
+            options=options,
+            blind_to=["pictures"],
+        )
 
 
 if __name__ == "__main__":

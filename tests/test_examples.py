@@ -1,128 +1,86 @@
-"""The examples, run as a user runs them, and their checks that the resumed stream is the right one."""
+"""The examples: interrupted and resumed they end with the same parameters, they learn, and they run as a user runs them.
+
+Trainings are a few steps long here, on pictures of 16 frames an episode. How far the examples come in the minutes that they are made for is
+measured by `benchmarks/learning.py`.
+"""
 
 from __future__ import annotations
 
-import importlib.util
-import itertools
+import functools
+import importlib
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from lerobot_grain.testing import write_dataset
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-EXAMPLE = EXAMPLES / "stream_and_train.py"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+NAMES = ("behaviour_cloning", "act", "diffusion_policy", "mixture")
 
 
-def imported(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Where classes look for the names in their annotations.
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
-    return imported(EXAMPLE)
-
-
-@pytest.fixture(scope="module")
-def mixture() -> ModuleType:
-    return imported(EXAMPLES / "mixture.py")
+@pytest.fixture(scope="module", autouse=True)
+def modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Makes the examples importable as they find each other, and lets a second run of one take what the first has compiled."""
+    before = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")}
+    sys.path.insert(0, str(EXAMPLES))
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    yield
+    sys.path.remove(str(EXAMPLES))
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("example") / "data", episode_lengths=[20, 7, 13], fps=10, action_size=2).directory
-
-
-def test_demo_trains_stops_resumes_and_prints_no_warning() -> None:
-    command = [sys.executable, str(EXAMPLE), "--steps", "6", "--batch-size", "16"]
-    environment = os.environ | {"no_proxy": "localhost,127.0.0.1", "PYTHONWARNINGS": "default"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if line.strip()]
-    assert [re.sub(r"[0-9a-f]{12}|\d+\.\d+|\[.*\]|\w+$|\d+ examples", "_", line) for line in lines] == [
-        "writing a small data _",
-        "demo/circling_disc@_: 30 episodes, 6000 frames at 10 _",
-        "step 0: held-out loss _, camera observation.images._",
-        "step 3: held-out loss _; saving a checkpoint and _",
-        "resumed: the next batch is the one that would have come, rows _..., pixels _",
-        "step 6: held-out loss _ (it was _); _/s while _",
-    ]
-    # Standard error has the progress bar and nothing else.
-    assert [line for line in re.split(r"[\r\n]+", done.stderr) if line.strip() and not re.search(r"%\|.*\d/6 \[", line)] == []
-
-
-def test_any_data_set_can_be_streamed(example: ModuleType, directory: Path) -> None:
-    result = example.main(["--repository", str(directory), "--steps", "4", "--batch-size", "8"])
-    assert result["resumed"] == result["expected"]
-    rows, checksum = result["resumed"]
-    assert len(rows) == 8
-    # The last of the three episodes is held out.
-    assert max(rows) < 27
-    assert len(checksum) == 8
-
-
-def test_another_batch_after_resuming_is_an_error(example: ModuleType, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = itertools.count()
-    monkeypatch.setattr(example, "fingerprint", lambda _batch, camera: ([next(calls)], camera))
-    with pytest.raises(SystemExit, match=r"goes on with another batch: rows and checksum \(\[1\], .*expected \(\[0\], "):
-        example.main(["--repository", str(directory), "--steps", "2", "--batch-size", "8"])
-
-
-# --- the mixture ---------------------------------------------------------------------------------------------------------------------
-
-
-def test_mixture_has_the_shares_and_goes_on(mixture: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    result = mixture.main(["--batches", "4", "--batch-size", "20"])
-    assert result["shares"] == {"arm": 0.75, "gripper": 0.25}
-    assert result["resumed"] == result["expected"]
-    assert len(result["resumed"]) == 4
-    assert not set(map(str, result["resumed"])) & set(map(str, result["before"]))
-    lines = capsys.readouterr().out.splitlines()
-    assert [re.sub(r"[0-9a-f]{8}$|\d+ bytes", "_", line) for line in lines] == [
-        "writing arm: 96x128 pixels, 10 fps, 7 actions",
-        "writing gripper: 72x96 pixels, 20 fps, 3 actions",
-        "a batch: action float32 (20, 8, 7), action_mask bool (20, 8, 7), image uint8 (20, 64, 64, 3), robot int64 (20,), "
-        "row int64 (20,), state float32 (20, 7), state_mask bool (20, 7)",
-        "shares: arm 75.0% (asked for 75%), gripper 25.0% (asked for 25%)",
-        "restored from _: the next 4 batches are those that would have come, pixels _",
-    ]
-
-
-def test_mixture_pads_and_masks(mixture: ModuleType) -> None:
-    robot = mixture.ROBOTS["gripper"]
-    actions = np.arange(24, dtype=np.float32).reshape(8, 3)
-    is_pad = np.arange(8) >= 6
-    example = {
-        "observation.state": np.ones(4, np.float32),
-        "action": actions,
-        "action_is_pad": is_pad,
-        "index": 5,
-        robot.camera.key: "seen",
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Returns for every example the options that name small data sets."""
+    directory = tmp_path_factory.mktemp("worlds")
+    write_world = importlib.import_module("worlds").write_world
+    small: dict[str, Any] = {"num_episodes": 10, "episode_length": 16}
+    write_dataset(directory / "state", episode_lengths=[16] * 10, fps=10, cameras=[], state_size=2, action_size=2)
+    write_world(directory / "two_hands", **small)
+    write_world(directory / "one_hand", **small, fps=20, cameras=("observation.images.wrist",), image_size=(72, 96), both_ways=True)
+    pictures = ["--repository", str(directory / "two_hands")]
+    return {
+        "behaviour_cloning": ["--repository", str(directory / "state")],
+        "act": pictures,
+        "diffusion_policy": pictures,
+        "mixture": ["--mix", str(directory / "two_hands"), "3", "--mix", str(directory / "one_hand"), "1"],
     }
-    found = mixture.to_common(example, robot)
-    assert found["state"].tolist() == [1, 1, 1, 1, 0, 0, 0]
-    assert found["state_mask"].tolist() == [True] * 4 + [False] * 3
-    assert np.array_equal(found["action"], np.hstack([actions, np.zeros((8, 4))]))
-    assert np.array_equal(found["action_mask"], ~is_pad[:, None] & (np.arange(7) < 3))
-    assert (found["image"], found["robot"], found["row"]) == ("seen", 1, 5)
-    assert {found[key].dtype.name for key in ("state", "action")} == {"float32"}
 
 
-def test_another_mixture_after_restoring_is_an_error(mixture: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = itertools.count()
-    monkeypatch.setattr(mixture, "fingerprint", lambda _batch: ([(0, next(calls))], ""))
-    with pytest.raises(SystemExit, match="the restored mixture goes on with other examples"):
-        mixture.main(["--batches", "1", "--batch-size", "2"])
+def run(name: str, sources: dict[str, list[str]], directory: Path, *options: str) -> Any:
+    arguments = [*sources[name], "--directory", str(directory), "--batch-size", "8", "--width", "16", "--save-every", "2", *options]
+    return importlib.import_module(name).main(arguments)
+
+
+def parameters(policy: Any) -> list[np.ndarray[Any, Any]]:
+    from flax import nnx
+
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(policy, nnx.Param))]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_interrupted_run_ends_with_the_same_parameters(name: str, sources: dict[str, list[str]], tmp_path: Path) -> None:
+    straight = run(name, sources, tmp_path / "straight", "--steps", "5")
+    # Stopped behind the checkpoint of step 2: what came after it is computed again.
+    run(name, sources, tmp_path / "stopped", "--steps", "5", "--stop-at", "3")
+    resumed = run(name, sources, tmp_path / "stopped", "--steps", "5", "--resume")
+    assert list(straight.errors) == [0, 2, 4, 5]
+    assert resumed.errors == straight.errors
+    pairs = list(zip(parameters(straight.policy), parameters(resumed.policy), strict=True))
+    assert all(np.array_equal(one, other) for one, other in pairs)
+    lines = [[json.loads(line) for line in (tmp_path / run / "losses.jsonl").read_text().splitlines()] for run in ("straight", "stopped")]
+    assert lines[0] == lines[1]
+    assert [line["step"] for line in lines[0] if "loss" in line] == [1, 2, 3, 4, 5]
+    assert (tmp_path / "stopped" / "losses.png").read_bytes().startswith(b"\x89PNG")
