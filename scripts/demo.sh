@@ -1,9 +1,18 @@
 #!/usr/bin/env bash
-# Sets everything up, then streams a data set and trains a small policy on it. Arguments go to examples/stream_and_train.py.
+# Sets everything up, then trains a small diffusion policy on a streamed data set, stops it half-way, and goes on from the checkpoint. With arguments:
+# only examples/diffusion_policy.py, with these.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/setup.sh
 # The Hub on this machine is not to be asked for through a proxy.
 no_proxy="${no_proxy:-${NO_PROXY:-}},localhost,127.0.0.1"
 export no_proxy NO_PROXY="$no_proxy"
-exec .venv/bin/python examples/stream_and_train.py "$@"
+if [ $# -gt 0 ]; then
+    exec .venv/bin/python examples/diffusion_policy.py "$@"
+fi
+directory=$(mktemp -d)
+trap 'rm -rf "$directory"' EXIT
+run() { .venv/bin/python examples/diffusion_policy.py --directory "$directory" --steps 160 --save-every 40 --width 64 "$@"; }
+run --stop-at 80
+echo "stopped; going on from the last checkpoint"
+run --resume

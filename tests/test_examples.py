@@ -6,12 +6,8 @@ measured by `benchmarks/learning.py`.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import json
-import os
-import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
