@@ -80,7 +80,8 @@ class DiffusionPolicy(nnx.Module):
         self.time_in = nnx.Linear(width, width, rngs=rngs)
         self.action_in = nnx.Linear(self.action_size, width, rngs=rngs)
         self.blocks = nnx.List([Block(width, rngs=rngs) for _ in range(3)])
-        self.action_out = nnx.Linear(width, self.action_size, rngs=rngs)
+        # Begins with the mean action, so what is below the first error has been learnt.
+        self.action_out = nnx.Linear(width, self.action_size, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
     def observe(self, batch: Batch) -> jax.Array:
         """Returns float32 `(batch, width)`: what was seen."""
@@ -122,7 +123,7 @@ def loss(policy: DiffusionPolicy, batch: Batch, key: jax.Array) -> jax.Array:
 
 
 def error(policy: DiffusionPolicy, batch: Batch, key: jax.Array) -> jax.Array:
-    """Returns how far sampled actions are from those of the data set. Who does not see draws from all that occur: about 2."""
+    """Returns how far sampled actions are from those of the data set. Who does not see draws from all that occur: about twice their variance."""
     batch = policy.normalizer.normalize(batch)
     return masked_mean(jnp.square(policy.sample(batch, key) - batch["action"]), ~batch["action_is_pad"][..., None])
 

@@ -6,8 +6,12 @@ measured by `benchmarks/learning.py`.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
+import os
+import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +20,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
+import lerobot_grain as lg
 from lerobot_grain.testing import write_dataset
 
 ROOT = Path(__file__).parents[1]
@@ -61,8 +67,6 @@ def run(name: str, sources: dict[str, list[str]], directory: Path, *options: str
 
 
 def parameters(policy: Any) -> list[np.ndarray[Any, Any]]:
-    from flax import nnx
-
     return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(policy, nnx.Param))]
 
 
@@ -80,3 +84,62 @@ def test_an_interrupted_run_ends_with_the_same_parameters(name: str, sources: di
     assert lines[0] == lines[1]
     assert [line["step"] for line in lines[0] if "loss" in line] == [1, 2, 3, 4, 5]
     assert (tmp_path / "stopped" / "losses.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_behaviour_cloning_learns_and_blind_it_does_not(sources: dict[str, list[str]], tmp_path: Path) -> None:
+    options = ("--steps", "60", "--width", "64", "--save-every", "60")
+    errors = {}
+    for kind in ([], ["--blind"]):
+        found = run("behaviour_cloning", sources, tmp_path / f"run{len(kind)}", *options, *kind).errors
+        errors[len(kind)] = found[60]["held-out"] / found[0]["held-out"]
+    assert errors[0] < 0.5
+    assert errors[1] > 0.9
+
+
+def test_a_directory_that_holds_a_training_is_not_overwritten(sources: dict[str, list[str]], tmp_path: Path) -> None:
+    run("behaviour_cloning", sources, tmp_path, "--steps", "2")
+    with pytest.raises(SystemExit, match="holds a training already; go on with --resume, or choose another --directory"):
+        run("behaviour_cloning", sources, tmp_path, "--steps", "2")
+
+
+def test_an_example_writes_serves_trains_and_prints_no_warning(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "behaviour_cloning.py"), "--steps", "4", "--save-every", "2"]
+    environment = os.environ | {"no_proxy": "localhost,127.0.0.1", "PYTHONWARNINGS": "default"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [re.sub(r"[0-9a-f]{12}|\d+\.\d+|\d+ ms", "_", line.strip()) for line in re.split(r"[\r\n]+", done.stdout) if line.strip()]
+    assert lines == [
+        "writing a small data set into runs/behaviour_cloning/robot",
+        "demo/robot@_: 50 episodes, 5,000 frames at 10 fps",
+        *(f"step {step}: held-out error _" for step in (0, 2, 4)),
+        "step 4: held-out error _; at the start held-out error _. _ a step, _% of the time spent waiting for data. "
+        "runs/behaviour_cloning/losses.png",
+    ]
+    # Standard error has the progress bar and nothing else.
+    assert [line for line in re.split(r"[\r\n]+", done.stderr) if line.strip() and not re.search(r"%\|.*\d/4 \[", line)] == []
+    assert sorted(path.name for path in (tmp_path / "runs" / "behaviour_cloning").iterdir()) == [
+        *("cache", "checkpoints", "losses.jsonl", "losses.png", "robot"),
+    ]
+
+
+def test_robots_of_a_mixture_get_one_form(sources: dict[str, list[str]]) -> None:
+    mixture = importlib.import_module("mixture")
+    found = {}
+    for robot, name in enumerate(("two_hands", "one_hand")):
+        repository = lg.open_repository(str(Path(sources["mixture"][1]).parent / name))
+        with contextlib.closing(iter(mixture.stream(repository, robot, shuffle=None))) as examples:
+            found[name] = next(examples)
+    shapes = {key: (value.dtype.name, value.shape) for key, value in found["two_hands"].items()}
+    assert shapes == {key: (value.dtype.name, value.shape) for key, value in found["one_hand"].items()}
+    assert shapes["pictures"] == ("uint8", (2, 64, 64, 3))
+    assert [found[name]["robot"].item() for name in found] == [0, 1]
+    assert [found[name]["pictures"].any(axis=(1, 2, 3)).tolist() for name in found] == [[True, True], [True, False]]
+    assert [(~found[name]["action_dim_is_pad"]).sum(axis=-1).tolist() for name in found] == [[4] * 8, [2] * 8]
+    # An action is the velocity on a circle of one turn in 4 seconds: eight actions a tenth of a second apart turn by 9 degrees each, at
+    # either frame rate.
+    for name in found:
+        stats = lg.open_repository(str(Path(sources["mixture"][1]).parent / name)).stats
+        assert stats is not None
+        actions = (found[name]["action"][:, : len(stats["action"]["mean"])] * stats["action"]["std"] + stats["action"]["mean"])[:, :2]
+        turns = np.diff(np.unwrap(np.arctan2(actions[:, 1], actions[:, 0])))
+        assert np.allclose(np.abs(turns), np.pi / 20, atol=0.01)
