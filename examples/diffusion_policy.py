@@ -123,7 +123,7 @@ def loss(policy: DiffusionPolicy, batch: Batch, key: jax.Array) -> jax.Array:
 
 
 def error(policy: DiffusionPolicy, batch: Batch, key: jax.Array) -> jax.Array:
-    """Returns how far sampled actions are from those of the data set. Who does not see draws from all that occur: about twice their variance."""
+    """Returns how far sampled actions are from those of the data set; of who does not see, about twice their variance."""
     batch = policy.normalizer.normalize(batch)
     return masked_mean(jnp.square(policy.sample(batch, key) - batch["action"]), ~batch["action_is_pad"][..., None])
 

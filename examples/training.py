@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -67,6 +68,7 @@ def parser(description: str | None, *, name: str, steps: int, batch_size: int = 
     add("--learning-rate", type=float, default=1e-3, help="(default: %(default)s)")
     add("--width", type=int, default=128, help="of the policy; 512 and more on an accelerator (default: %(default)s)")
     add("--save-every", type=int, default=100, metavar="STEPS", help="save a checkpoint and evaluate (default: %(default)s)")
+    add("--eval-batches", type=int, default=50, metavar="N", help="held-out batches of an evaluation (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the order, of the first parameters and of all noise (default: %(default)s)")
     add("--blind", action="store_true", help="hide what the actions depend on, to see what can be learnt without")
     return found
@@ -121,7 +123,7 @@ def train(
     Args:
       policy: the policy.
       dataset: of examples to train on, shuffled and without an end.
-      held_out: name -> examples of other episodes, one pass.
+      held_out: name -> examples of other episodes, shuffled, one pass.
       loss: (policy, batch, random key) -> scalar: what is minimized.
       error: (policy, batch, random key) -> `(batch,)`: how far the policy's actions are from those of the data set.
       options: of the command line.
@@ -137,17 +139,7 @@ def train(
         return batches.map(lambda batch: batch | {key: 0 * batch[key] for key in blind_to}) if options.blind else batches
 
     trainer = _Trainer(policy, batched(dataset), loss=loss, options=options)
-    held_out_batches = {name: batched(examples, drop_remainder=True) for name, examples in held_out.items()}
-    held_out_error = nnx.jit(error)
-
-    def evaluate() -> Errors:
-        errors = {}
-        for name, dataset in held_out_batches.items():
-            with contextlib.closing(iter(dataset)) as batches:
-                found = [held_out_error(policy, batch, jax.random.key(number)) for number, batch in enumerate(batches)]
-            errors[name] = float(np.mean(found))
-        return errors
-
+    evaluate = _Evaluation({name: batched(examples, drop_remainder=True) for name, examples in held_out.items()}, error, options)
     # What a killed process left unfinished is removed at the start.
     keeping = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
     checkpoints = ocp.CheckpointManager(directory / "checkpoints", item_names=("state", "data"), options=keeping)
@@ -157,13 +149,15 @@ def train(
             trainer.restore(checkpoints, done)
         bar.update(done)
         log.forget_after(done)
-        for step in range(done, (options.stop_at or options.steps) + 1):
-            if step > done:
-                log.note(step, loss=trainer.train_step(step))
-                bar.set_postfix(loss=f"{log.lines[-1]['loss']:.4f}", data_wait=f"{trainer.data_wait:.1%}", refresh=False)
-                bar.update()
-            if step == 0 or (step > done and (step % options.save_every == 0 or step == options.steps)):
-                log.note(step, errors=evaluate())
+        if not done:
+            log.note(0, errors=evaluate(policy))
+            bar.write(f"step 0: {told(log.errors[0])}")
+        for step in range(done + 1, (options.stop_at or options.steps) + 1):
+            log.note(step, loss=trainer.train_step(step))
+            bar.set_postfix(loss=f"{log.lines[-1]['loss']:.4f}", data_wait=f"{trainer.data_wait:.1%}", refresh=False)
+            bar.update()
+            if step % options.save_every == 0 or step == options.steps:
+                log.note(step, errors=evaluate(policy))
                 bar.write(f"step {step}: {told(log.errors[step])}")
                 trainer.save(checkpoints, step)
     log.plot(directory / "losses.png")
@@ -177,6 +171,29 @@ def train(
 
 def told(errors: Errors) -> str:
     return ", ".join(f"{name} error {value:.4f}" for name, value in errors.items())
+
+
+class _Evaluation:
+    """The errors of a policy on the first batches of each held-out stream, which are shuffled, and the same each time."""
+
+    def __init__(
+        self,
+        held_out: Mapping[str, grain.IterDataset[Batch]],
+        error: Callable[[Any, Batch, jax.Array], jax.Array],
+        options: argparse.Namespace,
+    ) -> None:
+        self._held_out, self._error, self._options = held_out, nnx.jit(error), options
+
+    def __call__(self, policy: nnx.Module) -> Errors:
+        errors = {}
+        for name, dataset in self._held_out.items():
+            with contextlib.closing(iter(dataset)) as batches:
+                numbered = enumerate(itertools.islice(batches, self._options.eval_batches))
+                found = [self._error(policy, batch, jax.random.key(number)) for number, batch in numbered]
+            if not found:
+                raise SystemExit(f"{name}: fewer rows than --batch-size {self._options.batch_size} are held out; make it smaller")
+            errors[name] = float(np.mean(found))
+        return errors
 
 
 class _Trainer:

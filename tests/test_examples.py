@@ -102,6 +102,11 @@ def test_a_directory_that_holds_a_training_is_not_overwritten(sources: dict[str,
         run("behaviour_cloning", sources, tmp_path, "--steps", "2")
 
 
+def test_too_few_held_out_rows_are_an_error(sources: dict[str, list[str]], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="held-out: fewer rows than --batch-size 17 are held out; make it smaller"):
+        run("behaviour_cloning", sources, tmp_path, "--batch-size", "17")
+
+
 def test_an_example_writes_serves_trains_and_prints_no_warning(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "behaviour_cloning.py"), "--steps", "4", "--save-every", "2"]
     environment = os.environ | {"no_proxy": "localhost,127.0.0.1", "PYTHONWARNINGS": "default"}
