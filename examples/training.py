@@ -148,7 +148,7 @@ def train(
         if done:
             trainer.restore(checkpoints, done)
         bar.update(done)
-        log.forget_after(done)
+        log.forget_after(done or -1)
         if not done:
             log.note(0, errors=evaluate(policy))
             bar.write(f"step 0: {told(log.errors[0])}")

@@ -102,6 +102,12 @@ def test_a_directory_that_holds_a_training_is_not_overwritten(sources: dict[str,
         run("behaviour_cloning", sources, tmp_path, "--steps", "2")
 
 
+def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(sources: dict[str, list[str]], tmp_path: Path) -> None:
+    for directory, *options in (("straight",), ("stopped", "--stop-at", "1"), ("stopped", "--resume")):
+        run("behaviour_cloning", sources, tmp_path / directory, "--steps", "2", *options)
+    assert (tmp_path / "straight" / "losses.jsonl").read_text() == (tmp_path / "stopped" / "losses.jsonl").read_text()
+
+
 def test_too_few_held_out_rows_are_an_error(sources: dict[str, list[str]], tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="held-out: fewer rows than --batch-size 17 are held out; make it smaller"):
         run("behaviour_cloning", sources, tmp_path, "--batch-size", "17")
