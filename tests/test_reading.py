@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import lerobot_grain as lg
-from lerobot_grain import _camera_reader
+from lerobot_grain import _camera_reader, _coded_video
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._repository import sample_table
 from lerobot_grain._storage import Storage
@@ -175,13 +175,13 @@ def test_small_video_is_fetched_once_for_all_epochs(written: WrittenDataset, mon
     The last file of one camera has one episode: it is read whole when it is opened.
     """
     ranges: list[tuple[str, ByteRange]] = []
-    read_range = _camera_reader._read_range
+    read_range = _coded_video._read_range
 
     def record(storage: Storage, path: str, wanted: ByteRange) -> bytes:
         ranges.append((path, wanted))
         return read_range(storage, path, wanted)
 
-    monkeypatch.setattr(_camera_reader, "_read_range", record)
+    monkeypatch.setattr(_coded_video, "_read_range", record)
     counts = []
     for budget_bytes in (3 << 29, 1 << 19):
         dataset = read(
@@ -411,16 +411,16 @@ def test_everything_is_given_back_at_the_end_of_the_stream(written: WrittenDatas
     assert (ahead._num_pending, ahead._num_fetched, ahead._num_decoded) == (0, 0, 0)
     frames = ahead._frames
     assert frames.coded_bytes == 0
-    assert frames.used_bytes == frames._files.total + sum(camera.kept_bytes for camera in frames._cameras.values())
+    assert frames.used_bytes == frames._files.total + sum(camera._coded.kept_bytes for camera in frames._cameras.values())
     for camera in frames._cameras.values():
         assert (camera.coded_bytes, camera.decoder_bytes, camera.store.num_used) == (0, 0, 0)
         assert (camera.known._pages, camera._open, camera._problems_of_places, camera._problems_of_slots) == ({}, {}, {}, {})
-        assert all(coded.run.is_kept for coded in camera._gops.values())
-        assert bool(camera._gops) == (camera.kept_bytes > 0)
-        assert camera.kept_bytes == 0 or budget_bytes > SMALL_BYTES
+        assert all(coded.run.is_kept for coded in camera._coded.gops.values())
+        assert bool(camera._coded.gops) == (camera._coded.kept_bytes > 0)
+        assert camera._coded.kept_bytes == 0 or budget_bytes > SMALL_BYTES
         # Small files of one episode are kept as files.
         has_others = len(camera._episodes.videos[camera._camera].files.paths) < camera._episodes.num_episodes
-        assert camera.kept_bytes > 0 or not has_others or budget_bytes < 3 << 29
+        assert camera._coded.kept_bytes > 0 or not has_others or budget_bytes < 3 << 29
         assert all(task.problems.done() for task in camera._tasks.values())
         assert camera._tasks == {}
         assert sorted(camera.store._free.tolist()) == list(range(len(camera.store.frames)))
