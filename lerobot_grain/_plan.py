@@ -91,10 +91,10 @@ class VideoFile:
         return self._first_frames[np.searchsorted(self._episodes, episodes)]
 
     def gops_of_episodes(self, episodes: Integers) -> tuple[Integers, Integers]:
-        """Returns the first and the last GOP of each of the episodes, int64 `(n,)`."""
+        """Returns the first and the last GOP of each of the episodes, int64 `(n,)`; of one that `check` finds fault with, any."""
         places = np.searchsorted(self._episodes, episodes)
         first = self._first_frames[places]
-        return self.gops_of(first), self.gops_of(first + self._lengths[places] - 1)
+        return self.gops_of(first), self.gops_of(np.minimum(first + self._lengths[places], self.table.num_frames) - 1)
 
     def together(self, is_expected: npt.NDArray[np.bool_], *, piece_bytes: int) -> dict[int, list[int]]:
         """Puts the episodes into sets that are fetched together, where all of an episode is fetched.

@@ -170,7 +170,8 @@ def test_seeking_drops_what_was_begun_and_goes_on_exactly(
 
 
 def test_small_video_is_fetched_once_for_all_epochs(written: WrittenDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one request for each episode and camera; with a budget that does not hold it, in one for each clip and epoch.
+    """In one request for each file, or for each episode where a request is said to cost nothing; with a budget that does not hold it, in
+    one for each clip and epoch.
 
     The last file of one camera has one episode: it is read whole when it is opened.
     """
@@ -183,19 +184,20 @@ def test_small_video_is_fetched_once_for_all_epochs(written: WrittenDataset, mon
 
     monkeypatch.setattr(_coded_video, "_read_range", record)
     counts = []
-    for budget_bytes in (3 << 29, 1 << 19):
+    for budget_bytes, gap_bytes in ((3 << 29, 256 << 10), (3 << 29, 0), (1 << 19, 256 << 10)):
+        storage = lg.StorageOptions(merge_gap_bytes=gap_bytes)
         dataset = read(
             written.directory,
             num_epochs=3,
             features=["index", AV1, H264],
             delta_timestamps=None,
-            read_options=lg.ReadOptions(memory_budget_bytes=budget_bytes),
+            read_options=lg.ReadOptions(memory_budget_bytes=budget_bytes, storage=storage),
         )
         assert sum(1 for _ in dataset) == 3 * NUM_ROWS
         counts.append((len(ranges), len(set(ranges))))
         ranges.clear()
-    assert counts[0] == (2 * len(LENGTHS) - 1, 2 * len(LENGTHS) - 1)
-    assert counts[1][0] > 3 * counts[0][0]
+    assert counts[:2] == [(4, 4), (2 * len(LENGTHS) - 1, 2 * len(LENGTHS) - 1)]
+    assert counts[2][0] > 3 * counts[1][0]
 
 
 # --- errors --------------------------------------------------------------------------------------------------------------------------
