@@ -162,13 +162,15 @@ class CodedVideo:
         if file.number not in self._together:
             self._together[file.number] = file.together(self._is_expected, piece_bytes=self._repository.storage.options.cost_bytes)
         episodes = self._together[file.number][episode]
+        if len(episodes) == 1:
+            return False
         first_gops, last_gops = file.gops_of_episodes(np.array(episodes))
         members = [
             (each, range(first, last + 1)) for each, first, last in zip(episodes, first_gops.tolist(), last_gops.tolist(), strict=True)
         ]
         wanted = file.byte_range_of(range(members[0][1].start, members[-1][1].stop))
         # Where the bytes are not in the order of the pictures, those of neighbours may lie far from each other.
-        if len(episodes) == 1 or wanted.length > _MAX_FETCH_BYTES:
+        if wanted.length > _MAX_FETCH_BYTES:
             return False
         self._fetch_run(file, members, wanted, is_kept=True)
         return True

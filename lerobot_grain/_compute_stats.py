@@ -26,7 +26,6 @@ from lerobot_grain._dataset import LeRobotIterDataset
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError
 from lerobot_grain._repository import Repository
 from lerobot_grain._rows import (
-    MAX_RUN_BYTES,
     DataFile,
     Selection,
     columns_to_read,
@@ -42,8 +41,8 @@ Stats = dict[str, dict[str, npt.NDArray[np.float64]]]
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 
-# So many runs of row groups are read at a time.
-_THREADS = 4
+# Small row groups are read together up to so many coded bytes, the size of a good request; so many runs are read at a time.
+_RUN_BYTES, _THREADS = 4 << 20, 4
 # As lerobot: pictures with a side of at least 300 pixels are thinned out to about 150.
 _MAX_PICTURE_SIDE, _THIN_PICTURE_SIDE = 300, 150
 
@@ -211,7 +210,7 @@ def _runs(repository: Repository, number: int, selection: Selection, selected: n
             if not wanted[start:stop].any():
                 continue
             nbytes = sum(chunk.length for chunk in file.table.ranges(group, names))
-            if not runs or size + nbytes > MAX_RUN_BYTES:
+            if not runs or size + nbytes > _RUN_BYTES:
                 runs.append(_Run(file, [], wanted))
                 size = 0
             runs[-1].groups.append(group)

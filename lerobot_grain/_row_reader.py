@@ -4,6 +4,9 @@ Row groups are kept for later examples, up to a limit; the least recently used g
 next block would find none of them, and all of them together may be more than the memory of the machine. Up to twice the limit they are kept
 nevertheless, which is enough where a stream goes from one large file to the next. Above, a few are read at a time, only the rows that the
 block needs are kept of them, and a warning says what that costs and what helps.
+
+Where all row groups of the data set will be kept, those that lie side by side come in one request (`neighbours_of`). Each is unpacked when
+it is needed, so what is wrong with one is nothing to the others.
 """
 
 from __future__ import annotations

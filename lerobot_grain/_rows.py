@@ -29,9 +29,6 @@ _INDEX_OF = {TASK_KEY: "task_index", SUBTASK_KEY: "subtask_index"}
 # Smaller row groups cost a request and hardly a byte, and there may be one for every episode: too many files for what they save.
 _MIN_KEPT_GROUP_BYTES = 64 << 10
 
-# Small row groups are read together up to so many coded bytes, the size of a good request.
-MAX_RUN_BYTES = 4 << 20
-
 # A file of one episode without embedded images is hardly larger; so one request reads it whole.
 _WHOLE_FILE_BYTES = 64 << 10
 
@@ -241,7 +238,7 @@ def neighbours_of(repository: Repository, file: DataFile, group: int, selection:
             chunks = table.ranges(number, names)
         except DatasetFormatError:
             return None  # which is nothing to the others
-        if _is_to_be_kept(repository, table, number, names, selection):
+        if not chunks or _is_to_be_kept(repository, table, number, names, selection):
             return None
         start, stop = min(chunk.start for chunk in chunks), max(chunk.stop for chunk in chunks)
         return start // piece_bytes if stop - start <= piece_bytes else None
@@ -263,8 +260,8 @@ def fetch_groups(file: DataFile, groups: Sequence[int], selection: Selection) ->
     """
     table, names = file.table, columns_to_read(file, selection)
     chunks = [chunk for group in groups for chunk in table.ranges(group, names)]
-    # So long that none ends inside of what is read together of a row group.
-    ranges = merge_ranges(chunks, gap_bytes=0, max_bytes=MAX_RUN_BYTES)
+    # Without a limit, so that none ends inside of what is read together of a row group.
+    ranges = merge_ranges(chunks, gap_bytes=0, max_bytes=table.size_bytes)
     payloads = table.storage.read_ranges(table.path, ranges)
     in_memory = dataclasses.replace(table, storage=_Fetched(table.storage.description, ranges, payloads))
     return DataFile(in_memory, file.number, nbytes=sum(map(len, payloads)))

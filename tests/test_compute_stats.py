@@ -80,7 +80,7 @@ def test_some_episodes(written: WrittenDataset, repository: lg.Repository, episo
 
 def test_row_groups_by_themselves_and_together(repository: lg.Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     together = lg.compute_stats(repository, features=[STATE])
-    monkeypatch.setattr(_compute_stats, "MAX_RUN_BYTES", 1)
+    monkeypatch.setattr(_compute_stats, "_RUN_BYTES", 1)
     assert_equal(lg.compute_stats(repository, features=[STATE])[STATE], together[STATE])
 
 
