@@ -274,7 +274,7 @@ class RowReader:
             return range(group, group + 1)
         if (file.number, group) not in self._together:
             starts, num_rows = file.table.group_starts, self._repository.episodes.num_rows
-            # Judged by this one. Unpacked they take less than twice that.
+            # Judged by this one. With their coded bytes they take less than twice what they unpack to.
             needed = 2 * self._unpacked(file, group) * num_rows // max(1, starts[group + 1] - starts[group])
             groups = range(group, group + 1)
             if needed <= self._memory_bytes:
