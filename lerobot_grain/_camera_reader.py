@@ -1,14 +1,11 @@
 """Fetches and decodes the frames of one camera ahead, and keeps each until its last known use.
 
-Idea: every frame that a coming example needs is known, with its uses. A GOP is fetched together with its neighbours in the file that are
-known to be needed, decoded at its first use for all of its frames that are known to be needed, and each frame goes after its last use.
+Idea: every frame that a coming example needs is known, with its uses. A GOP is fetched (`_coded_video`), decoded at its first use for all
+of its frames that are known to be needed, and each frame goes after its last use.
 
 * Short GOPs, of any episodes and files, are decoded in groups: one small MP4 for many.
 * A long GOP would fill the budget with frames that are needed much later. It is decoded in pieces: its decoder stays open and goes on
   where it stopped.
-* Where the coded bytes of all the camera's video are few, they are kept: an episode is fetched in one request, at its first use, and
-  later epochs fetch nothing. Small pictures are decoded faster than a Hub answers a request for each clip. A small file of one episode,
-  as v2.x has them, is fetched whole, with what tells where its pictures lie, and kept with that.
 
 Rules:
 * One thread, the consumer's, plans; pools run tasks that know everything they need. Only a long GOP's decoder is shared by tasks, under
@@ -29,59 +26,27 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._byte_ranges import ByteRange
+from lerobot_grain._coded_video import CodedGop, CodedVideo, GopKey
 from lerobot_grain._depth_video import DepthVideo
 from lerobot_grain._errors import LeRobotGrainError
 from lerobot_grain._kept import Kept
 from lerobot_grain._known_frames import FAILED, NO_SLOT, FrameStore, KnownFrames
 from lerobot_grain._plan import VideoFile, WantedGop, decode_groups
-from lerobot_grain._repository import Repository, sample_table, sample_table_in
+from lerobot_grain._repository import Repository
 from lerobot_grain._schema import Feature
 from lerobot_grain._statistics import Meter
-from lerobot_grain._storage import Storage
 from lerobot_grain._video import Coded, Frames, OpenGop, OpenVideo, Piece, RgbVideo, decode_pieces
 from lerobot_grain._windows import WindowBlock
 
 Integers = npt.NDArray[np.int64]
-# Of a GOP: number of the file, episode, number in the file.
-_Key = tuple[int, int, int]
 
 # Wanted frames of one decode task: the speed of sequential decoding is reached at 16 to 64. More where frames are small: a task takes
 # Python's lock a dozen times, each time against a consumer that may hold it for milliseconds.
 _PICTURES_PER_TASK, _TASK_BYTES = 64, 8 << 20
-# Neighbouring GOPs are fetched in one request up to this size, and this many frames before and behind the one that is needed first.
-_MAX_FETCH_BYTES, _MAX_FETCH_FRAMES = 4 << 20, 64
-# A file of one episode is fetched whole up to this size, however large the data set is: a request costs as much as so many bytes.
-_WHOLE_FILE_BYTES = 64 << 10
-# A GOP is long if its frames are more than this part of the budget: 64 of them, one in every part of the order, would fill half of it.
-# One of a few frames never is: an open decoder takes more than they.
-_LONG_GOP_PART, _MIN_LONG_GOP = 128, 24
 # What an open decoder holds, in pictures of 12 bits a pixel: 5 MB at 640x480 (measured with 64 of them).
 _PICTURES_OF_DECODER = 12
 # GOPs that are remembered to count those that are decoded again; only a figure of the statistics.
 _MAX_LATELY_DECODED = 100_000
-
-
-@dataclass(eq=False, slots=True)
-class _Run:
-    """GOPs that follow each other in a file and were asked for in one request."""
-
-    coded: Coded
-    num_bytes: int
-    gops: range
-    num_waiting: int  # GOPs that are not done with
-    is_kept: bool  # for ever
-
-
-@dataclass(eq=False, slots=True)
-class _CodedGop:
-    """A GOP whose coded bytes were asked for, until all frames that are known to be needed of it are being decoded."""
-
-    run: _Run
-    is_long: bool
-    decoder: OpenGop | None = None
-    decoder_bytes: int = 0
-    next_frame: int = 0  # of the file: where an open decoder goes on
 
 
 class _Task(NamedTuple):
@@ -121,7 +86,7 @@ class CameraReader:
       feature: the camera.
       image_size: (height, width) to resize to, or `None`.
       budget_bytes: for all cameras together; who calls keeps to it.
-      keep_bytes: of coded video: if that of the camera is not more, all of it is kept.
+      keep_bytes, is_expected: as for `CodedVideo`.
       fetchers, decoders: where reading and decoding run.
       files: of all cameras, by (camera, number of the file).
       meter: counts.
@@ -135,6 +100,7 @@ class CameraReader:
         image_size: tuple[int, int] | None,
         budget_bytes: int,
         keep_bytes: int,
+        is_expected: npt.NDArray[np.bool_],
         fetchers: Executor,
         decoders: Executor,
         files: Kept[tuple[str, int], VideoFile],
@@ -146,8 +112,8 @@ class CameraReader:
             self._open_video = functools.partial(RgbVideo, image_size=image_size)
         else:
             self._open_video = functools.partial(DepthVideo, depth=feature.depth, image_size=image_size)
-        self._budget_bytes, self._keep_bytes = budget_bytes, keep_bytes
-        self._fetchers, self._decoders, self._files, self._meter = fetchers, decoders, files, meter
+        self._budget_bytes = budget_bytes
+        self._decoders, self._meter = decoders, meter
         self._camera = feature.key
         self._episodes = repository.episodes
         self._file_of_episode = repository.episodes.videos[feature.key].files.file_of_episode
@@ -156,19 +122,35 @@ class CameraReader:
         # What the next example needs is decoded whatever the budget; so there must be slots for more.
         shape, dtype = (height, width, feature.num_channels), np.dtype(feature.frame_dtype)
         self.store = FrameStore(shape, dtype, 2 * (budget_bytes // (math.prod(shape) * dtype.itemsize)) + 1)
-        self._gops: dict[_Key, _CodedGop] = {}
-        self._open: OrderedDict[_Key, _CodedGop] = OrderedDict()  # those with an open decoder, the least recently used first
+        self._coded = CodedVideo(
+            repository,
+            feature.key,
+            known=self.known,
+            is_expected=is_expected,
+            frame_bytes=self.store.frame_bytes,
+            budget_bytes=budget_bytes,
+            keep_bytes=keep_bytes,
+            fetchers=fetchers,
+            files=files,
+            meter=meter,
+        )
+        self._open: OrderedDict[GopKey, CodedGop] = OrderedDict()  # those with an open decoder, the least recently used first
         self._tasks: dict[int, _Task] = {}  # that were not waited for yet
         self._num_tasks = 0
         self._problems_of_places: dict[int, Exception] = {}
         self._problems_of_slots: dict[int, Exception] = {}
         self._lately_decoded: set[tuple[int, int]] = set()
         self._num_gops = self._num_gops_again = 0  # since `start` was called
-        self.coded_bytes = self.kept_bytes = self.decoder_bytes = 0
+        self.decoder_bytes = 0
+
+    @property
+    def coded_bytes(self) -> int:
+        """Coded bytes that go when they are decoded."""
+        return self._coded.coded_bytes
 
     @property
     def used_bytes(self) -> int:
-        return self.coded_bytes + self.kept_bytes + self.decoder_bytes + self.store.used_bytes
+        return self._coded.coded_bytes + self._coded.kept_bytes + self.decoder_bytes + self.store.used_bytes
 
     def know(self, block: WindowBlock) -> Integers:
         """Counts the frames that a block needs; returns their places, int64 `(examples, time)`.
@@ -176,7 +158,7 @@ class CameraReader:
         What tells where the bytes lie is asked for as soon as a file is known to be needed, long before its first frame is.
         """
         for number in set(self._file_of_episode[block.episodes].tolist()):
-            self._file(number)
+            self._coded.open(number)
         return self.known.add(self._episodes.first_rows[block.episodes][:, None] + self._window(block))
 
     # Fetching
@@ -193,61 +175,10 @@ class CameraReader:
             if self.known.is_asked[place]:
                 continue  # with another one
             try:
-                self._fetch_around(block.episodes.item(index // places.shape[1]), frames.item(index))
+                self._coded.fetch(block.episodes.item(index // places.shape[1]), frames.item(index))
             except LeRobotGrainError as error:
                 self.known.slots[place], self.known.is_asked[place] = FAILED, True
                 self._problems_of_places[place] = error
-
-    def _fetch_around(self, episode: int, frame: int) -> None:
-        """Asks for the GOP of a frame of an episode, and for those around it that are needed too."""
-        number = self._file_of_episode.item(episode)
-        file = self._meter.wait(self._file(number), "fetch")
-        file.check(episode)
-        first = file.first_frame(episode)
-        stop = first + self._episodes.lengths.item(episode)
-        frame += first
-        is_kept = file.contents is None and file.estimated_bytes <= self._keep_bytes
-        reach = stop if is_kept else _MAX_FETCH_FRAMES
-        low, gop, high = file.gops_of(np.array([max(first, frame - reach), frame, min(stop - 1, frame + reach)])).tolist()
-        starts = file.gop_starts[low : high + 2].copy()
-        # The first and the last GOP may hold frames of other episodes.
-        starts[0], starts[-1] = max(starts.item(0), first), min(starts.item(-1), stop)
-        places = self.known.find(np.arange(starts.item(0), starts.item(-1)) + (self._episodes.first_rows.item(episode) - first))
-        is_needed = (self.known.uses[places] > 0) & ~self.known.is_asked[places]
-        if (there := self._gops.get((number, episode, gop))) is not None:
-            begin, end = (there.run.gops.start, there.run.gops.stop) if is_kept else (gop, gop + 1)
-        else:
-            gop_is_needed = np.logical_or.reduceat(is_needed, starts[:-1] - starts[0]).tolist()
-            begin, end = gop, gop + 1
-            while begin > low and (is_kept or gop_is_needed[begin - 1 - low]) and (number, episode, begin - 1) not in self._gops:
-                begin -= 1
-            while end <= high and (is_kept or gop_is_needed[end - low]) and (number, episode, end) not in self._gops:
-                end += 1
-            wanted = file.byte_range_of(range(begin, end))
-            while wanted.length > _MAX_FETCH_BYTES and end - begin > 1:
-                begin, end = (begin + gop + 1) // 2, (gop + end + 1) // 2
-                wanted = file.byte_range_of(range(begin, end))
-            self._fetch_run(file, episode, range(begin, end), wanted, is_kept=is_kept)
-        asked = slice(starts[begin - low] - starts[0], starts[end - low] - starts[0])
-        self.known.is_asked[places[asked][is_needed[asked]]] = True
-
-    def _fetch_run(self, file: VideoFile, episode: int, gops: range, wanted: ByteRange, *, is_kept: bool) -> None:
-        if file.contents is None:
-            coded = Coded(self._fetchers.submit(_read_range, self._repository.storage, file.path, wanted), wanted.start)
-            run = _Run(coded, wanted.length, gops, len(gops), is_kept)
-        else:
-            coded = Coded(Future(), 0)
-            coded.payload.set_result(file.contents)
-            run = _Run(coded, 0, gops, len(gops), is_kept)  # counted, and kept, with the file
-        lengths = np.diff(file.gop_starts[gops.start : gops.stop + 1])
-        is_long = (lengths >= _MIN_LONG_GOP) & (lengths * self.store.frame_bytes > self._budget_bytes // _LONG_GOP_PART)
-        for gop, long in zip(gops, is_long.tolist(), strict=True):
-            self._gops[file.number, episode, gop] = _CodedGop(run, long)
-        if is_kept:
-            self.kept_bytes += run.num_bytes
-        else:
-            self.coded_bytes += run.num_bytes
-        self._meter.count(bytes_needed=wanted.length)
 
     # Decoding
 
@@ -268,7 +199,7 @@ class CameraReader:
         wanted: list[Wanted] = []
         for number in sorted(set(numbers.tolist())):
             members = numbers == number
-            file = self._meter.wait(self._file(number), "fetch")
+            file = self._meter.wait(self._coded.open(number), "fetch")
             wanted += self._survey_file(file, episodes[members], frames[members], is_now)
         return wanted
 
@@ -295,7 +226,7 @@ class CameraReader:
         for i, (episode, gop) in enumerate(zip(episodes.tolist(), gops.tolist(), strict=True)):
             begin, end = bounds[i], bounds[i + 1]
             is_last = True
-            if self._gops[file.number, episode, gop].is_long:
+            if self._coded.gops[file.number, episode, gop].is_long:
                 last_end = begin + int(np.searchsorted(candidates[begin:end], last[i], side="right"))
                 end, is_last = last_end, last_end == end
             part = slice(begin, end)
@@ -308,7 +239,7 @@ class CameraReader:
         num_pictures = self._num_gops = self._num_gops_again = 0
         for item in wanted:
             key = item.gop.file.number, item.gop.episode, item.gop.gop
-            coded = self._gops[key]
+            coded = self._coded.gops[key]
             if coded.is_long:
                 self._start_piece(key, coded, item)
             else:
@@ -331,7 +262,7 @@ class CameraReader:
             problems = self._decoders.submit(decode_pieces, pieces, self.store.frames, self._open_video)
             self._tasks[self._num_tasks] = _Task(problems, [coded.run.coded for _, coded in items])
 
-    def _start_piece(self, key: _Key, coded: _CodedGop, wanted: Wanted) -> None:
+    def _start_piece(self, key: GopKey, coded: CodedGop, wanted: Wanted) -> None:
         """Starts decoding the next piece of a long GOP."""
         gop = wanted.gop
         start = gop.file.frames_of(gop.gop).start
@@ -359,18 +290,13 @@ class CameraReader:
         self.store.task_of[slots] = self._num_tasks
         return slots
 
-    def _retire(self, key: _Key, coded: _CodedGop) -> None:
+    def _retire(self, key: GopKey, coded: CodedGop) -> None:
         """Gives up the decoder of a GOP, and its coded bytes unless they are kept."""
         if coded.decoder is not None:
             del self._open[key]
             coded.decoder = None
             self.decoder_bytes -= coded.decoder_bytes
-        if coded.run.is_kept:
-            return
-        del self._gops[key]
-        coded.run.num_waiting -= 1
-        if coded.run.num_waiting == 0:
-            self.coded_bytes -= coded.run.num_bytes
+        self._coded.retire(key, coded)
 
     def _close_decoders(self, more_bytes: int) -> None:
         """Gives up the least recently used decoders while all of them hold more than half of the budget; their GOPs begin anew when needed.
@@ -446,53 +372,8 @@ class CameraReader:
                 self._problems_of_slots.pop(slot, None)
         self.store.give_back(slots)
 
-    # Windows and files
+    # Windows
 
     def _window(self, block: WindowBlock) -> Integers:
         """Returns int64 `(examples, time)`: the frames of the episode that the camera's windows consist of."""
         return block.windows.get(self._camera, block.frames[:, None])
-
-    def _file(self, number: int) -> Future[VideoFile]:
-        return self._files.get(
-            (self._camera, number),
-            lambda: self._fetchers.submit(open_video, self._repository, self._camera, number, keep_bytes=self._keep_bytes),
-        )
-
-
-def _read_range(storage: Storage, path: str, wanted: ByteRange) -> bytes:
-    return storage.read_ranges(path, [wanted])[0]
-
-
-def open_video(repository: Repository, camera: str, number: int, *, keep_bytes: int = 0) -> VideoFile:
-    """Reads the index of a video file of a camera, and a small file of one episode whole.
-
-    Args:
-      repository: the data set.
-      camera: its key.
-      number: of the file, among those of the camera.
-      keep_bytes: of all files of the camera: if they are not more, judged by this one, files of one episode are read whole.
-
-    Raises:
-      DatasetFormatError: not an MP4 file that can be read.
-      StorageError: the bytes could not be had.
-    """
-    storage, episodes = repository.storage, repository.episodes
-    files = episodes.videos[camera].files
-    path, held = files.paths[number], files.episodes_in(number)
-    where, contents = f"{storage.description}, {path}", None
-    with storage.checked(path):
-        if is_one_episode := len(held) == 1:
-            size = storage.size_bytes(path)
-            is_kept = size <= _MAX_FETCH_BYTES and size * episodes.num_rows <= keep_bytes * episodes.lengths.item(held.item())
-            if is_kept or size <= _WHOLE_FILE_BYTES:
-                contents = storage.read_ranges(path, [ByteRange(0, size)], keep=True)[0]
-        return VideoFile(
-            sample_table(storage, path, is_moov_last=is_one_episode) if contents is None else sample_table_in(contents, where=where),
-            path=path,
-            camera=camera,
-            number=number,
-            episodes=episodes,
-            fps=repository.fps,
-            contents=contents,
-            where=where,
-        )

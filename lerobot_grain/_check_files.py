@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._camera_reader import open_video
+from lerobot_grain._coded_video import open_video
 from lerobot_grain._columns import element_dtype, example_column, to_encoded_images, to_numpy, to_strings
 from lerobot_grain._errors import DatasetFormatError, LeRobotGrainError, MissingFileError
 from lerobot_grain._parquet import ParquetTable

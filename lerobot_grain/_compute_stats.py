@@ -22,11 +22,18 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._byte_ranges import ByteRange, merge_ranges, slice_from
 from lerobot_grain._dataset import LeRobotIterDataset
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError
 from lerobot_grain._repository import Repository
-from lerobot_grain._rows import DataFile, Selection, columns_to_read, load_group, open_data_file, select_features
+from lerobot_grain._rows import (
+    DataFile,
+    Selection,
+    columns_to_read,
+    fetch_groups,
+    load_group,
+    open_data_file,
+    select_features,
+)
 from lerobot_grain._running_stats import RunningStats
 from lerobot_grain._selection import EpisodeSelection, select_episodes
 
@@ -164,22 +171,6 @@ class _Run:
     wanted: npt.NDArray[np.bool_]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Fetched:
-    """Bytes of a file that are in memory, in the place of a storage."""
-
-    description: str
-    ranges: Sequence[ByteRange]
-    payloads: Sequence[bytes]
-
-    def read_ranges(self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False) -> list[bytes]:
-        del path, keep
-        return [slice_from(self.ranges, self.payloads, wanted) for wanted in ranges]
-
-    def read_tail(self, path: str, length: int, *, keep: bool = False) -> tuple[bytes, int]:
-        raise AssertionError(f"{path}: its footer, of {length} bytes or less ({keep=}), is known already")
-
-
 def _of_rows(repository: Repository, selection: Selection, selected: npt.NDArray[np.int64]) -> Stats:
     if not selection.columns:
         return {}
@@ -233,7 +224,7 @@ def _load(repository: Repository, run: _Run, selection: Selection) -> dict[str, 
     Raises:
       DatasetFormatError: one of them is not finite, or see `load_group`.
     """
-    file = run.file if len(run.groups) == 1 else _fetched(run, selection)
+    file = run.file if len(run.groups) == 1 else fetch_groups(run.file, run.groups, selection)
     found: dict[str, list[npt.NDArray[Any]]] = {feature.key: [] for feature in selection.columns}
     for group in run.groups:
         loaded = load_group(repository, file, group, selection)
@@ -245,16 +236,6 @@ def _load(repository: Repository, run: _Run, selection: Selection) -> dict[str, 
                 bad = np.flatnonzero(wanted & ~np.isfinite(values).reshape(len(values), -1).all(axis=1))[0]
                 raise _not_finite(repository, run.file, key, loaded.first_row + int(bad), values[bad])
     return {key: np.concatenate(values) for key, values in found.items()}
-
-
-def _fetched(run: _Run, selection: Selection) -> DataFile:
-    """Returns the file of a run with what is read of it in memory."""
-    table, names = run.file.table, columns_to_read(run.file, selection)
-    chunks = [chunk for group in run.groups for chunk in table.ranges(group, names)]
-    # So long that none ends inside of what is read together of a row group.
-    ranges = merge_ranges(chunks, gap_bytes=0, max_bytes=_RUN_BYTES)
-    in_memory = _Fetched(table.storage.description, ranges, table.storage.read_ranges(table.path, ranges))
-    return DataFile(dataclasses.replace(table, storage=in_memory), run.file.number)
 
 
 def _not_finite(repository: Repository, file: DataFile, key: str, row_in_file: int, value: npt.NDArray[Any]) -> DatasetFormatError:

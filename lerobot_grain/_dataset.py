@@ -195,6 +195,7 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
                 image_size=dataset._image_size,
                 options=dataset._read_options,
                 known_examples=dataset._known_examples,
+                is_expected=self._blocks.is_expected,
             )
         while self._parent_error is None and self._ahead.wants_more:
             try:

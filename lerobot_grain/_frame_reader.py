@@ -39,6 +39,7 @@ class FrameReader:
       cameras: which are read.
       image_size: (height, width) that they are resized to, or `None`.
       budget_bytes: of coded bytes, decoded frames, open decoders and sample tables.
+      is_expected: bool `(episodes,)`: of which episodes something is needed in every epoch, as far as is known.
       fetchers, decoders: where reading and decoding run.
       meter: counts.
     """
@@ -50,6 +51,7 @@ class FrameReader:
         *,
         image_size: tuple[int, int] | None,
         budget_bytes: int,
+        is_expected: npt.NDArray[np.bool_],
         fetchers: Executor,
         decoders: Executor,
         meter: Meter,
@@ -65,6 +67,7 @@ class FrameReader:
                 image_size=image_size,
                 budget_bytes=budget_bytes,
                 keep_bytes=budget_bytes // _KEPT_PART // len(cameras),
+                is_expected=is_expected,
                 fetchers=fetchers,
                 decoders=decoders,
                 files=self._files,

@@ -61,6 +61,7 @@ class VideoFile:
         times = table.pts[table.presentation[first_frames]] / table.timescale
         by_number = np.argsort(held)
         self._episodes, self._first_frames = held[by_number], first_frames[by_number]
+        self._lengths = episodes.lengths[self._episodes]
         self._first_frame_of: dict[int, int] = dict(zip(held.tolist(), first_frames.tolist(), strict=True))
         self.problems = _episodes_without_frames(held, first_frames, episodes.lengths[held], starts, times, table, fps)
         # Of each GOP the first frame of the file for which decoding starts there, and the number of frames: GOPs follow each other in
@@ -88,6 +89,38 @@ class VideoFile:
     def first_frames(self, episodes: Integers) -> Integers:
         """Returns int64 `(n,)`: `first_frame` of each."""
         return self._first_frames[np.searchsorted(self._episodes, episodes)]
+
+    def gops_of_episodes(self, episodes: Integers) -> tuple[Integers, Integers]:
+        """Returns the first and the last GOP of each of the episodes, int64 `(n,)`; of one that `check` finds fault with, any."""
+        places = np.searchsorted(self._episodes, episodes)
+        first = self._first_frames[places]
+        return self.gops_of(first), self.gops_of(np.minimum(first + self._lengths[places], self.table.num_frames) - 1)
+
+    def together(self, is_expected: npt.NDArray[np.bool_], *, piece_bytes: int) -> dict[int, list[int]]:
+        """Puts the episodes into sets that are fetched together, where all of an episode is fetched.
+
+        Episodes are together that are expected, begin in the same piece of the file, and have no GOP between them that belongs to neither.
+        So it does not matter which of them is needed first, and a set takes at most two pieces.
+
+        Args:
+          is_expected: bool `(all episodes,)`: of which something will be needed.
+          piece_bytes: the file is cut into pieces of so many bytes. An episode that is longer is alone.
+
+        Returns:
+          Episode of this file -> those that it is together with, itself among them, in the order of the file.
+        """
+        first_gops, last_gops = self.gops_of_episodes(self._episodes)
+        keys = np.append(self.table.keys, self.table.num_frames)
+        before = np.append(0, np.cumsum(self.table.sizes))
+        lengths = before[keys[last_gops + 1]] - before[keys[first_gops]]
+        has_problem = np.isin(self._episodes, list(self.problems))
+        may_join = is_expected[self._episodes] & ~has_problem & (lengths <= piece_bytes)
+        pieces = self.table.offsets[self.table.keys[first_gops]] // piece_bytes
+        order = np.lexsort((last_gops, first_gops))
+        left, right = order[:-1], order[1:]
+        joins = may_join[left] & may_join[right] & (pieces[left] == pieces[right]) & (first_gops[right] <= last_gops[left] + 1)
+        sets = [members.tolist() for members in np.split(self._episodes[order], np.flatnonzero(~joins) + 1)]
+        return {episode: members for members in sets for episode in members}
 
     def gops_of(self, frames: Integers) -> Integers:
         """Returns int64 `(n,)`: the GOPs to start decoding at for frames of the file."""

@@ -100,13 +100,22 @@ class ReadAhead:
       image_size: (height, width) that cameras are resized to, or `None`.
       options: memory and threads.
       known_examples: add this many examples ahead of `take`, where there are so many.
+      is_expected: bool `(episodes,)`: of which episodes something is needed in every epoch, as far as is known. What lies side by side of
+        them, and is small, is fetched together.
     """
 
     # Here, since at the end of a process the names of a module may be gone before its objects.
     _is_finalizing = staticmethod(sys.is_finalizing)
 
     def __init__(
-        self, repository: Repository, selection: Selection, *, image_size: tuple[int, int] | None, options: ReadOptions, known_examples: int
+        self,
+        repository: Repository,
+        selection: Selection,
+        *,
+        image_size: tuple[int, int] | None,
+        options: ReadOptions,
+        known_examples: int,
+        is_expected: npt.NDArray[np.bool_],
     ) -> None:
         self._known_examples = known_examples
         self._budget_bytes = options.memory_budget_bytes
@@ -125,6 +134,7 @@ class ReadAhead:
             selection,
             image_size=image_size,
             memory_bytes=rows_bytes,
+            is_expected=is_expected,
             fetchers=self._fetchers,
             decoders=self._decoders,
             start_thread=self._requests.enter,
@@ -135,6 +145,7 @@ class ReadAhead:
             selection.videos,
             image_size=image_size,
             budget_bytes=options.memory_budget_bytes - rows_bytes,
+            is_expected=is_expected,
             fetchers=self._fetchers,
             decoders=self._decoders,
             meter=self._meter,

@@ -73,18 +73,27 @@ class OrderedWindowsIterDataset(grain.IterDataset[WindowRequest]):
         self._transformation = transformation
 
     def __iter__(self) -> OrderedWindowsIterator:
-        return OrderedWindowsIterator(self._parent.__iter__(), self._transformation, self._parent.position_step)
+        return OrderedWindowsIterator(
+            self._parent.__iter__(), self._transformation, position_step=self._parent.position_step, is_expected=self._parent.is_expected
+        )
 
     def __str__(self) -> str:
         return f"{self._parent}.map(DeltaTimestamps)"
 
 
 class OrderedWindowsIterator(grain.DatasetIterator[WindowRequest]):
-    """Yields requests one by one, or in blocks."""
+    """Yields requests one by one, or in blocks.
 
-    def __init__(self, order: FrameOrderIterator, transformation: DeltaTimestamps, position_step: int) -> None:
+    Attributes:
+      is_expected: as of `FrameOrderIterDataset`.
+    """
+
+    def __init__(
+        self, order: FrameOrderIterator, transformation: DeltaTimestamps, *, position_step: int, is_expected: npt.NDArray[np.bool_]
+    ) -> None:
         super().__init__(order)
         self._transformation, self._position_step = transformation, position_step
+        self.is_expected = is_expected
 
     def __next__(self) -> WindowRequest:
         return self._transformation.map(next(self._parent))
@@ -108,10 +117,15 @@ class OrderedWindowsIterator(grain.DatasetIterator[WindowRequest]):
 
 
 class PulledBlocks:
-    """Blocks of the requests of any iterator."""
+    """Blocks of the requests of any iterator.
+
+    Attributes:
+      is_expected: bool `(episodes,)`: of no episode, since nothing is known of what will come.
+    """
 
     def __init__(self, parent: grain.DatasetIterator[WindowRequest], lengths: npt.NDArray[np.int64]) -> None:
         self._parent, self._lengths = parent, lengths
+        self.is_expected = np.zeros(len(lengths), np.bool_)
         self._next: tuple[WindowRequest, dict[str, Any]] | None = None  # pulled, and not in a block
         self._error: Exception | None = None
 

@@ -4,6 +4,9 @@ Row groups are kept for later examples, up to a limit; the least recently used g
 next block would find none of them, and all of them together may be more than the memory of the machine. Up to twice the limit they are kept
 nevertheless, which is enough where a stream goes from one large file to the next. Above, a few are read at a time, only the rows that the
 block needs are kept of them, and a warning says what that costs and what helps.
+
+Where all row groups of the data set will be kept, those that lie side by side come in one request (`neighbours_of`). Each is unpacked when
+it is needed, so what is wrong with one is nothing to the others.
 """
 
 from __future__ import annotations
@@ -23,7 +26,17 @@ from lerobot_grain._batches import Batch
 from lerobot_grain._errors import DatasetFormatError, LeRobotGrainError, LeRobotGrainWarning
 from lerobot_grain._kept import Kept
 from lerobot_grain._repository import Repository
-from lerobot_grain._rows import DataFile, RowGroup, Selection, columns_to_read, load_group, load_rows, open_data_file
+from lerobot_grain._rows import (
+    DataFile,
+    RowGroup,
+    Selection,
+    columns_to_read,
+    fetch_groups,
+    load_group,
+    load_rows,
+    neighbours_of,
+    open_data_file,
+)
 from lerobot_grain._schema import Feature
 from lerobot_grain._statistics import Meter
 from lerobot_grain._video import decode_depth_image, decode_image
@@ -83,6 +96,7 @@ class RowReader:
       selection: what is read of it.
       image_size: (height, width) that embedded images are resized to, or `None`.
       memory_bytes: row groups that are kept for later requests; twice as much where one block needs it.
+      is_expected: bool `(episodes,)`: of which episodes something is needed in every epoch, as far as is known.
       fetchers, decoders: where reading, and decoding of embedded images run.
       start_thread: what threads of its own, which read large row groups, begin with.
       meter: counts.
@@ -95,6 +109,7 @@ class RowReader:
         *,
         image_size: tuple[int, int] | None,
         memory_bytes: int,
+        is_expected: npt.NDArray[np.bool_],
         fetchers: Executor,
         decoders: Executor,
         start_thread: Callable[[], None],
@@ -107,14 +122,17 @@ class RowReader:
             limit=_MAX_OPEN_BYTES, size=lambda file: min(file.table.estimated_bytes, _MAX_OPEN_BYTES // _MIN_OPEN_DATA_FILES)
         )
         self._groups: Kept[tuple[int, int], RowGroup] = Kept(limit=memory_bytes, size=lambda rows: rows.nbytes)
-        self._memory_bytes = memory_bytes
+        self._memory_bytes, self._is_expected = memory_bytes, is_expected
+        # Row groups that were fetched together, by the file and the first of them: for those of them that are not needed yet.
+        self._fetched: Kept[tuple[int, int], DataFile] = Kept(limit=memory_bytes, size=lambda file: file.nbytes)
+        self._together: dict[tuple[int, int], range] = {}
         self._unpacked_bytes: dict[tuple[int, int], int] = {}
         self._start_thread = start_thread
         self._large_fetchers: ThreadPoolExecutor | None = None
 
     @property
     def used_bytes(self) -> int:
-        return self._groups.total
+        return self._groups.total + self._fetched.total
 
     def close(self, *, wait: bool) -> None:
         """Stops the threads for large row groups, if there are any. Tasks that have not begun are dropped."""
@@ -238,13 +256,36 @@ class RowReader:
         return self._files.get(number, lambda: self._fetchers.submit(open_data_file, self._repository, number))
 
     def _group(self, file: DataFile, group: int) -> Future[RowGroup]:
-        def load() -> Future[RowGroup]:
+        return self._groups.get((file.number, group), lambda: self._load(file, group))
+
+    def _load(self, file: DataFile, group: int) -> Future[RowGroup]:
+        load = functools.partial(load_group, self._repository, group=group, selection=self._selection)
+        groups = self._groups_with(file, group)
+        if len(groups) == 1:
             self._count(file, group)
             # What is in memory need not wait behind requests for what comes later.
-            pool = self._decoders if file.table.is_in_memory else self._fetchers
-            return pool.submit(load_group, self._repository, file, group, self._selection)
+            return (self._decoders if file.table.is_in_memory else self._fetchers).submit(load, file)
+        fetched = self._fetched.get((file.number, groups.start), lambda: self._fetch(file, groups))
+        return _after(fetched, self._decoders, load)
 
-        return self._groups.get((file.number, group), load)
+    def _groups_with(self, file: DataFile, group: int) -> range:
+        """Returns the row groups that are fetched in one request with one, itself among them: where all of them are kept."""
+        if file.table.is_in_memory or any(feature.is_camera for feature in self._selection.columns):
+            return range(group, group + 1)
+        if (file.number, group) not in self._together:
+            starts, num_rows = file.table.group_starts, self._repository.episodes.num_rows
+            # Judged by this one. With their coded bytes they take less than twice what they unpack to.
+            needed = 2 * self._unpacked(file, group) * num_rows // max(1, starts[group + 1] - starts[group])
+            groups = range(group, group + 1)
+            if needed <= self._memory_bytes:
+                groups = neighbours_of(self._repository, file, group, self._selection, self._is_expected)
+            self._together.update(((file.number, each), groups) for each in groups)
+        return self._together[file.number, group]
+
+    def _fetch(self, file: DataFile, groups: range) -> Future[DataFile]:
+        for group in groups:
+            self._count(file, group)
+        return self._fetchers.submit(fetch_groups, file, groups, self._selection)
 
     def _rows_of(self, file: DataFile, group: int, rows: Integers) -> Future[RowGroup]:
         assert self._large_fetchers is not None
@@ -296,6 +337,22 @@ class RowReader:
         pixels = np.stack(list(self._decoders.map(decode, zip(owners, encoded, strict=True))))
         self._meter.count(frames_handed_out=len(encoded))
         return pixels.reshape(*shape, *expected)
+
+
+def _after(fetched: Future[DataFile], pool: Executor, load: Callable[[DataFile], RowGroup]) -> Future[RowGroup]:
+    """Calls `load` when a file is there: in the thread that has fetched it, or, where it is there already, in a pool."""
+    if fetched.done():
+        return pool.submit(lambda: load(fetched.result()))
+    loaded: Future[RowGroup] = Future()
+
+    def finish(fetched: Future[DataFile]) -> None:
+        try:
+            loaded.set_result(load(fetched.result()))
+        except BaseException as error:  # also that it was cancelled
+            loaded.set_exception(error)
+
+    fetched.add_done_callback(finish)
+    return loaded
 
 
 def _records(groups: list[RowGroup | None], keys: tuple[str, ...], cells: _Cells) -> dict[str, npt.NDArray[Any]]:

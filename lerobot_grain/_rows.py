@@ -6,6 +6,7 @@ and when a row group is read (`episode_index` of every row), so a file that belo
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._byte_ranges import ByteRange, merge_ranges, slice_from
 from lerobot_grain._columns import LanguageColumn, to_encoded_images, to_numpy, to_strings
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError
 from lerobot_grain._parquet import ParquetTable, open_table
@@ -53,10 +55,17 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """An opened data file: its footer, and `number` among the data files."""
+    """An opened data file.
+
+    Attributes:
+      table: its footer.
+      number: among the data files.
+      nbytes: of row groups that are in memory.
+    """
 
     table: ParquetTable
     number: int
+    nbytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +213,74 @@ def _load_group(repository: Repository, file: DataFile, group: int, selection: S
         columns[key] = _texts(known, key, to_numpy(found.column(index), _integer(index), where=where), where)
     assert found.num_rows == stop_row - first_row
     return RowGroup(first_row, columns, int(found.nbytes))
+
+
+def neighbours_of(repository: Repository, file: DataFile, group: int, selection: Selection, is_expected: npt.NDArray[np.bool_]) -> range:
+    """Returns the row groups to fetch together with one, itself among them, where all of them are kept in memory.
+
+    Those next to it that have rows of expected episodes and begin in the same piece of the file: so it does not matter which of them is
+    needed first. What lies between their columns is fetched too. One that is longer than a piece, or kept on disk, is alone.
+
+    Args:
+      is_expected: bool `(episodes,)`: of which something will be needed.
+    """
+    piece_bytes = repository.storage.options.cost_bytes
+    table, names = file.table, columns_to_read(file, selection)
+    held = repository.episodes.data.episodes_in(file.number)
+    stops = np.cumsum(repository.episodes.lengths[held])
+    bounds = np.array(table.group_starts)
+
+    def piece_of(number: int) -> int | None:
+        first, last = np.searchsorted(stops, bounds[number : number + 2] - (0, 1), side="right").tolist()
+        if not is_expected[held[first : last + 1]].any():
+            return None
+        try:
+            chunks = table.ranges(number, names)
+        except DatasetFormatError:
+            return None  # which is nothing to the others
+        if not chunks or _is_to_be_kept(repository, table, number, names, selection):
+            return None
+        start, stop = min(chunk.start for chunk in chunks), max(chunk.stop for chunk in chunks)
+        return start // piece_bytes if stop - start <= piece_bytes else None
+
+    begin, end = group, group + 1
+    if (piece := piece_of(group)) is not None:
+        while begin > 0 and piece_of(begin - 1) == piece:
+            begin -= 1
+        while end < len(bounds) - 1 and piece_of(end) == piece:
+            end += 1
+    return range(begin, end)
+
+
+def fetch_groups(file: DataFile, groups: Sequence[int], selection: Selection) -> DataFile:
+    """Reads the bytes of some row groups, in one request where they are neighbours; returns their file, with these in memory.
+
+    Raises:
+      StorageError: the bytes could not be had.
+    """
+    table, names = file.table, columns_to_read(file, selection)
+    chunks = [chunk for group in groups for chunk in table.ranges(group, names)]
+    # Without a limit, so that none ends inside of what is read together of a row group.
+    ranges = merge_ranges(chunks, gap_bytes=0, max_bytes=table.size_bytes)
+    payloads = table.storage.read_ranges(table.path, ranges)
+    in_memory = dataclasses.replace(table, storage=_Fetched(table.storage.description, ranges, payloads))
+    return DataFile(in_memory, file.number, nbytes=sum(map(len, payloads)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetched:
+    """Bytes of a file that are in memory, in the place of a storage."""
+
+    description: str
+    ranges: Sequence[ByteRange]
+    payloads: Sequence[bytes]
+
+    def read_ranges(self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False) -> list[bytes]:
+        del path, keep
+        return [slice_from(self.ranges, self.payloads, wanted) for wanted in ranges]
+
+    def read_tail(self, path: str, length: int, *, keep: bool = False) -> tuple[bytes, int]:
+        raise AssertionError(f"{path}: its footer, of {length} bytes or less ({keep=}), is known already")
 
 
 def load_rows(repository: Repository, file: DataFile, group: int, selection: Selection, rows: npt.NDArray[np.int64]) -> RowGroup:

@@ -16,7 +16,8 @@ class StorageOptions:
     Attributes:
       num_connections: requests under way at the same time, for each data set and process.
       merge_gap_bytes: two ranges of one call are read in one request when at most this many bytes lie between them. About latency x
-        bandwidth of one connection; 256 KiB made a prototype 2.8 times faster at 50 ms, for 2.8 times the bytes at worst.
+        bandwidth of one connection; 256 KiB made a prototype 2.8 times faster at 50 ms, for 2.8 times the bytes at worst. Small
+        episodes and row groups that begin within so many bytes are fetched together, before each of them is needed.
       merge_max_bytes: no request becomes longer than this by merging.
       connect_timeout_seconds: until a connection stands.
       read_timeout_seconds: until the next bytes of an answer arrive. Less for the first attempts (ten times what answers usually take, then
@@ -39,6 +40,11 @@ class StorageOptions:
     max_attempts: int = 6
     pause_seconds: float = 0.25
     disk_cache_bytes: int = 1 << 30
+
+    @property
+    def cost_bytes(self) -> int:
+        """What a request costs as much as, in bytes: what is needed sooner or later is fetched together in pieces of this size."""
+        return max(1, min(self.merge_gap_bytes, self.merge_max_bytes // 2))
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -58,8 +58,11 @@ _LONGEST_RATE_LIMIT_SECONDS = 330
 # followed by more patient ones, may be cut after this many times what answers usually take, and this many seconds.
 _LEAST_PATIENCE_SECONDS = 2.0
 _FIRST_PATIENCE, _LEAST_FIRST_PATIENCE_SECONDS = 10, 0.5
-# The first attempts are also cut when the rest, as fast as what has come, would take this many times their patience.
-_DRIP_PATIENCE = 10
+# The first attempts are also cut when they bring this many times fewer bytes a second than is usual, and the rest would take longer than
+# their patience: a drip. Usual are those of bodies of a few KB and more, with the time until they begin; at first, those of a slow link.
+_DRIP_PART, _MEASURED_BYTES, _SLOW_RATE = 10, 4 << 10, 100_000
+# From this attempt on there is all the patience that the options allow.
+_PATIENT_ATTEMPT = 4
 # Idle connections are dropped by the Hub's CDN after about a minute; with httpx2's 5 s, requests 6 s apart opened a connection each.
 _KEEPALIVE_SECONDS = 60.0
 # A body nobody wants (the text of an error) is read to its end up to this size, since the connection can then be used again.
@@ -116,6 +119,7 @@ class Transport:
         self.counters = Counters()
         self._pacer = Pacer()
         self._usual_seconds = _LEAST_PATIENCE_SECONDS / _FIRST_PATIENCE  # until an answer begins
+        self._usual_rate = float(_SLOW_RATE)  # bytes a second
         self._slots = threading.BoundedSemaphore(options.num_connections)
         self._all = RequestScope()
         self._sockets_lock = threading.Lock()
@@ -324,23 +328,7 @@ class Transport:
             try:
                 answer = Answer(response.status_code, response.headers)
                 limit = None if answer.status in _TRANSIENT_STATUSES else accept(answer)
-                length = int(answer.headers.get("Content-Length", 0))
-                received, begun = 0, time.monotonic()
-                for chunk in response.iter_raw():
-                    received += len(chunk)
-                    if limit is not None:
-                        if received > limit:
-                            raise StorageError(f"{subject}: {origin_of(url)[1]} sent more than the {limit} bytes expected")
-                        body.append(chunk)
-                    elif received > _UNWANTED_BODY_BYTES:
-                        break
-                    deadline.check()
-                    seconds = time.monotonic() - begun
-                    time_left = min(deadline.remaining_seconds(), _DRIP_PATIENCE * patience if deadline.num_attempts < 4 else math.inf)
-                    if seconds > patience and (length - received) * seconds > received * time_left:
-                        raise TransientFailure(
-                            f"{origin_of(url)[1]} sent {received} of {length} bytes in {seconds:.3g} s, too slowly to end in time"
-                        )
+                self._read_body(response, body, limit, sent=sent, patience=patience, subject=subject, deadline=deadline)
                 return answer
             finally:
                 response.close()
@@ -359,6 +347,46 @@ class Transport:
         # Outside of the handlers, so that no error is chained to it that holds the request, and with it the token.
         raise failure
 
+    def _read_body(
+        self,
+        response: httpx2.Response,
+        body: list[bytes],
+        limit: int | None,
+        *,
+        sent: float,
+        patience: float,
+        subject: str,
+        deadline: Deadline,
+    ) -> None:
+        """Appends the body of an answer to `body`, as it comes; with the limit `None` throws it away.
+
+        Raises:
+          TransientFailure: it would not end in time, or drips.
+          StorageError: it is longer than the limit.
+        """
+        server = origin_of(str(response.request.url))[1]
+        length = int(response.headers.get("Content-Length", 0))
+        received, begun = 0, time.monotonic()
+        try:
+            for chunk in response.iter_raw():
+                received += len(chunk)
+                if limit is not None:
+                    if received > limit:
+                        raise StorageError(f"{subject}: {server} sent more than the {limit} bytes expected")
+                    body.append(chunk)
+                elif received > _UNWANTED_BODY_BYTES:
+                    return
+                deadline.check()
+                seconds = time.monotonic() - begun
+                drips = deadline.num_attempts < _PATIENT_ATTEMPT and received * _DRIP_PART < self._usual_rate * seconds
+                allowed = min(deadline.remaining_seconds(), patience if drips else math.inf)
+                if seconds > patience and (length - received) * seconds > received * allowed:
+                    raise TransientFailure(f"{server} sent {received} of {length} bytes in {seconds:.3g} s, too slowly to end in time")
+        finally:
+            # Also of those that were given up: when a link has become slow, nothing on it drips.
+            if limit is not None and length >= _MEASURED_BYTES:
+                self._usual_rate += 0.1 * (received / (time.monotonic() - sent) - self._usual_rate)
+
     def _note_connection(self, event: str, details: Mapping[str, Any]) -> None:
         """Remembers each socket that httpx2 opens, for `interrupt`. Over TLS it is another one than that of the connection under it."""
         if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
@@ -371,4 +399,4 @@ def _patience_seconds(timeout_seconds: float, num_attempts: int, usual_seconds: 
     least = min(timeout_seconds, _LEAST_PATIENCE_SECONDS)
     if num_attempts <= 1:
         return min(least, max(_LEAST_FIRST_PATIENCE_SECONDS, _FIRST_PATIENCE * usual_seconds))
-    return max(least, timeout_seconds * 0.5 ** max(0, 4 - num_attempts))
+    return max(least, timeout_seconds * 0.5 ** max(0, _PATIENT_ATTEMPT - num_attempts))

@@ -40,7 +40,7 @@ LEVELS = [
     ["_metadata_v2"],
     ["_repository"],
     ["_rows", "_selection"],
-    ["_frame_order", "_depth_video", "_plot"],
+    ["_frame_order", "_depth_video", "_coded_video", "_plot"],
     ["_row_reader", "_camera_reader", "_workers", "_requests"],
     ["_frame_reader"],
     ["_readahead", "_device", "_check_files", "_normalize"],

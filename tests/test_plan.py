@@ -196,6 +196,57 @@ def test_the_memory_that_a_file_takes() -> None:
     assert 30 * 4 * 8 < file.nbytes < 30 * 4 * 8 + 1000
 
 
+# --- episodes that are fetched together ----------------------------------------------------------------------------------------------
+
+
+# 30 frames of GOPs of 2, of about 200 bytes each.
+TOGETHER: dict[str, tuple[list[int], list[float], list[int], list[list[int]]]] = {
+    "all": ([9, 8, 13], [0.0, 0.9, 1.7], [], [[0, 1, 2]]),
+    "in the order of the file": ([13, 9, 8], [1.7, 0.0, 0.9], [], [[1, 2, 0]]),
+    "one is not expected": ([9, 8, 13], [0.0, 0.9, 1.7], [1], [[0], [1], [2]]),
+    "the last is not expected": ([9, 8, 13], [0.0, 0.9, 1.7], [2], [[0, 1], [2]]),
+    "a frame between them": ([8, 8, 13], [0.0, 0.9, 1.7], [], [[0, 1, 2]]),
+    "a GOP between them": ([6, 8, 13], [0.0, 0.8, 1.7], [], [[0], [1, 2]]),
+    "one runs into the next": ([10, 8, 13], [0.0, 0.9, 1.7], [], [[0], [1, 2]]),
+    "one is longer than the file": ([9, 8, 14], [0.0, 0.9, 1.7], [], [[0, 1], [2]]),
+    "two at one place": ([9, 9, 12], [0.0, 0.0, 0.9], [], [[0], [1, 2]]),
+    "one behind the end": ([9, 8, 1], [0.0, 0.9, 3.5], [], [[0, 1], [2]]),
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_episodes_that_are_fetched_together(name: str) -> None:
+    lengths, starts, unexpected, expected = TOGETHER[name]
+    file = video_file(lengths, starts, table=table_of("av1", gop=2))
+    is_expected = ~np.isin(np.arange(len(lengths)), unexpected)
+    assert file.together(is_expected, piece_bytes=1 << 30) == {episode: members for members in expected for episode in members}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"codec": "av1", "gop": 2}, {"codec": "h264", "gop": 5, "b_frames": 2}, {"codec": "hevc", "b_frames": 3, "open_gop": True}],
+    ids=["av1", "h264", "hevc open GOPs"],
+)
+@pytest.mark.parametrize("piece_bytes", [1, 1000, 3000, 10_000])
+def test_no_set_is_longer_than_two_pieces(options: dict[str, Any], piece_bytes: int) -> None:
+    lengths = [1, 4, 2, 3, 7, 1, 5, 6, 1]
+    starts = np.cumsum([0, *lengths[:-1]]) / 10
+    file = video_file(lengths, starts.tolist(), table=table_of(**options))
+    together = file.together(np.ones(len(lengths), np.bool_), piece_bytes=piece_bytes)
+    assert sorted(together) == list(range(len(lengths)))
+    for episode, members in together.items():
+        assert episode in members
+        assert members == list(range(members[0], members[-1] + 1))
+        assert all(together[member] == members for member in members)
+        first, last = file.gops_of_episodes(np.array(members))
+        frames = np.cumsum([0, *lengths])
+        assert file.gops_of(frames[members]).tolist() == first.tolist()
+        assert file.gops_of(frames[np.array(members) + 1] - 1).tolist() == last.tolist()
+        # One picture before it, and what an open GOP needs behind it.
+        size = file.byte_range_of(range(first.item(0), last.item(-1) + 1)).length
+        assert len(members) == 1 or size <= 2 * piece_bytes + file.byte_range(last.item(-1)).length
+
+
 # --- groups --------------------------------------------------------------------------------------------------------------------------
 
 

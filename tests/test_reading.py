@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import lerobot_grain as lg
-from lerobot_grain import _camera_reader
+from lerobot_grain import _camera_reader, _coded_video
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._repository import sample_table
 from lerobot_grain._storage import Storage
@@ -170,32 +170,34 @@ def test_seeking_drops_what_was_begun_and_goes_on_exactly(
 
 
 def test_small_video_is_fetched_once_for_all_epochs(written: WrittenDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one request for each episode and camera; with a budget that does not hold it, in one for each clip and epoch.
+    """In one request for each file, or for each episode where a request is said to cost nothing; with a budget that does not hold it, in
+    one for each clip and epoch.
 
     The last file of one camera has one episode: it is read whole when it is opened.
     """
     ranges: list[tuple[str, ByteRange]] = []
-    read_range = _camera_reader._read_range
+    read_range = _coded_video._read_range
 
     def record(storage: Storage, path: str, wanted: ByteRange) -> bytes:
         ranges.append((path, wanted))
         return read_range(storage, path, wanted)
 
-    monkeypatch.setattr(_camera_reader, "_read_range", record)
+    monkeypatch.setattr(_coded_video, "_read_range", record)
     counts = []
-    for budget_bytes in (3 << 29, 1 << 19):
+    for budget_bytes, gap_bytes in ((3 << 29, 256 << 10), (3 << 29, 0), (1 << 19, 256 << 10)):
+        storage = lg.StorageOptions(merge_gap_bytes=gap_bytes)
         dataset = read(
             written.directory,
             num_epochs=3,
             features=["index", AV1, H264],
             delta_timestamps=None,
-            read_options=lg.ReadOptions(memory_budget_bytes=budget_bytes),
+            read_options=lg.ReadOptions(memory_budget_bytes=budget_bytes, storage=storage),
         )
         assert sum(1 for _ in dataset) == 3 * NUM_ROWS
         counts.append((len(ranges), len(set(ranges))))
         ranges.clear()
-    assert counts[0] == (2 * len(LENGTHS) - 1, 2 * len(LENGTHS) - 1)
-    assert counts[1][0] > 3 * counts[0][0]
+    assert counts[:2] == [(4, 4), (2 * len(LENGTHS) - 1, 2 * len(LENGTHS) - 1)]
+    assert counts[2][0] > 3 * counts[1][0]
 
 
 # --- errors --------------------------------------------------------------------------------------------------------------------------
@@ -411,16 +413,16 @@ def test_everything_is_given_back_at_the_end_of_the_stream(written: WrittenDatas
     assert (ahead._num_pending, ahead._num_fetched, ahead._num_decoded) == (0, 0, 0)
     frames = ahead._frames
     assert frames.coded_bytes == 0
-    assert frames.used_bytes == frames._files.total + sum(camera.kept_bytes for camera in frames._cameras.values())
+    assert frames.used_bytes == frames._files.total + sum(camera._coded.kept_bytes for camera in frames._cameras.values())
     for camera in frames._cameras.values():
         assert (camera.coded_bytes, camera.decoder_bytes, camera.store.num_used) == (0, 0, 0)
         assert (camera.known._pages, camera._open, camera._problems_of_places, camera._problems_of_slots) == ({}, {}, {}, {})
-        assert all(coded.run.is_kept for coded in camera._gops.values())
-        assert bool(camera._gops) == (camera.kept_bytes > 0)
-        assert camera.kept_bytes == 0 or budget_bytes > SMALL_BYTES
+        assert all(coded.run.is_kept for coded in camera._coded.gops.values())
+        assert bool(camera._coded.gops) == (camera._coded.kept_bytes > 0)
+        assert camera._coded.kept_bytes == 0 or budget_bytes > SMALL_BYTES
         # Small files of one episode are kept as files.
         has_others = len(camera._episodes.videos[camera._camera].files.paths) < camera._episodes.num_episodes
-        assert camera.kept_bytes > 0 or not has_others or budget_bytes < 3 << 29
+        assert camera._coded.kept_bytes > 0 or not has_others or budget_bytes < 3 << 29
         assert all(task.problems.done() for task in camera._tasks.values())
         assert camera._tasks == {}
         assert sorted(camera.store._free.tolist()) == list(range(len(camera.store.frames)))

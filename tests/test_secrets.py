@@ -135,7 +135,9 @@ def files_under(directory: Path) -> Iterator[str]:
 
 
 def options() -> lg.ReadOptions:
-    return lg.ReadOptions(storage=lg.StorageOptions(max_attempts=2, read_timeout_seconds=0.3, deadline_seconds=2.0))
+    # Nothing is fetched together, so that there is a second request for a file, which can contradict the first.
+    storage = lg.StorageOptions(max_attempts=2, read_timeout_seconds=0.3, deadline_seconds=2.0, merge_gap_bytes=0)
+    return lg.ReadOptions(storage=storage)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[name.replace(" ", "_") for name in FAULTS])

@@ -616,6 +616,29 @@ class TestTrouble:
         assert linked.statistics.retries >= 1
         assert linked.statistics.bytes_received - before == 50_000
 
+    def test_a_few_bytes_that_drip_are_told_by_what_others_bring(self, hub, open_hub):
+        """4,000 bytes at 1,000 a second would come in time, but far later than from another connection."""
+        storage = open_hub(options=StorageOptions(pause_seconds=0.01))
+        for start in range(0, 50_000, 5000):
+            read(storage, start, start + 5000)
+        hub.add_fault(Fault(**ONE_GET, bandwidth_bytes_per_second=1000))
+        started = time.monotonic()
+        assert read(storage, 0, 4000) == VIDEO[:4000]
+        assert storage.statistics.retries == 1
+        assert time.monotonic() - started < 3
+
+    def test_on_a_slow_link_nothing_drips(self, hub, linked):
+        transport = linked._session()._transport
+        transport._usual_rate = 1e6
+        hub.set_bandwidth(100_000)
+        try:
+            for start in range(20):
+                read(linked, start, start + 5000)
+        finally:
+            hub.set_bandwidth(None)
+        assert 30_000 < transport._usual_rate < 400_000
+        assert linked.statistics.retries == 0
+
     def test_the_first_attempts_are_less_patient(self):
         patience = _transport._patience_seconds
         assert [patience(20, number, 0.1) for number in range(1, 7)] == [1, 5, 10, 20, 20, 20]
