@@ -23,12 +23,11 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
-from grain._src.python.dataset.transformations import process_prefetch
 
 import lerobot_grain as lg
 from lerobot_grain import _workers
 from lerobot_grain.testing import Camera, write_dataset
-from tests.forked import ForkingMultiprocessing
+from tests.forked import fork_workers
 
 # The machine may be busy: a worker imports JAX and Grain, two seconds of one core. What hangs in `next` hangs in `close`, too, so that an
 # exception in the test would not end it.
@@ -51,10 +50,6 @@ def _no_process_is_left() -> Iterator[None]:
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers start in 20 ms (`tests.forked`), where how they start makes no difference to what is tested."""
     fork_workers(monkeypatch)
-
-
-def fork_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_prefetch, "mp", ForkingMultiprocessing())
 
 
 def stream(directory: Path, **changes: Any) -> lg.LeRobotIterDataset:
