@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import multiprocessing
@@ -53,7 +54,9 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stream(directory: Path, **changes: Any) -> lg.LeRobotIterDataset:
-    arguments: dict[str, Any] = {"features": ["index", "action"], "shuffle": lg.Shuffle(seed=3, num_parts=2, buffer_size=8)}
+    # More epochs than most tests read: without an end every worker would read hundreds of them ahead.
+    arguments: dict[str, Any] = {"features": ["index", "action"], "num_epochs": 8}
+    arguments["shuffle"] = lg.Shuffle(seed=3, num_parts=2, buffer_size=8)
     return lg.LeRobotIterDataset(directory, **(arguments | changes))
 
 
@@ -118,7 +121,8 @@ def with_workers(dataset: Any, num_workers: int) -> Any:
 
 @pytest.mark.usefixtures("forked")
 def test_a_state_restores_with_any_number_of_workers_and_shards(directory: Path) -> None:
-    with contextlib.closing(iter(stream(directory))) as alone:
+    endless = functools.partial(stream, directory, num_epochs=None)
+    with contextlib.closing(iter(endless())) as alone:
         straight = take(alone, 130)
     position, state = 0, None
     # (workers, shards, examples on each): stops inside epochs, and in rounds of the workers.
@@ -126,7 +130,7 @@ def test_a_state_restores_with_any_number_of_workers_and_shards(directory: Path)
         found = []
         for shard in range(num_shards):
             options = grain.sharding.ShardOptions(shard, num_shards)
-            with contextlib.closing(iter(with_workers(stream(directory, shard_options=options), num_workers))) as iterator:
+            with contextlib.closing(iter(with_workers(endless(shard_options=options), num_workers))) as iterator:
                 if state is not None:
                     iterator.set_state(state)
                     assert iterator.get_state() == state
@@ -136,7 +140,7 @@ def test_a_state_restores_with_any_number_of_workers_and_shards(directory: Path)
         position, state = position + num_shards * steps, after
         assert state["position"] == position
     # And on a stream without workers.
-    with contextlib.closing(iter(stream(directory))) as iterator:
+    with contextlib.closing(iter(endless())) as iterator:
         iterator.set_state(state)
         assert take(iterator, 5) == straight[position : position + 5]
 
