@@ -1,4 +1,7 @@
-"""Fixtures of all tests: where the shared data sets lie, and an environment without network and without the user's Hub settings."""
+"""Fixtures of all tests: where the shared data sets lie, and an environment without network and without the user's Hub settings.
+
+Also the order of the files.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,28 @@ from lerobot_grain.testing import LoopbackHub
 
 SHARED = Path(__file__).parents[2] / "shared"
 
+# The files that take more than 8 s of a process, the longest first. They are begun first, so that none of them runs at the end, while the
+# other processes have nothing to do. pytest-xdist by itself begins with the files of the most tests: those of one long test come last.
+LONGEST_FIRST = [
+    *("test_notebooks.py", "test_examples.py", "test_faults.py", "test_workers.py", "test_storage.py", "test_resume.py", "test_reading.py"),
+    *("test_state.py", "test_benchmark.py", "test_golden.py", "test_multihost.py", "test_hub_stream.py", "test_v2.py", "test_secrets.py"),
+    *("test_mixture.py", "test_writer.py", "test_hostile.py", "test_matrix.py", "test_repository.py", "test_economy.py", "test_shaping.py"),
+]
+
 # Several devices to shard over. Here, because it has to be said before anything asks JAX for one.
 jax.config.update("jax_num_cpu_devices", 4)
 # A hanging test dumps the stacks of all threads before pytest-timeout ends it.
 faulthandler.enable()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Of `--dist loadfile`, where pytest-xdist is there.
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
 @pytest.fixture(scope="session")

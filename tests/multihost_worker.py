@@ -1,13 +1,13 @@
 """One process of several that stream a data set together and run jitted steps on the global batches; started by test_multihost.py.
 
-Its argument is a task as JSON; the last line that it prints is what it saw, as JSON.
+The last line that it prints is what it saw, as JSON.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import sys
+import os
 from typing import Any
 
 import grain
@@ -94,5 +94,14 @@ def refusal(use: Any) -> str | None:
     return None
 
 
-if __name__ == "__main__":
-    print(json.dumps(main(json.loads(sys.argv[1]))))
+def run_task(task: dict[str, Any], output: str) -> None:
+    """Runs one process of a task, with all that it prints, errors among it, in a file."""
+    with open(output, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")
+    seen = main(task)
+    # Waits for the others. At the end of a program JAX does it by itself, but a forked process ends without exit handlers.
+    jax.distributed.shutdown()
+    os.write(1, b"\n" + json.dumps(seen).encode() + b"\n")

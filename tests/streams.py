@@ -6,12 +6,11 @@ Settings of huggingface_hub are read when it is imported, so what depends on the
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import subprocess
-import sys
 import time
 import types
+import warnings
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from huggingface_hub.utils import _http
 import lerobot_grain as lg
 from lerobot_grain import _transport
 from lerobot_grain.testing import Camera, write_dataset
+from tests.forked import forking
 
 CAMERA = Camera(key="top", height=32, width=80, gop=4, codec="h264")
 DATA_AND_VIDEO = [
@@ -79,23 +79,20 @@ def digest_or_error(**arguments: Any) -> dict[str, str]:
 
 def streams_in_process(tasks: list[dict[str, Any]], environment: dict[str, str]) -> list[dict[str, str]]:
     """Returns what `digest_or_error` returns for the arguments in each of `tasks`, in a new process with `environment` added."""
-    root = Path(__file__).parents[1]
-    packages = os.pathsep.join([str(root), str(Path(lg.__file__).parents[1])])
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.streams"],
-        input=json.dumps(tasks),
-        env={name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        | {"PYTHONPATH": packages, "HF_HUB_DISABLE_TELEMETRY": "1"}
-        | environment,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        cwd=root,
-    )
-    assert done.returncode == 0, done.stderr
-    found: list[dict[str, str]] = json.loads(done.stdout.splitlines()[-1])
+    ours, theirs = forking().Pipe()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | environment
+    environment["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    process = forking().Process(target=_stream_all, args=(theirs, tasks), environment=environment, daemon=True)
+    process.start()
+    theirs.close()
+    with ours:
+        assert ours.poll(100)
+        found: list[dict[str, str]] = ours.recv()
+    process.join(timeout=10)
+    assert process.exitcode == 0
     return found
 
 
-if __name__ == "__main__":
-    print(json.dumps([digest_or_error(**task) for task in json.load(sys.stdin)]))
+def _stream_all(test: Connection, tasks: list[dict[str, Any]]) -> None:
+    warnings.simplefilter("error")
+    test.send([digest_or_error(**task) for task in tasks])

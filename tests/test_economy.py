@@ -13,9 +13,10 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain.testing import LoopbackHub, RequestRecord
+from tests.forked import fork_workers
 from tests.streams import DATA_AND_VIDEO, write_small
 
-pytestmark = pytest.mark.timeout(180, method="thread")  # four workers import JAX at once
+pytestmark = pytest.mark.timeout(180, method="thread")
 
 NUM_ROWS = 36
 
@@ -70,7 +71,8 @@ def test_opening_again_finds_meta_in_the_cache(hub: LoopbackHub, arguments: dict
     assert [r.kind for r in hub.requests()] == ["api"] * 3
 
 
-def test_four_workers(hub: LoopbackHub, arguments: dict[str, Any]) -> None:
+def test_four_workers(hub: LoopbackHub, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_workers(monkeypatch)
     dataset = lg.LeRobotIterDataset(**arguments, num_epochs=1, shuffle=lg.Shuffle(seed=5, num_parts=4, buffer_size=4))
     hub.clear_requests()
     workers = lg.WorkerPrefetchIterDataset(dataset, num_workers=4)

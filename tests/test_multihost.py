@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +19,14 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain.testing import WrittenDataset, write_dataset
+from tests.forked import forking
+from tests.multihost_worker import run_task
 
 # Of one global batch, over all processes. One row a device with four processes.
 BATCH_SIZE = 8
 NUM_STEPS = 10
 # Where the stream is stopped: in an epoch whose 37 rows neither the processes nor the batches divide.
 STOPPED_AT = 6
-WORKER = Path(__file__).with_name("multihost_worker.py")
 DEADLINE_SECONDS = 50
 
 
@@ -37,41 +35,39 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> WrittenDataset:
     return write_dataset(tmp_path_factory.mktemp("multihost") / "data", episode_lengths=[13, 9, 15], fps=10, cameras=(), tasks=("a", "b"))
 
 
-def run(written: WrittenDataset, num_processes: int, *, num_steps: int, state: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+def run(
+    written: WrittenDataset, directory: Path, num_processes: int, *, num_steps: int, state: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
     """Runs a task in so many processes, and returns what each saw; none is left behind."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
     task = {"directory": str(written.directory), "coordinator": coordinator, "num_processes": num_processes}
     task |= {"batch_size": BATCH_SIZE, "num_steps": num_steps, "state": state}
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    # Not pipes, which a process could fill while nobody reads them.
+    outputs = [directory / f"output-{process}.txt" for process in range(num_processes)]
     with contextlib.ExitStack() as stack:
-        workers, outputs = [], []
-        for process in range(num_processes):
-            # Not pipes, which a process could fill while nobody reads them.
-            outputs.append(stack.enter_context(tempfile.TemporaryFile("w+")))
-            command = [sys.executable, str(WORKER), json.dumps({**task, "process": process})]
-            workers.append(subprocess.Popen(command, stdout=outputs[-1], stderr=subprocess.STDOUT, env=environment))
+        workers = []
+        for process, output in enumerate(outputs):
+            workers.append(forking().Process(target=run_task, args=({**task, "process": process}, str(output)), daemon=True))
+            workers[-1].start()
             stack.callback(end, workers[-1])
         deadline = time.monotonic() + DEADLINE_SECONDS
         # When one fails, the others wait for it; they are not waited for.
-        while any(worker.poll() is None for worker in workers) and not any(worker.poll() for worker in workers):
+        while any(worker.exitcode is None for worker in workers) and not any(worker.exitcode for worker in workers):
             if time.monotonic() > deadline:
                 break
             time.sleep(0.02)
-        codes = [worker.poll() for worker in workers]
-        texts = []
-        for output in outputs:
-            output.seek(0)
-            texts.append(output.read())
+        codes = [worker.exitcode for worker in workers]
+        texts = [output.read_text() if output.exists() else "" for output in outputs]
         assert codes == [0] * num_processes, "\n\n".join(texts)
         # Gloo writes to stdout too, before the last line.
         return [json.loads(text.splitlines()[-1]) for text in texts]
 
 
-def end(worker: subprocess.Popen[bytes]) -> None:
+def end(worker: ForkServerProcess) -> None:
     worker.kill()
-    worker.wait(timeout=10)
+    worker.join(timeout=10)
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +79,9 @@ def expected(written: WrittenDataset) -> list[dict[str, np.ndarray]]:
 
 
 @pytest.fixture(scope="module")
-def straight(written: WrittenDataset) -> dict[int, list[dict[str, Any]]]:
+def straight(written: WrittenDataset, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
     """What 2 and 4 processes see without an interruption."""
-    return {num_processes: run(written, num_processes, num_steps=NUM_STEPS) for num_processes in (2, 4)}
+    return {number: run(written, tmp_path_factory.mktemp("straight"), number, num_steps=NUM_STEPS) for number in (2, 4)}
 
 
 def assert_same_sets(steps: Sequence[dict[str, Any]], expected: Sequence[dict[str, np.ndarray]]) -> None:
@@ -115,10 +111,15 @@ def test_processes_stream_one_global_batch(
 
 @pytest.mark.parametrize(("before", "after"), [(4, 4), (4, 2), (4, 1), (2, 4)])
 def test_restored_with_any_number_of_processes(
-    written: WrittenDataset, straight: dict[int, list[dict[str, Any]]], expected: list[dict[str, np.ndarray]], before: int, after: int
+    written: WrittenDataset,
+    straight: dict[int, list[dict[str, Any]]],
+    expected: list[dict[str, np.ndarray]],
+    before: int,
+    after: int,
+    tmp_path: Path,
 ) -> None:
     state = straight[before][0]["states"][STOPPED_AT - 1]
-    seen = run(written, after, num_steps=NUM_STEPS - STOPPED_AT, state=state)
+    seen = run(written, tmp_path, after, num_steps=NUM_STEPS - STOPPED_AT, state=state)
     assert all(process["steps"] == seen[0]["steps"] and process["states"] == seen[0]["states"] for process in seen)
     assert_same_sets(seen[0]["steps"], expected[STOPPED_AT:])
     assert seen[0]["states"] == straight[before][0]["states"][STOPPED_AT:]

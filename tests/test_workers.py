@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import multiprocessing
@@ -27,6 +28,7 @@ from absl import flags
 import lerobot_grain as lg
 from lerobot_grain import _workers
 from lerobot_grain.testing import Camera, write_dataset
+from tests.forked import fork_workers
 
 # The machine may be busy: a worker imports JAX and Grain, two seconds of one core. What hangs in `next` hangs in `close`, too, so that an
 # exception in the test would not end it.
@@ -45,8 +47,16 @@ def _no_process_is_left() -> Iterator[None]:
     assert multiprocessing.active_children() == []
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers start in 20 ms (`tests.forked`), where how they start makes no difference to what is tested."""
+    fork_workers(monkeypatch)
+
+
 def stream(directory: Path, **changes: Any) -> lg.LeRobotIterDataset:
-    arguments: dict[str, Any] = {"features": ["index", "action"], "shuffle": lg.Shuffle(seed=3, num_parts=2, buffer_size=8)}
+    # More epochs than most tests read: without an end every worker would read hundreds of them ahead.
+    arguments: dict[str, Any] = {"features": ["index", "action"], "num_epochs": 8}
+    arguments["shuffle"] = lg.Shuffle(seed=3, num_parts=2, buffer_size=8)
     return lg.LeRobotIterDataset(directory, **(arguments | changes))
 
 
@@ -78,15 +88,20 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 # Two parts: five workers are more than there are.
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 5])
 def test_same_examples_and_states_as_without_workers(directory: Path, num_workers: int) -> None:
     assert_same_streams(stream(directory, features=None, delta_timestamps={"action": [-0.1, 0.0, 0.3]}, num_epochs=2), num_workers)
 
 
-def test_same_frames_as_without_workers(tmp_path: Path) -> None:
+def test_same_frames_as_without_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     camera = Camera(height=96, width=128)  # 73,728 bytes for two frames: through shared memory
     written = write_dataset(tmp_path / "data", episode_lengths=[5, 4], fps=10, cameras=[camera])
-    assert_same_streams(lg.LeRobotIterDataset(written.directory, delta_timestamps={camera.key: [-0.1, 0.0]}, num_epochs=1), 2)
+    dataset = lg.LeRobotIterDataset(written.directory, delta_timestamps={camera.key: [-0.1, 0.0]}, num_epochs=1)
+    # In a new process, which has to import PyTorch, and in several at once.
+    assert_same_streams(dataset, 1)
+    fork_workers(monkeypatch)
+    assert_same_streams(dataset, 2)
 
 
 def assert_same_streams(dataset: lg.LeRobotIterDataset, num_workers: int) -> None:
@@ -104,8 +119,10 @@ def with_workers(dataset: Any, num_workers: int) -> Any:
     return lg.WorkerPrefetchIterDataset(dataset, num_workers=num_workers)
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_state_restores_with_any_number_of_workers_and_shards(directory: Path) -> None:
-    with contextlib.closing(iter(stream(directory))) as alone:
+    endless = functools.partial(stream, directory, num_epochs=None)
+    with contextlib.closing(iter(endless())) as alone:
         straight = take(alone, 130)
     position, state = 0, None
     # (workers, shards, examples on each): stops inside epochs, and in rounds of the workers.
@@ -113,7 +130,7 @@ def test_a_state_restores_with_any_number_of_workers_and_shards(directory: Path)
         found = []
         for shard in range(num_shards):
             options = grain.sharding.ShardOptions(shard, num_shards)
-            with contextlib.closing(iter(with_workers(stream(directory, shard_options=options), num_workers))) as iterator:
+            with contextlib.closing(iter(with_workers(endless(shard_options=options), num_workers))) as iterator:
                 if state is not None:
                     iterator.set_state(state)
                     assert iterator.get_state() == state
@@ -123,11 +140,12 @@ def test_a_state_restores_with_any_number_of_workers_and_shards(directory: Path)
         position, state = position + num_shards * steps, after
         assert state["position"] == position
     # And on a stream without workers.
-    with contextlib.closing(iter(stream(directory))) as iterator:
+    with contextlib.closing(iter(endless())) as iterator:
         iterator.set_state(state)
         assert take(iterator, 5) == straight[position : position + 5]
 
 
+@pytest.mark.usefixtures("forked")
 def test_one_iterator_goes_back_and_on(directory: Path) -> None:
     with contextlib.closing(iter(with_workers(stream(directory, num_epochs=1), 1).batch(8))) as batches:
         first = [next(batches)["index"].tolist() for _ in range(2)]
@@ -138,6 +156,7 @@ def test_one_iterator_goes_back_and_on(directory: Path) -> None:
         assert [batch["index"].tolist() for batch in batches] == rest
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_state_of_another_stream_changes_nothing(directory: Path) -> None:
     state = iter(stream(directory, shuffle=None)).get_state()
     with contextlib.closing(iter(stream(directory))) as alone:
@@ -153,16 +172,16 @@ def test_a_state_of_another_stream_changes_nothing(directory: Path) -> None:
 
 def test_grains_own_prefetch_with_our_worker_init(directory: Path) -> None:
     with contextlib.closing(iter(stream(directory))) as alone:
-        straight = take(alone, 30)
+        straight = take(alone, 29)
     flags.FLAGS.mark_as_parsed()
-    options = grain.multiprocessing.MultiprocessingOptions(num_workers=3, per_worker_buffer_size=1)
+    options = grain.multiprocessing.MultiprocessingOptions(num_workers=2, per_worker_buffer_size=1)
     with contextlib.closing(iter(stream(directory).mp_prefetch(options, worker_init_fn=lg.worker_init))) as iterator:
-        assert take(iterator, 10) == straight[:10]
+        assert take(iterator, 9) == straight[:9]
         state = json.loads(json.dumps(iterator.get_state()))
-        assert take(iterator, 10) == straight[10:20]
+        assert take(iterator, 10) == straight[9:19]
         # In the same iterator, whose workers go on: they must not have died with the thread that started them.
         iterator.set_state(state)
-        assert take(iterator, 20) == straight[10:30]
+        assert take(iterator, 20) == straight[9:29]
 
 
 # --- what goes wrong -----------------------------------------------------------------------------------------------------------------
@@ -208,6 +227,7 @@ FAILURES: dict[str, tuple[int, Callable[[], None], type[Exception], str]] = {
 }
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("name", FAILURES)
 def test_an_error_in_a_worker_loses_no_example(directory: Path, tmp_path: Path, name: str) -> None:
     num_workers, fail, error, text = FAILURES[name]
@@ -227,7 +247,7 @@ def test_an_error_in_a_worker_loses_no_example(directory: Path, tmp_path: Path, 
         assert take(restored, 5) == straight[5:10]
 
 
-def test_a_worker_that_is_killed_from_outside(directory: Path) -> None:
+def test_a_worker_that_is_killed_from_outside(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with contextlib.closing(iter(stream(directory))) as alone:
         straight = take(alone, 60)
     with contextlib.closing(iter(with_workers(stream(directory), 2))) as iterator:
@@ -238,6 +258,7 @@ def test_a_worker_that_is_killed_from_outside(directory: Path) -> None:
         with pytest.raises(RuntimeError, match="exit code -9"):
             found.extend(map(row_of, iterator))
         assert len(found) < 9 + 16, "what it held ready comes first, then the error"
+        fork_workers(monkeypatch)
         found += take(iterator, 60 - len(found))
         assert found == straight
 
@@ -278,6 +299,7 @@ def test_arguments_that_make_no_sense(directory: Path, change: Callable[[Any], A
     assert text in str(caught.value)
 
 
+@pytest.mark.usefixtures("forked")
 def test_after_close_there_is_no_next(directory: Path) -> None:
     iterator = iter(with_workers(stream(directory), 1))
     next(iterator)
