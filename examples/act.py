@@ -1,8 +1,9 @@
-"""ACT, action chunking with transformers (Zhao et al. 2023), from two cameras: what the arms do in the next second, from one look.
+r"""ACT, action chunking with transformers (Zhao et al. 2023), from two cameras: from one look all actions of the next second.
 
     python examples/act.py                                                     # minutes on 2 cores
     python examples/act.py --resume --steps 2000                               # goes on
-    python examples/act.py --repository lerobot/svla_so101_pickplace --width 512 --batch-size 64 --steps 50000 --learning-rate 1e-4
+    python examples/act.py --repository lerobot/svla_so101_pickplace --chunk 50 --image-size 240 320 \
+        --width 512 --steps 50000 --learning-rate 1e-4
 
 As in the paper: a transformer over the cells of all cameras' feature maps, the state and a style variable z, and a decoder that asks for
 all actions of the chunk at once; L1 loss; z is inferred from the actions in training, and 0 afterwards. Other than there: a small
@@ -11,6 +12,7 @@ convolutional network that starts from nothing, in place of a pretrained ResNet.
 
 from __future__ import annotations
 
+import argparse
 import math
 from typing import Any
 
@@ -22,21 +24,19 @@ from worlds import write_world
 
 from lerobot_grain import LeRobotIterDataset, Normalizer, Repository, Shuffle, normalizer, train_eval_split
 
-CHUNK = 10
 LATENT = 16
 KL_WEIGHT = 10.0
-IMAGE_SIZE = (96, 96)
 NUM_HEADS = 4
 
 
-def stream(repository: Repository, **options: Any) -> LeRobotIterDataset:
+def stream(repository: Repository, options: argparse.Namespace, **kind: Any) -> LeRobotIterDataset:
     """Returns examples: all cameras and the state of a row, and the actions from there on."""
     return LeRobotIterDataset(
         repository,
         features=[*repository.cameras, "observation.state", "action"],
-        delta_timestamps={"action": [step / repository.fps for step in range(CHUNK)]},
-        image_size=IMAGE_SIZE,
-        **options,
+        delta_timestamps={"action": [step / repository.fps for step in range(options.chunk)]},
+        image_size=tuple(options.image_size),
+        **kind,
     )
 
 
@@ -57,9 +57,10 @@ class Layer(nnx.Module):
 
 
 class Act(nnx.Module):
-    """Pictures and state -> `(batch, CHUNK, action_size)`, normalized."""
+    """Pictures and state -> `(batch, chunk, action_size)`, normalized."""
 
-    def __init__(self, repository: Repository, normalizer: Normalizer, *, width: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, repository: Repository, normalizer: Normalizer, options: argparse.Namespace) -> None:
+        width, chunk, rngs = options.width, options.chunk, nnx.Rngs(options.seed)
         self.cameras = tuple(repository.cameras)
         self.normalizer = nnx.data(normalizer)
         state_size, action_size = (math.prod(repository.features[key].shape) for key in ("observation.state", "action"))
@@ -72,11 +73,11 @@ class Act(nnx.Module):
             *(nnx.Conv(width // 4, width // 2, (3, 3), strides=2, rngs=rngs), nnx.relu),
             nnx.Conv(width // 2, width, (3, 3), strides=2, rngs=rngs),
         )
-        self.places = embedding(len(self.cameras) * math.ceil(IMAGE_SIZE[0] / 16) * math.ceil(IMAGE_SIZE[1] / 16))
+        self.places = embedding(len(self.cameras) * math.prod(math.ceil(pixels / 16) for pixels in options.image_size))
         self.state_in = nnx.Linear(state_size, width, rngs=rngs)
         self.latent_in = nnx.Linear(LATENT, width, rngs=rngs)
         self.encoder = nnx.List([Layer(width, rngs=rngs) for _ in range(2)])
-        self.queries = embedding(CHUNK)
+        self.queries = embedding(chunk)
         self.decoder = Layer(width, has_memory=True, rngs=rngs)
         self.norm = nnx.LayerNorm(width, rngs=rngs)
         # Begins with the mean action, so what is below the first error has been learnt.
@@ -84,7 +85,7 @@ class Act(nnx.Module):
         # The style encoder: state and actions -> mean and logarithm of the variance of z.
         self.style_state_in = nnx.Linear(state_size, width, rngs=rngs)
         self.style_action_in = nnx.Linear(action_size, width, rngs=rngs)
-        self.style_places = embedding(1 + CHUNK)
+        self.style_places = embedding(1 + chunk)
         self.style = Layer(width, rngs=rngs)
         self.style_out = nnx.Linear(width, 2 * LATENT, rngs=rngs)
 
@@ -121,13 +122,15 @@ def error(policy: Act, batch: Batch, key: jax.Array) -> jax.Array:
 
 
 def main(argv: list[str] | None = None) -> Result:
-    options = parser(__doc__, name="act", steps=1000).parse_args(argv)
+    arguments = parser(__doc__, name="act", steps=1000)
+    arguments.add_argument("--chunk", type=int, default=10, help="actions that are planned at once (default: %(default)s)")
+    options = arguments.parse_args(argv)
     with opened(options, options.repository or write_world) as repository:
         episodes, held_out = train_eval_split(repository)
         return train(
-            Act(repository, normalizer(repository), width=options.width, rngs=nnx.Rngs(options.seed)),
-            stream(repository, episodes=episodes, shuffle=Shuffle(seed=options.seed)),
-            {"held-out": stream(repository, episodes=held_out, num_epochs=1)},
+            Act(repository, normalizer(repository), options),
+            stream(repository, options, episodes=episodes, shuffle=Shuffle(seed=options.seed)),
+            {"held-out": stream(repository, options, episodes=held_out, num_epochs=1)},
             loss=loss,
             error=error,
             options=options,

@@ -24,13 +24,13 @@ from lerobot_grain.testing import write_dataset
 NUM_ACTIONS = 4
 
 
-def stream(repository: Repository, **options: Any) -> LeRobotIterDataset:
+def stream(repository: Repository, **kind: Any) -> LeRobotIterDataset:
     """Returns examples: the state of a row, and the actions from there on."""
     return LeRobotIterDataset(
         repository,
         features=["observation.state", "action"],  # what is not named is not fetched
         delta_timestamps={"action": [step / repository.fps for step in range(NUM_ACTIONS)]},
-        **options,
+        **kind,
     )
 
 

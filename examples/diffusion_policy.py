@@ -11,6 +11,7 @@ which takes fewer steps to learn, and it keeps its temporal resolution.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import math
 from typing import Any
@@ -26,10 +27,9 @@ from lerobot_grain import LeRobotIterDataset, Normalizer, Repository, Shuffle, n
 NUM_FRAMES = 2
 CHUNK = 8
 NUM_SAMPLING_STEPS = 10
-IMAGE_SIZE = (96, 96)
 
 
-def stream(repository: Repository, **options: Any) -> LeRobotIterDataset:
+def stream(repository: Repository, options: argparse.Namespace, **kind: Any) -> LeRobotIterDataset:
     """Returns examples: the last frames of all cameras, the last states, and the actions from the row on."""
     history = [(step + 1 - NUM_FRAMES) / repository.fps for step in range(NUM_FRAMES)]
     return LeRobotIterDataset(
@@ -39,8 +39,8 @@ def stream(repository: Repository, **options: Any) -> LeRobotIterDataset:
             **dict.fromkeys([*repository.cameras, "observation.state"], history),
             "action": [step / repository.fps for step in range(CHUNK)],
         },
-        image_size=IMAGE_SIZE,
-        **options,
+        image_size=tuple(options.image_size),
+        **kind,
     )
 
 
@@ -65,11 +65,12 @@ class Block(nnx.Module):
 class DiffusionPolicy(nnx.Module):
     """Noisy actions `(batch, CHUNK, action_size)`, a time and an observation -> actions without noise, normalized."""
 
-    def __init__(self, repository: Repository, normalizer: Normalizer, *, width: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, repository: Repository, normalizer: Normalizer, options: argparse.Namespace) -> None:
+        width, rngs = options.width, nnx.Rngs(options.seed)
         self.cameras = tuple(repository.cameras)
         self.normalizer = nnx.data(normalizer)
         state_size, self.action_size = (math.prod(repository.features[key].shape) for key in ("observation.state", "action"))
-        cells = math.ceil(IMAGE_SIZE[0] / 16) * math.ceil(IMAGE_SIZE[1] / 16)
+        cells = math.prod(math.ceil(pixels / 16) for pixels in options.image_size)
         self.vision = nnx.Sequential(
             *(nnx.Conv(3 * NUM_FRAMES, width // 4, (5, 5), strides=4, rngs=rngs), nnx.relu),
             *(nnx.Conv(width // 4, width // 2, (3, 3), strides=2, rngs=rngs), nnx.relu),
@@ -87,8 +88,8 @@ class DiffusionPolicy(nnx.Module):
         """Returns float32 `(batch, width)`: what was seen."""
         size = len(batch["observation.state"])
         # The frames of a window become channels: (batch, time, height, width, 3) -> (batch, height, width, time * 3).
-        pictures = [jnp.moveaxis(batch[camera], 1, 3).reshape(size, *IMAGE_SIZE, -1) for camera in self.cameras]
-        seen = [self.vision(picture).reshape(size, -1) for picture in pictures]
+        pictures = [jnp.moveaxis(batch[camera], 1, 3) for camera in self.cameras]
+        seen = [self.vision(picture.reshape(*picture.shape[:3], -1)).reshape(size, -1) for picture in pictures]
         return self.observed_in(jnp.concatenate([*seen, batch["observation.state"].reshape(size, -1)], axis=-1))
 
     def __call__(self, noisy: jax.Array, time: jax.Array, observed: jax.Array) -> jax.Array:
@@ -133,9 +134,9 @@ def main(argv: list[str] | None = None) -> Result:
     with opened(options, options.repository or functools.partial(write_world, both_ways=True)) as repository:
         episodes, held_out = train_eval_split(repository)
         return train(
-            DiffusionPolicy(repository, normalizer(repository), width=options.width, rngs=nnx.Rngs(options.seed)),
-            stream(repository, episodes=episodes, shuffle=Shuffle(seed=options.seed)),
-            {"held-out": stream(repository, episodes=held_out, num_epochs=1)},
+            DiffusionPolicy(repository, normalizer(repository), options),
+            stream(repository, options, episodes=episodes, shuffle=Shuffle(seed=options.seed)),
+            {"held-out": stream(repository, options, episodes=held_out, num_epochs=1)},
             loss=loss,
             error=error,
             options=options,

@@ -11,6 +11,7 @@ with one hand, which moves at another frame rate.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import math
@@ -28,7 +29,6 @@ from lerobot_grain import LeRobotIterDataset, PadDimensions, Repository, Shuffle
 
 NUM_ACTIONS = 8
 ACTION_SECONDS = 0.1
-IMAGE_SIZE = (64, 64)
 # The common form: what a robot does not have is padded.
 NUM_CAMERAS, STATE_SIZE, ACTION_SIZE = 2, 8, 8
 # Name, how it is written, weight.
@@ -40,9 +40,8 @@ WORLDS = (
 
 def to_common(example: Batch, *, robot: int, repository: Repository) -> Batch:
     """Returns an example of a robot with the keys, shapes and units that all robots share, but for the padding of state and action."""
-    pictures = np.zeros((NUM_CAMERAS, *IMAGE_SIZE, 3), np.uint8)
-    for number, camera in enumerate(repository.cameras):
-        pictures[number] = example[camera]
+    seen = [example[camera] for camera in repository.cameras]
+    pictures = np.stack(seen + [np.zeros_like(seen[0])] * (NUM_CAMERAS - len(seen)))
     common: Batch = {"pictures": pictures, "robot": np.int32(robot), "action_is_pad": example["action_is_pad"]}
     assert repository.stats is not None
     for key in ("observation.state", "action"):
@@ -52,14 +51,14 @@ def to_common(example: Batch, *, robot: int, repository: Repository) -> Batch:
     return common
 
 
-def stream(repository: Repository, robot: int, **options: Any) -> grain.IterDataset[Batch]:
+def stream(repository: Repository, robot: int, *, image_size: tuple[int, int], **kind: Any) -> grain.IterDataset[Batch]:
     """Returns the examples of one robot, in the common form."""
     dataset = LeRobotIterDataset(
         repository,
         features=[*repository.cameras, "observation.state", "action"],
         delta_timestamps={"action": [step * ACTION_SECONDS for step in range(NUM_ACTIONS)]},
-        image_size=IMAGE_SIZE,
-        **options,
+        image_size=image_size,
+        **kind,
     )
     common = dataset.map(functools.partial(to_common, robot=robot, repository=repository))
     return common.map(PadDimensions({"observation.state": STATE_SIZE, "action": ACTION_SIZE}))
@@ -68,13 +67,14 @@ def stream(repository: Repository, robot: int, **options: Any) -> grain.IterData
 class Policy(nnx.Module):
     """Pictures, state and number of the robot -> `(batch, NUM_ACTIONS, ACTION_SIZE)`, normalized."""
 
-    def __init__(self, *, num_robots: int, width: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, *, num_robots: int, options: argparse.Namespace) -> None:
+        width, rngs = options.width, nnx.Rngs(options.seed)
         self.vision = nnx.Sequential(
             *(nnx.Conv(3, width // 4, (5, 5), strides=4, rngs=rngs), nnx.relu),
             *(nnx.Conv(width // 4, width // 2, (3, 3), strides=2, rngs=rngs), nnx.relu),
             *(nnx.Conv(width // 2, width // 4, (3, 3), strides=2, rngs=rngs), nnx.relu),
         )
-        seen = NUM_CAMERAS * math.ceil(IMAGE_SIZE[0] / 16) * math.ceil(IMAGE_SIZE[1] / 16) * (width // 4)
+        seen = NUM_CAMERAS * math.prod(math.ceil(pixels / 16) for pixels in options.image_size) * (width // 4)
         self.robots = nnx.Embed(num_robots, width, rngs=rngs)
         self.observed_in = nnx.Linear(seen + STATE_SIZE, width, rngs=rngs)
         self.hidden = nnx.Linear(width, width, rngs=rngs)
@@ -111,11 +111,12 @@ def main(argv: list[str] | None = None) -> Result:
         for robot, (name, source, weight) in enumerate(mixed):
             repository = stack.enter_context(opened(options, source, name=name))
             episodes, others = train_eval_split(repository)
-            training[name] = stream(repository, robot, episodes=episodes, shuffle=Shuffle(seed=options.seed))
-            held_out[name] = stream(repository, robot, episodes=others, num_epochs=1)
+            common = functools.partial(stream, repository, robot, image_size=tuple(options.image_size))
+            training[name] = common(episodes=episodes, shuffle=Shuffle(seed=options.seed))
+            held_out[name] = common(episodes=others, num_epochs=1)
             weights[name] = weight
         return train(
-            Policy(num_robots=len(mixed), width=options.width, rngs=nnx.Rngs(options.seed)),
+            Policy(num_robots=len(mixed), options=options),
             # Which robot comes when is a function of the weights and the position alone.
             grain.IterDataset.mix(training, weights),
             held_out,

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,14 @@ def parser(description: str | None, *, name: str, steps: int, batch_size: int = 
     add("--stop-at", type=int, metavar="STEP", help="stop here, as if interrupted; go on with --resume")
     add("--batch-size", type=int, default=batch_size, help="(default: %(default)s)")
     add("--learning-rate", type=float, default=1e-3, help="(default: %(default)s)")
+    add(
+        "--image-size",
+        nargs=2,
+        type=int,
+        default=[96, 96],
+        metavar=("HEIGHT", "WIDTH"),
+        help="that cameras are decoded to (default: 96 96)",
+    )
     add("--width", type=int, default=128, help="of the policy; 512 and more on an accelerator (default: %(default)s)")
     add("--save-every", type=int, default=100, metavar="STEPS", help="save a checkpoint and evaluate (default: %(default)s)")
     add("--eval-batches", type=int, default=50, metavar="N", help="held-out batches of an evaluation (default: %(default)s)")
@@ -91,7 +100,10 @@ def opened(options: argparse.Namespace, source: str | Callable[[Path], object], 
             directory = options.directory / name
             if not directory.exists():
                 print(f"writing a small data set into {directory}")
-                source(directory)
+                unfinished = options.directory / f"{name}.unfinished"  # by a run that was killed meanwhile, too
+                shutil.rmtree(unfinished, ignore_errors=True)
+                source(unfinished)
+                unfinished.rename(directory)
             hub = stack.enter_context(LoopbackHub())
             hub.add_repository(f"demo/{name}", directory, tags=["v3.0"])
             found = open_repository(f"demo/{name}", endpoint=hub.endpoint, token=False, cache_dir=options.directory / "cache")

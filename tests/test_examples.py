@@ -62,7 +62,21 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 
 
 def run(name: str, sources: dict[str, list[str]], directory: Path, *options: str) -> Any:
-    arguments = [*sources[name], "--directory", str(directory), "--batch-size", "8", "--width", "16", "--save-every", "2", *options]
+    arguments = [
+        *sources[name],
+        "--directory",
+        str(directory),
+        "--batch-size",
+        "8",
+        "--width",
+        "16",
+        "--save-every",
+        "2",
+        "--image-size",
+        "48",
+        "64",
+        *options,
+    ]
     return importlib.import_module(name).main(arguments)
 
 
@@ -138,7 +152,7 @@ def test_robots_of_a_mixture_get_one_form(sources: dict[str, list[str]]) -> None
     found = {}
     for robot, name in enumerate(("two_hands", "one_hand")):
         repository = lg.open_repository(str(Path(sources["mixture"][1]).parent / name))
-        with contextlib.closing(iter(mixture.stream(repository, robot, shuffle=None))) as examples:
+        with contextlib.closing(iter(mixture.stream(repository, robot, image_size=(64, 64), shuffle=None))) as examples:
             found[name] = next(examples)
     shapes = {key: (value.dtype.name, value.shape) for key, value in found["two_hands"].items()}
     assert shapes == {key: (value.dtype.name, value.shape) for key, value in found["one_hand"].items()}
