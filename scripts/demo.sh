@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets everything up, then trains a small diffusion policy on a streamed data set, stops it half-way, and goes on from the checkpoint. With arguments:
-# only examples/diffusion_policy.py, with these.
+# Sets everything up, then trains a small diffusion policy on a streamed data set, stops it half-way, and goes on from the checkpoint. With
+# arguments: only examples/diffusion_policy.py, with these.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/setup.sh
@@ -12,7 +12,7 @@ if [ $# -gt 0 ]; then
 fi
 directory=$(mktemp -d)
 trap 'rm -rf "$directory"' EXIT
-run() { .venv/bin/python examples/diffusion_policy.py --directory "$directory" --steps 160 --save-every 40 --width 64 "$@"; }
-run --stop-at 80
+run() { .venv/bin/python examples/diffusion_policy.py --directory "$directory" --steps 300 --save-every 75 "$@"; }
+run --stop-at 150
 echo "stopped; going on from the last checkpoint"
 run --resume
