@@ -57,7 +57,7 @@ def plot_example(
       max_frames: of a camera's window that are shown, evenly spread over it.
 
     Returns:
-      A `matplotlib.figure.Figure`: `figure.savefig(path)`.
+      A `matplotlib.figure.Figure`: `figure.savefig(path)`. As the last value of a notebook's cell it shows, after `%matplotlib inline`.
 
     Raises:
       InvalidRequestError: matplotlib is missing; there is nothing to draw; `index` is not in the batch; `delta_timestamps` has another
