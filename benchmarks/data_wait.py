@@ -1,7 +1,7 @@
 """Measures for how much of the time the ACT example waits for data, from a Hub on this machine that answers after 50 ms.
 
-    python benchmarks/data_wait.py                 # about 2 minutes on 2 cores
-    python benchmarks/data_wait.py --widths 32 --steps 500 --latency 0.2
+    python benchmarks/data_wait.py                 # about 3 minutes on 2 cores
+    python benchmarks/data_wait.py --widths 64 --steps 500 --latency 0.2
 
 Two cameras of 96x96, batches of 32 rows, the first epochs from a cold start. Widths of the policy make steps of other lengths. The training
 computes on the same cores that decode, which an accelerator does not. The first 10 steps, in which JAX compiles, are not counted.
@@ -30,7 +30,7 @@ BATCH_SIZE = 32
 def main() -> None:
     """Runs the benchmark with the command line's options, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--widths", nargs="+", type=int, default=[64, 128], help="(default: %(default)s)")
+    parser.add_argument("--widths", nargs="+", type=int, default=[32, 64, 128], help="(default: %(default)s)")
     parser.add_argument("--steps", type=int, default=300, help="(default: %(default)s)")
     parser.add_argument("--latency", type=float, default=0.05, help="of the Hub, in seconds (default: %(default)s)")
     parser.add_argument("--episodes", type=int, default=200, help="of 60 frames (default: %(default)s)")

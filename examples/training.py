@@ -100,7 +100,7 @@ def opened(options: argparse.Namespace, source: str | Callable[[Path], object], 
             directory = options.directory / name
             if not directory.exists():
                 print(f"writing a small data set into {directory}")
-                unfinished = options.directory / f"{name}.unfinished"  # by a run that was killed meanwhile, too
+                unfinished = options.directory / f"{name}.unfinished"  # perhaps by a run that was killed meanwhile
                 shutil.rmtree(unfinished, ignore_errors=True)
                 source(unfinished)
                 unfinished.rename(directory)

@@ -6,9 +6,8 @@ and when a row group is read (`episode_index` of every row), so a file that belo
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -263,7 +262,7 @@ def fetch_groups(file: DataFile, groups: Sequence[int], selection: Selection) ->
     # Without a limit, so that none ends inside of what is read together of a row group.
     ranges = merge_ranges(chunks, gap_bytes=0, max_bytes=table.size_bytes)
     payloads = table.storage.read_ranges(table.path, ranges)
-    in_memory = dataclasses.replace(table, storage=_Fetched(table.storage.description, ranges, payloads))
+    in_memory = replace(table, storage=_Fetched(table.storage.description, ranges, payloads))
     return DataFile(in_memory, file.number, nbytes=sum(map(len, payloads)))
 
 

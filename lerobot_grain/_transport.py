@@ -364,7 +364,7 @@ class Transport:
           TransientFailure: it would not end in time, or drips.
           StorageError: it is longer than the limit.
         """
-        server = origin_of(str(response.request.url))[1]
+        server = response.request.url.host
         length = int(response.headers.get("Content-Length", 0))
         received, begun = 0, time.monotonic()
         try:
