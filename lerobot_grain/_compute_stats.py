@@ -202,14 +202,13 @@ def _runs(repository: Repository, number: int, selection: Selection, selected: n
     file = open_data_file(repository, number)
     held = repository.episodes.data.episodes_in(number)
     wanted = np.repeat(np.isin(held, selected), repository.episodes.lengths[held])
-    names = columns_to_read(file, selection)
     runs: list[_Run] = []
     size = 0
     with repository.storage.checked(file.table.path):
         for group, (start, stop) in enumerate(itertools.pairwise(file.table.group_starts)):
             if not wanted[start:stop].any():
                 continue
-            nbytes = sum(chunk.length for chunk in file.table.ranges(group, names))
+            nbytes = sum(chunk.length for chunk in file.table.ranges(group, columns_to_read(repository, file, group, selection)))
             if not runs or size + nbytes > _RUN_BYTES:
                 runs.append(_Run(file, [], wanted))
                 size = 0
@@ -224,7 +223,7 @@ def _load(repository: Repository, run: _Run, selection: Selection) -> dict[str, 
     Raises:
       DatasetFormatError: one of them is not finite, or see `load_group`.
     """
-    file = run.file if len(run.groups) == 1 else fetch_groups(run.file, run.groups, selection)
+    file = run.file if len(run.groups) == 1 else fetch_groups(repository, run.file, run.groups, selection)
     found: dict[str, list[npt.NDArray[Any]]] = {feature.key: [] for feature in selection.columns}
     for group in run.groups:
         loaded = load_group(repository, file, group, selection)

@@ -127,7 +127,10 @@ class ReadAhead:
         self._arrays = RecycledArrays()
         self._requests = RequestScope()
         self._fetchers = ThreadPoolExecutor(options.storage.num_connections, "lerobot_grain fetch", initializer=self._requests.enter)
-        self._decoders = ThreadPoolExecutor(options.num_decode_threads or _num_cores(), "lerobot_grain decode")
+        # They seldom send a request: for what tells the order of rows in the row groups around one.
+        self._decoders = ThreadPoolExecutor(
+            options.num_decode_threads or _num_cores(), "lerobot_grain decode", initializer=self._requests.enter
+        )
         rows_bytes = options.memory_budget_bytes // (_ROWS_PART if selection.videos else _ROWS_PART_ALONE)
         self._rows = RowReader(
             repository,

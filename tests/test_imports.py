@@ -38,6 +38,7 @@ LEVELS = [
     ["_open_storage"],
     ["_video", "_json_lines", "_statistics"],
     ["_metadata_v2"],
+    ["_row_order"],
     ["_repository"],
     ["_rows", "_selection"],
     ["_frame_order", "_depth_video", "_coded_video", "_plot"],
