@@ -14,6 +14,7 @@ Rules:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from lerobot_grain._kept import Kept
 from lerobot_grain._known_frames import KnownFrames
 from lerobot_grain._plan import VideoFile
 from lerobot_grain._repository import Repository, sample_table, sample_table_in
+from lerobot_grain._rows import episode_timestamps
 from lerobot_grain._statistics import Meter
 from lerobot_grain._storage import Storage
 from lerobot_grain._video import Coded, OpenGop
@@ -241,6 +243,7 @@ def open_video(repository: Repository, camera: str, number: int, *, keep_bytes: 
             number=number,
             episodes=episodes,
             fps=repository.fps,
+            read_timestamps=functools.partial(episode_timestamps, repository),
             contents=contents,
             where=where,
         )
