@@ -1,7 +1,7 @@
 """What a coded picture says of itself: whether a decoder can start at it, and which headers it brings along. Bits only, no I/O.
 
-A table of codecs (`CODECS` in `_mp4`) must have an entry in `_STARTS` here: a codec whose first pictures nobody looks at could be stitched
-wrongly without an error.
+A codec of the table (`CODECS` in `_video_format`) must have an entry in `_STARTS` here: one whose first pictures nobody looks at
+could be stitched wrongly without an error.
 
 Headers are what a decoder remembers from one picture to the next: parameter sets (H.264, HEVC), sequence headers (AV1), and the layers
 above a picture (MPEG-4 Part 2). Most files have them in the sample description alone. Files that were joined from recordings of different
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._mp4 import VideoFormat
+from lerobot_grain._video_format import VideoFormat
 
 Bytes = bytes | memoryview
 

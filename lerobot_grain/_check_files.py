@@ -19,13 +19,13 @@ import numpy.typing as npt
 from lerobot_grain._coded_video import open_video
 from lerobot_grain._columns import element_dtype, example_column, to_encoded_images, to_numpy, to_strings
 from lerobot_grain._errors import DatasetFormatError, LeRobotGrainError, MissingFileError
-from lerobot_grain._mp4 import VideoFormat
 from lerobot_grain._parquet import ParquetTable
 from lerobot_grain._plan import VideoFile
 from lerobot_grain._repository import Repository
 from lerobot_grain._row_frames import frames_until
 from lerobot_grain._rows import open_data_file
 from lerobot_grain._schema import NUMERIC_DTYPES, Feature
+from lerobot_grain._video_format import VideoFormat
 
 Integers = npt.NDArray[np.int64]
 

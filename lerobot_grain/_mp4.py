@@ -25,7 +25,7 @@ more than turn the picture by a quarter.
 from __future__ import annotations
 
 import struct
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -34,27 +34,10 @@ import numpy.typing as npt
 
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import DatasetFormatError
+from lerobot_grain._mp4_boxes import Bytes, box_header, boxes, only_box
+from lerobot_grain._video_format import VideoFormat, read_video_format
 
 Integers = npt.NDArray[np.int64]
-# Views, so that boxes inside of boxes do not take their memory again.
-Bytes = bytes | memoryview
-
-# Sample entries (fourcc) that FFmpeg's decoders are given, and the names that lerobot uses for them.
-CODECS = {"av01": "av1", "avc1": "h264", "avc3": "h264", "hvc1": "hevc", "hev1": "hevc", "mp4v": "mpeg4", "vp09": "vp9"}
-# `mp4v` stands for whatever the object type in its `esds` box says (the registration authority's list; FFmpeg's `ff_mp4_obj_type`).
-_MPEG4_OBJECT_TYPE = 0x20
-_OBJECT_TYPES = {
-    0x21: "H.264",
-    0x23: "HEVC",
-    0x6A: "MPEG-1",
-    0x6C: "MJPEG",
-    0x6D: "PNG",
-    0x6E: "JPEG 2000",
-    0xA3: "VC-1",
-    0xA4: "Dirac",
-    **dict.fromkeys(range(0x60, 0x66), "MPEG-2"),
-    0xB1: "VP9",
-}
 
 # Holds the headers of `ftyp`, `free` and the next box in every file seen; one round trip instead of one per box.
 _HEAD_BYTES = 4096
@@ -67,45 +50,12 @@ _LAST_MOOV_BYTES = 64 << 10
 _MAX_MOOV_BYTES = 64 << 20
 _MAX_PICTURES = 4_000_000
 _MAX_TOP_LEVEL_BOXES = 1000
-# Inside of another box; FFmpeg writes up to 12. A `moov` has room for millions.
-_MAX_INNER_BOXES = 1000
 # Players' edit lists have a few.
 _MAX_EDITS = 1000
 # What must not be there twice: which one counts would be a guess.
 _TABLES = frozenset(("stsd", "stts", "ctts", "stss", "stsc", "stsz", "stco", "co64"))
-# Fields of a visual sample entry in front of its boxes (ISO/IEC 14496-12, 12.1.3).
-_VISUAL_FIELDS_BYTES = 78
-
-# The first four numbers of a matrix (a, b, c, d of 14496-12, 8.3.2), by their signs, and the degrees that the picture is turned by
-# clockwise. The others mirror it, or do nothing that has a name.
-_TURNS = {(1, 0, 0, 1): 0, (0, 1, -1, 0): 90, (-1, 0, 0, -1): 180, (0, -1, 1, 0): 270}
-_IDENTITY = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
 
 SampleTableReader = Generator[ByteRange, bytes, "SampleTable"]
-
-
-class VideoFormat(NamedTuple):
-    """What a decoder is told of the samples of a file. Samples of files with equal formats can be decoded together.
-
-    Attributes:
-      codec: `av1`, `h264`, `hevc`, `mpeg4` or `vp9`, told by the file.
-      width, height: pixels, as coded.
-      sample_description: the `stsd` box, without bit rates.
-      matrices: those of the movie and of the track, 36 bytes each: how the picture is turned for display.
-      rotation: degrees clockwise that they turn it by: 0, 90, 180 or 270.
-    """
-
-    codec: str
-    width: int
-    height: int
-    sample_description: bytes
-    matrices: tuple[bytes, bytes] = (_IDENTITY, _IDENTITY)
-    rotation: int = 0
-
-    @property
-    def frame_size(self) -> tuple[int, int]:
-        """(height, width) of a frame, turned."""
-        return (self.width, self.height) if self.rotation in (90, 270) else (self.height, self.width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +157,7 @@ def read_sample_table(file_size_bytes: int, *, where: str, is_moov_last: bool = 
             rest = file_size_bytes - cursor
             length = min(_HEAD_BYTES, rest) if cursor == 0 else rest if rest <= _TAIL_BYTES else 16
             start, known = cursor, (yield ByteRange(cursor, cursor + length))
-        kind, header, size = _box_header(known, cursor - start, file_size_bytes - cursor, where, cursor)
+        kind, header, size = box_header(known, cursor - start, file_size_bytes - cursor, where, cursor)
         if cursor == 0 and kind not in ("ftyp", "moov", "mdat", "free", "skip", "wide", "styp"):
             raise DatasetFormatError(f"{where}: not an MP4 file: it starts with a box {kind!r}; expected ftyp")
         if kind in ("moof", "styp", "sidx"):
@@ -223,42 +173,6 @@ def read_sample_table(file_size_bytes: int, *, where: str, is_moov_last: bool = 
     raise DatasetFormatError(f"{where}: no moov box among the first {_MAX_TOP_LEVEL_BOXES} boxes")
 
 
-def _box_header(data: Bytes, offset: int, space: int, where: str, place: int) -> tuple[str, int, int]:
-    """Returns (type, bytes of the header, bytes of the box) of the box at `offset`; what holds it ends after `space` bytes."""
-    size, kind = struct.unpack_from(">I4s", data, offset)
-    header = 8
-    if size == 1 and space >= 16:
-        (size,) = struct.unpack_from(">Q", data, offset + 8)
-        header = 16
-    elif size == 0:
-        size = space
-    name = kind.decode("latin-1")
-    if not header <= size <= space:
-        raise DatasetFormatError(
-            f"{where}: box {name!r} at byte {place} has {size} bytes, but {space} are left; the file is truncated or not an MP4 file"
-        )
-    return name, header, size
-
-
-def _boxes(data: Bytes, where: str, parent: str) -> Iterator[tuple[str, Bytes]]:
-    """Yields (type, payload) of the boxes that fill `data`."""
-    offset = 0
-    for _ in range(_MAX_INNER_BOXES):
-        if len(data) - offset < 8:
-            return
-        kind, header, size = _box_header(data, offset, len(data) - offset, f"{where}: in {parent}", offset)
-        yield kind, data[offset + header : offset + size]
-        offset += size
-    raise DatasetFormatError(f"{where}: {parent} holds more than {_MAX_INNER_BOXES} boxes")
-
-
-def _only(data: Bytes, kind: str, where: str, parent: str) -> Bytes:
-    found = [payload for name, payload in _boxes(data, where, parent) if name == kind]
-    if len(found) != 1:
-        raise DatasetFormatError(f"{where}: {parent} holds {len(found)} boxes {kind}; expected one")
-    return found[0]
-
-
 def _parse_moov(moov: Bytes, file_size_bytes: int, where: str) -> SampleTable:
     try:
         return _parse_tracks(moov, file_size_bytes, where)
@@ -269,32 +183,32 @@ def _parse_moov(moov: Bytes, file_size_bytes: int, where: str) -> SampleTable:
 
 def _parse_tracks(moov: Bytes, file_size_bytes: int, where: str) -> SampleTable:
     tracks, movie = [], b""
-    for kind, payload in _boxes(moov, where, "moov"):
+    for kind, payload in boxes(moov, where, "moov"):
         if kind == "mvhd":
             movie = bytes(payload)
         if kind == "mvex":
             raise DatasetFormatError(f"{where}: a fragmented MP4 (moov holds mvex); only files with one complete moov box are read")
         if kind == "trak":
-            media = _only(payload, "mdia", where, "trak")
-            if _only(media, "hdlr", where, "mdia")[8:12] == b"vide":
+            media = only_box(payload, "mdia", where, "trak")
+            if only_box(media, "hdlr", where, "mdia")[8:12] == b"vide":
                 tracks.append((payload, media))
     if len(tracks) != 1:
         raise DatasetFormatError(f"{where}: found {len(tracks)} video tracks; expected one")
     track, media = tracks[0]
-    header = _only(media, "mdhd", where, "mdia")
+    header = only_box(media, "mdhd", where, "mdia")
     (timescale,) = struct.unpack_from(">I", header, 20 if header[0] == 1 else 12)
     if timescale == 0:
         raise DatasetFormatError(f"{where}: the timescale is 0")
-    information = _only(_only(media, "minf", where, "mdia"), "stbl", where, "minf")
+    information = only_box(only_box(media, "minf", where, "mdia"), "stbl", where, "minf")
     tables: dict[str, Bytes] = {}
-    for kind, payload in _boxes(information, where, "stbl"):
+    for kind, payload in boxes(information, where, "stbl"):
         if kind in tables and kind in _TABLES:
             raise DatasetFormatError(f"{where}: stbl holds two boxes {kind}; expected one")
         tables[kind] = payload
     for kind in ("stsd", "stts", "stsc", "stsz"):
         if kind not in tables:
             raise DatasetFormatError(f"{where}: stbl holds no box {kind}; found {', '.join(tables)[:400]}")
-    video_format = _video_format(tables["stsd"], movie, track, where)
+    video_format = read_video_format(tables["stsd"], movie, track, where)
     sizes = _sizes(tables["stsz"], file_size_bytes, where)
     offsets = _offsets(tables, sizes, file_size_bytes, where)
     decode_times = np.cumsum(_run_lengths(tables["stts"], ">u4", len(sizes), "stts", where))
@@ -326,75 +240,6 @@ def _parse_tracks(moov: Bytes, file_size_bytes: int, where: str) -> SampleTable:
         presentation=presentation,
         is_plain=len(presentation) == len(pts) and bool((np.diff(presentation) == 1).all() and (np.diff(offsets) > 0).all()),
     )
-
-
-def _video_format(stsd: Bytes, movie: bytes, track: Bytes, where: str) -> VideoFormat:
-    entries = list(_boxes(stsd[8:], where, "stsd"))
-    if len(entries) != 1:
-        raise DatasetFormatError(f"{where}: found {len(entries)} sample descriptions; an encoding that changes half-way is not supported")
-    kind, entry = entries[0]
-    if kind not in CODECS:
-        raise DatasetFormatError(f"{where}: unsupported codec {kind!r}; expected one of {', '.join(CODECS)}")
-    width, height = struct.unpack_from(">HH", entry, 24)
-    children = list(_boxes(entry[_VISUAL_FIELDS_BYTES:], where, kind))
-    if kind == "mp4v" and (other := _other_codec([payload for name, payload in children if name == "esds"])):
-        raise DatasetFormatError(f"{where}: unsupported codec {other} in a sample entry mp4v; expected MPEG-4 Part 2 there")
-    # FFmpeg writes the bit rate of each file here (btrt), which no decoder needs: without it, files of one encoder have equal descriptions,
-    # and their GOPs can be decoded together.
-    kept = [box(name, payload) for name, payload in children if name != "btrt"]
-    description = box("stsd", bytes(stsd[:8]) + box(kind, b"".join([entry[:_VISUAL_FIELDS_BYTES], *kept])))
-    matrices, rotation = _matrices(movie, track, where)
-    return VideoFormat(CODECS[kind], width, height, description, matrices, rotation)
-
-
-def _other_codec(boxes_esds: list[Bytes]) -> str | None:
-    """Returns the codec that the descriptors of a sample entry `mp4v` name, if it is not MPEG-4 Part 2."""
-    if not boxes_esds:
-        return None
-    # ISO/IEC 14496-1, 7.2.6: descriptors of tag, length (7 bits a byte) and fields. An ES_Descriptor (3) holds its number and flags, then a
-    # DecoderConfigDescriptor (4), which begins with the object type.
-    esds, cursor = bytes(boxes_esds[0]), 4
-    for tag, num_fields in ((3, 3), (4, 0)):
-        if cursor >= len(esds) or esds[cursor] != tag:
-            return None  # FFmpeg then goes by the sample entry
-        cursor += 1
-        while cursor < len(esds) and esds[cursor] & 0x80:
-            cursor += 1
-        cursor += 1
-        if tag == 3 and cursor + 2 < len(esds):
-            flags = esds[cursor + 2]
-            num_fields += 2 * (flags >> 7 & 1) + (1 + esds[cursor + 3] if flags & 0x40 else 0) + 2 * (flags >> 5 & 1)
-        cursor += num_fields
-    kind = esds[cursor] if cursor < len(esds) else _MPEG4_OBJECT_TYPE
-    return None if kind == _MPEG4_OBJECT_TYPE else _OBJECT_TYPES.get(kind, f"of object type 0x{kind:02x}")
-
-
-def _matrices(movie: bytes, track: Bytes, where: str) -> tuple[tuple[bytes, bytes], int]:
-    """Returns the matrices of movie and track, and the degrees clockwise by which both together turn the picture."""
-    header = bytes(_only(track, "tkhd", where, "trak"))
-    # 14496-12, 8.2.2 and 8.3.2: behind the times, whose width depends on the version, and other fields.
-    places = ((movie, 48 if movie[:1] == b"\1" else 36), (header, 52 if header[:1] == b"\1" else 40))
-    found = [data[place : place + 36] for data, place in places]
-    of_movie, of_track = (matrix if len(matrix) == 36 else _IDENTITY for matrix in found)
-    if of_movie == of_track == _IDENTITY:
-        return (_IDENTITY, _IDENTITY), 0
-    a, b, _, c, d, *_ = struct.unpack(">9i", of_track)
-    e, f, _, g, h, *_ = struct.unpack(">9i", of_movie)
-    product = (a * e + b * g, a * f + b * h, c * e + d * g, c * f + d * h)
-    if not any(product):
-        return (_IDENTITY, _IDENTITY), 0  # written by tools that leave the field empty; players show the picture as it is
-    rotation = next((degrees for signs, degrees in _TURNS.items() if signs == tuple(np.sign(product))), None)
-    if rotation is None:
-        raise DatasetFormatError(
-            f"{where}: its matrix {tuple(n / 2**32 for n in product)} mirrors or distorts the picture; expected one that turns it by "
-            "0, 90, 180 or 270 degrees"
-        )
-    return (of_movie, of_track), rotation
-
-
-def box(kind: str, payload: Bytes) -> bytes:
-    """Returns a box: its size, its type and its payload."""
-    return struct.pack(">I4s", 8 + len(payload), kind.encode("latin-1")) + payload
 
 
 def _sizes(stsz: Bytes, file_size_bytes: int, where: str) -> Integers:
@@ -444,8 +289,8 @@ class _Edit(NamedTuple):
 
 def _edit_of(track: Bytes, movie: bytes, timescale: int, where: str) -> _Edit | None:
     """Returns the one edit of a track; `None` where there is no edit list, which shows everything."""
-    edits = [payload for kind, payload in _boxes(track, where, "trak") if kind == "edts"]
-    entries = _edits(_only(edits[0], "elst", where, "edts")) if edits else []
+    edits = [payload for kind, payload in boxes(track, where, "trak") if kind == "edts"]
+    entries = _edits(only_box(edits[0], "elst", where, "edts")) if edits else []
     if not entries:
         return None
     (movie_timescale,) = struct.unpack_from(">I", movie, 20 if movie[:1] == b"\1" else 12) if len(movie) >= 24 else (0,)

@@ -15,9 +15,10 @@ import numpy.typing as npt
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._episodes import EpisodeTable
 from lerobot_grain._errors import DatasetFormatError
-from lerobot_grain._mp4 import SampleTable, VideoFormat
+from lerobot_grain._mp4 import SampleTable
 from lerobot_grain._row_frames import ReadTimestamps, link_rows
 from lerobot_grain._small_mp4 import Unit, unit_of_frames
+from lerobot_grain._video_format import VideoFormat
 
 Integers = npt.NDArray[np.int64]
 

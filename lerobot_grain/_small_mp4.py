@@ -27,7 +27,9 @@ import numpy.typing as npt
 from lerobot_grain._bitstreams import HAS_NAL_UNITS, NotAStartError, later_headers, start_of
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import DatasetFormatError
-from lerobot_grain._mp4 import SampleTable, VideoFormat, box
+from lerobot_grain._mp4 import SampleTable
+from lerobot_grain._mp4_boxes import box
+from lerobot_grain._video_format import VideoFormat
 
 Integers = npt.NDArray[np.int64]
 
