@@ -66,7 +66,7 @@ def consecutive(firsts: Sequence[int], lengths: Sequence[int]) -> list[list[int]
 
 
 HUNDREDS = [100] * 16
-COUNTED = {
+COUNTED: dict[str, tuple[SampleTable, list[int], Any, float]] = {
     "29.97 under 30": (at_rate(30000 / 1001, 1600), HUNDREDS, np.arange(16) * 100 / 30, 30.0),
     "59.94 under 60": (at_rate(60000 / 1001, 1600), HUNDREDS, np.arange(16) * 100 / 60, 60.0),
     "23.976 under 24": (at_rate(24000 / 1001, 1600), HUNDREDS, np.arange(16) * 100 / 24, 24.0),
@@ -207,8 +207,8 @@ def test_more_frames_at_a_rate_that_is_no_multiple() -> None:
     short = link(at_rate(30000 / 1001, 401), [400], [0.0], fps=30.0)
     assert frames_of(short, [400]) == [list(range(400))]
     assert link(at_rate(30000 / 1001, 1601), [1600], [0.0], fps=30.0).problems == {
-        0: "it has 1600 rows and 1601 frames from 0.000000 s on, which frame belongs to which row is not known; the frames of the file come "
-        "at 29.97 a second, info.json says fps 30"
+        0: "it has 1600 rows and 1601 frames from 0.000000 s on, which frame belongs to which row is not known; the frames of the file "
+        "come at 29.97 a second, info.json says fps 30"
     }
 
 
