@@ -13,11 +13,8 @@ Rule: NAL units follow their lengths (ISO/IEC 14496-15); inside of one, a start 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
-
-import numpy as np
-import numpy.typing as npt
 
 from lerobot_grain._video_format import VideoFormat
 
@@ -32,6 +29,7 @@ _H264_HEADERS = (7, 8, 13, 15)  # parameter sets of sequence and picture, the ex
 # OBU types of the AV1 specification, section 6.2.2.
 _AV1_SEQUENCE_HEADER, _AV1_FRAME_HEADER, _AV1_FRAME = 1, 3, 6
 _START_CODE = b"\0\0\1"
+# Codecs whose samples consist of NAL units, any of which may be a header.
 HAS_NAL_UNITS = frozenset(("h264", "hevc"))
 
 
@@ -60,21 +58,17 @@ def start_of(video: VideoFormat, sample: Bytes) -> Start:
     return _STARTS[video.codec](video, sample)
 
 
-def later_headers(video: VideoFormat, payload: Bytes, starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> set[bytes]:
-    """Returns what samples of a unit, behind its first, bring along: that holds for what is decoded after the unit, too.
-
-    Args:
-      video: of a codec with NAL units (`HAS_NAL_UNITS`).
-      payload: bytes of the file.
-      starts, sizes: int64 `(samples,)`: where those samples lie in it.
-    """
-    # Nearly every sample begins with a slice of its picture; the others are looked at one by one.
-    kinds = np.frombuffer(payload, np.uint8)[np.minimum(starts + _length_bytes(video), len(payload) - 1)]
-    is_slice = kinds >> 1 & 0x3F <= _HEVC_LAST_PICTURE_TYPE if video.codec == "hevc" else (kinds & 0x1F) - 1 < _H264_LAST_PICTURE_TYPE
+def later_headers(video: VideoFormat, samples: Iterable[Bytes]) -> set[bytes]:
+    """Returns what the samples of a unit behind its first bring along: that holds for what is decoded after the unit, too."""
+    if video.codec not in HAS_NAL_UNITS:
+        return set()
+    place = _length_bytes(video)
     wanted = _HEVC_HEADERS if video.codec == "hevc" else _H264_HEADERS
     found = set()
-    for i in np.flatnonzero(~is_slice).tolist():
-        sample = payload[starts.item(i) : starts.item(i) + sizes.item(i)]
+    for sample in samples:
+        # Nearly every sample begins with a slice of its picture; the others are looked at more closely.
+        if len(sample) > place and _is_picture(video, _kind(video, sample[place])):
+            continue
         try:
             found.add(b"".join(_header(sample, begin, stop) for kind, begin, stop in _nal_units(video, sample) if kind in wanted))
         except NotAStartError:

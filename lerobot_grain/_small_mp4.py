@@ -113,23 +113,18 @@ def coded_unit(table: SampleTable, unit: Unit, payload: bytes | memoryview, *, w
     sizes = table.sizes[first : first + count] if table.is_plain else table.sizes[unit.samples]
     lengths = sizes.tolist()
     pieces: list[bytes | memoryview]
-    if table.is_plain and sum(lengths) == len(view):
+    if table.is_plain and table.format.codec not in HAS_NAL_UNITS and sum(lengths) == len(view):
         pieces = [view[: lengths[0]], view[lengths[0] :]]
     else:
         starts = (table.offsets[unit.samples] - unit.byte_range.start).tolist()
         pieces = [view[start : start + size] for start, size in zip(starts, lengths, strict=True)]
     try:
         sample, headers = start_of(table.format, pieces[0])
-        is_alone = table.format.codec in HAS_NAL_UNITS and count > 1 and not _later_headers(table, unit, view) <= {headers}
+        is_alone = not later_headers(table.format, pieces[1:]) <= {headers}
     except NotAStartError as error:
         raise DatasetFormatError(f"{where}, bytes {unit.byte_range}: {error}") from None
     pieces[0] = sample
     return CodedUnit(pieces, sizes, unit.ranks, None if is_alone else headers)
-
-
-def _later_headers(table: SampleTable, unit: Unit, payload: memoryview) -> set[bytes]:
-    later = unit.samples[1:]
-    return later_headers(table.format, payload, table.offsets[later] - unit.byte_range.start, table.sizes[later])
 
 
 def small_mp4(video: VideoFormat, units: Sequence[CodedUnit]) -> bytes:
