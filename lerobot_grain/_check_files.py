@@ -97,7 +97,7 @@ def check_video_file(repository: Repository, camera: str, number: int) -> tuple[
     except LeRobotGrainError as error:
         return [_unreadable(error, repository, spans.paths[number], camera, held)], None
     table = file.table
-    findings = [*_frames_of_rows(file, repository, held), *_frame_size(file, repository, held)]
+    findings = [*_frames_of_rows(file, repository, held), *_frame_size(file, repository, held), *_as_shown(file)]
     counts = np.bincount(table.gop_lengths())
     facts = VideoFacts(
         format=table.format,
@@ -164,6 +164,18 @@ def _frame_size(file: VideoFile, repository: Repository, held: Integers) -> list
         "only with image_size= they are read"
     )
     return [found("frame_size", file.path, text, feature=file.camera, episodes=held, is_problem=True)]
+
+
+def _as_shown(file: VideoFile) -> list[Finding]:
+    """Returns what the headers of the file change about its pictures."""
+    findings = []
+    if hidden := file.table.num_samples - file.table.num_frames - file.num_hidden:
+        text = f"its edit list hides {hidden} of its {file.table.num_samples} coded pictures, here as in FFmpeg"
+        findings.append(found("hidden_frames", file.path, text, feature=file.camera))
+    if rotation := file.table.format.rotation:
+        text = f"its header turns frames by {rotation} degrees clockwise; they are given turned"
+        findings.append(found("rotation", file.path, text, feature=file.camera))
+    return findings
 
 
 def _about_video(file: VideoFile, kind: str, episodes: Integers, text: str, *, is_problem: bool = False) -> Finding:

@@ -18,6 +18,7 @@ from lerobot_grain import _check
 from lerobot_grain._cli import main
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, LoopbackHub, WrittenDataset, write_dataset
 from tests.helpers import encoded
+from tests.odd_videos import TURNS, edited, film, joined, times_of, turned
 
 TOP, PICTURE = "top", "picture"
 LENGTHS = [12, 8, 10, 6]
@@ -210,6 +211,32 @@ def test_episodes_that_overlap(directory: Path) -> None:
     assert "episode 1 begins before the end of episode 0 in the same file: -0.300000 s" in text_of(report, "spans")
     assert "episode 1 has 8 rows, but 1.100000 s of video until its to_timestamp, +3.0 frames" in text_of(report, "durations")
     assert "3 of its 20 frames belong to no row, 3 of them behind episode 1" in text_of(report, "unused_frames")
+
+
+def test_headers_that_hide_and_turn_frames(directory: Path) -> None:
+    data = film("h264", 0, 22)
+    times = times_of(data)
+    (directory / VIDEO.format(0)).write_bytes(turned(edited(data, (times.length, times.start + times.frame + 1)), TURNS[180]))
+    report = checked(directory)
+    kinds = found(report)
+    assert kinds["hidden_frames"] == kinds["rotation"] == (False, TOP, ())
+    assert text_of(report, "hidden_frames") == f"{VIDEO.format(0)}: its edit list hides 2 of its 22 coded pictures, here as in FFmpeg"
+    assert text_of(report, "rotation") == f"{VIDEO.format(0)}: its header turns frames by 180 degrees clockwise; they are given turned"
+    assert report.is_fine
+
+
+def test_episodes_that_begin_inside_the_one_before(directory: Path) -> None:
+    """Each has a frame more than rows, and starts are counted from rows: each but the first is given frames of the one before."""
+    films = [film("h264", 0, 13), film("h264", 1, 9)]
+    (directory / VIDEO.format(0)).write_bytes(joined(*films))
+    report = checked(directory)
+    kinds = {finding.kind: finding for finding in report.findings if finding.path == VIDEO.format(0)}
+    assert sorted(kinds) == ["key_frame", "unused_frames"]
+    assert kinds["key_frame"].episodes == (1,)
+    assert "2 of its 22 frames belong to no row, 2 of them behind episode 1" in kinds["unused_frames"].text
+    # Where the starts are those of the video, all is well.
+    set_values(directory, "videos/top/from_timestamp", [0.0, 1.3, 0.0, 1.0])
+    assert "key_frame" not in {finding.kind for finding in checked(directory).findings}
 
 
 def test_video_of_another_frame_rate_with_a_frame_for_every_row(directory: Path) -> None:
