@@ -229,7 +229,7 @@ def _starts_of_episodes(file: VideoFile, repository: Repository, episodes: Integ
         i = late[0]
         text = f"episode {regular[i]} should start at {starts[i]:.6f} s; its first frame is the one at {times[i]:.6f} s; lerobot refuses it"
         findings.append(_about_video(file, "from_timestamp", regular[late], text))
-    if (odd := regular[~np.isin(table.presentation[first], table.keys)]).size:
+    if (odd := regular[~np.isin(table.presentation[first], table.keys) & (first > 0)]).size:
         text = (
             f"episode {odd[0]} does not begin at a key frame, as an episode that was recorded by itself does; if the episodes before it "
             "have more frames than the table says, its frames are theirs"

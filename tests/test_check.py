@@ -218,8 +218,8 @@ def test_headers_that_hide_and_turn_frames(directory: Path) -> None:
     times = times_of(data)
     (directory / VIDEO.format(0)).write_bytes(turned(edited(data, (times.length, times.start + times.frame + 1)), TURNS[180]))
     report = checked(directory)
-    kinds = found(report)
-    assert kinds["hidden_frames"] == kinds["rotation"] == (False, TOP, ())
+    kinds = {finding.kind: finding.episodes for finding in report.findings if finding.path == VIDEO.format(0)}
+    assert kinds == {"hidden_frames": (), "rotation": (), "key_frame": (1,)}
     assert text_of(report, "hidden_frames") == f"{VIDEO.format(0)}: its edit list hides 2 of its 22 coded pictures, here as in FFmpeg"
     assert text_of(report, "rotation") == f"{VIDEO.format(0)}: its header turns frames by 180 degrees clockwise; they are given turned"
     assert report.is_fine
