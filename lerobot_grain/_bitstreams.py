@@ -196,7 +196,8 @@ def _mpeg4_start(video: VideoFormat, sample: Bytes) -> Start:
     start = data.find(b"\0\0\1\xb6")
     if start < 0 or start + 4 >= len(data) or data[start + 4] >> 6 != 0:
         raise NotAStartError("flagged as key frame, but it does not begin with an MPEG-4 intra picture")
-    # The time of a group of pictures (b3) and what encoders write of themselves (b2) come with the headers, and differ from GOP to GOP.
+    # The time of a group of pictures (b3) stands with the headers, and differs from GOP to GOP. What an encoder writes of itself (b2)
+    # counts: FFmpeg decodes by it.
     pieces = data[:start].split(_START_CODE)
     return Start(sample, b"".join(_START_CODE + piece for piece in pieces if piece and piece[0] != 0xB3))
 
