@@ -26,8 +26,8 @@ ROOMS = {name for name in MODULES if not name.startswith("testing.")}
 # A module imports only from the rows above its own.
 LEVELS = [
     ["_errors"],
-    ["_byte_ranges", "_disk_cache", "_schema", "_windows", "_order", "_kept", "_known_frames", "_batches", "_recycled", "_parquet_pages"],
-    ["_request_scope", "_storage_options"],
+    ["_byte_ranges", "_disk_cache", "_features", "_windows", "_order", "_kept", "_known_frames", "_batches", "_recycled", "_parquet_pages"],
+    ["_request_scope", "_schema", "_storage_options"],
     ["_mp4", "_episodes", "_answers", "_hub_repository", "_columns", "_augment", "_shaping", "_running_stats"],
     ["_small_mp4", "_parquet", "_pacing", "_hub_cache", "_openpi"],
     ["_plan", "_transport"],
