@@ -88,7 +88,7 @@ def test_a_feature_that_is_not_selected_is_in_nobodys_way(directory: Path) -> No
 @pytest.mark.parametrize("make", [stream, piped], ids=["front", "parts"])
 def test_the_mask_under_another_key(directory: Path, columns: list[dict[str, Any]], make: Any) -> None:
     windows = {"action": [0.0, 0.1], "observation.state": [-0.1], "other": [0.1]}
-    arguments = {"pad_keys": {"action": "action_window_is_pad", "observation.state": "past"}}
+    arguments: dict[str, Any] = {"pad_keys": {"action": "action_window_is_pad", "observation.state": "past"}}
     arguments |= {"delta_timestamps": windows} if make is stream else {}
     dataset = make(directory, **arguments) if make is stream else make(directory, windows, **arguments)
     found = list(dataset)
