@@ -20,6 +20,7 @@ import numpy.typing as npt
 from lerobot_grain._check_files import DataFacts, Finding, VideoFacts, and_more, check_data_file, check_video_file, found
 from lerobot_grain._episodes import FileSpans
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, LeRobotGrainError, shown
+from lerobot_grain._features import camera_encoding
 from lerobot_grain._frame_order import default_clip_length
 from lerobot_grain._repository import INFO_PATH, Repository
 from lerobot_grain._selection import select_episodes
@@ -292,8 +293,7 @@ def _about_camera(repository: Repository, key: str, facts: list[VideoFacts]) -> 
         return []
     path = f"videos/{key}"
     cost, findings = _camera_cost(key, facts), []
-    description = _declared(repository)["features"][key]
-    encoding = description.get("info") or description.get("video_info") or {}
+    encoding = camera_encoding(_declared(repository)["features"][key])
     codec, rate = encoding.get("video.codec"), encoding.get("video.fps")
     if isinstance(codec, str) and cost.codecs != (_CODEC_NAMES.get(codec, codec),):
         findings.append(

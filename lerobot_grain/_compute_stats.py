@@ -94,7 +94,13 @@ def compute_stats(
     return {key: stats[key] for key in selection.keys}
 
 
-def stats_of(batches: Iterable[Mapping[str, Any]], *, keys: Sequence[str], num_batches: int | None = None) -> Stats:
+def stats_of(
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    keys: Sequence[str],
+    num_batches: int | None = None,
+    pad_keys: Mapping[str, str] | None = None,
+) -> Stats:
     """Returns statistics of what a stream holds, for what is made of rows on the way, such as actions relative to the state.
 
         chunks = LeRobotIterDataset(repository, delta_timestamps=..., num_epochs=1).map(to_relative_actions)
@@ -105,6 +111,7 @@ def stats_of(batches: Iterable[Mapping[str, Any]], *, keys: Sequence[str], num_b
         left out.
       keys: whose statistics.
       num_batches: how many of the batches, from the first on; `None`: all.
+      pad_keys: key -> key of its mask, where that is not `{key}_is_pad`; as for `LeRobotIterDataset`.
 
     Returns:
       As `compute_stats`: of the last axis of arrays of at least two axes, else `(1,)`. Arrays of uint8 with at least four axes are pictures
@@ -128,7 +135,7 @@ def stats_of(batches: Iterable[Mapping[str, Any]], *, keys: Sequence[str], num_b
             if not np.isfinite(values).all():
                 place = tuple(np.argwhere(~np.isfinite(values))[0].tolist())
                 raise InvalidRequestError(f"batch {number}: {key!r} is {values[place]} at {list(place)}; expected finite numbers")
-            rows = _rows(values, batch.get(f"{key}_is_pad"))
+            rows = _rows(values, batch.get((pad_keys or {}).get(key, f"{key}_is_pad")))
             stats = running.setdefault(key, RunningStats(rows.shape[1]))
             if rows.shape[1] != stats.size:
                 raise InvalidRequestError(f"batch {number}: {key!r} has {rows.shape[1]} numbers on the last axis; expected {stats.size}")

@@ -26,20 +26,9 @@ ROOMS = {name for name in MODULES if not name.startswith("testing.")}
 # A module imports only from the rows above its own.
 LEVELS = [
     ["_errors"],
-    [
-        "_byte_ranges",
-        "_disk_cache",
-        "_schema",
-        "_windows",
-        "_order",
-        "_kept",
-        "_known_frames",
-        "_batches",
-        "_recycled",
-        "_parquet_pages",
-        "_mp4_boxes",
-    ],
-    ["_request_scope", "_storage_options", "_video_format"],
+    ["_byte_ranges", "_disk_cache", "_features", "_windows", "_order", "_kept", "_known_frames", "_batches", "_recycled", "_parquet_pages"],
+    ["_mp4_boxes", "_request_scope", "_schema", "_storage_options"],
+    ["_video_format"],
     ["_mp4", "_episodes", "_answers", "_hub_repository", "_columns", "_augment", "_shaping", "_running_stats"],
     ["_bitstreams", "_row_frames", "_parquet", "_pacing", "_hub_cache", "_openpi"],
     ["_small_mp4"],
