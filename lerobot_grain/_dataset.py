@@ -10,23 +10,22 @@ Nothing does I/O before the first `next`, and data sets and iterators hold no cl
 
 from __future__ import annotations
 
-import functools
 import os
-from collections import deque
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import grain
 
-from lerobot_grain._batches import Batch, Example, join, num_examples, split, with_arrays_of_strings
+from lerobot_grain._batches import Batch, Example, num_examples, with_arrays_of_strings
 from lerobot_grain._depth_video import load_depth_decoder
 from lerobot_grain._errors import InvalidRequestError
 from lerobot_grain._frame_order import FrameOrderIterDataset
+from lerobot_grain._open_stream import OpenStream
 from lerobot_grain._order import Shuffle
 from lerobot_grain._readahead import ReadAhead, ReadOptions
 from lerobot_grain._repository import Repository, open_repository
-from lerobot_grain._requests import DeltaTimestamps, OrderedWindowsIterator, OrderedWindowsIterDataset, PulledBlocks, StateAfter, windows_of
+from lerobot_grain._requests import DeltaTimestamps, OrderedWindowsIterator, OrderedWindowsIterDataset, PulledBlocks, windows_of
 from lerobot_grain._rows import select_features
 from lerobot_grain._selection import EpisodeSelection
 from lerobot_grain._statistics import ReadStatistics
@@ -129,132 +128,126 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
 
 
 class _ReadWindowsIterator(grain.DatasetIterator[Example]):
+    # Of what is not made to its end, such as a copy that fails: there is nothing to close.
+    _closed = True
+
     def __init__(self, dataset: ReadWindowsIterDataset, parent: grain.DatasetIterator[WindowRequest]) -> None:
         super().__init__(parent)
         self._dataset = dataset
-        self._ahead: ReadAhead | None = None
-        self._blocks: OrderedWindowsIterator | PulledBlocks | None = None
-        self._parent_error: Exception | None = None
-        self._waiting: deque[_Waiting] = deque()  # blocks that were added, and not handed out to their end
-        self._examples: deque[Example] = deque()  # taken, and not handed out
-        self._state: Callable[[], dict[str, Any]] = parent.get_state
+        self._stream: OpenStream | None = None
         self._statistics = ReadStatistics()
-        self._exhausted = False
+        self._inside: dict[str, int] = {}  # the thread that is inside of `next`
 
     def __next__(self) -> Example:
-        with self._stats.record_self_time():
-            if not self._examples:
-                self._examples.extend(self._guarded(self._take_some))
-            self._hand_out(1)
-            example = self._examples.popleft()
-            self._stats.record_output_spec(example)
-            return example
+        return self.hand_out(_take_example, self._stats)
 
-    def next_batch(self, batch_size: int) -> Batch:
-        """Returns the next `batch_size` examples, or all that are left; if one of them cannot be read, none is handed out."""
-        batch = self._guarded(lambda: self._take_batch(batch_size))
-        self._hand_out(num_examples(batch))
-        return batch
+    def hand_out(self, take: Callable[[OpenStream], tuple[Taken, int]], stats: Any) -> Taken:
+        """Returns what `take` takes of the stream, and counts it: both, or, whatever is raised wherever, neither.
 
-    def _guarded(self, take: Callable[[], Taken]) -> Taken:
-        self._assert_not_closed()
-        if self._exhausted:
-            raise StopIteration
+        Args:
+          take: returns it, and how many examples it is.
+          stats: Grain's, of the iterator that hands it out.
+        """
+        held = None
         try:
-            return take()
-        except StopIteration:
-            self._forget()
-            self._exhausted = True
-            raise
-        except BaseException:
-            # Nothing was handed out: the next call starts again behind the last example that was.
-            if self._ahead is not None:
-                self._parent.set_state(self._state())
-                self._forget()
-            raise
-
-    def _take_some(self) -> list[Example]:
-        ahead = self._filled()
-        return split(ahead.take(ahead.convenient_count))
-
-    def _take_batch(self, batch_size: int) -> Batch:
-        batches = [self._filled().take(batch_size)]
-        while missing := batch_size - sum(num_examples(batch) for batch in batches):
-            # There are no more, or the next one cannot be read, which taking it says.
+            self._enter()
             try:
-                batches.append(self._filled().take(missing))
-            except StopIteration:
-                break
-        return join(batches)
+                with stats.record_self_time():
+                    held = self._mended()
+                    stream, num_before = held
+                    found, count = take(stream)
+                    stats.record_output_spec(found)
+                    stream.num_handed_out = num_before + count
+                    return found
+            finally:
+                self._inside.pop("thread", None)
+        except BaseException as error:
+            if held is not None:
+                self._take_back(*held, error)
+            raise
 
-    def _filled(self) -> ReadAhead:
-        """Returns the reader with as many examples as it wants to know, where there are so many.
+    def _enter(self) -> None:
+        """Notes that this thread is inside of `next`. Not a lock, which a signal handler that raises could leave locked."""
+        me = threading.get_ident()
+        if self._inside.setdefault("thread", me) != me:
+            raise InvalidRequestError(
+                "next was called while another thread is inside of next of the same iterator; an iterator is for one thread at a time, "
+                "give each thread an iterator of its own, with shard_options"
+            )
+
+    def _mended(self) -> tuple[OpenStream, int]:
+        """Returns the open stream, and how many examples of it were handed out; opens it, again where it was torn.
 
         Raises:
-          StopIteration: there is none. Any other error: the parent has raised it, or what it asks for cannot be read.
+          StopIteration: it has ended.
         """
-        if self._ahead is None or self._blocks is None:
-            dataset = self._dataset
-            # The parent is pulled ahead from here on.
-            self._state = functools.partial(dict, self._parent.get_state())
-            lengths = dataset._repository.episodes.lengths
-            self._blocks = self._parent if isinstance(self._parent, OrderedWindowsIterator) else PulledBlocks(self._parent, lengths)
-            self._ahead = ReadAhead(
-                dataset._repository,
-                dataset._selection,
-                image_size=dataset._image_size,
-                options=dataset._read_options,
-                known_examples=dataset._known_examples,
-                pad_keys=dataset._pad_keys,
-                is_expected=self._blocks.is_expected,
-            )
-        while self._parent_error is None and self._ahead.wants_more:
-            try:
-                block, state_after = self._blocks.next_block()
-                self._ahead.add(block)
-            except Exception as error:  # also StopIteration: the examples before it are handed out first
-                self._parent_error = error
-            else:
-                self._waiting.append(_Waiting(state_after, len(block)))
-        if self._ahead.is_empty:
-            assert self._parent_error is not None
-            raise self._parent_error
-        return self._ahead
+        self._assert_not_closed()
+        stream = self._stream
+        if stream is not None and stream.is_torn:
+            self._parent.set_state(stream.state())
+            self._forget()
+            stream = None
+        if stream is None:
+            stream = self._stream = self._opened()
+        if stream.has_ended:
+            raise StopIteration
+        return stream, stream.num_handed_out
 
-    def _hand_out(self, count: int) -> None:
-        while count:
-            waiting = self._waiting[0]
-            step = min(count, waiting.num_examples - waiting.num_handed_out)
-            waiting.num_handed_out += step
-            count -= step
-            self._state = functools.partial(waiting.state_after, waiting.num_handed_out)
-            if waiting.num_handed_out == waiting.num_examples:
-                self._waiting.popleft()
+    def _opened(self) -> OpenStream:
+        dataset = self._dataset
+        lengths = dataset._repository.episodes.lengths
+        blocks = self._parent if isinstance(self._parent, OrderedWindowsIterator) else PulledBlocks(self._parent, lengths)
+        ahead = ReadAhead(
+            dataset._repository,
+            dataset._selection,
+            image_size=dataset._image_size,
+            options=dataset._read_options,
+            known_examples=dataset._known_examples,
+            pad_keys=dataset._pad_keys,
+            is_expected=blocks.is_expected,
+        )
+        return OpenStream(self._parent.get_state(), blocks, ahead)
+
+    def _take_back(self, stream: OpenStream, num_handed_out: int, error: BaseException) -> None:
+        """Puts the stream to where it was before `next` raised; the next call reads the same examples again."""
+        if isinstance(error, StopIteration):
+            self._statistics = self.statistics()
+            stream.is_torn, stream.has_ended = False, True
+            stream.close()
+            return
+        stream.num_handed_out, stream.is_torn = num_handed_out, True
+        if isinstance(error, Exception):  # else the program is probably about to end
+            self._parent.set_state(stream.state())
+            self._forget()
 
     def statistics(self) -> ReadStatistics:
         """Returns what was read since the stream was begun or restored."""
-        if self._ahead is None:
-            return self._statistics
-        found = self._ahead.statistics()
-        return replace(found, examples=found.examples - len(self._examples))
+        return self._statistics if self._stream is None or self._stream.has_ended else self._stream.statistics()
 
     def _forget(self) -> None:
-        """Stops reading ahead; the parent stands where it was pulled to."""
+        """Stops reading ahead; the parent stands where it was pulled to, or was put back to."""
         self._statistics = self.statistics()
-        ahead, self._ahead, self._blocks, self._parent_error = self._ahead, None, None, None
-        self._waiting.clear()
-        self._examples.clear()
-        if ahead is not None:
-            ahead.close()
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
 
     def get_state(self) -> dict[str, Any]:
-        return self._state()
+        state: dict[str, Any] = self._parent.get_state() if self._stream is None else self._stream.state()
+        return state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        # The parent compares first, and raises before anything has changed here.
-        self._parent.set_state(state)
+        stream = self._stream
+        was_torn = stream is not None and stream.is_torn
+        try:
+            if stream is not None:
+                stream.is_torn = True  # until this is done
+            # The parent compares first, and raises before anything has changed.
+            self._parent.set_state(state)
+        except Exception:
+            if stream is not None:
+                stream.is_torn = was_torn
+            raise
         self._forget()
-        self._state, self._exhausted = self._parent.get_state, False
 
     def close(self) -> None:
         if self._closed:
@@ -262,17 +255,19 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
         self._forget()
         super().close()
 
+    def __getstate__(self) -> dict[str, Any]:
+        if self._stream is not None:
+            raise TypeError(
+                "an iterator that was begun cannot be copied or pickled; make another one of its data set, with this one's get_state()"
+            )
+        return self.__dict__
+
     def __str__(self) -> str:
         return str(self._dataset)
 
 
-@dataclass(eq=False, slots=True)
-class _Waiting:
-    """The examples of a block; `state_after(n)` is the parent's state after n of them."""
-
-    state_after: StateAfter
-    num_examples: int
-    num_handed_out: int = 0
+def _take_example(stream: OpenStream) -> tuple[Example, int]:
+    return stream.next_example(), 1
 
 
 class _BatchIterDataset(grain.IterDataset[Batch]):
@@ -290,18 +285,23 @@ class _BatchIterDataset(grain.IterDataset[Batch]):
 
 
 class _BatchIterator(grain.DatasetIterator[Batch]):
+    _closed = True
+
     def __init__(self, parent: _ReadWindowsIterator, batch_size: int, *, drop_remainder: bool) -> None:
         super().__init__(parent)
         self._batch_size, self._drop_remainder = batch_size, drop_remainder
 
     def __next__(self) -> Batch:
-        with self._stats.record_self_time():
-            batch = self._parent.next_batch(self._batch_size)
-            if self._drop_remainder and num_examples(batch) < self._batch_size:
-                raise StopIteration
-            batch = with_arrays_of_strings(batch)
-            self._stats.record_output_spec(batch)
-            return batch
+        parent: _ReadWindowsIterator = self._parent
+        return parent.hand_out(self._take, self._stats)
+
+    def _take(self, stream: OpenStream) -> tuple[Batch, int]:
+        batch = stream.take_batch(self._batch_size)
+        count = num_examples(batch)
+        if self._drop_remainder and count < self._batch_size:
+            stream.num_handed_out += count
+            raise StopIteration
+        return with_arrays_of_strings(batch), count
 
     def get_state(self) -> dict[str, Any]:
         state: dict[str, Any] = self._parent.get_state()

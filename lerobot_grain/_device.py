@@ -87,6 +87,8 @@ class DeviceIterDataset(grain.IterDataset[Any]):
 
 
 class _DeviceIterator(grain.DatasetIterator[Any]):
+    _closed = True
+
     def __init__(self, dataset: DeviceIterDataset, parent: grain.DatasetIterator[Any]) -> None:
         super().__init__(parent)
         self._dataset = dataset
@@ -107,17 +109,23 @@ class _DeviceIterator(grain.DatasetIterator[Any]):
 
     def __next__(self) -> Any:
         self._assert_not_closed()
-        with self._stats.record_self_time():
-            try:
-                batch, self._state = self._started().take()
-            except StopIteration:
-                self._stop()
-                raise
-            except BaseException:
-                # Nothing was handed out: the next call reads the same batch again.
-                self._rewind()
-                raise
-            return self._stats.record_output_spec(batch)
+        before = self._state
+        try:
+            with self._stats.record_self_time():
+                feed = self._started()
+                before = self._state
+                batch, state = feed.take()
+                self._stats.record_output_spec(batch)
+                self._state = state
+                return batch
+        except StopIteration:
+            self._stop()
+            raise
+        except BaseException:
+            # Nothing was handed out: the next call reads the same batch again.
+            self._state = before
+            self._rewind()
+            raise
 
     def get_state(self) -> dict[str, Any]:
         state: dict[str, Any] = copy.deepcopy(self._parent.get_state() if self._state is None else self._state)

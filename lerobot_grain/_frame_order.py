@@ -150,19 +150,28 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
 class FrameOrderIterator(grain.DatasetIterator[int]):
     """Yields rows one by one, or some at a time."""
 
+    # Of what is not made to its end, such as a copy that fails: there is nothing to close.
+    _closed = True
+
     def __init__(self, dataset: FrameOrderIterDataset) -> None:
         super().__init__()
         self._dataset = dataset
         # Elements handed out since `base`; the global position is base + handed_out * step.
         self._base = self._handed_out = 0
         self._epoch: tuple[int, EpochOrder] | None = None
-        self._rows: npt.NDArray[np.int64] = np.empty(0, np.int64)
-        self._next = 0
+        # Rows that were computed, and how many elements were handed out before the first of them. Assigned in one step, as `_handed_out`
+        # is: wherever an exception of a signal handler strikes, both are right.
+        self._computed: tuple[int, npt.NDArray[np.int64]] = (0, np.empty(0, np.int64))
 
     def __next__(self) -> int:
         self._assert_not_closed()
-        with self._stats.record_self_time():
-            return int(self.next_rows(1)[0])
+        before = self._handed_out
+        try:
+            with self._stats.record_self_time():
+                return int(self.next_rows(1)[0])
+        except BaseException:
+            self._handed_out = before
+            raise
 
     def next_rows(self, count: int) -> npt.NDArray[np.int64]:
         """Returns the next 1 to `count` rows, int64 `(n,)`, read-only: fewer where they are computed in another piece.
@@ -170,15 +179,15 @@ class FrameOrderIterator(grain.DatasetIterator[int]):
         Raises:
           StopIteration: there are no more.
         """
-        if self._next == len(self._rows):
-            self._compute_rows()
-        rows = self._rows[self._next : self._next + count]
-        self._next += len(rows)
+        first, computed = self._computed
+        if not 0 <= self._handed_out - first < len(computed):
+            self._computed = first, computed = self._handed_out, self._compute_rows()
+        rows = computed[self._handed_out - first :][:count]
         self._handed_out += len(rows)
         return rows
 
-    def _compute_rows(self) -> None:
-        """Computes the next rows of this shard, up to the end of an epoch, from the position alone."""
+    def _compute_rows(self) -> npt.NDArray[np.int64]:
+        """Returns the next rows of this shard, up to the end of an epoch, from the position alone."""
         dataset = self._dataset
         num_rows = dataset.num_rows
         first = self._base + dataset._start + self._handed_out * dataset._step
@@ -190,8 +199,7 @@ class FrameOrderIterator(grain.DatasetIterator[int]):
             self._epoch = epoch, dataset._order.epoch(epoch)
         positions = np.arange(first, first + _POSITIONS_AT_A_TIME * dataset._step, dataset._step)
         limit = (epoch + 1) * num_rows if stop is None else min((epoch + 1) * num_rows, stop)
-        self._rows = self._epoch[1].rows(positions[positions < limit] - epoch * num_rows)
-        self._next = 0
+        return self._epoch[1].rows(positions[positions < limit] - epoch * num_rows)
 
     def _stop_position(self) -> int | None:
         """Returns the position, not counting this shard's start, at which the stream ends; `None`: never."""
@@ -214,8 +222,8 @@ class FrameOrderIterator(grain.DatasetIterator[int]):
 
     def set_state(self, state: dict[str, Any]) -> None:
         position = _checked_position(state, self._dataset._identity)
+        self._computed = (0, self._computed[1][:0])
         self._base, self._handed_out = position, 0
-        self._rows, self._next = self._rows[:0], 0
 
     def __str__(self) -> str:
         return str(self._dataset)

@@ -105,6 +105,9 @@ class OrderedWindowsIterator(grain.DatasetIterator[WindowRequest]):
       is_expected: as of `FrameOrderIterDataset`.
     """
 
+    # Of what is not made to its end, such as a copy that fails: there is nothing to close.
+    _closed = True
+
     def __init__(
         self, order: FrameOrderIterator, transformation: DeltaTimestamps, *, position_step: int, is_expected: npt.NDArray[np.bool_]
     ) -> None:
@@ -113,7 +116,12 @@ class OrderedWindowsIterator(grain.DatasetIterator[WindowRequest]):
         self.is_expected = is_expected
 
     def __next__(self) -> WindowRequest:
-        return self._transformation.map(next(self._parent))
+        before = self._parent.get_state()
+        try:
+            return self._transformation.map(next(self._parent))
+        except BaseException:
+            self._parent.set_state(before)
+            raise
 
     def next_block(self) -> tuple[WindowBlock, StateAfter]:
         """Returns the next requests, and their states.

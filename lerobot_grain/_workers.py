@@ -133,6 +133,8 @@ class WorkerPrefetchIterDataset(grain.IterDataset[Element]):
 
 
 class _WorkerPrefetchIterator(grain.DatasetIterator[Element]):
+    _closed = True
+
     def __init__(self, dataset: WorkerPrefetchIterDataset[Element], unread: grain.DatasetIterator[Element]) -> None:
         super().__init__()
         self._dataset = dataset
@@ -147,18 +149,21 @@ class _WorkerPrefetchIterator(grain.DatasetIterator[Element]):
         self._assert_not_closed()
         if self._exhausted:
             raise StopIteration
-        with self._stats.record_self_time():
-            if self._workers is None:
-                self._workers = self._start()
-            try:
+        before = self._handed_out
+        try:
+            with self._stats.record_self_time():
+                if self._workers is None:
+                    self._workers = self._start()
                 element: Element = next(self._workers)
-            except BaseException as error:
-                self._exhausted = isinstance(error, StopIteration)
-                self._stop()
-                raise
-            self._handed_out += 1
-            self._stats.record_output_spec(element)
-            return element
+                self._stats.record_output_spec(element)
+                self._handed_out = before + 1
+                return element
+        except BaseException as error:
+            # Nothing was handed out: the next call starts the workers again, and reads the same element.
+            self._handed_out = before
+            self._exhausted = isinstance(error, StopIteration)
+            self._stop()
+            raise
 
     def _start(self) -> grain.DatasetIterator[Element]:
         _mark_flags_as_parsed()
@@ -217,6 +222,8 @@ class _OneToOneIterDataset(grain.IterDataset[Element]):
 
 
 class _OneToOneIterator(grain.DatasetIterator[Element]):
+    _closed = True
+
     def __init__(self, dataset: _OneToOneIterDataset[Element], parent: grain.DatasetIterator[Element]) -> None:
         super().__init__(parent)
         self._source = dataset._source

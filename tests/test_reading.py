@@ -408,7 +408,7 @@ def test_everything_is_given_back_at_the_end_of_the_stream(written: WrittenDatas
         single = iterator._parent
     for _ in range(-(-NUM_ROWS // (batch_size or 1))):
         next(iterator)
-    ahead = single._ahead
+    ahead = single._stream._ahead
     assert ahead.is_empty
     assert (ahead._num_pending, ahead._num_fetched, ahead._num_decoded) == (0, 0, 0)
     frames = ahead._frames
@@ -426,5 +426,5 @@ def test_everything_is_given_back_at_the_end_of_the_stream(written: WrittenDatas
         assert all(task.problems.done() for task in camera._tasks.values())
         assert camera._tasks == {}
         assert sorted(camera.store._free.tolist()) == list(range(len(camera.store.frames)))
-    assert not single._waiting
+    assert len(single._stream._pulled) == 1
     iterator.close()
