@@ -27,6 +27,9 @@ _LINK_MARGIN_SECONDS = 30.0
 # The Hub signs for an hour; an unsigned link is asked for again as often.
 _LONGEST_LINK_SECONDS = 3600.0
 
+# Of what a server says, in a message.
+_MAX_SHOWN = 200
+
 _CONTENT_RANGE = re.compile(r"bytes \d+-\d+/(\d{1,18})")
 # Also of a relative one, as redirects may have it.
 _URL_QUERY = re.compile(r"(/[^\s?#'\"]*)[?#][^\s'\"]*")
@@ -64,6 +67,12 @@ class Answer(NamedTuple):
     headers: Mapping[str, str]
 
 
+def cut(text: str) -> str:
+    """Returns a text of a server for a message: without control characters, and no longer than a line or two."""
+    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[:_MAX_SHOWN])
+    return shown if len(text) <= _MAX_SHOWN else f"{shown}..."
+
+
 def redact(text: str) -> str:
     """Returns `text` with the query and fragment of every URL in it cut off, whole ones and paths alike."""
     return _URL_QUERY.sub(r"\1", text)
@@ -72,7 +81,7 @@ def redact(text: str) -> str:
 def describe_url(url: str) -> str:
     """Returns scheme, host, port and path: what may stand in a message."""
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return cut(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")
 
 
 def origin_of(url: str) -> tuple[str, str, int | None]:
@@ -111,7 +120,7 @@ def lifetime_seconds(url: str, date: str | None) -> float:
     query = parse_qs(urlsplit(url).query)
     try:
         now = parsedate_to_datetime(date or "").timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         now = time.time()
     seconds = [_LONGEST_LINK_SECONDS]
     for name, counted_from in (("Expires", now), ("X-Amz-Expires", 0.0)):
@@ -138,16 +147,16 @@ def accept_range(answer: Answer, *, source: RangeSource, asked: ByteRange) -> in
     if answer.status == 206 and found != expected:
         told = _CONTENT_RANGE.fullmatch(found)
         changed = "; the file was changed" if told and int(told[1]) != source.file_bytes else ""
-        raise TransientFailure(f"answered with Content-Range {found!r}, expected {expected!r}{changed}")
+        raise TransientFailure(f"answered with Content-Range {cut(found)!r}, expected {expected!r}{changed}")
     encoding = answer.headers.get("Content-Encoding", "identity")
     length = answer.headers.get("Content-Length", str(asked.length))
     if encoding != "identity" or length != str(asked.length):
-        raise TransientFailure(f"answered with {length} bytes, encoding {encoding!r}; expected {asked.length} bytes as they are")
+        raise TransientFailure(f"answered with {cut(length)} bytes, encoding {cut(encoding)!r}; expected {asked.length} bytes as they are")
     etag = answer.headers.get("ETag")
     if source.etag is None:
         source.etag = etag
     elif etag != source.etag:
-        raise TransientFailure(f"the file was changed while it was read (ETag {etag}, before {source.etag})")
+        raise TransientFailure(f"the file was changed while it was read (ETag {cut(str(etag))}, before {cut(source.etag)})")
     return asked.length
 
 

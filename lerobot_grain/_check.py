@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._check_files import DataFacts, Finding, VideoFacts, and_more, check_data_file, check_video_file, found
+from lerobot_grain._daemon_pool import DaemonPool
 from lerobot_grain._episodes import FileSpans
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, LeRobotGrainError, shown
 from lerobot_grain._features import camera_encoding
@@ -207,7 +207,7 @@ def _checked(
         feature, number = file
         return check_data_file(repository, number) if feature is None else check_video_file(repository, feature, number)
 
-    threads = ThreadPoolExecutor(repository.storage.options.num_connections, thread_name_prefix="lerobot-grain-check")
+    threads = DaemonPool(repository.storage.options.num_connections, "lerobot_grain check")
     try:
         for done, result in enumerate(threads.map(check_file, files), 1):
             yield result

@@ -16,12 +16,13 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._daemon_pool import DaemonPool
 from lerobot_grain._dataset import LeRobotIterDataset
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError
 from lerobot_grain._repository import Repository
@@ -183,7 +184,7 @@ def _of_rows(repository: Repository, selection: Selection, selected: npt.NDArray
         return {}
     running: dict[str, RunningStats] = {}
     numbers = np.unique(repository.episodes.data.file_of_episode[selected]).tolist()
-    with ThreadPoolExecutor(_THREADS, "lerobot_grain stats") as pool:
+    with DaemonPool(_THREADS, "lerobot_grain stats") as pool:
         planned = _ahead(pool, lambda number: _runs(repository, number, selection, selected), numbers)
         runs = itertools.chain.from_iterable(planned)
         for columns in _ahead(pool, lambda run: _load(repository, run, selection), runs):
@@ -193,7 +194,7 @@ def _of_rows(repository: Repository, selection: Selection, selected: npt.NDArray
     return {key: stats.result() for key, stats in running.items()}
 
 
-def _ahead(pool: ThreadPoolExecutor, make: Callable[[Given], Made], given: Iterable[Given]) -> Iterator[Made]:
+def _ahead(pool: Executor, make: Callable[[Given], Made], given: Iterable[Given]) -> Iterator[Made]:
     """Yields `make` of each, in order, while the next ones are made."""
     waiting: deque[Future[Made]] = deque()
     for one in given:

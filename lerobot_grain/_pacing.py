@@ -28,6 +28,8 @@ from lerobot_grain._answers import origin_of
 # (server, whether it is a `/resolve/` URL)
 Limit = tuple[tuple[str, str, int | None], bool]
 
+# The Hub counts requests in fixed windows of 300 s, so no honest answer asks for more than that. What does is not waited for.
+LONGEST_LIMIT_SECONDS = 330
 # A stream that stays above this part of its quota never notices the limit.
 _LOW_PART = 0.1
 
@@ -69,6 +71,7 @@ class Pacer:
         self._lock = threading.Lock()
         self._open_at: dict[Limit, float] = {}
         self._paces: dict[Limit, _Pace] = {}
+        self._said_until: dict[Limit, float] = {}
 
     def hold(self, limit: Limit, seconds: float) -> None:
         """Lets no request pass for `seconds` and a little longer."""
@@ -81,6 +84,8 @@ class Pacer:
         if told is None or quota is None:
             return
         left, seconds = int(told[1]), int(told[2])
+        if seconds > LONGEST_LIMIT_SECONDS:
+            return
         now = time.monotonic()
         with self._lock:
             if left >= _LOW_PART * int(quota[1]):
@@ -103,6 +108,15 @@ class Pacer:
             start = max(now, pace.next_at)
             pace.next_at = start + pace.interval_seconds
             return start - now if start < pace.ends_at else _later(pace.ends_at - now)
+
+    def is_to_be_said(self, limit: Limit, seconds: float) -> bool:
+        """Returns whether a wait is one that nobody was told of: longer than those that were."""
+        until = time.monotonic() + seconds
+        with self._lock:
+            if until <= self._said_until.get(limit, 0.0) + 1.0:
+                return False
+            self._said_until[limit] = until
+            return True
 
     def held_seconds(self, limit: Limit) -> float:
         """Returns for how long no request may pass; zero or less when one may. It may be longer when asked again."""

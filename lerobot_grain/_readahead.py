@@ -18,7 +18,6 @@ import os
 import sys
 from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._batches import Batch, join, part_of
+from lerobot_grain._daemon_pool import DaemonPool
 from lerobot_grain._errors import InvalidRequestError, LeRobotGrainError
 from lerobot_grain._frame_reader import FrameReader, Places
 from lerobot_grain._recycled import RecycledArrays
@@ -129,11 +129,9 @@ class ReadAhead:
         self._meter = Meter(repository.storage)
         self._arrays = RecycledArrays()
         self._requests = RequestScope()
-        self._fetchers = ThreadPoolExecutor(options.storage.num_connections, "lerobot_grain fetch", initializer=self._requests.enter)
+        self._fetchers = DaemonPool(options.storage.num_connections, "lerobot_grain fetch", self._requests.enter)
         # They seldom send a request: for what tells the order of rows in the row groups around one.
-        self._decoders = ThreadPoolExecutor(
-            options.num_decode_threads or _num_cores(), "lerobot_grain decode", initializer=self._requests.enter
-        )
+        self._decoders = DaemonPool(options.num_decode_threads or _num_cores(), "lerobot_grain decode", self._requests.enter)
         rows_bytes = options.memory_budget_bytes // (_ROWS_PART if selection.videos else _ROWS_PART_ALONE)
         self._rows = RowReader(
             repository,

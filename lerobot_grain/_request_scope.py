@@ -1,7 +1,9 @@
 """Requests that can be ended from another thread.
 
 A thread that waits for a server cannot be stopped; the connection under it can. So a reader that is closed need not wait for a stalled
-server, and what others read through the same connections goes on.
+server. Only the connections of its own requests are broken: what others read goes on.
+
+At the end of the program all scopes are ended, so that no thread of it waits on.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import Counter
+import weakref
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -23,10 +25,10 @@ _THREAD = threading.local()
 
 
 class Interruptible(Protocol):
-    """Holds connections."""
+    """A request with its attempts."""
 
     def interrupt(self) -> None:
-        """Breaks all connections, so that who waits for one gets an error."""
+        """Breaks the connection that it uses, if any, so that who waits for it gets an error."""
 
 
 class RequestScope:
@@ -39,30 +41,28 @@ class RequestScope:
     def __init__(self) -> None:
         self.is_ended = False
         self._changed = threading.Condition()
-        self._under_way: Counter[Interruptible] = Counter()
+        self._under_way: set[Interruptible] = set()
+        _SCOPES.add(self)
 
     def enter(self) -> None:
         """Makes all requests that the calling thread sends from now on part of this scope."""
         _THREAD.scope = self
 
     @contextlib.contextmanager
-    def request(self, connections: Interruptible) -> Iterator[None]:
+    def request(self, request: Interruptible) -> Iterator[None]:
         """Marks a request as under way, with all its attempts and the pauses between them."""
         with self._changed:
-            self._under_way[connections] += 1
+            self._under_way.add(request)
         try:
             yield
         finally:
             with self._changed:
-                self._under_way[connections] -= 1
-                if self._under_way[connections] == 0:
-                    del self._under_way[connections]
+                self._under_way.discard(request)
+                if not self._under_way:
                     self._changed.notify_all()
 
     def end(self) -> bool:
         """Ends the requests that are under way and refuses those to come.
-
-        Requests of other scopes on the same connections are sent again, if those have to be broken.
 
         Returns:
           Whether all have ended. One that is still waiting for a connection to be made ends when that does, with an error.
@@ -74,14 +74,27 @@ class RequestScope:
                 return True
         while time.monotonic() < gives_up_at:
             with self._changed:
-                broken = list(self._under_way)
-            for connections in broken:
-                connections.interrupt()
+                waiting = list(self._under_way)
+            for request in waiting:
+                request.interrupt()
             with self._changed:
                 # Again, because one may have got a new connection in the meantime.
                 if self._changed.wait_for(lambda: not self._under_way, CHECK_SECONDS):
                     return True
         return False
+
+
+_SCOPES: weakref.WeakSet[RequestScope] = weakref.WeakSet()
+
+
+def end_all() -> None:
+    """Ends all requests of the process, without waiting for them: at its end."""
+    scopes = list(_SCOPES)
+    for scope in scopes:
+        scope.is_ended = True
+    for scope in scopes:
+        for request in list(scope._under_way):
+            request.interrupt()
 
 
 def scope_of_thread() -> RequestScope | None:

@@ -15,7 +15,7 @@ import functools
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._batches import Batch
+from lerobot_grain._daemon_pool import DaemonPool
 from lerobot_grain._errors import DatasetFormatError, LeRobotGrainError, LeRobotGrainWarning
 from lerobot_grain._kept import Kept
 from lerobot_grain._repository import Repository
@@ -129,7 +130,7 @@ class RowReader:
         self._together: dict[tuple[int, int], range] = {}
         self._unpacked_bytes: dict[tuple[int, int], int] = {}
         self._start_thread = start_thread
-        self._large_fetchers: ThreadPoolExecutor | None = None
+        self._large_fetchers: DaemonPool | None = None
 
     @property
     def used_bytes(self) -> int:
@@ -306,7 +307,7 @@ class RowReader:
             return False
         if self._large_fetchers is None:
             at_once = max(1, min(_MAX_LARGE_AT_ONCE, self._memory_bytes // max(sizes)))
-            self._large_fetchers = ThreadPoolExecutor(at_once, "lerobot_grain rows", initializer=self._start_thread)
+            self._large_fetchers = DaemonPool(at_once, "lerobot_grain rows", self._start_thread)
             warnings.warn(
                 f"{self._repository.description}: the {len(sizes)} row groups that {num_examples} examples need unpack to "
                 f"{sum(sizes) >> 20} MiB; at most {limit >> 20} MiB are kept, so they are read again for the next examples, which is "

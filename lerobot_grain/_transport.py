@@ -4,8 +4,9 @@ The idea: one function, `_send`, talks HTTP; everything around it decides when. 
 `Transport.exchange` inside it; what may succeed later raises `TransientFailure`, what cannot raises `StorageError`.
 
 Rules:
-* At most `num_connections` requests are under way. Waiting for one of these slots, or for the end of a rate limit, does not count against
-  the deadline of a request: a long queue is no failure.
+* At most `num_connections` requests of a dataset are under way. Waiting for one of these slots, or for the end of a rate limit, does not
+  count against the deadline of a request: a long queue is no failure. Nor does time in which the process stood still (`_awake`).
+* At its deadline the connection of a request is broken, wherever the request then waits.
 * Redirects are never followed here, and a body is never decompressed: a range of a compressed answer would be a range of something else.
 * A request ends with its scope (`_request_scope`) or with the transport, wherever it is.
 
@@ -20,10 +21,8 @@ import functools
 import logging
 import math
 import random
-import socket
 import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -35,25 +34,27 @@ from lerobot_grain._answers import (
     RangeSource,
     TransientFailure,
     accept_range,
+    cut,
     describe_url,
     next_hop,
     origin_of,
     redact,
     untrusted_certificate,
 )
+from lerobot_grain._awake import watch
 from lerobot_grain._byte_ranges import ByteRange
+from lerobot_grain._connections import Connection, connections
 from lerobot_grain._errors import StorageError
-from lerobot_grain._pacing import Limit, Pacer, limit_of, refusal_seconds
+from lerobot_grain._pacing import LONGEST_LIMIT_SECONDS, Limit, Pacer, limit_of, refusal_seconds
 from lerobot_grain._request_scope import CHECK_SECONDS, RequestScope, scope_of_thread
 from lerobot_grain._storage_options import Counters, StorageOptions, StorageStatistics
 
 _T = TypeVar("_T")
+_LOGGER = logging.getLogger("lerobot_grain")
 
 # Worth another try, as huggingface_hub has it (its `http_backoff`): request timeout, rate limit, and errors of a server or a gateway.
 _TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _LONGEST_PAUSE_SECONDS = 8.0
-# The Hub counts requests in fixed windows of 300 s, so no honest answer asks for more than that.
-_LONGEST_RATE_LIMIT_SECONDS = 330
 # A read timeout is not made shorter than this for attempts: what is not cached at the CDN may take a second or two. The first one, which is
 # followed by more patient ones, may be cut after this many times what answers usually take, and this many seconds.
 _LEAST_PATIENCE_SECONDS = 2.0
@@ -63,8 +64,10 @@ _FIRST_PATIENCE, _LEAST_FIRST_PATIENCE_SECONDS = 10, 0.5
 _DRIP_PART, _MEASURED_BYTES, _SLOW_RATE = 10, 4 << 10, 100_000
 # From this attempt on there is all the patience that the options allow.
 _PATIENT_ATTEMPT = 4
-# Idle connections are dropped by the Hub's CDN after about a minute; with httpx2's 5 s, requests 6 s apart opened a connection each.
-_KEEPALIVE_SECONDS = 60.0
+# The head of an answer may take so many times the read timeout: between its bytes there may be pauses, but it is short.
+_HEAD_PATIENCE = 4
+# A wait that is longer than this is said, once; and so is a server to which no connection is made, after about as long.
+_SAID_SECONDS, _SAID_UNREACHABLE = 3.0, 5
 # A body nobody wants (the text of an error) is read to its end up to this size, since the connection can then be used again.
 _UNWANTED_BODY_BYTES = 16 * 1024
 # Redirects of one request; the Hub needs two at most.
@@ -75,23 +78,41 @@ class RequestsEndedError(StorageError):
     """The request was given up because its scope or the transport was closed."""
 
 
+class Unreachable(TransientFailure):
+    """No connection was made: refused, no such name, no route. It costs nothing, so only the deadline limits how often it is tried."""
+
+
 class Deadline:
-    """The time that is left for one request and its further attempts, of which `num_attempts` were begun. Used by one thread."""
+    """One request with its further attempts: the time that is left for them, how many were begun, and the connection in use.
+
+    The time in which the process stood still does not count. Used by one thread, but for `interrupt`.
+    """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.num_attempts = 0
-        self._end = time.monotonic() + seconds
+        self.connection: Connection | None = None
+        self._clock = watch().clock
+        self._end = self._clock() + seconds
 
     def remaining_seconds(self) -> float:
-        return self._end - time.monotonic()
+        return self._end - self._clock()
 
     def extend(self, seconds: float) -> None:
         self._end += seconds
 
     def check(self) -> None:
         if self.remaining_seconds() <= 0:
-            raise TransientFailure(f"nothing came to an end within {self.seconds:g} s")
+            raise TransientFailure(self.reason)
+
+    @property
+    def reason(self) -> str:
+        return f"nothing came to an end within {self.seconds:g} s"
+
+    def interrupt(self) -> None:
+        """Breaks the connection that is in use: whoever waits for it gets an error."""
+        if (connection := self.connection) is not None:
+            connection.break_off()
 
 
 class _WithoutQueries(logging.Filter):
@@ -112,7 +133,7 @@ _LOGGERS = (
 
 
 class Transport:
-    """One HTTP client, its limits, its slots and its counters. For one process; thread-safe."""
+    """The requests of one dataset: their limits, their slots and their counters. For one process; thread-safe."""
 
     def __init__(self, options: StorageOptions) -> None:
         self.options = options
@@ -122,33 +143,14 @@ class Transport:
         self._usual_rate = float(_SLOW_RATE)  # bytes a second
         self._slots = threading.BoundedSemaphore(options.num_connections)
         self._all = RequestScope()
-        self._sockets_lock = threading.Lock()
-        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._origins: set[tuple[str, str, int | None]] = set()
         for name in _LOGGERS:
             logging.getLogger(name).addFilter(_WITHOUT_QUERIES)  # adding it twice does nothing
-        self._client = httpx2.Client(
-            follow_redirects=False,
-            trust_env=True,  # proxies and certificates of the environment
-            limits=httpx2.Limits(
-                max_connections=options.num_connections,
-                max_keepalive_connections=options.num_connections,
-                keepalive_expiry=_KEEPALIVE_SECONDS,
-            ),
-        )
 
     def close(self) -> None:
-        """Ends all requests and closes all connections."""
+        """Ends all requests, and closes the connections to the servers that were asked."""
         self._all.end()
-        self._client.close()
-
-    def interrupt(self) -> None:
-        """Breaks all connections: a request that is under way fails and is sent again, unless it was ended."""
-        with self._sockets_lock:
-            sockets = list(self._sockets)
-        for connection in sockets:
-            # Not the method of an SSLSocket, which would let another thread go on without encryption.
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+        connections().close_idle(self._origins)
 
     def check_not_ended(self, subject: str) -> None:
         """Raises `RequestsEndedError` in a thread whose requests were ended."""
@@ -172,7 +174,8 @@ class Transport:
         scope = scope_of_thread()
         deadline = Deadline(seconds)
         pause = self.options.pause_seconds
-        with self._all.request(self), scope.request(self) if scope is not None else contextlib.nullcontext():
+        num_unreachable = 0
+        with self._all.request(deadline), scope.request(deadline) if scope is not None else contextlib.nullcontext():
             while True:
                 self.check_not_ended(subject)
                 deadline.num_attempts += 1
@@ -180,11 +183,18 @@ class Transport:
                     return attempt(deadline)
                 except TransientFailure as failure:
                     reason = str(failure)
+                    if isinstance(failure, Unreachable):
+                        deadline.num_attempts -= 1
+                        num_unreachable += 1
+                        if num_unreachable == _SAID_UNREACHABLE:
+                            left = deadline.remaining_seconds()
+                            _LOGGER.warning("%s: %s; trying again for up to %.0f s", subject, reason, left)
                 self.check_not_ended(subject)
                 # So that workers that failed together do not come back together.
                 jittered = pause * random.uniform(0.5, 1.5)
                 if deadline.num_attempts == self.options.max_attempts or jittered >= deadline.remaining_seconds():
-                    raise StorageError(f"{subject}: gave up after {deadline.num_attempts} attempt(s), the last one failed with: {reason}")
+                    count = deadline.num_attempts + num_unreachable
+                    raise StorageError(f"{subject}: gave up after {count} attempt(s), the last one failed with: {reason}")
                 self._sleep(jittered, subject)
                 self.counters.add(StorageStatistics(retries=1, pause_seconds=jittered))
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
@@ -198,11 +208,16 @@ class Transport:
     def _wait_for_turn(self, limit: Limit, subject: str) -> float:
         """Waits until a rate limit allows the next request; returns the seconds."""
         started = time.monotonic()
-        self._sleep(self._pacer.take_turn(limit), subject)
+        self._wait_for(limit, self._pacer.take_turn(limit), subject)
         # Again and again, because another thread may have been told to wait longer in the meantime.
         while (left := self._pacer.held_seconds(limit)) > 0:
-            self._sleep(left, subject)
+            self._wait_for(limit, left, subject)
         return time.monotonic() - started
+
+    def _wait_for(self, limit: Limit, seconds: float, subject: str) -> None:
+        if seconds > _SAID_SECONDS and self._pacer.is_to_be_said(limit, seconds):
+            _LOGGER.warning("%s: waiting for %.0f s, as long as %s asks to be left alone", subject, seconds, limit[0][1])
+        self._sleep(seconds, subject)
 
     def exchange(
         self,
@@ -238,7 +253,7 @@ class Transport:
             deadline.check()
             received = sum(map(len, body))
             try:
-                answer = self._send(method, url, headers, subject=subject, deadline=deadline, accept=accept, body=body)
+                answer = self._on_connection(method, url, headers, subject=subject, deadline=deadline, accept=accept, body=body)
             finally:
                 seconds = time.monotonic() - sent
                 received = sum(map(len, body)) - received
@@ -247,7 +262,7 @@ class Transport:
         if answer.status in _TRANSIENT_STATUSES:
             host = origin_of(url)[1]
             told_seconds = refusal_seconds(answer.status, answer.headers)
-            if told_seconds is not None and told_seconds > _LONGEST_RATE_LIMIT_SECONDS:
+            if told_seconds is not None and told_seconds > LONGEST_LIMIT_SECONDS:
                 raise StorageError(
                     f"{subject}: {host} refuses requests for the next {told_seconds} s (HTTP {answer.status}); "
                     "ask less often, or with a token, which has a higher limit"
@@ -294,8 +309,24 @@ class Transport:
             return b"".join(pieces)
         raise TransientFailure(f"more than {MAX_HOPS} redirects, the last one to {describe_url(url)}")
 
+    def _on_connection(
+        self, method: str, url: str, headers: Mapping[str, str], *, subject: str, deadline: Deadline, **of_answer: Any
+    ) -> Answer:
+        """Sends a request on a connection that is broken at the deadline, wherever it then waits."""
+        self._origins.add(origin_of(url))
+        check = functools.partial(self.check_not_ended, subject)
+        with connections().lease(url, at_most=self.options.num_connections, check=check) as connection:
+            deadline.connection = connection
+            try:
+                with watch().after(max(deadline.remaining_seconds(), 0.001), connection.break_off):
+                    self.check_not_ended(subject)  # again, now that it can be broken
+                    return self._send(connection, method, url, headers, subject=subject, deadline=deadline, **of_answer)
+            finally:
+                deadline.connection = None
+
     def _send(
         self,
+        connection: Connection,
         method: str,
         url: str,
         headers: Mapping[str, str],
@@ -305,25 +336,23 @@ class Transport:
         accept: Callable[[Answer], int | None],
         body: list[bytes],
     ) -> Answer:
-        """The only place that talks HTTP: to replace httpx2, replace this."""
+        """The only place that talks HTTP: to replace httpx2, replace this and `_connections`."""
         left = max(deadline.remaining_seconds(), 0.001)
         patience = min(_patience_seconds(self.options.read_timeout_seconds, deadline.num_attempts, self._usual_seconds), left)
-        timeout = httpx2.Timeout(
-            connect=min(self.options.connect_timeout_seconds, left),
-            read=patience,
-            write=patience,
-            pool=None,  # `_slots` lets no more requests in than the pool has connections
-        )
+        connect_seconds = min(self.options.connect_timeout_seconds, left)
+        timeout = httpx2.Timeout(connect=connect_seconds, read=patience, write=patience, pool=None)
         try:
-            request = self._client.build_request(
+            request = connection.client.build_request(
                 method,
                 url,
                 headers={"Accept-Encoding": "identity", **headers},
                 timeout=timeout,
-                extensions={"trace": self._note_connection},
+                extensions={"trace": connection.note},
             )
             sent = time.monotonic()
-            response = self._client.send(request, stream=True)
+            # What becomes of the head of an answer must not take all the time of further attempts: a drip of bytes renews a read timeout.
+            with watch().after(connect_seconds + _HEAD_PATIENCE * patience, connection.break_off):
+                response = connection.client.send(request, stream=True)
             self._usual_seconds += 0.1 * (time.monotonic() - sent - self._usual_seconds)
             try:
                 answer = Answer(response.status_code, response.headers)
@@ -333,19 +362,22 @@ class Transport:
             finally:
                 response.close()
         except (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError, httpx2.ProxyError) as error:
-            if reason := untrusted_certificate(error):
-                failure: Exception = StorageError(f"{subject}: {origin_of(url)[1]} {reason}")
-            else:
-                failure = TransientFailure(f"{type(error).__name__} at {origin_of(url)[1]}: {redact(str(error))}")
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            failure = self._failure(error, url, subject, deadline)
+        except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
             # Without its text, which may quote a header or the URL.
             failure = StorageError(f"{subject}: cannot ask {describe_url(url)} ({type(error).__name__})")
-        except RuntimeError:
-            if not self._client.is_closed:
-                raise
-            failure = TransientFailure("the storage was closed")
         # Outside of the handlers, so that no error is chained to it that holds the request, and with it the token.
         raise failure
+
+    def _failure(self, error: Exception, url: str, subject: str, deadline: Deadline) -> Exception:
+        """Returns what to raise for an error of the network."""
+        host = origin_of(url)[1]
+        if reason := untrusted_certificate(error):
+            return StorageError(f"{subject}: {host} {reason}")
+        if deadline.remaining_seconds() <= 0:
+            return TransientFailure(deadline.reason)
+        text = f"{type(error).__name__} at {host}: {cut(redact(str(error)))}"
+        return Unreachable(text) if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout) else TransientFailure(text)
 
     def _read_body(
         self,
@@ -386,12 +418,6 @@ class Transport:
             # Also of those that were given up: when a link has become slow, nothing on it drips.
             if limit is not None and length >= _MEASURED_BYTES:
                 self._usual_rate += 0.1 * (received / (time.monotonic() - sent) - self._usual_rate)
-
-    def _note_connection(self, event: str, details: Mapping[str, Any]) -> None:
-        """Remembers each socket that httpx2 opens, for `interrupt`. Over TLS it is another one than that of the connection under it."""
-        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
-            with self._sockets_lock:
-                self._sockets.add(details["return_value"].get_extra_info("socket"))
 
 
 def _patience_seconds(timeout_seconds: float, num_attempts: int, usual_seconds: float) -> float:

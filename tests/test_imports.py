@@ -26,13 +26,26 @@ ROOMS = {name for name in MODULES if not name.startswith("testing.")}
 # A module imports only from the rows above its own.
 LEVELS = [
     ["_errors"],
-    ["_byte_ranges", "_disk_cache", "_features", "_windows", "_order", "_kept", "_known_frames", "_batches", "_recycled", "_parquet_pages"],
+    [
+        "_byte_ranges",
+        "_disk_cache",
+        "_features",
+        "_windows",
+        "_order",
+        "_kept",
+        "_known_frames",
+        "_batches",
+        "_recycled",
+        "_parquet_pages",
+        "_awake",
+    ],
     ["_mp4_boxes", "_request_scope", "_schema", "_storage_options"],
-    ["_video_format"],
+    ["_video_format", "_daemon_pool"],
     ["_mp4", "_episodes", "_answers", "_hub_repository", "_columns", "_augment", "_shaping", "_running_stats"],
     ["_bitstreams", "_row_frames", "_parquet", "_pacing", "_hub_cache", "_openpi"],
     ["_small_mp4"],
-    ["_plan", "_transport"],
+    ["_plan", "_connections"],
+    ["_transport"],
     ["_hub_storage"],
     ["_bucket_storage"],
     ["_storage"],
@@ -56,6 +69,7 @@ LEVELS = [
 # What is not listed imports NumPy and the standard library only, apart from other modules of ours.
 HEAVY = {
     "_transport": {"httpx2"},
+    "_connections": {"httpx2"},
     "_hub_repository": {"huggingface_hub"},
     "_hub_cache": {"huggingface_hub"},
     "_columns": {"pyarrow"},
