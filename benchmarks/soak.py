@@ -1,0 +1,124 @@
+"""Streams for an hour from a Hub of which many requests go wrong, and says every minute how much memory the process has.
+
+    python benchmarks/soak.py                                # an hour
+    python benchmarks/soak.py --minutes 5 --probability 0.3
+
+Every frame is checked by its barcode, every row by its number. The stream is never at rest: a small memory budget and no disk cache, so that
+each epoch fetches its video again; every few seconds a second iterator on the same dataset is opened and closed. The last lines give the
+slope after the first ten minutes (least squares), in MB an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import resource
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import lerobot_grain as lg
+from lerobot_grain.testing import Camera, LoopbackHub, mixed_faults, read_barcodes, write_dataset
+
+KEYS = ("observation.images.top", "observation.images.wrist")
+BATCH = 32
+# Of a figure: the process must not be measured while it starts.
+WARM_UP_MINUTES = 10
+
+
+def main() -> None:
+    """Runs the soak with the command line's options."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60.0, metavar="N")
+    parser.add_argument("--probability", type=float, default=0.15, metavar="P", help="of a fault (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures are written, too")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory, LoopbackHub() as hub:
+        cameras = [Camera(key=key, height=64, width=96, codec="h264", gop=5) for key in KEYS]
+        written = write_dataset(Path(directory) / "data", episode_lengths=[60] * 40, fps=10, cameras=cameras, episodes_per_video_file=10)
+        hub.add_repository("soak/data", written.directory, tags=["v3.0"])
+        storage = lg.StorageOptions(disk_cache_bytes=0, read_timeout_seconds=2.0, pause_seconds=0.05)
+        repository = lg.open_repository(
+            "soak/data", endpoint=hub.endpoint, token=False, cache_dir=Path(directory) / "cache", storage_options=storage
+        )
+        for fault in mixed_faults(options.probability, seed=0):
+            hub.add_fault(fault)
+        figures = soak(repository, hub, minutes=options.minutes)
+    if options.json is not None:
+        options.json.write_text(json.dumps(figures, indent=1))
+
+
+def soak(repository: lg.Repository, hub: LoopbackHub, *, minutes: float) -> list[dict[str, Any]]:
+    """Streams, and returns a line of figures for every minute."""
+    options = lg.ReadOptions(memory_budget_bytes=64 << 20)
+    dataset = lg.LeRobotIterDataset(repository, shuffle=lg.Shuffle(seed=0), read_options=options)
+    figures: list[dict[str, Any]] = []
+    started, num_examples, num_errors, num_short = time.monotonic(), 0, 0, 0
+    next_line, next_short = 60.0, 0.0
+    num_requests = num_faulted = 0
+    print(
+        "| minute | examples | requests | with a fault | errors | short iterators | resident MB | threads |\n|---|---|---|---|---|---|---|---|"
+    )
+    with contextlib.closing(iter(dataset.batch(BATCH))) as batches:
+        while (elapsed := time.monotonic() - started) < 60 * minutes:
+            try:
+                batch = next(batches)
+            except lg.StorageError:
+                num_errors += 1  # six attempts in a row met a fault; the next call reads the same batch again
+                continue
+            _check(batch)
+            num_examples += BATCH
+            if elapsed > next_short:
+                next_short, num_short = elapsed + 3, num_short + 1
+                with contextlib.closing(iter(dataset)) as short, contextlib.suppress(lg.StorageError):
+                    next(short)
+            if elapsed > next_line:
+                next_line += 60
+                records = hub.requests()
+                hub.clear_requests()
+                num_requests += len(records)
+                num_faulted += sum(record.faulted for record in records)
+                del records
+                line = {
+                    "minute": round(elapsed / 60),
+                    "examples": num_examples,
+                    "requests": num_requests,
+                    "faulted": num_faulted,
+                    "errors": num_errors,
+                    "short": num_short,
+                    "resident_mb": round(_resident_bytes() / 1e6, 1),
+                    "threads": threading.active_count(),
+                }
+                figures.append(line)
+                print(f"| {' | '.join(str(value) for value in line.values())} |", flush=True)
+    if late := [line for line in figures if line["minute"] > WARM_UP_MINUTES]:
+        slope = np.polyfit([line["minute"] for line in late], [line["resident_mb"] for line in late], 1)[0] * 60 if len(late) > 1 else 0.0
+        print(
+            f"after {WARM_UP_MINUTES} minutes: {slope:+.2f} MB an hour; peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB"
+        )
+    return figures
+
+
+def _check(batch: dict[str, Any]) -> None:
+    wanted = np.stack([batch["episode_index"], batch["frame_index"]], axis=1)
+    for number, key in enumerate(KEYS):
+        codes = read_barcodes(batch[key])
+        assert (codes[:, :2] == wanted).all()
+        assert (codes[:, 2] == number).all()
+
+
+def _resident_bytes() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+if __name__ == "__main__":
+    main()
