@@ -65,6 +65,7 @@ class Repository:
       subtasks: texts by `subtask_index`; `None` where there is no `meta/subtasks.parquet`.
       notes: what in the files is odd or was repaired, and does not change what is read; one text each. Opening issues each as a
         `LeRobotGrainWarning`.
+      folder: of the repository on the Hub that the dataset lies in; empty: it is the whole repository, a bucket or a directory.
     """
 
     storage: Storage
@@ -74,6 +75,7 @@ class Repository:
     tasks: Mapping[int, str]
     subtasks: Mapping[int, str] | None = None
     notes: tuple[str, ...] = ()
+    folder: str = ""
     _stats: list[Statistics | None] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
@@ -188,10 +190,13 @@ def open_repository(
         raise DatasetFormatError(
             f"{storage.description}: there is no {INFO_PATH}; this is not a LeRobotDataset"
             + (f" (meta/ holds {', '.join(sorted(listing)[:8])})" if listing else "")
+            + storage.elsewhere()
         )
-    info = parse_info(storage.read_metadata(INFO_PATH, max_bytes=_MAX_INFO_BYTES), where=f"{storage.description}, {INFO_PATH}")
+    with storage.checked(INFO_PATH):
+        info = parse_info(storage.read_metadata(INFO_PATH, max_bytes=_MAX_INFO_BYTES), where=f"{storage.description}, {INFO_PATH}")
     episodes = _read_episodes(storage, listing, info)
     notes = (
+        *storage.notes,
         *(f"{INFO_PATH}: {note}" for note in (*info.notes, *_odd_totals(info, episodes))),
         *(f"meta/episodes: {note}" for note in episodes.notes),
     )
@@ -206,6 +211,7 @@ def open_repository(
         tasks=v2.read_tasks(storage, listing, max_tasks=_MAX_TASKS) if is_v2 else _read_texts(storage, listing, TASKS_PATH, "task"),
         subtasks=_read_texts(storage, listing, SUBTASKS_PATH, "subtask") if SUBTASKS_PATH in listing else None,
         notes=notes,
+        folder=storage.folder,
     )
     if v2.EPISODES_STATS_PATH not in listing:
         _ = opened.stats  # small: found in the cache when the Hub cannot be reached
@@ -322,9 +328,13 @@ def _read_stats(storage: Storage, info: DatasetInfo) -> Statistics | None:
         return v2.read_episodes_stats(storage, listing)
     if STATS_PATH not in listing:
         return None
-    where = f"{storage.description}, {STATS_PATH}"
+    with storage.checked(STATS_PATH):
+        return _parse_stats(storage.read_metadata(STATS_PATH, max_bytes=_MAX_STATS_BYTES), f"{storage.description}, {STATS_PATH}")
+
+
+def _parse_stats(raw: bytes, where: str) -> Statistics:
     try:
-        stats = json.loads(storage.read_metadata(STATS_PATH, max_bytes=_MAX_STATS_BYTES))
+        stats = json.loads(raw)
         return {
             str(key): {str(name): np.asarray(value, np.float64) for name, value in statistics.items()} for key, statistics in stats.items()
         }

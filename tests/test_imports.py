@@ -27,10 +27,11 @@ ROOMS = {name for name in MODULES if not name.startswith("testing.")}
 LEVELS = [
     ["_errors"],
     ["_byte_ranges", "_disk_cache", "_schema", "_windows", "_order", "_kept", "_known_frames", "_batches", "_recycled", "_parquet_pages"],
-    ["_request_scope", "_storage_options"],
+    ["_request_scope", "_storage_options", "_git_files"],
     ["_mp4", "_episodes", "_answers", "_hub_repository", "_columns", "_augment", "_shaping", "_running_stats"],
     ["_small_mp4", "_parquet", "_pacing", "_hub_cache", "_openpi"],
     ["_plan", "_transport"],
+    ["_hub_api"],
     ["_hub_storage"],
     ["_bucket_storage"],
     ["_storage"],
