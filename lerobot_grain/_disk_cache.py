@@ -104,7 +104,8 @@ class DiskCache:
     def forget(self, file: tuple[str, ...], part: str | None = None) -> None:
         """Deletes the entry of a part of `file`, or of all its parts."""
         if part is not None:
-            return _delete(self._path(_name(file, part)))
+            _delete(self._path(_name(file, part)))
+            return
         prefix = _hash(*file)
         for entry in self._entries():
             if entry.name.startswith(prefix):

@@ -31,23 +31,23 @@ class Mirror:
       log: the requests so far.
       serves_files: whether it fetches files itself, and answers with all of them or a range, as repository managers do, or passes on the
         answers of the Hub, among them its redirects to the CDN.
-      head_length: what Content-Length an answer to HEAD tells of a file that it serves, from its path and size; None: the header is missing.
+      head_length: the Content-Length in the answer to HEAD of a file that it serves, from its path and size; None: without that header.
       contents: what it serves in the place of a file, from its path and contents.
       obeys_ranges: whether a range of a file is answered with that range, from its path.
       change: path, status, headers and body of an answer of the Hub -> those of its own.
       route: path -> None, or (status, headers, body) as the answer.
+      rewrite: path of a request -> path that the Hub is asked for.
     """
 
     def __init__(self, upstream: str, *, prefix: str = "", serves_files: bool = True) -> None:
         self.log: list[Asked] = []
         self.serves_files = serves_files
-        self.head_length: Callable[[str, int], str | None] = lambda path, size: str(size)
-        self.contents: Callable[[str, bytes], bytes] = lambda path, data: data
-        self.obeys_ranges: Callable[[str], bool] = lambda path: True
-        self.change: Callable[[str, int, Headers, bytes], tuple[int, Headers, bytes]] = lambda path, status, headers, body: (
-            status, headers, body
-        )  # fmt: skip
-        self.route: Callable[[str], tuple[int, Headers, bytes] | None] = lambda path: None
+        self.head_length: Callable[[str, int], str | None] = lambda _path, size: str(size)
+        self.contents: Callable[[str, bytes], bytes] = lambda _path, data: data
+        self.obeys_ranges: Callable[[str], bool] = lambda _path: True
+        self.change: Callable[[str, int, Headers, bytes], tuple[int, Headers, bytes]] = lambda _path, *answer: answer
+        self.route: Callable[[str], tuple[int, Headers, bytes] | None] = lambda _path: None
+        self.rewrite: Callable[[str], str] = lambda path: path
         self._upstream, self._prefix = upstream, prefix
         mirror = self
 
@@ -57,7 +57,7 @@ class Mirror:
             def do_GET(self) -> None:
                 mirror._answer(self)
 
-            do_HEAD = do_GET
+            do_HEAD = do_GET  # noqa: N815 (as the base class calls it)
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -103,7 +103,7 @@ class Mirror:
             return own
         if not path.startswith(f"{self._prefix}/"):
             return 404, {}, b"not here"
-        path = path.removeprefix(self._prefix)
+        path = self.rewrite(path.removeprefix(self._prefix))
         if self.serves_files and "/resolve/" in path:
             return self._file(method, path, sent)
         return self.change(path, *_fetch(method, self._upstream + path, sent))

@@ -79,7 +79,7 @@ def assert_only_the_files_of_the_commit_are_kept(cache: Path, directory: Path) -
 
 @pytest.mark.parametrize("told", ["0", None], ids=["zero", "missing"])
 def test_a_mirror_whose_head_tells_no_length_is_read_by_the_listed_sizes(served, hub, mirror, directory, expected, tmp_path, told):
-    mirror.head_length = lambda path, size: told
+    mirror.head_length = lambda *_: told
     assert digest(opened(served, mirror.endpoint, tmp_path)) == expected
     assert_only_the_files_of_the_commit_are_kept(tmp_path, directory)
     # And the Hub itself goes on with what was kept.
@@ -136,9 +136,7 @@ def test_a_link_without_size_is_an_error_that_names_file_and_header(served, hub,
 @pytest.mark.parametrize("path", [DATA, VIDEO])
 def test_a_file_without_length_that_no_list_has_is_an_error_that_names_file_and_header(served, mirror, tmp_path, path):
     mirror.head_length = lambda file, size: "0" if file == path else str(size)
-    mirror.change = lambda asked, status, headers, body: (404, {}, b"") if "/tree/" in asked and "meta" not in asked else (
-        status, headers, body
-    )  # fmt: skip
+    mirror.change = lambda asked, *answer: (404, {}, b"") if "/tree/" in asked and "meta" not in asked else answer
     repository = opened(served, mirror.endpoint, tmp_path)
     text = refusal(lambda: digest(repository))
     assert text.startswith(f"{repository.description}: {path}: the Hub told no size of the file (Content-Length: 0), and no list of files")
@@ -150,7 +148,7 @@ def test_a_wrong_length_of_other_files_is_an_error_and_not_remembered_on_disk(se
     text = refusal(lambda: digest(opened(served, mirror.endpoint, tmp_path)))
     assert path in text
     assert "; the file was changed" in text
-    mirror.head_length = lambda file, size: str(size)
+    mirror.head_length = lambda _file, size: str(size)
     assert digest(opened(served, mirror.endpoint, tmp_path)) == expected
 
 
@@ -273,7 +271,7 @@ def test_a_mirror_that_sends_pointers(served, hub, mirror, directory, expected, 
     mirror.obeys_ranges = lambda file: obeys_ranges or file != path
     if not has_length:
         # As if HEAD were answered by the original.
-        mirror.head_length = lambda file, size: str((directory / file).stat().st_size)
+        mirror.head_length = lambda file, _size: str((directory / file).stat().st_size)
     text = refusal(lambda: digest(opened(served, mirror.endpoint, tmp_path)), lg.LeRobotGrainError)
     assert text.startswith(f"{served.repository_id}@{served.commit[:12]}")
     assert path in text
