@@ -95,7 +95,7 @@ class Repository:
 
     @property
     def description(self) -> str:
-        """Names the data set in messages: `org/name@1a2b3c4d5e6f`, `hf://buckets/org/name/folder`, or its directory."""
+        """Names the data set in messages: `org/name@1a2b3c4d5e6f`, `org/name/folder@1a2b3c4d5e6f`, `hf://buckets/org/name`, or its directory."""
         return self.storage.description
 
     @property
@@ -169,9 +169,10 @@ def open_repository(
     """Opens a data set on the Hub, in a bucket or in a directory. No row and no video is read.
 
     Args:
-      repository: `org/name` on the Hub, or a bucket (`hf://buckets/org/name/folder`) or directory with the same layout.
-      revision: branch, tag or commit; by default the newest tag `v3.x`, `v2.1` or `v2.0`, and `main` where there is none. Not for buckets
-        and directories.
+      repository: `org/name` on the Hub, `org/name/folder` where the dataset lies in a folder of it, or a bucket
+        (`hf://buckets/org/name/folder`) or directory with the same layout.
+      revision: branch, tag or commit; by default the newest tag or branch `v3.x`, `v2.1` or `v2.0`, and `main` where there is none. Not for
+        buckets and directories.
       endpoint: of the Hub; by default huggingface.co, or what `HF_ENDPOINT` says.
       token: a Hub token; by default the one that `huggingface_hub` finds; `False` sends none.
       cache_dir: of the Hub client, for the files of `meta/`; by default its usual one. Pieces of other files are kept in the folder

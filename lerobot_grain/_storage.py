@@ -65,7 +65,8 @@ class Storage(abc.ABC):
     An immutable value that pickles; what is needed to read is made anew in each process.
 
     Attributes:
-      description: begins every error message: `org/name@1a2b3c4d5e6f`, `hf://buckets/org/name/folder`, or a directory.
+      description: begins every error message: `org/name@1a2b3c4d5e6f`, `org/name/folder@1a2b3c4d5e6f`, `hf://buckets/org/name/folder`, or a
+        directory.
       commit: 40 hexadecimal digits; of a bucket a hash of the list of its files; None for a directory, which has none.
       options: how it is read.
     """
