@@ -95,7 +95,7 @@ class Repository:
 
     @property
     def description(self) -> str:
-        """Names the data set in messages: `org/name@1a2b3c4d5e6f`, `org/name/folder@1a2b3c4d5e6f`, `hf://buckets/org/name`, or its directory."""
+        """Names the dataset in messages: `org/name@1a2b3c4d5e6f`, `org/name/folder@1a2b3c4d5e6f`, a bucket, or its directory."""
         return self.storage.description
 
     @property

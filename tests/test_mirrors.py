@@ -154,7 +154,7 @@ def test_a_wrong_length_of_other_files_is_an_error_and_not_remembered_on_disk(se
 
 def test_a_length_of_zero_that_was_kept_on_disk_before_does_not_count(served, hub, expected, tmp_path):
     repository = opened(served, hub.endpoint, tmp_path)
-    cache = repository.storage._session().disk_cache  # type: ignore[attr-defined]
+    cache = repository.storage._session().disk_cache
     cache.put(repository.storage._file(VIDEO), "size", bytes(8))
     assert os.path.isdir(disk_cache_directory(str(tmp_path)))
     assert digest(repository) == expected
