@@ -132,8 +132,11 @@ class HubApi:
         with contextlib.suppress(StorageError):
             references = self.references()
             known = f"its tags and branches: {', '.join(dict.fromkeys((*references.tags, *references.branches))) or 'none'}"
-        status = "" if kind_of_answer(answer) == "missing revision" else f" ({self.repository.endpoint} answered with HTTP {answer.status})"
-        raise StorageError(f"{subject}: the repository has no revision {' or '.join(map(repr, revisions))}{status}; {known}")
+        names = " or ".join(map(repr, revisions))
+        if kind_of_answer(answer) == "missing revision":
+            raise StorageError(f"{subject}: the repository has no revision {names}; {known}")
+        told = f"{self.repository.endpoint} answered with HTTP {answer.status}"
+        raise StorageError(f"{subject}: {told}: it has no revision {names}, or no such repository; {known}")
 
     def folders(self, commit: str) -> list[str]:
         """Returns the folders of a commit that hold a dataset, as far as the Hub tells. At most one request; for messages of errors."""
@@ -276,7 +279,8 @@ class HubApi:
         """Raises an error for an answer about another version; one that tells none is about `default`."""
         repository = self.repository
         if (found := answer.headers.get(repository.version_header, default)) != version:
-            told = f"{repository.endpoint} answered for {repository.version_noun} {found}, expected {version}"
+            untold = f" (without the header {repository.version_header})" if found == "none" else ""
+            told = f"{repository.endpoint}{untold} answered for {repository.version_noun} {found}, expected {version}"
             if repository.version_remedy and found != "none":
                 raise StorageError(f"{subject}: {told}{repository.version_remedy}")
             raise TransientFailure(told)

@@ -198,7 +198,9 @@ def _open_offline(named: DatasetRepository, name: _HubName) -> HubStorage:
 
 
 def _without_dataset(storage: HubStorage) -> str:
-    return f"{storage.description}: the repository has no dataset in its folder {storage.folder}: there is no {storage.folder}/{_INFO_PATH}"
+    folder = storage.folder
+    remedy = f" (a revision stands before the folder: hf://datasets/{storage.repository.repo_id}@REVISION/FOLDER)" if "@" in folder else ""
+    return f"{storage.description}: the repository has no dataset in its folder {folder}: there is no {folder}/{_INFO_PATH}{remedy}"
 
 
 def _cached_files(repository: HubRepository, commit: str) -> list[ListedFile] | None:

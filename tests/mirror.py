@@ -32,6 +32,7 @@ class Mirror:
       serves_files: whether it fetches files itself, and answers with all of them or a range, as repository managers do, or passes on the
         answers of the Hub, among them its redirects to the CDN.
       head_length: the Content-Length in the answer to HEAD of a file that it serves, from its path and size; None: without that header.
+      tells_commit: whether it says of which commit a file is that it serves.
       contents: what it serves in the place of a file, from its path and contents.
       obeys_ranges: whether a range of a file is answered with that range, from its path.
       change: path, status, headers and body of an answer of the Hub -> those of its own.
@@ -43,6 +44,7 @@ class Mirror:
         self.log: list[Asked] = []
         self.serves_files = serves_files
         self.head_length: Callable[[str, int], str | None] = lambda _path, size: str(size)
+        self.tells_commit = True
         self.contents: Callable[[str, bytes], bytes] = lambda _path, data: data
         self.obeys_ranges: Callable[[str], bool] = lambda _path: True
         self.change: Callable[[str, int, Headers, bytes], tuple[int, Headers, bytes]] = lambda _path, *answer: answer
@@ -118,7 +120,7 @@ class Mirror:
             return status, headers, data
         commit, _, file = path.split("/resolve/")[1].partition("/")
         data = self.contents(unquote(file), data)
-        headers = {"X-Repo-Commit": commit, "Etag": f'"{len(data):08x}-{sum(data) % 251}"'}
+        headers = {"Etag": f'"{len(data):08x}-{sum(data) % 251}"'} | ({"X-Repo-Commit": commit} if self.tells_commit else {})
         if method == "HEAD":
             length = self.head_length(unquote(file), len(data))
             return 200, headers | ({} if length is None else {"Content-Length": length}), b""

@@ -266,6 +266,13 @@ def test_a_folder_without_a_dataset(hub, served, tmp_path, folder, revision, req
     assert kinds_of_requests(hub) == requests
 
 
+@pytest.mark.usefixtures("served")
+def test_a_revision_after_the_folder(hub, tmp_path):
+    text = rf"no left@v3\.0/meta/info\.json \(a revision stands before the folder: hf://datasets/{NAME}@REVISION/FOLDER\); datasets lie in"
+    with pytest.raises(lg.StorageError, match=text):
+        opened(hub, f"hf://datasets/{NAME}/left@v3.0", tmp_path)
+
+
 def test_a_directory_whose_datasets_lie_in_folders(root, tmp_path):
     with pytest.raises(lg.DatasetFormatError) as caught:
         lg.open_repository(root)

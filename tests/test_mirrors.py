@@ -199,6 +199,14 @@ def test_what_names_contents():
         assert hash_in(text) == found
 
 
+def test_a_mirror_that_does_not_tell_commits_is_an_error_that_names_the_header(served, mirror, tmp_path):
+    mirror.tells_commit = False
+    text = refusal(lambda: opened(served, mirror.endpoint, tmp_path))
+    assert text.startswith(f"{served.repository_id}@{served.commit[:12]}: {INFO}: gave up after 2 attempt(s), the last one failed with: ")
+    assert text.endswith(f"{mirror.endpoint} (without the header X-Repo-Commit) answered for commit none, expected {served.commit}")
+    assert not list(tmp_path.glob("datasets--*"))
+
+
 # --- lists that a mirror does not have -----------------------------------------------------------------------------------------------
 
 
@@ -230,7 +238,7 @@ def test_a_missing_revision_where_that_list_is_missing_too(served, mirror, tmp_p
     mirror.change = without_references
     text = refusal(lambda: opened(served, mirror.endpoint, tmp_path, revision="v9"))
     assert text == (
-        f"{served.repository_id}@v9: the repository has no revision 'v9' ({mirror.endpoint} answered with HTTP 404); "
+        f"{served.repository_id}@v9: {mirror.endpoint} answered with HTTP 404: it has no revision 'v9', or no such repository; "
         f"{mirror.endpoint} does not list its tags and branches"
     )
 
