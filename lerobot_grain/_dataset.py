@@ -342,8 +342,8 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
     `ReadWindowsIterDataset`.
 
     Args:
-      repository: `org/name` on the Hub, `hf://buckets/org/name/folder`, a directory, or an opened `Repository`.
-      revision: branch, tag or commit; by default the newest tag `v3.x`, `v2.1` or `v2.0`, and `main` where there is none.
+      repository: `org/name` on the Hub or `org/name/folder`, `hf://buckets/org/name/folder`, a directory, or an opened `Repository`.
+      revision: branch, tag or commit; by default the newest tag or branch `v3.x`, `v2.1` or `v2.0`, and `main` where there is none.
       episodes: episode numbers, a slice of them, the name of a split of info.json, or a function of an `Episode` that says whether it is
         selected, which is called now; `None`: all. Their order does not matter.
       drop_first_frames, drop_last_frames: so many rows at the start and the end of every episode are left out; windows still reach them.

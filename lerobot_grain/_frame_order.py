@@ -94,7 +94,8 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
         self._start: int = shard_options.shard_index
         self._step: int = shard_options.shard_count
         self._identity = {
-            "commit": repository.commit,
+            # Datasets in folders of one repository share its commit.
+            "commit": f"{repository.commit}/{repository.folder}".rstrip("/"),
             "episodes": _hash_of(selected, lengths, drop_first_frames),
             "num_rows": self._order.num_rows,
             **_shuffle_state(shuffle),

@@ -67,6 +67,7 @@ class Repository:
       notes: what in the files is odd or was repaired, and does not change what is read; one text each. Opening issues each as a
         `LeRobotGrainWarning`.
       row_orders: in which row groups of data files the rows lie in order, as far as this process has read them.
+      folder: of the repository on the Hub that the dataset lies in; empty: it is the whole repository, a bucket or a directory.
     """
 
     storage: Storage
@@ -76,6 +77,7 @@ class Repository:
     tasks: Mapping[int, str]
     subtasks: Mapping[int, str] | None = None
     notes: tuple[str, ...] = ()
+    folder: str = ""
     _stats: list[Statistics | None] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
     row_orders: RowOrders = dataclasses.field(default_factory=RowOrders, init=False, repr=False, compare=False)
 
@@ -96,7 +98,7 @@ class Repository:
 
     @property
     def description(self) -> str:
-        """Names the data set in messages: `org/name@1a2b3c4d5e6f`, `hf://buckets/org/name/folder`, or its directory."""
+        """Names the dataset in messages: `org/name@1a2b3c4d5e6f`, `org/name/folder@1a2b3c4d5e6f`, a bucket, or its directory."""
         return self.storage.description
 
     @property
@@ -170,9 +172,10 @@ def open_repository(
     """Opens a data set on the Hub, in a bucket or in a directory. No row and no video is read.
 
     Args:
-      repository: `org/name` on the Hub, or a bucket (`hf://buckets/org/name/folder`) or directory with the same layout.
-      revision: branch, tag or commit; by default the newest tag `v3.x`, `v2.1` or `v2.0`, and `main` where there is none. Not for buckets
-        and directories.
+      repository: `org/name` on the Hub, `org/name/folder` where the dataset lies in a folder of it, or a bucket
+        (`hf://buckets/org/name/folder`) or directory with the same layout.
+      revision: branch, tag or commit; by default the newest tag or branch `v3.x`, `v2.1` or `v2.0`, and `main` where there is none. Not for
+        buckets and directories.
       endpoint: of the Hub; by default huggingface.co, or what `HF_ENDPOINT` says.
       token: a Hub token; by default the one that `huggingface_hub` finds; `False` sends none.
       cache_dir: of the Hub client, for the files of `meta/`; by default its usual one. Pieces of other files are kept in the folder
@@ -191,10 +194,13 @@ def open_repository(
         raise DatasetFormatError(
             f"{storage.description}: there is no {INFO_PATH}; this is not a LeRobotDataset"
             + (f" (meta/ holds {', '.join(sorted(listing)[:8])})" if listing else "")
+            + storage.elsewhere()
         )
-    info = parse_info(storage.read_metadata(INFO_PATH, max_bytes=_MAX_INFO_BYTES), where=f"{storage.description}, {INFO_PATH}")
+    with storage.checked(INFO_PATH):
+        info = parse_info(storage.read_metadata(INFO_PATH, max_bytes=_MAX_INFO_BYTES), where=f"{storage.description}, {INFO_PATH}")
     episodes = _read_episodes(storage, listing, info)
     notes = (
+        *storage.notes,
         *(f"{INFO_PATH}: {note}" for note in (*info.notes, *_odd_totals(info, episodes))),
         *(f"meta/episodes: {note}" for note in episodes.notes),
     )
@@ -209,6 +215,7 @@ def open_repository(
         tasks=v2.read_tasks(storage, listing, max_tasks=_MAX_TASKS) if is_v2 else _read_texts(storage, listing, TASKS_PATH, "task"),
         subtasks=_read_texts(storage, listing, SUBTASKS_PATH, "subtask") if SUBTASKS_PATH in listing else None,
         notes=notes,
+        folder=storage.folder,
     )
     if v2.EPISODES_STATS_PATH not in listing:
         _ = opened.stats  # small: found in the cache when the Hub cannot be reached
@@ -325,9 +332,13 @@ def _read_stats(storage: Storage, info: DatasetInfo) -> Statistics | None:
         return v2.read_episodes_stats(storage, listing)
     if STATS_PATH not in listing:
         return None
-    where = f"{storage.description}, {STATS_PATH}"
+    with storage.checked(STATS_PATH):
+        return _parse_stats(storage.read_metadata(STATS_PATH, max_bytes=_MAX_STATS_BYTES), f"{storage.description}, {STATS_PATH}")
+
+
+def _parse_stats(raw: bytes, where: str) -> Statistics:
     try:
-        stats = json.loads(storage.read_metadata(STATS_PATH, max_bytes=_MAX_STATS_BYTES))
+        stats = json.loads(raw)
         return {
             str(key): {str(name): np.asarray(value, np.float64) for name, value in statistics.items()} for key, statistics in stats.items()
         }
