@@ -24,6 +24,7 @@ from lerobot_grain._features import camera_encoding
 from lerobot_grain._frame_order import default_clip_length
 from lerobot_grain._repository import INFO_PATH, Repository
 from lerobot_grain._selection import select_episodes
+from lerobot_grain._texts import UnreadableTexts
 
 Integers = npt.NDArray[np.int64]
 
@@ -246,13 +247,15 @@ def _about_metadata(repository: Repository) -> list[Finding]:
         if feature.is_video and key not in repository.episodes.videos:
             text = f"camera {key!r} has no video: there is no video_path, or the episode table has no columns videos/{key}/..."
             findings.append(found("no_video", INFO_PATH, text, feature=key, episodes=everyone, is_problem=True))
+    for key, problem in repository.info.unreadable.items():
+        findings.append(found("unreadable_feature", INFO_PATH, problem, feature=key, episodes=everyone, is_problem=True))
     for name, span in repository.info.splits.items():
         try:
             select_episodes(repository, name)
         except LeRobotGrainError as error:
             findings.append(found("split", INFO_PATH, f"split {shown(name)}, {shown(span)}, cannot be selected: {error}"))
     total = _declared(repository).get("total_tasks")
-    if total not in (None, len(repository.tasks)):
+    if not isinstance(repository.tasks, UnreadableTexts) and total not in (None, len(repository.tasks)):
         findings.append(found("total_tasks", INFO_PATH, f"total_tasks is {shown(total)}, the table of tasks has {len(repository.tasks)}"))
     return findings
 

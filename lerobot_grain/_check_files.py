@@ -133,7 +133,7 @@ def check_data_file(repository: Repository, number: int) -> tuple[list[Finding],
         num_groups=table.metadata.num_row_groups,
         column_bytes=column_bytes,
         largest_group_bytes=largest,
-        undeclared=tuple(sorted(set(table.leaves) - {feature.key for feature in columns})),
+        undeclared=tuple(sorted(set(table.leaves) - {feature.key for feature in columns} - set(repository.info.unreadable))),
     )
     return [finding for feature in columns for finding in _column(table, feature, held)], facts
 

@@ -27,15 +27,13 @@ from lerobot_grain._errors import DatasetFormatError, InvalidRequestError
 from lerobot_grain._repository import Repository
 from lerobot_grain._rows import (
     DataFile,
-    Selection,
     columns_to_read,
     fetch_groups,
     load_group,
     open_data_file,
-    select_features,
 )
 from lerobot_grain._running_stats import RunningStats
-from lerobot_grain._selection import EpisodeSelection, select_episodes
+from lerobot_grain._selection import EpisodeSelection, Selection, select_episodes, select_features
 
 Stats = dict[str, dict[str, npt.NDArray[np.float64]]]
 Given = TypeVar("Given")

@@ -25,10 +25,9 @@ from lerobot_grain._errors import InvalidRequestError
 from lerobot_grain._frame_order import FrameOrderIterDataset
 from lerobot_grain._order import Shuffle
 from lerobot_grain._readahead import ReadAhead, ReadOptions
-from lerobot_grain._repository import Repository, open_repository
+from lerobot_grain._repository import Repository, open_leniently, warn_of_notes
 from lerobot_grain._requests import DeltaTimestamps, OrderedWindowsIterator, OrderedWindowsIterDataset, PulledBlocks, StateAfter, windows_of
-from lerobot_grain._rows import select_features
-from lerobot_grain._selection import EpisodeSelection
+from lerobot_grain._selection import EpisodeSelection, select_features
 from lerobot_grain._statistics import ReadStatistics
 from lerobot_grain._video import load_decoder
 from lerobot_grain._windows import (
@@ -363,7 +362,8 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
     Raises:
       InvalidRequestError: an argument is out of its range, or asks for what the data set does not have; the mask of a window would have
         the key of a feature that is selected, or of another mask.
-      DatasetFormatError: it is not a LeRobotDataset v2.0, v2.1 or v3.x, or is malformed.
+      DatasetFormatError: it is not a LeRobotDataset v2.0, v2.1 or v3.x, or is malformed. A feature or a table of texts that cannot be
+        read is an error where it is selected.
       StorageError: missing, private or gated repository, wrong revision, or the Hub could not be reached.
     """
 
@@ -388,16 +388,20 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
+        opened: Repository | None = None
         if isinstance(repository, Repository):
             if not (revision is endpoint is token is cache_dir is None):
                 raise InvalidRequestError(
                     "revision, endpoint, token and cache_dir belong to open_repository; the repository given is open already"
                 )
         else:
-            repository = open_repository(
+            opened = open_leniently(
                 repository, revision=revision, endpoint=endpoint, token=token, cache_dir=cache_dir, storage_options=read_options.storage
             )
+            repository = opened
         selection = select_features(repository, features)
+        if opened is not None:
+            warn_of_notes(opened)
         windows = delta_timestamps or {}
         if unread := [key for key in windows if key not in {feature.key for feature in selection.columns + selection.videos}]:
             raise InvalidRequestError(

@@ -1,6 +1,7 @@
-"""Which episodes a stream is made of: what `episodes=` may be, and the split of a data set into training and held-out episodes.
+"""What a stream is made of: what `features=` and `episodes=` may be, and the split of a dataset into training and held-out episodes.
 
 Rules:
+* What cannot be read is an error where it is selected, by name or by `features=None`, and nothing to anybody else.
 * A selection is evaluated once, when the data set is made: what is kept is the episode numbers, ascending.
 * Of the episode table a predicate costs only the columns that it asks for, each read once.
 * A split text that can be understood in two ways is refused: percentages depend on how they are rounded.
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,10 +21,36 @@ import numpy.typing as npt
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, shown
 from lerobot_grain._order import shuffled_episodes
 from lerobot_grain._repository import INFO_PATH, Repository
+from lerobot_grain._schema import TASK_KEY, Feature
+from lerobot_grain._texts import UnreadableTexts
 
 Integers = npt.NDArray[np.int64]
 
+SUBTASK_KEY = "subtask"
+# Keys of texts that are looked up in a table of meta/ -> columns that number them.
+INDEX_OF = {TASK_KEY: "task_index", SUBTASK_KEY: "subtask_index"}
+
 _RANGE = re.compile(r"\s*([0-9]{1,12})?\s*:\s*([0-9]{1,12})?\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which features are read.
+
+    Attributes:
+      columns: features that are columns of the data files: low-dimensional ones and embedded images.
+      videos: features that are video files.
+      texts: `task`, `subtask` or both: which texts examples have.
+    """
+
+    columns: tuple[Feature, ...]
+    videos: tuple[Feature, ...]
+    texts: tuple[str, ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys that select this."""
+        return (*(feature.key for feature in self.columns + self.videos), *self.texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +90,65 @@ class Episode:
           InvalidRequestError: there is no such column.
         """
         return self._column(column)[self.index]
+
+
+def select_features(repository: Repository, features: Iterable[str] | None) -> Selection:
+    """Returns what `features=` selects.
+
+    Raises:
+      InvalidRequestError: a key does not exist, or is given twice.
+      DatasetFormatError: a selected feature cannot be read, a camera has no video, or a table of texts is missing or malformed.
+    """
+    declared, unreadable = repository.features, repository.info.unreadable
+    if isinstance(features, str):
+        raise InvalidRequestError(f"features={features!r}: expected a list of keys")
+    has_subtasks = repository.subtasks is not None and INDEX_OF[SUBTASK_KEY] in declared and SUBTASK_KEY not in declared
+    known = [*declared, TASK_KEY, *([SUBTASK_KEY] if has_subtasks else [])]
+    keys = [*known, *unreadable] if features is None else list(features)
+    if refused := {key: unreadable[key] for key in keys if key in unreadable}:
+        raise DatasetFormatError(
+            f"{repository.description}, {INFO_PATH}: {next(iter(refused.values()))}. "
+            + _without([key for key in keys if key not in refused], list(refused), is_asked=features is not None)
+        )
+    if unknown := [key for key in keys if key not in known]:
+        raise InvalidRequestError(f"{repository.description}: there is no feature {unknown[0]!r}; there are {', '.join(known)}")
+    if len(set(keys)) < len(keys):
+        raise InvalidRequestError(f"features={keys!r}: a key is given twice")
+    if not keys:
+        raise InvalidRequestError("features=[]: expected at least one key, or None for all")
+    chosen = [declared[key] for key in keys if key in declared]
+    for feature in chosen:
+        if feature.is_video and feature.key not in repository.episodes.videos:
+            raise DatasetFormatError(
+                f"{repository.description}: camera {feature.key!r} has no video: the episode table has no columns "
+                f"videos/{feature.key}/...; name the other features in features=[...]"
+            )
+    texts = tuple(key for key in keys if key not in declared)
+    for key in texts:
+        if isinstance(table := texts_of(repository, key), UnreadableTexts):
+            raise DatasetFormatError(
+                f"{table.problem}. " + _without([other for other in keys if other != key], [key], is_asked=features is not None)
+            )
+    return Selection(
+        columns=tuple(feature for feature in chosen if not feature.is_video),
+        videos=tuple(feature for feature in chosen if feature.is_video),
+        texts=texts,
+    )
+
+
+def _without(left: list[str], refused: list[str], *, is_asked: bool) -> str:
+    """Returns the end of a message: how to read the features that can be read; with their names, where they were not asked for by name."""
+    names = ", ".join(map(repr, refused))
+    if is_asked or not left:
+        return f"Leave {names} out of features=[...]"
+    return f"To read all but {names}: features={left!r}"
+
+
+def texts_of(repository: Repository, key: str) -> Mapping[int, str]:
+    """Returns the table of the texts of a key; of `subtask` only where there is one."""
+    texts = repository.tasks if key == TASK_KEY else repository.subtasks
+    assert texts is not None
+    return texts
 
 
 EpisodeSelection = slice | str | Iterable[int] | Callable[[Episode], bool] | None
