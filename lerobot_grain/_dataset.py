@@ -29,6 +29,7 @@ from lerobot_grain._repository import Repository, open_leniently, warn_of_notes
 from lerobot_grain._requests import DeltaTimestamps, OrderedWindowsIterator, OrderedWindowsIterDataset, PulledBlocks, StateAfter, windows_of
 from lerobot_grain._selection import EpisodeSelection, select_features
 from lerobot_grain._statistics import ReadStatistics
+from lerobot_grain._storage_options import StorageOptions
 from lerobot_grain._video import load_decoder
 from lerobot_grain._windows import (
     TOLERANCE_SECONDS,
@@ -388,30 +389,20 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        opened: Repository | None = None
-        if isinstance(repository, Repository):
-            if not (revision is endpoint is token is cache_dir is None):
-                raise InvalidRequestError(
-                    "revision, endpoint, token and cache_dir belong to open_repository; the repository given is open already"
-                )
-        else:
-            opened = open_leniently(
-                repository, revision=revision, endpoint=endpoint, token=token, cache_dir=cache_dir, storage_options=read_options.storage
-            )
-            repository = opened
-        selection = select_features(repository, features)
-        if opened is not None:
+        opened = _opened(repository, revision, endpoint, token, cache_dir, read_options.storage)
+        selection = select_features(opened, features)
+        if opened is not repository:
             warn_of_notes(opened)
         windows = delta_timestamps or {}
         if unread := [key for key in windows if key not in {feature.key for feature in selection.columns + selection.videos}]:
             raise InvalidRequestError(
                 f"delta_timestamps[{unread[0]!r}]: "
-                + ("it is not among features=" if unread[0] in repository.features else "there is no such feature; ")
+                + ("it is not among features=" if unread[0] in opened.features else "there is no such feature; ")
                 + ", ".join(feature.key for feature in selection.columns + selection.videos)
             )
-        transformation = DeltaTimestamps(repository, windows, tolerance_seconds=tolerance_seconds)
+        transformation = DeltaTimestamps(opened, windows, tolerance_seconds=tolerance_seconds)
         order = FrameOrderIterDataset(
-            repository,
+            opened,
             episodes=episodes,
             drop_first_frames=drop_first_frames,
             drop_last_frames=drop_last_frames,
@@ -421,7 +412,7 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         )
         super().__init__(
             OrderedWindowsIterDataset(order, transformation),
-            repository,
+            opened,
             features=selection.keys,
             image_size=image_size,
             read_options=read_options,
@@ -452,6 +443,24 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
 
     def __str__(self) -> str:
         return f"LeRobotIterDataset({self._repository.description})"
+
+
+def _opened(
+    repository: str | os.PathLike[str] | Repository,
+    revision: str | None,
+    endpoint: str | None,
+    token: str | bool | None,
+    cache_dir: str | os.PathLike[str] | None,
+    storage_options: StorageOptions,
+) -> Repository:
+    """Returns the repository that was given, or the one that was named."""
+    if not isinstance(repository, Repository):
+        return open_leniently(
+            repository, revision=revision, endpoint=endpoint, token=token, cache_dir=cache_dir, storage_options=storage_options
+        )
+    if not (revision is endpoint is token is cache_dir is None):
+        raise InvalidRequestError("revision, endpoint, token and cache_dir belong to open_repository; the repository given is open already")
+    return repository
 
 
 def _known_examples(shuffle: Shuffle | None) -> int:
