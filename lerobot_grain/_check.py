@@ -309,7 +309,7 @@ def _about_camera(repository: Repository, key: str, facts: list[VideoFacts]) -> 
     for what, number in (("codecs", len(cost.codecs)), ("frame sizes", len(cost.sizes))):
         if number > 1:
             findings.append(found("several_encodings", path, f"its files have {number} {what}", feature=key))
-    if (number := len({each.sample_description for each in facts})) > 1:
+    if (number := len({each.format for each in facts})) > 1:
         text = f"its {len(facts)} files have {number} parameter sets; pictures of different ones are not decoded together, which is slower"
         findings.append(found("several_encodings", path, text, feature=key))
     if cost.gop_length > _LONG_GOP:
@@ -340,8 +340,8 @@ def _camera_cost(key: str, facts: list[VideoFacts]) -> CameraCost:
         counts.update(each.gop_counts)
     return CameraCost(
         key=key,
-        codecs=tuple(sorted({each.codec for each in facts})),
-        sizes=tuple(sorted({(each.height, each.width) for each in facts})),
+        codecs=tuple(sorted({each.format.codec for each in facts})),
+        sizes=tuple(sorted({each.format.frame_size for each in facts})),
         gop_length=max(counts, key=lambda length: (counts[length], length)),
         gop_min=min(counts),
         gop_max=max(counts),

@@ -322,7 +322,7 @@ def depth_mp4(directory: Path) -> bytes:
     table = read_table(data)
     unit = unit_of_frames(table, 0, np.arange(LENGTHS[0]))
     assert len(unit.samples) == LENGTHS[0]
-    return small_mp4(table, [coded_unit(table, unit, data[unit.byte_range.start : unit.byte_range.stop], where="a.mp4")])
+    return small_mp4(table.format, [coded_unit(table, unit, data[unit.byte_range.start : unit.byte_range.stop], where="a.mp4")])
 
 
 def depth_video(mp4: bytes) -> DepthVideo:
