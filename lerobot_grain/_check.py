@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,7 @@ class CheckReport:
       rows: costs of the rows; `None` where no data file could be opened.
       clip_length: the default of `Shuffle`, which follows from the GOPs; `None` where a video that it is found from cannot be read.
       num_clips: of that length, in an epoch; `None` where that is.
+      usable_episodes: numbers of the other episodes, ascending, for `episodes=`. Those in files that were not checked are among them.
     """
 
     dataset: str
@@ -110,16 +111,12 @@ class CheckReport:
     rows: RowsCost | None
     clip_length: int | None
     num_clips: int | None
+    usable_episodes: list[int]
 
     @property
     def is_fine(self) -> bool:
         """Whether no problem was found; there may be notes."""
         return not any(finding.is_problem for finding in self.findings)
-
-    @property
-    def usable_episodes(self) -> list[int]:
-        """The other episodes, for `episodes=`. Those in files that were not checked are among them."""
-        return sorted(set(range(self.num_episodes)) - set(self.unusable_episodes))
 
     @property
     def bytes_per_example(self) -> float:
@@ -183,14 +180,23 @@ def check(repository: Repository, *, max_files: int | None = None, on_progress: 
         fps=repository.fps,
         num_files=sum(len(of_feature.paths) for of_feature in spans.values()),
         num_files_checked=len(files),
-        findings=tuple(sorted(findings, key=lambda finding: not finding.is_problem)),
+        findings=tuple(
+            replace(finding, episodes=_numbers(finding.episodes, repository))
+            for finding in sorted(findings, key=lambda finding: not finding.is_problem)
+        ),
         unusable_features=unusable_features,
-        unusable_episodes=unusable_episodes,
+        unusable_episodes=_numbers(unusable_episodes, repository),
         cameras=tuple(_camera_cost(key, facts) for key, facts in videos.items() if facts),
         rows=_rows_cost(rows, len(episodes.data.paths)) if rows else None,
         clip_length=clip_length,
         num_clips=None if clip_length is None else int((-(-episodes.lengths // clip_length)).sum()),
+        usable_episodes=np.delete(episodes.numbers, list(unusable_episodes)).tolist(),
     )
+
+
+def _numbers(positions: Sequence[int], repository: Repository) -> tuple[int, ...]:
+    """Returns the numbers of episodes by their positions in the episode table."""
+    return tuple(repository.episodes.number_of(position) for position in positions)
 
 
 def _spread(count: int, at_most: int | None) -> list[int]:
@@ -264,6 +270,7 @@ def _about_spans(repository: Repository, key: str) -> list[Finding]:
     """Returns where `to_timestamp`, which is not used for reading, contradicts the number of rows or the next episode of the file."""
     spans, where = repository.episodes.videos[key], "meta/episodes"
     name, half_a_frame = f"videos/{key}/to_timestamp", 0.5 / repository.fps
+    number_of = repository.episodes.number_of
     try:
         stops = repository.episode_column(name).astype(np.float64)
     except (InvalidRequestError, DatasetFormatError, ValueError, TypeError):
@@ -274,8 +281,8 @@ def _about_spans(repository: Repository, key: str) -> list[Finding]:
     if (odd := np.flatnonzero(~(np.abs(off) <= half_a_frame))).size:
         i = odd[0]
         text = (
-            f"episode {i} has {repository.episodes.lengths[i]} rows, but {stops[i] - starts[i]:.6f} s of video until its to_timestamp, "
-            f"{off[i] * repository.fps:+.1f} frames"
+            f"episode {number_of(i)} has {repository.episodes.lengths[i]} rows, but {stops[i] - starts[i]:.6f} s of video until "
+            f"its to_timestamp, {off[i] * repository.fps:+.1f} frames"
         )
         findings.append(found("durations", where, f"{text}{and_more(odd)}", feature=key, episodes=odd))
     by_start = np.lexsort((starts, spans.files.file_of_episode))
@@ -285,7 +292,7 @@ def _about_spans(repository: Repository, key: str) -> list[Finding]:
     if (odd := np.flatnonzero(together & (np.abs(gaps) > half_a_frame))).size:
         i = odd[0]
         kind = "begins before the end" if gaps[i] < 0 else "does not begin at the end"
-        text = f"episode {after[i]} {kind} of episode {before[i]} in the same file: {gaps[i]:+.6f} s"
+        text = f"episode {number_of(after[i])} {kind} of episode {number_of(before[i])} in the same file: {gaps[i]:+.6f} s"
         findings.append(found("spans", where, f"{text}{and_more(odd)}", feature=key, episodes=after[odd]))
     return findings
 

@@ -248,6 +248,7 @@ def _not_finite(repository: Repository, file: DataFile, key: str, row_in_file: i
     episode = held[np.searchsorted(episodes.data_offsets[held], row_in_file, side="right") - 1]
     frame = row_in_file - episodes.data_offsets[episode]
     return DatasetFormatError(
-        f"{file.table.where}: feature {key!r} is {value} in row {episodes.first_rows[episode] + frame} (episode {episode}, frame {frame}); "
+        f"{file.table.where}: feature {key!r} is {value} in row {episodes.first_rows[episode] + frame} "
+        f"(episode {episodes.number_of(episode)}, frame {frame}); "
         "expected finite numbers. Leave the episode out with episodes=[...], or the feature with features=[...]"
     )

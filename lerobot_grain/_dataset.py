@@ -197,8 +197,8 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
             dataset = self._dataset
             # The parent is pulled ahead from here on.
             self._state = functools.partial(dict, self._parent.get_state())
-            lengths = dataset._repository.episodes.lengths
-            self._blocks = self._parent if isinstance(self._parent, OrderedWindowsIterator) else PulledBlocks(self._parent, lengths)
+            episodes = dataset._repository.episodes
+            self._blocks = self._parent if isinstance(self._parent, OrderedWindowsIterator) else PulledBlocks(self._parent, episodes)
             self._ahead = ReadAhead(
                 dataset._repository,
                 dataset._selection,
@@ -344,8 +344,8 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
     Args:
       repository: `org/name` on the Hub, `hf://buckets/org/name/folder`, a directory, or an opened `Repository`.
       revision: branch, tag or commit; by default the newest tag `v3.x`, `v2.1` or `v2.0`, and `main` where there is none.
-      episodes: episode numbers, a slice of them, the name of a split of info.json, or a function of an `Episode` that says whether it is
-        selected, which is called now; `None`: all. Their order does not matter.
+      episodes: numbers of episodes, a slice of all in the order of their numbers, the name of a split of info.json, or a function of an
+        `Episode` that says whether it is selected, which is called now; `None`: all. Their order does not matter.
       drop_first_frames, drop_last_frames: so many rows at the start and the end of every episode are left out; windows still reach them.
         Episodes that have no other rows are left out.
       features: keys to read, among them `task`; `None`: all. A camera that is not read costs no byte.

@@ -340,7 +340,7 @@ class RowReader:
                 raise DatasetFormatError(f"{where}: a picture has shape {pixels.shape}; info.json declares {expected}")
             return pixels
 
-        owners = np.repeat(episodes, len(encoded) // len(episodes)).tolist()
+        owners = np.repeat(self._repository.episodes.numbers_of(episodes), len(encoded) // len(episodes)).tolist()
         pixels = np.stack(list(self._decoders.map(decode, zip(owners, encoded, strict=True))))
         self._meter.count(frames_handed_out=len(encoded))
         return pixels.reshape(*shape, *expected)

@@ -420,7 +420,8 @@ def _name_of_row(repository: Repository, file: DataFile, row: int) -> str:
     held = episodes.data.episodes_in(file.number)
     episode = held.item(np.searchsorted(episodes.data_offsets[held], row, side="right") - 1)
     frame = row - episodes.data_offsets.item(episode)
-    return f"{file.table.where}: row {episodes.first_rows.item(episode) + frame} of the dataset (episode {episode}, frame {frame})"
+    row = episodes.first_rows.item(episode) + frame
+    return f"{file.table.where}: row {row} of the dataset (episode {episodes.number_of(episode)}, frame {frame})"
 
 
 def _integer(key: str) -> Feature:
