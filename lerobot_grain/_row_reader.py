@@ -225,7 +225,7 @@ class RowReader:
     def _values(self, pending: PendingRows, examples: slice) -> Batch:
         found: Batch = {}
         groups, anchors, columns = pending.loaded, pending.anchors[examples], self._selection.columns
-        arrays = tuple(f.key for f in columns if f.key not in pending.windows and f.is_array)
+        arrays = tuple(f.key for f in columns if f.key not in pending.windows and f.is_array and 0 not in f.shape)
         if arrays:
             found.update(_records(groups, arrays, anchors))
         for feature in columns:
