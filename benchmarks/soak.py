@@ -3,9 +3,9 @@
     python benchmarks/soak.py                                # an hour
     python benchmarks/soak.py --minutes 5 --probability 0.3
 
-Every frame is checked by its barcode, every row by its number. The stream is never at rest: a small memory budget and no disk cache, so that
-each epoch fetches its video again; every few seconds a second iterator on the same dataset is opened and closed. The last lines give the
-slope after the first ten minutes (least squares), in MB an hour.
+Every frame is checked by its barcode, every row by its number. The stream is never at rest: a small memory budget and no disk cache, so
+that each epoch fetches its video again; every few seconds a second iterator on the same dataset is opened and closed. The last lines give
+the slope after the first ten minutes (least squares), in MB an hour.
 """
 
 from __future__ import annotations
@@ -62,9 +62,8 @@ def soak(repository: lg.Repository, hub: LoopbackHub, *, minutes: float) -> list
     started, num_examples, num_errors, num_short = time.monotonic(), 0, 0, 0
     next_line, next_short = 60.0, 0.0
     num_requests = num_faulted = 0
-    print(
-        "| minute | examples | requests | with a fault | errors | short iterators | resident MB | threads |\n|---|---|---|---|---|---|---|---|"
-    )
+    print("| minute | examples | requests | with a fault | errors | short iterators | resident MB | threads |")
+    print("|---|---|---|---|---|---|---|---|")
     with contextlib.closing(iter(dataset.batch(BATCH))) as batches:
         while (elapsed := time.monotonic() - started) < 60 * minutes:
             try:
@@ -99,9 +98,8 @@ def soak(repository: lg.Repository, hub: LoopbackHub, *, minutes: float) -> list
                 print(f"| {' | '.join(str(value) for value in line.values())} |", flush=True)
     if late := [line for line in figures if line["minute"] > WARM_UP_MINUTES]:
         slope = np.polyfit([line["minute"] for line in late], [line["resident_mb"] for line in late], 1)[0] * 60 if len(late) > 1 else 0.0
-        print(
-            f"after {WARM_UP_MINUTES} minutes: {slope:+.2f} MB an hour; peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB"
-        )
+        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        print(f"after {WARM_UP_MINUTES} minutes: {slope:+.2f} MB an hour; peak {peak_mb:.0f} MB")
     return figures
 
 

@@ -21,6 +21,7 @@ from urllib.parse import parse_qs, urljoin, urlsplit
 
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import StorageError
+from lerobot_grain._git_files import MAX_POINTER_BYTES, blob_name, hash_in
 
 # A link is used until 30 s before its end: a request that waits in a queue must still find it valid.
 _LINK_MARGIN_SECONDS = 30.0
@@ -30,7 +31,10 @@ _LONGEST_LINK_SECONDS = 3600.0
 # Of what a server says, in a message.
 _MAX_SHOWN = 200
 
-_CONTENT_RANGE = re.compile(r"bytes \d+-\d+/(\d{1,18})")
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+_CONTENT_RANGE = re.compile(r"bytes (?:\d+-\d+|\*)/(\d{1,18})")
+_SIZE = re.compile(r"\d{1,18}")
 # Also of a relative one, as redirects may have it.
 _URL_QUERY = re.compile(r"(/[^\s?#'\"]*)[?#][^\s'\"]*")
 
@@ -52,12 +56,14 @@ class RangeSource:
       headers: sent along as long as redirects stay at the origin of `url`.
       file_bytes: the size of the whole file; every answer must agree.
       etag: of the first answer; every later one must agree.
+      may_be_pointer: whether the last answer told another size, or none, that a Git LFS pointer may have.
     """
 
     url: str
     headers: Mapping[str, str]
     file_bytes: int
     etag: str | None = None
+    may_be_pointer: bool = False
 
 
 class Answer(NamedTuple):
@@ -138,6 +144,7 @@ def accept_range(answer: Answer, *, source: RangeSource, asked: ByteRange) -> in
         compressed answers.
     """
     is_whole = asked == (0, source.file_bytes)
+    source.may_be_pointer = _may_be_pointer(answer, source.file_bytes)
     if answer.status not in (200, 206):
         return None
     if answer.status == 200 and not is_whole:
@@ -158,6 +165,28 @@ def accept_range(answer: Answer, *, source: RangeSource, asked: ByteRange) -> in
     elif etag != source.etag:
         raise TransientFailure(f"the file was changed while it was read (ETag {cut(str(etag))}, before {cut(source.etag)})")
     return asked.length
+
+
+def _may_be_pointer(answer: Answer, file_bytes: int) -> bool:
+    size = str(file_bytes)
+    if answer.status in (206, 416):
+        told = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+        size = told[1] if told else size
+    elif answer.status == 200:
+        size = answer.headers.get("Content-Length", "0")
+    return bool(_SIZE.fullmatch(size)) and int(size) <= MAX_POINTER_BYTES and int(size) != file_bytes
+
+
+def size_in(answer: Answer, size_header: str, etag_header: str) -> int | None:
+    """Returns the size of a file that an answer about it tells; None if it tells none that can be right.
+
+    Mirrors that do not know it, or whose answers to HEAD are those of a handler without a body, tell 0: only an ETag that is the hash of
+    nothing says that a file is empty.
+    """
+    size, told = answer.headers.get(size_header, ""), hash_in(answer.headers.get(etag_header))
+    if not _SIZE.fullmatch(size) or (int(size) == 0 and not (told and blob_name(b"", told))):
+        return None
+    return int(size)
 
 
 def untrusted_certificate(error: BaseException | None) -> str | None:

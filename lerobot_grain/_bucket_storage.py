@@ -23,8 +23,8 @@ from collections.abc import Iterable
 from urllib.parse import quote
 
 from lerobot_grain._errors import InvalidRequestError, StorageError
-from lerobot_grain._hub_repository import HubRepository, name_repository
-from lerobot_grain._hub_storage import HubSession, ListedFile
+from lerobot_grain._hub_repository import HubRepository, ListedFile, name_repository
+from lerobot_grain._hub_storage import HubSession
 from lerobot_grain._storage_options import StorageOptions
 
 BUCKET_SCHEME = "hf://buckets/"
@@ -40,11 +40,7 @@ CHANGED = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HubBucket(HubRepository):
-    """Names a data set in a bucket; the version of each of its files is the hash that Xet uses, and paths begin behind `prefix`.
-
-    Attributes:
-      prefix: where the data set lies in the bucket: empty, or with a `/` at its end.
-    """
+    """Names a data set in a bucket; the version of each of its files is the hash that Xet uses."""
 
     kind = "buckets"
     noun = "bucket"
@@ -52,13 +48,11 @@ class HubBucket(HubRepository):
     version_noun = "Xet hash"
     version_remedy = f"; {CHANGED}"
 
-    prefix: str
-
     def at(self, version: str) -> str:  # noqa: ARG002 (hashes say nothing to anyone)
-        return f"{BUCKET_SCHEME}{self.repo_id}/{self.prefix}".rstrip("/")
+        return f"{BUCKET_SCHEME}{self.name}"
 
-    def tree_url(self, version: str, directory: str) -> str:  # noqa: ARG002 (a bucket has one version)
-        return self.api_url("tree", self.prefix + directory) + "?recursive=true"
+    def tree_url(self, version: str, directory: str, *, recursive: bool = True) -> str:  # noqa: ARG002 (a bucket has one version)
+        return self.api_url("tree", (self.prefix + directory).rstrip("/")) + ("?recursive=true" if recursive else "")
 
     def file_url(self, version: str, path: str) -> str:  # noqa: ARG002 (the answer says which one it is)
         # With "/" quoted, as huggingface_hub asks for the same.
@@ -85,8 +79,9 @@ def name_bucket(
     if revision is not None or "@" in match[1]:
         raise InvalidRequestError(f"{uri}: a bucket has no revisions{'' if revision is None else f', so not {revision!r}'}; leave it out")
     named = name_repository(match[1], endpoint=endpoint, cache_dir=cache_dir, token=token, options=options)
-    prefix = match[2].rstrip("/")
-    return HubBucket(named.repo_id, named.endpoint, named.cache_dir, named.token, named.options, f"{prefix}/" if prefix else "")
+    folder = match[2].rstrip("/")
+    prefix = f"{folder}/" if folder else ""
+    return HubBucket(named.repo_id, named.endpoint, named.cache_dir, named.token, named.options, prefix)
 
 
 def list_bucket(session: HubSession, bucket: HubBucket) -> list[ListedFile]:
@@ -97,12 +92,11 @@ def list_bucket(session: HubSession, bucket: HubBucket) -> list[ListedFile]:
     """
     files = []
     for folder in _FOLDERS:
-        for file in session.list_tree("", folder):
-            # The Hub compares the beginnings of texts: for `meta` it lists `metadata/...` too.
-            if file.path.startswith(f"{bucket.prefix}{folder}/"):
-                if not file.xet_hash:
-                    raise StorageError(f"{bucket.at('')}: {bucket.endpoint} lists {file.path} without a hash, so it cannot be pinned")
-                files.append(file._replace(path=file.path.removeprefix(bucket.prefix)))
+        for file in session.api.list_tree("", folder):
+            if not file.xet_hash:
+                path = bucket.prefix + file.path
+                raise StorageError(f"{bucket.at('')}: {bucket.endpoint} lists {path} without a hash, so it cannot be pinned")
+            files.append(file)
     return sorted(files)
 
 

@@ -42,7 +42,8 @@ class Finding:
       is_problem: examples cannot be read, or their pictures may not belong to their rows. Otherwise it is odd or costly, and is read.
       path: the file, from the top of the data set.
       feature: key of the feature that it concerns; `None`: all of them.
-      episodes: numbers of the episodes that it concerns, ascending; empty where it is not about episodes.
+      episodes: numbers of the episodes that it concerns, ascending; empty where it is not about episodes. (Positions in the episode table
+        until `check` hands them out.)
       text: what was found and what was expected.
     """
 
@@ -129,7 +130,7 @@ def check_data_file(repository: Repository, number: int) -> tuple[list[Finding],
         num_groups=table.metadata.num_row_groups,
         column_bytes=column_bytes,
         largest_group_bytes=largest,
-        undeclared=tuple(sorted(set(table.leaves) - {feature.key for feature in columns})),
+        undeclared=tuple(sorted(set(table.leaves) - {feature.key for feature in columns} - set(repository.info.unreadable))),
     )
     return [finding for feature in columns for finding in _column(table, feature, held)], facts
 
@@ -188,7 +189,9 @@ def _frames_of_rows(file: VideoFile, repository: Repository, held: Integers) -> 
     findings = []
     if file.problems:
         wrong = np.array(sorted(file.problems))
-        findings.append(_about_video(file, "frames", wrong, f"episode {wrong[0]}: {file.problems[int(wrong[0])]}", is_problem=True))
+        findings.append(
+            _about_video(file, "frames", wrong, f"episode {file.number_of(wrong.item(0))}: {file.problems[wrong.item(0)]}", is_problem=True)
+        )
     good = held[~np.isin(held, list(file.problems))]
     if len(good) == 0:
         return findings
@@ -205,13 +208,14 @@ def _unused_frames(file: VideoFile, episodes: Integers, num_before: int, left_ov
     findings, num_frames = [], file.table.num_frames + file.num_hidden
     if len(file.named):
         text = (
-            f"episode {file.named[0]} has fewer rows than frames, and its timestamps name the frames of its rows; {file.num_hidden} frames "
-            "of the file belong to no row"
+            f"episode {file.number_of(file.named.item(0))} has fewer rows than frames, and its timestamps name the frames of its rows; "
+            f"{file.num_hidden} frames of the file belong to no row"
         )
         findings.append(_about_video(file, "dropped_rows", file.named, text))
     if unused := int(num_before + left_over.sum()):
         most = left_over.argmax()
-        place = f"{left_over[most]} of them behind episode {episodes[most]}" if left_over[most] else "all of them before the first episode"
+        behind = f"{left_over[most]} of them behind episode {file.number_of(episodes.item(most))}"
+        place = behind if left_over[most] else "all of them before the first episode"
         text = f"{unused} of its {num_frames} frames belong to no row, {place}"
         findings.append(found("unused_frames", file.path, text, feature=file.camera, episodes=episodes[left_over > 0]))
     return findings
@@ -227,12 +231,15 @@ def _starts_of_episodes(file: VideoFile, repository: Repository, episodes: Integ
     times = table.times_seconds()[first]
     if (late := np.flatnonzero(np.abs(times - starts) > _TOLERANCE_SECONDS)).size:
         i = late[0]
-        text = f"episode {regular[i]} should start at {starts[i]:.6f} s; its first frame is the one at {times[i]:.6f} s; lerobot refuses it"
+        text = (
+            f"episode {file.number_of(regular.item(i))} should start at {starts[i]:.6f} s; its first frame is the one at {times[i]:.6f} s; "
+            "lerobot refuses it"
+        )
         findings.append(_about_video(file, "from_timestamp", regular[late], text))
     if (odd := regular[~np.isin(table.presentation[first], table.keys) & (first > 0)]).size:
         text = (
-            f"episode {odd[0]} does not begin at a key frame, as an episode that was recorded by itself does; if the episodes before it "
-            "have more frames than the table says, its frames are theirs"
+            f"episode {file.number_of(odd.item(0))} does not begin at a key frame, as an episode that was recorded by itself does; if the "
+            "episodes before it have more frames than the table says, its frames are theirs"
         )
         findings.append(_about_video(file, "key_frame", odd, text))
     return findings
@@ -251,8 +258,8 @@ def _times_of_frames(file: VideoFile, repository: Repository, episodes: Integers
     i = drift.argmax()
     seconds = (times[first[i] + lengths[i] - 1] - times[first[i]]) / (lengths[i] - 1)
     text = (
-        f"a frame of episode {episodes[i]} is {drift[i]:.6f} s from where {fps:g} fps put it; its frames are {seconds:.6f} s apart on "
-        f"average ({1 / seconds:g} fps); the k-th row is given the k-th frame; lerobot refuses it"
+        f"a frame of episode {file.number_of(episodes.item(i))} is {drift[i]:.6f} s from where {fps:g} fps put it; its frames are "
+        f"{seconds:.6f} s apart on average ({1 / seconds:g} fps); the k-th row is given the k-th frame; lerobot refuses it"
     )
     return [_about_video(file, "frame_times", episodes[drift > _TOLERANCE_SECONDS], text)]
 

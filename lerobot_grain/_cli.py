@@ -48,8 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     for command, room in ((profile, _cli_profile), (check, _cli_check)):
         add = command.add_argument
-        add("repository", metavar="ORG/NAME|DIRECTORY", help="a data set on the Hub, hf://buckets/ORG/NAME/FOLDER, or a directory")
-        add("--revision", help="branch, tag or commit (default: the newest tag v3.x, v2.1 or v2.0)")
+        add(
+            "repository",
+            metavar="ORG/NAME|DIRECTORY",
+            help="a dataset on the Hub (or ORG/NAME/FOLDER), in hf://buckets/..., or a directory",
+        )
+        add("--revision", help="branch, tag or commit (default: the newest tag or branch v3.x, v2.1 or v2.0)")
         add("--endpoint", help="of the Hub (default: huggingface.co, or HF_ENDPOINT)")
         room.add_arguments(command)
         command.set_defaults(run=room.run)

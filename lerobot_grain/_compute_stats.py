@@ -28,15 +28,13 @@ from lerobot_grain._errors import DatasetFormatError, InvalidRequestError
 from lerobot_grain._repository import Repository
 from lerobot_grain._rows import (
     DataFile,
-    Selection,
     columns_to_read,
     fetch_groups,
     load_group,
     open_data_file,
-    select_features,
 )
 from lerobot_grain._running_stats import RunningStats
-from lerobot_grain._selection import EpisodeSelection, select_episodes
+from lerobot_grain._selection import EpisodeSelection, Selection, select_episodes, select_features
 
 Stats = dict[str, dict[str, npt.NDArray[np.float64]]]
 Given = TypeVar("Given")
@@ -251,6 +249,7 @@ def _not_finite(repository: Repository, file: DataFile, key: str, row_in_file: i
     episode = held[np.searchsorted(episodes.data_offsets[held], row_in_file, side="right") - 1]
     frame = row_in_file - episodes.data_offsets[episode]
     return DatasetFormatError(
-        f"{file.table.where}: feature {key!r} is {value} in row {episodes.first_rows[episode] + frame} (episode {episode}, frame {frame}); "
+        f"{file.table.where}: feature {key!r} is {value} in row {episodes.first_rows[episode] + frame} "
+        f"(episode {episodes.number_of(episode)}, frame {frame}); "
         "expected finite numbers. Leave the episode out with episodes=[...], or the feature with features=[...]"
     )

@@ -24,11 +24,11 @@ from lerobot_grain._frame_order import FrameOrderIterDataset
 from lerobot_grain._open_stream import OpenStream
 from lerobot_grain._order import Shuffle
 from lerobot_grain._readahead import ReadAhead, ReadOptions
-from lerobot_grain._repository import Repository, open_repository
+from lerobot_grain._repository import Repository, open_leniently, warn_of_notes
 from lerobot_grain._requests import DeltaTimestamps, OrderedWindowsIterator, OrderedWindowsIterDataset, PulledBlocks, windows_of
-from lerobot_grain._rows import select_features
-from lerobot_grain._selection import EpisodeSelection
+from lerobot_grain._selection import EpisodeSelection, select_features
 from lerobot_grain._statistics import ReadStatistics
+from lerobot_grain._storage_options import StorageOptions
 from lerobot_grain._video import load_decoder
 from lerobot_grain._windows import (
     TOLERANCE_SECONDS,
@@ -195,8 +195,9 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
 
     def _opened(self) -> OpenStream:
         dataset = self._dataset
-        lengths = dataset._repository.episodes.lengths
-        blocks = self._parent if isinstance(self._parent, OrderedWindowsIterator) else PulledBlocks(self._parent, lengths)
+        blocks = self._parent
+        if not isinstance(blocks, OrderedWindowsIterator):
+            blocks = PulledBlocks(blocks, dataset._repository.episodes)
         ahead = ReadAhead(
             dataset._repository,
             dataset._selection,
@@ -342,10 +343,10 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
     `ReadWindowsIterDataset`.
 
     Args:
-      repository: `org/name` on the Hub, `hf://buckets/org/name/folder`, a directory, or an opened `Repository`.
-      revision: branch, tag or commit; by default the newest tag `v3.x`, `v2.1` or `v2.0`, and `main` where there is none.
-      episodes: episode numbers, a slice of them, the name of a split of info.json, or a function of an `Episode` that says whether it is
-        selected, which is called now; `None`: all. Their order does not matter.
+      repository: `org/name` on the Hub or `org/name/folder`, `hf://buckets/org/name/folder`, a directory, or an opened `Repository`.
+      revision: branch, tag or commit; by default the newest tag or branch `v3.x`, `v2.1` or `v2.0`, and `main` where there is none.
+      episodes: numbers of episodes, a slice of all in the order of their numbers, the name of a split of info.json, or a function of an
+        `Episode` that says whether it is selected, which is called now; `None`: all. Their order does not matter.
       drop_first_frames, drop_last_frames: so many rows at the start and the end of every episode are left out; windows still reach them.
         Episodes that have no other rows are left out.
       features: keys to read, among them `task`; `None`: all. A camera that is not read costs no byte.
@@ -363,7 +364,8 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
     Raises:
       InvalidRequestError: an argument is out of its range, or asks for what the data set does not have; the mask of a window would have
         the key of a feature that is selected, or of another mask.
-      DatasetFormatError: it is not a LeRobotDataset v2.0, v2.1 or v3.x, or is malformed.
+      DatasetFormatError: it is not a LeRobotDataset v2.0, v2.1 or v3.x, or is malformed. A feature or a table of texts that cannot be
+        read is an error where it is selected.
       StorageError: missing, private or gated repository, wrong revision, or the Hub could not be reached.
     """
 
@@ -388,26 +390,20 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        if isinstance(repository, Repository):
-            if not (revision is endpoint is token is cache_dir is None):
-                raise InvalidRequestError(
-                    "revision, endpoint, token and cache_dir belong to open_repository; the repository given is open already"
-                )
-        else:
-            repository = open_repository(
-                repository, revision=revision, endpoint=endpoint, token=token, cache_dir=cache_dir, storage_options=read_options.storage
-            )
-        selection = select_features(repository, features)
+        opened = _opened(repository, revision, endpoint, token, cache_dir, read_options.storage)
+        selection = select_features(opened, features)
+        if opened is not repository:
+            warn_of_notes(opened)
         windows = delta_timestamps or {}
         if unread := [key for key in windows if key not in {feature.key for feature in selection.columns + selection.videos}]:
             raise InvalidRequestError(
                 f"delta_timestamps[{unread[0]!r}]: "
-                + ("it is not among features=" if unread[0] in repository.features else "there is no such feature; ")
+                + ("it is not among features=" if unread[0] in opened.features else "there is no such feature; ")
                 + ", ".join(feature.key for feature in selection.columns + selection.videos)
             )
-        transformation = DeltaTimestamps(repository, windows, tolerance_seconds=tolerance_seconds)
+        transformation = DeltaTimestamps(opened, windows, tolerance_seconds=tolerance_seconds)
         order = FrameOrderIterDataset(
-            repository,
+            opened,
             episodes=episodes,
             drop_first_frames=drop_first_frames,
             drop_last_frames=drop_last_frames,
@@ -417,7 +413,7 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         )
         super().__init__(
             OrderedWindowsIterDataset(order, transformation),
-            repository,
+            opened,
             features=selection.keys,
             image_size=image_size,
             read_options=read_options,
@@ -448,6 +444,24 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
 
     def __str__(self) -> str:
         return f"LeRobotIterDataset({self._repository.description})"
+
+
+def _opened(
+    repository: str | os.PathLike[str] | Repository,
+    revision: str | None,
+    endpoint: str | None,
+    token: str | bool | None,
+    cache_dir: str | os.PathLike[str] | None,
+    storage_options: StorageOptions,
+) -> Repository:
+    """Returns the repository that was given, or the one that was named."""
+    if not isinstance(repository, Repository):
+        return open_leniently(
+            repository, revision=revision, endpoint=endpoint, token=token, cache_dir=cache_dir, storage_options=storage_options
+        )
+    if not (revision is endpoint is token is cache_dir is None):
+        raise InvalidRequestError("revision, endpoint, token and cache_dir belong to open_repository; the repository given is open already")
+    return repository
 
 
 def _known_examples(shuffle: Shuffle | None) -> int:

@@ -101,8 +101,11 @@ class DiskCache:
         if is_due:
             self._trim()
 
-    def forget(self, file: tuple[str, ...]) -> None:
-        """Deletes the entries of all parts of `file`."""
+    def forget(self, file: tuple[str, ...], part: str | None = None) -> None:
+        """Deletes the entry of a part of `file`, or of all its parts."""
+        if part is not None:
+            _delete(self._path(_name(file, part)))
+            return
         prefix = _hash(*file)
         for entry in self._entries():
             if entry.name.startswith(prefix):

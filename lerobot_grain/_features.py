@@ -18,8 +18,7 @@ NUMERIC_DTYPES = frozenset(
     ("bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
 )
 
-# Far above all that is real; below, what is made of a description stays small: a path for every file, an array of a frame.
-_MAX_KEY_LENGTH = 256
+# Far above all that is real; below, what is made of a description stays small: an array of a frame.
 _MAX_DIMENSIONS, _MAX_VALUES = 32, 1 << 31
 _MAX_GOP_LENGTH = 1 << 20
 
@@ -123,8 +122,6 @@ def parse_feature(key: str, description: object, *, where: str, notes: list[str]
     Raises:
       DatasetFormatError: it is malformed, or of a kind that is not read.
     """
-    if len(key) > _MAX_KEY_LENGTH:
-        raise DatasetFormatError(f"{where}: feature {shown(key)} has a key of {len(key)} characters; expected at most {_MAX_KEY_LENGTH}")
     if not isinstance(description, dict):
         raise DatasetFormatError(f"{where}: feature {key!r} is {shown(description)}; expected an object with dtype and shape")
     dtype, shape = description.get("dtype"), description.get("shape")

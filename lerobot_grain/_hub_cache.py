@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -25,20 +23,19 @@ from collections.abc import Mapping
 import huggingface_hub
 from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
-from lerobot_grain._hub_repository import COMMIT, HubRepository, newest_version_tag
-
-_HASH = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
+from lerobot_grain._git_files import hash_in
+from lerobot_grain._hub_repository import COMMIT, HubRepository, ListedFile, newest_version_tag
 
 
 def snapshot_directory(repository: HubRepository, commit: str) -> str:
-    """Returns where the files of a commit lie, if any do."""
+    """Returns where all files of a commit lie, if any do; a data set in a folder lies in that folder of it."""
     return os.path.join(repository.cache_root, "snapshots", commit)
 
 
 def cached_commit(repository: HubRepository, revision: str | None) -> str | None:
-    """Returns the commit of a revision (None: of the newest tag `v3.x`, or of `main`) when it was last downloaded by that name.
+    """Returns the commit of a revision (None: of the newest version, or of `main`) when it was last downloaded by that name.
 
-    None where it never was, or nothing is left of its files.
+    None where it never was, or nothing is left of its files. Branches and tags lie in one folder.
     """
     references = os.path.join(repository.cache_root, "refs")
     try:
@@ -51,32 +48,20 @@ def cached_commit(repository: HubRepository, revision: str | None) -> str | None
     return commit if COMMIT.fullmatch(commit) and os.path.isdir(snapshot_directory(repository, commit)) else None
 
 
-def cached_listing(repository: HubRepository, commit: str) -> Mapping[str, int] | None:
-    """Returns path -> size in bytes of all files of a commit, None where the cache has no such list."""
+def cached_listing(repository: HubRepository, commit: str) -> Mapping[str, ListedFile] | None:
+    """Returns path in the repository -> file, of all files of a commit; None where the cache has no such list."""
     try:
         return _listing(repository.repo_id, repository.cache_dir, commit)
     except CachedRepoTreeNotFoundError:
         return None
 
 
-# What was not found is looked for again, because a download may bring it. A list of 100,000 files takes about 20 MB.
+# What was not found is looked for again, because a download may bring it. A list of 100,000 files takes about 30 MB.
 @functools.lru_cache(maxsize=8)
-def _listing(repo_id: str, cache_dir: str, commit: str) -> Mapping[str, int]:
+def _listing(repo_id: str, cache_dir: str, commit: str) -> Mapping[str, ListedFile]:
     files = huggingface_hub.get_cached_repo_tree(repo_id, repo_type="dataset", revision=commit, cache_dir=cache_dir)
-    return {file.path: file.size for file in files}
-
-
-def hash_in(etag: str | None) -> str | None:
-    """Returns the hash that an ETag of the Hub is: SHA-256 of a large file, id of the git blob of a small one. None if it is neither."""
-    name = (etag or "").removeprefix("W/").strip('"')
-    return name if _HASH.fullmatch(name) else None
-
-
-def hash_of(data: bytes, *, like: str) -> str:
-    """Returns the hash of contents, of the kind that `like` is."""
-    if len(like) == 64:
-        return hashlib.sha256(data).hexdigest()
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    # The id of the blob, which is that of a pointer where the file is in Git LFS; of one in Xet nothing is known of the pointer.
+    return {f.path: ListedFile(f.path, f.size, f.xet_hash or "", "" if f.xet_hash else hash_in(f.blob_id)) for f in files}
 
 
 def keep_file(root: str, commit: str, path: str, data: bytes, name: str) -> None:
@@ -85,8 +70,8 @@ def keep_file(root: str, commit: str, path: str, data: bytes, name: str) -> None
     Args:
       root: the folder of the repository in the cache.
       commit: 40 hexadecimal digits.
-      path: of the file, checked by `check_path`.
-      data: its contents.
+      path: of the file in the repository, checked by `check_path`.
+      data: its contents, which were checked: all programs will take them for those of the commit.
       name: of the blob: the hash of the contents.
 
     Raises:
@@ -104,9 +89,22 @@ def keep_file(root: str, commit: str, path: str, data: bytes, name: str) -> None
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(unfinished)
+    target = os.path.relpath(blob, os.path.dirname(pointer))
     try:
-        os.symlink(os.path.relpath(blob, os.path.dirname(pointer)), pointer)
+        os.symlink(target, pointer)
     except FileExistsError:
-        pass
+        # Of another process that does the same, or the rest of a file that was deleted: that leads nowhere, or to another blob.
+        if os.path.realpath(pointer) != os.path.realpath(blob):
+            _replace_link(target, pointer)
     except OSError:
         shutil.copyfile(blob, pointer)  # a file system without links
+
+
+def _replace_link(target: str, pointer: str) -> None:
+    temporary = f"{pointer}.{uuid.uuid4().hex[:8]}.incomplete"
+    os.symlink(target, temporary)
+    try:
+        os.replace(temporary, pointer)
+    except OSError:
+        os.unlink(temporary)
+        raise

@@ -11,8 +11,9 @@ import functools
 import importlib.metadata
 import os
 import re
-from typing import ClassVar, NoReturn
-from urllib.parse import quote
+from collections.abc import Iterable
+from typing import ClassVar, NamedTuple, NoReturn
+from urllib.parse import quote, unquote, urlsplit
 
 import huggingface_hub
 from huggingface_hub import errors as hub_errors
@@ -26,6 +27,23 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 _ENDPOINT = re.compile(r"https?://([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[\w./~-]*)?")
 # Of the versions of the format that are read.
 _VERSION_TAG = re.compile(r"v(2\.[01]|3\.[0-9]{1,9}(\.[0-9]{1,9})?)")
+_REPO_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+
+
+class ListedFile(NamedTuple):
+    """A file as a listing of the Hub has it.
+
+    Attributes:
+      path: below the data set or, in `cached_listing`, the repository.
+      size_bytes: of its contents.
+      xet_hash: the hash of its contents that Xet uses; empty where the listing has none.
+      content_hash: as `blob_name` takes it.
+    """
+
+    path: str
+    size_bytes: int
+    xet_hash: str = ""
+    content_hash: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,6 +59,13 @@ class HubRepository(abc.ABC):
       version_header: says, in the answer from `file_url`, which version of the file it is about.
       version_noun: what a version is called in messages.
       version_remedy: what to do when the answer is about another one.
+      repo_id: `org/name`.
+      endpoint: where the Hub is.
+      cache_dir: the cache of huggingface_hub.
+      token: see above.
+      options: how bytes are read.
+      prefix: the folder that the data set lies in, with a `/` at its end; empty: it is the whole repository.
+      notes: what about the name is odd, or is to be said.
     """
 
     kind: ClassVar[str]
@@ -54,18 +79,30 @@ class HubRepository(abc.ABC):
     cache_dir: str
     token: str | bool | None = dataclasses.field(repr=False)
     options: StorageOptions = dataclasses.field(repr=False)
+    prefix: str = ""
+    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
     @abc.abstractmethod
     def at(self, version: str) -> str:
         """Returns how it is called in messages about `version`."""
 
     @abc.abstractmethod
-    def tree_url(self, version: str, directory: str) -> str:
-        """Returns the address of the first page of the list of all files below `directory`."""
+    def tree_url(self, version: str, directory: str, *, recursive: bool = True) -> str:
+        """Returns the address of the first page of the list of all files below `directory` of the data set, or only of those in it."""
 
     @abc.abstractmethod
     def file_url(self, version: str, path: str) -> str:
         """Returns the address at which the Hub says where the bytes of a file are."""
+
+    @property
+    def name(self) -> str:
+        """`org/name`, or `org/name/folder`."""
+        return f"{self.repo_id}/{self.prefix}".rstrip("/")
+
+    def download_command(self, revision: str | None) -> str:
+        """Returns the command with which a user puts it into the cache of huggingface_hub."""
+        chosen = f" --revision {revision}" if revision else ""
+        return f"hf download {self.repo_id} --repo-type dataset{chosen}" + (f" --include '{self.prefix}*'" if self.prefix else "")
 
     @property
     def cache_root(self) -> str:
@@ -80,7 +117,23 @@ class HubRepository(abc.ABC):
             raise InvalidRequestError(f'{self.repo_id}: token=True, but there is none: set HF_TOKEN or run "hf auth login"') from None
 
     def api_url(self, *parts: str) -> str:
-        return "/".join([f"{self.endpoint}/api/{self.kind}/{self.repo_id}", *(quote(part, safe="") for part in parts)])
+        return "/".join([f"{self.endpoint}/api/{self.kind}/{self.repo_id}", *(quote(part, safe="") for part in parts if part)])
+
+    def renamed_by(self, asked: str, target: str) -> str | None:
+        """Returns the name that a redirect gives the repository; None if it does not only change the name.
+
+        Args:
+          asked: an address of the repository.
+          target: where the redirect leads. A mirror that has a path may pass on a target of the original, without its own path.
+        """
+        before, _, after = asked.removeprefix(self.endpoint).partition("?")[0].partition(f"/{self.kind}/{self.repo_id}/")
+        pattern = f".*{re.escape(before)}/{self.kind}/({_REPO_ID.pattern})/{re.escape(unquote(after))}"
+        found = re.fullmatch(pattern, unquote(urlsplit(target).path), re.ASCII) if after else None
+        try:
+            validate_repo_id(name := found[1] if found else "")
+        except hub_errors.HFValidationError:
+            return None
+        return name if name != self.repo_id else None
 
     def fail(self, kind: str, subject: str, detail: str = "") -> NoReturn:
         """Raises the error for what `_kind_of_answer` returned; `detail` is the text for what has none here."""
@@ -117,13 +170,14 @@ class DatasetRepository(HubRepository):
     version_remedy = ""
 
     def at(self, version: str) -> str:
-        return f"{self.repo_id}@{version[:12]}"
+        return f"{self.name}@{version[:12]}"
 
-    def tree_url(self, version: str, directory: str) -> str:
-        return self.api_url("tree", version, directory) + "?recursive=true&expand=false"
+    def tree_url(self, version: str, directory: str, *, recursive: bool = True) -> str:
+        query = "?recursive=true&expand=false" if recursive else "?expand=false"
+        return self.api_url("tree", version, (self.prefix + directory).rstrip("/")) + query
 
     def file_url(self, version: str, path: str) -> str:
-        return f"{self.endpoint}/datasets/{self.repo_id}/resolve/{version}/{quote(path)}"
+        return f"{self.endpoint}/datasets/{self.repo_id}/resolve/{version}/{quote(self.prefix + path)}"
 
 
 def name_repository(
@@ -163,12 +217,13 @@ def disk_cache_directory(cache_dir: str) -> str:
     return os.path.join(os.path.abspath(os.path.expanduser(root)), "ranges")
 
 
-def newest_version_tag(tags: list[str]) -> str:
+def newest_version_tag(names: Iterable[str]) -> str:
     """Returns the newest of `v3.x`, `v2.1` and `v2.0` by number, or "main" when there is none of them.
 
-    As lerobot does: a tag stands for a version of the format, and moves when a data set is uploaded again. `main` may be anything.
+    As lerobot does: a tag stands for a version of the format, and moves when a data set is uploaded again. Converters have made branches
+    of these names instead, so `names` are those of tags and branches. `main` may be anything.
     """
-    found = [tag for tag in tags if _VERSION_TAG.fullmatch(tag)]
+    found = [name for name in names if _VERSION_TAG.fullmatch(name)]
     return max(found, key=lambda tag: [int(number) for number in tag[1:].split(".")], default="main")
 
 

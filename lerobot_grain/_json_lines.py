@@ -23,7 +23,7 @@ def pieces_of(storage: Storage, path: str, size_bytes: int) -> Iterator[bytes]:
       StorageError: the bytes could not be had.
     """
     if size_bytes <= _PIECE_BYTES:
-        yield storage.read_metadata(path, max_bytes=_PIECE_BYTES)
+        yield storage.read_as_is(path, max_bytes=_PIECE_BYTES)
         return
     for start in range(0, size_bytes, _PIECE_BYTES):
         yield storage.read_ranges(path, [ByteRange(start, min(start + _PIECE_BYTES, size_bytes))])[0]
@@ -36,8 +36,13 @@ def json_lines(storage: Storage, path: str, size_bytes: int) -> Iterator[tuple[s
       DatasetFormatError: a line is not one JSON object; the file and the line are named.
       StorageError: the bytes could not be had.
     """
-    for number, line in enumerate(_lines(pieces_of(storage, path, size_bytes)), 1):
-        where = f"{storage.description}, {path}, line {number}"
+    with storage.checked(path):
+        yield from _objects(_lines(pieces_of(storage, path, size_bytes)), f"{storage.description}, {path}")
+
+
+def _objects(lines: Iterator[bytes], file: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(lines, 1):
+        where = f"{file}, line {number}"
         if len(line) > _MAX_LINE_BYTES:
             raise DatasetFormatError(f"{where}: it has more than {_MAX_LINE_BYTES} bytes; expected one JSON object of a few")
         if not line.strip():

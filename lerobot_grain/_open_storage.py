@@ -1,21 +1,42 @@
-"""What a user may name as a data set: a directory, a data set repository on the Hub, or a bucket; and opening it."""
+"""What a user may name as a dataset: a directory, a dataset repository on the Hub or a folder of one, or a bucket; and opening it.
+
+Rules:
+* A directory that exists comes first: `org/name` may be one.
+* What follows `@` in a URI is a revision, and after that a folder: `hf://datasets/org/name@v3.0/arm`, as huggingface_hub reads it. A branch
+  may have slashes in its name too (`@feature/grip`), so the first part that the Hub knows as a revision is taken.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+from urllib.parse import unquote
 
 from lerobot_grain._bucket_storage import BUCKET_SCHEME, HubBucket, commit_of_files, list_bucket, name_bucket
 from lerobot_grain._errors import InvalidRequestError, StorageError
 from lerobot_grain._hub_cache import cached_commit, cached_listing, snapshot_directory
-from lerobot_grain._hub_repository import HubRepository, is_offline, name_repository
+from lerobot_grain._hub_repository import DatasetRepository, HubRepository, ListedFile, is_offline, name_repository
 from lerobot_grain._hub_storage import HubSession
 from lerobot_grain._remote_storage import BucketStorage, HubStorage
 from lerobot_grain._storage import METADATA, DirectoryStorage, Storage, is_readable_path
 from lerobot_grain._storage_options import StorageOptions
 
-_HUB_URI = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@(.+))?")
+_HUB_URI = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/].*)|/(.*))?")
+# Revisions that have slashes in their names for huggingface_hub too.
+_SPECIAL_REVISION = re.compile(r"refs/(?:convert/\w+|pr/\d+)(?=/|$)")
+# How addresses of pages on the Hub begin: `datasets/org/name` is no folder of a repository `datasets/org`.
+_KINDS = ("datasets", "models", "spaces", "buckets")
+_INFO_PATH = f"{METADATA}/info.json"
+
+
+class _HubName(NamedTuple):
+    """What a text names: a repository, and which folder of it goes with which revision, in the order in which they are tried."""
+
+    repo_id: str
+    folders: Mapping[str | None, str]
 
 
 def open_storage(
@@ -35,9 +56,10 @@ def open_storage(
 
     Args:
       repository: a directory (any path object, or a text that is absolute, begins with `./`, `../` or `~`, or names an existing directory),
-        or a data set on the Hub: `org/name` or `hf://datasets/org/name@revision`, or in a bucket: `hf://buckets/org/name/folder`.
-      revision: a branch, a tag or a commit of a data set on the Hub; None for the newest tag `v3.x`, `v2.1` or `v2.0`, or `main` when
-        there is none.
+        or a dataset on the Hub: `org/name` or `hf://datasets/org/name@revision`, with `/folder` where it lies in one, or in a bucket:
+        `hf://buckets/org/name/folder`.
+      revision: a branch, a tag or a commit of a dataset on the Hub; None for the newest tag or branch `v3.x`, `v2.1` or `v2.0`, or `main`
+        when there is none.
       endpoint: address of the Hub; None for HF_ENDPOINT or https://huggingface.co.
       token: None for the token of the environment, if any; True if there must be one; False to send none; or the token.
       cache_dir: where metadata is kept; None for the cache of huggingface_hub. Pieces of other files are kept beside it, see
@@ -58,21 +80,40 @@ def open_storage(
         return DirectoryStorage(root, root, options)
     if name.startswith(BUCKET_SCHEME):
         return _open_bucket(name_bucket(name, revision=revision, endpoint=endpoint, cache_dir=cache_dir, token=token, options=options))
-    repo_id, revision = _parse_hub_name(name, revision)
-    hub_repository = name_repository(repo_id, endpoint=endpoint, cache_dir=cache_dir, token=token, options=options)
+    hub_name = _parse_hub_name(name, revision or None)
+    named = name_repository(hub_name.repo_id, endpoint=endpoint, cache_dir=cache_dir, token=token, options=options)
     if is_offline():
-        return _open_offline(hub_repository, revision)
-    session = HubSession(hub_repository)
+        return _open_offline(named, hub_name)
+    session = HubSession(named)
     try:
-        commit = session.commit_of(revision or session.default_revision())
-        listing = cached_listing(hub_repository, commit)
-        if listing is None:
-            listing = session.list_files(commit, METADATA)
+        return _open_on_hub(session, hub_name)
+    except StorageError as error:
+        session.close()
+        if "://" in name or not any(hub_name.folders.values()):
+            raise
+        # Most names with more than one slash are paths.
+        raise type(error)(f"{error}; nor is {name} a directory here") from None
     except BaseException:
         session.close()
         raise
-    storage = _make_hub_storage(hub_repository, commit, listing)
+
+
+def _open_on_hub(session: HubSession, name: _HubName) -> Storage:
+    revisions = list(name.folders)
+    if revisions == [None]:
+        found, commit = None, session.api.commit_of(session.default_revision())[1]
+    else:
+        found, commit = session.api.commit_of(*(revision for revision in revisions if revision is not None))
+    prefix = _prefix(name.folders[found])
+    session.api.repository = repository = dataclasses.replace(session.api.repository, prefix=prefix)
+    listing = _cached_files(repository, commit)
+    if listing is None:
+        listing = session.api.list_tree(commit, METADATA)
+        repository = session.api.repository  # by its new name
+    storage = _make_hub_storage(repository, commit, listing)
     storage._process_state[os.getpid()] = session
+    if prefix and _INFO_PATH not in storage.list_metadata():
+        raise StorageError(_without_dataset(storage) + storage.elsewhere())
     return storage
 
 
@@ -85,8 +126,8 @@ def _open_bucket(bucket: HubBucket) -> Storage:
     except BaseException:
         session.close()
         raise
-    description = bucket.at("")
-    storage = BucketStorage(description, commit_of_files(files), bucket.options, bucket, {file.path: file for file in files})
+    bucket = dataclasses.replace(bucket, repo_id=session.api.repository.repo_id, notes=session.api.repository.notes)
+    storage = BucketStorage(bucket.at(""), commit_of_files(files), bucket.options, bucket, {file.path: file for file in files})
     storage._process_state[os.getpid()] = session
     return storage
 
@@ -95,39 +136,87 @@ def _looks_like_directory(name: str) -> bool:
     return os.path.isabs(name) or name in (".", "..") or name.startswith(("./", "../", "~")) or ("://" not in name and os.path.isdir(name))
 
 
-def _parse_hub_name(name: str, revision: str | None) -> tuple[str, str | None]:
-    """Returns repository and revision of `org/name` or `hf://datasets/org/name@revision`."""
+def _parse_hub_name(name: str, revision: str | None) -> _HubName:
+    """Returns what `org/name`, `org/name/folder` or `hf://datasets/org/name@revision/folder` names."""
     if match := _HUB_URI.fullmatch(name):
-        repo_id, named_revision = match.groups()
-        if named_revision and revision and named_revision != revision:
-            raise InvalidRequestError(f"{name} names another revision than revision={revision!r}; give it once")
-        return repo_id, named_revision or revision
-    if "://" in name or name.count("/") != 1:
-        raise InvalidRequestError(
-            f"{name!r} is neither an existing directory nor a data set on the Hub, named org/name or hf://datasets/org/name@revision"
-        )
-    return name, revision
+        repo_id, after_at, folder = match[1], (match[2] or "").rstrip("/"), (match[3] or "").rstrip("/")
+    else:
+        parts = name.rstrip("/").split("/")
+        repo_id, after_at, folder = "/".join(parts[:2]), "", "/".join(parts[2:])
+        if "://" in name or "/" not in repo_id or (folder and parts[0] in _KINDS):
+            raise InvalidRequestError(
+                f"{name!r} is neither an existing directory nor a data set on the Hub, named org/name, org/name/folder or "
+                "hf://datasets/org/name@revision"
+            )
+    folders: dict[str | None, str] = {revision: folder}
+    if after_at:
+        folders = dict(_revisions_in(after_at))
+        if revision is not None:
+            if revision not in folders:
+                raise InvalidRequestError(f"{name} names another revision than revision={revision!r}; give it once")
+            folders = {revision: folders[revision]}
+    for folder in folders.values():
+        if folder and not is_readable_path(folder):
+            raise InvalidRequestError(f"{name}: {folder!r} is no folder of a repository")
+    return _HubName(repo_id, folders)
 
 
-def _open_offline(repository: HubRepository, revision: str | None) -> HubStorage:
-    commit = cached_commit(repository, revision)
-    if commit is None:
-        wanted = f"{repository.repo_id}@{revision or 'v3.x, v2.1, v2.0 or main'}"
+def _revisions_in(after_at: str) -> Iterable[tuple[str, str]]:
+    """Yields (revision, folder) for all that `revision/folder` may mean, the most likely first."""
+    special = _SPECIAL_REVISION.match(after_at)
+    parts = after_at.split("/")
+    for count in range(len(special[0].split("/")) if special else 1, len(parts) + 1):
+        yield unquote("/".join(parts[:count])), "/".join(parts[count:])
+
+
+def _prefix(folder: str) -> str:
+    return f"{folder}/" if folder else ""
+
+
+def _open_offline(named: DatasetRepository, name: _HubName) -> HubStorage:
+    for revision, folder in name.folders.items():
+        repository = dataclasses.replace(named, prefix=_prefix(folder))
+        commit = cached_commit(repository, revision)
+        if commit is not None:
+            break
+    else:
+        revision, folder = next(iter(name.folders.items()))
+        wanted = f"{named.repo_id}@{revision or 'v3.x, v2.1, v2.0 or main'}"
         raise StorageError(
-            f"{wanted}: HF_HUB_OFFLINE=1 and no such snapshot in the cache; unset it, or first run "
-            f"hf download {repository.repo_id} --repo-type dataset" + (f" --revision {revision}" if revision else "")
+            f"{wanted}: HF_HUB_OFFLINE=1 and no such snapshot in the cache; unset it, or first run {repository.download_command(revision)}"
         )
-    listing = cached_listing(repository, commit)
+    listing = _cached_files(repository, commit)
     if listing is None:
-        listing = _snapshot(repository, commit).list_metadata()
-    return _make_hub_storage(repository, commit, listing)
+        listing = [ListedFile(path, size) for path, size in _snapshot(repository, commit).list_metadata().items()]
+    storage = _make_hub_storage(repository, commit, listing)
+    if repository.prefix and _INFO_PATH not in storage.list_metadata():
+        raise StorageError(
+            f"{_without_dataset(storage)} in the cache; with HF_HUB_OFFLINE=1 it cannot be fetched, so unset that, or first run "
+            f"{repository.download_command(commit)}{storage.elsewhere()}"
+        )
+    return storage
 
 
-def _make_hub_storage(repository: HubRepository, commit: str, listing: Mapping[str, int]) -> HubStorage:
-    metadata = tuple(sorted((p, size) for p, size in listing.items() if p.startswith(f"{METADATA}/") and is_readable_path(p)))
+def _without_dataset(storage: HubStorage) -> str:
+    folder = storage.folder
+    remedy = f" (a revision stands before the folder: hf://datasets/{storage.repository.repo_id}@REVISION/FOLDER)" if "@" in folder else ""
+    return f"{storage.description}: the repository has no dataset in its folder {folder}: there is no {folder}/{_INFO_PATH}{remedy}"
+
+
+def _cached_files(repository: HubRepository, commit: str) -> list[ListedFile] | None:
+    """Returns the files of `meta/` in the list of the commit in the cache of huggingface_hub; None if there is none."""
+    listing, prefix = cached_listing(repository, commit), repository.prefix
+    if listing is None:
+        return None
+    beginning = f"{prefix}{METADATA}/"
+    return [file._replace(path=path.removeprefix(prefix)) for path, file in listing.items() if path.startswith(beginning)]
+
+
+def _make_hub_storage(repository: HubRepository, commit: str, listing: Iterable[ListedFile]) -> HubStorage:
+    metadata = tuple(sorted(file for file in listing if file.path.startswith(f"{METADATA}/") and is_readable_path(file.path)))
     return HubStorage(repository.at(commit), commit, repository.options, repository, _snapshot(repository, commit), metadata)
 
 
 def _snapshot(repository: HubRepository, commit: str) -> DirectoryStorage:
-    root = snapshot_directory(repository, commit)
+    root = os.path.join(snapshot_directory(repository, commit), *repository.prefix.split("/")[:-1])
     return DirectoryStorage(f"{repository.at(commit)} in {root}", root, repository.options, commit)

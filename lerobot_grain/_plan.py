@@ -81,6 +81,7 @@ class VideoFile:
         by_number = np.argsort(held)
         self._episodes, self._first_frames, self._lengths = held[by_number], link.first_frames[by_number], lengths[by_number]
         self._first_frame_of: dict[int, int] = dict(zip(held.tolist(), link.first_frames.tolist(), strict=True))
+        self._number_of: dict[int, int] = dict(zip(held.tolist(), episodes.numbers_of(held).tolist(), strict=True))
         # GOPs follow each other in presentation order.
         self.gop_starts = table.gop_starts()
         self.nbytes = sum(a.nbytes for a in (table.offsets, table.sizes, table.pts, table.keys, table.presentation, self.gop_starts))
@@ -94,7 +95,11 @@ class VideoFile:
           DatasetFormatError: the file does not hold a frame for every row of the episode.
         """
         if (problem := self.problems.get(episode)) is not None:
-            raise DatasetFormatError(f"{self.where}: episode {episode}, camera {self.camera}: {problem}")
+            raise DatasetFormatError(f"{self.where}: episode {self.number_of(episode)}, camera {self.camera}: {problem}")
+
+    def number_of(self, episode: int) -> int:
+        """Returns the number by which messages call an episode."""
+        return self._number_of[episode]
 
     def first_frame(self, episode: int) -> int:
         """Returns the frame of the file that is frame 0 of an episode that `check` finds."""
@@ -185,7 +190,7 @@ class WantedGop(NamedTuple):
     frames: Integers
 
     def __str__(self) -> str:
-        return f"{self.file.where}: episode {self.episode}, camera {self.file.camera}, GOP {self.gop}"
+        return f"{self.file.where}: episode {self.file.number_of(self.episode)}, camera {self.file.camera}, GOP {self.gop}"
 
 
 def decode_groups(gops: Iterable[WantedGop], *, max_pictures: int) -> list[list[int]]:

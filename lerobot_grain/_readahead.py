@@ -32,7 +32,7 @@ from lerobot_grain._recycled import RecycledArrays
 from lerobot_grain._repository import Repository
 from lerobot_grain._request_scope import RequestScope
 from lerobot_grain._row_reader import PendingRows, RowReader
-from lerobot_grain._rows import Selection
+from lerobot_grain._selection import Selection
 from lerobot_grain._statistics import Meter, ReadStatistics
 from lerobot_grain._storage_options import StorageOptions
 from lerobot_grain._windows import WindowBlock, mask_keys

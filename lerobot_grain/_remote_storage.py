@@ -15,10 +15,11 @@ from lerobot_grain._bucket_storage import CHANGED, HubBucket
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._disk_cache import DiskCache
 from lerobot_grain._errors import MissingFileError, StorageError
-from lerobot_grain._hub_cache import cached_listing
-from lerobot_grain._hub_repository import HubRepository, is_offline
-from lerobot_grain._hub_storage import HubSession, ListedFile
-from lerobot_grain._storage import METADATA, PROCESS_STATE_LOCK, DirectoryStorage, Storage, check_path
+from lerobot_grain._git_files import LfsPointer, lfs_pointer
+from lerobot_grain._hub_cache import cached_listing, keep_file, snapshot_directory
+from lerobot_grain._hub_repository import HubRepository, ListedFile, is_offline
+from lerobot_grain._hub_storage import HubSession
+from lerobot_grain._storage import METADATA, PROCESS_STATE_LOCK, DirectoryStorage, Storage, check_path, dataset_folders, text_of_folders
 from lerobot_grain._storage_options import Counters, StorageOptions, StorageStatistics
 
 
@@ -29,6 +30,16 @@ class _OnHub(Storage):
 
     repository: HubRepository
     _process_state: dict[int, HubSession]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.repository.notes
+
+    def _about_pointer(self, path: str, pointer: LfsPointer) -> str:  # noqa: ARG002 (the message names it)
+        return (
+            f"the server sent {pointer}, in place of the file: {self.repository.endpoint} is a mirror without Git LFS, or the dataset was "
+            "uploaded from a clone without it; read it from the Hub itself, or run `git lfs pull` in that clone and upload it again"
+        )
 
     def close(self) -> None:
         with PROCESS_STATE_LOCK:
@@ -54,7 +65,7 @@ class _OnHub(Storage):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HubStorage(_OnHub):
-    """The files of one commit of a data set repository on the Hub.
+    """The files of one commit of a data set repository on the Hub, or of one folder of it.
 
     A file that lies in the commit's snapshot in the cache of huggingface_hub is read there, once its size is that of the file on the Hub;
     all others are read over the network, unless HF_HUB_OFFLINE forbids it. Which of the two is decided anew for each read, so that a
@@ -69,34 +80,56 @@ class HubStorage(_OnHub):
     options: StorageOptions
     repository: HubRepository
     snapshot: DirectoryStorage = dataclasses.field(repr=False)
-    metadata_sizes: tuple[tuple[str, int], ...] = dataclasses.field(repr=False)
+    metadata: tuple[ListedFile, ...] = dataclasses.field(repr=False)
     _process_state: dict[int, HubSession] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.description, self.commit, self.options, self.repository, self.snapshot, self.metadata_sizes)
+        return type(self), (self.description, self.commit, self.options, self.repository, self.snapshot, self.metadata)
+
+    @property
+    def folder(self) -> str:
+        return self.repository.prefix.rstrip("/")
+
+    def elsewhere(self) -> str:
+        if is_offline():
+            folders = dataset_folders(snapshot_directory(self.repository, self.commit))
+        else:
+            folders = self._session().api.folders(self.commit)
+        return text_of_folders([f"{self.repository.repo_id}/{folder}" for folder in folders])
 
     def list_metadata(self) -> Mapping[str, int]:
-        return dict(self.metadata_sizes)
+        return {file.path: file.size_bytes for file in self.metadata}
 
-    def read_metadata(self, path: str, *, max_bytes: int) -> bytes:
+    def read_as_is(self, path: str, *, max_bytes: int) -> bytes:
         check_path(self.description, path)
-        size = self.list_metadata().get(path)
-        if size is None:
+        file = self._listed(path)
+        if file is None:
             raise MissingFileError(f"{self.description}: there is no file {path}")
-        self._check_size(path, size, max_bytes)
+        self._check_size(path, file.size_bytes, max_bytes)
         if self._cached_bytes(path) is None:
-            self._session_for(path).download(self.commit, path)
-        self._check_cached(path, self.snapshot.size_bytes(path), size)
-        return self.snapshot.read_metadata(path, max_bytes=max_bytes)
+            contents, name = self._session_for(path).read_whole(self.commit, file)
+            if lfs_pointer(contents) is not None:
+                return contents  # what is no file is kept nowhere
+            try:
+                keep_file(self.repository.cache_root, self.commit, self.repository.prefix + path, contents, name)
+            except OSError as error:
+                where = self.repository.cache_dir
+                raise StorageError(f"{self.description}: {path}: cannot be kept in {where}: {error.strerror}") from None
+        self._check_cached(path, self.snapshot.size_bytes(path), file.size_bytes)
+        return self.snapshot.read_as_is(path, max_bytes=max_bytes)
+
+    def _listed(self, path: str) -> ListedFile | None:
+        """Returns what the list of `meta/` says of a file."""
+        return next((file for file in self.metadata if file.path == path), None) if path.startswith(f"{METADATA}/") else None
 
     def size_bytes(self, path: str) -> int:
         check_path(self.description, path)
-        cached = self._cached_bytes(path)
+        cached, file = self._cached_bytes(path), self._listed(path)
         if cached is None:
-            return self._size_on_hub(path)
-        expected = (cached_listing(self.repository, self.commit) or {}).get(path)
-        if expected is None and not is_offline():
-            expected = self._size_on_hub(path)
+            return self._size_on_hub(path) if file is None or is_offline() else file.size_bytes
+        if file is None:
+            file = (cached_listing(self.repository, self.commit) or {}).get(self.repository.prefix + path)
+        expected = file.size_bytes if file is not None else None if is_offline() else self._size_on_hub(path)
         # Without a list and without network there is nothing to compare with; the ends of parquet and MP4 files are seen by their readers.
         if expected is not None:
             self._check_cached(path, cached, expected)
@@ -107,9 +140,11 @@ class HubStorage(_OnHub):
         if session.knows(path):
             return session.size_bytes(self.commit, path)
         kept = session.disk_cache.get(self._file(path), "size")
-        if kept is None:
+        # Not a 0, which mirrors tell of every file.
+        if kept is None or not any(kept):
             kept = session.size_bytes(self.commit, path).to_bytes(8)
-            session.disk_cache.put(self._file(path), "size", kept)
+            if any(kept):
+                session.disk_cache.put(self._file(path), "size", kept)
         return int.from_bytes(kept)
 
     def _disk_cache(self, path: str) -> DiskCache | None:
@@ -124,12 +159,19 @@ class HubStorage(_OnHub):
 
     def _check_cached(self, path: str, found: int, expected: int) -> None:
         if found != expected:
-            # The file itself: when only the link to it is deleted, huggingface_hub makes the same link again.
-            place = os.path.realpath(os.path.join(self.snapshot.root, path))
             raise StorageError(
-                f"{self.description}: {path}: its copy {place} has {found} bytes, expected {expected}; delete that, and it will "
-                "be read from the Hub again"
+                f"{self.description}: {path}: its copy {self._place(path)} has {found} bytes, expected {expected}; delete that, and it "
+                "will be read from the Hub again"
             )
+
+    def _place(self, path: str) -> str:
+        # The file itself: when only the link to it is deleted, huggingface_hub makes the same link again.
+        return os.path.realpath(os.path.join(self.snapshot.root, path))
+
+    def _about_pointer(self, path: str, pointer: LfsPointer) -> str:
+        if self._cached_bytes(path) is None:
+            return _OnHub._about_pointer(self, path, pointer)
+        return f"its copy {self._place(path)} is {pointer}; delete that, and it will be read from the Hub again"
 
     @property
     def statistics(self) -> StorageStatistics:
@@ -149,14 +191,20 @@ class HubStorage(_OnHub):
         if is_offline():
             raise MissingFileError(
                 f"{self.description}: there is no file {path} in the cache; with HF_HUB_OFFLINE=1 it cannot be fetched, so unset that, or "
-                f"first run hf download {self.repository.repo_id} --repo-type dataset --revision {self.commit}"
+                f"first run {self.repository.download_command(self.commit)}"
             )
         return self._session()
 
     def _read_range(self, path: str, wanted: ByteRange) -> bytes:
         with contextlib.suppress(MissingFileError):
             return self.snapshot._read_range(path, wanted)
-        return self._session_for(path).read_range(self.commit, path, wanted)
+        file, session = self._listed(path), self._session_for(path)
+        try:
+            return session.read_range(self.commit, path, wanted, file_bytes=None if file is None else file.size_bytes)
+        except StorageError:
+            # What was told of its size may be what is wrong.
+            session.disk_cache.forget(self._file(path), "size")
+            raise
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -178,11 +226,6 @@ class BucketStorage(_OnHub):
 
     def list_metadata(self) -> Mapping[str, int]:
         return {path: file.size_bytes for path, file in self.files.items() if path.startswith(f"{METADATA}/")}
-
-    def read_metadata(self, path: str, *, max_bytes: int) -> bytes:
-        size = self.size_bytes(path)
-        self._check_size(path, size, max_bytes)
-        return self._read_range(path, ByteRange(0, size)) if size else b""
 
     def size_bytes(self, path: str) -> int:
         check_path(self.description, path)

@@ -37,10 +37,12 @@ class Part(NamedTuple):
 
     Attributes:
       episode: its position in the episode table.
+      number: of the episode.
       least, greatest: of the numbers.
     """
 
     episode: int
+    number: int
     least: int
     greatest: int
 
@@ -85,15 +87,15 @@ class ExpectedRows:
     Attributes:
       first_row: row of the file of the first one.
       episodes: int64 `(rows,)`, positions of their episodes in the table.
+      numbers: int64 `(rows,)`, the numbers of these, which the column `episode_index` holds.
       frames: int64 `(rows,)`, in the episode.
-      held: int64 `(episodes,)`, positions of the episodes of the file, in the order of their rows.
       table: the episode table.
     """
 
     first_row: int
     episodes: Integers
+    numbers: Integers
     frames: Integers
-    held: Integers
     table: EpisodeTable
 
     @classmethod
@@ -102,7 +104,7 @@ class ExpectedRows:
         held = table.data.episodes_in(file)
         rows = np.arange(first_row, stop_row)
         episodes = held[np.searchsorted(table.data_offsets[held], rows, side="right") - 1]
-        return cls(first_row, episodes, rows - table.data_offsets[episodes], held, table)
+        return cls(first_row, episodes, table.numbers_of(episodes), rows - table.data_offsets[episodes], table)
 
     def usual_numbers(self, column: str) -> Integers:
         """Returns what the recorder writes into a column that numbers rows, int64 `(rows,)`."""
@@ -142,7 +144,7 @@ def order_of_group(
         in order.
     """
     wanted = expected.episodes
-    is_of_table = stored_episodes is None or np.array_equal(stored_episodes, wanted)
+    is_of_table = stored_episodes is None or np.array_equal(stored_episodes, expected.numbers)
     if numbers is None or column is None:
         if not is_of_table:
             assert stored_episodes is not None
@@ -158,7 +160,7 @@ def order_of_group(
         rows = np.flatnonzero(wanted == episode)
         part = slice(rows.item(0), rows.item(-1) + 1)
         if not np.array_equal(numbers[part], expected.usual_numbers(column)[part]):
-            unusual.append(Part(episode, numbers.item(part.start), numbers.item(part.stop - 1)))
+            unusual.append(Part(episode, expected.numbers.item(part.start), numbers.item(part.start), numbers.item(part.stop - 1)))
     if places is None and not unusual:
         return IN_ORDER
     small = None if places is None else places.astype(np.min_scalar_type(len(places)))
@@ -182,8 +184,8 @@ def _places(stored: Integers | None, numbers: Integers, expected: ExpectedRows, 
         owners = np.zeros(len(numbers), np.int64)
     if (repeat := _first_repeat(owners, numbers[places])) is not None:
         raise DatasetFormatError(
-            f"{where}: episode {wanted[repeat]} has {column} {numbers[places[repeat]]} in two rows; expected every number once, since "
-            "they tell the order of the rows; write the file again without the rows that are there twice"
+            f"{where}: episode {expected.numbers[repeat]} has {column} {numbers[places[repeat]]} in two rows; expected every number once, "
+            "since they tell the order of the rows; write the file again without the rows that are there twice"
         )
     return places
 
@@ -194,7 +196,7 @@ def check_episodes(stored: Integers, expected: ExpectedRows, *, where: str, more
     Raises:
       DatasetFormatError: they are not.
     """
-    wanted = expected.episodes
+    wanted = expected.numbers
     if (bad := np.flatnonzero(stored != wanted)).size == 0:
         return
     numbers, place_of = np.unique(np.concatenate((stored, wanted)), return_inverse=True)
@@ -223,7 +225,7 @@ def part_of(order: GroupOrder, expected: ExpectedRows, episode: int, *, column: 
         if part.episode == episode:
             return part
     numbers = expected.usual_numbers(column)[expected.episodes == episode]
-    return Part(episode, numbers.item(0), numbers.item(-1))
+    return Part(episode, expected.table.number_of(episode), numbers.item(0), numbers.item(-1))
 
 
 def check_parts(part: Part, others: Iterable[tuple[int, Part]], group: int, *, column: str, where: str) -> None:
@@ -243,6 +245,6 @@ def check_parts(part: Part, others: Iterable[tuple[int, Part]], group: int, *, c
         if not is_good:
             side = "before" if number < group else "after"
             raise DatasetFormatError(
-                f"{where}: its rows of episode {part.episode} have {column} {part.least} to {part.greatest}, those in row group {number}, "
+                f"{where}: its rows of episode {part.number} have {column} {part.least} to {part.greatest}, those in row group {number}, "
                 f"which comes {side} it, {other.least} to {other.greatest}; expected all of the rows in order; {_REMEDY}"
             )

@@ -30,7 +30,6 @@ from lerobot_grain._repository import Repository
 from lerobot_grain._rows import (
     DataFile,
     RowGroup,
-    Selection,
     columns_to_read,
     fetch_groups,
     load_group,
@@ -40,6 +39,7 @@ from lerobot_grain._rows import (
     selected_columns,
 )
 from lerobot_grain._schema import Feature
+from lerobot_grain._selection import Selection
 from lerobot_grain._statistics import Meter
 from lerobot_grain._video import decode_depth_image, decode_image
 from lerobot_grain._windows import WindowBlock
@@ -208,11 +208,17 @@ class RowReader:
         problems: list[tuple[int, Exception]] = []
         for place, group in enumerate(pending.groups):
             try:
-                pending.loaded.append(self._meter.wait(group, "fetch"))
+                loaded = self._meter.wait(group, "fetch")
             except LeRobotGrainError as error:
                 pending.loaded.append(None)
                 cells = (pending.anchors, *pending.windows.values())
                 problems += [(int(found[0, 0]), error) for cell in cells if len(found := np.argwhere(cell.groups == place))]
+                continue
+            pending.loaded.append(loaded)
+            if loaded.problems:
+                rows = pending.anchors.rows
+                odd = np.flatnonzero((pending.anchors.groups == place) & np.isin(rows, list(loaded.problems)))
+                problems += [(example, DatasetFormatError(loaded.problems[rows.item(example)])) for example in odd[:1].tolist()]
         for number, problem in pending.problems.items():
             problems.append((int(np.flatnonzero(pending.files == number)[0]), problem))
         return min(problems, key=lambda problem: problem[0], default=None)
@@ -220,7 +226,7 @@ class RowReader:
     def _values(self, pending: PendingRows, examples: slice) -> Batch:
         found: Batch = {}
         groups, anchors, columns = pending.loaded, pending.anchors[examples], self._selection.columns
-        arrays = tuple(f.key for f in columns if f.key not in pending.windows and f.is_array)
+        arrays = tuple(f.key for f in columns if f.key not in pending.windows and f.is_array and 0 not in f.shape)
         if arrays:
             found.update(_records(groups, arrays, anchors))
         for feature in columns:
@@ -335,7 +341,7 @@ class RowReader:
                 raise DatasetFormatError(f"{where}: a picture has shape {pixels.shape}; info.json declares {expected}")
             return pixels
 
-        owners = np.repeat(episodes, len(encoded) // len(episodes)).tolist()
+        owners = np.repeat(self._repository.episodes.numbers_of(episodes), len(encoded) // len(episodes)).tolist()
         pixels = np.stack(list(self._decoders.map(decode, zip(owners, encoded, strict=True))))
         self._meter.count(frames_handed_out=len(encoded))
         return pixels.reshape(*shape, *expected)

@@ -8,7 +8,7 @@ the order of the row group is known in this process; after that only where it is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -17,42 +17,21 @@ import numpy.typing as npt
 
 from lerobot_grain._byte_ranges import ByteRange, merge_ranges, slice_from
 from lerobot_grain._columns import LanguageColumn, reordered, to_encoded_images, to_numpy, to_strings
-from lerobot_grain._errors import DatasetFormatError, InvalidRequestError
+from lerobot_grain._errors import DatasetFormatError
 from lerobot_grain._parquet import ParquetTable, open_table
 from lerobot_grain._repository import Repository
 from lerobot_grain._row_order import ExpectedRows, GroupOrder, check_episodes, check_parts, order_column, order_of_group, part_of
-from lerobot_grain._schema import TASK_KEY, Feature
+from lerobot_grain._schema import Feature
+from lerobot_grain._selection import INDEX_OF, Selection, texts_of
+from lerobot_grain._texts import numbers_shown
 
-SUBTASK_KEY = "subtask"
 _EPISODE_INDEX, _TIMESTAMP = "episode_index", "timestamp"
-# Keys of texts that are looked up in a table of meta/ -> columns that number them.
-_INDEX_OF = {TASK_KEY: "task_index", SUBTASK_KEY: "subtask_index"}
 
 # Smaller row groups cost a request and hardly a byte, and there may be one for every episode: too many files for what they save.
 _MIN_KEPT_GROUP_BYTES = 64 << 10
 
 # A file of one episode without embedded images is hardly larger; so one request reads it whole.
 _WHOLE_FILE_BYTES = 64 << 10
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Which features are read.
-
-    Attributes:
-      columns: features that are columns of the data files: low-dimensional ones and embedded images.
-      videos: features that are video files.
-      texts: `task`, `subtask` or both: which texts examples have.
-    """
-
-    columns: tuple[Feature, ...]
-    videos: tuple[Feature, ...]
-    texts: tuple[str, ...]
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The keys that select this."""
-        return (*(feature.key for feature in self.columns + self.videos), *self.texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +57,13 @@ class RowGroup:
       first_row: row in the file of its first row.
       columns: feature key -> array `(rows, *shape)`, or a sequence of str, (images) bytes or (language) lists; and the texts.
       nbytes: bytes held.
+      problems: row -> what is wrong with it, for rows that cannot be handed out.
     """
 
     first_row: int
     columns: dict[str, npt.NDArray[Any] | Sequence[Any]]
     nbytes: int
+    problems: Mapping[int, str] = field(default_factory=dict)
     _records: dict[tuple[str, ...], Records] = field(default_factory=dict)
 
     def only(self, rows: npt.NDArray[np.int64]) -> RowGroup:
@@ -92,7 +73,8 @@ class RowGroup:
             key: column[chosen] if isinstance(column, np.ndarray) else [column[row] for row in chosen.tolist()]
             for key, column in self.columns.items()
         }
-        return RowGroup(0, columns, nbytes=0)
+        problems = {place: self.problems[row] for place, row in enumerate(rows.tolist()) if row in self.problems} if self.problems else {}
+        return RowGroup(0, columns, nbytes=0, problems=problems)
 
     def records(self, keys: tuple[str, ...]) -> Records:
         """Returns the values of columns that are arrays, row by row: single rows are then had in one piece."""
@@ -112,39 +94,6 @@ class Records(NamedTuple):
 
     rows: memoryview
     dtype: np.dtype[Any]
-
-
-def select_features(repository: Repository, features: Iterable[str] | None) -> Selection:
-    """Returns what `features=` selects.
-
-    Raises:
-      InvalidRequestError: a key does not exist, is given twice, or is of a kind that is not supported.
-      DatasetFormatError: a selected camera has no video.
-    """
-    declared = repository.features
-    if isinstance(features, str):
-        raise InvalidRequestError(f"features={features!r}: expected a list of keys")
-    has_subtasks = repository.subtasks is not None and _INDEX_OF[SUBTASK_KEY] in declared and SUBTASK_KEY not in declared
-    known = [*declared, TASK_KEY, *([SUBTASK_KEY] if has_subtasks else [])]
-    keys = known if features is None else list(features)
-    if unknown := [key for key in keys if key not in known]:
-        raise InvalidRequestError(f"{repository.description}: there is no feature {unknown[0]!r}; there are {', '.join(known)}")
-    if len(set(keys)) < len(keys):
-        raise InvalidRequestError(f"features={keys!r}: a key is given twice")
-    if not keys:
-        raise InvalidRequestError("features=[]: expected at least one key, or None for all")
-    chosen = [declared[key] for key in keys if key in declared]
-    for feature in chosen:
-        if feature.is_video and feature.key not in repository.episodes.videos:
-            raise DatasetFormatError(
-                f"{repository.description}: camera {feature.key!r} has no video: the episode table has no columns "
-                f"videos/{feature.key}/...; name the other features in features=[...]"
-            )
-    return Selection(
-        columns=tuple(feature for feature in chosen if not feature.is_video),
-        videos=tuple(feature for feature in chosen if feature.is_video),
-        texts=tuple(key for key in keys if key not in declared),
-    )
 
 
 def open_data_file(repository: Repository, number: int) -> DataFile:
@@ -169,7 +118,7 @@ def open_data_file(repository: Repository, number: int) -> DataFile:
 def selected_columns(file: DataFile, selection: Selection) -> list[str]:
     """Returns the columns of a data file that are selected, and those that check and name what is read."""
     names = [feature.key for feature in selection.columns]
-    extra = [_EPISODE_INDEX, *(_INDEX_OF[key] for key in selection.texts)]
+    extra = [_EPISODE_INDEX, *(INDEX_OF[key] for key in selection.texts)]
     return names + [name for name in extra if name in file.table.leaves and name not in names]
 
 
@@ -212,6 +161,7 @@ def _load_group(repository: Repository, file: DataFile, group: int, selection: S
     if order.places is not None:
         found = reordered(found, order.places)
     columns: dict[str, npt.NDArray[Any] | Sequence[Any]] = {}
+    problems: dict[int, str] = {}
     for feature in selection.columns:
         column = found.column(feature.key)
         if feature.is_camera:
@@ -223,15 +173,16 @@ def _load_group(repository: Repository, file: DataFile, group: int, selection: S
         else:
             columns[feature.key] = to_numpy(column, feature, where=where)
     for key in selection.texts:
-        index = _INDEX_OF[key]
+        index = INDEX_OF[key]
         if index not in table.leaves:
             raise DatasetFormatError(
                 f"{where}: there is no column {index}, which the text of the {key} needs; leave {key!r} out of features"
             )
-        known = repository.tasks if key == TASK_KEY else repository.subtasks
-        assert known is not None
-        columns[key] = _texts(known, key, to_numpy(found.column(index), _integer(index), where=where), where)
-    return RowGroup(first_row, columns, int(found.nbytes))
+        numbers = to_numpy(found.column(index), _integer(index), where=where)
+        known = texts_of(repository, key)
+        columns[key] = [known.get(number, "") for number in numbers.tolist()]
+        problems |= _missing_texts(known, key, numbers, first_row, lambda row: _name_of_row(repository, file, row))
+    return RowGroup(first_row, columns, int(found.nbytes), problems)
 
 
 def _order(repository: Repository, file: DataFile, group: int, found: Any) -> GroupOrder:
@@ -449,10 +400,28 @@ def _expected(repository: Repository, file: DataFile, group: int) -> ExpectedRow
     return ExpectedRows.of(repository.episodes, file.number, starts[group], starts[group + 1])
 
 
-def _texts(known: Mapping[int, str], key: str, numbers: npt.NDArray[np.int64], where: str) -> list[str]:
-    if odd := [number for number in np.unique(numbers).tolist() if number not in known]:
-        raise DatasetFormatError(f"{where}: {_INDEX_OF[key]} {odd[0]} is not in the table of {key}s, which has 0 to {len(known) - 1}")
-    return [known[number] for number in numbers.tolist()]
+def _missing_texts(
+    known: Mapping[int, str], key: str, numbers: npt.NDArray[np.int64], first_row: int, name_of_row: Callable[[int], str]
+) -> dict[int, str]:
+    """Returns row of the file -> what is wrong with it, for the rows that name a text that is not there."""
+    missing = [number for number in np.unique(numbers).tolist() if number not in known]
+    if not missing:
+        return {}
+    rest = f"is not in the table of {key}s, which has {numbers_shown(known)}; leave {key!r} out of features=[...] to read the row without"
+    return {
+        row: f"{name_of_row(row)}: {INDEX_OF[key]} {numbers.item(row - first_row)} {rest}"
+        for row in (first_row + np.flatnonzero(np.isin(numbers, missing))).tolist()
+    }
+
+
+def _name_of_row(repository: Repository, file: DataFile, row: int) -> str:
+    """Returns what a row of a data file is called in messages."""
+    episodes = repository.episodes
+    held = episodes.data.episodes_in(file.number)
+    episode = held.item(np.searchsorted(episodes.data_offsets[held], row, side="right") - 1)
+    frame = row - episodes.data_offsets.item(episode)
+    row = episodes.first_rows.item(episode) + frame
+    return f"{file.table.where}: row {row} of the dataset (episode {episodes.number_of(episode)}, frame {frame})"
 
 
 def _integer(key: str) -> Feature:

@@ -16,7 +16,7 @@ import re
 import string
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lerobot_grain._errors import DatasetFormatError, shown
@@ -40,7 +40,7 @@ _NUMBERS_OF_TEMPLATES = {2: ("episode_chunk", "episode_index"), 3: ("chunk_index
 _CHUNKS_SIZE = 1000
 
 # Far above all that is real; below, what is made of a description stays small: a path for every file.
-_MAX_TEMPLATE_LENGTH, _MAX_TEMPLATE_FIELDS = 512, 8
+_MAX_KEY_LENGTH, _MAX_TEMPLATE_LENGTH, _MAX_TEMPLATE_FIELDS = 256, 512, 8
 _MIN_FPS, _MAX_FPS = 1e-6, 1e6
 _MAX_CHUNKS_SIZE = 1 << 40
 
@@ -69,13 +69,14 @@ class DatasetInfo:
     Attributes:
       codebase_version: such as `v3.0`; 2.0, 2.1 or 3.x.
       fps: frames per second of every feature.
-      features: by key, in the order of the file.
+      features: those that can be read, by key, in the order of the file.
       total_episodes, total_frames: as declared; `None` where they are missing. The episode table decides.
       data_path, video_path: templates of the files; `video_path` is `None` for data sets without video.
       robot_type: free text, or `None`.
       splits: name -> text such as `0:50`; a list of such texts as `0:50, 60:80`.
       chunks_size: of v2.x, where each episode is a file: episodes in a folder.
       notes: what was repaired, or is odd, and does not change what is read.
+      unreadable: key of each other feature -> what is wrong with it: an error for those who select it.
     """
 
     codebase_version: str
@@ -89,6 +90,7 @@ class DatasetInfo:
     splits: Mapping[str, str]
     chunks_size: int = _CHUNKS_SIZE
     notes: tuple[str, ...] = ()
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def major_version(self) -> int:
@@ -116,7 +118,7 @@ def parse_info(raw: bytes, *, where: str) -> DatasetInfo:
     major, _ = _version_numbers(version)
     fps = _fps(info, where)
     notes: list[str] = []
-    features = _features(info, where, notes)
+    features, unreadable = _features(info, where, notes)
     _note_other_rates(info, fps, notes)
     return DatasetInfo(
         codebase_version=version,
@@ -130,6 +132,7 @@ def parse_info(raw: bytes, *, where: str) -> DatasetInfo:
         splits=_splits(info, where),
         chunks_size=_chunks_size(info, where) if major == 2 else _CHUNKS_SIZE,
         notes=tuple(notes),
+        unreadable=unreadable,
     )
 
 
@@ -197,20 +200,36 @@ def _split(span: object) -> str:
     return span if isinstance(span, str) else shown(span)
 
 
-def _features(info: Mapping[str, Any], where: str, notes: list[str]) -> Mapping[str, Feature]:
+def _features(info: Mapping[str, Any], where: str, notes: list[str]) -> tuple[dict[str, Feature], dict[str, str]]:
+    """Returns the features that can be read; and of the others what is wrong with them."""
     declared = info.get("features")
     if not isinstance(declared, dict) or not declared:
         raise DatasetFormatError(
             f"{where}: features is {type(declared).__name__}; expected a non-empty object of feature key -> description"
         )
-    features = {key: parse_feature(key, description, where=where, notes=notes) for key, description in declared.items()}
-    if features.pop(TASK_KEY, None) is not None:
+    features: dict[str, Feature] = {}
+    unreadable: dict[str, str] = {}
+    for key, description in declared.items():
+        if len(key) > _MAX_KEY_LENGTH:
+            raise DatasetFormatError(
+                f"{where}: feature {shown(key)} has a key of {len(key)} characters; expected at most {_MAX_KEY_LENGTH}"
+            )
+        try:
+            features[key] = parse_feature(key, description, where=where, notes=notes)
+        except DatasetFormatError as error:
+            unreadable[key] = str(error).removeprefix(f"{where}: ")
+    if TASK_KEY in declared:
+        features.pop(TASK_KEY, None)
+        unreadable.pop(TASK_KEY, None)
         notes.append(f"feature {TASK_KEY!r} is not read: examples have the text from the table of tasks under that key, as in lerobot")
-    return features
+    if unreadable and not features:
+        raise DatasetFormatError(f"{where}: {next(iter(unreadable.values()))}")
+    return features, unreadable
 
 
 def _note_other_rates(info: Mapping[str, Any], fps: float, notes: list[str]) -> None:
-    rates = {key: description["fps"] for key, description in info["features"].items() if description.get("fps") not in (None, fps)}
+    described = {key: description for key, description in info["features"].items() if isinstance(description, dict)}
+    rates = {key: description["fps"] for key, description in described.items() if description.get("fps") not in (None, fps)}
     if rates:
         key, rate = next(iter(rates.items()))
         notes.append(

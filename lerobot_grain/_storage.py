@@ -11,7 +11,10 @@ Rules:
 * Threads are the caller's: `read_ranges` works through its ranges one by one, and any number of threads may call it.
 * Every error message begins with `description` and names the path and the range.
 
-It does not parse or check contents. What `keep` asks for stays on disk, where the storage has a disk cache.
+* What could not be parsed is looked at once more: an empty file, and the pointer that lies in place of one that Git LFS has not fetched,
+  are told by their contents, for all formats here.
+
+It does not parse contents. What `keep` asks for stays on disk, where the storage has a disk cache.
 """
 
 from __future__ import annotations
@@ -28,12 +31,15 @@ from typing import Any
 
 from lerobot_grain._byte_ranges import ByteRange, merge_ranges, slice_from
 from lerobot_grain._disk_cache import DiskCache
-from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, MissingFileError, StorageError
+from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, LeRobotGrainError, MissingFileError, StorageError
+from lerobot_grain._git_files import MAX_POINTER_BYTES, LfsPointer, lfs_pointer
 from lerobot_grain._storage_options import Counters, StorageOptions, StorageStatistics
 
 # The longest path that Linux opens.
 _MAX_PATH_LENGTH = 4096
 METADATA = "meta"
+_MAX_NAMED_FOLDERS = 8
+_EMPTY = "the file is empty (0 bytes): what wrote or copied it was interrupted"
 
 # Guards the making of what belongs to a process. One for all, so that a storage holds no lock, which could not be pickled.
 PROCESS_STATE_LOCK = threading.Lock()
@@ -59,7 +65,8 @@ class Storage(abc.ABC):
     An immutable value that pickles; what is needed to read is made anew in each process.
 
     Attributes:
-      description: begins every error message: `org/name@1a2b3c4d5e6f`, `hf://buckets/org/name/folder`, or a directory.
+      description: begins every error message: `org/name@1a2b3c4d5e6f`, `org/name/folder@1a2b3c4d5e6f`, `hf://buckets/org/name/folder`, or a
+        directory.
       commit: 40 hexadecimal digits; of a bucket a hash of the list of its files; None for a directory, which has none.
       options: how it is read.
     """
@@ -70,19 +77,42 @@ class Storage(abc.ABC):
     commit: str | None
     options: StorageOptions
 
+    @property
+    def folder(self) -> str:
+        """The folder of a repository on the Hub that it is the files of; empty where it is those of the whole repository, or no commit."""
+        return ""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of the name that it was opened by, each text as `name: what`."""
+        return ()
+
+    def elsewhere(self) -> str:
+        """Returns the end of a message that there is no dataset: where there are some instead, as far as is known. May ask the Hub once."""
+        return ""
+
     @abc.abstractmethod
     def list_metadata(self) -> Mapping[str, int]:
         """Returns path -> size in bytes of all files under `meta/`, in order of paths, without those that `check_path` refuses."""
 
-    @abc.abstractmethod
     def read_metadata(self, path: str, *, max_bytes: int) -> bytes:
         """Returns a whole file of those listed by `list_metadata`.
 
         Raises:
-          DatasetFormatError: it is listed as longer than `max_bytes`; nothing is read.
+          DatasetFormatError: it is listed as longer than `max_bytes`, and nothing is read; or it is a Git LFS pointer.
           MissingFileError: there is no such file.
           StorageError: it cannot be read, or it has another size than listed.
         """
+        contents = self.read_as_is(path, max_bytes=max_bytes)
+        if (pointer := lfs_pointer(contents)) is not None:
+            raise DatasetFormatError(f"{self.description}, {path}: {self._about_pointer(path, pointer)}")
+        return contents
+
+    def read_as_is(self, path: str, *, max_bytes: int) -> bytes:
+        """As `read_metadata`, also a Git LFS pointer: for what is not parsed, or parsed inside of `checked`."""
+        size = self.size_bytes(path)
+        self._check_size(path, size, max_bytes)
+        return self._read_range(path, ByteRange(0, size)) if size else b""
 
     @abc.abstractmethod
     def size_bytes(self, path: str) -> int:
@@ -147,13 +177,34 @@ class Storage(abc.ABC):
 
     @contextlib.contextmanager
     def checked(self, path: str) -> Iterator[None]:
-        """Around code that parses a file. If it is malformed, the next try fetches all of it again: it may have been sent wrongly."""
+        """Around code that parses a file.
+
+        If it is malformed, the next try fetches all of it again: it may have been sent wrongly. And if it is empty, or a Git LFS pointer
+        lies in its place, the error says that, which no parser knows.
+        """
         try:
             yield
-        except DatasetFormatError:
+        except DatasetFormatError as error:
+            text = self._malformed(path, str(error))
             if (cache := self._disk_cache(path)) is not None:
                 cache.forget(self._file(path))
+            if text is not None:
+                raise DatasetFormatError(text) from None
             raise
+
+    def _malformed(self, path: str, text: str) -> str | None:
+        """Returns what to say of a file that a parser refuses with `text`; None if there is nothing more to say."""
+        with contextlib.suppress(LeRobotGrainError):
+            size = self.size_bytes(path)
+            if size == 0:
+                return text if _EMPTY in text else f"{text}; {_EMPTY}"
+            if size <= MAX_POINTER_BYTES and (pointer := lfs_pointer(self._read_range(path, ByteRange(0, size)))) is not None:
+                return f"{self.description}, {path}: {self._about_pointer(path, pointer)}"
+        return None
+
+    def _about_pointer(self, path: str, pointer: LfsPointer) -> str:  # noqa: ARG002 (the message names it)
+        """Returns what to say, and to do, of a Git LFS pointer that lies in place of a file."""
+        return f"it is {pointer}"
 
     def _file(self, path: str) -> tuple[str, ...]:
         return (self.description, str(self.commit), path)
@@ -217,10 +268,11 @@ class DirectoryStorage(Storage):
                     sizes[path] = self.size_bytes(path)
         return dict(sorted(sizes.items()))
 
-    def read_metadata(self, path: str, *, max_bytes: int) -> bytes:
-        size = self.size_bytes(path)
-        self._check_size(path, size, max_bytes)
-        return self._read_range(path, ByteRange(0, size)) if size else b""
+    def elsewhere(self) -> str:
+        return text_of_folders([os.path.join(self.root, folder) for folder in dataset_folders(self.root)])
+
+    def _about_pointer(self, path: str, pointer: LfsPointer) -> str:  # noqa: ARG002 (the message names it)
+        return f"it is {pointer}: the directory was cloned without Git LFS; run `git lfs pull` in {self.root}"
 
     def size_bytes(self, path: str) -> int:
         check_path(self.description, path)
@@ -269,6 +321,23 @@ class DirectoryStorage(Storage):
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             return MissingFileError(f"{self.description}: there is no file {path}")
         return StorageError(f"{self.description}: {path} cannot be read: {error.strerror}")
+
+
+def dataset_folders(root: str) -> list[str]:
+    """Returns the folders of a directory that hold a dataset, in order."""
+    try:
+        names = sorted(os.listdir(root))
+    except OSError:
+        return []
+    return [name for name in names if os.path.isfile(os.path.join(root, name, METADATA, "info.json"))]
+
+
+def text_of_folders(names: Sequence[str]) -> str:
+    """Returns the end of a message: where datasets lie, by what they are to be opened with."""
+    if not names:
+        return ""
+    more = f" and {len(names) - _MAX_NAMED_FOLDERS} more" if len(names) > _MAX_NAMED_FOLDERS else ""
+    return f"; datasets lie in folders of it, so open {' or '.join(names[:_MAX_NAMED_FOLDERS])}{more}"
 
 
 def is_readable_path(path: str) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import DatasetFormatError, LeRobotGrainError
@@ -254,6 +254,8 @@ class OpenGop:
 def decode_image(encoded: bytes, *, image_size: tuple[int, int] | None, where: str) -> npt.NDArray[np.uint8]:
     """Decodes an embedded PNG, JPEG or TIFF picture to uint8 `(height, width, 3)`, RGB, resized to `image_size` (height, width) if given.
 
+    It is turned and mirrored first, where its EXIF data says how it is to be shown.
+
     Raises:
       DatasetFormatError: not a picture, or not one of 8 bits a channel.
     """
@@ -276,15 +278,21 @@ def decode_depth_image(encoded: bytes, *, image_size: tuple[int, int] | None, wh
 
 
 def _opened(encoded: bytes, modes: Sequence[str], expected: str, where: str) -> Image.Image:
-    """Returns a picture, loaded."""
+    """Returns a picture, loaded, and turned as its EXIF data says."""
     try:
         with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG", "TIFF")) as image:
             if image.mode not in modes:
                 raise DatasetFormatError(f"{where}: a picture of mode {image.mode}; expected {expected}")
             image.load()
-            return image
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DatasetFormatError(f"{where}: not a picture that can be decoded ({error})") from None
+            # PNG may have EXIF data behind its pixels. A TIFF picture was turned by Pillow, which has taken the tag out.
+            if image.getexif().get(ExifTags.Base.Orientation) is None:
+                return image
+            # As `datasets.Image` does it, and so lerobot.
+            return ImageOps.exif_transpose(image)
+    except (DatasetFormatError, MemoryError):
+        raise
+    except Exception as error:  # of damaged pictures mostly OSError; of malformed EXIF data also errors of struct and of dicts
+        raise DatasetFormatError(f"{where}: not a picture that can be decoded ({str(error) or type(error).__name__})") from None
 
 
 def nearest(pixels: npt.NDArray[Any], image_size: tuple[int, int] | None) -> npt.NDArray[Any]:

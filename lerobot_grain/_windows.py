@@ -50,7 +50,7 @@ class WindowBlock:
     """The requests of several examples that follow each other, as arrays. All windows of a feature have the same length.
 
     Attributes:
-      episodes: int64 `(examples,)`.
+      episodes: int64 `(examples,)`, positions in the episode table.
       frames: int64 `(examples,)`, frames of the anchors in their episodes.
       windows: feature key -> int64 `(examples, time)`, as `WindowRequest.frames`. Features with equal windows share the array.
       is_pad: feature key -> bool `(examples, time)`.
@@ -128,7 +128,7 @@ class WindowOffsets:
 
 
 def stack_requests(requests: Sequence[WindowRequest]) -> WindowBlock:
-    """Returns the block of requests that fit together (`fits_together`)."""
+    """Returns the block of requests that fit together (`fits_together`); its episodes are numbers, as those of the requests."""
     first = requests[0]
     return WindowBlock(
         np.array([request.episode for request in requests], np.int64),
@@ -138,17 +138,19 @@ def stack_requests(requests: Sequence[WindowRequest]) -> WindowBlock:
     )
 
 
-def first_problem(block: WindowBlock, lengths: Frames) -> tuple[int, str] | None:
+def first_problem(block: WindowBlock, positions: Frames, lengths: Frames, *, shown_episodes: str) -> tuple[int, str] | None:
     """Returns the first request that asks for what is not there, and what that is; `None` if there is none.
 
     Args:
-      block: requests that somebody made.
+      block: requests that somebody made, with the numbers of their episodes.
+      positions: int64 `(examples,)`, where these are in the episode table; -1: they are not.
       lengths: int64 `(episodes,)`, of the episodes of the data set.
+      shown_episodes: which episodes there are, for the message.
     """
     if empty := [key for key, window in block.windows.items() if window.shape[1] == 0]:
         return 0, f"the window of {empty[0]!r} is empty; expected at least one frame"
-    no_episode = (block.episodes < 0) | (block.episodes >= len(lengths))
-    stops = lengths[np.where(no_episode, 0, block.episodes)]
+    no_episode = positions < 0
+    stops = lengths[np.where(no_episode, 0, positions)]
     is_bad = no_episode | (block.frames < 0) | (block.frames >= stops)
     for window in block.windows.values():
         is_bad |= ((window < 0) | (window >= stops[:, None])).any(axis=1)
@@ -157,7 +159,7 @@ def first_problem(block: WindowBlock, lengths: Frames) -> tuple[int, str] | None
     index = int(np.argmax(is_bad))
     episode = block.episodes.item(index)
     if no_episode[index]:
-        return index, f"there is no episode {episode}; the data set has episodes 0 to {len(lengths) - 1}"
+        return index, f"there is no episode {episode}; the data set has episodes {shown_episodes}"
     asked = {"frame": block.frames[index : index + 1]} | {f"frames[{key!r}]": window[index] for key, window in block.windows.items()}
     name, frames = next((name, frames) for name, frames in asked.items() if ((frames < 0) | (frames >= stops[index])).any())
     return index, f"{name} is {frames.tolist()}; expected frames of episode {episode}, which are 0 to {stops.item(index) - 1}"

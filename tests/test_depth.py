@@ -251,10 +251,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("fields", "text"), REFUSED, ids=[str(fields) for fields, _ in REFUSED])
 def test_what_info_json_cannot_mean(written: WrittenDataset, tmp_path: Path, fields: dict[str, Any], text: str) -> None:
-    with pytest.raises(
-        lg.DatasetFormatError, match=f"info.json: depth camera 'observation.images.depth' has .*{text.removeprefix('has ')}"
-    ):
-        features_with(written, tmp_path, {"is_depth_map": True, **fields})
+    """Refused where the camera is selected, and nothing to others."""
+    assert DEPTH not in features_with(written, tmp_path, {"is_depth_map": True, **fields})
+    expected = f"info.json: depth camera 'observation.images.depth' has .*{text.removeprefix('has ')}"
+    for features in (None, [DEPTH], ["action", DEPTH]):
+        with pytest.raises(lg.DatasetFormatError, match=expected):
+            lg.LeRobotIterDataset(tmp_path, features=features)
+    assert lg.LeRobotIterDataset(tmp_path, features=["action"]).num_rows == NUM_ROWS
 
 
 def features_with(written: WrittenDataset, tmp_path: Path, info: dict[str, Any]) -> Any:
