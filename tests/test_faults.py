@@ -270,16 +270,30 @@ CLIPS = lg.Shuffle(seed=1, clip_length=4)
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_an_epoch_with_five_percent_of_faults_of_all_kinds(faulty: LoopbackHub, many: Path, tmp_path: Path, seed: int) -> None:
+    """Epoch after epoch, each with other faults, until seven requests met one.
+
+    Which requests do is drawn by their byte ranges. These differ with the versions of the encoder and of pyarrow, and so does the number
+    of faults in one epoch: five of 115 requests on the average, but one or none as well.
+    """
     plain = [fingerprint(example) for example in lg.LeRobotIterDataset(many, num_epochs=1, shuffle=CLIPS)]
-    for fault in mixed_faults(0.05, seed=seed):
-        faulty.add_fault(fault)
-    dataset = opened(faulty, tmp_path, repository="faults/many", options=PATIENT, shuffle=CLIPS, delta_timestamps=None)
-    assert [fingerprint(example) for example in dataset] == plain
-    requests = faulty.requests()
-    faulted = sum(record.faulted for record in requests)
-    print(f"seed {seed}: {faulted} of {len(requests)} requests met a fault")
-    assert faulted >= 3
-    assert dataset.repository.storage.statistics.retries >= faulted / 4
+    num_faulted = num_retries = 0
+    for draw in range(seed, 30, 3):
+        faulty.clear_faults()
+        faulty.clear_requests()
+        for fault in mixed_faults(0.05, seed=draw):
+            faulty.add_fault(fault)
+        dataset = opened(faulty, tmp_path / f"{draw}", repository="faults/many", options=PATIENT, shuffle=CLIPS, delta_timestamps=None)
+        assert [fingerprint(example) for example in dataset] == plain
+        requests = faulty.requests()
+        faulted = sum(record.faulted for record in requests)
+        print(f"seed {draw}: {faulted} of {len(requests)} requests met a fault")
+        num_faulted += faulted
+        num_retries += dataset.repository.storage.statistics.retries
+        dataset.repository.close()
+        if num_faulted >= 7:
+            break
+    assert num_faulted >= 7, "the network was not bad: next to nothing went wrong in ten epochs"
+    assert num_retries >= num_faulted / 4
 
 
 def test_barcodes_are_those_of_the_rows_while_links_expire(faulty: LoopbackHub, many: Path, tmp_path: Path) -> None:
