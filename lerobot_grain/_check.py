@@ -20,6 +20,7 @@ import numpy.typing as npt
 from lerobot_grain._check_files import DataFacts, Finding, VideoFacts, and_more, check_data_file, check_video_file, found
 from lerobot_grain._episodes import FileSpans
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, LeRobotGrainError, shown
+from lerobot_grain._features import camera_encoding
 from lerobot_grain._frame_order import default_clip_length
 from lerobot_grain._repository import INFO_PATH, Repository
 from lerobot_grain._selection import select_episodes
@@ -292,8 +293,7 @@ def _about_camera(repository: Repository, key: str, facts: list[VideoFacts]) -> 
         return []
     path = f"videos/{key}"
     cost, findings = _camera_cost(key, facts), []
-    description = _declared(repository)["features"][key]
-    encoding = description.get("info") or description.get("video_info") or {}
+    encoding = camera_encoding(_declared(repository)["features"][key])
     codec, rate = encoding.get("video.codec"), encoding.get("video.fps")
     if isinstance(codec, str) and cost.codecs != (_CODEC_NAMES.get(codec, codec),):
         findings.append(
@@ -306,7 +306,7 @@ def _about_camera(repository: Repository, key: str, facts: list[VideoFacts]) -> 
     for what, number in (("codecs", len(cost.codecs)), ("frame sizes", len(cost.sizes))):
         if number > 1:
             findings.append(found("several_encodings", path, f"its files have {number} {what}", feature=key))
-    if (number := len({each.sample_description for each in facts})) > 1:
+    if (number := len({each.format for each in facts})) > 1:
         text = f"its {len(facts)} files have {number} parameter sets; pictures of different ones are not decoded together, which is slower"
         findings.append(found("several_encodings", path, text, feature=key))
     if cost.gop_length > _LONG_GOP:
@@ -337,8 +337,8 @@ def _camera_cost(key: str, facts: list[VideoFacts]) -> CameraCost:
         counts.update(each.gop_counts)
     return CameraCost(
         key=key,
-        codecs=tuple(sorted({each.codec for each in facts})),
-        sizes=tuple(sorted({(each.height, each.width) for each in facts})),
+        codecs=tuple(sorted({each.format.codec for each in facts})),
+        sizes=tuple(sorted({each.format.frame_size for each in facts})),
         gop_length=max(counts, key=lambda length: (counts[length], length)),
         gop_min=min(counts),
         gop_max=max(counts),

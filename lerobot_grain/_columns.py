@@ -52,6 +52,20 @@ def to_numpy(column: pa.ChunkedArray, feature: Feature, *, where: str) -> npt.ND
     return np.ascontiguousarray(cast.reshape((rows,) if feature.is_scalar else (rows, *feature.shape)))
 
 
+def reordered(table: pa.Table, places: npt.NDArray[np.integer[Any]]) -> pa.Table:
+    """Returns the rows of a table in another order; `places`, `(rows,)`, says where each of them lies."""
+    return pa.table({name: _taken(table.column(name), places) for name in table.column_names})
+
+
+def _taken(column: pa.ChunkedArray, places: npt.NDArray[np.integer[Any]]) -> pa.ChunkedArray:
+    try:
+        return column.take(pa.array(places))
+    except pa.ArrowNotImplementedError:
+        # Types that Arrow does not take rows of, such as views of strings; it puts together slices of all of them.
+        values = column.combine_chunks()
+        return pa.chunked_array([values.slice(place, 1) for place in places.tolist()], column.type)
+
+
 def to_strings(column: pa.ChunkedArray, feature: Feature, *, where: str) -> list[str]:
     """Returns the values of a string feature."""
     with damage(f"{where}: feature {feature.key!r}"):

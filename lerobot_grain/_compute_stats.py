@@ -94,7 +94,13 @@ def compute_stats(
     return {key: stats[key] for key in selection.keys}
 
 
-def stats_of(batches: Iterable[Mapping[str, Any]], *, keys: Sequence[str], num_batches: int | None = None) -> Stats:
+def stats_of(
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    keys: Sequence[str],
+    num_batches: int | None = None,
+    pad_keys: Mapping[str, str] | None = None,
+) -> Stats:
     """Returns statistics of what a stream holds, for what is made of rows on the way, such as actions relative to the state.
 
         chunks = LeRobotIterDataset(repository, delta_timestamps=..., num_epochs=1).map(to_relative_actions)
@@ -105,6 +111,7 @@ def stats_of(batches: Iterable[Mapping[str, Any]], *, keys: Sequence[str], num_b
         left out.
       keys: whose statistics.
       num_batches: how many of the batches, from the first on; `None`: all.
+      pad_keys: key -> key of its mask, where that is not `{key}_is_pad`; as for `LeRobotIterDataset`.
 
     Returns:
       As `compute_stats`: of the last axis of arrays of at least two axes, else `(1,)`. Arrays of uint8 with at least four axes are pictures
@@ -128,7 +135,7 @@ def stats_of(batches: Iterable[Mapping[str, Any]], *, keys: Sequence[str], num_b
             if not np.isfinite(values).all():
                 place = tuple(np.argwhere(~np.isfinite(values))[0].tolist())
                 raise InvalidRequestError(f"batch {number}: {key!r} is {values[place]} at {list(place)}; expected finite numbers")
-            rows = _rows(values, batch.get(f"{key}_is_pad"))
+            rows = _rows(values, batch.get((pad_keys or {}).get(key, f"{key}_is_pad")))
             stats = running.setdefault(key, RunningStats(rows.shape[1]))
             if rows.shape[1] != stats.size:
                 raise InvalidRequestError(f"batch {number}: {key!r} has {rows.shape[1]} numbers on the last axis; expected {stats.size}")
@@ -202,14 +209,13 @@ def _runs(repository: Repository, number: int, selection: Selection, selected: n
     file = open_data_file(repository, number)
     held = repository.episodes.data.episodes_in(number)
     wanted = np.repeat(np.isin(held, selected), repository.episodes.lengths[held])
-    names = columns_to_read(file, selection)
     runs: list[_Run] = []
     size = 0
     with repository.storage.checked(file.table.path):
         for group, (start, stop) in enumerate(itertools.pairwise(file.table.group_starts)):
             if not wanted[start:stop].any():
                 continue
-            nbytes = sum(chunk.length for chunk in file.table.ranges(group, names))
+            nbytes = sum(chunk.length for chunk in file.table.ranges(group, columns_to_read(repository, file, group, selection)))
             if not runs or size + nbytes > _RUN_BYTES:
                 runs.append(_Run(file, [], wanted))
                 size = 0
@@ -224,7 +230,7 @@ def _load(repository: Repository, run: _Run, selection: Selection) -> dict[str, 
     Raises:
       DatasetFormatError: one of them is not finite, or see `load_group`.
     """
-    file = run.file if len(run.groups) == 1 else fetch_groups(run.file, run.groups, selection)
+    file = run.file if len(run.groups) == 1 else fetch_groups(repository, run.file, run.groups, selection)
     found: dict[str, list[npt.NDArray[Any]]] = {feature.key: [] for feature in selection.columns}
     for group in run.groups:
         loaded = load_group(repository, file, group, selection)

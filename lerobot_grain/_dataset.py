@@ -26,7 +26,7 @@ from lerobot_grain._frame_order import FrameOrderIterDataset
 from lerobot_grain._order import Shuffle
 from lerobot_grain._readahead import ReadAhead, ReadOptions
 from lerobot_grain._repository import Repository, open_repository
-from lerobot_grain._requests import DeltaTimestamps, OrderedWindowsIterator, OrderedWindowsIterDataset, PulledBlocks, StateAfter
+from lerobot_grain._requests import DeltaTimestamps, OrderedWindowsIterator, OrderedWindowsIterDataset, PulledBlocks, StateAfter, windows_of
 from lerobot_grain._rows import select_features
 from lerobot_grain._selection import EpisodeSelection
 from lerobot_grain._statistics import ReadStatistics
@@ -34,6 +34,8 @@ from lerobot_grain._video import load_decoder
 from lerobot_grain._windows import (
     TOLERANCE_SECONDS,
     WindowRequest,
+    checked_pad_keys,
+    mask_keys,
 )
 
 Taken = TypeVar("Taken")
@@ -62,10 +64,14 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
       features: keys to read, among them `task`; `None`: all. A camera that is not read costs no byte.
       image_size: (height, width) that all cameras are resized to, depth by its nearest pixels, or `None`.
       read_options: memory and threads.
+      pad_keys: feature key -> key of the mask of its window in examples, in place of `{key}_is_pad`: for data sets with a feature of that
+        name, such as `action_is_pad`. `plot_example` and the shaping transformations find masks that are named `{key}_is_pad`.
       known_examples: requests that are pulled ahead; frames that are needed twice within this many examples are decoded once.
 
     Raises:
-      InvalidRequestError: an argument is out of its range, or asks for a feature that does not exist or is not supported.
+      InvalidRequestError: an argument is out of its range, asks for a feature that does not exist or is not supported, or the mask of a
+        window would have the key of a feature that is selected, or of another mask. Where the windows are not known yet, since `parent` is
+        not made by `DeltaTimestamps`, the last is raised when the first example with such a window is taken.
     """
 
     def __init__(
@@ -76,11 +82,15 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
         features: Iterable[str] | None = None,
         image_size: tuple[int, int] | None = None,
         read_options: ReadOptions = ReadOptions(),  # noqa: B008 (a frozen value)
+        pad_keys: Mapping[str, str] | None = None,
         known_examples: int = 2048 + _KNOWN_EXAMPLES,
     ) -> None:
         super().__init__(parent)
         self._repository = repository
         self._selection = select_features(repository, features)
+        windows = windows_of(parent)
+        self._pad_keys = checked_pad_keys(pad_keys, known_keys=tuple(repository.features) if windows is None else windows)
+        mask_keys(windows or (), selected=self._selection.keys, pad_keys=self._pad_keys)
         self._image_size = _checked_image_size(image_size)
         # Now, so that the first batch does not wait for them, and what is not installed is said here.
         for load in {load_depth_decoder if camera.is_depth else load_decoder for camera in self._selection.videos}:
@@ -195,6 +205,7 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
                 image_size=dataset._image_size,
                 options=dataset._read_options,
                 known_examples=dataset._known_examples,
+                pad_keys=dataset._pad_keys,
                 is_expected=self._blocks.is_expected,
             )
         while self._parent_error is None and self._ahead.wants_more:
@@ -339,6 +350,8 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         Episodes that have no other rows are left out.
       features: keys to read, among them `task`; `None`: all. A camera that is not read costs no byte.
       delta_timestamps: feature key -> distances in seconds from the row of the example.
+      pad_keys: feature key -> key of the mask of its window in examples, in place of `{key}_is_pad`: for data sets with a feature of that
+        name, such as `action_is_pad`.
       shuffle: `None`: sequential, episode by episode.
       num_epochs: the stream ends after this many; `None`: it never does.
       shard_options: which shard of the stream; `grain.sharding.ShardByJaxProcess()` for one shard a host.
@@ -348,7 +361,8 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
       endpoint, token, cache_dir: as for `open_repository`.
 
     Raises:
-      InvalidRequestError: an argument is out of its range, or asks for what the data set does not have.
+      InvalidRequestError: an argument is out of its range, or asks for what the data set does not have; the mask of a window would have
+        the key of a feature that is selected, or of another mask.
       DatasetFormatError: it is not a LeRobotDataset v2.0, v2.1 or v3.x, or is malformed.
       StorageError: missing, private or gated repository, wrong revision, or the Hub could not be reached.
     """
@@ -363,6 +377,7 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         drop_last_frames: int = 0,
         features: Iterable[str] | None = None,
         delta_timestamps: Mapping[str, Sequence[float]] | None = None,
+        pad_keys: Mapping[str, str] | None = None,
         shuffle: Shuffle | None = Shuffle(),  # noqa: B008 (a frozen value)
         num_epochs: int | None = None,
         shard_options: grain.sharding.ShardOptions = grain.sharding.NoSharding(),  # noqa: B008 (a frozen value)
@@ -406,6 +421,7 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
             features=selection.keys,
             image_size=image_size,
             read_options=read_options,
+            pad_keys=pad_keys,
             known_examples=_known_examples(order.shuffle),
         )
         self._order = order

@@ -32,6 +32,7 @@ from lerobot_grain._json_lines import pieces_of
 from lerobot_grain._mp4 import SampleTable, SampleTableReader, read_sample_table
 from lerobot_grain._open_storage import open_storage
 from lerobot_grain._parquet import InMemoryFile, open_table, read_columns
+from lerobot_grain._row_order import RowOrders
 from lerobot_grain._schema import DatasetInfo, Feature, parse_info
 from lerobot_grain._storage import Storage
 from lerobot_grain._storage_options import StorageOptions
@@ -65,6 +66,7 @@ class Repository:
       subtasks: texts by `subtask_index`; `None` where there is no `meta/subtasks.parquet`.
       notes: what in the files is odd or was repaired, and does not change what is read; one text each. Opening issues each as a
         `LeRobotGrainWarning`.
+      row_orders: in which row groups of data files the rows lie in order, as far as this process has read them.
     """
 
     storage: Storage
@@ -75,6 +77,7 @@ class Repository:
     subtasks: Mapping[int, str] | None = None
     notes: tuple[str, ...] = ()
     _stats: list[Statistics | None] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
+    row_orders: RowOrders = dataclasses.field(default_factory=RowOrders, init=False, repr=False, compare=False)
 
     @property
     def stats(self) -> Statistics | None:

@@ -55,6 +55,11 @@ class DeltaTimestamps(grain.transforms.Map):
             delta_timestamps or {}, fps=repository.fps, tolerance_seconds=tolerance_seconds, known_keys=tuple(repository.features)
         )
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of the features with windows."""
+        return self._offsets.keys
+
     def map(self, element: int) -> WindowRequest:
         episode, frame = self._episodes.locate(element)
         return self._offsets.request(row=element, episode=episode, frame=frame, length=self._episodes.lengths.item(episode))
@@ -63,6 +68,18 @@ class DeltaTimestamps(grain.transforms.Map):
         """Returns the requests of rows, int64 `(n,)`, which exist."""
         episodes, frames = self._episodes.locate_all(rows)
         return self._offsets.block(episodes=episodes, frames=frames, lengths=self._episodes.lengths[episodes])
+
+
+def windows_of(requests: grain.IterDataset[Any]) -> tuple[str, ...] | None:
+    """Returns the keys of the features that requests have windows of, as far as their pipeline tells it; `None` where it does not."""
+    for value in vars(requests).values():
+        # Grain keeps the method of a transformation.
+        transformation = getattr(value, "__self__", value)
+        if isinstance(transformation, DeltaTimestamps):
+            return transformation.keys
+    found = [windows_of(parent) for parent in getattr(requests, "_parents", ()) if isinstance(parent, grain.IterDataset)]
+    known = [keys for keys in found if keys is not None]
+    return tuple(dict.fromkeys(key for keys in known for key in keys)) if known else None
 
 
 class OrderedWindowsIterDataset(grain.IterDataset[WindowRequest]):

@@ -36,6 +36,7 @@ from lerobot_grain._rows import (
     load_rows,
     neighbours_of,
     open_data_file,
+    selected_columns,
 )
 from lerobot_grain._schema import Feature
 from lerobot_grain._statistics import Meter
@@ -285,7 +286,7 @@ class RowReader:
     def _fetch(self, file: DataFile, groups: range) -> Future[DataFile]:
         for group in groups:
             self._count(file, group)
-        return self._fetchers.submit(fetch_groups, file, groups, self._selection)
+        return self._fetchers.submit(fetch_groups, self._repository, file, groups, self._selection)
 
     def _rows_of(self, file: DataFile, group: int, rows: Integers) -> Future[RowGroup]:
         assert self._large_fetchers is not None
@@ -293,7 +294,7 @@ class RowReader:
         return self._large_fetchers.submit(load_rows, self._repository, file, group, self._selection, rows)
 
     def _count(self, file: DataFile, group: int) -> None:
-        columns = columns_to_read(file, self._selection)
+        columns = columns_to_read(self._repository, file, group, self._selection)
         self._meter.count(bytes_needed=sum(chunk.length for chunk in file.table.ranges(group, columns)))
 
     def _are_too_large(self, needed: Sequence[tuple[DataFile, int]], num_examples: int) -> bool:
@@ -319,7 +320,7 @@ class RowReader:
     def _unpacked(self, file: DataFile, group: int) -> int:
         place = (file.number, group)
         if place not in self._unpacked_bytes:
-            self._unpacked_bytes[place] = file.table.unpacked_bytes(group, columns_to_read(file, self._selection))
+            self._unpacked_bytes[place] = file.table.unpacked_bytes(group, selected_columns(file, self._selection))
         return self._unpacked_bytes[place]
 
     def _decoded(self, feature: Feature, encoded: list[Any], episodes: Integers, shape: tuple[int, ...]) -> npt.NDArray[Any]:

@@ -22,7 +22,7 @@ from PIL import Image
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import DatasetFormatError, LeRobotGrainError
 from lerobot_grain._plan import WantedGop
-from lerobot_grain._small_mp4 import FRAMES_PER_SECOND, coded_unit, small_mp4
+from lerobot_grain._small_mp4 import FRAMES_PER_SECOND, CodedUnit, Unit, coded_unit, small_mp4
 
 # uint8 RGB, or float32 depth.
 Frames = npt.NDArray[Any]
@@ -150,16 +150,20 @@ def decode_pieces(pieces: Sequence[Piece], into: Frames, open_video: OpenVideo) 
 
 
 def _decode_together(pieces: Sequence[Piece], into: Frames, open_video: OpenVideo) -> None:
-    units, wanted, num_pictures = [], [], 0
-    for gop, coded, _ in pieces:
-        unit = gop.file.unit(gop.gop, gop.frames)
-        units.append(coded_unit(gop.file.table, unit, coded.bytes_of(unit.byte_range), where=gop))
-        wanted.append(unit.wanted + num_pictures)
-        num_pictures += len(unit.samples)
-    first = pieces[0].wanted
-    where = f"{first}" if len(pieces) == 1 else f"{first} and {len(pieces) - 1} more"
-    video = open_video(small_mp4(first.file.table, units), where)
-    video.read(np.concatenate(wanted), into, np.concatenate([piece.slots for piece in pieces]))
+    # What each unit brings along decides what it can be stitched to. In nearly all data sets all of a group bring the same.
+    stitched: dict[object, list[tuple[Piece, Unit, CodedUnit]]] = {}
+    for piece in pieces:
+        file = piece.wanted.file
+        unit = file.unit(piece.wanted.gop, piece.wanted.frames)
+        coded = coded_unit(file.table, unit, piece.coded.bytes_of(unit.byte_range), where=piece.wanted)
+        stitched.setdefault(object() if coded.headers is None else coded.headers, []).append((piece, unit, coded))
+    for members in stitched.values():
+        before = np.cumsum([0, *(len(unit.samples) for _, unit, _ in members)])
+        first = members[0][0].wanted
+        where = f"{first}" if len(members) == 1 else f"{first} and {len(members) - 1} more"
+        video = open_video(small_mp4(first.file.table.format, [coded for _, _, coded in members]), where)
+        numbers = np.concatenate([unit.wanted + count for (_, unit, _), count in zip(members, before[:-1].tolist(), strict=True)])
+        video.read(numbers, into, np.concatenate([piece.slots for piece, _, _ in members]))
 
 
 class RgbVideo(SmallVideo):
@@ -225,6 +229,7 @@ class OpenGop:
         self._coded, self._open_video = coded, open_video
         self._lock = threading.Lock()
         self._video: SmallVideo | None = None
+        self._unit: Unit | None = None  # all frames of the GOP, of which the small MP4 is made
 
     def decode(self, wanted: WantedGop, into: Frames, slots: Integers) -> dict[int, Exception]:
         """Decodes frames of the GOP, as `decode_pieces` does. Going back begins the GOP anew."""
@@ -232,17 +237,18 @@ class OpenGop:
         try:
             with self._lock:
                 if self._video is None:
-                    self._video = self._open(wanted, first)
-                self._video.read(wanted.frames - first.start, into, slots)
+                    self._unit = wanted.file.unit(wanted.gop, first)
+                    self._video = self._open(wanted, self._unit)
+                assert self._unit is not None
+                self._video.read(self._unit.wanted[wanted.frames - first.start], into, slots)
         except Exception as error:
             return dict.fromkeys(slots.tolist(), error)
         return {}
 
-    def _open(self, wanted: WantedGop, frames: range) -> SmallVideo:
+    def _open(self, wanted: WantedGop, unit: Unit) -> SmallVideo:
         file = wanted.file
-        unit = file.unit(wanted.gop, frames)
         coded = coded_unit(file.table, unit, self._coded.bytes_of(unit.byte_range), where=wanted)
-        return self._open_video(small_mp4(file.table, [coded]), f"{wanted}")
+        return self._open_video(small_mp4(file.table.format, [coded]), f"{wanted}")
 
 
 def decode_image(encoded: bytes, *, image_size: tuple[int, int] | None, where: str) -> npt.NDArray[np.uint8]:

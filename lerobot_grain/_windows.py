@@ -193,6 +193,56 @@ def window_offsets(
     return WindowOffsets(offsets)
 
 
+def mask_keys(windows: Iterable[str], *, selected: Iterable[str], pad_keys: Mapping[str, str]) -> dict[str, str]:
+    """Returns windowed feature -> the key that the mask of its window has in examples: `{key}_is_pad`, or what `pad_keys` says.
+
+    Args:
+      windows: keys of the features with windows.
+      selected: keys of examples: features and texts.
+      pad_keys: feature key -> key of its mask.
+
+    Raises:
+      InvalidRequestError: a mask would have the key of something else that is in examples.
+    """
+    masks: dict[str, str] = {}
+    taken = set(selected)
+    for key in windows:
+        mask = pad_keys.get(key, f"{key}_is_pad")
+        if mask in taken:
+            named = f"pad_keys={{{key!r}: {mask!r}}}" if key in pad_keys else f"delta_timestamps[{key!r}]"
+            other = next(
+                (f"the mask of {other!r}" for other, its in masks.items() if its == mask), f"the feature {mask!r}, which is selected,"
+            )
+            raise InvalidRequestError(
+                f"{named}: the mask of the window of {key!r} and {other} would both be {mask!r} in examples; give the mask another key, "
+                f"such as pad_keys={{{key!r}: {key + '_window_is_pad'!r}}}"
+                + ("" if mask in masks.values() else f", or leave {mask!r} out of features=[...]")
+            )
+        masks[key] = mask
+        taken.add(mask)
+    return masks
+
+
+def checked_pad_keys(pad_keys: Mapping[str, str] | None, *, known_keys: Sequence[str]) -> dict[str, str]:
+    """Returns what `pad_keys=` says.
+
+    Raises:
+      InvalidRequestError: it is no mapping of one of `known_keys`, those with windows, to a text that is not empty.
+    """
+    if pad_keys is None:
+        return {}
+    if not isinstance(pad_keys, Mapping):
+        raise InvalidRequestError(f"pad_keys={pad_keys!r}: expected a mapping, such as {{'action': 'action_window_is_pad'}}")
+    for key, mask in pad_keys.items():
+        if key not in known_keys:
+            raise InvalidRequestError(
+                f"pad_keys[{key!r}]: there is no window of it; there are those of {', '.join(known_keys) or 'no feature'}"
+            )
+        if not isinstance(mask, str) or not mask:
+            raise InvalidRequestError(f"pad_keys[{key!r}] is {mask!r}; expected the key that the mask of its window has in examples")
+    return dict(pad_keys)
+
+
 def _offset(key: str, delta: float, *, fps: float, tolerance_seconds: float) -> int:
     frames = _frames(delta, fps)
     if not math.isfinite(frames):

@@ -105,7 +105,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_every_frame_equals_sequential_decoding(directories: dict[str, Path], name: str) -> None:
     codec = {"av1": "av1", "hevc": "hevc", "h264": "h264", "mpeg4": "mpeg4", "vp9": "vp9"}[name.split(",")[0]]
     tables = [read_table(path.read_bytes()) for path in video_files(directories[name])]
-    assert [table.codec for table in tables] == [codec, codec]
+    assert [table.format.codec for table in tables] == [codec, codec]
     camera = CASES[name]
     if isinstance(camera.get("gop"), tuple):
         # Every episode begins with the lengths again.
@@ -130,17 +130,17 @@ def test_files_of_one_camera_with_different_encodings(
     tasks: list[set[bytes]] = []
 
     def decode(pieces: Sequence[Piece], *arguments: Any) -> Any:
-        tasks.append({piece.wanted.file.table.sample_description for piece in pieces})
+        tasks.append({piece.wanted.file.table.format.sample_description for piece in pieces})
         return decode_pieces(pieces, *arguments)
 
     monkeypatch.setattr(_camera_reader, "decode_pieces", decode)
     shutil.copytree(directories[first], tmp_path / "data")
     shutil.copy(video_files(directories[second])[1], video_files(tmp_path / "data")[1])
     tables = [read_table(path.read_bytes()) for path in video_files(tmp_path / "data")]
-    assert tables[0].sample_description != tables[1].sample_description
+    assert tables[0].format != tables[1].format
     check(tmp_path / "data")
     assert all(len(descriptions) == 1 for descriptions in tasks)
-    assert set().union(*tasks) == {table.sample_description for table in tables}
+    assert set().union(*tasks) == {table.format.sample_description for table in tables}
 
 
 @pytest.mark.parametrize("moov", ["start", "end"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,25 @@ def test_every_frame_equals_sequential_decoding(written: WrittenDataset, budget_
         rows.append(row)
     assert sorted(rows) == list(range(NUM_ROWS))
     assert not problems, "a group had to be decoded GOP by GOP"
+
+
+@pytest.mark.parametrize("mark", ["is_depth_map", "video.is_depth_map"])
+def test_a_mark_in_video_info_next_to_a_full_info(written: WrittenDataset, tmp_path: Path, mark: str) -> None:
+    copy = shutil.copytree(written.directory, tmp_path / "copy")
+    info = json.loads((copy / "meta/info.json").read_text())
+    for key in (DEPTH, TIFF):
+        description = info["features"][key]
+        moved = {name: value for name, value in description["info"].items() if "depth" in name}
+        description["info"] = {"video.codec": "hevc"} | {name: v for name, v in description["info"].items() if name not in moved}
+        description["video_info"] = {name: v for name, v in moved.items() if not name.endswith("is_depth_map")} | {mark: True}
+    (copy / "meta/info.json").write_text(json.dumps(info))
+    assert lg.open_repository(copy).features == lg.open_repository(written.directory).features
+    found, expected = (
+        next(iter(lg.LeRobotIterDataset(root, features=[DEPTH, TIFF], shuffle=None).batch(3))) for root in (copy, written.directory)
+    )
+    for key in (DEPTH, TIFF):
+        assert found[key].dtype == np.float32
+        assert np.array_equal(found[key], expected[key])
 
 
 def count_alone(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -302,7 +322,7 @@ def depth_mp4(directory: Path) -> bytes:
     table = read_table(data)
     unit = unit_of_frames(table, 0, np.arange(LENGTHS[0]))
     assert len(unit.samples) == LENGTHS[0]
-    return small_mp4(table, [coded_unit(table, unit, data[unit.byte_range.start : unit.byte_range.stop], where="a.mp4")])
+    return small_mp4(table.format, [coded_unit(table, unit, data[unit.byte_range.start : unit.byte_range.stop], where="a.mp4")])
 
 
 def depth_video(mp4: bytes) -> DepthVideo:

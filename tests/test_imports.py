@@ -26,10 +26,12 @@ ROOMS = {name for name in MODULES if not name.startswith("testing.")}
 # A module imports only from the rows above its own.
 LEVELS = [
     ["_errors"],
-    ["_byte_ranges", "_disk_cache", "_schema", "_windows", "_order", "_kept", "_known_frames", "_batches", "_recycled", "_parquet_pages"],
-    ["_request_scope", "_storage_options"],
+    ["_byte_ranges", "_disk_cache", "_features", "_windows", "_order", "_kept", "_known_frames", "_batches", "_recycled", "_parquet_pages"],
+    ["_mp4_boxes", "_request_scope", "_schema", "_storage_options"],
+    ["_video_format"],
     ["_mp4", "_episodes", "_answers", "_hub_repository", "_columns", "_augment", "_shaping", "_running_stats"],
-    ["_small_mp4", "_parquet", "_pacing", "_hub_cache", "_openpi"],
+    ["_bitstreams", "_row_frames", "_parquet", "_pacing", "_hub_cache", "_openpi"],
+    ["_small_mp4"],
     ["_plan", "_transport"],
     ["_hub_storage"],
     ["_bucket_storage"],
@@ -38,6 +40,7 @@ LEVELS = [
     ["_open_storage"],
     ["_video", "_json_lines", "_statistics"],
     ["_metadata_v2"],
+    ["_row_order"],
     ["_repository"],
     ["_rows", "_selection"],
     ["_frame_order", "_depth_video", "_coded_video", "_plot"],

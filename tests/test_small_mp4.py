@@ -44,7 +44,7 @@ def check_stitched(requests: list[tuple[Video, int, list[int]]]) -> None:
         wanted += (base + unit.wanted).tolist()
         expected.append(source.frames[frames])
         base += len(coded.sizes)
-    mp4 = small_mp4(requests[0][0].table, units)
+    mp4 = small_mp4(requests[0][0].table.format, units)
     decoder = VideoDecoder(mp4, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
     assert decoder.metadata.num_frames == base
     alone = np.stack([decoder.get_frame_at(frame).data.numpy() for frame in wanted])
@@ -97,7 +97,7 @@ def test_random_frames_of_random_gops_and_files(videos: dict[str, list[Video]], 
     assert len({frame.tobytes() for source in (first, second) for frame in source.frames}) == 56, "two frames look alike"
     # The bit rate of a file, which sets the others' descriptions apart, is part of what MPEG-4 decoders are given (esds).
     together = [first] if name.startswith("mpeg4") else [first, second]
-    assert len({source.table.sample_description for source in together}) == 1
+    assert len({source.table.format for source in together}) == 1
     rng = np.random.default_rng(len(name))
     for _ in range(6):
         check_stitched(random_requests(together, rng, int(rng.integers(1, 9))))
@@ -207,13 +207,13 @@ def test_frame_i_is_presented_at_tick_i(videos: dict[str, list[Video]]) -> None:
     for name in ("hevc open GOPs", "h264 B pictures", "av1 g=8"):
         source = videos[name][0]
         units = [unit_and_samples(source, gop, frames_by_gop(source.table)[gop])[1] for gop in (1, 0)]
-        table = read_table(small_mp4(source.table, units))
+        table = read_table(small_mp4(source.table.format, units))
         times = table.pts[table.presentation]
         assert times[0] == 0
         assert len(np.unique(np.diff(times))) == 1
-        assert (table.codec, table.width, table.height) == (source.table.codec, 96, 64)
-        assert table.sample_description == source.table.sample_description
-        assert [kind for kind, _ in boxes(small_mp4(source.table, units))] == ["ftyp", "moov", "mdat"]
+        assert table.format[:3] == (source.table.format.codec, 96, 64)
+        assert table.format == source.table.format
+        assert [kind for kind, _ in boxes(small_mp4(source.table.format, units))] == ["ftyp", "moov", "mdat"]
 
 
 # --- what is refused -----------------------------------------------------------------------------------------------------------------
@@ -312,8 +312,8 @@ def test_pictures_that_are_no_key_frames(videos: dict[str, list[Video]], name: s
 @pytest.mark.parametrize(("name", "kind"), [("h264", "avcC"), ("hevc", "hvcC")])
 def test_sample_descriptions_without_a_configuration(videos: dict[str, list[Video]], name: str, kind: str) -> None:
     source = videos[name][0]
-    for description in (source.table.sample_description.replace(kind.encode(), b"abcd"), box("stsd", b"12345678" + kind.encode())):
-        table = dataclasses.replace(source.table, sample_description=description)
+    for description in (source.table.format.sample_description.replace(kind.encode(), b"abcd"), box("stsd", b"12345678" + kind.encode())):
+        table = dataclasses.replace(source.table, format=source.table.format._replace(sample_description=description))
         text = refusal(source, first_sample(source), table=table)
         assert text == f"the sample description has no {kind} box; the file cannot be decoded"
 
