@@ -21,7 +21,7 @@ from lerobot_grain._video_format import VideoFormat
 Bytes = bytes | memoryview
 
 # NAL unit types of ITU-T H.265, table 7-1.
-_HEVC_BLA_W_LP, _HEVC_BLA_N_LP, _HEVC_IDR_N_LP, _HEVC_CRA, _HEVC_LAST_PICTURE_TYPE = 16, 18, 20, 21, 31
+_HEVC_BLA_W_LP, _HEVC_BLA_N_LP, _HEVC_IDR_W_RADL, _HEVC_IDR_N_LP, _HEVC_CRA, _HEVC_LAST_PICTURE_TYPE = 16, 18, 19, 20, 21, 31
 _HEVC_HEADERS = (32, 33, 34)  # parameter sets of video, sequence, picture
 # NAL unit types of ITU-T H.264, table 7-1: coded slices are 1 to 5, of an IDR picture 5.
 _H264_IDR, _H264_LAST_PICTURE_TYPE = 5, 5
@@ -41,12 +41,14 @@ class Start(NamedTuple):
     """The first picture of a unit.
 
     Attributes:
-      sample: such that a running decoder starts anew at it.
+      sample: such that a decoder starts anew at it.
       headers: those that it brings along; empty where the sample description has all.
+      forgets: whether a decoder that is running forgets all pictures before it, whichever decoder it is.
     """
 
     sample: Bytes
     headers: bytes
+    forgets: bool = True
 
 
 def start_of(video: VideoFormat, sample: Bytes) -> Start:
@@ -131,13 +133,14 @@ def _header(sample: Bytes, begin: int, stop: int) -> bytes:
 
 
 def _hevc_start(video: VideoFormat, sample: Bytes) -> Start:
-    rewritten, headers, num_pictures = None, [], 0
+    rewritten, headers, num_pictures, forgets = None, [], 0, True
     for kind, begin, stop in _nal_units(video, sample):
         if not _is_picture(video, kind):
             if kind in _HEVC_HEADERS:
                 headers.append(_header(sample, begin, stop))
             continue  # a message
         num_pictures += 1
+        forgets = forgets and kind in (_HEVC_IDR_W_RADL, _HEVC_IDR_N_LP)
         if kind == _HEVC_CRA:
             rewritten = rewritten or bytearray(sample)
             rewritten[begin] = sample[begin] & 0x81 | _HEVC_BLA_N_LP << 1
@@ -147,7 +150,7 @@ def _hevc_start(video: VideoFormat, sample: Bytes) -> Start:
             )
     if num_pictures == 0:
         raise NotAStartError("flagged as key frame, but it holds no picture")
-    return Start(sample if rewritten is None else bytes(rewritten), b"".join(headers))
+    return Start(sample if rewritten is None else bytes(rewritten), b"".join(headers), forgets)
 
 
 def _h264_start(video: VideoFormat, sample: Bytes) -> Start:

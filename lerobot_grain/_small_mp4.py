@@ -13,6 +13,9 @@ Rules:
 * HEVC's CRA pictures do not reset a decoder that is running: stitched as they are, decoders drop and shift pictures without an error. The
   first picture of a unit is therefore turned from CRA into BLA_N_LP (ITU-T H.265, 7.4.2.2: the same slice header syntax, and the decoder
   starts anew).
+* FFmpeg from 7.1 on keeps its reference pictures over a BLA picture. Where one of them has the same number (POC), it drops the BLA picture
+  and predicts the rest of the unit from the picture of another file, without an error. A unit that begins with a CRA or BLA picture
+  therefore gets a decoder, and so a small MP4, of its own (`stitchable`). IDR pictures clear them in every version.
 """
 
 from __future__ import annotations
@@ -86,8 +89,9 @@ class CodedUnit(NamedTuple):
       pieces: its samples, in decode order, one after the other; where they lie so in the file, in few pieces.
       sizes: int64 `(n,)`, bytes of each sample.
       ranks: as those of the unit.
-      headers: what the first sample brings along; only units with equal ones can be decoded together. `None`: a later sample brings some,
-        so that nothing can be decoded after it.
+      headers: what the first sample brings along; only units with equal ones can be decoded together. `None`: the unit is to be decoded
+        alone, since a later sample brings some, which would hold for what is decoded after it, or since its first picture does not make
+        every decoder forget what was decoded before it.
     """
 
     pieces: Sequence[bytes | memoryview]
@@ -119,12 +123,21 @@ def coded_unit(table: SampleTable, unit: Unit, payload: bytes | memoryview, *, w
         starts = (table.offsets[unit.samples] - unit.byte_range.start).tolist()
         pieces = [view[start : start + size] for start, size in zip(starts, lengths, strict=True)]
     try:
-        sample, headers = start_of(table.format, pieces[0])
-        is_alone = not later_headers(table.format, pieces[1:]) <= {headers}
+        sample, headers, forgets = start_of(table.format, pieces[0])
+        is_alone = not forgets or not later_headers(table.format, pieces[1:]) <= {headers}
     except NotAStartError as error:
         raise DatasetFormatError(f"{where}, bytes {unit.byte_range}: {error}") from None
     pieces[0] = sample
     return CodedUnit(pieces, sizes, unit.ranks, None if is_alone else headers)
+
+
+def stitchable(units: Sequence[CodedUnit]) -> list[list[int]]:
+    """Returns the places in `units` of those that one small MP4 can hold, for each small MP4, in the order of their first units."""
+    # In nearly all datasets all of a group bring the same headers: then it is one.
+    places: dict[object, list[int]] = {}
+    for place, unit in enumerate(units):
+        places.setdefault(object() if unit.headers is None else unit.headers, []).append(place)
+    return list(places.values())
 
 
 def small_mp4(video: VideoFormat, units: Sequence[CodedUnit]) -> bytes:
@@ -132,7 +145,7 @@ def small_mp4(video: VideoFormat, units: Sequence[CodedUnit]) -> bytes:
 
     Args:
       video: the format that the files of all units have.
-      units: what it is to hold. Frame r of a unit is frame r + (samples of the units before it) of the MP4.
+      units: what it is to hold, which are `stitchable`. Frame r of a unit is frame r + (samples of the units before it) of the MP4.
     """
     sizes = np.concatenate([unit.sizes for unit in units])
     # One tick a picture. Presentation is delayed by as much as the worst picture needs, so that no picture is presented before it is

@@ -22,7 +22,7 @@ from PIL import ExifTags, Image, ImageOps
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import DatasetFormatError, LeRobotGrainError
 from lerobot_grain._plan import WantedGop
-from lerobot_grain._small_mp4 import FRAMES_PER_SECOND, CodedUnit, Unit, coded_unit, small_mp4
+from lerobot_grain._small_mp4 import FRAMES_PER_SECOND, Unit, coded_unit, small_mp4, stitchable
 
 # uint8 RGB, or float32 depth.
 Frames = npt.NDArray[Any]
@@ -150,20 +150,19 @@ def decode_pieces(pieces: Sequence[Piece], into: Frames, open_video: OpenVideo) 
 
 
 def _decode_together(pieces: Sequence[Piece], into: Frames, open_video: OpenVideo) -> None:
-    # What each unit brings along decides what it can be stitched to. In nearly all data sets all of a group bring the same.
-    stitched: dict[object, list[tuple[Piece, Unit, CodedUnit]]] = {}
+    units, coded = [], []
     for piece in pieces:
         file = piece.wanted.file
         unit = file.unit(piece.wanted.gop, piece.wanted.frames)
-        coded = coded_unit(file.table, unit, piece.coded.bytes_of(unit.byte_range), where=piece.wanted)
-        stitched.setdefault(object() if coded.headers is None else coded.headers, []).append((piece, unit, coded))
-    for members in stitched.values():
-        before = np.cumsum([0, *(len(unit.samples) for _, unit, _ in members)])
-        first = members[0][0].wanted
-        where = f"{first}" if len(members) == 1 else f"{first} and {len(members) - 1} more"
-        video = open_video(small_mp4(first.file.table.format, [coded for _, _, coded in members]), where)
-        numbers = np.concatenate([unit.wanted + count for (_, unit, _), count in zip(members, before[:-1].tolist(), strict=True)])
-        video.read(numbers, into, np.concatenate([piece.slots for piece, _, _ in members]))
+        units.append(unit)
+        coded.append(coded_unit(file.table, unit, piece.coded.bytes_of(unit.byte_range), where=piece.wanted))
+    for places in stitchable(coded):
+        before = np.cumsum([0, *(len(units[place].samples) for place in places)])
+        first = pieces[places[0]].wanted
+        where = f"{first}" if len(places) == 1 else f"{first} and {len(places) - 1} more"
+        video = open_video(small_mp4(first.file.table.format, [coded[place] for place in places]), where)
+        numbers = np.concatenate([units[place].wanted + count for place, count in zip(places, before[:-1].tolist(), strict=True)])
+        video.read(numbers, into, np.concatenate([pieces[place].slots for place in places]))
 
 
 class RgbVideo(SmallVideo):

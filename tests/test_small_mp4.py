@@ -13,7 +13,7 @@ from torchcodec.decoders import VideoDecoder
 
 from lerobot_grain._errors import DatasetFormatError
 from lerobot_grain._mp4 import SampleTable
-from lerobot_grain._small_mp4 import CodedUnit, Unit, coded_unit, small_mp4, unit_of_frames
+from lerobot_grain._small_mp4 import CodedUnit, Unit, coded_unit, small_mp4, stitchable, unit_of_frames
 from tests.helpers import box, boxes, decode_all, encoded, read_table
 
 
@@ -37,19 +37,23 @@ def unit_and_samples(source: Video, gop: int, frames: list[int]) -> tuple[Unit, 
 
 def check_stitched(requests: list[tuple[Video, int, list[int]]]) -> None:
     """Stitches GOPs and compares the wanted frames, decoded as the reader does (those alone) and all in a row."""
-    units, wanted, expected, base = [], [], [], 0
-    for source, gop, frames in requests:
-        unit, coded = unit_and_samples(source, gop, frames)
-        units.append(coded)
-        wanted += (base + unit.wanted).tolist()
-        expected.append(source.frames[frames])
-        base += len(coded.sizes)
-    mp4 = small_mp4(requests[0][0].table.format, units)
-    decoder = VideoDecoder(mp4, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
-    assert decoder.metadata.num_frames == base
-    alone = np.stack([decoder.get_frame_at(frame).data.numpy() for frame in wanted])
-    np.testing.assert_array_equal(alone, np.concatenate(expected))
-    np.testing.assert_array_equal(decode_all(mp4)[wanted], np.concatenate(expected))
+    found = [unit_and_samples(source, gop, frames) for source, gop, frames in requests]
+    coded = [samples for _, samples in found]
+    together = stitchable(coded)
+    assert sorted(place for places in together for place in places) == list(range(len(requests)))
+    for places in together:
+        wanted, expected, base = [], [], 0
+        for place in places:
+            source, _, frames = requests[place]
+            wanted += (base + found[place][0].wanted).tolist()
+            expected.append(source.frames[frames])
+            base += len(coded[place].sizes)
+        mp4 = small_mp4(requests[0][0].table.format, [coded[place] for place in places])
+        decoder = VideoDecoder(mp4, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+        assert decoder.metadata.num_frames == base
+        alone = np.stack([decoder.get_frame_at(frame).data.numpy() for frame in wanted])
+        np.testing.assert_array_equal(alone, np.concatenate(expected))
+        np.testing.assert_array_equal(decode_all(mp4)[wanted], np.concatenate(expected))
 
 
 def frames_by_gop(table: SampleTable) -> dict[int, list[int]]:
@@ -189,6 +193,26 @@ def test_cra_pictures_become_bla_pictures_in_front_of_a_unit_and_nowhere_else(vi
     assert first[0] == first[1]
     assert 21 in first[2], "the unit runs on into the next GOP, whose CRA picture stays"
     assert (second[0], second[1]) == ([21], [18])
+
+
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        # The first GOPs of the two files begin with IDR pictures, the others with CRA pictures.
+        ("hevc open GOPs", [[0, 3], [1], [2], [4], [5]]),
+        ("hevc open GOPs of 5", [[0, 3], [1], [2], [4], [5]]),
+        ("hevc B pictures", [[0, 1, 2, 3, 4, 5]]),
+        ("h264 B pictures", [[0, 1, 2, 3, 4, 5]]),
+        ("av1 g=8", [[0, 1, 2, 3, 4, 5]]),
+    ],
+)
+def test_only_gops_that_clear_every_decoder_are_stitched(videos: dict[str, list[Video]], name: str, places: list[list[int]]) -> None:
+    """FFmpeg from 7.1 on predicts what follows a CRA or BLA picture from a picture before it that has the same number."""
+    coded = []
+    for source in videos[name]:
+        frames = frames_by_gop(source.table)
+        coded += [unit_and_samples(source, gop, frames[gop])[1] for gop in (0, 1, 2)]
+    assert stitchable(coded) == places
 
 
 def picture_kinds(sample: bytes) -> list[int]:
