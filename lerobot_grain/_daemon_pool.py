@@ -32,6 +32,8 @@ class _Task(NamedTuple):
 class DaemonPool(Executor):
     """Runs calls in threads, which are started when they are needed.
 
+    There is no lock: an exception of a signal handler that strikes while one is released would leave it locked for ever.
+
     Args:
       max_threads: at most so many.
       name: of the threads.
@@ -39,52 +41,57 @@ class DaemonPool(Executor):
     """
 
     def __init__(self, max_threads: int, name: str, start_thread: Callable[[], None] | None = None) -> None:
-        self._max_threads, self._name, self._start_thread = max_threads, name, start_thread
+        self._name, self._start_thread = name, start_thread
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
-        self._idle = threading.Semaphore(0)
-        self._lock = threading.Lock()
+        # One for each thread that waits for a task, and the numbers of those that may still be started.
+        self._idle: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._unstarted: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for number in range(max_threads):
+            self._unstarted.put(number)
         self._threads: list[threading.Thread] = []
         self._is_shut = False
         # A pool that is forgotten ends its threads.
-        self._finalizer = weakref.finalize(self, _dismiss, self._tasks, self._threads)
+        self._finalizer = weakref.finalize(self, self._tasks.put, None)
         self._finalizer.atexit = False
 
     def submit(self, call: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
+        if self._is_shut:
+            raise RuntimeError("cannot schedule new futures after shutdown")
         future: Future[_T] = Future()
-        with self._lock:
-            if self._is_shut:
-                raise RuntimeError("cannot schedule new futures after shutdown")
-            self._tasks.put(_Task(future, lambda: call(*args, **kwargs)))
-            if not self._idle.acquire(blocking=False) and len(self._threads) < self._max_threads:
-                arguments = (self._tasks, self._idle, self._start_thread)
-                thread = threading.Thread(target=_work, args=arguments, daemon=True, name=f"{self._name}_{len(self._threads)}")
-                self._threads.append(thread)
-                thread.start()
+        self._tasks.put(_Task(future, lambda: call(*args, **kwargs)))
+        try:
+            self._idle.get_nowait()
+        except queue.Empty:
+            with contextlib.suppress(queue.Empty):
+                self._start(self._unstarted.get_nowait())
+        if self._is_shut:  # by another thread, which may not have seen the task
+            future.cancel()
         return future
 
+    def _start(self, number: int) -> None:
+        arguments = (self._tasks, self._idle, self._start_thread)
+        thread = threading.Thread(target=_work, args=arguments, daemon=True, name=f"{self._name}_{number}")
+        thread.start()
+        self._threads.append(thread)
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        with self._lock:
-            was_shut, self._is_shut = self._is_shut, True
-            if cancel_futures:
-                with contextlib.suppress(queue.Empty):
-                    while True:
-                        if (task := self._tasks.get_nowait()) is not None:
-                            task.future.cancel()
-            if not was_shut or cancel_futures:
-                self._finalizer.detach()
-                _dismiss(self._tasks, self._threads)
+        self._is_shut = True
+        if cancel_futures:
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    if (task := self._tasks.get_nowait()) is not None:
+                        task.future.cancel()
+        self._finalizer.detach()
+        self._tasks.put(None)
         if wait:
             for thread in self._threads:
                 if thread is not threading.current_thread():
                     thread.join()
 
 
-def _dismiss(tasks: queue.SimpleQueue[_Task | None], threads: list[threading.Thread]) -> None:
-    for _ in threads:
-        tasks.put(None)
-
-
-def _work(tasks: queue.SimpleQueue[_Task | None], idle: threading.Semaphore, start_thread: Callable[[], None] | None) -> None:
+def _work(
+    tasks: queue.SimpleQueue[_Task | None], idle: queue.SimpleQueue[None], start_thread: Callable[[], None] | None
+) -> None:
     if start_thread is not None:
         start_thread()
     while (task := tasks.get()) is not None:
@@ -100,7 +107,8 @@ def _work(tasks: queue.SimpleQueue[_Task | None], idle: threading.Semaphore, sta
             finally:
                 _busy.discard(task)
         del task
-        idle.release()
+        idle.put(None)
+    tasks.put(None)  # for the next thread
 
 
 # Tasks that are run now, in all pools.
