@@ -146,7 +146,8 @@ class CodedVideo:
         elif is_kept and self._fetch_together(file, episode):
             begin, end = low, high + 1
         else:
-            gop_is_needed = np.logical_or.reduceat(is_needed, starts[:-1] - starts[0]).tolist()
+            # Not of GOPs of which all frames are hidden: there `reduceat` gives that of the next frame.
+            gop_is_needed = (np.logical_or.reduceat(is_needed, starts[:-1] - starts[0]) & (np.diff(starts) > 0)).tolist()
             begin, end = gop, gop + 1
             while begin > low and (is_kept or gop_is_needed[begin - 1 - low]) and (number, episode, begin - 1) not in self.gops:
                 begin -= 1

@@ -6,6 +6,7 @@ frames is given out.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -165,13 +166,11 @@ class VideoFile:
         return ByteRange(self.table.offsets.item(first), self.table.offsets.item(last) + self.table.sizes.item(last))
 
     def byte_range_of(self, gops: range) -> ByteRange:
-        """Returns the bytes that `unit` needs for any frames of GOPs that follow each other."""
-        wanted = self.byte_range(gops[0]).cover(self.byte_range(gops[-1]))
-        if not self.table.is_plain:
-            # A unit that runs on into the next GOP, for its leading pictures, may end behind that GOP's own.
-            for gop in gops[1:-1]:
-                wanted = wanted.cover(self.byte_range(gop))
-        return wanted
+        """Returns the bytes that `unit` needs for any frames of GOPs that follow each other, of which one at least holds frames."""
+        if self.table.is_plain:
+            return self.byte_range(gops[0]).cover(self.byte_range(gops[-1]))
+        # A unit that runs on into the next GOP, for its leading pictures, may end behind that GOP's own. All frames of a GOP may be hidden.
+        return functools.reduce(ByteRange.cover, [self.byte_range(gop) for gop in gops if self.frames_of(gop)])
 
 
 class WantedGop(NamedTuple):

@@ -32,7 +32,7 @@ from lerobot_grain._json_lines import pieces_of
 from lerobot_grain._mp4 import SampleTable, SampleTableReader, read_sample_table
 from lerobot_grain._open_storage import open_storage
 from lerobot_grain._parquet import InMemoryFile, open_table, read_columns
-from lerobot_grain._row_order import RowOrders
+from lerobot_grain._row_order import RowOrders, RowTimestamps
 from lerobot_grain._schema import DatasetInfo, Feature, parse_info
 from lerobot_grain._stats_file import Statistics, parse_stats
 from lerobot_grain._storage import Storage
@@ -67,6 +67,7 @@ class Repository:
       notes: what in the files is odd or was repaired, and does not change what is read; one text each. Opening issues each as a
         `LeRobotGrainWarning`.
       row_orders: in which row groups of data files the rows lie in order, as far as this process has read them.
+      row_timestamps: of row groups, as far as this process has read them to link rows to frames.
       folder: of the repository on the Hub that the dataset lies in; empty: it is the whole repository, a bucket or a directory.
     """
 
@@ -80,6 +81,7 @@ class Repository:
     folder: str = ""
     _stats: list[Statistics | None] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
     row_orders: RowOrders = dataclasses.field(default_factory=RowOrders, init=False, repr=False, compare=False)
+    row_timestamps: RowTimestamps = dataclasses.field(default_factory=RowTimestamps, init=False, repr=False, compare=False)
 
     @property
     def stats(self) -> Statistics | None:

@@ -15,6 +15,7 @@ Rules:
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -30,6 +31,8 @@ Integers = npt.NDArray[np.int64]
 # The columns that number rows. The first one that a file has decides.
 _FRAME, _INDEX = "frame_index", "index"
 _REMEDY = "write the file again ordered by index"
+
+_MAX_KEPT_GROUPS = 256
 
 
 class Part(NamedTuple):
@@ -78,6 +81,34 @@ class RowOrders(dict[tuple[int, int], GroupOrder]):
 
     def __reduce__(self) -> tuple[type[RowOrders], tuple[()]]:
         return RowOrders, ()
+
+
+class RowTimestamps:
+    """(file, row group) -> the timestamps of its rows, of those read last: video files share row groups.
+
+    Known in this process: another one begins anew.
+    """
+
+    def __init__(self) -> None:
+        self._reading: dict[int, threading.Lock] = {}
+        self._kept: OrderedDict[tuple[int, int], npt.NDArray[np.float64]] = OrderedDict()
+
+    def reading(self, file: int) -> threading.Lock:
+        """Returns what is held by the thread that uses the timestamps of a file."""
+        return self._reading.setdefault(file, threading.Lock())
+
+    def get(self, file: int, group: int) -> npt.NDArray[np.float64] | None:
+        """Returns those of a row group, float64 `(rows,)`, if they are known."""
+        return self._kept.get((file, group))
+
+    def keep(self, file: int, group: int, timestamps: npt.NDArray[np.float64]) -> None:
+        """Remembers those of a row group."""
+        self._kept[file, group] = timestamps
+        while len(self._kept) > _MAX_KEPT_GROUPS:
+            self._kept.popitem(last=False)
+
+    def __reduce__(self) -> tuple[type[RowTimestamps], tuple[()]]:
+        return RowTimestamps, ()
 
 
 @dataclass(frozen=True, slots=True)

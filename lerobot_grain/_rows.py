@@ -337,26 +337,32 @@ def episode_timestamps(repository: Repository, episodes: npt.NDArray[np.int64]) 
         wanted = np.flatnonzero(files == number)
         starts = table.data_offsets[episodes[wanted]]
         stops = starts + table.lengths[episodes[wanted]]
-        times = _column_of_rows(repository, file, selection, starts, stops)
+        times = _timestamps_of_rows(repository, file, selection, starts, stops)
         for place, start, stop in zip(wanted.tolist(), starts.tolist(), stops.tolist(), strict=True):
             found[place] = np.concatenate([values[max(0, start - first) : max(0, stop - first)] for first, values in times])
     return found
 
 
-def _column_of_rows(
+def _timestamps_of_rows(
     repository: Repository, file: DataFile, selection: Selection, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]
-) -> list[tuple[int, npt.NDArray[Any]]]:
-    """Returns the selected column of the row groups that hold rows `[start, stop)` of the file: the first row of each, and its values."""
+) -> list[tuple[int, npt.NDArray[np.float64]]]:
+    """Returns the timestamps of the row groups that hold rows `[start, stop)` of the file: the first row of each, and its values."""
     bounds = np.array(file.table.group_starts)
     is_needed = np.zeros(len(bounds) - 1, np.bool_)
     for first, last in zip(np.searchsorted(bounds, starts, "right") - 1, np.searchsorted(bounds, stops, "left"), strict=True):
         is_needed[first:last] = True
     groups = np.flatnonzero(is_needed).tolist()
-    with repository.storage.checked(file.table.path):
-        held = file if file.table.is_in_memory or len(groups) < 2 else fetch_groups(repository, file, groups, selection)
-    (feature,) = selection.columns
-    loaded = [load_group(repository, held, group, selection) for group in groups]
-    return [(rows.first_row, np.asarray(rows.columns[feature.key])) for rows in loaded]
+    known = repository.row_timestamps
+    with known.reading(file.number):
+        found = {group: known.get(file.number, group) for group in groups}
+        if missing := [group for group, values in found.items() if values is None]:
+            with repository.storage.checked(file.table.path):
+                held = file if file.table.is_in_memory or len(missing) < 2 else fetch_groups(repository, file, missing, selection)
+            for group in missing:
+                values = np.asarray(load_group(repository, held, group, selection).columns[_TIMESTAMP], np.float64)
+                found[group] = values
+                known.keep(file.number, group, values)
+    return [(file.table.group_starts[group], values) for group, values in found.items() if values is not None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,9 @@ def _matrices(movie: bytes, track: Bytes, where: str) -> tuple[tuple[bytes, byte
     product = (a * e + b * g, a * f + b * h, c * e + d * g, c * f + d * h)
     if not any(product):
         return (_IDENTITY, _IDENTITY), 0  # written by tools that leave the field empty; players show the picture as it is
-    signs = tuple((number > 0) - (number < 0) for number in product)
+    # Written by rounding sines and cosines: what is less than a thousandth of the largest turns nothing.
+    least = max(abs(number) for number in product) // 1000
+    signs = tuple((number > least) - (number < -least) for number in product)
     if signs not in _TURNS:
         raise DatasetFormatError(
             f"{where}: its matrix {tuple(n / 2**32 for n in product)} mirrors or distorts the picture; expected one that turns it by "

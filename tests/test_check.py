@@ -253,10 +253,15 @@ def test_video_of_another_frame_rate_with_a_frame_for_every_row(directory: Path)
 
 
 def test_video_of_another_frame_rate_with_more_frames_than_rows(directory: Path) -> None:
-    # Two frames a row.
+    def change_timestamps(factor: float) -> None:
+        for number in range(2):
+            change_table(directory / DATA.format(number), changed_column("timestamp", lambda column: pc.multiply(column, factor)))
+
+    # Two frames a row, and timestamps of a clock that runs too fast.
     (directory / VIDEO.format(0)).write_bytes(encoded("av1", num_frames=40, gop=2))
     (directory / VIDEO.format(1)).write_bytes(encoded("av1", num_frames=32, gop=2))
     change_info(directory, lambda info: info.update(fps=5))
+    change_timestamps(1.875)
     set_values(directory, "videos/top/from_timestamp", [0.0, 2.4, 0.0, 2.0])
     report = checked(directory)
     wrong = [finding for finding in report.findings if finding.is_problem]
@@ -267,11 +272,7 @@ def test_video_of_another_frame_rate_with_more_frames_than_rows(directory: Path)
     )
     assert report.unusable_features == (TOP,)
     # Where the timestamps are multiples of 1 / fps, they name frames that are there.
-    for number in range(2):
-        change_table(
-            directory / DATA.format(number),
-            lambda table: table.set_column(table.column_names.index("timestamp"), "timestamp", pc.multiply(table["timestamp"], 2.0)),
-        )
+    change_timestamps(2.0 / 1.875)
     assert checked(directory).is_fine
 
 

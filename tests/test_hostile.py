@@ -502,7 +502,7 @@ def test_tables_of_samples_that_are_there_twice(kind: str) -> None:
 def test_edit_lists_behind_the_last_picture(media_time: int) -> None:
     elst = struct.pack(">IIQqI", 1 << 24, 1, 0, media_time, 1 << 16)
     text = refused_mp4(edit_box(encoded(**PLAIN), "moov/trak/edts/elst", lambda _: box("elst", elst)))
-    assert text.startswith(f"an edit list starting at {media_time}, behind the last picture at ")
+    assert text.startswith(f"an edit list that shows 0 ticks from {media_time} on, where there is no picture; they begin at ")
 
 
 def test_chunks_that_lie_over_each_other() -> None:

@@ -21,6 +21,7 @@ from torchcodec.decoders import VideoDecoder
 from torchcodec.transforms import Resize
 
 import lerobot_grain as lg
+from lerobot_grain._parquet import ParquetTable
 from lerobot_grain.testing import Camera, write_dataset
 from tests.helpers import box, boxes, edit_box, read_table
 from tests.odd_videos import (
@@ -321,7 +322,9 @@ def test_pictures_that_are_mirrored_or_turned_by_other_angles_are_refused(name: 
         stream(tmp_path / "data", shuffle=lg.Shuffle(clip_length=4))
 
 
-@pytest.mark.parametrize("matrix", [(2, 0, 0, 2), (2, 0, 0, 1), (0, 0, 0, 0)], ids=["larger", "wider", "zero"])
+@pytest.mark.parametrize(
+    "matrix", [(2, 0, 0, 2), (2, 0, 0, 1), (0, 0, 0, 0), (1, 1.6e-5, -1.6e-5, 1)], ids=["larger", "wider", "zero", "rounded"]
+)
 def test_matrices_that_turn_nothing(matrix: tuple[float, float, float, float], tmp_path: Path) -> None:
     data = turned(film("h264", 0, 10), matrix)
     write_with_videos(tmp_path / "data", [VideoOf(data, [10], [0.0])])
@@ -438,6 +441,40 @@ def test_rows_that_were_dropped_keep_their_frames(version: str, renumber: bool, 
     report = lg.check(lg.open_repository(written.directory))
     assert report.is_fine
     assert {e for finding in report.findings if finding.kind == "dropped_rows" for e in finding.episodes} == {0, 1, 3}
+
+
+@pytest.mark.parametrize("shuffle", [None, lg.Shuffle(seed=3, clip_length=4)], ids=["in order", "shuffled"])
+@pytest.mark.parametrize(("codec", "gop"), [("av1", 2), ("h264", 1), ("hevc", 2)])
+def test_all_rows_of_a_gop_were_dropped(codec: Any, gop: int, shuffle: lg.Shuffle | None, tmp_path: Path) -> None:
+    camera = Camera(key=KEY, height=HEIGHT, width=WIDTH, codec=codec, gop=gop)
+    written = write_dataset(tmp_path / "data", episode_lengths=[12, 10], fps=10, cameras=[camera])
+    kept = [[0, 1, 2, 3, 6, 7, 10, 11], [4, 5, 6, 7, 8, 9]]
+    drop_rows(written.directory, kept)
+    seen = [
+        codes_of(example[KEY][None])[0] + (round(float(example["timestamp"]) * 10),)
+        for example in lg.LeRobotIterDataset(written.directory, features=[KEY, "timestamp"], shuffle=shuffle, num_epochs=1)
+    ]
+    assert sorted(seen) == [(episode, frame, frame) for episode, frames in enumerate(kept) for frame in frames]
+
+
+def test_timestamps_of_a_row_group_are_read_once_for_all_its_video_files(tmp_path: Path) -> None:
+    camera = Camera(key=KEY, height=HEIGHT, width=WIDTH, codec="h264", gop=4)
+    written = write_dataset(tmp_path / "data", episode_lengths=[12, 10, 9, 11], fps=10, cameras=[camera], episodes_per_video_file=1)
+    drop_rows(written.directory, KEPT)
+    path = written.directory / "data/chunk-000/file-000.parquet"
+    pq.write_table(pq.read_table(path), path)
+    repository = lg.open_repository(written.directory)
+    reads = []
+    read_group = ParquetTable.read_group
+
+    def counted(self: ParquetTable, group: int, columns: Any, **arguments: Any) -> Any:
+        reads.extend(column for column in columns if column == "timestamp")
+        return read_group(self, group, columns, **arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ParquetTable, "read_group", counted)
+        assert len(list(lg.LeRobotIterDataset(repository, features=[KEY], num_epochs=1))) == sum(map(len, KEPT))
+    assert reads == ["timestamp"]
 
 
 def test_a_state_of_before_restores_where_rows_were_dropped(tmp_path: Path) -> None:

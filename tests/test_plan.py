@@ -219,7 +219,7 @@ TOGETHER: dict[str, tuple[list[int], list[float], list[int], list[list[int]]]] =
     "a GOP between them": ([6, 8, 13], [0.0, 0.8, 1.7], [], [[0], [1, 2]]),
     "one runs into the next": ([10, 8, 13], [0.0, 0.9, 1.7], [], [[0], [1, 2]]),
     "one is longer than the file": ([9, 8, 14], [0.0, 0.9, 1.7], [], [[0, 1], [2]]),
-    "two at one place": ([9, 9, 12], [0.0, 0.0, 0.9], [], [[0], [1, 2]]),
+    "two at one place": ([9, 9, 11], [0.0, 0.0, 0.9], [], [[0], [1, 2]]),
     "one behind the end": ([9, 8, 1], [0.0, 0.9, 3.5], [], [[0, 1], [2]]),
 }
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from lerobot_grain._errors import DatasetFormatError
 from lerobot_grain._mp4 import SampleTable
 from lerobot_grain._row_frames import RowFrames, link_rows
 from lerobot_grain._video_format import VideoFormat
@@ -147,6 +148,9 @@ NAMED = {
     "as written to milliseconds": (np.round([0, 1 / 10.0, 0.2, 0.5004, 0.5996, 0.7, 0.8, 0.9], 3), [0, 1, 2, 5, 6, 7, 8, 9]),
     "of a clock": (f32(range(8)) + np.float32(0.013) * np.arange(8, dtype=np.float32), list(range(8))),
     "of a clock that began long ago": (np.float32(1234.567) + f32(range(8)), list(range(8))),
+    "seconds since 1970": (1.7e9 + np.arange(8) / 10, list(range(8))),
+    "seconds since 1970, float32": ((1.7e9 + np.arange(8) / 10).astype(np.float32), list(range(8))),
+    "counted on from far away": (f32(range(1000, 1008)), list(range(8))),
 }
 
 
@@ -167,6 +171,9 @@ UNTOLD = {
     "before the first": (f32(range(-1, 7)), "that of row 0 is frame -1"),
     "behind the last": (f32([0, 1, 2, 3, 4, 5, 6, 12]), "the timestamp of its last row names frame 12"),
     "counted through all episodes": (f32(range(6, 14)), "the timestamp of its last row names frame 13"),
+    "not a number": (f32([0, 1, np.nan, 5, 6, 7, 8, 9]), "that of row 2 is nan"),
+    "infinite": (f32([0, 1, 2, 5, 6, 7, 8, np.inf]), "that of row 7 is inf"),
+    "of a clock with a gap of as many frames": (f32([0, 1, 2, 7, 8, 9, 10, 11]) + np.float32(0.03), "have gaps of as many frames"),
     "no column": (None, "no timestamps that would say which frame belongs to which row"),
 }
 
@@ -180,6 +187,51 @@ def test_timestamps_that_do_not_tell(name: str) -> None:
     assert found.problems[1].startswith("it has 8 rows and 12 frames from 0.600000 s on, ")
     assert text in found.problems[1]
     assert frames_of(found, lengths) == [list(range(6)), [], list(range(18, 23))]
+
+
+@pytest.mark.parametrize("name", ["29.97 under 30", "a variable rate"])
+def test_timestamps_that_are_the_times_of_frames_name_these(name: str) -> None:
+    """As for lerobot, which takes the frame at `from_timestamp + timestamp`."""
+    times = np.arange(40) / (30000 / 1001)
+    if name == "a variable rate":
+        times = times + np.random.default_rng(0).uniform(0, 0.02, 40).cumsum()
+    kept = [*range(10), *range(15, 35)]
+    found = link(table_at(times), [30], [times[0]], fps=30.0, timestamps={0: (times[kept] - times[0]).astype(np.float32)})
+    assert found.problems == {}
+    assert frames_of(found, [30]) == [kept]
+
+
+def test_timestamps_that_cannot_be_read_concern_the_episodes_that_need_them() -> None:
+    """Of three episodes the first has a frame for each row."""
+
+    def read(episodes: npt.NDArray[np.int64]) -> list[Any]:
+        if 1 in episodes:
+            raise DatasetFormatError("a value is missing")
+        return [f32([0, 1, 3]) for _ in episodes.tolist()]
+
+    found = link_rows(
+        at_rate(10, 14),
+        episodes=np.arange(3),
+        starts=np.array([0.0, 0.4, 0.9]),
+        lengths=np.array([4, 3, 3]),
+        fps=10.0,
+        read_timestamps=read,
+    )
+    assert sorted(found.problems) == [1]
+    assert found.problems[1].endswith("cannot be read: a value is missing")
+    assert frames_of(found, [4, 3, 3]) == [[0, 1, 2, 3], [], [9, 10, 12]]
+
+
+def test_starts_that_were_computed_from_rows_although_rows_were_dropped() -> None:
+    """Episode 0 has eight of its ten frames left: the next one should start at 1 s, not at 0.8 s."""
+    found = link(at_rate(10, 20), [8, 10], [0.0, 0.8], timestamps={0: f32([0, 1, 2, 5, 6, 7, 8, 9])})
+    assert sorted(found.problems) == [0, 1]
+    assert all("the timestamp of its last row names frame 9" in problem for problem in found.problems.values())
+
+
+def test_two_episodes_that_start_at_one_frame() -> None:
+    found = link(at_rate(10, 20), [10, 10], [0.0, 0.0])
+    assert sorted(found.problems) == [0, 1]
 
 
 def test_long_timestamps_are_as_exact_as_float32() -> None:
