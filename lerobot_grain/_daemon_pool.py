@@ -89,9 +89,7 @@ class DaemonPool(Executor):
                     thread.join()
 
 
-def _work(
-    tasks: queue.SimpleQueue[_Task | None], idle: queue.SimpleQueue[None], start_thread: Callable[[], None] | None
-) -> None:
+def _work(tasks: queue.SimpleQueue[_Task | None], idle: queue.SimpleQueue[None], start_thread: Callable[[], None] | None) -> None:
     if start_thread is not None:
         start_thread()
     while (task := tasks.get()) is not None:

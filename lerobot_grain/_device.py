@@ -123,7 +123,8 @@ class _DeviceIterator(grain.DatasetIterator[Any]):
             raise
         except BaseException:
             # Nothing was handed out: the next call reads the same batch again.
-            self._state = before
+            if before is not None:  # else what `_started` has found, if it has
+                self._state = before
             self._rewind()
             raise
 
@@ -214,7 +215,8 @@ def _run(
 def _end(thread: threading.Thread, room: threading.Semaphore, stop: threading.Event) -> None:
     stop.set()
     room.release()
-    if thread is not threading.current_thread():  # the garbage collector may run in any thread
+    # The garbage collector may run in any thread; and one may never have been started, where a signal handler raised before.
+    if thread.ident is not None and thread is not threading.current_thread():
         thread.join()
 
 

@@ -1,14 +1,13 @@
 """An exception of a signal handler (Ctrl-C, a scheduler's SIGTERM) inside of `next`: the stream and its state stay at an example.
 
-It is raised at every line of ours that runs in the consumer's thread, found by tracing, once with a reader that has just begun and once with
-one that reads ahead. The program then goes on, with `next` or with the state that it saves. Where the line is one of Grain's wrappers, what
-Grain does counts (docs/determinism.md).
+It is raised at every line of ours that runs in the consumer's thread, found by tracing, once with a reader that has just begun and once
+with one that reads ahead. The program then goes on, with `next` or with the state that it saves. Where the line is one of Grain's wrappers,
+what Grain does counts (docs/determinism.md).
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import os
 import sys
@@ -23,9 +22,11 @@ import numpy as np
 import pytest
 
 import lerobot_grain as lg
-from lerobot_grain.testing import WrittenDataset, write_dataset
+from lerobot_grain.testing import write_dataset
 
 PACKAGE = os.path.dirname(lg.__file__) + os.sep
+
+EVERY = pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.long), 29])
 
 # The file and the number of a line.
 Place = tuple[str, int]
@@ -35,43 +36,36 @@ class Struck(BaseException):
     """What a signal handler raises, as KeyboardInterrupt is."""
 
 
-class Late(Exception):
+class LateError(Exception):
     """What another one raises, as TimeoutError is: code that goes on after errors may catch it."""
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> WrittenDataset:
-    return write_dataset(tmp_path_factory.mktemp("interrupted") / "data", episode_lengths=[9, 6, 9])
+def repository(tmp_path_factory: pytest.TempPathFactory) -> lg.Repository:
+    return lg.open_repository(write_dataset(tmp_path_factory.mktemp("interrupted") / "data", episode_lengths=[9, 6, 9]).directory)
 
 
 def examples(repository: lg.Repository, *, seed: int = 3) -> Any:
     shuffle = lg.Shuffle(seed=seed, clip_length=2, num_parts=2, buffer_size=6)
     deltas = {"action": [0.0, 0.1]}
-    return lg.LeRobotIterDataset(repository, shuffle=shuffle, features=["index", "action"], delta_timestamps=deltas, num_epochs=3)
+    return lg.LeRobotIterDataset(repository, shuffle=shuffle, features=["index", "action", "task"], delta_timestamps=deltas, num_epochs=3)
 
 
 def filtered(repository: lg.Repository) -> Any:
     order = lg.FrameOrderIterDataset(repository, shuffle=lg.Shuffle(seed=3), num_epochs=3).filter(lambda row: int(row) % 3 != 1)
-    return lg.ReadWindowsIterDataset(order.map(lg.DeltaTimestamps(repository, {"action": [0.0, 0.1]})), repository, features=["index", "action"])
-
-
-def mixed(repository: lg.Repository, of: Callable[[Any], Any] = lambda stream: stream) -> Any:
-    streams = [of(examples(repository, seed=seed)).map(functools.partial(dict, stream=seed)) for seed in (3, 4)]
-    return grain.IterDataset.mix(streams, [2, 1])
+    return lg.ReadWindowsIterDataset(
+        order.map(lg.DeltaTimestamps(repository, {"action": [0.0, 0.1]})), repository, features=["index", "action"]
+    )
 
 
 PIPELINES: dict[str, Callable[[lg.Repository], Any]] = {
     "examples": examples,
     "batches": lambda repository: examples(repository).batch(5),
-    "mapped": lambda repository: examples(repository).map(functools.partial(dict, more=1)),
     "filtered": filtered,
     "filtered batches": lambda repository: filtered(repository).batch(4),
     "device feed": lambda repository: examples(repository).batch(5).pipe(lg.DeviceIterDataset),
 }
-MIXTURES: dict[str, Callable[[lg.Repository], Any]] = {
-    "examples": mixed,
-    "batches": lambda repository: mixed(repository, lambda stream: stream.batch(3)),
-}
+MIXTURES: dict[str, Callable[[Any], Any]] = {"examples": lambda stream: stream, "batches": lambda stream: stream.batch(3)}
 
 
 def rows(element: dict[str, Any]) -> list[int]:
@@ -80,7 +74,7 @@ def rows(element: dict[str, Any]) -> list[int]:
 
 
 def elements(iterator: grain.DatasetIterator[Any], count: int | None = 4) -> list[list[int]]:
-    """Returns the rows of the next elements, or of all; one `Late` that comes out is what was raised before."""
+    """Returns the rows of the next elements, or of all; one `LateError` that comes out is what was raised before."""
     found: list[list[int]] = []
     while True:
         try:
@@ -89,7 +83,7 @@ def elements(iterator: grain.DatasetIterator[Any], count: int | None = 4) -> lis
             return found
         except StopIteration:
             return found
-        except Late:
+        except LateError:
             pass
 
 
@@ -102,7 +96,7 @@ def traced(call: Callable[[], Any], at: Callable[[Place], BaseException | None])
             raise error
         return on_line
 
-    def on_call(frame: FrameType, event: str, _: Any) -> Any:
+    def on_call(frame: FrameType, _event: str, _: Any) -> Any:
         return on_line if frame.f_code.co_filename.startswith(PACKAGE) else None
 
     before = sys.gettrace()
@@ -122,67 +116,80 @@ def behind(dataset: Any, taken: int) -> Iterator[grain.DatasetIterator[Any]]:
         yield iterator
 
 
-def interrupted(dataset: Any, error: type[BaseException]) -> Iterator[tuple[int, Place, grain.DatasetIterator[Any]]]:
-    """Yields iterators that were interrupted, each at another line or, where it runs more than once, at another time, behind n elements."""
+def lines_of_next(dataset: Any, taken: int) -> Counter[Place]:
+    """Returns the lines of ours that `next` runs behind n elements, and how often."""
+    lines: Counter[Place] = Counter()
+    with behind(dataset, taken) as iterator:
+        traced(lambda: next(iterator), lambda place: lines.update([place]))
+    return lines
+
+
+def struck(iterator: grain.DatasetIterator[Any], error: BaseException, *, at: Place, hit: int) -> bool:
+    """Calls `next`, and raises the error when it comes to a line for the n-th time; returns whether it came out."""
+    left = itertools.count(hit, -1)
+    try:
+        traced(lambda: next(iterator), lambda place: error if place == at and next(left) == 1 else None)
+    except type(error):
+        return True
+    return False
+
+
+def interrupted(dataset: Any, error: type[BaseException], every: int) -> Iterator[tuple[int, Place, grain.DatasetIterator[Any]]]:
+    """Yields iterators that were interrupted behind n elements, each at another line, the first or last time that it runs: every n-th."""
     for taken in (0, 3):
-        lines: Counter[Place] = Counter()
-        with behind(dataset, taken) as iterator:
-            traced(lambda iterator=iterator: next(iterator), lambda place: lines.update([place]))
-        for place, times in lines.items():
-            for hit in {1, times}:
-                left = itertools.count(hit, -1)
-                with behind(dataset, taken) as iterator:
-                    try:
-                        traced(
-                            lambda iterator=iterator: next(iterator),
-                            lambda found, place=place, left=left: error() if found == place and next(left) == 1 else None,
-                        )
-                    except error:
-                        yield taken, place, iterator
+        points = [(place, hit) for place, times in lines_of_next(dataset, taken).items() for hit in sorted({1, times})]
+        for place, hit in points[::every]:
+            with behind(dataset, taken) as iterator:
+                if struck(iterator, error(), at=place, hit=hit):
+                    yield taken, place, iterator
 
 
-@pytest.mark.parametrize("error", [Struck, Late])
+@EVERY
+@pytest.mark.parametrize("error", [Struck, LateError])
 @pytest.mark.parametrize("name", PIPELINES)
 def test_stream_and_state_stay_at_an_element_wherever_next_is_interrupted(
-    written: WrittenDataset, name: str, error: type[BaseException]
+    repository: lg.Repository, name: str, error: type[BaseException], every: int
 ) -> None:
-    dataset = PIPELINES[name](lg.open_repository(written.directory))
+    dataset = PIPELINES[name](repository)
     with contextlib.closing(iter(dataset)) as whole:
         straight = elements(whole, None)
     num_places = 0
-    for taken, place, iterator in interrupted(dataset, error):
+    for taken, place, iterator in interrupted(dataset, error, every):
         state = iterator.get_state()
         with contextlib.closing(iter(dataset)) as other:
             other.set_state(state)
             assert elements(other) == straight[taken : taken + 4], place
         assert elements(iterator) == straight[taken : taken + 4], place
         num_places += 1
-    assert num_places > 40
+    assert num_places > 200 / every
     print(f"{name}: {num_places} interruptions")
 
 
+@EVERY
 @pytest.mark.parametrize("name", MIXTURES)
-def test_no_stream_of_a_mixture_skips_or_repeats_a_row(written: WrittenDataset, name: str) -> None:
+def test_no_stream_of_a_mixture_skips_or_repeats_a_row(repository: lg.Repository, tmp_path: Path, name: str, every: int) -> None:
     """Grain has counted the turn of the stream that was interrupted: the next element is that of the next turn."""
-    repository = lg.open_repository(written.directory)
-    dataset = MIXTURES[name](repository)
-    streams = {seed: [row for element in examples(repository, seed=seed) for row in rows(element)] for seed in (3, 4)}
+    other = lg.open_repository(write_dataset(tmp_path / "other", episode_lengths=[8, 8], tasks=("another",)).directory)
+    streams = [MIXTURES[name](examples(each)) for each in (repository, other)]
+    dataset = grain.IterDataset.mix(streams, [2, 1])
 
-    def taken_of(found: list[dict[str, Any]]) -> dict[int, list[int]]:
-        return {seed: [row for element in found if element["stream"] == seed for row in rows(element)] for seed in streams}
+    def taken_of(found: list[dict[str, Any]]) -> list[list[int]]:
+        """Returns the rows of each stream, told by their task."""
+        pairs = [(str(np.atleast_1d(element["task"])[0]), row) for element in found for row in rows(element)]
+        return [[row for task, row in pairs if (task == "another") is is_other] for is_other in (False, True)]
 
+    whole = [taken_of(list(stream))[place] for place, stream in enumerate(streams)]
     straight = list(dataset)
     num_places = 0
-    for taken, place, iterator in interrupted(dataset, Struck):
+    for taken, place, iterator in interrupted(dataset, Struck, every):
         state = iterator.get_state()
         rest = taken_of(list(itertools.islice(iterator, 6)))
-        with contextlib.closing(iter(dataset)) as other:
-            other.set_state(state)
-            assert taken_of(list(itertools.islice(other, 6))) == rest, place
-        before = taken_of(straight[:taken])
-        for seed, order in streams.items():
-            found = before[seed] + rest[seed]
+        with contextlib.closing(iter(dataset)) as restored:
+            restored.set_state(state)
+            assert taken_of(list(itertools.islice(restored, 6))) == rest, place
+        for order, before, behind_it in zip(whole, taken_of(straight[:taken]), rest, strict=True):
+            found = before + behind_it
             assert found == order[: len(found)], place
         num_places += 1
-    assert num_places > 40
-    print(f"{name}: {num_places} interruptions")
+    assert num_places > 200 / every
+    print(f"a mixture of {name}: {num_places} interruptions")
