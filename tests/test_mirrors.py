@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -13,8 +14,11 @@ import huggingface_hub
 import pytest
 
 import lerobot_grain as lg
+from lerobot_grain._answers import Answer, RangeSource, TransientFailure, accept_range
+from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._git_files import blob_name, git_blob_id, hash_in
-from lerobot_grain._hub_repository import disk_cache_directory
+from lerobot_grain._hub_cache import cached_commit
+from lerobot_grain._hub_repository import disk_cache_directory, name_repository
 from lerobot_grain.testing import Fault, HubRepository, LoopbackHub
 from tests.mirror import Headers, Mirror
 from tests.streams import DATA_AND_VIDEO, digest, write_small
@@ -289,3 +293,39 @@ def test_a_mirror_that_sends_pointers(served, hub, mirror, directory, expected, 
     for entry in tmp_path.rglob("*.kept"):
         assert POINTER not in entry.read_bytes()
     assert digest(opened(served, hub.endpoint, tmp_path)) == expected
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "expected"),
+    [
+        (206, {"Content-Range": "bytes 0-130/131"}, True),
+        (206, {"Content-Range": "bytes 0-4999/5000"}, False),
+        (206, {"Content-Range": "bytes 0-4999/5001"}, False),
+        (206, {"Content-Range": "bytes 0-9/*"}, False),
+        (416, {"Content-Range": "bytes */131"}, True),
+        (416, {}, False),
+        (200, {"Content-Length": "131"}, True),
+        (200, {"Content-Length": "1025"}, False),
+        (200, {}, True),
+        (302, {}, False),
+    ],
+)
+def test_answers_that_may_be_pointers(status, headers, expected):
+    source = RangeSource("http://localhost/x", {}, file_bytes=5000)
+    with contextlib.suppress(TransientFailure):
+        accept_range(Answer(status, headers), source=source, asked=ByteRange(0, 5000))
+    assert source.may_be_pointer == expected
+
+
+# --- without network -----------------------------------------------------------------------------------------------------------------
+
+
+def test_branches_and_tags_of_versions_lie_in_one_folder_of_the_cache(tmp_path):
+    repository = name_repository("org/name", endpoint=None, cache_dir=tmp_path, token=False, options=OPTIONS)
+    root = tmp_path / "datasets--org--name"
+    for number, name in enumerate(("main", "v2.1", "feature/grip")):
+        (root / "snapshots" / (str(number) * 40)).mkdir(parents=True)
+        (root / "refs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "refs" / name).write_text(str(number) * 40)
+    found = {revision: cached_commit(repository, revision) for revision in (None, "main", "v2.1", "feature/grip", "v3.0")}
+    assert found == {None: "1" * 40, "main": "0" * 40, "v2.1": "1" * 40, "feature/grip": "2" * 40, "v3.0": None}
