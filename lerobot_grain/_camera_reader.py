@@ -267,7 +267,7 @@ class CameraReader:
         gop = wanted.gop
         start = gop.file.frames_of(gop.gop).start
         if coded.decoder is None:
-            coded.decoder_bytes = gop.file.table.height * gop.file.table.width * 3 // 2 * _PICTURES_OF_DECODER
+            coded.decoder_bytes = gop.file.table.format.height * gop.file.table.format.width * 3 // 2 * _PICTURES_OF_DECODER
             self._close_decoders(coded.decoder_bytes)
             coded.decoder, coded.next_frame = OpenGop(coded.run.coded, self._open_video), start
             self.decoder_bytes += coded.decoder_bytes

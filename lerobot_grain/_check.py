@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,11 @@ import numpy.typing as npt
 from lerobot_grain._check_files import DataFacts, Finding, VideoFacts, and_more, check_data_file, check_video_file, found
 from lerobot_grain._episodes import FileSpans
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, LeRobotGrainError, shown
+from lerobot_grain._features import camera_encoding
 from lerobot_grain._frame_order import default_clip_length
 from lerobot_grain._repository import INFO_PATH, Repository
 from lerobot_grain._selection import select_episodes
+from lerobot_grain._texts import UnreadableTexts
 
 Integers = npt.NDArray[np.int64]
 
@@ -93,6 +95,7 @@ class CheckReport:
       rows: costs of the rows; `None` where no data file could be opened.
       clip_length: the default of `Shuffle`, which follows from the GOPs; `None` where a video that it is found from cannot be read.
       num_clips: of that length, in an epoch; `None` where that is.
+      usable_episodes: numbers of the other episodes, ascending, for `episodes=`. Those in files that were not checked are among them.
     """
 
     dataset: str
@@ -108,16 +111,12 @@ class CheckReport:
     rows: RowsCost | None
     clip_length: int | None
     num_clips: int | None
+    usable_episodes: list[int]
 
     @property
     def is_fine(self) -> bool:
         """Whether no problem was found; there may be notes."""
         return not any(finding.is_problem for finding in self.findings)
-
-    @property
-    def usable_episodes(self) -> list[int]:
-        """The other episodes, for `episodes=`. Those in files that were not checked are among them."""
-        return sorted(set(range(self.num_episodes)) - set(self.unusable_episodes))
 
     @property
     def bytes_per_example(self) -> float:
@@ -181,14 +180,23 @@ def check(repository: Repository, *, max_files: int | None = None, on_progress: 
         fps=repository.fps,
         num_files=sum(len(of_feature.paths) for of_feature in spans.values()),
         num_files_checked=len(files),
-        findings=tuple(sorted(findings, key=lambda finding: not finding.is_problem)),
+        findings=tuple(
+            replace(finding, episodes=_numbers(finding.episodes, repository))
+            for finding in sorted(findings, key=lambda finding: not finding.is_problem)
+        ),
         unusable_features=unusable_features,
-        unusable_episodes=unusable_episodes,
+        unusable_episodes=_numbers(unusable_episodes, repository),
         cameras=tuple(_camera_cost(key, facts) for key, facts in videos.items() if facts),
         rows=_rows_cost(rows, len(episodes.data.paths)) if rows else None,
         clip_length=clip_length,
         num_clips=None if clip_length is None else int((-(-episodes.lengths // clip_length)).sum()),
+        usable_episodes=np.delete(episodes.numbers, list(unusable_episodes)).tolist(),
     )
+
+
+def _numbers(positions: Sequence[int], repository: Repository) -> tuple[int, ...]:
+    """Returns the numbers of episodes by their positions in the episode table."""
+    return tuple(repository.episodes.number_of(position) for position in positions)
 
 
 def _spread(count: int, at_most: int | None) -> list[int]:
@@ -245,13 +253,15 @@ def _about_metadata(repository: Repository) -> list[Finding]:
         if feature.is_video and key not in repository.episodes.videos:
             text = f"camera {key!r} has no video: there is no video_path, or the episode table has no columns videos/{key}/..."
             findings.append(found("no_video", INFO_PATH, text, feature=key, episodes=everyone, is_problem=True))
+    for key, problem in repository.info.unreadable.items():
+        findings.append(found("unreadable_feature", INFO_PATH, problem, feature=key, episodes=everyone, is_problem=True))
     for name, span in repository.info.splits.items():
         try:
             select_episodes(repository, name)
         except LeRobotGrainError as error:
             findings.append(found("split", INFO_PATH, f"split {shown(name)}, {shown(span)}, cannot be selected: {error}"))
     total = _declared(repository).get("total_tasks")
-    if total not in (None, len(repository.tasks)):
+    if not isinstance(repository.tasks, UnreadableTexts) and total not in (None, len(repository.tasks)):
         findings.append(found("total_tasks", INFO_PATH, f"total_tasks is {shown(total)}, the table of tasks has {len(repository.tasks)}"))
     return findings
 
@@ -260,6 +270,7 @@ def _about_spans(repository: Repository, key: str) -> list[Finding]:
     """Returns where `to_timestamp`, which is not used for reading, contradicts the number of rows or the next episode of the file."""
     spans, where = repository.episodes.videos[key], "meta/episodes"
     name, half_a_frame = f"videos/{key}/to_timestamp", 0.5 / repository.fps
+    number_of = repository.episodes.number_of
     try:
         stops = repository.episode_column(name).astype(np.float64)
     except (InvalidRequestError, DatasetFormatError, ValueError, TypeError):
@@ -270,8 +281,8 @@ def _about_spans(repository: Repository, key: str) -> list[Finding]:
     if (odd := np.flatnonzero(~(np.abs(off) <= half_a_frame))).size:
         i = odd[0]
         text = (
-            f"episode {i} has {repository.episodes.lengths[i]} rows, but {stops[i] - starts[i]:.6f} s of video until its to_timestamp, "
-            f"{off[i] * repository.fps:+.1f} frames"
+            f"episode {number_of(i)} has {repository.episodes.lengths[i]} rows, but {stops[i] - starts[i]:.6f} s of video until "
+            f"its to_timestamp, {off[i] * repository.fps:+.1f} frames"
         )
         findings.append(found("durations", where, f"{text}{and_more(odd)}", feature=key, episodes=odd))
     by_start = np.lexsort((starts, spans.files.file_of_episode))
@@ -281,7 +292,7 @@ def _about_spans(repository: Repository, key: str) -> list[Finding]:
     if (odd := np.flatnonzero(together & (np.abs(gaps) > half_a_frame))).size:
         i = odd[0]
         kind = "begins before the end" if gaps[i] < 0 else "does not begin at the end"
-        text = f"episode {after[i]} {kind} of episode {before[i]} in the same file: {gaps[i]:+.6f} s"
+        text = f"episode {number_of(after[i])} {kind} of episode {number_of(before[i])} in the same file: {gaps[i]:+.6f} s"
         findings.append(found("spans", where, f"{text}{and_more(odd)}", feature=key, episodes=after[odd]))
     return findings
 
@@ -292,8 +303,7 @@ def _about_camera(repository: Repository, key: str, facts: list[VideoFacts]) -> 
         return []
     path = f"videos/{key}"
     cost, findings = _camera_cost(key, facts), []
-    description = _declared(repository)["features"][key]
-    encoding = description.get("info") or description.get("video_info") or {}
+    encoding = camera_encoding(_declared(repository)["features"][key])
     codec, rate = encoding.get("video.codec"), encoding.get("video.fps")
     if isinstance(codec, str) and cost.codecs != (_CODEC_NAMES.get(codec, codec),):
         findings.append(
@@ -306,7 +316,7 @@ def _about_camera(repository: Repository, key: str, facts: list[VideoFacts]) -> 
     for what, number in (("codecs", len(cost.codecs)), ("frame sizes", len(cost.sizes))):
         if number > 1:
             findings.append(found("several_encodings", path, f"its files have {number} {what}", feature=key))
-    if (number := len({each.sample_description for each in facts})) > 1:
+    if (number := len({each.format for each in facts})) > 1:
         text = f"its {len(facts)} files have {number} parameter sets; pictures of different ones are not decoded together, which is slower"
         findings.append(found("several_encodings", path, text, feature=key))
     if cost.gop_length > _LONG_GOP:
@@ -337,8 +347,8 @@ def _camera_cost(key: str, facts: list[VideoFacts]) -> CameraCost:
         counts.update(each.gop_counts)
     return CameraCost(
         key=key,
-        codecs=tuple(sorted({each.codec for each in facts})),
-        sizes=tuple(sorted({(each.height, each.width) for each in facts})),
+        codecs=tuple(sorted({each.format.codec for each in facts})),
+        sizes=tuple(sorted({each.format.frame_size for each in facts})),
         gop_length=max(counts, key=lambda length: (counts[length], length)),
         gop_min=min(counts),
         gop_max=max(counts),

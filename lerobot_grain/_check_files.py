@@ -20,10 +20,12 @@ from lerobot_grain._coded_video import open_video
 from lerobot_grain._columns import element_dtype, example_column, to_encoded_images, to_numpy, to_strings
 from lerobot_grain._errors import DatasetFormatError, LeRobotGrainError, MissingFileError
 from lerobot_grain._parquet import ParquetTable
-from lerobot_grain._plan import VideoFile, frames_until
+from lerobot_grain._plan import VideoFile
 from lerobot_grain._repository import Repository
+from lerobot_grain._row_frames import frames_until
 from lerobot_grain._rows import open_data_file
 from lerobot_grain._schema import NUMERIC_DTYPES, Feature
+from lerobot_grain._video_format import VideoFormat
 
 Integers = npt.NDArray[np.int64]
 
@@ -40,7 +42,8 @@ class Finding:
       is_problem: examples cannot be read, or their pictures may not belong to their rows. Otherwise it is odd or costly, and is read.
       path: the file, from the top of the data set.
       feature: key of the feature that it concerns; `None`: all of them.
-      episodes: numbers of the episodes that it concerns, ascending; empty where it is not about episodes.
+      episodes: numbers of the episodes that it concerns, ascending; empty where it is not about episodes. (Positions in the episode table
+        until `check` hands them out.)
       text: what was found and what was expected.
     """
 
@@ -57,15 +60,12 @@ class VideoFacts:
     """One video file.
 
     Attributes:
-      codec, height, width, sample_description: as in its sample table.
+      format: as in its sample table.
       num_frames, coded_bytes: of the whole file.
       gop_counts: pictures of a GOP -> how many GOPs have so many.
     """
 
-    codec: str
-    height: int
-    width: int
-    sample_description: bytes
+    format: VideoFormat
     num_frames: int
     coded_bytes: int
     gop_counts: Mapping[int, int]
@@ -98,13 +98,10 @@ def check_video_file(repository: Repository, camera: str, number: int) -> tuple[
     except LeRobotGrainError as error:
         return [_unreadable(error, repository, spans.paths[number], camera, held)], None
     table = file.table
-    findings = [*_frames_of_rows(file, repository, held), *_frame_size(file, repository, held)]
+    findings = [*_frames_of_rows(file, repository, held), *_frame_size(file, repository, held), *_as_shown(file)]
     counts = np.bincount(table.gop_lengths())
     facts = VideoFacts(
-        codec=table.codec,
-        height=table.height,
-        width=table.width,
-        sample_description=table.sample_description,
+        format=table.format,
         num_frames=table.num_frames,
         coded_bytes=int(table.sizes.sum()),
         gop_counts={int(length): int(counts[length]) for length in np.flatnonzero(counts)},
@@ -133,7 +130,7 @@ def check_data_file(repository: Repository, number: int) -> tuple[list[Finding],
         num_groups=table.metadata.num_row_groups,
         column_bytes=column_bytes,
         largest_group_bytes=largest,
-        undeclared=tuple(sorted(set(table.leaves) - {feature.key for feature in columns})),
+        undeclared=tuple(sorted(set(table.leaves) - {feature.key for feature in columns} - set(repository.info.unreadable))),
     )
     return [finding for feature in columns for finding in _column(table, feature, held)], facts
 
@@ -160,7 +157,7 @@ def _unreadable(error: LeRobotGrainError, repository: Repository, path: str, fea
 
 
 def _frame_size(file: VideoFile, repository: Repository, held: Integers) -> list[Finding]:
-    size, declared = (file.table.height, file.table.width), repository.features[file.camera].shape[:2]
+    size, declared = file.table.format.frame_size, repository.features[file.camera].shape[:2]
     if size == declared:
         return []
     text = (
@@ -168,6 +165,18 @@ def _frame_size(file: VideoFile, repository: Repository, held: Integers) -> list
         "only with image_size= they are read"
     )
     return [found("frame_size", file.path, text, feature=file.camera, episodes=held, is_problem=True)]
+
+
+def _as_shown(file: VideoFile) -> list[Finding]:
+    """Returns what the headers of the file change about its pictures."""
+    findings = []
+    if hidden := file.table.num_samples - file.table.num_frames - file.num_hidden:
+        text = f"its edit list hides {hidden} of its {file.table.num_samples} coded pictures, here as in FFmpeg"
+        findings.append(found("hidden_frames", file.path, text, feature=file.camera))
+    if rotation := file.table.format.rotation:
+        text = f"its header turns frames by {rotation} degrees clockwise; they are given turned"
+        findings.append(found("rotation", file.path, text, feature=file.camera))
+    return findings
 
 
 def _about_video(file: VideoFile, kind: str, episodes: Integers, text: str, *, is_problem: bool = False) -> Finding:
@@ -180,52 +189,79 @@ def _frames_of_rows(file: VideoFile, repository: Repository, held: Integers) -> 
     findings = []
     if file.problems:
         wrong = np.array(sorted(file.problems))
-        findings.append(_about_video(file, "frames", wrong, f"episode {wrong[0]}: {file.problems[int(wrong[0])]}", is_problem=True))
-    has_frames = np.array([episode not in file.problems for episode in held.tolist()])
-    if not has_frames.any():
+        findings.append(
+            _about_video(file, "frames", wrong, f"episode {file.number_of(wrong.item(0))}: {file.problems[wrong.item(0)]}", is_problem=True)
+        )
+    good = held[~np.isin(held, list(file.problems))]
+    if len(good) == 0:
         return findings
     first_frames = file.first_frames(held)
     left_over = frames_until(first_frames, file.table.num_frames) - first_frames - repository.episodes.lengths[held]
-    good, left_over = held[has_frames], left_over[has_frames]
-    if unused := int(first_frames.min() + left_over.sum()):
+    left_over = left_over[np.isin(held, good)]
+    findings += _unused_frames(file, good, int(first_frames.min()), left_over)
+    findings += _starts_of_episodes(file, repository, good)
+    return findings + _times_of_frames(file, repository, good[~np.isin(good, file.named)])
+
+
+def _unused_frames(file: VideoFile, episodes: Integers, num_before: int, left_over: Integers) -> list[Finding]:
+    """Returns the frames that belong to no row: before the first episode, between those of one, and behind one, int64 `(episodes,)`."""
+    findings, num_frames = [], file.table.num_frames + file.num_hidden
+    if len(file.named):
+        text = (
+            f"episode {file.number_of(file.named.item(0))} has fewer rows than frames, and its timestamps name the frames of its rows; "
+            f"{file.num_hidden} frames of the file belong to no row"
+        )
+        findings.append(_about_video(file, "dropped_rows", file.named, text))
+    if unused := int(num_before + left_over.sum()):
         most = left_over.argmax()
-        place = f"{left_over[most]} of them behind episode {good[most]}" if left_over[most] else "all of them in front of the first episode"
-        text = f"{unused} of its {file.table.num_frames} frames belong to no row, {place}"
-        findings.append(found("unused_frames", file.path, text, feature=file.camera, episodes=good[left_over > 0]))
-    return findings + _times_of_frames(file, repository, good, left_over)
-
-
-def _times_of_frames(file: VideoFile, repository: Repository, episodes: Integers, left_over: Integers) -> list[Finding]:
-    """Returns where frames are not presented when they should be.
-
-    Args:
-      episodes: int64 `(n,)`, those with a frame for every row.
-      left_over: int64 `(n,)`, frames behind the last one that has a row, until the next episode.
-    """
-    findings, table, fps = [], file.table, repository.fps
-    times = table.pts[table.presentation] / table.timescale
-    first, lengths = file.first_frames(episodes), repository.episodes.lengths[episodes]
-    starts = repository.episodes.videos[file.camera].from_timestamp_seconds[episodes]
-    if (late := np.flatnonzero(np.abs(times[first] - starts) > _TOLERANCE_SECONDS)).size:
-        i = late[0]
-        text = f"episode {episodes[i]} should start at {starts[i]:.6f} s, the nearest frame, which is taken, is at {times[first[i]]:.6f} s"
-        findings.append(_about_video(file, "from_timestamp", episodes[late], f"{text}; lerobot refuses it"))
-    drift = _drift_seconds(times, first, lengths, fps)
-    # Where there are as many frames as rows, the k-th row has the k-th frame whatever their times are.
-    has_wrong_rate = (drift > 0.5 / fps) & (left_over > 0)
-    for kind, is_chosen, meaning in (
-        ("frame_rate", has_wrong_rate, "there are more frames than rows, so rows may have the wrong ones"),
-        ("frame_times", (drift > _TOLERANCE_SECONDS) & ~has_wrong_rate, "the k-th row is given the k-th frame; lerobot refuses it"),
-    ):
-        if (chosen := np.flatnonzero(is_chosen)).size:
-            i = chosen[drift[chosen].argmax()]
-            seconds = (times[first[i] + lengths[i] - 1] - times[first[i]]) / (lengths[i] - 1)
-            text = (
-                f"a frame of episode {episodes[i]} is {drift[i]:.6f} s from where {fps:g} fps put it; its frames are {seconds:.6f} s apart "
-                f"on average ({1 / seconds:g} fps); {meaning}"
-            )
-            findings.append(_about_video(file, kind, episodes[chosen], text, is_problem=kind == "frame_rate"))
+        behind = f"{left_over[most]} of them behind episode {file.number_of(episodes.item(most))}"
+        place = behind if left_over[most] else "all of them before the first episode"
+        text = f"{unused} of its {num_frames} frames belong to no row, {place}"
+        findings.append(found("unused_frames", file.path, text, feature=file.camera, episodes=episodes[left_over > 0]))
     return findings
+
+
+def _starts_of_episodes(file: VideoFile, repository: Repository, episodes: Integers) -> list[Finding]:
+    """Returns the episodes that are read, int64 `(n,)`, and do not begin where and as they should."""
+    findings, table = [], file.table
+    # Of an episode whose first rows were dropped, another frame is the first.
+    regular = episodes[~np.isin(episodes, file.named)]
+    first = file.first_frames(regular)
+    starts = repository.episodes.videos[file.camera].from_timestamp_seconds[regular]
+    times = table.times_seconds()[first]
+    if (late := np.flatnonzero(np.abs(times - starts) > _TOLERANCE_SECONDS)).size:
+        i = late[0]
+        text = (
+            f"episode {file.number_of(regular.item(i))} should start at {starts[i]:.6f} s; its first frame is the one at {times[i]:.6f} s; "
+            "lerobot refuses it"
+        )
+        findings.append(_about_video(file, "from_timestamp", regular[late], text))
+    if (odd := regular[~np.isin(table.presentation[first], table.keys) & (first > 0)]).size:
+        text = (
+            f"episode {file.number_of(odd.item(0))} does not begin at a key frame, as an episode that was recorded by itself does; if the "
+            "episodes before it have more frames than the table says, its frames are theirs"
+        )
+        findings.append(_about_video(file, "key_frame", odd, text))
+    return findings
+
+
+def _times_of_frames(file: VideoFile, repository: Repository, episodes: Integers) -> list[Finding]:
+    """Returns which episodes, int64 `(n,)`, that have a frame for every row, have frames that are not `1 / fps` apart."""
+    table, fps = file.table, repository.fps
+    if len(episodes) == 0:
+        return []
+    times = table.times_seconds()
+    first, lengths = file.first_frames(episodes), repository.episodes.lengths[episodes]
+    drift = _drift_seconds(times, first, lengths, fps)
+    if not (drift > _TOLERANCE_SECONDS).any():
+        return []
+    i = drift.argmax()
+    seconds = (times[first[i] + lengths[i] - 1] - times[first[i]]) / (lengths[i] - 1)
+    text = (
+        f"a frame of episode {file.number_of(episodes.item(i))} is {drift[i]:.6f} s from where {fps:g} fps put it; its frames are "
+        f"{seconds:.6f} s apart on average ({1 / seconds:g} fps); the k-th row is given the k-th frame; lerobot refuses it"
+    )
+    return [_about_video(file, "frame_times", episodes[drift > _TOLERANCE_SECONDS], text)]
 
 
 def _drift_seconds(times: npt.NDArray[np.float64], first: Integers, lengths: Integers, fps: float) -> npt.NDArray[np.float64]:

@@ -22,7 +22,7 @@ from lerobot_grain._errors import InvalidRequestError
 from lerobot_grain._order import Shuffle
 from lerobot_grain._profile import MAX_ORDER_ROWS, Randomness, Reading, measure_randomness, measure_reading
 from lerobot_grain._readahead import ReadOptions
-from lerobot_grain._repository import open_repository
+from lerobot_grain._repository import open_leniently, warn_of_notes
 
 try:
     from matplotlib.figure import Figure
@@ -116,7 +116,7 @@ def run(options: argparse.Namespace) -> int:
     read_options = ReadOptions(memory_budget_bytes=options.budget, num_decode_threads=options.threads)
     seconds = DEFAULT_SECONDS if options.seconds is None and options.batches is None else options.seconds
     start = time.perf_counter()
-    repository = open_repository(
+    repository = open_leniently(
         options.repository, revision=options.revision, endpoint=options.endpoint, storage_options=read_options.storage
     )
     with closing(repository.storage):
@@ -128,6 +128,7 @@ def run(options: argparse.Namespace) -> int:
             image_size=options.image_size,
             read_options=read_options,
         )
+        warn_of_notes(repository)
         open_seconds = time.perf_counter() - start
         progress = ProgressLine()
 

@@ -14,6 +14,7 @@ Rules:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -22,10 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._byte_ranges import ByteRange
+from lerobot_grain._errors import DatasetFormatError
 from lerobot_grain._kept import Kept
 from lerobot_grain._known_frames import KnownFrames
 from lerobot_grain._plan import VideoFile
 from lerobot_grain._repository import Repository, sample_table, sample_table_in
+from lerobot_grain._rows import episode_timestamps
 from lerobot_grain._statistics import Meter
 from lerobot_grain._storage import Storage
 from lerobot_grain._video import Coded, OpenGop
@@ -234,13 +237,20 @@ def open_video(repository: Repository, camera: str, number: int, *, keep_bytes: 
             is_kept = size <= _MAX_FETCH_BYTES and size * episodes.num_rows <= keep_bytes * episodes.lengths.item(held.item())
             if is_kept or size <= _WHOLE_FILE_BYTES:
                 contents = storage.read_ranges(path, [ByteRange(0, size)], keep=True)[0]
+        table = sample_table(storage, path, is_moov_last=is_one_episode) if contents is None else sample_table_in(contents, where=where)
+        if repository.features[camera].is_depth and table.format.rotation:
+            raise DatasetFormatError(
+                f"{where}: its matrix turns the picture by {table.format.rotation} degrees; depth video is not read turned, since lerobot "
+                "gives it as it is coded"
+            )
         return VideoFile(
-            sample_table(storage, path, is_moov_last=is_one_episode) if contents is None else sample_table_in(contents, where=where),
+            table,
             path=path,
             camera=camera,
             number=number,
             episodes=episodes,
             fps=repository.fps,
+            read_timestamps=functools.partial(episode_timestamps, repository),
             contents=contents,
             where=where,
         )

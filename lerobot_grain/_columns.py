@@ -38,6 +38,9 @@ def to_numpy(column: pa.ChunkedArray, feature: Feature, *, where: str) -> npt.ND
     if isinstance(values, pa.ExtensionArray):
         values = values.storage
     rows, shape = len(values), () if feature.is_scalar else feature.shape
+    if 0 in shape:
+        _check_empty(values, shape, f"{where}: feature {feature.key!r}")
+        return np.empty((rows, *shape), np.dtype(feature.dtype))
     if feature.is_scalar and _is_list(values.type):
         shape = (1,)
     for axis, length in enumerate(shape):
@@ -50,6 +53,20 @@ def to_numpy(column: pa.ChunkedArray, feature: Feature, *, where: str) -> npt.ND
         array = np.asarray(values.to_numpy(zero_copy_only=False))
     cast = _cast(array, feature, where)
     return np.ascontiguousarray(cast.reshape((rows,) if feature.is_scalar else (rows, *feature.shape)))
+
+
+def reordered(table: pa.Table, places: npt.NDArray[np.integer[Any]]) -> pa.Table:
+    """Returns the rows of a table in another order; `places`, `(rows,)`, says where each of them lies."""
+    return pa.table({name: _taken(table.column(name), places) for name in table.column_names})
+
+
+def _taken(column: pa.ChunkedArray, places: npt.NDArray[np.integer[Any]]) -> pa.ChunkedArray:
+    try:
+        return column.take(pa.array(places))
+    except pa.ArrowNotImplementedError:
+        # Types that Arrow does not take rows of, such as views of strings; it puts together slices of all of them.
+        values = column.combine_chunks()
+        return pa.chunked_array([values.slice(place, 1) for place in places.tolist()], column.type)
 
 
 def to_strings(column: pa.ChunkedArray, feature: Feature, *, where: str) -> list[str]:
@@ -125,8 +142,8 @@ def _decoded(call: Any) -> Any:
         return call  # no JSON, or decoded already
 
 
-def _flatten(values: pa.Array, length: int, subject: str, axis: int) -> pa.Array:
-    """Returns the elements of lists that must all have `length` elements."""
+def _flatten(values: pa.Array, length: int, subject: str, axis: int, *, may_be_empty: bool = False) -> pa.Array:
+    """Returns the elements of lists that must all have `length` elements, or, where that may be, all none."""
     if not _is_list(values.type):
         raise DatasetFormatError(f"{subject} has values of type {str(values.type)[:400]} at axis {axis}; expected lists of {length}")
     if values.null_count:
@@ -135,9 +152,22 @@ def _flatten(values: pa.Array, length: int, subject: str, axis: int) -> pa.Array
         lengths = np.array([values.type.list_size])
     else:
         lengths = np.unique(np.diff(values.offsets.to_numpy()))
+    if may_be_empty and not lengths.any():
+        return values.flatten()
     if len(values) and (odd := lengths[lengths != length]).size:
         raise DatasetFormatError(f"{subject} has {odd[0]} values at axis {axis} in some row; expected {length} everywhere")
     return values.flatten()
+
+
+def _check_empty(values: pa.Array, shape: tuple[int, ...], subject: str) -> None:
+    """Checks lists that are to hold no value: those of the axis of length 0 are empty, or all lists of an axis before it.
+
+    What would be in them does not matter: a writer that has seen no value may call them lists of nulls, or of anything.
+    """
+    for axis, length in enumerate(shape):
+        values = _flatten(values, length, subject, axis, may_be_empty=True)
+        if len(values) == 0:
+            return
 
 
 def _cast(array: npt.NDArray[Any], feature: Feature, where: str) -> npt.NDArray[Any]:
@@ -180,6 +210,8 @@ def example_column(kind: pa.DataType, feature: Feature) -> pa.ChunkedArray | Non
     element = kind
     while _is_list(element):
         declared = feature.shape[len(lengths)] if len(lengths) < len(feature.shape) else 1
+        if 0 in feature.shape:
+            declared = 0  # as any list of it may be
         lengths.append(element.list_size if pa.types.is_fixed_size_list(element) else declared)
         element = element.value_type
     if math.prod(lengths) > _MAX_EXAMPLE_VALUES:

@@ -27,15 +27,13 @@ from lerobot_grain._errors import DatasetFormatError, InvalidRequestError
 from lerobot_grain._repository import Repository
 from lerobot_grain._rows import (
     DataFile,
-    Selection,
     columns_to_read,
     fetch_groups,
     load_group,
     open_data_file,
-    select_features,
 )
 from lerobot_grain._running_stats import RunningStats
-from lerobot_grain._selection import EpisodeSelection, select_episodes
+from lerobot_grain._selection import EpisodeSelection, Selection, select_episodes, select_features
 
 Stats = dict[str, dict[str, npt.NDArray[np.float64]]]
 Given = TypeVar("Given")
@@ -94,7 +92,13 @@ def compute_stats(
     return {key: stats[key] for key in selection.keys}
 
 
-def stats_of(batches: Iterable[Mapping[str, Any]], *, keys: Sequence[str], num_batches: int | None = None) -> Stats:
+def stats_of(
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    keys: Sequence[str],
+    num_batches: int | None = None,
+    pad_keys: Mapping[str, str] | None = None,
+) -> Stats:
     """Returns statistics of what a stream holds, for what is made of rows on the way, such as actions relative to the state.
 
         chunks = LeRobotIterDataset(repository, delta_timestamps=..., num_epochs=1).map(to_relative_actions)
@@ -105,6 +109,7 @@ def stats_of(batches: Iterable[Mapping[str, Any]], *, keys: Sequence[str], num_b
         left out.
       keys: whose statistics.
       num_batches: how many of the batches, from the first on; `None`: all.
+      pad_keys: key -> key of its mask, where that is not `{key}_is_pad`; as for `LeRobotIterDataset`.
 
     Returns:
       As `compute_stats`: of the last axis of arrays of at least two axes, else `(1,)`. Arrays of uint8 with at least four axes are pictures
@@ -128,7 +133,7 @@ def stats_of(batches: Iterable[Mapping[str, Any]], *, keys: Sequence[str], num_b
             if not np.isfinite(values).all():
                 place = tuple(np.argwhere(~np.isfinite(values))[0].tolist())
                 raise InvalidRequestError(f"batch {number}: {key!r} is {values[place]} at {list(place)}; expected finite numbers")
-            rows = _rows(values, batch.get(f"{key}_is_pad"))
+            rows = _rows(values, batch.get((pad_keys or {}).get(key, f"{key}_is_pad")))
             stats = running.setdefault(key, RunningStats(rows.shape[1]))
             if rows.shape[1] != stats.size:
                 raise InvalidRequestError(f"batch {number}: {key!r} has {rows.shape[1]} numbers on the last axis; expected {stats.size}")
@@ -202,14 +207,13 @@ def _runs(repository: Repository, number: int, selection: Selection, selected: n
     file = open_data_file(repository, number)
     held = repository.episodes.data.episodes_in(number)
     wanted = np.repeat(np.isin(held, selected), repository.episodes.lengths[held])
-    names = columns_to_read(file, selection)
     runs: list[_Run] = []
     size = 0
     with repository.storage.checked(file.table.path):
         for group, (start, stop) in enumerate(itertools.pairwise(file.table.group_starts)):
             if not wanted[start:stop].any():
                 continue
-            nbytes = sum(chunk.length for chunk in file.table.ranges(group, names))
+            nbytes = sum(chunk.length for chunk in file.table.ranges(group, columns_to_read(repository, file, group, selection)))
             if not runs or size + nbytes > _RUN_BYTES:
                 runs.append(_Run(file, [], wanted))
                 size = 0
@@ -224,7 +228,7 @@ def _load(repository: Repository, run: _Run, selection: Selection) -> dict[str, 
     Raises:
       DatasetFormatError: one of them is not finite, or see `load_group`.
     """
-    file = run.file if len(run.groups) == 1 else fetch_groups(run.file, run.groups, selection)
+    file = run.file if len(run.groups) == 1 else fetch_groups(repository, run.file, run.groups, selection)
     found: dict[str, list[npt.NDArray[Any]]] = {feature.key: [] for feature in selection.columns}
     for group in run.groups:
         loaded = load_group(repository, file, group, selection)
@@ -244,6 +248,7 @@ def _not_finite(repository: Repository, file: DataFile, key: str, row_in_file: i
     episode = held[np.searchsorted(episodes.data_offsets[held], row_in_file, side="right") - 1]
     frame = row_in_file - episodes.data_offsets[episode]
     return DatasetFormatError(
-        f"{file.table.where}: feature {key!r} is {value} in row {episodes.first_rows[episode] + frame} (episode {episode}, frame {frame}); "
+        f"{file.table.where}: feature {key!r} is {value} in row {episodes.first_rows[episode] + frame} "
+        f"(episode {episodes.number_of(episode)}, frame {frame}); "
         "expected finite numbers. Leave the episode out with episodes=[...], or the feature with features=[...]"
     )

@@ -25,15 +25,17 @@ from lerobot_grain._errors import InvalidRequestError
 from lerobot_grain._frame_order import FrameOrderIterDataset
 from lerobot_grain._order import Shuffle
 from lerobot_grain._readahead import ReadAhead, ReadOptions
-from lerobot_grain._repository import Repository, open_repository
-from lerobot_grain._requests import DeltaTimestamps, OrderedWindowsIterator, OrderedWindowsIterDataset, PulledBlocks, StateAfter
-from lerobot_grain._rows import select_features
-from lerobot_grain._selection import EpisodeSelection
+from lerobot_grain._repository import Repository, open_leniently, warn_of_notes
+from lerobot_grain._requests import DeltaTimestamps, OrderedWindowsIterator, OrderedWindowsIterDataset, PulledBlocks, StateAfter, windows_of
+from lerobot_grain._selection import EpisodeSelection, select_features
 from lerobot_grain._statistics import ReadStatistics
+from lerobot_grain._storage_options import StorageOptions
 from lerobot_grain._video import load_decoder
 from lerobot_grain._windows import (
     TOLERANCE_SECONDS,
     WindowRequest,
+    checked_pad_keys,
+    mask_keys,
 )
 
 Taken = TypeVar("Taken")
@@ -62,10 +64,14 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
       features: keys to read, among them `task`; `None`: all. A camera that is not read costs no byte.
       image_size: (height, width) that all cameras are resized to, depth by its nearest pixels, or `None`.
       read_options: memory and threads.
+      pad_keys: feature key -> key of the mask of its window in examples, in place of `{key}_is_pad`: for data sets with a feature of that
+        name, such as `action_is_pad`. `plot_example` and the shaping transformations find masks that are named `{key}_is_pad`.
       known_examples: requests that are pulled ahead; frames that are needed twice within this many examples are decoded once.
 
     Raises:
-      InvalidRequestError: an argument is out of its range, or asks for a feature that does not exist or is not supported.
+      InvalidRequestError: an argument is out of its range, asks for a feature that does not exist or is not supported, or the mask of a
+        window would have the key of a feature that is selected, or of another mask. Where the windows are not known yet, since `parent` is
+        not made by `DeltaTimestamps`, the last is raised when the first example with such a window is taken.
     """
 
     def __init__(
@@ -76,11 +82,15 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
         features: Iterable[str] | None = None,
         image_size: tuple[int, int] | None = None,
         read_options: ReadOptions = ReadOptions(),  # noqa: B008 (a frozen value)
+        pad_keys: Mapping[str, str] | None = None,
         known_examples: int = 2048 + _KNOWN_EXAMPLES,
     ) -> None:
         super().__init__(parent)
         self._repository = repository
         self._selection = select_features(repository, features)
+        windows = windows_of(parent)
+        self._pad_keys = checked_pad_keys(pad_keys, known_keys=tuple(repository.features) if windows is None else windows)
+        mask_keys(windows or (), selected=self._selection.keys, pad_keys=self._pad_keys)
         self._image_size = _checked_image_size(image_size)
         # Now, so that the first batch does not wait for them, and what is not installed is said here.
         for load in {load_depth_decoder if camera.is_depth else load_decoder for camera in self._selection.videos}:
@@ -187,14 +197,15 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
             dataset = self._dataset
             # The parent is pulled ahead from here on.
             self._state = functools.partial(dict, self._parent.get_state())
-            lengths = dataset._repository.episodes.lengths
-            self._blocks = self._parent if isinstance(self._parent, OrderedWindowsIterator) else PulledBlocks(self._parent, lengths)
+            episodes = dataset._repository.episodes
+            self._blocks = self._parent if isinstance(self._parent, OrderedWindowsIterator) else PulledBlocks(self._parent, episodes)
             self._ahead = ReadAhead(
                 dataset._repository,
                 dataset._selection,
                 image_size=dataset._image_size,
                 options=dataset._read_options,
                 known_examples=dataset._known_examples,
+                pad_keys=dataset._pad_keys,
                 is_expected=self._blocks.is_expected,
             )
         while self._parent_error is None and self._ahead.wants_more:
@@ -333,12 +344,14 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
     Args:
       repository: `org/name` on the Hub or `org/name/folder`, `hf://buckets/org/name/folder`, a directory, or an opened `Repository`.
       revision: branch, tag or commit; by default the newest tag or branch `v3.x`, `v2.1` or `v2.0`, and `main` where there is none.
-      episodes: episode numbers, a slice of them, the name of a split of info.json, or a function of an `Episode` that says whether it is
-        selected, which is called now; `None`: all. Their order does not matter.
+      episodes: numbers of episodes, a slice of all in the order of their numbers, the name of a split of info.json, or a function of an
+        `Episode` that says whether it is selected, which is called now; `None`: all. Their order does not matter.
       drop_first_frames, drop_last_frames: so many rows at the start and the end of every episode are left out; windows still reach them.
         Episodes that have no other rows are left out.
       features: keys to read, among them `task`; `None`: all. A camera that is not read costs no byte.
       delta_timestamps: feature key -> distances in seconds from the row of the example.
+      pad_keys: feature key -> key of the mask of its window in examples, in place of `{key}_is_pad`: for data sets with a feature of that
+        name, such as `action_is_pad`.
       shuffle: `None`: sequential, episode by episode.
       num_epochs: the stream ends after this many; `None`: it never does.
       shard_options: which shard of the stream; `grain.sharding.ShardByJaxProcess()` for one shard a host.
@@ -348,8 +361,10 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
       endpoint, token, cache_dir: as for `open_repository`.
 
     Raises:
-      InvalidRequestError: an argument is out of its range, or asks for what the data set does not have.
-      DatasetFormatError: it is not a LeRobotDataset v2.0, v2.1 or v3.x, or is malformed.
+      InvalidRequestError: an argument is out of its range, or asks for what the data set does not have; the mask of a window would have
+        the key of a feature that is selected, or of another mask.
+      DatasetFormatError: it is not a LeRobotDataset v2.0, v2.1 or v3.x, or is malformed. A feature or a table of texts that cannot be
+        read is an error where it is selected.
       StorageError: missing, private or gated repository, wrong revision, or the Hub could not be reached.
     """
 
@@ -363,6 +378,7 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         drop_last_frames: int = 0,
         features: Iterable[str] | None = None,
         delta_timestamps: Mapping[str, Sequence[float]] | None = None,
+        pad_keys: Mapping[str, str] | None = None,
         shuffle: Shuffle | None = Shuffle(),  # noqa: B008 (a frozen value)
         num_epochs: int | None = None,
         shard_options: grain.sharding.ShardOptions = grain.sharding.NoSharding(),  # noqa: B008 (a frozen value)
@@ -373,26 +389,20 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        if isinstance(repository, Repository):
-            if not (revision is endpoint is token is cache_dir is None):
-                raise InvalidRequestError(
-                    "revision, endpoint, token and cache_dir belong to open_repository; the repository given is open already"
-                )
-        else:
-            repository = open_repository(
-                repository, revision=revision, endpoint=endpoint, token=token, cache_dir=cache_dir, storage_options=read_options.storage
-            )
-        selection = select_features(repository, features)
+        opened = _opened(repository, revision, endpoint, token, cache_dir, read_options.storage)
+        selection = select_features(opened, features)
+        if opened is not repository:
+            warn_of_notes(opened)
         windows = delta_timestamps or {}
         if unread := [key for key in windows if key not in {feature.key for feature in selection.columns + selection.videos}]:
             raise InvalidRequestError(
                 f"delta_timestamps[{unread[0]!r}]: "
-                + ("it is not among features=" if unread[0] in repository.features else "there is no such feature; ")
+                + ("it is not among features=" if unread[0] in opened.features else "there is no such feature; ")
                 + ", ".join(feature.key for feature in selection.columns + selection.videos)
             )
-        transformation = DeltaTimestamps(repository, windows, tolerance_seconds=tolerance_seconds)
+        transformation = DeltaTimestamps(opened, windows, tolerance_seconds=tolerance_seconds)
         order = FrameOrderIterDataset(
-            repository,
+            opened,
             episodes=episodes,
             drop_first_frames=drop_first_frames,
             drop_last_frames=drop_last_frames,
@@ -402,10 +412,11 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         )
         super().__init__(
             OrderedWindowsIterDataset(order, transformation),
-            repository,
+            opened,
             features=selection.keys,
             image_size=image_size,
             read_options=read_options,
+            pad_keys=pad_keys,
             known_examples=_known_examples(order.shuffle),
         )
         self._order = order
@@ -432,6 +443,24 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
 
     def __str__(self) -> str:
         return f"LeRobotIterDataset({self._repository.description})"
+
+
+def _opened(
+    repository: str | os.PathLike[str] | Repository,
+    revision: str | None,
+    endpoint: str | None,
+    token: str | bool | None,
+    cache_dir: str | os.PathLike[str] | None,
+    storage_options: StorageOptions,
+) -> Repository:
+    """Returns the repository that was given, or the one that was named."""
+    if not isinstance(repository, Repository):
+        return open_leniently(
+            repository, revision=revision, endpoint=endpoint, token=token, cache_dir=cache_dir, storage_options=storage_options
+        )
+    if not (revision is endpoint is token is cache_dir is None):
+        raise InvalidRequestError("revision, endpoint, token and cache_dir belong to open_repository; the repository given is open already")
+    return repository
 
 
 def _known_examples(shuffle: Shuffle | None) -> int:

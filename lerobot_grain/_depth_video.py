@@ -64,18 +64,6 @@ def depths_of_codes(depth: Depth) -> npt.NDArray[np.float32]:
     return found
 
 
-def _is_bla(sample: bytes, configuration: bytes) -> bool:
-    """Whether an HEVC sample holds a BLA picture (NAL unit types 16 to 18; ISO/IEC 14496-15 says where NAL units begin)."""
-    length_bytes = (configuration[21] & 3) + 1 if len(configuration) > 21 else 4
-    cursor = 0
-    while cursor + length_bytes < len(sample):
-        kind = sample[cursor + length_bytes] >> 1 & 0x3F
-        if kind < 32:
-            return 16 <= kind <= 18
-        cursor += length_bytes + int.from_bytes(sample[cursor : cursor + length_bytes], "big")
-    return False
-
-
 class DepthVideo(SmallVideo):
     """Gives float32 `(height, width, 1)`, in the unit of the camera.
 
@@ -99,13 +87,8 @@ class DepthVideo(SmallVideo):
             with self._av.open(io.BytesIO(self._mp4), format="mp4") as container:
                 stream = container.streams.video[0]
                 # Groups are decoded side by side, as those of RGB.
-                decoder = stream.codec_context
-                decoder.thread_count = 1
+                stream.codec_context.thread_count = 1
                 for packet in container.demux(stream):
-                    # FFmpeg 8 drops a BLA picture whose number (POC) it has seen, unless it is told to begin anew.
-                    if decoder.name == "hevc" and _is_bla(bytes(packet), decoder.extradata or b""):
-                        yield from decoder.decode(None)
-                        decoder.flush_buffers()
                     yield from packet.decode()
         except (self._av.FFmpegError, ValueError, IndexError) as error:
             raise self.refused(error) from None

@@ -3,6 +3,10 @@
 Structs of read-only arrays, one element an episode, in the order of their rows: 130,000 episodes of three cameras are 20 MB. Everything
 about files follows the chunk and file indices of the table; nothing is found by listing (one real data set holds a second copy of its
 table under a name that a glob would match).
+
+An episode has a number, by which users, files and messages know it, and a position in the table, by which everything here counts. They are
+the same but where numbers have gaps, as in some datasets of v2.x, which have the number in the name of every file. The positions are in the
+order of the numbers.
 """
 
 from __future__ import annotations
@@ -30,6 +34,8 @@ _MAX_INTEGER = 1 << 40
 _MAX_ROWS = 1 << 32
 # 30 years in one file; ticks of it, of any timescale, fit into 63 bits.
 _MAX_SECONDS = 1e9
+
+_MAX_SHOWN = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +75,7 @@ class VideoSpans:
 
 @dataclass(frozen=True, slots=True)
 class EpisodeTable:
-    """All episodes of a data set; position in the table == episode number.
+    """All episodes of a data set, in the order of their numbers.
 
     Attributes:
       first_rows: int64 `(episodes,)`, row of frame 0.
@@ -78,6 +84,7 @@ class EpisodeTable:
       data_offsets: int64 `(episodes,)`, place of frame 0 in its data file, in rows: the rows of a file are those of its episodes in order.
       videos: camera key -> where in its video. A declared camera that the table says nothing about is absent.
       notes: what was repaired and does not change what is read.
+      own_numbers: int64 `(episodes,)`, ascending: the numbers of the episodes, where they have gaps; `None`: they are 0, 1, 2, ...
     """
 
     first_rows: Integers
@@ -86,30 +93,64 @@ class EpisodeTable:
     data_offsets: Integers
     videos: Mapping[str, VideoSpans]
     notes: tuple[str, ...] = ()
+    own_numbers: Integers | None = None
 
     @property
     def num_episodes(self) -> int:
         return len(self.lengths)
 
     @property
+    def numbers(self) -> Integers:
+        """The numbers of all episodes, int64 `(episodes,)`, ascending."""
+        return np.arange(self.num_episodes) if self.own_numbers is None else self.own_numbers
+
+    def number_of(self, position: int) -> int:
+        """Returns the number of an episode by its position in the table."""
+        return int(position) if self.own_numbers is None else self.own_numbers.item(position)
+
+    def numbers_of(self, positions: Integers) -> Integers:
+        """Returns int64 `(n,)`: the numbers of episodes by their positions."""
+        return positions if self.own_numbers is None else self.own_numbers[positions]
+
+    @property
     def num_rows(self) -> int:
         return int(self.first_rows[-1] + self.lengths[-1])
 
     def locate(self, row: int) -> tuple[int, int]:
-        """Returns (episode, frame) of a row.
+        """Returns (number of the episode, frame) of a row.
 
         Raises:
           InvalidRequestError: there is no such row.
         """
+        position, frame = self.place_of(row)
+        return self.number_of(position), frame
+
+    def place_of(self, row: int) -> tuple[int, int]:
+        """Returns (position of the episode, frame) of a row; raises as `locate`."""
         if not 0 <= row < self.num_rows:
             raise InvalidRequestError(f"row {row}: expected 0 <= row < {self.num_rows}")
-        episode = int(self.first_rows.searchsorted(row, side="right")) - 1
-        return episode, row - self.first_rows.item(episode)
+        position = int(self.first_rows.searchsorted(row, side="right")) - 1
+        return position, row - self.first_rows.item(position)
 
     def locate_all(self, rows: Integers) -> tuple[Integers, Integers]:
-        """Returns (episodes, frames), each int64 `(n,)`, of rows that exist."""
+        """Returns (positions of episodes, frames), each int64 `(n,)`, of rows that exist."""
         episodes = self.first_rows.searchsorted(rows, side="right") - 1
         return episodes, rows - self.first_rows[episodes]
+
+    def positions_of(self, numbers: Integers) -> Integers:
+        """Returns int64 `(n,)`: the positions of episodes by their numbers; -1 where there is none."""
+        if self.own_numbers is None:
+            return np.where((numbers >= 0) & (numbers < self.num_episodes), numbers, -1)
+        positions = np.minimum(np.searchsorted(self.own_numbers, numbers), self.num_episodes - 1)
+        return np.where(self.own_numbers[positions] == numbers, positions, -1)
+
+    @property
+    def shown_numbers(self) -> str:
+        """Which episodes there are, for messages: `0 to 9`, or `10, 20, 30, ..., 90`."""
+        if self.own_numbers is None:
+            return f"0 to {self.num_episodes - 1}"
+        head = ", ".join(map(str, self.own_numbers[:_MAX_SHOWN].tolist()))
+        return f"{head}, ..., {self.own_numbers[-1]}" if self.num_episodes > _MAX_SHOWN else head
 
 
 def episode_table(columns: Mapping[str, npt.NDArray[Any]], *, info: DatasetInfo, where: str) -> EpisodeTable:
@@ -128,16 +169,14 @@ def episode_table(columns: Mapping[str, npt.NDArray[Any]], *, info: DatasetInfo,
     if len(episodes) == 0:
         raise DatasetFormatError(f"{where}: the table has no episode")
     order = np.argsort(episodes, kind="stable")
-    if not np.array_equal(episodes[order], np.arange(len(episodes))):
-        odd = int(np.flatnonzero(episodes[order] != np.arange(len(episodes)))[0])
-        raise DatasetFormatError(
-            f"{where}: episode_index should be 0, 1, 2, ... once each; found {episodes[order][odd]} where {odd} was expected"
-        )
+    # Where a number is in the name of the file, it is plain which file belongs to it.
+    may_have_gaps = info.major_version == 2 and "{episode_index" in info.data_path.text
+    numbers = _checked_numbers(episodes[order], where, may_have_gaps=may_have_gaps)
     notes: list[str] = []
-    columns = _with_usual_names({name: values[order] for name, values in columns.items()}, notes)
+    columns = _with_usual_names({name: values[order] for name, values in columns.items()}, notes) | {"episode_index": numbers}
     lengths = _integers(columns, "length", where)
     if (bad := np.flatnonzero(lengths <= 0)).size:
-        raise DatasetFormatError(f"{where}: episode {bad[0]} has length {lengths[bad[0]]}; expected at least 1 frame")
+        raise DatasetFormatError(f"{where}: episode {numbers[bad[0]]} has length {lengths[bad[0]]}; expected at least 1 frame")
     if lengths.sum(dtype=np.float64) > _MAX_ROWS:
         raise DatasetFormatError(f"{where}: the lengths add up to more than {_MAX_ROWS} frames, which no data set holds")
     first_rows = np.cumsum(lengths) - lengths
@@ -146,8 +185,8 @@ def episode_table(columns: Mapping[str, npt.NDArray[Any]], *, info: DatasetInfo,
             found = _integers(columns, name, where)
             if (bad := np.flatnonzero(found != expected)).size:
                 raise DatasetFormatError(
-                    f"{where}: episode {bad[0]} has {name} {found[bad[0]]}; expected {expected[bad[0]]}, since the lengths of the episodes "
-                    f"before it add up to {first_rows[bad[0]]} and its own is {lengths[bad[0]]}"
+                    f"{where}: episode {numbers[bad[0]]} has {name} {found[bad[0]]}; expected {expected[bad[0]]}, since the lengths of the "
+                    f"episodes before it add up to {first_rows[bad[0]]} and its own is {lengths[bad[0]]}"
                 )
     data = _spans(columns, "data", where, lambda chunk, file: info.data_path.path(chunk_index=chunk, file_index=file))
     return EpisodeTable(
@@ -157,7 +196,22 @@ def episode_table(columns: Mapping[str, npt.NDArray[Any]], *, info: DatasetInfo,
         data_offsets=_read_only(_offsets_in_files(data, lengths)),
         videos=_video_spans(columns, info, where, notes),
         notes=tuple(notes),
+        own_numbers=None if np.array_equal(numbers, np.arange(len(numbers))) else _read_only(numbers),
     )
+
+
+def _checked_numbers(numbers: Integers, where: str, *, may_have_gaps: bool) -> Integers:
+    """Returns the sorted numbers of the episodes."""
+    if may_have_gaps:
+        if numbers[0] < 0:
+            raise DatasetFormatError(f"{where}: episode_index is {numbers[0]}; expected integers >= 0")
+        if (again := np.flatnonzero(numbers[1:] == numbers[:-1])).size:
+            raise DatasetFormatError(f"{where}: episode_index {numbers[again[0]]} is there more than once; expected every episode once")
+    elif (odd := np.flatnonzero(numbers != np.arange(len(numbers)))).size:
+        raise DatasetFormatError(
+            f"{where}: episode_index should be 0, 1, 2, ... once each; found {numbers[odd[0]]} where {odd[0]} was expected"
+        )
+    return numbers
 
 
 def episode_columns(info: DatasetInfo) -> tuple[str, ...]:
@@ -199,7 +253,8 @@ def _video_spans(columns: Mapping[str, npt.NDArray[Any]], info: DatasetInfo, whe
             raise DatasetFormatError(f"{where}: column {name} has values of type {found.dtype}; expected seconds")
         starts = np.asarray(found, np.float64)
         if (bad := np.flatnonzero(~((starts >= 0) & (starts < _MAX_SECONDS)))).size:
-            raise DatasetFormatError(f"{where}: episode {bad[0]} has {name} {starts[bad[0]]}; expected seconds >= 0 and < {_MAX_SECONDS:g}")
+            number = columns["episode_index"][bad[0]]
+            raise DatasetFormatError(f"{where}: episode {number} has {name} {starts[bad[0]]}; expected seconds >= 0 and < {_MAX_SECONDS:g}")
         videos[key] = VideoSpans(spans, _read_only(starts))
     return videos
 
@@ -213,7 +268,8 @@ def _spans(columns: Mapping[str, npt.NDArray[Any]], prefix: str, where: str, pat
     files = _integers(columns, f"{prefix}/file_index", where)
     if (bad := np.flatnonzero((chunks < 0) | (files < 0))).size:
         raise DatasetFormatError(
-            f"{where}: episode {bad[0]} has {prefix}/chunk_index {chunks[bad[0]]} and file_index {files[bad[0]]}; expected both >= 0"
+            f"{where}: episode {columns['episode_index'][bad[0]]} has {prefix}/chunk_index {chunks[bad[0]]} and file_index "
+            f"{files[bad[0]]}; expected both >= 0"
         )
     distinct, file_of_episode = np.unique(np.stack((chunks, files)), axis=1, return_inverse=True)
     file_of_episode = file_of_episode.reshape(-1).astype(np.int64)

@@ -38,8 +38,8 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
 
     Args:
       repository: an opened data set.
-      episodes: episode numbers, a slice of them, the name of a split of info.json, or a function of an `Episode` that says whether it is
-        selected, which is called now; `None`: all. Their order does not matter.
+      episodes: numbers of episodes, a slice of all in the order of their numbers, the name of a split of info.json, or a function of an
+        `Episode` that says whether it is selected, which is called now; `None`: all. Their order does not matter.
       drop_first_frames, drop_last_frames: so many rows at the start and the end of every episode are left out; windows still reach them.
         Episodes that have no other rows are left out.
       shuffle: `None`: sequential, episode by episode.
@@ -96,7 +96,7 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
         self._identity = {
             # Datasets in folders of one repository share its commit.
             "commit": f"{repository.commit}/{repository.folder}".rstrip("/"),
-            "episodes": _hash_of(selected, lengths, drop_first_frames),
+            "episodes": _hash_of(table.numbers_of(selected), lengths, drop_first_frames),
             "num_rows": self._order.num_rows,
             **_shuffle_state(shuffle),
         }

@@ -14,6 +14,7 @@ The format is the one of lerobot 0.1 to 0.3; nothing above `_repository` knows i
 from __future__ import annotations
 
 import re
+import warnings
 from array import array
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._errors import DatasetFormatError, shown
+from lerobot_grain._errors import DatasetFormatError, LeRobotGrainWarning, shown
 from lerobot_grain._json_lines import json_lines
 from lerobot_grain._schema import DatasetInfo
 from lerobot_grain._storage import Storage
@@ -107,17 +108,19 @@ def read_tasks(storage: Storage, listing: Mapping[str, int], *, max_tasks: int) 
     return tasks
 
 
-def read_episodes_stats(storage: Storage, listing: Mapping[str, int]) -> dict[str, dict[str, Values]]:
+def read_episodes_stats(storage: Storage, listing: Mapping[str, int], info: DatasetInfo) -> dict[str, dict[str, Values]]:
     """Reads `meta/episodes_stats.jsonl` and adds the episodes up to statistics of the data set, as lerobot does when it converts to v3.
 
     `min` and `max` are those of all episodes, `count` their sum; `mean` and quantiles are weighted by `count`, `std` follows from them.
-    The file has up to 10 KB an episode; one piece of it is in memory at a time.
+    The file has up to 10 KB an episode; one piece of it is in memory at a time. What some recorders write for texts, and for what info.json
+    does not declare, is left out where it cannot be added up, with a warning.
 
     Raises:
-      DatasetFormatError: it is malformed.
+      DatasetFormatError: it is malformed, or the statistics of a feature of numbers or pictures are those of some episodes only.
       StorageError: the bytes could not be had.
     """
     totals: dict[str, _Total] = {}
+    left_out: dict[str, str] = {}
     with np.errstate(over="ignore", invalid="ignore"):
         for where, line in json_lines(storage, EPISODES_STATS_PATH, _size_of(EPISODES_STATS_PATH, storage, listing)):
             stats = line.get("stats")
@@ -125,12 +128,20 @@ def read_episodes_stats(storage: Storage, listing: Mapping[str, int]) -> dict[st
                 raise DatasetFormatError(f"{where}: stats is {shown(stats)}; expected feature -> statistic -> numbers")
             for key, statistics in stats.items():
                 place = f"{where}, feature {shown(key)}"
-                found = _arrays(statistics, place)
-                if key in totals:
-                    totals[key].add(found, place)
-                else:
-                    totals[key] = _Total(found)
-        return {key: total.statistics() for key, total in totals.items()}
+                feature = info.features.get(key)
+                try:
+                    found = _arrays(statistics, place)
+                    if key in totals:
+                        totals[key].add(found, place)
+                    else:
+                        totals[key] = _Total(found)
+                except DatasetFormatError as error:
+                    if feature is not None and (feature.is_array or feature.is_camera):
+                        raise
+                    left_out.setdefault(key, str(error))
+    for text in left_out.values():
+        warnings.warn(f"{text}; it has no statistics", LeRobotGrainWarning, stacklevel=4)
+    return {key: total.statistics() for key, total in totals.items() if key not in left_out}
 
 
 class _Total:

@@ -10,31 +10,34 @@ Idea: the reader is a generator without I/O. It yields the byte ranges that it n
     while ...: wanted = reader.send(bytes of wanted)   # StopIteration.value is the SampleTable
 
 Box layouts are those of ISO/IEC 14496-12 (clause 8). What real files do: lerobot leaves `moov` at the end for files of one episode and
-puts it at the start when it concatenates; h264 and HEVC have an edit list whose media_time is the delay of the first presented picture,
-to be subtracted from every pts; pictures are stored in decode order, which is not presentation order with B pictures.
+puts it at the start when it concatenates; h264 and HEVC have an edit list whose media_time is the delay of the first presented picture;
+pictures are stored in decode order, which is not presentation order with B pictures.
 
-Not read, and refused by name: fragmented files, several video tracks, several sample descriptions, empty edits.
+The edit list decides which pictures are frames, as it does in FFmpeg (`mov_fix_index` in its `libavformat/mov.c`), and so in torchcodec,
+PyAV and lerobot: a picture that begins before the edit, or at its end or later, is decoded where others need it, but never shown. A cut
+through a picture, as `ffmpeg -ss` leaves it, hides that picture. Times count from the first frame that is shown, as the frame numbers of
+torchcodec's approximate mode do, which lerobot reads with.
+
+Not read, and refused by name: fragmented files, several video tracks, several sample descriptions, several edits, and matrices that do
+more than turn the picture by a quarter.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import DatasetFormatError
+from lerobot_grain._mp4_boxes import Bytes, box_header, boxes, only_box
+from lerobot_grain._video_format import VideoFormat, read_video_format
 
 Integers = npt.NDArray[np.int64]
-# Views, so that boxes inside of boxes do not take their memory again.
-Bytes = bytes | memoryview
-
-# Sample entries (fourcc) that FFmpeg's decoders are given, and the names that lerobot uses for them.
-CODECS = {"av01": "av1", "avc1": "h264", "avc3": "h264", "hvc1": "hevc", "hev1": "hevc", "mp4v": "mpeg4", "vp09": "vp9"}
 
 # Holds the headers of `ftyp`, `free` and the next box in every file seen; one round trip instead of one per box.
 _HEAD_BYTES = 4096
@@ -47,12 +50,10 @@ _LAST_MOOV_BYTES = 64 << 10
 _MAX_MOOV_BYTES = 64 << 20
 _MAX_PICTURES = 4_000_000
 _MAX_TOP_LEVEL_BOXES = 1000
-# Inside of another box; FFmpeg writes up to 12. A `moov` has room for millions.
-_MAX_INNER_BOXES = 1000
+# Players' edit lists have a few.
+_MAX_EDITS = 1000
 # What must not be there twice: which one counts would be a guess.
 _TABLES = frozenset(("stsd", "stts", "ctts", "stss", "stsc", "stsz", "stco", "co64"))
-# Fields of a visual sample entry in front of its boxes (ISO/IEC 14496-12, 12.1.3).
-_VISUAL_FIELDS_BYTES = 78
 
 SampleTableReader = Generator[ByteRange, bytes, "SampleTable"]
 
@@ -62,20 +63,17 @@ class SampleTable:
     """The video samples of one MP4 file, in decode order. All arrays are read-only.
 
     Attributes:
-      codec: `av1`, `h264`, `hevc`, `mpeg4` or `vp9`, told by the file.
-      width, height: pixels, as coded.
+      format: of the samples.
       timescale: ticks per second of `pts`.
       offsets, sizes: int64 `(samples,)`, bytes: where each sample lies in the file.
       pts: int64 `(samples,)`, ticks: presentation times, edit list applied.
       keys: int64 `(gops,)`, samples that are key frames, ascending; the first is 0. GOP i is `[keys[i], keys[i + 1])`.
-      presentation: int64 `(samples,)`: the samples in the order of their pts: `presentation[f]` is the sample of frame f of the file.
-      is_plain: whether the samples are stored in the order of presentation, and their bytes in the order of samples.
-      sample_description: the `stsd` box, without bit rates.
+      presentation: int64 `(frames,)`: the samples that are shown, in the order of their pts: `presentation[f]` is the sample of frame f of
+        the file. Hidden samples are only decoded.
+      is_plain: whether every sample is a frame, they are stored in the order of presentation, and their bytes in the order of samples.
     """
 
-    codec: str
-    width: int
-    height: int
+    format: VideoFormat
     timescale: int
     offsets: Integers
     sizes: Integers
@@ -83,11 +81,26 @@ class SampleTable:
     keys: Integers
     presentation: Integers
     is_plain: bool
-    sample_description: bytes
 
     @property
     def num_frames(self) -> int:
+        return len(self.presentation)
+
+    @property
+    def num_samples(self) -> int:
         return len(self.pts)
+
+    def times_seconds(self) -> npt.NDArray[np.float64]:
+        """Returns float64 `(frames,)`: when each frame is presented, ascending."""
+        return self.pts[self.presentation] / self.timescale
+
+    def only(self, frames: Integers) -> SampleTable:
+        """Returns the table with some of its frames, int64 `(n,)`, ascending, as frames 0, 1, 2, ...; the others are hidden."""
+        if len(frames) == self.num_frames:
+            return self
+        presentation = self.presentation[frames]
+        presentation.flags.writeable = False
+        return replace(self, presentation=presentation, is_plain=False)
 
     def frame_at(self, seconds: npt.NDArray[np.float64]) -> Integers:
         """Returns int64 `(n,)`: the frames of the file that are presented nearest to the times, float64 `(n,)`."""
@@ -97,13 +110,17 @@ class SampleTable:
         before = np.maximum(after - 1, 0)
         return np.where(np.abs(times[before] - ticks) <= np.abs(times[after] - ticks), before, after)
 
+    def gop_starts(self) -> Integers:
+        """Returns int64 `(gops + 1,)`: of each GOP the first frame for which decoding starts there; then the number of frames."""
+        return np.append(np.searchsorted(self.pts[self.presentation], self.pts[self.keys]), self.num_frames)
+
     def gop_of_frame(self, frames: Integers) -> Integers:
         """Returns int64 `(n,)`: the GOP to start decoding at for frames of the file: the last whose key frame is not presented later."""
         return np.searchsorted(self.pts[self.keys], self.pts[self.presentation[frames]], side="right") - 1
 
     def gop_lengths(self) -> Integers:
         """Returns int64 `(gops,)`: pictures of each GOP."""
-        return np.diff(self.keys, append=self.num_frames)
+        return np.diff(self.keys, append=self.num_samples)
 
 
 def read_sample_table(file_size_bytes: int, *, where: str, is_moov_last: bool = False) -> SampleTableReader:
@@ -140,7 +157,7 @@ def read_sample_table(file_size_bytes: int, *, where: str, is_moov_last: bool = 
             rest = file_size_bytes - cursor
             length = min(_HEAD_BYTES, rest) if cursor == 0 else rest if rest <= _TAIL_BYTES else 16
             start, known = cursor, (yield ByteRange(cursor, cursor + length))
-        kind, header, size = _box_header(known, cursor - start, file_size_bytes - cursor, where, cursor)
+        kind, header, size = box_header(known, cursor - start, file_size_bytes - cursor, where, cursor)
         if cursor == 0 and kind not in ("ftyp", "moov", "mdat", "free", "skip", "wide", "styp"):
             raise DatasetFormatError(f"{where}: not an MP4 file: it starts with a box {kind!r}; expected ftyp")
         if kind in ("moof", "styp", "sidx"):
@@ -156,42 +173,6 @@ def read_sample_table(file_size_bytes: int, *, where: str, is_moov_last: bool = 
     raise DatasetFormatError(f"{where}: no moov box among the first {_MAX_TOP_LEVEL_BOXES} boxes")
 
 
-def _box_header(data: Bytes, offset: int, space: int, where: str, place: int) -> tuple[str, int, int]:
-    """Returns (type, bytes of the header, bytes of the box) of the box at `offset`; what holds it ends after `space` bytes."""
-    size, kind = struct.unpack_from(">I4s", data, offset)
-    header = 8
-    if size == 1 and space >= 16:
-        (size,) = struct.unpack_from(">Q", data, offset + 8)
-        header = 16
-    elif size == 0:
-        size = space
-    name = kind.decode("latin-1")
-    if not header <= size <= space:
-        raise DatasetFormatError(
-            f"{where}: box {name!r} at byte {place} has {size} bytes, but {space} are left; the file is truncated or not an MP4 file"
-        )
-    return name, header, size
-
-
-def _boxes(data: Bytes, where: str, parent: str) -> Iterator[tuple[str, Bytes]]:
-    """Yields (type, payload) of the boxes that fill `data`."""
-    offset = 0
-    for _ in range(_MAX_INNER_BOXES):
-        if len(data) - offset < 8:
-            return
-        kind, header, size = _box_header(data, offset, len(data) - offset, f"{where}: in {parent}", offset)
-        yield kind, data[offset + header : offset + size]
-        offset += size
-    raise DatasetFormatError(f"{where}: {parent} holds more than {_MAX_INNER_BOXES} boxes")
-
-
-def _only(data: Bytes, kind: str, where: str, parent: str) -> Bytes:
-    found = [payload for name, payload in _boxes(data, where, parent) if name == kind]
-    if len(found) != 1:
-        raise DatasetFormatError(f"{where}: {parent} holds {len(found)} boxes {kind}; expected one")
-    return found[0]
-
-
 def _parse_moov(moov: Bytes, file_size_bytes: int, where: str) -> SampleTable:
     try:
         return _parse_tracks(moov, file_size_bytes, where)
@@ -201,86 +182,64 @@ def _parse_moov(moov: Bytes, file_size_bytes: int, where: str) -> SampleTable:
 
 
 def _parse_tracks(moov: Bytes, file_size_bytes: int, where: str) -> SampleTable:
-    tracks = []
-    for kind, payload in _boxes(moov, where, "moov"):
+    tracks, movie = [], b""
+    for kind, payload in boxes(moov, where, "moov"):
+        if kind == "mvhd":
+            movie = bytes(payload)
         if kind == "mvex":
             raise DatasetFormatError(f"{where}: a fragmented MP4 (moov holds mvex); only files with one complete moov box are read")
         if kind == "trak":
-            media = _only(payload, "mdia", where, "trak")
-            if _only(media, "hdlr", where, "mdia")[8:12] == b"vide":
+            media = only_box(payload, "mdia", where, "trak")
+            if only_box(media, "hdlr", where, "mdia")[8:12] == b"vide":
                 tracks.append((payload, media))
     if len(tracks) != 1:
         raise DatasetFormatError(f"{where}: found {len(tracks)} video tracks; expected one")
     track, media = tracks[0]
-    header = _only(media, "mdhd", where, "mdia")
+    header = only_box(media, "mdhd", where, "mdia")
     (timescale,) = struct.unpack_from(">I", header, 20 if header[0] == 1 else 12)
     if timescale == 0:
         raise DatasetFormatError(f"{where}: the timescale is 0")
-    information = _only(_only(media, "minf", where, "mdia"), "stbl", where, "minf")
+    information = only_box(only_box(media, "minf", where, "mdia"), "stbl", where, "minf")
     tables: dict[str, Bytes] = {}
-    for kind, payload in _boxes(information, where, "stbl"):
+    for kind, payload in boxes(information, where, "stbl"):
         if kind in tables and kind in _TABLES:
             raise DatasetFormatError(f"{where}: stbl holds two boxes {kind}; expected one")
         tables[kind] = payload
     for kind in ("stsd", "stts", "stsc", "stsz"):
         if kind not in tables:
             raise DatasetFormatError(f"{where}: stbl holds no box {kind}; found {', '.join(tables)[:400]}")
-    codec, width, height, description = _sample_entry(tables["stsd"], where)
+    video_format = read_video_format(tables["stsd"], movie, track, where)
     sizes = _sizes(tables["stsz"], file_size_bytes, where)
     offsets = _offsets(tables, sizes, file_size_bytes, where)
-    dts = np.cumsum(_run_lengths(tables["stts"], ">u4", len(sizes), "stts", where))
-    dts = np.concatenate(([0], dts[:-1]))
+    decode_times = np.cumsum(_run_lengths(tables["stts"], ">u4", len(sizes), "stts", where))
+    decode_times = np.concatenate(([0], decode_times[:-1]))
+    times = decode_times
     if "ctts" in tables:
         # Version 0 is unsigned by the standard; writers put negative offsets there all the same, and FFmpeg reads both as signed.
-        dts = dts + _run_lengths(tables["ctts"], ">i4", len(sizes), "ctts", where)
-    media_time = _media_time(track, where)
-    if media_time > dts.max():
-        raise DatasetFormatError(f"{where}: an edit list starting at {media_time}, behind the last picture at {dts.max()}")
-    pts = dts - media_time
+        times = times + _run_lengths(tables["ctts"], ">i4", len(sizes), "ctts", where)
+    is_shown = _shown(decode_times, times, _edit_of(track, movie, timescale, where), where)
+    pts = times - times[is_shown].min()
     keys = _keys(tables.get("stss"), len(sizes), where)
     presentation = np.argsort(pts, kind="stable")
+    presentation = presentation[is_shown[presentation]]
     if (np.diff(pts[presentation]) == 0).any():
         raise DatasetFormatError(f"{where}: two pictures have the same presentation time; which one a row belongs to is not known")
     if (np.diff(pts[keys]) < 0).any():
         raise DatasetFormatError(f"{where}: key frames are not presented in the order in which they are stored; this is not supported")
-    if pts.min() < pts[0]:
+    if pts[presentation[0]] < pts[0]:
         raise DatasetFormatError(f"{where}: a picture is presented before the first key frame; what it needs is not in the file")
     for array in (offsets, sizes, pts, keys, presentation):
         array.flags.writeable = False
     return SampleTable(
-        codec=codec,
-        width=width,
-        height=height,
+        format=video_format,
         timescale=timescale,
         offsets=offsets,
         sizes=sizes,
         pts=pts,
         keys=keys,
         presentation=presentation,
-        is_plain=bool((np.diff(presentation) == 1).all() and (np.diff(offsets) > 0).all()),
-        sample_description=description,
+        is_plain=len(presentation) == len(pts) and bool((np.diff(presentation) == 1).all() and (np.diff(offsets) > 0).all()),
     )
-
-
-def _sample_entry(stsd: Bytes, where: str) -> tuple[str, int, int, bytes]:
-    """Returns (codec, width, height, the `stsd` box without bit rates)."""
-    entries = list(_boxes(stsd[8:], where, "stsd"))
-    if len(entries) != 1:
-        raise DatasetFormatError(f"{where}: found {len(entries)} sample descriptions; an encoding that changes half-way is not supported")
-    kind, entry = entries[0]
-    if kind not in CODECS:
-        raise DatasetFormatError(f"{where}: unsupported codec {kind!r}; expected one of {', '.join(CODECS)}")
-    width, height = struct.unpack_from(">HH", entry, 24)
-    # FFmpeg writes the bit rate of each file here (btrt), which no decoder needs: without it, files of one encoder have equal descriptions,
-    # and their GOPs can be decoded together.
-    children = [box(name, payload) for name, payload in _boxes(entry[_VISUAL_FIELDS_BYTES:], where, kind) if name != "btrt"]
-    description = box("stsd", bytes(stsd[:8]) + box(kind, b"".join([entry[:_VISUAL_FIELDS_BYTES], *children])))
-    return CODECS[kind], width, height, description
-
-
-def box(kind: str, payload: Bytes) -> bytes:
-    """Returns a box: its size, its type and its payload."""
-    return struct.pack(">I4s", 8 + len(payload), kind.encode("latin-1")) + payload
 
 
 def _sizes(stsz: Bytes, file_size_bytes: int, where: str) -> Integers:
@@ -320,21 +279,62 @@ def _offsets(tables: dict[str, Bytes], sizes: Integers, file_size_bytes: int, wh
     return offsets
 
 
-def _media_time(track: Bytes, where: str) -> int:
-    """Returns the ticks that the edit list takes off every presentation time."""
-    edits = [payload for kind, payload in _boxes(track, where, "trak") if kind == "edts"]
-    if not edits:
-        return 0
-    elst = _only(edits[0], "elst", where, "edts")
-    (count,) = struct.unpack_from(">I", elst, 4)
-    if count == 0:
-        return 0
-    _, media_time = struct.unpack_from(">Qq" if elst[0] == 1 else ">Ii", elst, 8)
-    if count != 1 or media_time < 0:
+class _Edit(NamedTuple):
+    """What an edit list shows of the media: [start, start + length), after a wait; all in ticks of the media."""
+
+    start: int
+    length: int
+    wait: int
+
+
+def _edit_of(track: Bytes, movie: bytes, timescale: int, where: str) -> _Edit | None:
+    """Returns the one edit of a track; `None` where there is no edit list, which shows everything."""
+    edits = [payload for kind, payload in boxes(track, where, "trak") if kind == "edts"]
+    entries = _edits(only_box(edits[0], "elst", where, "edts")) if edits else []
+    if not entries:
+        return None
+    (movie_timescale,) = struct.unpack_from(">I", movie, 20 if movie[:1] == b"\1" else 12) if len(movie) >= 24 else (0,)
+    if movie_timescale == 0:
+        raise DatasetFormatError(f"{where}: an edit list, but no timescale of the movie (mvhd); expected ticks per second above 0")
+    *waits, (length, start) = entries
+    if start < 0 or any(media_time != -1 for _, media_time in waits):
         raise DatasetFormatError(
-            f"{where}: an edit list of {count} entries starting at {media_time}; only one edit without a gap is supported"
+            f"{where}: an edit list of {len(entries)} entries starting at {entries[0][1]}; only one edit, with or without a wait before "
+            "it, is supported"
         )
-    return int(media_time)
+    # Rounded to the nearest tick, as FFmpeg does it (`av_rescale`).
+    wait = sum(length for length, _ in waits)
+    return _Edit(start, *((2 * ticks * timescale + movie_timescale) // (2 * movie_timescale) for ticks in (length, wait)))
+
+
+def _shown(decode_times: Integers, times: Integers, edit: _Edit | None, where: str) -> npt.NDArray[np.bool_]:
+    """Returns bool `(samples,)`: which samples are frames, of their decode and composition times in ticks, int64 `(samples,)`."""
+    if edit is None:
+        return np.ones(len(times), np.bool_)
+    is_shown: npt.NDArray[np.bool_] = (times >= edit.start) & (times - edit.start < edit.length)
+    if is_shown.any():
+        # FFmpeg counts decode times from the first sample inside the edit, and takes off the least presentation time that comes out if
+        # that is above 0. It forgets a least time below 0 at the next sample; what it then presents before 0 s no frame number reaches.
+        presented = times[is_shown] - decode_times[is_shown][0] + edit.wait
+        negative = np.flatnonzero(presented < 0)
+        since = presented[negative[-1] + 1 :] if len(negative) else presented
+        least = max(0, int(since.min()) - edit.wait) if len(since) else 0
+        is_shown[is_shown] = presented - least >= edit.wait
+    if not is_shown.any():
+        raise DatasetFormatError(
+            f"{where}: an edit list that shows {edit.length} ticks from {edit.start} on, where there is no picture; they begin at "
+            f"{times.min()} to {times.max()}"
+        )
+    return is_shown
+
+
+def _edits(elst: Bytes) -> list[tuple[int, int]]:
+    """Returns (duration in ticks of the movie, start in ticks of the media, -1 for a wait) of each entry of an edit list."""
+    (count,) = struct.unpack_from(">I", elst, 4)
+    if count > _MAX_EDITS:
+        raise ValueError(f"{count} edits")
+    layout = struct.Struct(">QqI" if elst[0] == 1 else ">IiI")
+    return [layout.unpack_from(elst, 8 + layout.size * i)[:2] for i in range(count)]
 
 
 def _keys(stss: Bytes | None, count: int, where: str) -> Integers:

@@ -30,7 +30,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, shown
-from lerobot_grain._repository import Repository, Statistics
+from lerobot_grain._repository import Repository
+from lerobot_grain._stats_file import Statistics
 
 Mode = Literal["mean_std", "min_max", "quantiles", "quantile10", "imagenet", "zero_one", "minus_one_one", "identity"]
 Affine = Mapping[str, Any]  # "center" and "width": arrays
@@ -137,10 +138,10 @@ def normalizer(source: Repository | Statistics, modes: Mapping[str, Mode] | None
 
     Raises:
       InvalidRequestError: a feature, mode or statistic does not exist.
-      DatasetFormatError: a statistic is malformed.
+      DatasetFormatError: a statistic that is needed is malformed.
     """
     if isinstance(source, Repository):
-        where, found = source.description, {**(source.stats or {}), **(stats or {})}
+        where, found = source.description, dict(stats or {})
         known = [key for key, feature in source.features.items() if feature.is_camera or feature.is_array]
         channels = {key: source.features[key].shape[-1] for key in source.cameras}
     else:
@@ -161,6 +162,9 @@ def normalizer(source: Repository | Statistics, modes: Mapping[str, Mode] | None
                 raise InvalidRequestError(f"modes[{key!r}]={mode!r}: that is for cameras of three channels, and {key!r} is none")
             of_cameras[key] = _affine(*_OF_CAMERAS[mode])
         elif mode != "identity":
+            if key not in found and isinstance(source, Repository):
+                # Not before they are needed: they may be malformed, which is nothing to those who have others.
+                found = {**(source.stats or {}), **found}
             affine = _of_statistics(found.get(key, {}), mode, where=f"{where}: feature {key!r}")
             (of_cameras if key in channels else of_values)[key] = affine
     return Normalizer(of_values, of_cameras)

@@ -120,6 +120,15 @@ class ParquetTable:
             first += count
         return spans
 
+    @cached_property
+    def _widthless(self) -> Mapping[str, list[int]]:
+        """Column of lists of a fixed length of 0 -> the lengths of the lists on each axis, down to that one.
+
+        There is nothing in them, and Arrow does not read what it writes of them (pyarrow 26: "Expected all lists to be of size=0").
+        """
+        lengths = {column.name: _fixed_lengths(column.type) for column in self.schema}
+        return {name: found for name, found in lengths.items() if 0 in found}
+
     @property
     def is_in_memory(self) -> bool:
         """Whether the whole file is."""
@@ -192,6 +201,9 @@ class ParquetTable:
         expected = self.group_starts[group + 1] - self.group_starts[group]
         if table.num_rows != expected:
             raise DatasetFormatError(f"{where}: found {table.num_rows} rows; its footer says {expected}")
+        for name in columns:
+            if name in self._widthless:
+                table = table.append_column(name, _empty_lists(expected, self._widthless[name]))
         return table
 
     def _check_chunks(self, leaves: Sequence[int]) -> None:
@@ -244,7 +256,7 @@ class ParquetTable:
         missing = [name for name in columns if name not in self.leaves]
         if missing:
             raise DatasetFormatError(f"{self.where}: there is no column {missing[0]!r}; the file has {', '.join(self.leaves)[:400]}")
-        return [leaf for name in columns for leaf in self.leaves[name]]
+        return [leaf for name in columns if name not in self._widthless for leaf in self.leaves[name]]
 
 
 def open_table(storage: RangeReader, path: str, *, whole_up_to_bytes: int = 0) -> ParquetTable:
@@ -311,6 +323,24 @@ def _num_leaves(kind: pa.DataType) -> int:
     if pa.types.is_dictionary(kind):
         return 1
     return sum(_num_leaves(kind.field(i).type) for i in range(kind.num_fields)) if kind.num_fields else 1
+
+
+def _fixed_lengths(kind: pa.DataType) -> list[int]:
+    """Returns the lengths of nested lists of fixed length, from the outer to the inner ones, at most down to one of 0."""
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    if not pa.types.is_fixed_size_list(kind):
+        return []
+    return [kind.list_size, *(_fixed_lengths(kind.value_type) if kind.list_size else [])]
+
+
+def _empty_lists(rows: int, lengths: Sequence[int]) -> pa.Array:
+    """Returns nested lists of so many elements on each axis, the innermost of none."""
+    counts = [rows, *(rows * n for n in np.cumprod(lengths[:-1]).tolist())]
+    values = pa.nulls(0)
+    for count, length in zip(reversed(counts), reversed(lengths), strict=True):
+        values = pa.ListArray.from_arrays(pa.array(np.arange(count + 1, dtype=np.int32) * length), values)
+    return values
 
 
 def _max_unpacked_bytes(payloads: Sequence[memoryview]) -> int:

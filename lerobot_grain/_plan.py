@@ -1,8 +1,7 @@
 """What to read and decode for the windows that are coming: frames of episodes -> GOPs of files -> byte ranges and decode groups. Pure.
 
-The link between a row and its picture: the k-th row of an episode is the k-th frame, in presentation order, counted from the frame
-nearest to the episode's `from_timestamp` in its file. Timestamps of rows are not used (they may be wall clock), nor is an average frame
-rate; so what can be wrong is a file with too few frames, and that is checked for every episode before one of its frames is given out.
+Which frame belongs to which row: `_row_frames`. What is wrong with an episode is found when its file is opened, and told before one of its
+frames is given out.
 """
 
 from __future__ import annotations
@@ -17,7 +16,9 @@ from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._episodes import EpisodeTable
 from lerobot_grain._errors import DatasetFormatError
 from lerobot_grain._mp4 import SampleTable
+from lerobot_grain._row_frames import ReadTimestamps, link_rows
 from lerobot_grain._small_mp4 import Unit, unit_of_frames
+from lerobot_grain._video_format import VideoFormat
 
 Integers = npt.NDArray[np.int64]
 
@@ -32,11 +33,19 @@ class VideoFile:
       number: of the file among those of its camera.
       episodes: the episode table of the data set.
       fps: of the data set.
+      read_timestamps: as for `link_rows`.
       where: names the file in messages.
       contents: the whole file, where it was read whole.
 
+    Raises:
+      LeRobotGrainError: timestamps are needed, and cannot be read.
+
     Attributes:
-      problems: episode -> what is wrong with it, for the episodes whose frames are not all there.
+      table: the sample table, without the frames that lie between those of an episode and belong to no row.
+      problems: episode -> what is wrong with it, for the episodes whose rows cannot be linked to frames.
+      named: int64 `(n,)`: the episodes whose frames their timestamps name, where they do not follow each other.
+      num_hidden: frames that lie between those of such an episode and belong to no row.
+      rate: frames a second, on average; `None` for a file of one frame.
       estimated_bytes: of the camera's coded video in all files, judged by this one.
     """
 
@@ -49,26 +58,32 @@ class VideoFile:
         number: int,
         episodes: EpisodeTable,
         fps: float,
+        read_timestamps: ReadTimestamps,
         where: str,
         contents: bytes | None = None,
     ) -> None:
         self.contents = contents
-        self.table, self.path, self.camera, self.number, self.where = table, path, camera, number, where
+        self.path, self.camera, self.number, self.where = path, camera, number, where
         spans = episodes.videos[camera]
         held = spans.files.episodes_in(number)
-        starts = spans.from_timestamp_seconds[held]
-        first_frames = table.frame_at(starts)
-        times = table.pts[table.presentation[first_frames]] / table.timescale
+        lengths, num_frames = episodes.lengths[held], table.num_frames
+        link = link_rows(
+            table,
+            episodes=held,
+            starts=spans.from_timestamp_seconds[held],
+            lengths=lengths,
+            fps=fps,
+            read_timestamps=read_timestamps,
+        )
+        self.table = table = link.table
+        self.named, self.num_hidden, self.rate = held[link.named], num_frames - table.num_frames, link.rate
+        self.problems = {held.item(place): problem for place, problem in link.problems.items()}
         by_number = np.argsort(held)
-        self._episodes, self._first_frames = held[by_number], first_frames[by_number]
-        self._lengths = episodes.lengths[self._episodes]
-        self._first_frame_of: dict[int, int] = dict(zip(held.tolist(), first_frames.tolist(), strict=True))
-        self.problems = _episodes_without_frames(held, first_frames, episodes.lengths[held], starts, times, table, fps)
-        # Of each GOP the first frame of the file for which decoding starts there, and the number of frames: GOPs follow each other in
-        # presentation order.
-        ranks = np.empty(table.num_frames, np.int64)
-        ranks[table.presentation] = np.arange(table.num_frames)
-        self.gop_starts = np.append(ranks[table.keys], table.num_frames)
+        self._episodes, self._first_frames, self._lengths = held[by_number], link.first_frames[by_number], lengths[by_number]
+        self._first_frame_of: dict[int, int] = dict(zip(held.tolist(), link.first_frames.tolist(), strict=True))
+        self._number_of: dict[int, int] = dict(zip(held.tolist(), episodes.numbers_of(held).tolist(), strict=True))
+        # GOPs follow each other in presentation order.
+        self.gop_starts = table.gop_starts()
         self.nbytes = sum(a.nbytes for a in (table.offsets, table.sizes, table.pts, table.keys, table.presentation, self.gop_starts))
         self.nbytes += len(contents or b"")
         self.estimated_bytes = int(table.sizes.sum()) * int(episodes.lengths.sum()) // max(1, int(episodes.lengths[held].sum()))
@@ -80,7 +95,11 @@ class VideoFile:
           DatasetFormatError: the file does not hold a frame for every row of the episode.
         """
         if (problem := self.problems.get(episode)) is not None:
-            raise DatasetFormatError(f"{self.where}: episode {episode}, camera {self.camera}: {problem}")
+            raise DatasetFormatError(f"{self.where}: episode {self.number_of(episode)}, camera {self.camera}: {problem}")
+
+    def number_of(self, episode: int) -> int:
+        """Returns the number by which messages call an episode."""
+        return self._number_of[episode]
 
     def first_frame(self, episode: int) -> int:
         """Returns the frame of the file that is frame 0 of an episode that `check` finds."""
@@ -110,7 +129,7 @@ class VideoFile:
           Episode of this file -> those that it is together with, itself among them, in the order of the file.
         """
         first_gops, last_gops = self.gops_of_episodes(self._episodes)
-        keys = np.append(self.table.keys, self.table.num_frames)
+        keys = np.append(self.table.keys, self.table.num_samples)
         before = np.append(0, np.cumsum(self.table.sizes))
         lengths = before[keys[last_gops + 1]] - before[keys[first_gops]]
         has_problem = np.isin(self._episodes, list(self.problems))
@@ -155,43 +174,6 @@ class VideoFile:
         return wanted
 
 
-def _episodes_without_frames(
-    held: Integers,
-    first: Integers,
-    lengths: Integers,
-    starts: npt.NDArray[np.float64],
-    times: npt.NDArray[np.float64],
-    table: SampleTable,
-    fps: float,
-) -> dict[int, str]:
-    """Returns episode -> what is wrong with it, for the episodes whose frames are not all in the file."""
-    problems = {}
-    stops = frames_until(first, table.num_frames)
-    for i in np.flatnonzero((first + lengths > stops) | (np.abs(times - starts) > 0.5 / fps)).tolist():
-        if abs(times[i] - starts[i]) > 0.5 / fps:
-            last = table.pts[table.presentation[-1]] / table.timescale
-            problems[int(held[i])] = (
-                f"it should start at {starts[i]:.6f} s, but the nearest of the {table.num_frames} frames is at {times[i]:.6f} s "
-                f"and the last one at {last:.6f} s"
-            )
-        else:
-            behind = "the file ends" if stops[i] == table.num_frames else "the next episode starts"
-            problems[int(held[i])] = (
-                f"it has {lengths[i]} rows, but only {stops[i] - first[i]} frames from {starts[i]:.6f} s until {behind}; "
-                "which frame belongs to which row is not known"
-            )
-    return problems
-
-
-def frames_until(first_frames: Integers, num_frames: int) -> Integers:
-    """Returns int64 `(n,)`: the frame behind the last one of each episode of a file that has `num_frames`, given the first ones."""
-    # Episodes of a file follow each other in the order of from_timestamp, which is the order of their rows in every file seen.
-    by_start = np.argsort(first_frames, kind="stable")
-    stops = np.empty(len(first_frames), np.int64)
-    stops[by_start] = np.append(first_frames[by_start][1:], num_frames)
-    return stops
-
-
 class WantedGop(NamedTuple):
     """One GOP of a file, and the frames that are wanted of it.
 
@@ -208,11 +190,11 @@ class WantedGop(NamedTuple):
     frames: Integers
 
     def __str__(self) -> str:
-        return f"{self.file.where}: episode {self.episode}, camera {self.file.camera}, GOP {self.gop}"
+        return f"{self.file.where}: episode {self.file.number_of(self.episode)}, camera {self.file.camera}, GOP {self.gop}"
 
 
 def decode_groups(gops: Iterable[WantedGop], *, max_pictures: int) -> list[list[int]]:
-    """Puts GOPs into groups that one small MP4 can hold: equal sample descriptions, up to about `max_pictures` wanted frames.
+    """Puts GOPs into groups that one small MP4 can hold: equal formats, up to about `max_pictures` wanted frames.
 
     Args:
       gops: in the order of their first use.
@@ -221,10 +203,10 @@ def decode_groups(gops: Iterable[WantedGop], *, max_pictures: int) -> list[list[
       The places in `gops` of each group.
     """
     groups: list[list[int]] = []
-    open_groups: dict[bytes, int] = {}
-    pictures: dict[bytes, int] = {}
+    open_groups: dict[VideoFormat, int] = {}
+    pictures: dict[VideoFormat, int] = {}
     for place, gop in enumerate(gops):
-        kind = gop.file.table.sample_description
+        kind = gop.file.table.format
         if kind not in open_groups or pictures[kind] + len(gop.frames) > max_pictures:
             open_groups[kind] = len(groups)
             pictures[kind] = 0

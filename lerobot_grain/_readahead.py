@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,10 +32,10 @@ from lerobot_grain._recycled import RecycledArrays
 from lerobot_grain._repository import Repository
 from lerobot_grain._request_scope import RequestScope
 from lerobot_grain._row_reader import PendingRows, RowReader
-from lerobot_grain._rows import Selection
+from lerobot_grain._selection import Selection
 from lerobot_grain._statistics import Meter, ReadStatistics
 from lerobot_grain._storage_options import StorageOptions
-from lerobot_grain._windows import WindowBlock
+from lerobot_grain._windows import WindowBlock, mask_keys
 
 # Examples that are planned at a time, and whose GOPs are grouped into decode tasks: enough for arrays to pay, and pictures for sequential
 # speed; few enough for an early first batch. Their frames are at most so many bytes, and at most this part of the budget.
@@ -100,6 +101,7 @@ class ReadAhead:
       image_size: (height, width) that cameras are resized to, or `None`.
       options: memory and threads.
       known_examples: add this many examples ahead of `take`, where there are so many.
+      pad_keys: feature key -> key of the mask of its window in examples, where that is not `{key}_is_pad`.
       is_expected: bool `(episodes,)`: of which episodes something is needed in every epoch, as far as is known. What lies side by side of
         them, and is small, is fetched together.
     """
@@ -115,9 +117,10 @@ class ReadAhead:
         image_size: tuple[int, int] | None,
         options: ReadOptions,
         known_examples: int,
+        pad_keys: Mapping[str, str],
         is_expected: npt.NDArray[np.bool_],
     ) -> None:
-        self._known_examples = known_examples
+        self._known_examples, self._pad_keys = known_examples, pad_keys
         self._budget_bytes = options.memory_budget_bytes
         self._selection = selection
         self._pending: deque[_PendingBlock] = deque()
@@ -127,7 +130,10 @@ class ReadAhead:
         self._arrays = RecycledArrays()
         self._requests = RequestScope()
         self._fetchers = ThreadPoolExecutor(options.storage.num_connections, "lerobot_grain fetch", initializer=self._requests.enter)
-        self._decoders = ThreadPoolExecutor(options.num_decode_threads or _num_cores(), "lerobot_grain decode")
+        # They seldom send a request: for what tells the order of rows in the row groups around one.
+        self._decoders = ThreadPoolExecutor(
+            options.num_decode_threads or _num_cores(), "lerobot_grain decode", initializer=self._requests.enter
+        )
         rows_bytes = options.memory_budget_bytes // (_ROWS_PART if selection.videos else _ROWS_PART_ALONE)
         self._rows = RowReader(
             repository,
@@ -170,8 +176,9 @@ class ReadAhead:
         """Adds the requests of the examples that come next.
 
         Raises:
-          InvalidRequestError: the memory budget does not hold one example.
+          InvalidRequestError: the memory budget does not hold one example, or the mask of a window has the key of something else.
         """
+        self._masks(block)
         needed = self._frames.example_bytes(block)
         if needed > self._frames.budget_bytes:
             raise InvalidRequestError(
@@ -270,8 +277,13 @@ class ReadAhead:
             if stop - start == 1:
                 raise
             return self._next_part(pending, 1)
-        masks = {f"{key}_is_pad": mask[examples].copy() for key, mask in pending.block.is_pad.items()}
+        masks = {key: mask[examples].copy() for key, mask in self._masks(pending.block).items()}
         return examples, {**part_of(pending.values, examples), **pictures, **masks}
+
+    def _masks(self, block: WindowBlock) -> dict[str, npt.NDArray[np.bool_]]:
+        """Returns the masks of a block by their keys in examples."""
+        keys = mask_keys(block.is_pad, selected=self._selection.keys, pad_keys=self._pad_keys)
+        return {keys[feature]: mask for feature, mask in block.is_pad.items()}
 
     def _advance(self, pending: _PendingBlock, examples: slice) -> None:
         pending.num_taken = examples.stop

@@ -7,13 +7,14 @@ Rules:
 * Of the episode tables only the few columns that are needed are read: the statistics of every episode would be a hundred times as much.
 * A repository is a value that pickles; opening one again in another process costs nothing.
 * Files that disagree are an error where it could change what is read. Where it could not, a note says so, and a warning once.
+* Statistics are not needed to read rows. What is wrong with their file is a note, and an error for who asks for them. That the bytes could
+  not be had is an error all the same: it says nothing about the dataset, and what the Hub has is to be in the cache afterwards.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import re
 import warnings
@@ -25,16 +26,18 @@ import numpy.typing as npt
 
 from lerobot_grain import _metadata_v2 as v2
 from lerobot_grain._byte_ranges import ByteRange
-from lerobot_grain._columns import first_line
 from lerobot_grain._episodes import EpisodeTable, episode_columns, episode_table
-from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, LeRobotGrainWarning, MissingFileError, shown
+from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, LeRobotGrainWarning, MissingFileError
 from lerobot_grain._json_lines import pieces_of
 from lerobot_grain._mp4 import SampleTable, SampleTableReader, read_sample_table
 from lerobot_grain._open_storage import open_storage
 from lerobot_grain._parquet import InMemoryFile, open_table, read_columns
+from lerobot_grain._row_order import RowOrders
 from lerobot_grain._schema import DatasetInfo, Feature, parse_info
+from lerobot_grain._stats_file import Statistics, parse_stats
 from lerobot_grain._storage import Storage
 from lerobot_grain._storage_options import StorageOptions
+from lerobot_grain._texts import UnreadableTexts, texts_of_table
 
 INFO_PATH, STATS_PATH = "meta/info.json", "meta/stats.json"
 TASKS_PATH, SUBTASKS_PATH = "meta/tasks.parquet", "meta/subtasks.parquet"
@@ -48,8 +51,6 @@ _MAX_EPISODES, _MAX_TASKS = 1 << 22, 1 << 20
 # Up to this size a table is fetched whole, into the Hub's cache, where it costs nothing the next time; above, only its projected columns
 # are read.
 _WHOLE_TABLE_BYTES = 8 << 20
-
-Statistics = Mapping[str, Mapping[str, npt.NDArray[np.float64]]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class Repository:
       subtasks: texts by `subtask_index`; `None` where there is no `meta/subtasks.parquet`.
       notes: what in the files is odd or was repaired, and does not change what is read; one text each. Opening issues each as a
         `LeRobotGrainWarning`.
+      row_orders: in which row groups of data files the rows lie in order, as far as this process has read them.
       folder: of the repository on the Hub that the dataset lies in; empty: it is the whole repository, a bucket or a directory.
     """
 
@@ -77,20 +79,21 @@ class Repository:
     notes: tuple[str, ...] = ()
     folder: str = ""
     _stats: list[Statistics | None] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
+    row_orders: RowOrders = dataclasses.field(default_factory=RowOrders, init=False, repr=False, compare=False)
 
     @property
     def stats(self) -> Statistics | None:
         """Feature key -> statistic (`mean`, `std`, `min`, `max`, `count`, quantiles) -> float64 array; `None` where there are none.
 
-        As `meta/stats.json` has them. In v2.1, which has them for each episode, the first use adds those up: that reads up to 10 KB an
-        episode.
+        As `meta/stats.json` has them; entries that are no numbers are left out, and `notes` name them. In v2.1, which has them for each
+        episode, the first use adds those up: that reads up to 10 KB an episode.
 
         Raises:
-          DatasetFormatError: they are malformed.
+          DatasetFormatError: they are malformed. `compute_stats` makes new ones.
           StorageError: the bytes could not be had.
         """
         if not self._stats:
-            self._stats.append(_read_stats(self.storage, self.info))
+            self._stats.append(_read_stats(self.storage, self.info)[0])
         return self._stats[0]
 
     @property
@@ -184,6 +187,29 @@ def open_repository(
       DatasetFormatError: it is not a LeRobotDataset v2.0, v2.1 or v3.x, or its metadata is malformed.
       StorageError: missing, private or gated repository, wrong revision, or the Hub could not be reached.
     """
+    opened = open_leniently(
+        repository, revision=revision, endpoint=endpoint, token=token, cache_dir=cache_dir, storage_options=storage_options
+    )
+    for texts in (opened.tasks, opened.subtasks):
+        if isinstance(texts, UnreadableTexts):
+            raise DatasetFormatError(texts.problem)
+    warn_of_notes(opened)
+    return opened
+
+
+def open_leniently(
+    repository: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    endpoint: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    storage_options: StorageOptions | None = None,
+) -> Repository:
+    """As `open_repository`, but a table of tasks or subtasks that cannot be read is an error for who asks for its texts, and else a note.
+
+    The notes are not issued as warnings: `warn_of_notes` does that.
+    """
     options = StorageOptions() if storage_options is None else storage_options
     storage = open_storage(repository, revision=revision, endpoint=endpoint, token=token, cache_dir=cache_dir, options=options)
     listing = storage.list_metadata()
@@ -196,27 +222,51 @@ def open_repository(
     with storage.checked(INFO_PATH):
         info = parse_info(storage.read_metadata(INFO_PATH, max_bytes=_MAX_INFO_BYTES), where=f"{storage.description}, {INFO_PATH}")
     episodes = _read_episodes(storage, listing, info)
+    is_v2 = info.major_version == 2
+    tasks = _texts(
+        lambda: v2.read_tasks(storage, listing, max_tasks=_MAX_TASKS) if is_v2 else _read_texts(storage, listing, TASKS_PATH, "task")
+    )
+    subtasks = _texts(lambda: _read_texts(storage, listing, SUBTASKS_PATH, "subtask")) if SUBTASKS_PATH in listing else None
+    stats: list[Statistics | None] = []
+    odd: list[str] = []
+    if v2.EPISODES_STATS_PATH not in listing:
+        # Small, and found in the cache when the Hub cannot be reached.
+        try:
+            found, odd_stats = _read_stats(storage, info)
+        except DatasetFormatError as error:
+            odd.append(f"{_note_of(error, storage, STATS_PATH)}; until then there are no statistics")
+        else:
+            stats.append(found)
+            odd += [f"{STATS_PATH}: {note}" for note in odd_stats]
     notes = (
         *storage.notes,
         *(f"{INFO_PATH}: {note}" for note in (*info.notes, *_odd_totals(info, episodes))),
         *(f"meta/episodes: {note}" for note in episodes.notes),
+        *(
+            _note_of(texts.problem, storage, path)
+            for texts, path in ((tasks, v2.TASKS_PATH if is_v2 else TASKS_PATH), (subtasks, SUBTASKS_PATH))
+            if isinstance(texts, UnreadableTexts)
+        ),
+        *odd,
     )
-    for note in notes:
-        warnings.warn(f"{storage.description}: {note}", LeRobotGrainWarning, stacklevel=2)
-    is_v2 = info.major_version == 2
     opened = Repository(
         storage=storage,
         commit=storage.commit or _hash_of_metadata(storage, listing),
         info=info,
         episodes=episodes,
-        tasks=v2.read_tasks(storage, listing, max_tasks=_MAX_TASKS) if is_v2 else _read_texts(storage, listing, TASKS_PATH, "task"),
-        subtasks=_read_texts(storage, listing, SUBTASKS_PATH, "subtask") if SUBTASKS_PATH in listing else None,
+        tasks=tasks,
+        subtasks=subtasks,
         notes=notes,
         folder=storage.folder,
     )
-    if v2.EPISODES_STATS_PATH not in listing:
-        _ = opened.stats  # small: found in the cache when the Hub cannot be reached
+    opened._stats.extend(stats)
     return opened
+
+
+def warn_of_notes(opened: Repository) -> None:
+    """Issues the notes about a dataset as warnings."""
+    for note in opened.notes:
+        warnings.warn(f"{opened.description}: {note}", LeRobotGrainWarning, stacklevel=3)
 
 
 def sample_table(storage: Storage, path: str, *, is_moov_last: bool = False) -> SampleTable:
@@ -304,43 +354,35 @@ def _read_table(
         return read_columns(table, columns)
 
 
+def _texts(read: Callable[[], dict[int, str]]) -> Mapping[int, str]:
+    try:
+        return read()
+    except DatasetFormatError as error:
+        return UnreadableTexts(str(error))
+
+
 def _read_texts(storage: Storage, listing: Mapping[str, int], path: str, kind: str) -> dict[int, str]:
     """Returns the texts of tasks or subtasks by their number."""
     if path not in listing:
         raise DatasetFormatError(f"{storage.description}: there is no {path}; expected the table of {kind} texts")
-    where, index = f"{storage.description}, {path}", f"{kind}_index"
     columns = _read_table(storage, path, listing[path], None, max_rows=_MAX_TASKS)
-    # The texts are the index of a pandas table, whose name depends on the version of lerobot that wrote it: task or __index_level_0__.
-    texts = [name for name, values in columns.items() if name != index and values.dtype == object]
-    texts = [name for name in texts if name in (kind, "__index_level_0__")] or texts
-    if index not in columns or len(texts) != 1:
-        raise DatasetFormatError(f"{where}: found the columns {', '.join(columns)[:400]}; expected {index} and one of texts")
-    numbers, values = columns[index], columns[texts[0]]
-    if numbers.dtype.kind not in "iuf" or not np.array_equal(np.sort(numbers), np.arange(len(numbers))):
-        raise DatasetFormatError(f"{where}: {index} is {shown(numbers[:8].tolist())}...; expected 0, 1, 2, ... once each")
-    if odd := [value for value in values if not isinstance(value, str)]:
-        raise DatasetFormatError(f"{where}: found {shown(odd[0])} in column {texts[0][:400]}; expected texts")
-    return {int(number): str(value) for number, value in zip(numbers, values, strict=True)}
+    return texts_of_table(columns, kind, where=f"{storage.description}, {path}")
 
 
-def _read_stats(storage: Storage, info: DatasetInfo) -> Statistics | None:
+def _note_of(error: DatasetFormatError | str, storage: Storage, path: str) -> str:
+    """Returns a message as a note has it: after the path, and without the name of the dataset."""
+    return f"{path}: {str(error).removeprefix(storage.description).lstrip(',: ').removeprefix(path).lstrip(': ')}"
+
+
+def _read_stats(storage: Storage, info: DatasetInfo) -> tuple[Statistics | None, tuple[str, ...]]:
+    """Returns the statistics, and notes about them."""
     listing = storage.list_metadata()
     if info.major_version == 2 and v2.EPISODES_STATS_PATH in listing:
-        return v2.read_episodes_stats(storage, listing)
+        return v2.read_episodes_stats(storage, listing, info), ()
     if STATS_PATH not in listing:
-        return None
+        return None, ()
     with storage.checked(STATS_PATH):
-        return _parse_stats(storage.read_metadata(STATS_PATH, max_bytes=_MAX_STATS_BYTES), f"{storage.description}, {STATS_PATH}")
-
-
-def _parse_stats(raw: bytes, where: str) -> Statistics:
-    try:
-        stats = json.loads(raw)
-        return {
-            str(key): {str(name): np.asarray(value, np.float64) for name, value in statistics.items()} for key, statistics in stats.items()
-        }
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise DatasetFormatError(f"{where}: expected feature -> statistic -> numbers ({first_line(error)})") from None
+        return parse_stats(storage.read_metadata(STATS_PATH, max_bytes=_MAX_STATS_BYTES), where=f"{storage.description}, {STATS_PATH}")
 
 
 def _hash_of_metadata(storage: Storage, listing: Mapping[str, int]) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import grain
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._episodes import EpisodeTable
 from lerobot_grain._errors import InvalidRequestError
 from lerobot_grain._frame_order import FrameOrderIterator, FrameOrderIterDataset
 from lerobot_grain._repository import Repository
@@ -55,14 +57,32 @@ class DeltaTimestamps(grain.transforms.Map):
             delta_timestamps or {}, fps=repository.fps, tolerance_seconds=tolerance_seconds, known_keys=tuple(repository.features)
         )
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of the features with windows."""
+        return self._offsets.keys
+
     def map(self, element: int) -> WindowRequest:
-        episode, frame = self._episodes.locate(element)
-        return self._offsets.request(row=element, episode=episode, frame=frame, length=self._episodes.lengths.item(episode))
+        episodes = self._episodes
+        position, frame = episodes.place_of(element)
+        return self._offsets.request(row=element, episode=episodes.number_of(position), frame=frame, length=episodes.lengths.item(position))
 
     def block(self, rows: npt.NDArray[np.int64]) -> WindowBlock:
         """Returns the requests of rows, int64 `(n,)`, which exist."""
         episodes, frames = self._episodes.locate_all(rows)
         return self._offsets.block(episodes=episodes, frames=frames, lengths=self._episodes.lengths[episodes])
+
+
+def windows_of(requests: grain.IterDataset[Any]) -> tuple[str, ...] | None:
+    """Returns the keys of the features that requests have windows of, as far as their pipeline tells it; `None` where it does not."""
+    for value in vars(requests).values():
+        # Grain keeps the method of a transformation.
+        transformation = getattr(value, "__self__", value)
+        if isinstance(transformation, DeltaTimestamps):
+            return transformation.keys
+    found = [windows_of(parent) for parent in getattr(requests, "_parents", ()) if isinstance(parent, grain.IterDataset)]
+    known = [keys for keys in found if keys is not None]
+    return tuple(dict.fromkeys(key for keys in known for key in keys)) if known else None
 
 
 class OrderedWindowsIterDataset(grain.IterDataset[WindowRequest]):
@@ -123,9 +143,9 @@ class PulledBlocks:
       is_expected: bool `(episodes,)`: of no episode, since nothing is known of what will come.
     """
 
-    def __init__(self, parent: grain.DatasetIterator[WindowRequest], lengths: npt.NDArray[np.int64]) -> None:
-        self._parent, self._lengths = parent, lengths
-        self.is_expected = np.zeros(len(lengths), np.bool_)
+    def __init__(self, parent: grain.DatasetIterator[WindowRequest], episodes: EpisodeTable) -> None:
+        self._parent, self._episodes = parent, episodes
+        self.is_expected = np.zeros(episodes.num_episodes, np.bool_)
         self._next: tuple[WindowRequest, dict[str, Any]] | None = None  # pulled, and not in a block
         self._error: Exception | None = None
 
@@ -143,8 +163,11 @@ class PulledBlocks:
         if not requests:
             assert self._error is not None
             raise self._error
-        block = stack_requests(requests)
-        if (problem := first_problem(block, self._lengths)) is not None:
+        block, episodes = stack_requests(requests), self._episodes
+        positions = episodes.positions_of(block.episodes)
+        problem = first_problem(block, positions, episodes.lengths, shown_episodes=episodes.shown_numbers)
+        block = replace(block, episodes=positions)
+        if problem is not None:
             index, text = problem
             self._next, self._error = None, InvalidRequestError(f"a WindowRequest: {text}")
             block = block[:index]

@@ -29,15 +29,16 @@ from lerobot_grain._repository import Repository
 from lerobot_grain._rows import (
     DataFile,
     RowGroup,
-    Selection,
     columns_to_read,
     fetch_groups,
     load_group,
     load_rows,
     neighbours_of,
     open_data_file,
+    selected_columns,
 )
 from lerobot_grain._schema import Feature
+from lerobot_grain._selection import Selection
 from lerobot_grain._statistics import Meter
 from lerobot_grain._video import decode_depth_image, decode_image
 from lerobot_grain._windows import WindowBlock
@@ -206,11 +207,17 @@ class RowReader:
         problems: list[tuple[int, Exception]] = []
         for place, group in enumerate(pending.groups):
             try:
-                pending.loaded.append(self._meter.wait(group, "fetch"))
+                loaded = self._meter.wait(group, "fetch")
             except LeRobotGrainError as error:
                 pending.loaded.append(None)
                 cells = (pending.anchors, *pending.windows.values())
                 problems += [(int(found[0, 0]), error) for cell in cells if len(found := np.argwhere(cell.groups == place))]
+                continue
+            pending.loaded.append(loaded)
+            if loaded.problems:
+                rows = pending.anchors.rows
+                odd = np.flatnonzero((pending.anchors.groups == place) & np.isin(rows, list(loaded.problems)))
+                problems += [(example, DatasetFormatError(loaded.problems[rows.item(example)])) for example in odd[:1].tolist()]
         for number, problem in pending.problems.items():
             problems.append((int(np.flatnonzero(pending.files == number)[0]), problem))
         return min(problems, key=lambda problem: problem[0], default=None)
@@ -218,7 +225,7 @@ class RowReader:
     def _values(self, pending: PendingRows, examples: slice) -> Batch:
         found: Batch = {}
         groups, anchors, columns = pending.loaded, pending.anchors[examples], self._selection.columns
-        arrays = tuple(f.key for f in columns if f.key not in pending.windows and f.is_array)
+        arrays = tuple(f.key for f in columns if f.key not in pending.windows and f.is_array and 0 not in f.shape)
         if arrays:
             found.update(_records(groups, arrays, anchors))
         for feature in columns:
@@ -285,7 +292,7 @@ class RowReader:
     def _fetch(self, file: DataFile, groups: range) -> Future[DataFile]:
         for group in groups:
             self._count(file, group)
-        return self._fetchers.submit(fetch_groups, file, groups, self._selection)
+        return self._fetchers.submit(fetch_groups, self._repository, file, groups, self._selection)
 
     def _rows_of(self, file: DataFile, group: int, rows: Integers) -> Future[RowGroup]:
         assert self._large_fetchers is not None
@@ -293,7 +300,7 @@ class RowReader:
         return self._large_fetchers.submit(load_rows, self._repository, file, group, self._selection, rows)
 
     def _count(self, file: DataFile, group: int) -> None:
-        columns = columns_to_read(file, self._selection)
+        columns = columns_to_read(self._repository, file, group, self._selection)
         self._meter.count(bytes_needed=sum(chunk.length for chunk in file.table.ranges(group, columns)))
 
     def _are_too_large(self, needed: Sequence[tuple[DataFile, int]], num_examples: int) -> bool:
@@ -319,7 +326,7 @@ class RowReader:
     def _unpacked(self, file: DataFile, group: int) -> int:
         place = (file.number, group)
         if place not in self._unpacked_bytes:
-            self._unpacked_bytes[place] = file.table.unpacked_bytes(group, columns_to_read(file, self._selection))
+            self._unpacked_bytes[place] = file.table.unpacked_bytes(group, selected_columns(file, self._selection))
         return self._unpacked_bytes[place]
 
     def _decoded(self, feature: Feature, encoded: list[Any], episodes: Integers, shape: tuple[int, ...]) -> npt.NDArray[Any]:
@@ -333,7 +340,7 @@ class RowReader:
                 raise DatasetFormatError(f"{where}: a picture has shape {pixels.shape}; info.json declares {expected}")
             return pixels
 
-        owners = np.repeat(episodes, len(encoded) // len(episodes)).tolist()
+        owners = np.repeat(self._repository.episodes.numbers_of(episodes), len(encoded) // len(episodes)).tolist()
         pixels = np.stack(list(self._decoders.map(decode, zip(owners, encoded, strict=True))))
         self._meter.count(frames_handed_out=len(encoded))
         return pixels.reshape(*shape, *expected)

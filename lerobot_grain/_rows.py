@@ -1,12 +1,14 @@
 """Row groups of data files -> the low-dimensional values, encoded images and texts of single rows and windows.
 
-A data file holds the rows of its episodes in the order of the episode table. That link is checked when a file is opened (number of rows)
-and when a row group is read (`episode_index` of every row), so a file that belongs to another table is an error and never a wrong row.
+A data file holds the rows of its episodes, each row group those that the episode table puts there. That link is checked when a file is
+opened (number of rows) and when a row group is read (`episode_index` of every row), so a file that belongs to another table is an error and
+never a wrong row. Inside a row group the rows may lie in any order (`_row_order`). The column that tells it is read with the others until
+the order of the row group is known in this process; after that only where it is selected.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -14,42 +16,22 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._byte_ranges import ByteRange, merge_ranges, slice_from
-from lerobot_grain._columns import LanguageColumn, to_encoded_images, to_numpy, to_strings
-from lerobot_grain._errors import DatasetFormatError, InvalidRequestError
+from lerobot_grain._columns import LanguageColumn, reordered, to_encoded_images, to_numpy, to_strings
+from lerobot_grain._errors import DatasetFormatError
 from lerobot_grain._parquet import ParquetTable, open_table
 from lerobot_grain._repository import Repository
-from lerobot_grain._schema import TASK_KEY, Feature
+from lerobot_grain._row_order import ExpectedRows, GroupOrder, check_episodes, check_parts, order_column, order_of_group, part_of
+from lerobot_grain._schema import Feature
+from lerobot_grain._selection import INDEX_OF, Selection, texts_of
+from lerobot_grain._texts import numbers_shown
 
-SUBTASK_KEY = "subtask"
-_EPISODE_INDEX = "episode_index"
-# Keys of texts that are looked up in a table of meta/ -> columns that number them.
-_INDEX_OF = {TASK_KEY: "task_index", SUBTASK_KEY: "subtask_index"}
+_EPISODE_INDEX, _TIMESTAMP = "episode_index", "timestamp"
 
 # Smaller row groups cost a request and hardly a byte, and there may be one for every episode: too many files for what they save.
 _MIN_KEPT_GROUP_BYTES = 64 << 10
 
 # A file of one episode without embedded images is hardly larger; so one request reads it whole.
 _WHOLE_FILE_BYTES = 64 << 10
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Which features are read.
-
-    Attributes:
-      columns: features that are columns of the data files: low-dimensional ones and embedded images.
-      videos: features that are video files.
-      texts: `task`, `subtask` or both: which texts examples have.
-    """
-
-    columns: tuple[Feature, ...]
-    videos: tuple[Feature, ...]
-    texts: tuple[str, ...]
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The keys that select this."""
-        return (*(feature.key for feature in self.columns + self.videos), *self.texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +57,13 @@ class RowGroup:
       first_row: row in the file of its first row.
       columns: feature key -> array `(rows, *shape)`, or a sequence of str, (images) bytes or (language) lists; and the texts.
       nbytes: bytes held.
+      problems: row -> what is wrong with it, for rows that cannot be handed out.
     """
 
     first_row: int
     columns: dict[str, npt.NDArray[Any] | Sequence[Any]]
     nbytes: int
+    problems: Mapping[int, str] = field(default_factory=dict)
     _records: dict[tuple[str, ...], Records] = field(default_factory=dict)
 
     def only(self, rows: npt.NDArray[np.int64]) -> RowGroup:
@@ -89,7 +73,8 @@ class RowGroup:
             key: column[chosen] if isinstance(column, np.ndarray) else [column[row] for row in chosen.tolist()]
             for key, column in self.columns.items()
         }
-        return RowGroup(0, columns, nbytes=0)
+        problems = {place: self.problems[row] for place, row in enumerate(rows.tolist()) if row in self.problems} if self.problems else {}
+        return RowGroup(0, columns, nbytes=0, problems=problems)
 
     def records(self, keys: tuple[str, ...]) -> Records:
         """Returns the values of columns that are arrays, row by row: single rows are then had in one piece."""
@@ -111,39 +96,6 @@ class Records(NamedTuple):
     dtype: np.dtype[Any]
 
 
-def select_features(repository: Repository, features: Iterable[str] | None) -> Selection:
-    """Returns what `features=` selects.
-
-    Raises:
-      InvalidRequestError: a key does not exist, is given twice, or is of a kind that is not supported.
-      DatasetFormatError: a selected camera has no video.
-    """
-    declared = repository.features
-    if isinstance(features, str):
-        raise InvalidRequestError(f"features={features!r}: expected a list of keys")
-    has_subtasks = repository.subtasks is not None and _INDEX_OF[SUBTASK_KEY] in declared and SUBTASK_KEY not in declared
-    known = [*declared, TASK_KEY, *([SUBTASK_KEY] if has_subtasks else [])]
-    keys = known if features is None else list(features)
-    if unknown := [key for key in keys if key not in known]:
-        raise InvalidRequestError(f"{repository.description}: there is no feature {unknown[0]!r}; there are {', '.join(known)}")
-    if len(set(keys)) < len(keys):
-        raise InvalidRequestError(f"features={keys!r}: a key is given twice")
-    if not keys:
-        raise InvalidRequestError("features=[]: expected at least one key, or None for all")
-    chosen = [declared[key] for key in keys if key in declared]
-    for feature in chosen:
-        if feature.is_video and feature.key not in repository.episodes.videos:
-            raise DatasetFormatError(
-                f"{repository.description}: camera {feature.key!r} has no video: the episode table has no columns "
-                f"videos/{feature.key}/...; name the other features in features=[...]"
-            )
-    return Selection(
-        columns=tuple(feature for feature in chosen if not feature.is_video),
-        videos=tuple(feature for feature in chosen if feature.is_video),
-        texts=tuple(key for key in keys if key not in declared),
-    )
-
-
 def open_data_file(repository: Repository, number: int) -> DataFile:
     """Opens a data file and checks that it has the rows that the episode table puts into it.
 
@@ -163,11 +115,27 @@ def open_data_file(repository: Repository, number: int) -> DataFile:
     return DataFile(table, number)
 
 
-def columns_to_read(file: DataFile, selection: Selection) -> list[str]:
-    """Returns the columns that are read of a data file: the selected ones, and those that check and name what is read."""
+def selected_columns(file: DataFile, selection: Selection) -> list[str]:
+    """Returns the columns of a data file that are selected, and those that check and name what is read."""
     names = [feature.key for feature in selection.columns]
-    extra = [_EPISODE_INDEX, *(_INDEX_OF[key] for key in selection.texts)]
+    extra = [_EPISODE_INDEX, *(INDEX_OF[key] for key in selection.texts)]
     return names + [name for name in extra if name in file.table.leaves and name not in names]
+
+
+def columns_to_read(repository: Repository, file: DataFile, group: int, selection: Selection) -> list[str]:
+    """Returns the columns that are read of a row group: the selected ones, and the one that orders rows unless their order is known.
+
+    Of a row group that is kept on disk they are always the same, since it is found there by its byte ranges.
+    """
+    known = repository.row_orders.get((file.number, group))
+    if known is None or not known.is_placed or _is_to_be_kept(repository, file, group, selection):
+        return _all_columns(file, selection)
+    return selected_columns(file, selection)
+
+
+def _all_columns(file: DataFile, selection: Selection) -> list[str]:
+    names, order = selected_columns(file, selection), order_column(file.table.leaves)
+    return names if order is None or order in names else [*names, order]
 
 
 def load_group(repository: Repository, file: DataFile, group: int, selection: Selection) -> RowGroup:
@@ -185,12 +153,15 @@ def _load_group(repository: Repository, file: DataFile, group: int, selection: S
     table = file.table
     where = f"{table.where}, row group {group}"
     first_row, stop_row = table.group_starts[group], table.group_starts[group + 1]
-    names = columns_to_read(file, selection)
-    found = table.read_group(group, names, keep=_is_to_be_kept(repository, table, group, names, selection))
-    if _EPISODE_INDEX in table.leaves:
-        stored = to_numpy(found.column(_EPISODE_INDEX), _integer(_EPISODE_INDEX), where=where)
-        _check_episodes(repository, file.number, first_row, stored, where)
+    names = columns_to_read(repository, file, group, selection)
+    found = table.read_group(group, names, keep=_is_to_be_kept(repository, file, group, selection))
+    assert found.num_rows == stop_row - first_row
+    order = _order(repository, file, group, found)
+    found = found.select(selected_columns(file, selection))
+    if order.places is not None:
+        found = reordered(found, order.places)
     columns: dict[str, npt.NDArray[Any] | Sequence[Any]] = {}
+    problems: dict[int, str] = {}
     for feature in selection.columns:
         column = found.column(feature.key)
         if feature.is_camera:
@@ -202,16 +173,91 @@ def _load_group(repository: Repository, file: DataFile, group: int, selection: S
         else:
             columns[feature.key] = to_numpy(column, feature, where=where)
     for key in selection.texts:
-        index = _INDEX_OF[key]
+        index = INDEX_OF[key]
         if index not in table.leaves:
             raise DatasetFormatError(
                 f"{where}: there is no column {index}, which the text of the {key} needs; leave {key!r} out of features"
             )
-        known = repository.tasks if key == TASK_KEY else repository.subtasks
-        assert known is not None
-        columns[key] = _texts(known, key, to_numpy(found.column(index), _integer(index), where=where), where)
-    assert found.num_rows == stop_row - first_row
-    return RowGroup(first_row, columns, int(found.nbytes))
+        numbers = to_numpy(found.column(index), _integer(index), where=where)
+        known = texts_of(repository, key)
+        columns[key] = [known.get(number, "") for number in numbers.tolist()]
+        problems |= _missing_texts(known, key, numbers, first_row, lambda row: _name_of_row(repository, file, row))
+    return RowGroup(first_row, columns, int(found.nbytes), problems)
+
+
+def _order(repository: Repository, file: DataFile, group: int, found: Any) -> GroupOrder:
+    """Returns the order of the rows of a row group, checked against the other parts of the episodes that it holds a part of.
+
+    Args:
+      found: the Arrow table of the row group, with `columns_to_read`.
+    """
+    table = file.table
+    where = f"{table.where}, row group {group}"
+    known = repository.row_orders.get((file.number, group))
+    if known is not None and _EPISODE_INDEX in table.leaves:
+        # These bytes were read anew.
+        stored = to_numpy(found.column(_EPISODE_INDEX), _integer(_EPISODE_INDEX), where=where)
+        check_episodes(stored if known.places is None else stored[known.places], _expected(repository, file, group), where=where)
+    order = known or _order_of(repository, file, group, found)
+    if order.is_placed:
+        return order
+    column = order_column(table.leaves)
+    assert column is not None
+    for part in order.unusual:
+        others = _groups_of(repository, file, part.episode)
+        others.remove(group)
+        _learn_orders(repository, file, others)
+        parts = [
+            (other, part_of(repository.row_orders[file.number, other], _expected(repository, file, other), part.episode, column=column))
+            for other in others
+        ]
+        check_parts(part, parts, group, column=column, where=where)
+    order = repository.row_orders[file.number, group] = replace(order, is_placed=True)
+    return order
+
+
+def _groups_of(repository: Repository, file: DataFile, episode: int) -> list[int]:
+    """Returns the row groups that hold rows of an episode of the file."""
+    table, starts = file.table, file.table.group_starts
+    first = repository.episodes.data_offsets.item(episode)
+    last = first + repository.episodes.lengths.item(episode) - 1
+    return [group for group in range(table.group_of_row(first), table.group_of_row(last) + 1) if starts[group] < starts[group + 1]]
+
+
+def _learn_orders(repository: Repository, file: DataFile, groups: Sequence[int]) -> None:
+    """Reads what orders the rows of row groups of a file, of those where it is not known yet, at once."""
+    with repository.row_orders.comparing(file.number):
+        unknown = [group for group in groups if (file.number, group) not in repository.row_orders]
+        if not unknown:
+            return
+        nothing = Selection((), (), ())
+        if not file.table.is_in_memory:
+            # The file at hand may hold other row groups only.
+            whole = replace(file, table=replace(file.table, storage=repository.storage))
+            file = fetch_groups(repository, whole, unknown, nothing)
+        for group in unknown:
+            found = file.table.read_group(group, columns_to_read(repository, file, group, nothing))
+            _order_of(repository, file, group, found)
+
+
+def _order_of(repository: Repository, file: DataFile, group: int, found: Any) -> GroupOrder:
+    """Returns, and remembers, the order of the rows of a row group, as it alone tells it; `found` is as for `_order`."""
+    table, column = file.table, order_column(file.table.leaves)
+    where = f"{table.where}, row group {group}"
+    stored = to_numpy(found.column(_EPISODE_INDEX), _integer(_EPISODE_INDEX), where=where) if _EPISODE_INDEX in table.leaves else None
+    numbers = None if column is None else _numbers(found.column(column), column, where)
+    expected = _expected(repository, file, group)
+    order = repository.row_orders[file.number, group] = order_of_group(stored, numbers, expected, column=column, where=where)
+    return order
+
+
+def _numbers(stored: Any, column: str, where: str) -> npt.NDArray[np.int64]:
+    try:
+        return to_numpy(stored, _integer(column), where=where)
+    except DatasetFormatError as error:
+        raise DatasetFormatError(
+            f"{error}. It tells the order of the rows: write the file again with an integer in each row of it, or without this column"
+        ) from None
 
 
 def neighbours_of(repository: Repository, file: DataFile, group: int, selection: Selection, is_expected: npt.NDArray[np.bool_]) -> range:
@@ -224,7 +270,7 @@ def neighbours_of(repository: Repository, file: DataFile, group: int, selection:
       is_expected: bool `(episodes,)`: of which something will be needed.
     """
     piece_bytes = repository.storage.options.cost_bytes
-    table, names = file.table, columns_to_read(file, selection)
+    table = file.table
     held = repository.episodes.data.episodes_in(file.number)
     stops = np.cumsum(repository.episodes.lengths[held])
     bounds = np.array(table.group_starts)
@@ -234,10 +280,10 @@ def neighbours_of(repository: Repository, file: DataFile, group: int, selection:
         if not is_expected[held[first : last + 1]].any():
             return None
         try:
-            chunks = table.ranges(number, names)
+            chunks = table.ranges(number, columns_to_read(repository, file, number, selection))
         except DatasetFormatError:
             return None  # which is nothing to the others
-        if not chunks or _is_to_be_kept(repository, table, number, names, selection):
+        if not chunks or _is_to_be_kept(repository, file, number, selection):
             return None
         start, stop = min(chunk.start for chunk in chunks), max(chunk.stop for chunk in chunks)
         return start // piece_bytes if stop - start <= piece_bytes else None
@@ -251,19 +297,66 @@ def neighbours_of(repository: Repository, file: DataFile, group: int, selection:
     return range(begin, end)
 
 
-def fetch_groups(file: DataFile, groups: Sequence[int], selection: Selection) -> DataFile:
+def fetch_groups(repository: Repository, file: DataFile, groups: Sequence[int], selection: Selection) -> DataFile:
     """Reads the bytes of some row groups, in one request where they are neighbours; returns their file, with these in memory.
 
     Raises:
       StorageError: the bytes could not be had.
     """
-    table, names = file.table, columns_to_read(file, selection)
-    chunks = [chunk for group in groups for chunk in table.ranges(group, names)]
+    table = file.table
+    chunks = [chunk for group in groups for chunk in table.ranges(group, columns_to_read(repository, file, group, selection))]
     # Without a limit, so that none ends inside of what is read together of a row group.
     ranges = merge_ranges(chunks, gap_bytes=0, max_bytes=table.size_bytes)
     payloads = table.storage.read_ranges(table.path, ranges)
     in_memory = replace(table, storage=_Fetched(table.storage.description, ranges, payloads))
     return DataFile(in_memory, file.number, nbytes=sum(map(len, payloads)))
+
+
+def episode_timestamps(repository: Repository, episodes: npt.NDArray[np.int64]) -> list[npt.NDArray[np.float64] | None]:
+    """Reads the `timestamp` column of some episodes: of the row groups that hold them, that column and those that check and order rows.
+
+    Args:
+      repository: the data set.
+      episodes: int64 `(n,)`, positions in the episode table, in any order and of any data files.
+
+    Returns:
+      Of each episode float64 `(length,)`, seconds, in the order of its rows; `None` where its data file has no such column.
+
+    Raises:
+      DatasetFormatError: as `load_group`.
+      StorageError: the bytes could not be had.
+    """
+    table = repository.episodes
+    files = table.data.file_of_episode[episodes]
+    found: list[npt.NDArray[np.float64] | None] = [None] * len(episodes)
+    selection = Selection((Feature(_TIMESTAMP, "float64", (1,)),), (), ())
+    for number in np.unique(files).tolist():
+        file = open_data_file(repository, number)
+        if _TIMESTAMP not in file.table.leaves:
+            continue
+        wanted = np.flatnonzero(files == number)
+        starts = table.data_offsets[episodes[wanted]]
+        stops = starts + table.lengths[episodes[wanted]]
+        times = _column_of_rows(repository, file, selection, starts, stops)
+        for place, start, stop in zip(wanted.tolist(), starts.tolist(), stops.tolist(), strict=True):
+            found[place] = np.concatenate([values[max(0, start - first) : max(0, stop - first)] for first, values in times])
+    return found
+
+
+def _column_of_rows(
+    repository: Repository, file: DataFile, selection: Selection, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]
+) -> list[tuple[int, npt.NDArray[Any]]]:
+    """Returns the selected column of the row groups that hold rows `[start, stop)` of the file: the first row of each, and its values."""
+    bounds = np.array(file.table.group_starts)
+    is_needed = np.zeros(len(bounds) - 1, np.bool_)
+    for first, last in zip(np.searchsorted(bounds, starts, "right") - 1, np.searchsorted(bounds, stops, "left"), strict=True):
+        is_needed[first:last] = True
+    groups = np.flatnonzero(is_needed).tolist()
+    with repository.storage.checked(file.table.path):
+        held = file if file.table.is_in_memory or len(groups) < 2 else fetch_groups(repository, file, groups, selection)
+    (feature,) = selection.columns
+    loaded = [load_group(repository, held, group, selection) for group in groups]
+    return [(rows.first_row, np.asarray(rows.columns[feature.key])) for rows in loaded]
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +380,7 @@ def load_rows(repository: Repository, file: DataFile, group: int, selection: Sel
     return load_group(repository, file, group, selection).only(rows)
 
 
-def _is_to_be_kept(repository: Repository, table: ParquetTable, group: int, names: Sequence[str], selection: Selection) -> bool:
+def _is_to_be_kept(repository: Repository, file: DataFile, group: int, selection: Selection) -> bool:
     """Returns whether a row group is kept on disk: numbers and texts, not pictures, of which many rows come for each that is wanted.
 
     Only where those of the whole data set, if all its row groups are like this one, take less than half of what may be kept. Otherwise the
@@ -295,27 +388,40 @@ def _is_to_be_kept(repository: Repository, table: ParquetTable, group: int, name
     """
     if any(feature.is_camera for feature in selection.columns):
         return False
-    size = sum(chunk.length for chunk in table.ranges(group, names))
+    table = file.table
+    size = sum(chunk.length for chunk in table.ranges(group, _all_columns(file, selection)))
     rows = table.group_starts[group + 1] - table.group_starts[group]
     fits = 2 * size * repository.episodes.num_rows <= repository.storage.options.disk_cache_bytes * rows
     return fits and size >= _MIN_KEPT_GROUP_BYTES
 
 
-def _check_episodes(repository: Repository, file: int, first_row: int, stored: npt.NDArray[np.int64], where: str) -> None:
-    held = repository.episodes.data.episodes_in(file)
-    starts = repository.episodes.data_offsets[held]
-    expected: npt.NDArray[np.int64] = held[np.searchsorted(starts, np.arange(first_row, first_row + len(stored)), side="right") - 1]
-    if (bad := np.flatnonzero(stored != expected)).size:
-        raise DatasetFormatError(
-            f"{where}: row {first_row + bad[0]} of the file has episode_index {stored[bad[0]]}; "
-            f"the episode table expects episode {expected[bad[0]]} there"
-        )
+def _expected(repository: Repository, file: DataFile, group: int) -> ExpectedRows:
+    starts = file.table.group_starts
+    return ExpectedRows.of(repository.episodes, file.number, starts[group], starts[group + 1])
 
 
-def _texts(known: Mapping[int, str], key: str, numbers: npt.NDArray[np.int64], where: str) -> list[str]:
-    if odd := [number for number in np.unique(numbers).tolist() if number not in known]:
-        raise DatasetFormatError(f"{where}: {_INDEX_OF[key]} {odd[0]} is not in the table of {key}s, which has 0 to {len(known) - 1}")
-    return [known[number] for number in numbers.tolist()]
+def _missing_texts(
+    known: Mapping[int, str], key: str, numbers: npt.NDArray[np.int64], first_row: int, name_of_row: Callable[[int], str]
+) -> dict[int, str]:
+    """Returns row of the file -> what is wrong with it, for the rows that name a text that is not there."""
+    missing = [number for number in np.unique(numbers).tolist() if number not in known]
+    if not missing:
+        return {}
+    rest = f"is not in the table of {key}s, which has {numbers_shown(known)}; leave {key!r} out of features=[...] to read the row without"
+    return {
+        row: f"{name_of_row(row)}: {INDEX_OF[key]} {numbers.item(row - first_row)} {rest}"
+        for row in (first_row + np.flatnonzero(np.isin(numbers, missing))).tolist()
+    }
+
+
+def _name_of_row(repository: Repository, file: DataFile, row: int) -> str:
+    """Returns what a row of a data file is called in messages."""
+    episodes = repository.episodes
+    held = episodes.data.episodes_in(file.number)
+    episode = held.item(np.searchsorted(episodes.data_offsets[held], row, side="right") - 1)
+    frame = row - episodes.data_offsets.item(episode)
+    row = episodes.first_rows.item(episode) + frame
+    return f"{file.table.where}: row {row} of the dataset (episode {episodes.number_of(episode)}, frame {frame})"
 
 
 def _integer(key: str) -> Feature:

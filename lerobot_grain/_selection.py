@@ -1,7 +1,10 @@
-"""Which episodes a stream is made of: what `episodes=` may be, and the split of a data set into training and held-out episodes.
+"""What a stream is made of: what `features=` and `episodes=` may be, and the split of a dataset into training and held-out episodes.
 
 Rules:
-* A selection is evaluated once, when the data set is made: what is kept is the episode numbers, ascending.
+* What cannot be read is an error where it is selected, by name or by `features=None`, and nothing to anybody else.
+* A selection is evaluated once, when the data set is made: what is kept is the positions of episodes in the table, ascending.
+* Lists and functions name episodes by their numbers. Slices, and the ranges of splits, count the episodes in the order of their numbers, as
+  lerobot counts them; that is the same but where numbers have gaps.
 * Of the episode table a predicate costs only the columns that it asks for, each read once.
 * A split text that can be understood in two ways is refused: percentages depend on how they are rounded.
 """
@@ -10,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,10 +23,37 @@ import numpy.typing as npt
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, shown
 from lerobot_grain._order import shuffled_episodes
 from lerobot_grain._repository import INFO_PATH, Repository
+from lerobot_grain._schema import TASK_KEY, Feature
+from lerobot_grain._texts import UnreadableTexts
 
 Integers = npt.NDArray[np.int64]
 
+SUBTASK_KEY = "subtask"
+# Keys of texts that are looked up in a table of meta/ -> columns that number them.
+INDEX_OF = {TASK_KEY: "task_index", SUBTASK_KEY: "subtask_index"}
+
+_MAX_NUMBER = 2**63 - 1
 _RANGE = re.compile(r"\s*([0-9]{1,12})?\s*:\s*([0-9]{1,12})?\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which features are read.
+
+    Attributes:
+      columns: features that are columns of the data files: low-dimensional ones and embedded images.
+      videos: features that are video files.
+      texts: `task`, `subtask` or both: which texts examples have.
+    """
+
+    columns: tuple[Feature, ...]
+    videos: tuple[Feature, ...]
+    texts: tuple[str, ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys that select this."""
+        return (*(feature.key for feature in self.columns + self.videos), *self.texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +70,7 @@ class Episode:
 
     index: int
     length: int
+    _position: int = field(repr=False)
     _column: Callable[[str], npt.NDArray[Any]] = field(repr=False, compare=False)
 
     @property
@@ -62,14 +93,73 @@ class Episode:
         Raises:
           InvalidRequestError: there is no such column.
         """
-        return self._column(column)[self.index]
+        return self._column(column)[self._position]
+
+
+def select_features(repository: Repository, features: Iterable[str] | None) -> Selection:
+    """Returns what `features=` selects.
+
+    Raises:
+      InvalidRequestError: a key does not exist, or is given twice.
+      DatasetFormatError: a selected feature cannot be read, a camera has no video, or a table of texts is missing or malformed.
+    """
+    declared, unreadable = repository.features, repository.info.unreadable
+    if isinstance(features, str):
+        raise InvalidRequestError(f"features={features!r}: expected a list of keys")
+    has_subtasks = repository.subtasks is not None and INDEX_OF[SUBTASK_KEY] in declared and SUBTASK_KEY not in declared
+    known = [*declared, TASK_KEY, *([SUBTASK_KEY] if has_subtasks else [])]
+    keys = [*known, *unreadable] if features is None else list(features)
+    if refused := {key: unreadable[key] for key in keys if key in unreadable}:
+        raise DatasetFormatError(
+            f"{repository.description}, {INFO_PATH}: {next(iter(refused.values()))}. "
+            + _without([key for key in keys if key not in refused], list(refused), is_asked=features is not None)
+        )
+    if unknown := [key for key in keys if key not in known]:
+        raise InvalidRequestError(f"{repository.description}: there is no feature {unknown[0]!r}; there are {', '.join(known)}")
+    if len(set(keys)) < len(keys):
+        raise InvalidRequestError(f"features={keys!r}: a key is given twice")
+    if not keys:
+        raise InvalidRequestError("features=[]: expected at least one key, or None for all")
+    chosen = [declared[key] for key in keys if key in declared]
+    for feature in chosen:
+        if feature.is_video and feature.key not in repository.episodes.videos:
+            raise DatasetFormatError(
+                f"{repository.description}: camera {feature.key!r} has no video: the episode table has no columns "
+                f"videos/{feature.key}/...; name the other features in features=[...]"
+            )
+    texts = tuple(key for key in keys if key not in declared)
+    for key in texts:
+        if isinstance(table := texts_of(repository, key), UnreadableTexts):
+            raise DatasetFormatError(
+                f"{table.problem}. " + _without([other for other in keys if other != key], [key], is_asked=features is not None)
+            )
+    return Selection(
+        columns=tuple(feature for feature in chosen if not feature.is_video),
+        videos=tuple(feature for feature in chosen if feature.is_video),
+        texts=texts,
+    )
+
+
+def _without(left: list[str], refused: list[str], *, is_asked: bool) -> str:
+    """Returns the end of a message: how to read the features that can be read; with their names, where they were not asked for by name."""
+    names = ", ".join(map(repr, refused))
+    if is_asked or not left:
+        return f"Leave {names} out of features=[...]"
+    return f"To read all but {names}: features={left!r}"
+
+
+def texts_of(repository: Repository, key: str) -> Mapping[int, str]:
+    """Returns the table of the texts of a key; of `subtask` only where there is one."""
+    texts = repository.tasks if key == TASK_KEY else repository.subtasks
+    assert texts is not None
+    return texts
 
 
 EpisodeSelection = slice | str | Iterable[int] | Callable[[Episode], bool] | None
 
 
 def select_episodes(repository: Repository, episodes: EpisodeSelection) -> Integers:
-    """Returns int64 `(n,)`, ascending: the episodes that `episodes=` selects; `None` selects all.
+    """Returns int64 `(n,)`, ascending: positions of the episodes that `episodes=` selects; `None` selects all.
 
     Raises:
       InvalidRequestError: one does not exist, is given twice, or none is left; there is no such split; a function returns no bool.
@@ -89,7 +179,7 @@ def select_episodes(repository: Repository, episodes: EpisodeSelection) -> Integ
     elif callable(episodes):
         selected = _accepted_episodes(repository, episodes)
     elif isinstance(episodes, Iterable):
-        selected = _listed_episodes(list(episodes), num_episodes)
+        selected = _listed_episodes(repository, list(episodes))
     else:
         raise InvalidRequestError(
             f"episodes={episodes!r}: expected a list of episode numbers (int), a slice, the name of a split, or a function of an Episode"
@@ -132,19 +222,23 @@ def train_eval_split(
     num_held_out = min(max(int(eval_fraction * len(selected) + 0.5), 1), len(selected) - 1)
     drawn = shuffled_episodes(repository.episodes.num_episodes, seed=seed)
     held_out = np.sort(drawn[np.isin(drawn, selected)][:num_held_out])
-    return np.setdiff1d(selected, held_out), held_out
+    numbers_of = repository.episodes.numbers_of
+    return numbers_of(np.setdiff1d(selected, held_out)), numbers_of(held_out)
 
 
-def _listed_episodes(given: list[Any], num_episodes: int) -> Integers:
+def _listed_episodes(repository: Repository, given: list[Any]) -> Integers:
+    table = repository.episodes
     if not all(isinstance(number, int | np.integer) and not isinstance(number, bool) for number in given):
         raise InvalidRequestError(f"episodes={given[:8]!r}: expected episode numbers (int) or a slice")
-    if bad := [number for number in given if not 0 <= number < num_episodes]:
-        raise InvalidRequestError(f"episodes: there is no episode {bad[0]}; the data set has episodes 0 to {num_episodes - 1}")
-    selected = np.array(given, np.int64)
-    numbers, counts = np.unique(selected, return_counts=True)
+    # Those that no int64 holds are not there.
+    numbers = np.array([number if 0 <= number <= _MAX_NUMBER else -1 for number in given], np.int64)
+    positions = table.positions_of(numbers)
+    if (bad := np.flatnonzero(positions < 0)).size:
+        raise InvalidRequestError(f"episodes: there is no episode {given[bad[0]]}; the data set has episodes {table.shown_numbers}")
+    distinct, counts = np.unique(numbers, return_counts=True)
     if (counts > 1).any():
-        raise InvalidRequestError(f"episodes: {numbers[counts > 1][0]} is given {counts.max()} times; expected every episode once")
-    return selected
+        raise InvalidRequestError(f"episodes: {distinct[counts > 1][0]} is given {counts.max()} times; expected every episode once")
+    return positions
 
 
 def _episodes_of_split(repository: Repository, name: str) -> Integers:
@@ -170,10 +264,11 @@ def _episodes_of_split(repository: Repository, name: str) -> Integers:
 def _accepted_episodes(repository: Repository, accepts: Callable[[Episode], bool]) -> Integers:
     column = functools.cache(repository.episode_column)
     accepted = []
-    for index, length in enumerate(repository.episodes.lengths.tolist()):
-        answer = accepts(Episode(index, length, column))
+    table = repository.episodes
+    for position, (index, length) in enumerate(zip(table.numbers.tolist(), table.lengths.tolist(), strict=True)):
+        answer = accepts(Episode(index, length, position, column))
         if not isinstance(answer, bool | np.bool_):
             raise InvalidRequestError(f"episodes={accepts!r}: it returned {shown(answer)} for episode {index}; expected True or False")
         if answer:
-            accepted.append(index)
+            accepted.append(position)
     return np.array(accepted, np.int64)

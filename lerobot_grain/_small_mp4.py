@@ -1,38 +1,40 @@
 """Coded pictures of any places and files -> one small MP4 in memory, which a decoder reads straight through.
 
-A *unit* is a run of samples that can be decoded on its own: it begins with a key frame. Units with equal sample description, from any
-episodes and files, go one after the other into one MP4 with fresh timing, so random access is decoded at the speed of sequential
-decoding.
+A *unit* is a run of samples that can be decoded on its own: it begins with a key frame. Units of equal format, from any episodes and
+files, go one after the other into one MP4 with fresh timing, so random access is decoded at the speed of sequential decoding.
 
 Rules:
 * Leading pictures of a unit's first key frame (presented before it, so they may need the GOP before) are left out. A frame that is a
   leading picture belongs to the GOP before its key frame (`SampleTable.gop_of_frame`), whose unit then runs on into the next GOP.
-* What can be stitched is told by the coded picture, not by the key flag: the first picture of each unit is looked at, and refused if it
-  is not one that resets the decoder.
+* What can be stitched is told by the coded picture, not by the key flag: the first picture of each unit is looked at (`_bitstreams`), and
+  refused if it is not one that resets the decoder.
+* Units that bring headers of their own along (parameter sets, sequence headers) are stitched only to those that bring the same: a unit
+  without any would be decoded with those of the unit before it.
 * HEVC's CRA pictures do not reset a decoder that is running: stitched as they are, decoders drop and shift pictures without an error. The
   first picture of a unit is therefore turned from CRA into BLA_N_LP (ITU-T H.265, 7.4.2.2: the same slice header syntax, and the decoder
   starts anew).
+* FFmpeg from 7.1 on keeps its reference pictures over a BLA picture. Where one of them has the same number (POC), it drops the BLA picture
+  and predicts the rest of the unit from the picture of another file, without an error. A unit that begins with a CRA or BLA picture
+  therefore gets a decoder, and so a small MP4, of its own (`stitchable`). IDR pictures clear them in every version.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._bitstreams import HAS_NAL_UNITS, NotAStartError, later_headers, start_of
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import DatasetFormatError
-from lerobot_grain._mp4 import SampleTable, box
+from lerobot_grain._mp4 import SampleTable
+from lerobot_grain._mp4_boxes import box
+from lerobot_grain._video_format import VideoFormat
 
 Integers = npt.NDArray[np.int64]
-
-# NAL unit types of ITU-T H.265, table 7-1.
-_HEVC_BLA_W_LP, _HEVC_BLA_N_LP, _HEVC_IDR_N_LP, _HEVC_CRA, _HEVC_LAST_PICTURE_TYPE = 16, 18, 20, 21, 31
-# NAL unit types of ITU-T H.264, table 7-1: coded slices are 1 to 5, of an IDR picture 5.
-_H264_IDR, _H264_LAST_PICTURE_TYPE = 5, 5
 
 # Ticks per second, and per picture, as lerobot and FFmpeg write them; any values serve, since frames are addressed by number.
 TIMESCALE, TICKS_PER_FRAME = 15360, 512
@@ -87,11 +89,15 @@ class CodedUnit(NamedTuple):
       pieces: its samples, in decode order, one after the other; where they lie so in the file, in few pieces.
       sizes: int64 `(n,)`, bytes of each sample.
       ranks: as those of the unit.
+      headers: what the first sample brings along; only units with equal ones can be decoded together. `None`: the unit is to be decoded
+        alone, since a later sample brings some, which would hold for what is decoded after it, or since its first picture does not make
+        every decoder forget what was decoded before it.
     """
 
     pieces: Sequence[bytes | memoryview]
     sizes: Integers
     ranks: Integers
+    headers: bytes | None
 
 
 def coded_unit(table: SampleTable, unit: Unit, payload: bytes | memoryview, *, where: object) -> CodedUnit:
@@ -111,24 +117,35 @@ def coded_unit(table: SampleTable, unit: Unit, payload: bytes | memoryview, *, w
     sizes = table.sizes[first : first + count] if table.is_plain else table.sizes[unit.samples]
     lengths = sizes.tolist()
     pieces: list[bytes | memoryview]
-    if table.is_plain and sum(lengths) == len(view):
+    if table.is_plain and table.format.codec not in HAS_NAL_UNITS and sum(lengths) == len(view):
         pieces = [view[: lengths[0]], view[lengths[0] :]]
     else:
         starts = (table.offsets[unit.samples] - unit.byte_range.start).tolist()
         pieces = [view[start : start + size] for start, size in zip(starts, lengths, strict=True)]
     try:
-        pieces[0] = _reset_picture(table, pieces[0])
-    except _NotAStartError as error:
+        sample, headers, forgets = start_of(table.format, pieces[0])
+        is_alone = not forgets or not later_headers(table.format, pieces[1:]) <= {headers}
+    except NotAStartError as error:
         raise DatasetFormatError(f"{where}, bytes {unit.byte_range}: {error}") from None
-    return CodedUnit(pieces, sizes, unit.ranks)
+    pieces[0] = sample
+    return CodedUnit(pieces, sizes, unit.ranks, None if is_alone else headers)
 
 
-def small_mp4(table: SampleTable, units: Sequence[CodedUnit]) -> bytes:
-    """Returns an MP4 file of units of files that share the sample description of `table`.
+def stitchable(units: Sequence[CodedUnit]) -> list[list[int]]:
+    """Returns the places in `units` of those that one small MP4 can hold, for each small MP4, in the order of their first units."""
+    # In nearly all datasets all of a group bring the same headers: then it is one.
+    places: dict[object, list[int]] = {}
+    for place, unit in enumerate(units):
+        places.setdefault(object() if unit.headers is None else unit.headers, []).append(place)
+    return list(places.values())
+
+
+def small_mp4(video: VideoFormat, units: Sequence[CodedUnit]) -> bytes:
+    """Returns an MP4 file of units.
 
     Args:
-      table: of one of the files.
-      units: what it is to hold. Frame r of a unit is frame r + (samples of the units before it) of the MP4.
+      video: the format that the files of all units have.
+      units: what it is to hold, which are `stitchable`. Frame r of a unit is frame r + (samples of the units before it) of the MP4.
     """
     sizes = np.concatenate([unit.sizes for unit in units])
     # One tick a picture. Presentation is delayed by as much as the worst picture needs, so that no picture is presented before it is
@@ -149,8 +166,8 @@ def small_mp4(table: SampleTable, units: Sequence[CodedUnit]) -> bytes:
     sizes_box = _full_box("stsz", struct.pack(">II", 0, count) + sizes.astype(">u4").tobytes())
     tables = b"".join([*timing, _full_box("stsc", struct.pack(">IIII", 1, 1, count, 1)), sizes_box])
     # The length of moov does not depend on where the media begin.
-    media_offset = len(_FTYP + _moov(table, tables, count=count, delay=delay, media_offset=0)) + 8
-    start = _FTYP + _moov(table, tables, count=count, delay=delay, media_offset=media_offset)
+    media_offset = len(_FTYP + _moov(video, tables, count=count, delay=delay, media_offset=0)) + 8
+    start = _FTYP + _moov(video, tables, count=count, delay=delay, media_offset=media_offset)
     return b"".join([start, struct.pack(">I4s", 8 + int(sizes.sum()), b"mdat"), *(piece for unit in units for piece in unit.pieces)])
 
 
@@ -159,18 +176,16 @@ def _starts_and_lengths(units: Sequence[CodedUnit]) -> tuple[Integers, Integers]
     return np.cumsum(lengths) - lengths, lengths
 
 
-_MATRIX = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
-
-
-def _moov(table: SampleTable, tables: bytes, *, count: int, delay: int, media_offset: int) -> bytes:
+def _moov(video: VideoFormat, tables: bytes, *, count: int, delay: int, media_offset: int) -> bytes:
     duration = count * TICKS_PER_FRAME
-    movie = _full_box("mvhd", struct.pack(">IIIIIH10x", 0, 0, TIMESCALE, duration, 0x10000, 0x100) + _MATRIX + struct.pack(">24xI", 2))
-    dimensions = struct.pack(">II", table.width << 16, table.height << 16)
-    track = _full_box("tkhd", struct.pack(">IIIII8xHHHH", 0, 0, 1, 0, duration, 0, 0, 0, 0) + _MATRIX + dimensions, flags=3)
+    of_movie, of_track = video.matrices
+    movie = _full_box("mvhd", struct.pack(">IIIIIH10x", 0, 0, TIMESCALE, duration, 0x10000, 0x100) + of_movie + struct.pack(">24xI", 2))
+    dimensions = struct.pack(">II", video.width << 16, video.height << 16)
+    track = _full_box("tkhd", struct.pack(">IIIII8xHHHH", 0, 0, 1, 0, duration, 0, 0, 0, 0) + of_track + dimensions, flags=3)
     media = _full_box("mdhd", struct.pack(">IIIIHH", 0, 0, TIMESCALE, duration, 0x55C4, 0))
     media += _full_box("hdlr", struct.pack(">I4s12xx", 0, b"vide"))
     data = box("dinf", _full_box("dref", struct.pack(">I", 1) + _full_box("url ", b"", flags=1)))
-    samples = box("stbl", table.sample_description + tables + _full_box("stco", struct.pack(">II", 1, media_offset)))
+    samples = box("stbl", video.sample_description + tables + _full_box("stco", struct.pack(">II", 1, media_offset)))
     media += box("minf", _full_box("vmhd", bytes(8), flags=1) + data + samples)
     # The delay is taken off again: frame i is presented at exactly i ticks, which is how the decoder is asked for it.
     edit = box("edts", _full_box("elst", struct.pack(">IIiHH", 1, duration, delay * TICKS_PER_FRAME, 1, 0)))
@@ -182,114 +197,3 @@ def _full_box(kind: str, payload: bytes, *, flags: int = 0) -> bytes:
 
 
 _FTYP = box("ftyp", b"isom\x00\x00\x02\x00isomiso2")
-
-
-class _NotAStartError(Exception):
-    """What is wrong with the first picture of a unit."""
-
-
-def _reset_picture(table: SampleTable, sample: bytes | memoryview) -> bytes | memoryview:
-    """Returns the first picture of a unit such that a running decoder starts anew at it."""
-    if table.codec == "hevc":
-        return _reset_hevc(table, bytes(sample))
-    if table.codec == "h264":
-        _check_h264(table, sample)
-    elif table.codec == "av1":
-        _check_av1(sample)
-    elif table.codec == "mpeg4":
-        _check_mpeg4(bytes(sample))
-    elif table.codec == "vp9":
-        _check_vp9(sample)
-    return sample
-
-
-def _nal_units(table: SampleTable, sample: bytes | memoryview) -> Iterable[int]:
-    """Yields the offset of the first byte of every NAL unit of a sample: each follows its length (ISO/IEC 14496-15)."""
-    # The byte with lengthSizeMinusOne: hvcC, 22nd byte of its payload; avcC, 5th.
-    kind, place = (b"hvcC", 21) if table.codec == "hevc" else (b"avcC", 4)
-    configuration = table.sample_description.find(kind)
-    if configuration < 0 or configuration + 4 + place >= len(table.sample_description):
-        raise _NotAStartError(f"the sample description has no {kind.decode()} box; the file cannot be decoded")
-    length_bytes = (table.sample_description[configuration + 4 + place] & 3) + 1
-    cursor = 0
-    while cursor + length_bytes < len(sample):
-        length = int.from_bytes(sample[cursor : cursor + length_bytes], "big")
-        cursor += length_bytes
-        if length == 0 or cursor + length > len(sample):
-            raise _NotAStartError(
-                f"a NAL unit of {length} bytes in a picture with {len(sample) - cursor} bytes left; the picture is damaged"
-            )
-        yield cursor
-        cursor += length
-
-
-def _reset_hevc(table: SampleTable, sample: bytes) -> bytes:
-    rewritten, num_pictures = None, 0
-    for offset in _nal_units(table, sample):
-        kind = sample[offset] >> 1 & 0x3F
-        if kind > _HEVC_LAST_PICTURE_TYPE:
-            continue  # parameter sets, SEI
-        num_pictures += 1
-        if kind == _HEVC_CRA:
-            rewritten = rewritten or bytearray(sample)
-            rewritten[offset] = sample[offset] & 0x81 | _HEVC_BLA_N_LP << 1
-        elif not _HEVC_BLA_W_LP <= kind <= _HEVC_IDR_N_LP:
-            raise _NotAStartError(
-                f"flagged as key frame, but its NAL unit type is {kind}; expected IDR (19, 20), CRA (21) or BLA (16 to 18)"
-            )
-    if num_pictures == 0:
-        raise _NotAStartError("flagged as key frame, but it holds no picture")
-    return sample if rewritten is None else bytes(rewritten)
-
-
-def _check_h264(table: SampleTable, sample: bytes | memoryview) -> None:
-    kinds = [sample[offset] & 0x1F for offset in _nal_units(table, sample)]
-    pictures = [kind for kind in kinds if 1 <= kind <= _H264_LAST_PICTURE_TYPE]
-    if not pictures or any(kind != _H264_IDR for kind in pictures):
-        raise _NotAStartError(
-            f"flagged as key frame, but it is not an IDR picture (NAL unit types {kinds}); H.264 with open GOPs is not supported"
-        )
-
-
-# OBU types of the AV1 specification, section 6.2.2.
-_AV1_FRAME_HEADER, _AV1_FRAME = 3, 6
-
-
-def _check_av1(sample: bytes | memoryview) -> None:
-    cursor = 0
-    while cursor < len(sample):
-        header = sample[cursor]
-        cursor += 2 if header & 4 else 1  # an extension byte follows
-        size, shift = len(sample) - cursor, 0
-        if header & 2:  # a size field follows: leb128 (section 4.10.5)
-            size = 0
-            while cursor < len(sample) and shift < 56:
-                byte = sample[cursor]
-                cursor += 1
-                size |= (byte & 0x7F) << shift
-                shift += 7
-                if not byte & 0x80:
-                    break
-        if header >> 3 & 0xF in (_AV1_FRAME_HEADER, _AV1_FRAME):
-            # The frame header begins with show_existing_frame (1 bit) and frame_type (2 bits), 0 is KEY_FRAME (section 5.9.2).
-            if cursor < len(sample) and sample[cursor] >> 5 == 0:
-                return
-            break
-        cursor += size
-    raise _NotAStartError("flagged as key frame, but it does not begin with an AV1 key frame")
-
-
-def _check_mpeg4(sample: bytes) -> None:
-    # ISO/IEC 14496-2, 6.2.5: vop_start_code, then vop_coding_type (2 bits), 0 is an I-VOP.
-    start = sample.find(b"\x00\x00\x01\xb6")
-    if start < 0 or start + 4 >= len(sample) or sample[start + 4] >> 6 != 0:
-        raise _NotAStartError("flagged as key frame, but it does not begin with an MPEG-4 intra picture")
-
-
-def _check_vp9(sample: bytes | memoryview) -> None:
-    # VP9 bitstream specification, 6.2: frame_marker (2 bits, 2), profile (2 bits, the lower one first), a reserved bit in profile 3,
-    # show_existing_frame (1 bit), frame_type (1 bit), 0 is KEY_FRAME.
-    header = sample[0] if len(sample) else 0
-    place = 1 if header >> 4 & 3 == 3 else 2
-    if header >> 6 != 2 or header >> place & 3 != 0:
-        raise _NotAStartError("flagged as key frame, but it does not begin with a VP9 key frame")

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import DatasetFormatError, LeRobotGrainError
 from lerobot_grain._plan import WantedGop
-from lerobot_grain._small_mp4 import FRAMES_PER_SECOND, coded_unit, small_mp4
+from lerobot_grain._small_mp4 import FRAMES_PER_SECOND, Unit, coded_unit, small_mp4, stitchable
 
 # uint8 RGB, or float32 depth.
 Frames = npt.NDArray[Any]
@@ -150,16 +150,19 @@ def decode_pieces(pieces: Sequence[Piece], into: Frames, open_video: OpenVideo) 
 
 
 def _decode_together(pieces: Sequence[Piece], into: Frames, open_video: OpenVideo) -> None:
-    units, wanted, num_pictures = [], [], 0
-    for gop, coded, _ in pieces:
-        unit = gop.file.unit(gop.gop, gop.frames)
-        units.append(coded_unit(gop.file.table, unit, coded.bytes_of(unit.byte_range), where=gop))
-        wanted.append(unit.wanted + num_pictures)
-        num_pictures += len(unit.samples)
-    first = pieces[0].wanted
-    where = f"{first}" if len(pieces) == 1 else f"{first} and {len(pieces) - 1} more"
-    video = open_video(small_mp4(first.file.table, units), where)
-    video.read(np.concatenate(wanted), into, np.concatenate([piece.slots for piece in pieces]))
+    units, coded = [], []
+    for piece in pieces:
+        file = piece.wanted.file
+        unit = file.unit(piece.wanted.gop, piece.wanted.frames)
+        units.append(unit)
+        coded.append(coded_unit(file.table, unit, piece.coded.bytes_of(unit.byte_range), where=piece.wanted))
+    for places in stitchable(coded):
+        before = np.cumsum([0, *(len(units[place].samples) for place in places)])
+        first = pieces[places[0]].wanted
+        where = f"{first}" if len(places) == 1 else f"{first} and {len(places) - 1} more"
+        video = open_video(small_mp4(first.file.table.format, [coded[place] for place in places]), where)
+        numbers = np.concatenate([units[place].wanted + count for place, count in zip(places, before[:-1].tolist(), strict=True)])
+        video.read(numbers, into, np.concatenate([pieces[place].slots for place in places]))
 
 
 class RgbVideo(SmallVideo):
@@ -225,6 +228,7 @@ class OpenGop:
         self._coded, self._open_video = coded, open_video
         self._lock = threading.Lock()
         self._video: SmallVideo | None = None
+        self._unit: Unit | None = None  # all frames of the GOP, of which the small MP4 is made
 
     def decode(self, wanted: WantedGop, into: Frames, slots: Integers) -> dict[int, Exception]:
         """Decodes frames of the GOP, as `decode_pieces` does. Going back begins the GOP anew."""
@@ -232,21 +236,24 @@ class OpenGop:
         try:
             with self._lock:
                 if self._video is None:
-                    self._video = self._open(wanted, first)
-                self._video.read(wanted.frames - first.start, into, slots)
+                    self._unit = wanted.file.unit(wanted.gop, first)
+                    self._video = self._open(wanted, self._unit)
+                assert self._unit is not None
+                self._video.read(self._unit.wanted[wanted.frames - first.start], into, slots)
         except Exception as error:
             return dict.fromkeys(slots.tolist(), error)
         return {}
 
-    def _open(self, wanted: WantedGop, frames: range) -> SmallVideo:
+    def _open(self, wanted: WantedGop, unit: Unit) -> SmallVideo:
         file = wanted.file
-        unit = file.unit(wanted.gop, frames)
         coded = coded_unit(file.table, unit, self._coded.bytes_of(unit.byte_range), where=wanted)
-        return self._open_video(small_mp4(file.table, [coded]), f"{wanted}")
+        return self._open_video(small_mp4(file.table.format, [coded]), f"{wanted}")
 
 
 def decode_image(encoded: bytes, *, image_size: tuple[int, int] | None, where: str) -> npt.NDArray[np.uint8]:
     """Decodes an embedded PNG, JPEG or TIFF picture to uint8 `(height, width, 3)`, RGB, resized to `image_size` (height, width) if given.
+
+    It is turned and mirrored first, where its EXIF data says how it is to be shown.
 
     Raises:
       DatasetFormatError: not a picture, or not one of 8 bits a channel.
@@ -270,15 +277,21 @@ def decode_depth_image(encoded: bytes, *, image_size: tuple[int, int] | None, wh
 
 
 def _opened(encoded: bytes, modes: Sequence[str], expected: str, where: str) -> Image.Image:
-    """Returns a picture, loaded."""
+    """Returns a picture, loaded, and turned as its EXIF data says."""
     try:
         with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG", "TIFF")) as image:
             if image.mode not in modes:
                 raise DatasetFormatError(f"{where}: a picture of mode {image.mode}; expected {expected}")
             image.load()
-            return image
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DatasetFormatError(f"{where}: not a picture that can be decoded ({error})") from None
+            # PNG may have EXIF data behind its pixels. A TIFF picture was turned by Pillow, which has taken the tag out.
+            if image.getexif().get(ExifTags.Base.Orientation) is None:
+                return image
+            # As `datasets.Image` does it, and so lerobot.
+            return ImageOps.exif_transpose(image)
+    except (DatasetFormatError, MemoryError):
+        raise
+    except Exception as error:  # of damaged pictures mostly OSError; of malformed EXIF data also errors of struct and of dicts
+        raise DatasetFormatError(f"{where}: not a picture that can be decoded ({str(error) or type(error).__name__})") from None
 
 
 def nearest(pixels: npt.NDArray[Any], image_size: tuple[int, int] | None) -> npt.NDArray[Any]:

@@ -50,7 +50,7 @@ class WindowBlock:
     """The requests of several examples that follow each other, as arrays. All windows of a feature have the same length.
 
     Attributes:
-      episodes: int64 `(examples,)`.
+      episodes: int64 `(examples,)`, positions in the episode table.
       frames: int64 `(examples,)`, frames of the anchors in their episodes.
       windows: feature key -> int64 `(examples, time)`, as `WindowRequest.frames`. Features with equal windows share the array.
       is_pad: feature key -> bool `(examples, time)`.
@@ -128,7 +128,7 @@ class WindowOffsets:
 
 
 def stack_requests(requests: Sequence[WindowRequest]) -> WindowBlock:
-    """Returns the block of requests that fit together (`fits_together`)."""
+    """Returns the block of requests that fit together (`fits_together`); its episodes are numbers, as those of the requests."""
     first = requests[0]
     return WindowBlock(
         np.array([request.episode for request in requests], np.int64),
@@ -138,17 +138,19 @@ def stack_requests(requests: Sequence[WindowRequest]) -> WindowBlock:
     )
 
 
-def first_problem(block: WindowBlock, lengths: Frames) -> tuple[int, str] | None:
+def first_problem(block: WindowBlock, positions: Frames, lengths: Frames, *, shown_episodes: str) -> tuple[int, str] | None:
     """Returns the first request that asks for what is not there, and what that is; `None` if there is none.
 
     Args:
-      block: requests that somebody made.
+      block: requests that somebody made, with the numbers of their episodes.
+      positions: int64 `(examples,)`, where these are in the episode table; -1: they are not.
       lengths: int64 `(episodes,)`, of the episodes of the data set.
+      shown_episodes: which episodes there are, for the message.
     """
     if empty := [key for key, window in block.windows.items() if window.shape[1] == 0]:
         return 0, f"the window of {empty[0]!r} is empty; expected at least one frame"
-    no_episode = (block.episodes < 0) | (block.episodes >= len(lengths))
-    stops = lengths[np.where(no_episode, 0, block.episodes)]
+    no_episode = positions < 0
+    stops = lengths[np.where(no_episode, 0, positions)]
     is_bad = no_episode | (block.frames < 0) | (block.frames >= stops)
     for window in block.windows.values():
         is_bad |= ((window < 0) | (window >= stops[:, None])).any(axis=1)
@@ -157,7 +159,7 @@ def first_problem(block: WindowBlock, lengths: Frames) -> tuple[int, str] | None
     index = int(np.argmax(is_bad))
     episode = block.episodes.item(index)
     if no_episode[index]:
-        return index, f"there is no episode {episode}; the data set has episodes 0 to {len(lengths) - 1}"
+        return index, f"there is no episode {episode}; the data set has episodes {shown_episodes}"
     asked = {"frame": block.frames[index : index + 1]} | {f"frames[{key!r}]": window[index] for key, window in block.windows.items()}
     name, frames = next((name, frames) for name, frames in asked.items() if ((frames < 0) | (frames >= stops[index])).any())
     return index, f"{name} is {frames.tolist()}; expected frames of episode {episode}, which are 0 to {stops.item(index) - 1}"
@@ -191,6 +193,56 @@ def window_offsets(
         values = [_offset(key, delta, fps=fps, tolerance_seconds=tolerance_seconds) for delta in deltas]
         offsets[key] = _read_only(np.array(values, np.int64))
     return WindowOffsets(offsets)
+
+
+def mask_keys(windows: Iterable[str], *, selected: Iterable[str], pad_keys: Mapping[str, str]) -> dict[str, str]:
+    """Returns windowed feature -> the key that the mask of its window has in examples: `{key}_is_pad`, or what `pad_keys` says.
+
+    Args:
+      windows: keys of the features with windows.
+      selected: keys of examples: features and texts.
+      pad_keys: feature key -> key of its mask.
+
+    Raises:
+      InvalidRequestError: a mask would have the key of something else that is in examples.
+    """
+    masks: dict[str, str] = {}
+    taken = set(selected)
+    for key in windows:
+        mask = pad_keys.get(key, f"{key}_is_pad")
+        if mask in taken:
+            named = f"pad_keys={{{key!r}: {mask!r}}}" if key in pad_keys else f"delta_timestamps[{key!r}]"
+            other = next(
+                (f"the mask of {other!r}" for other, its in masks.items() if its == mask), f"the feature {mask!r}, which is selected,"
+            )
+            raise InvalidRequestError(
+                f"{named}: the mask of the window of {key!r} and {other} would both be {mask!r} in examples; give the mask another key, "
+                f"such as pad_keys={{{key!r}: {key + '_window_is_pad'!r}}}"
+                + ("" if mask in masks.values() else f", or leave {mask!r} out of features=[...]")
+            )
+        masks[key] = mask
+        taken.add(mask)
+    return masks
+
+
+def checked_pad_keys(pad_keys: Mapping[str, str] | None, *, known_keys: Sequence[str]) -> dict[str, str]:
+    """Returns what `pad_keys=` says.
+
+    Raises:
+      InvalidRequestError: it is no mapping of one of `known_keys`, those with windows, to a text that is not empty.
+    """
+    if pad_keys is None:
+        return {}
+    if not isinstance(pad_keys, Mapping):
+        raise InvalidRequestError(f"pad_keys={pad_keys!r}: expected a mapping, such as {{'action': 'action_window_is_pad'}}")
+    for key, mask in pad_keys.items():
+        if key not in known_keys:
+            raise InvalidRequestError(
+                f"pad_keys[{key!r}]: there is no window of it; there are those of {', '.join(known_keys) or 'no feature'}"
+            )
+        if not isinstance(mask, str) or not mask:
+            raise InvalidRequestError(f"pad_keys[{key!r}] is {mask!r}; expected the key that the mask of its window has in examples")
+    return dict(pad_keys)
 
 
 def _offset(key: str, delta: float, *, fps: float, tolerance_seconds: float) -> int:

@@ -18,6 +18,7 @@ from lerobot_grain import _check
 from lerobot_grain._cli import main
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, LoopbackHub, WrittenDataset, write_dataset
 from tests.helpers import encoded
+from tests.odd_videos import TURNS, edited, film, joined, times_of, turned
 
 TOP, PICTURE = "top", "picture"
 LENGTHS = [12, 8, 10, 6]
@@ -180,7 +181,7 @@ def test_frames_in_front_of_the_first_episode(directory: Path) -> None:
     set_values(directory, "videos/top/to_timestamp", [1.4, 2.2, 1.0, 1.6])
     report = checked(directory)
     assert text_of(report, "unused_frames") == (
-        f"{VIDEO.format(0)}: 2 of its 22 frames belong to no row, all of them in front of the first episode"
+        f"{VIDEO.format(0)}: 2 of its 22 frames belong to no row, all of them before the first episode"
     )
     assert report.is_fine
 
@@ -188,12 +189,13 @@ def test_frames_in_front_of_the_first_episode(directory: Path) -> None:
 def test_episodes_that_begin_between_two_frames(directory: Path) -> None:
     set_values(directory, "videos/top/from_timestamp", [0.0, 1.22, 0.0, 1.06])
     report = checked(directory)
-    kinds = found(report)
-    assert kinds["from_timestamp"] == (False, TOP, (1,))
-    assert "episode 1 should start at 1.220000 s, the nearest frame, which is taken, is at 1.200000 s" in text_of(report, "from_timestamp")
-    # The nearest frame of episode 3 is its second one.
-    assert kinds["frames"] == (True, TOP, (3,))
-    assert "episode 3: it has 6 rows, but only 5 frames from 1.060000 s until the file ends" in text_of(report, "frames")
+    # There is one frame for each row, so it is known which is whose. The frame nearest to the start of episode 3 is its second one.
+    assert [(f.episodes, f.text) for f in report.findings if f.kind == "from_timestamp"] == [
+        ((1,), f"{VIDEO.format(0)}: episode 1 should start at 1.220000 s; its first frame is the one at 1.200000 s; lerobot refuses it"),
+        ((3,), f"{VIDEO.format(1)}: episode 3 should start at 1.060000 s; its first frame is the one at 1.000000 s; lerobot refuses it"),
+    ]
+    assert report.is_fine
+    kinds = {finding.kind: (finding.is_problem, finding.feature, finding.episodes) for finding in report.findings}
     # And it begins behind the end of episode 2, by more than half a frame.
     assert kinds["spans"] == (False, TOP, (3,))
     assert "episode 3 does not begin at the end of episode 2 in the same file: +0.060000 s" in text_of(report, "spans")
@@ -209,6 +211,32 @@ def test_episodes_that_overlap(directory: Path) -> None:
     assert "episode 1 begins before the end of episode 0 in the same file: -0.300000 s" in text_of(report, "spans")
     assert "episode 1 has 8 rows, but 1.100000 s of video until its to_timestamp, +3.0 frames" in text_of(report, "durations")
     assert "3 of its 20 frames belong to no row, 3 of them behind episode 1" in text_of(report, "unused_frames")
+
+
+def test_headers_that_hide_and_turn_frames(directory: Path) -> None:
+    data = film("h264", 0, 22)
+    times = times_of(data)
+    (directory / VIDEO.format(0)).write_bytes(turned(edited(data, (times.length, times.start + times.frame + 1)), TURNS[180]))
+    report = checked(directory)
+    kinds = {finding.kind: finding.episodes for finding in report.findings if finding.path == VIDEO.format(0)}
+    assert kinds == {"hidden_frames": (), "rotation": (), "key_frame": (1,)}
+    assert text_of(report, "hidden_frames") == f"{VIDEO.format(0)}: its edit list hides 2 of its 22 coded pictures, here as in FFmpeg"
+    assert text_of(report, "rotation") == f"{VIDEO.format(0)}: its header turns frames by 180 degrees clockwise; they are given turned"
+    assert report.is_fine
+
+
+def test_episodes_that_begin_inside_the_one_before(directory: Path) -> None:
+    """Each has a frame more than rows, and starts are counted from rows: each but the first is given frames of the one before."""
+    films = [film("h264", 0, 13), film("h264", 1, 9)]
+    (directory / VIDEO.format(0)).write_bytes(joined(*films))
+    report = checked(directory)
+    kinds = {finding.kind: finding for finding in report.findings if finding.path == VIDEO.format(0)}
+    assert sorted(kinds) == ["key_frame", "unused_frames"]
+    assert kinds["key_frame"].episodes == (1,)
+    assert "2 of its 22 frames belong to no row, 2 of them behind episode 1" in kinds["unused_frames"].text
+    # Where the starts are those of the video, all is well.
+    set_values(directory, "videos/top/from_timestamp", [0.0, 1.3, 0.0, 1.0])
+    assert "key_frame" not in {finding.kind for finding in checked(directory).findings}
 
 
 def test_video_of_another_frame_rate_with_a_frame_for_every_row(directory: Path) -> None:
@@ -231,13 +259,20 @@ def test_video_of_another_frame_rate_with_more_frames_than_rows(directory: Path)
     change_info(directory, lambda info: info.update(fps=5))
     set_values(directory, "videos/top/from_timestamp", [0.0, 2.4, 0.0, 2.0])
     report = checked(directory)
-    wrong = [finding for finding in report.findings if finding.kind == "frame_rate" and finding.is_problem]
-    assert [finding.episodes for finding in wrong] == [(0, 1), (2, 3)]
-    assert (
-        "its frames are 0.100000 s apart on average (10 fps); there are more frames than rows, so rows may have the wrong ones"
-        in wrong[0].text
+    wrong = [finding for finding in report.findings if finding.is_problem]
+    assert [(finding.kind, finding.episodes) for finding in wrong] == [("frames", (0, 1)), ("frames", (2, 3))]
+    assert wrong[0].text == (
+        f"{VIDEO.format(0)}: episode 0: it has 12 rows and 24 frames from 0.000000 s on, which frame belongs to which row is not known; "
+        "the frames of the file come at 10 a second, info.json says fps 5 (and 1 more episode)"
     )
     assert report.unusable_features == (TOP,)
+    # Where the timestamps are multiples of 1 / fps, they name frames that are there.
+    for number in range(2):
+        change_table(
+            directory / DATA.format(number),
+            lambda table: table.set_column(table.column_names.index("timestamp"), "timestamp", pc.multiply(table["timestamp"], 2.0)),
+        )
+    assert checked(directory).is_fine
 
 
 def test_frames_of_another_size(directory: Path) -> None:
@@ -255,6 +290,11 @@ def test_encodings_that_differ(directory: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(_check, "_LONG_GOP", 1)
     report = checked(directory)
     assert [(finding.kind, finding.text) for finding in report.findings] == [
+        (
+            "key_frame",
+            f"{VIDEO.format(1)}: episode 3 does not begin at a key frame, as an episode that was recorded by itself does; if the "
+            "episodes before it have more frames than the table says, its frames are theirs",
+        ),
         ("codec", "meta/info.json: camera 'top' has video.codec 'libx265'; its files have av1, h264"),
         ("several_encodings", "videos/top: its files have 2 codecs"),
         (

@@ -19,7 +19,7 @@ from lerobot_grain import _camera_reader
 from lerobot_grain._errors import DatasetFormatError
 from lerobot_grain._repository import sample_table
 from lerobot_grain._small_mp4 import coded_unit, unit_of_frames
-from lerobot_grain._video import Piece, decode_pieces
+from lerobot_grain._video import Piece, RgbVideo, decode_pieces
 from lerobot_grain.testing import Camera, WrittenDataset, read_barcodes, write_dataset
 from tests.helpers import decode_all, read_table
 
@@ -105,7 +105,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_every_frame_equals_sequential_decoding(directories: dict[str, Path], name: str) -> None:
     codec = {"av1": "av1", "hevc": "hevc", "h264": "h264", "mpeg4": "mpeg4", "vp9": "vp9"}[name.split(",")[0]]
     tables = [read_table(path.read_bytes()) for path in video_files(directories[name])]
-    assert [table.codec for table in tables] == [codec, codec]
+    assert [table.format.codec for table in tables] == [codec, codec]
     camera = CASES[name]
     if isinstance(camera.get("gop"), tuple):
         # Every episode begins with the lengths again.
@@ -130,17 +130,44 @@ def test_files_of_one_camera_with_different_encodings(
     tasks: list[set[bytes]] = []
 
     def decode(pieces: Sequence[Piece], *arguments: Any) -> Any:
-        tasks.append({piece.wanted.file.table.sample_description for piece in pieces})
+        tasks.append({piece.wanted.file.table.format.sample_description for piece in pieces})
         return decode_pieces(pieces, *arguments)
 
     monkeypatch.setattr(_camera_reader, "decode_pieces", decode)
     shutil.copytree(directories[first], tmp_path / "data")
     shutil.copy(video_files(directories[second])[1], video_files(tmp_path / "data")[1])
     tables = [read_table(path.read_bytes()) for path in video_files(tmp_path / "data")]
-    assert tables[0].sample_description != tables[1].sample_description
+    assert tables[0].format != tables[1].format
     check(tmp_path / "data")
     assert all(len(descriptions) == 1 for descriptions in tasks)
-    assert set().union(*tasks) == {table.sample_description for table in tables}
+    assert set().union(*tasks) == {table.format.sample_description for table in tables}
+
+
+@pytest.mark.parametrize("name", ["hevc, open GOPs", "hevc, 10 bits"])
+@pytest.mark.parametrize("image_size", [None, (24, 32)])
+def test_a_decoder_meets_a_cra_picture_at_the_start_or_in_its_place(
+    directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch, name: str, image_size: tuple[int, int] | None
+) -> None:
+    """Stitched behind GOPs of other places it would not clear FFmpeg 7.1 and later, which then predict from those."""
+    starts: list[list[int]] = []
+
+    class Watched(RgbVideo):
+        def __init__(self, mp4: bytes, where: str, **options: Any) -> None:
+            super().__init__(mp4, where, **options)
+            table = read_table(mp4)
+            kinds = [mp4[offset + 4] >> 1 & 0x3F for offset in table.offsets.tolist()]
+            starts.append([place for place, kind in enumerate(kinds) if 16 <= kind <= 18])
+            numbers.append(sum(kind in (19, 20) for kind in kinds))
+
+    numbers: list[int] = []
+    monkeypatch.setattr(_camera_reader, "RgbVideo", Watched)
+    dataset = lg.LeRobotIterDataset(
+        directories[name], shuffle=lg.Shuffle(seed=1, clip_length=1), num_epochs=1, features=[TOP, "index"], image_size=image_size
+    )
+    assert len(list(dataset)) == NUM_ROWS
+    assert [0] in starts, "no GOP of the files begins with a CRA picture"
+    assert [places for places in starts if places not in ([], [0])] == []
+    assert max(numbers) > 1, "GOPs that begin with IDR pictures are stitched"
 
 
 @pytest.mark.parametrize("moov", ["start", "end"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,25 @@ def test_every_frame_equals_sequential_decoding(written: WrittenDataset, budget_
         rows.append(row)
     assert sorted(rows) == list(range(NUM_ROWS))
     assert not problems, "a group had to be decoded GOP by GOP"
+
+
+@pytest.mark.parametrize("mark", ["is_depth_map", "video.is_depth_map"])
+def test_a_mark_in_video_info_next_to_a_full_info(written: WrittenDataset, tmp_path: Path, mark: str) -> None:
+    copy = shutil.copytree(written.directory, tmp_path / "copy")
+    info = json.loads((copy / "meta/info.json").read_text())
+    for key in (DEPTH, TIFF):
+        description = info["features"][key]
+        moved = {name: value for name, value in description["info"].items() if "depth" in name}
+        description["info"] = {"video.codec": "hevc"} | {name: v for name, v in description["info"].items() if name not in moved}
+        description["video_info"] = {name: v for name, v in moved.items() if not name.endswith("is_depth_map")} | {mark: True}
+    (copy / "meta/info.json").write_text(json.dumps(info))
+    assert lg.open_repository(copy).features == lg.open_repository(written.directory).features
+    found, expected = (
+        next(iter(lg.LeRobotIterDataset(root, features=[DEPTH, TIFF], shuffle=None).batch(3))) for root in (copy, written.directory)
+    )
+    for key in (DEPTH, TIFF):
+        assert found[key].dtype == np.float32
+        assert np.array_equal(found[key], expected[key])
 
 
 def count_alone(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -231,10 +251,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("fields", "text"), REFUSED, ids=[str(fields) for fields, _ in REFUSED])
 def test_what_info_json_cannot_mean(written: WrittenDataset, tmp_path: Path, fields: dict[str, Any], text: str) -> None:
-    with pytest.raises(
-        lg.DatasetFormatError, match=f"info.json: depth camera 'observation.images.depth' has .*{text.removeprefix('has ')}"
-    ):
-        features_with(written, tmp_path, {"is_depth_map": True, **fields})
+    """Refused where the camera is selected, and nothing to others."""
+    assert DEPTH not in features_with(written, tmp_path, {"is_depth_map": True, **fields})
+    expected = f"info.json: depth camera 'observation.images.depth' has .*{text.removeprefix('has ')}"
+    for features in (None, [DEPTH], ["action", DEPTH]):
+        with pytest.raises(lg.DatasetFormatError, match=expected):
+            lg.LeRobotIterDataset(tmp_path, features=features)
+    assert lg.LeRobotIterDataset(tmp_path, features=["action"]).num_rows == NUM_ROWS
 
 
 def features_with(written: WrittenDataset, tmp_path: Path, info: dict[str, Any]) -> Any:
@@ -302,7 +325,7 @@ def depth_mp4(directory: Path) -> bytes:
     table = read_table(data)
     unit = unit_of_frames(table, 0, np.arange(LENGTHS[0]))
     assert len(unit.samples) == LENGTHS[0]
-    return small_mp4(table, [coded_unit(table, unit, data[unit.byte_range.start : unit.byte_range.stop], where="a.mp4")])
+    return small_mp4(table.format, [coded_unit(table, unit, data[unit.byte_range.start : unit.byte_range.stop], where="a.mp4")])
 
 
 def depth_video(mp4: bytes) -> DepthVideo:

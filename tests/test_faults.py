@@ -34,6 +34,9 @@ EPISODE_LENGTHS = [6, 5, 7, 6]
 OPTIONS = lg.StorageOptions(
     num_connections=1, merge_gap_bytes=0, read_timeout_seconds=0.1, deadline_seconds=3.0, max_attempts=6, pause_seconds=0.002
 )
+# For faults that come at once: on a busy machine a right answer takes longer than 0.1 s now and then, and a fault that is to be an error
+# would be taken for one that stands still, and be asked for again.
+UNHURRIED = replace(OPTIONS, read_timeout_seconds=10.0, deadline_seconds=15.0)
 ACTION = {"action": [0.0, 0.1]}
 
 
@@ -75,11 +78,14 @@ def opened(hub: LoopbackHub, cache: Path, *, options: lg.StorageOptions = OPTION
 
 
 @pytest.fixture(scope="module")
-def pickled(server: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def pickled(server: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> dict[lg.StorageOptions, bytes]:
     """An opened data set, as another process would get it: without connections and links."""
-    dataset = opened(server, tmp_path_factory.mktemp("cache"))
-    dataset.repository.close()
-    return pickle.dumps(dataset)
+    found = {}
+    for options in (OPTIONS, UNHURRIED):
+        dataset = opened(server, tmp_path_factory.mktemp("cache"), options=options)
+        dataset.repository.close()
+        found[options] = pickle.dumps(dataset)
+    return found
 
 
 def fingerprint(example: dict[str, Any]) -> tuple[int, int, int]:
@@ -202,10 +208,19 @@ def test_the_table_is_long_enough() -> None:
 
 @pytest.mark.parametrize(("kind", "stage", "pattern"), CASES)
 @pytest.mark.timeout(20)
-def test_fault(faulty: LoopbackHub, pickled: bytes, tmp_path: Path, expected: list[Any], kind: Kind, stage: str, pattern: str) -> None:
+def test_fault(
+    faulty: LoopbackHub,
+    pickled: dict[lg.StorageOptions, bytes],
+    tmp_path: Path,
+    expected: list[Any],
+    kind: Kind,
+    stage: str,
+    pattern: str,
+) -> None:
     faulty.add_fault(Fault(**{**STAGES[stage], **PATTERNS[pattern], **kind.fault}))
+    options = OPTIONS if kind.fault.keys() & {"latency_seconds", "stall_at", "bandwidth_bytes_per_second"} else UNHURRIED
     is_opened = stage in ("moov", "rows", "video")
-    seen, errors = whole_epoch(lambda: pickle.loads(pickled) if is_opened else opened(faulty, tmp_path), faulty)
+    seen, errors = whole_epoch(lambda: pickle.loads(pickled[options]) if is_opened else opened(faulty, tmp_path, options=options), faulty)
     assert seen == expected
     assert any(record.faulted for record in faulty.requests()), "the case is no case: nothing went wrong"
     if NUM_HITS[pattern] <= kind.survived:
@@ -270,16 +285,30 @@ CLIPS = lg.Shuffle(seed=1, clip_length=4)
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_an_epoch_with_five_percent_of_faults_of_all_kinds(faulty: LoopbackHub, many: Path, tmp_path: Path, seed: int) -> None:
+    """Epoch after epoch, each with other faults, until seven requests met one.
+
+    Which requests do is drawn by their byte ranges. These differ with the versions of the encoder and of pyarrow, and so does the number
+    of faults in one epoch: five of 115 requests on the average, but one or none as well.
+    """
     plain = [fingerprint(example) for example in lg.LeRobotIterDataset(many, num_epochs=1, shuffle=CLIPS)]
-    for fault in mixed_faults(0.05, seed=seed):
-        faulty.add_fault(fault)
-    dataset = opened(faulty, tmp_path, repository="faults/many", options=PATIENT, shuffle=CLIPS, delta_timestamps=None)
-    assert [fingerprint(example) for example in dataset] == plain
-    requests = faulty.requests()
-    faulted = sum(record.faulted for record in requests)
-    print(f"seed {seed}: {faulted} of {len(requests)} requests met a fault")
-    assert faulted >= 3
-    assert dataset.repository.storage.statistics.retries >= faulted / 4
+    num_faulted = num_retries = 0
+    for draw in range(seed, 30, 3):
+        faulty.clear_faults()
+        faulty.clear_requests()
+        for fault in mixed_faults(0.05, seed=draw):
+            faulty.add_fault(fault)
+        dataset = opened(faulty, tmp_path / f"{draw}", repository="faults/many", options=PATIENT, shuffle=CLIPS, delta_timestamps=None)
+        assert [fingerprint(example) for example in dataset] == plain
+        requests = faulty.requests()
+        faulted = sum(record.faulted for record in requests)
+        print(f"seed {draw}: {faulted} of {len(requests)} requests met a fault")
+        num_faulted += faulted
+        num_retries += dataset.repository.storage.statistics.retries
+        dataset.repository.close()
+        if num_faulted >= 7:
+            break
+    assert num_faulted >= 7, "the network was not bad: next to nothing went wrong in ten epochs"
+    assert num_retries >= num_faulted / 4
 
 
 def test_barcodes_are_those_of_the_rows_while_links_expire(faulty: LoopbackHub, many: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import pytest
 from lerobot_grain import _parquet, _repository
 from lerobot_grain._columns import to_encoded_images, to_numpy, to_strings
 from lerobot_grain._episodes import episode_table
-from lerobot_grain._errors import DatasetFormatError, shown
+from lerobot_grain._errors import DatasetFormatError, LeRobotGrainWarning, shown
 from lerobot_grain._parquet import InMemoryFile, open_table, read_columns
 from lerobot_grain._repository import open_repository, sample_table
 from lerobot_grain._rows import open_data_file
@@ -223,12 +223,17 @@ def test_json_of_the_largest_size_that_is_read(element: bytes) -> None:
     assert "found a JSON list" in refusal(lambda: info_of(raw), max_bytes=400 << 20)
 
 
-@pytest.mark.parametrize(("path", "limit"), [("meta/info.json", 4 << 20), ("meta/stats.json", 8 << 20)])
-def test_json_above_the_limit_is_not_read(directory: Path, path: str, limit: int) -> None:
-    with (directory / path).open("wb") as file:
-        file.truncate(limit + 1)
+def test_json_above_the_limit_is_not_read(directory: Path) -> None:
+    with (directory / "meta/stats.json").open("wb") as file:
+        file.truncate((8 << 20) + 1)
+    with pytest.warns(LeRobotGrainWarning, match=r"meta/stats.json: has 8388609 bytes, expected at most 8388608"):
+        repository = open_repository(directory)
+    text = refusal(lambda: repository.stats, max_bytes=64 << 20)
+    assert text == f"{directory}: meta/stats.json has 8388609 bytes, expected at most 8388608"
+    with (directory / "meta/info.json").open("wb") as file:
+        file.truncate((4 << 20) + 1)
     text = refusal(lambda: open_repository(directory), max_bytes=64 << 20)
-    assert text == f"{directory}: {path} has {limit + 1} bytes, expected at most {limit}"
+    assert text == f"{directory}: meta/info.json has 4194305 bytes, expected at most 4194304"
 
 
 # --- the episode table ---------------------------------------------------------------------------------------------------------------
@@ -436,7 +441,10 @@ def test_types_and_columns_with_endless_names(directory: Path) -> None:
 
 def test_statistics_with_an_endless_text(directory: Path) -> None:
     (directory / "meta/stats.json").write_text(json.dumps({"action": {"mean": LONG}}))
-    refusal(lambda: open_repository(directory))
+    with pytest.warns(LeRobotGrainWarning) as caught:
+        repository = open_repository(directory)
+    assert len(str(caught[0].message)) < 2000
+    refusal(lambda: repository.stats)
 
 
 NOT_UTF8 = pa.Array.from_buffers(pa.string(), 2, [None, pa.py_buffer(struct.pack("<3i", 0, 1, 3)), pa.py_buffer(b"\xff\xfe\xfd")])

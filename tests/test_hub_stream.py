@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import zlib
 from collections import Counter
@@ -18,6 +19,7 @@ from torchcodec.decoders import VideoDecoder
 import lerobot_grain as lg
 from lerobot_grain._plan import VideoFile
 from lerobot_grain._repository import sample_table
+from lerobot_grain._rows import episode_timestamps
 from lerobot_grain.testing import LoopbackHub, RequestRecord
 
 
@@ -50,7 +52,16 @@ def needed_bytes(repository: lg.Repository, cameras: list[str], columns: list[st
         spans = repository.episodes.videos[key]
         for number, path in enumerate(spans.files.paths):
             table = sample_table(repository.storage, path)
-            file = VideoFile(table, path=path, camera=key, number=number, episodes=repository.episodes, fps=repository.fps, where=path)
+            file = VideoFile(
+                table,
+                path=path,
+                camera=key,
+                number=number,
+                episodes=repository.episodes,
+                fps=repository.fps,
+                read_timestamps=functools.partial(episode_timestamps, repository),
+                where=path,
+            )
             total += int(table.sizes.sum())
             assert file.table.num_frames == repository.episodes.lengths[spans.files.episodes_in(number)].sum()
             total += moov_bytes(Path(repository.storage.description) / path)

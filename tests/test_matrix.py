@@ -6,8 +6,6 @@ directory and from the loopback Hub: each frame must carry its own barcode, ever
 
 from __future__ import annotations
 
-import itertools
-import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, LoopbackHub, WrittenDataset, read_barcodes, write_dataset
+from tests.pairwise import choose
 
 KEY = "observation.images.camera"
 NUM_DATASETS = 66
@@ -59,32 +58,7 @@ def is_possible(values: Mapping[str, Any]) -> bool:
     )
 
 
-def pairs_of(values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    return list(itertools.combinations(values.items(), 2))
-
-
-def choose(count: int) -> list[dict[str, Any]]:
-    """Returns `count` possible combinations that hold every possible pair of values."""
-    possible = [values for row in itertools.product(*FACTORS.values()) if is_possible(values := dict(zip(FACTORS, row, strict=True)))]
-    chance = random.Random(0)
-    chance.shuffle(possible)
-    held = {}  # pair -> some that hold it
-    for values in possible:
-        for pair in pairs_of(values):
-            held.setdefault(pair, []).append(values)
-    missing, chosen = dict.fromkeys(held), []
-    while missing:
-        # Of some that hold the rarest pair, the one that holds most others.
-        rarest = min(missing, key=lambda pair: len(held[pair]))
-        best = max(held[rarest][:40], key=lambda values: sum(pair in missing for pair in pairs_of(values)))
-        chosen.append(best)
-        for pair in pairs_of(best):
-            missing.pop(pair, None)
-    assert len(chosen) <= count
-    return chosen + possible[: count - len(chosen)]
-
-
-DATASETS = choose(NUM_DATASETS)
+DATASETS = choose(FACTORS, NUM_DATASETS, is_possible=is_possible)
 
 
 @pytest.fixture(scope="module")

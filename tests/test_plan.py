@@ -51,9 +51,17 @@ def table_of(codec: str = "h264", **options: Any) -> SampleTable:
 def video_file(
     lengths: list[int], starts: list[float], *, table: SampleTable | None = None, fps: float = 10.0, files: list[int] | None = None
 ) -> VideoFile:
-    episodes = episodes_of(lengths, starts, files)
     table = table_of() if table is None else table
-    return VideoFile(table, path="videos/top/0-0", camera="top", number=0, episodes=episodes, fps=fps, where=WHERE)
+    return VideoFile(
+        table,
+        path="videos/top/0-0",
+        camera="top",
+        number=0,
+        episodes=episodes_of(lengths, starts, files),
+        fps=fps,
+        read_timestamps=lambda chosen: [np.arange(lengths[episode]) / fps for episode in chosen],
+        where=WHERE,
+    )
 
 
 def problem(file: VideoFile, episode: int) -> str:
@@ -120,11 +128,13 @@ def test_an_episode_that_starts_behind_the_end_of_the_file() -> None:
 def test_an_episode_that_starts_where_there_is_no_frame() -> None:
     # Half-way between two frames, seen from a data set of twice the rate; and in a file of a fourth of it.
     assert problem(video_file([5, 5], [0.0, 0.75], fps=20.0), 1) == (
-        "it should start at 0.750000 s, but the nearest of the 30 frames is at 0.700000 s and the last one at 2.900000 s"
+        "it should start at 0.750000 s, but the nearest of the 30 frames is at 0.700000 s and the last one at 2.900000 s; "
+        "the frames of the file come at 10 a second, info.json says fps 20"
     )
     table = dataclasses.replace(table_of(), pts=table_of().pts * 4)
     assert problem(video_file([5, 5], [0.0, 0.5], table=table), 1) == (
-        "it should start at 0.500000 s, but the nearest of the 30 frames is at 0.400000 s and the last one at 11.600000 s"
+        "it should start at 0.500000 s, but the nearest of the 30 frames is at 0.400000 s and the last one at 11.600000 s; "
+        "the frames of the file come at 2.5 a second, info.json says fps 10"
     )
 
 
@@ -289,5 +299,5 @@ def test_every_gop_is_in_one_group_and_the_groups_are_in_order_of_first_use(file
         assert all(group == sorted(group) for group in groups)
         assert [group[0] for group in groups] == sorted(group[0] for group in groups)
         for group in groups:
-            assert len({gops[number].file.table.sample_description for number in group}) == 1
+            assert len({gops[number].file.table.format for number in group}) == 1
             assert len(group) == 1 or sum(len(gops[number].frames) for number in group) <= limit

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lerobot_grain import _repository
+from lerobot_grain import LeRobotIterDataset, _repository
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, LeRobotGrainError, LeRobotGrainWarning, MissingFileError
 from lerobot_grain._open_storage import open_storage
@@ -456,20 +456,45 @@ def test_missing_tasks(directory: Path) -> None:
         {"task_index": [0, 1], "task": pa.array(["a", "b"], pa.large_string())},
         {"task_index": [0, 1], "task": ["a", "b"], "difficulty": [1, 2]},
         {"task_index": [0, 1], "task": pa.array(["a", "b"]).dictionary_encode()},
+        {"task_index": [0, 1], "task": ["a", "b"], "category": ["x", "y"]},
+        {"task_index": [0, 1], "__index_level_0__": ["a", "b"], "category": ["x", "y"]},
+        {"task_index": [0, 1], "__index_level_0__": ["x", "y"], "task": ["a", "b"]},
+        {"task_index": [0, 1, 0], "task": ["a", "b", "a"]},
     ],
-    ids=["task", "__index_level_0__", "other order", "not sorted", "doubles", "large strings", "more columns", "categories"],
+    ids=[
+        "task",
+        "__index_level_0__",
+        "other order",
+        "not sorted",
+        "doubles",
+        "large strings",
+        "more columns",
+        "categories",
+        "more texts",
+        "more texts next to the old name",
+        "both names",
+        "a row twice",
+    ],
 )
 def test_tables_of_tasks(directory: Path, columns: dict[str, Any]) -> None:
     write_tasks(directory, **columns)
     assert open_repository(directory).tasks == {0: "a", 1: "b"}
 
 
+@pytest.mark.parametrize("numbers", [[0, 4, 9], [1, 2, 3], [9, -1, 4], [7.0, 3.0, 1e9]], ids=str)
+def test_numbers_of_tasks_need_not_follow_each_other(directory: Path, numbers: list[Any]) -> None:
+    write_tasks(directory, task_index=numbers, task=["a", "b", "a"])
+    assert open_repository(directory).tasks == {int(number): text for number, text in zip(numbers, "aba", strict=True)}
+
+
 @pytest.mark.parametrize(
     ("columns", "text"),
     [
-        ({"task_index": [0, 2], "task": ["a", "b"]}, "task_index is [0, 2]...; expected 0, 1, 2, ... once each"),
-        ({"task_index": [0, 0], "task": ["a", "b"]}, "task_index is [0, 0]...; expected 0, 1, 2, ... once each"),
-        ({"task_index": [0, None], "task": ["a", "b"]}, "task_index is [0.0, nan]...; expected 0, 1, 2, ... once each"),
+        ({"task_index": [0, 0], "task": ["a", "b"]}, "task_index 0 is 'a' and 'b'; expected one text for a number"),
+        ({"task_index": [0, None], "task": ["a", "b"]}, "task_index is [0.0, nan]...; expected integers"),
+        ({"task_index": [0, 0.5], "task": ["a", "b"]}, "task_index is [0.0, 0.5]...; expected integers"),
+        ({"task_index": [0, 1e300], "task": ["a", "b"]}, "task_index is [0.0, 1e+300]...; expected integers"),
+        ({"task_index": [True, False], "task": ["a", "b"]}, "task_index is [True, False]...; expected integers"),
         ({"index": [0, 1], "task": ["a", "b"]}, "found the columns index, task; expected task_index and one of texts"),
         ({"task_index": ["0", "1"], "n": [1, 2]}, "found the columns task_index, n; expected task_index and one of texts"),
         ({"task_index": [0, 1]}, "found the columns task_index; expected task_index and one of texts"),
@@ -497,24 +522,94 @@ def test_missing_statistics(directory: Path) -> None:
     assert open_repository(directory).stats is None
 
 
+def opened_with_notes(directory: Path) -> Repository:
+    with pytest.warns(LeRobotGrainWarning) as caught:
+        repository = open_repository(directory)
+    assert [str(warning.message) for warning in caught] == [f"{directory}: {note}" for note in repository.notes]
+    return repository
+
+
+WHOLE = "meta/stats.json: expected feature -> statistic -> numbers ({}); compute_stats(repository) makes others"
+
+
 @pytest.mark.parametrize(
-    "raw",
+    ("raw", "reason"),
     [
-        "",
-        "[]",
-        "null",
-        '{"action": 5}',
-        '{"action": {"mean": [[1], [1, 2]]}}',
-        '{"action": {"mean": "x"}}',
-        '{"action": {"mean": {}}}',
-        "[" * 100_000,
-        '{"action": {"mean": 1' + "0" * 400 + "}}",
+        ("", "Expecting value: line 1 column 1 (char 0)"),
+        ("[]", "found a JSON list"),
+        ("null", "found a JSON NoneType"),
+        ('{"action": 5}', "'action' is 5"),
+        ('{"action": {"mean": [[1], [1, 2]]}}', "mean of 'action' is [[1], [1, 2]]"),
+        ('{"action": {"mean": "x"}}', "mean of 'action' is 'x'"),
+        ('{"action": {"mean": {}}}', "mean of 'action' is {}"),
+        ('{"action": {"mean": null}}', "mean of 'action' is None"),
+        ("[" * 100_000, "maximum recursion depth exceeded"),
+        ('{"action": {"mean": 1' + "0" * 400 + "}}", "mean of 'action' is 1000"),
     ],
-    ids=["empty", "list", "null", "number", "ragged", "text", "object", "deep", "huge number"],
+    ids=["empty", "list", "null", "number", "ragged", "text", "object", "null in it", "deep", "huge number"],
 )
-def test_statistics_that_are_none(directory: Path, raw: str) -> None:
+def test_statistics_that_are_none(directory: Path, raw: str, reason: str) -> None:
+    """Opening notes it; only who asks for them gets the error."""
     (directory / "meta/stats.json").write_text(raw)
-    assert refusal(directory).startswith("meta/stats.json: expected feature -> statistic -> numbers (")
+    repository = opened_with_notes(directory)
+    begin = WHOLE.format(reason)[: len(WHOLE.format(reason)) - len("); compute_stats(repository) makes others")]
+    assert len(repository.notes) == 1
+    for _ in range(2):
+        with pytest.raises(DatasetFormatError) as caught:
+            _ = repository.stats
+        assert str(caught.value).startswith(f"{directory}, {begin}")
+        assert repository.notes[0].startswith(begin)
+    assert next(iter(LeRobotIterDataset(repository, features=["index"], shuffle=None)))["index"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        (
+            {"note": {"min": ["a"], "max": ["z"], "count": [9]}},
+            "2 of its values are no numbers and are left out: min of 'note' is ['a'], ...",
+        ),
+        ({"note": {"min": ["7"], "count": [9]}}, "1 of its values are no numbers and are left out: min of 'note' is ['7']"),
+        ({"episode_count": 9}, "1 of its values are no numbers and are left out: 'episode_count' is 9"),
+        (
+            {"__meta__": {"version": "2", "created": "2026-01-01"}},
+            "2 of its values are no numbers and are left out: version of '__meta__' is '2', ...",
+        ),
+        ({"extra": None, "more": [1, 2]}, "2 of its values are no numbers and are left out: 'extra' is None, ..."),
+        ({"extra": {"mean": {"x": 1}}}, "1 of its values are no numbers and are left out: mean of 'extra' is {'x': 1}"),
+    ],
+    ids=str,
+)
+def test_statistics_of_the_others_are_given(directory: Path, changes: dict[str, Any], note: str) -> None:
+    expected = open_repository(directory).stats
+    change_json(directory / "meta/stats.json", lambda stats: {**changes, **stats})
+    repository = opened_with_notes(directory)
+    assert repository.notes == (f"meta/stats.json: {note}",)
+    assert repository.stats is not None
+    assert expected is not None
+    assert list(repository.stats) == list(expected)
+    for key, statistics in expected.items():
+        for name, value in statistics.items():
+            assert np.array_equal(repository.stats[key][name], value)
+
+
+def test_single_statistics_that_are_no_numbers(directory: Path) -> None:
+    def change(stats: Any) -> Any:
+        stats["action"] |= {"std": [None, *stats["action"]["std"][1:]], "q50": "x", "mean": [1, 2.5, None, 4, 5, 6, 7]}
+        return stats
+
+    change_json(directory / "meta/stats.json", change)
+    repository = opened_with_notes(directory)
+    assert repository.notes == ("meta/stats.json: 1 of its values are no numbers and are left out: q50 of 'action' is 'x'",)
+    assert repository.stats is not None
+    assert np.isnan(repository.stats["action"]["std"]).tolist() == [True, *[False] * 6]
+    np.testing.assert_array_equal(repository.stats["action"]["mean"], [1, 2.5, np.nan, 4, 5, 6, 7])
+    assert "q50" not in repository.stats["action"]
+
+
+def test_statistics_without_any_entry(directory: Path) -> None:
+    (directory / "meta/stats.json").write_text("{}")
+    assert open_repository(directory).stats == {}
 
 
 # --- a large data set ----------------------------------------------------------------------------------------------------------------

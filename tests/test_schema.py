@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lerobot_grain._errors import DatasetFormatError
-from lerobot_grain._schema import DatasetInfo, Feature, PathTemplate, parse_info
+from lerobot_grain._schema import DatasetInfo, Depth, Feature, PathTemplate, parse_info
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
@@ -169,13 +169,61 @@ def test_names(names: Any, expected: tuple[str, ...] | None) -> None:
         ({"info": {"is_depth_map": True}}, None, True),
         ({"video_info": {"video.is_depth_map": True}}, None, True),
         ({"info": {"is_depth_map": False}}, None, False),
+        ({"info": {"video.is_depth_map": True}}, None, True),
+        ({"video_info": {"is_depth_map": True}}, None, True),
+        ({"info": {"video.g": 7}, "video_info": {"video.is_depth_map": True, "video.g": 2}}, 7, True),
+        ({"info": {"video.codec": "hevc"}, "video_info": {"is_depth_map": True, "video.g": 2}}, 2, True),
+        ({"info": {"is_depth_map": False}, "video_info": {"video.is_depth_map": True}}, None, True),
+        ({"info": {"is_depth_map": True}, "video_info": {"video.is_depth_map": False}}, None, True),
+        ({"info": {"video.g": None}, "video_info": {"video.g": 2}}, 2, False),
+        ({"info": {"is_depth_map": 1}}, None, True),
+        ({"info": {"is_depth_map": 0}}, None, False),
+        ({"info": {"is_depth_map": None}, "video_info": {"video.is_depth_map": ""}}, None, False),
     ],
     ids=str,
 )
-def test_encoding_of_a_camera(fields: dict[str, Any], gop_length: int | None, is_depth: bool) -> None:
-    camera = feature(dtype="video", shape=[4, 6, 3], **fields)
+@pytest.mark.parametrize("dtype", ["video", "image"])
+def test_encoding_of_a_camera(fields: dict[str, Any], gop_length: int | None, is_depth: bool, dtype: str) -> None:
+    camera = feature(dtype=dtype, shape=[4, 6, 3], **fields)
     assert (camera.gop_length, camera.is_depth) == (gop_length, is_depth)
     assert type(camera.gop_length) in (int, type(None))
+
+
+def test_what_depths_mean_may_stand_in_either_place() -> None:
+    camera = feature(
+        dtype="video",
+        shape=[4, 6, 1],
+        info={"depth_unit": "m", "video.depth_max": 5.0, "video.shift": None},
+        video_info={"video.is_depth_map": True, "video.depth_max": 8.0, "video.shift": 2.0, "video.use_log": False},
+    )
+    assert camera.depth == Depth("m", max_metres=5.0, shift_metres=2.0, is_logarithmic=False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_depth", "note"),
+    [
+        (
+            {"info": {"is_depth_map": "True"}},
+            True,
+            "camera 'key' has is_depth_map 'True' in info, a text; it is read as a depth camera, as by lerobot",
+        ),
+        (
+            {"info": {"video.g": 2}, "video_info": {"video.is_depth_map": "true"}},
+            True,
+            "camera 'key' has video.is_depth_map 'true' in video_info, a text; it is read as a depth camera, as by lerobot",
+        ),
+        (
+            {"info": {"video.g": 2}, "video_info": "av1"},
+            False,
+            "camera 'key' has video_info 'av1', which is no object; only its info is used",
+        ),
+        ({"info": {"video.g": 2}, "video_info": [1]}, False, "camera 'key' has video_info [1], which is no object; only its info is used"),
+    ],
+    ids=str,
+)
+def test_encodings_that_are_odd(fields: dict[str, Any], is_depth: bool, note: str) -> None:
+    info = with_fields(features={"key": {"dtype": "video", "shape": [4, 6, 3], **fields}})
+    assert (info.features["key"].is_depth, info.notes) == (is_depth, (note,))
 
 
 @pytest.mark.parametrize(
@@ -335,6 +383,14 @@ DTYPE = "expected a NumPy dtype such as float32, or string, image, video, langua
         ({"dtype": "image", "shape": [1, 4, 6, 3]}, "camera 'key' has shape [1, 4, 6, 3]; expected [height, width, channels]"),
         ({"dtype": "video", "shape": [4, 6, 3], "info": [2]}, "camera 'key' has info [2]; expected an object"),
         ({"dtype": "video", "shape": [4, 6, 3], "video_info": "g"}, "camera 'key' has info 'g'; expected an object"),
+        ({"dtype": "video", "shape": [4, 6, 3], "info": "g", "video_info": {}}, "camera 'key' has info 'g'; expected an object"),
+        *(
+            (
+                {"dtype": "video", "shape": [4, 6, 3], "info": {"video.g": 2}, "video_info": {"video.is_depth_map": value}},
+                f"camera 'key' has video.is_depth_map {value!r} in video_info; expected true or false",
+            )
+            for value in ("false", "no", "0", 2, -1, 0.5, [False], {"a": 1}, float("nan"))
+        ),
     ],
     ids=lambda value: str(value)[:60] if isinstance(value, dict) else "",
 )

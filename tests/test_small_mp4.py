@@ -13,7 +13,7 @@ from torchcodec.decoders import VideoDecoder
 
 from lerobot_grain._errors import DatasetFormatError
 from lerobot_grain._mp4 import SampleTable
-from lerobot_grain._small_mp4 import CodedUnit, Unit, coded_unit, small_mp4, unit_of_frames
+from lerobot_grain._small_mp4 import CodedUnit, Unit, coded_unit, small_mp4, stitchable, unit_of_frames
 from tests.helpers import box, boxes, decode_all, encoded, read_table
 
 
@@ -37,19 +37,23 @@ def unit_and_samples(source: Video, gop: int, frames: list[int]) -> tuple[Unit, 
 
 def check_stitched(requests: list[tuple[Video, int, list[int]]]) -> None:
     """Stitches GOPs and compares the wanted frames, decoded as the reader does (those alone) and all in a row."""
-    units, wanted, expected, base = [], [], [], 0
-    for source, gop, frames in requests:
-        unit, coded = unit_and_samples(source, gop, frames)
-        units.append(coded)
-        wanted += (base + unit.wanted).tolist()
-        expected.append(source.frames[frames])
-        base += len(coded.sizes)
-    mp4 = small_mp4(requests[0][0].table, units)
-    decoder = VideoDecoder(mp4, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
-    assert decoder.metadata.num_frames == base
-    alone = np.stack([decoder.get_frame_at(frame).data.numpy() for frame in wanted])
-    np.testing.assert_array_equal(alone, np.concatenate(expected))
-    np.testing.assert_array_equal(decode_all(mp4)[wanted], np.concatenate(expected))
+    found = [unit_and_samples(source, gop, frames) for source, gop, frames in requests]
+    coded = [samples for _, samples in found]
+    together = stitchable(coded)
+    assert sorted(place for places in together for place in places) == list(range(len(requests)))
+    for places in together:
+        wanted, expected, base = [], [], 0
+        for place in places:
+            source, _, frames = requests[place]
+            wanted += (base + found[place][0].wanted).tolist()
+            expected.append(source.frames[frames])
+            base += len(coded[place].sizes)
+        mp4 = small_mp4(requests[0][0].table.format, [coded[place] for place in places])
+        decoder = VideoDecoder(mp4, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+        assert decoder.metadata.num_frames == base
+        alone = np.stack([decoder.get_frame_at(frame).data.numpy() for frame in wanted])
+        np.testing.assert_array_equal(alone, np.concatenate(expected))
+        np.testing.assert_array_equal(decode_all(mp4)[wanted], np.concatenate(expected))
 
 
 def frames_by_gop(table: SampleTable) -> dict[int, list[int]]:
@@ -97,7 +101,7 @@ def test_random_frames_of_random_gops_and_files(videos: dict[str, list[Video]], 
     assert len({frame.tobytes() for source in (first, second) for frame in source.frames}) == 56, "two frames look alike"
     # The bit rate of a file, which sets the others' descriptions apart, is part of what MPEG-4 decoders are given (esds).
     together = [first] if name.startswith("mpeg4") else [first, second]
-    assert len({source.table.sample_description for source in together}) == 1
+    assert len({source.table.format for source in together}) == 1
     rng = np.random.default_rng(len(name))
     for _ in range(6):
         check_stitched(random_requests(together, rng, int(rng.integers(1, 9))))
@@ -191,6 +195,26 @@ def test_cra_pictures_become_bla_pictures_in_front_of_a_unit_and_nowhere_else(vi
     assert (second[0], second[1]) == ([21], [18])
 
 
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        # The first GOPs of the two files begin with IDR pictures, the others with CRA pictures.
+        ("hevc open GOPs", [[0, 3], [1], [2], [4], [5]]),
+        ("hevc open GOPs of 5", [[0, 3], [1], [2], [4], [5]]),
+        ("hevc B pictures", [[0, 1, 2, 3, 4, 5]]),
+        ("h264 B pictures", [[0, 1, 2, 3, 4, 5]]),
+        ("av1 g=8", [[0, 1, 2, 3, 4, 5]]),
+    ],
+)
+def test_only_gops_that_clear_every_decoder_are_stitched(videos: dict[str, list[Video]], name: str, places: list[list[int]]) -> None:
+    """FFmpeg from 7.1 on predicts what follows a CRA or BLA picture from a picture before it that has the same number."""
+    coded = []
+    for source in videos[name]:
+        frames = frames_by_gop(source.table)
+        coded += [unit_and_samples(source, gop, frames[gop])[1] for gop in (0, 1, 2)]
+    assert stitchable(coded) == places
+
+
 def picture_kinds(sample: bytes) -> list[int]:
     kinds, cursor = [], 0
     while cursor < len(sample):
@@ -207,13 +231,13 @@ def test_frame_i_is_presented_at_tick_i(videos: dict[str, list[Video]]) -> None:
     for name in ("hevc open GOPs", "h264 B pictures", "av1 g=8"):
         source = videos[name][0]
         units = [unit_and_samples(source, gop, frames_by_gop(source.table)[gop])[1] for gop in (1, 0)]
-        table = read_table(small_mp4(source.table, units))
+        table = read_table(small_mp4(source.table.format, units))
         times = table.pts[table.presentation]
         assert times[0] == 0
         assert len(np.unique(np.diff(times))) == 1
-        assert (table.codec, table.width, table.height) == (source.table.codec, 96, 64)
-        assert table.sample_description == source.table.sample_description
-        assert [kind for kind, _ in boxes(small_mp4(source.table, units))] == ["ftyp", "moov", "mdat"]
+        assert table.format[:3] == (source.table.format.codec, 96, 64)
+        assert table.format == source.table.format
+        assert [kind for kind, _ in boxes(small_mp4(source.table.format, units))] == ["ftyp", "moov", "mdat"]
 
 
 # --- what is refused -----------------------------------------------------------------------------------------------------------------
@@ -312,8 +336,8 @@ def test_pictures_that_are_no_key_frames(videos: dict[str, list[Video]], name: s
 @pytest.mark.parametrize(("name", "kind"), [("h264", "avcC"), ("hevc", "hvcC")])
 def test_sample_descriptions_without_a_configuration(videos: dict[str, list[Video]], name: str, kind: str) -> None:
     source = videos[name][0]
-    for description in (source.table.sample_description.replace(kind.encode(), b"abcd"), box("stsd", b"12345678" + kind.encode())):
-        table = dataclasses.replace(source.table, sample_description=description)
+    for description in (source.table.format.sample_description.replace(kind.encode(), b"abcd"), box("stsd", b"12345678" + kind.encode())):
+        table = dataclasses.replace(source.table, format=source.table.format._replace(sample_description=description))
         text = refusal(source, first_sample(source), table=table)
         assert text == f"the sample description has no {kind} box; the file cannot be decoded"
 

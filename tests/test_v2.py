@@ -243,8 +243,8 @@ def test_malformed_lines(directory: Path, path: str, line: str | bytes | dict[st
 def test_episodes_that_contradict_each_other(directory: Path) -> None:
     path = directory / EPISODES
     original = path.read_text()
-    path.write_text(original.replace('"episode_index": 1', '"episode_index": 5'))
-    assert refusal(directory) == f"{EPISODES}: episode_index should be 0, 1, 2, ... once each; found 2 where 1 was expected"
+    path.write_text(original.replace('"episode_index": 1', '"episode_index": 2'))
+    assert refusal(directory) == f"{EPISODES}: episode_index 2 is there more than once; expected every episode once"
     path.write_text(original.replace('"length": 6', '"length": 0'))
     assert refusal(directory) == f"{EPISODES}: episode 1 has length 0; expected at least 1 frame"
     path.write_text("")

@@ -7,6 +7,9 @@ episode starts at a key frame, and GOPs are cut where episodes end (`dataset_wri
 Rules:
 * This is the only module that imports PyAV, which comes with the extra `testing`. Without PyAV it imports, and encoding raises.
 * Encoders run on one thread each and print nothing: the caller encodes episodes side by side.
+* Episodes follow each other at whole frames, as in the recorder's files: lerobot 0.6.1 asks for PyAV 15, whose FFmpeg 7.1 joins so. Newer
+  ones round the length of H.264 with B pictures down to milliseconds and join there, each a little differently; so the lengths are told
+  to them.
 * GOPs have exactly the declared lengths, so scene-cut detection is off. lerobot leaves it on; `gop` of several lengths is like that.
 
 Not here: pictures, and which episode goes into which file.
@@ -32,6 +35,8 @@ except ModuleNotFoundError:
 
 # x265 4 overruns its buffers below about 56 columns or rows, and the process dies later in free() (PyAV 18.1, 48x48 and 96x48).
 _MIN_HEVC_PIXELS = 64
+# The recorder's files count their length in milliseconds, as those of every FFmpeg before 9 (PyAV 19), which takes ticks of the video.
+_JOINING_OPTIONS = {"movie_timescale": "1000"}
 # With B pictures x265 takes the first decode times from pictures that a shorter episode does not have, that is from uninitialised memory.
 _MIN_HEVC_FRAMES = 3
 
@@ -182,8 +187,7 @@ def encode_episode(path: Path, frames: Iterable[Pictures], *, camera: Camera, fp
       fps: frames per second.
 
     Returns:
-      Duration in seconds as lerobot takes it from the file, which is not always frames / fps: with B pictures it can be shorter by less
-      than a millisecond (61 frames of h264 at 30 fps: 2.0330 s).
+      Duration in seconds: frames / fps, which is what lerobot takes from a file that its recorder encoded.
 
     Raises:
       ImportError: PyAV is missing.
@@ -205,23 +209,24 @@ def encode_episode(path: Path, frames: Iterable[Pictures], *, camera: Camera, fp
             ) from error
         source = _video_frames(frames, camera)
         head = list(islice(source, _MIN_HEVC_FRAMES))
+        num_frames = 0
         for frame in chain(head, source):
             container.mux(stream.encode(frame))
+            num_frames += 1
         flushed = stream.encode()
         if camera.stored_codec == "hevc" and camera.b_frames and len(head) < _MIN_HEVC_FRAMES:
             # So few pictures all come at the end, and in the order they are shown. Two frames ahead is where x265 starts otherwise.
             for index, packet in enumerate(flushed):
                 packet.dts = index - 2
         container.mux(flushed)
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        return float(stream.duration * stream.time_base)
+    return num_frames / fps
 
 
 def stitch_episodes(path: Path, episodes: Sequence[Path], *, moov: Literal["as_recorded", "start", "end"]) -> None:
     """Puts the MP4s of consecutive episodes together into one video file and deletes them.
 
-    All are joined at once. lerobot appends one at a time, which yields the same samples with the same times.
+    All are joined at once. lerobot appends one at a time, which yields the same samples with the same times. Each episode starts where the
+    frames of those before it end.
 
     Args:
       path: file to write; its directory must exist.
@@ -233,9 +238,8 @@ def stitch_episodes(path: Path, episodes: Sequence[Path], *, moov: Literal["as_r
         shutil.move(episodes[0], path)
         return
     listing = episodes[0].with_suffix(".txt")
-    # The concat demuxer ends a quoted name at a quote, so that one is closed, escaped and opened again.
-    listing.write_text("".join("file '" + str(episode.resolve()).replace("'", "'\\''") + "'\n" for episode in episodes))
-    options = {} if moov == "end" else {"movflags": "faststart"}
+    listing.write_text(_listing(episodes))
+    options = _JOINING_OPTIONS if moov == "end" else _JOINING_OPTIONS | {"movflags": "faststart"}
     with (
         av.open(str(listing), format="concat", options={"safe": "0"}) as source,
         av.open(str(path), "w", format="mp4", options=options) as target,
@@ -257,6 +261,22 @@ def stitch_episodes(path: Path, episodes: Sequence[Path], *, moov: Literal["as_r
             target.mux(packet)
     for used in (listing, *episodes):
         used.unlink()
+
+
+def _listing(episodes: Sequence[Path]) -> str:
+    """Returns what the concat demuxer is to join: the files, and how long each of them is."""
+    lines, start_seconds = [], 0.0
+    for episode in episodes:
+        with av.open(str(episode)) as container:
+            stream = container.streams.video[0]
+            stop_seconds = start_seconds + stream.frames / float(stream.average_rate)
+        # The demuxer counts in microseconds: rounded one by one, the durations of many episodes would move the last ones by a tick.
+        duration = round(stop_seconds * 1_000_000) - round(start_seconds * 1_000_000)
+        # The concat demuxer ends a quoted name at a quote, so that one is closed, escaped and opened again.
+        name = str(episode.resolve()).replace("'", "'\\''")
+        lines += [f"file '{name}'", f"duration {duration}us"]
+        start_seconds = stop_seconds
+    return "\n".join(lines) + "\n"
 
 
 def _video_frames(frames: Iterable[Pictures], camera: Camera) -> Iterator[Any]:

@@ -312,7 +312,7 @@ def _episodes(job: _Job, *, seed: int, row_values: RowValues | None) -> list[dic
 def _points(rows: Mapping[str, npt.NDArray[Any]], *, seed: int, fps: int) -> npt.NDArray[np.float64]:
     """Returns what the disc shows: the state that was written, or the point behind it where there is no such state."""
     state = rows.get("observation.state")
-    if state is not None and state.shape[1] >= 2:
+    if state is not None and state.ndim == 2 and state.shape[1] >= 2:
         return state[:, :2].astype(np.float64)
     return point_path(seed=seed, episode_index=int(rows["episode_index"][0]), length=len(rows["index"]), fps=fps)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 import time
@@ -409,28 +410,45 @@ def test_moov_stands_where_asked(tmp_path: Path, moov: Any, single: list[str], j
     assert read_barcodes(decode(video_path(written, file=1)), channels_first=True)[:, 0].tolist() == [2] * 5
 
 
+@pytest.mark.parametrize("fps", [24, 30, 60])
 @pytest.mark.parametrize("name", ["av1", "h264-g12-b2", "hevc-g12-b3"])
-def test_joining_at_once_equals_the_recorders_joining_one_by_one(tmp_path: Path, name: str) -> None:
+def test_joining_at_once_equals_the_recorders_joining_one_by_one(tmp_path: Path, name: str, fps: int) -> None:
+    """And both equal what the recorder's FFmpeg makes: the samples of each episode as they are, moved by the frames before them."""
     camera = CODINGS[name]
+    # Most of these episodes are no whole number of milliseconds long.
+    lengths = [11, 4, 13, 10, 14, 7]
 
     def encode(folder: str) -> list[Path]:
         (tmp_path / folder).mkdir()
-        parts = [tmp_path / folder / f"it's {episode}.mp4" for episode in range(4)]
-        for episode, part in enumerate(parts):
-            points = np.full((11 + episode, 2), 0.5)
+        parts = [tmp_path / folder / f"it's {episode}.mp4" for episode in range(len(lengths))]
+        for episode, (part, length) in enumerate(zip(parts, lengths, strict=True)):
+            points = np.full((length, 2), 0.5)
             frames = draw_pictures(points, height=96, width=96, episode_index=episode, camera_index=0, seed=0, noise=0.0)
-            encode_episode(part, frames, camera=camera, fps=30)
+            assert encode_episode(part, frames, camera=camera, fps=fps) == length / fps
         return parts
 
     at_once, one_by_one = tmp_path / "at_once.mp4", tmp_path / "one_by_one.mp4"
-    stitch_episodes(at_once, encode("a"), moov="as_recorded")
     first, *others = encode("b")
+    frame_ticks = round(1 / fps / time_base(first))
+    expected = []
+    for start, part in zip(np.cumsum([0, *lengths]).tolist(), [first, *others], strict=False):
+        expected += [(pts + start * frame_ticks, dts + start * frame_ticks, is_key) for pts, dts, is_key in packets(part)]
+
+    stitch_episodes(at_once, encode("a"), moov="as_recorded")
     first.rename(one_by_one)
     for part in others:
         stitch_episodes(tmp_path / "next.mp4", [one_by_one, part], moov="as_recorded")
         (tmp_path / "next.mp4").rename(one_by_one)
-    assert packets(at_once) == packets(one_by_one)
+    assert packets(at_once) == packets(one_by_one) == expected
     np.testing.assert_array_equal(decode(at_once), decode(one_by_one))
+
+
+def test_joined_files_count_their_length_in_milliseconds(tmp_path: Path) -> None:
+    """As every file that lerobot recorded does."""
+    written = write_dataset(tmp_path, episode_lengths=[3, 4], cameras=[Camera(codec="h264", b_frames=2)])
+    data = video_path(written).read_bytes()
+    # Timescale and duration of `mvhd`, after its version, flags and two dates.
+    assert struct.unpack_from(">II", data, data.index(b"mvhd") + 16) == (1000, 234)
 
 
 def test_encoders_are_silent(tmp_path: Path) -> None:
