@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -125,6 +126,27 @@ def test_metadata_of_the_same_size_that_is_not_what_was_listed_is_an_error_and_n
     assert digest(opened(served, hub.endpoint, tmp_path)) == expected
 
 
+def without_hashes(path: str, status: int, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
+    if "/tree/" in path and status == 200:
+        entries = [{name: value for name, value in entry.items() if name not in ("oid", "lfs", "xetHash")} for entry in json.loads(body)]
+        body = json.dumps(entries).encode()
+    return status, headers, body
+
+
+@pytest.mark.parametrize("path", [INFO, TASKS, EPISODES])
+def test_metadata_of_a_mirror_that_tells_no_hash_is_read_and_kept_nowhere(served, hub, mirror, directory, expected, tmp_path, path):
+    """Neither its list nor its ETags are hashes, so that only the size was compared."""
+    mirror.change = without_hashes
+    assert digest(opened(served, mirror.endpoint, tmp_path)) == expected
+    assert kept_contents(tmp_path) == {}
+    mirror.contents = lambda file, data: data[:-1] + bytes([data[-1] ^ 1]) if file == path else data
+    with contextlib.suppress(lg.LeRobotGrainError):  # the changed file may be unreadable
+        digest(opened(served, mirror.endpoint, tmp_path))
+    assert not list(tmp_path.glob("datasets--*/blobs/*"))
+    assert digest(opened(served, hub.endpoint, tmp_path)) == expected
+    assert_only_the_files_of_the_commit_are_kept(tmp_path, directory)
+
+
 @pytest.mark.parametrize(("path", "kind"), [(DATA, "X-Linked-Size: 0"), (VIDEO, "X-Linked-Size: 0")])
 def test_a_link_without_size_is_an_error_that_names_file_and_header(served, hub, tmp_path, path, kind):
     """Of a file that was said to be empty it would be a malformed one."""
@@ -183,6 +205,44 @@ def test_a_wrong_file_that_lies_in_the_cache_is_named_and_can_be_deleted(served,
         served.repository_id, path, cache_dir=tmp_path, revision=served.commit, repo_type="dataset"
     )
     assert found == str(link)
+
+
+def spoilt_copy(cache: Path, path: str, old: bytes, new: bytes) -> Path:
+    """Changes a file in huggingface_hub's cache to another one of its size."""
+    (link,) = cache.glob(f"datasets--*/snapshots/*/{path}")
+    contents = link.read_bytes()
+    assert old in contents
+    link.write_bytes(contents.replace(old, new))
+    return link.resolve()
+
+
+@pytest.mark.parametrize(("path", "old", "new"), [(INFO, b'"fps": 10', b'"fps": 20'), (TASKS, b"PAR1", b"PAR2")], ids=["info", "tasks"])
+def test_a_copy_in_the_cache_that_was_changed_is_read_from_the_hub_with_a_warning(served, hub, expected, tmp_path, path, old, new):
+    assert digest(opened(served, hub.endpoint, tmp_path)) == expected
+    blob = spoilt_copy(tmp_path, path, old, new)
+    with pytest.warns(lg.LeRobotGrainWarning) as caught:
+        assert digest(opened(served, hub.endpoint, tmp_path)) == expected
+    assert f"{path}: its copy {blob} has the hash " in str(caught[0].message)
+    assert f"delete it (rm {blob})" in str(caught[0].message)
+    blob.unlink()
+    assert digest(opened(served, hub.endpoint, tmp_path)) == expected
+    assert blob.exists()
+
+
+def test_a_copy_in_the_cache_that_was_changed_is_an_error_where_the_hub_cannot_be_asked(served, hub, tmp_path, monkeypatch):
+    opened(served, hub.endpoint, tmp_path)
+    blob = spoilt_copy(tmp_path, INFO, b'"fps": 10', b'"fps": 20')
+    monkeypatch.setattr("lerobot_grain._remote_storage.is_offline", lambda: True)
+    monkeypatch.setattr("lerobot_grain._open_storage.is_offline", lambda: True)
+    text = refusal(lambda: opened(served, hub.endpoint, tmp_path, revision=served.commit))
+    assert f"{INFO}: its copy {blob} has the hash " in text
+    assert text.endswith("(not with HF_HUB_OFFLINE=1)")
+    monkeypatch.undo()
+    with Mirror(hub.endpoint) as broken:
+        broken.route = lambda path: (404, {}, b"") if "/resolve/" in path else None
+        text = refusal(lambda: opened(served, broken.endpoint, tmp_path))
+    assert f"its copy {blob} has the hash " in text
+    assert "Reading it from the Hub failed: " in text
 
 
 def test_what_names_contents():
