@@ -280,7 +280,7 @@ def without_references(path: str, status: int, headers: Headers, body: bytes) ->
     return (404, headers, b'{"errors": [{"status": 404}]}') if path.endswith("/refs") else (status, headers, body)
 
 
-@pytest.mark.parametrize("status", [404, 405, 501])
+@pytest.mark.parametrize("status", [400, 403, 404, 405, 410, 501])
 def test_without_the_list_of_references_the_error_names_revision(served, mirror, tmp_path, status):
     mirror.change = lambda path, *answer: (status, {}, b"") if path.endswith("/refs") else answer
     text = refusal(lambda: opened(served, mirror.endpoint, tmp_path))
@@ -288,6 +288,34 @@ def test_without_the_list_of_references_the_error_names_revision(served, mirror,
         f"{served.repository_id}: list of tags and branches: {mirror.endpoint} answered with HTTP {status}; if it is a mirror that has no "
         'such list, give revision= ("main", or another branch, a tag or a commit) to do without it'
     )
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(200, b"<html>sign in</html>"), (429, b""), (500, b""), (503, b""), (200, b"[]"), (200, b'{"tags": "v3.0"}')],
+    ids=["HTML", "429", "500", "503", "list", "text"],
+)
+def test_however_the_list_of_references_fails_the_error_names_revision(served, mirror, expected, tmp_path, status, body):
+    mirror.change = lambda path, *answer: (status, {}, body) if path.endswith("/refs") else answer
+    text = refusal(lambda: opened(served, mirror.endpoint, tmp_path))
+    assert f"{served.repository_id}: list of tags and branches: " in text
+    assert text.endswith('give revision= ("main", or another branch, a tag or a commit) to do without it')
+    assert digest(opened(served, mirror.endpoint, tmp_path, revision="main")) == expected
+
+
+@pytest.mark.parametrize(
+    "references",
+    [
+        {"tags": [None, "v3.1", {"name": None}, {"name": 3}, {}, {"name": "v3.0"}], "branches": []},
+        {"tags": [{"name": "v3.0", "targetCommit": None}]},
+        {"tags": None, "branches": [{"name": "main"}, {"ref": "refs/heads/x"}]},
+        {"branches": [{"name": "main"}]},
+    ],
+    ids=["odd tags", "no branches", "null", "no tags"],
+)
+def test_odd_entries_of_the_list_of_references_hide_no_others(served, mirror, expected, tmp_path, references):
+    mirror.change = lambda path, *answer: (200, {}, json.dumps(references).encode()) if path.endswith("/refs") else answer
+    assert digest(opened(served, mirror.endpoint, tmp_path)) == expected
 
 
 @pytest.mark.parametrize("revision", ["main", "v3.0", "commit"])
