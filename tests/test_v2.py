@@ -355,6 +355,30 @@ def test_a_quantile_of_some_episodes_only_is_left_out_with_a_warning(directory: 
     assert stats["action"]["std"].tolist() == expected["action"]["std"].tolist()
 
 
+def test_episodes_are_selected_by_their_tasks(directory: Path) -> None:
+    """Lists of JSON, where the table of v3 has arrays; some recorders write one text."""
+    path = directory / EPISODES
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line, tasks in zip(lines, (["pick it"], ["place it", "pick it"], "pick it"), strict=True):
+        line["tasks"] = tasks
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    repository = lg.open_repository(directory)
+    rows = lg.LeRobotIterDataset(
+        repository, episodes=lambda e: "pick" in e.tasks[0], shuffle=None, num_epochs=1, features=["episode_index"]
+    )
+    assert {int(row["episode_index"]) for row in rows} == {0, 2}
+    lines[1]["tasks"] = ["place it", None]
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    with pytest.raises(lg.DatasetFormatError, match="the episode table: episode 1 has None in column tasks; expected texts"):
+        lg.LeRobotIterDataset(lg.open_repository(directory), episodes=lambda e: "pick" in e.tasks[0])
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v2.0"])
+def test_a_check_does_not_miss_a_column_that_only_version_3_has(written: Written, version: str) -> None:
+    findings = lg.check(lg.open_repository(written[version].directory)).findings
+    assert not [finding for finding in findings if "to_timestamp" in finding.text or finding.path == "meta/episodes"]
+
+
 # --- on the Hub ----------------------------------------------------------------------------------------------------------------------
 
 
