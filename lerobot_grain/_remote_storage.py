@@ -16,7 +16,7 @@ from typing import Any
 from lerobot_grain._bucket_storage import CHANGED, HubBucket
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._disk_cache import DiskCache
-from lerobot_grain._errors import LeRobotGrainWarning, MissingFileError, StorageError
+from lerobot_grain._errors import LeRobotGrainError, LeRobotGrainWarning, MissingFileError, StorageError
 from lerobot_grain._git_files import LfsPointer, blob_name, hash_in, hash_like, lfs_pointer
 from lerobot_grain._hub_cache import cached_listing, keep_file, snapshot_directory
 from lerobot_grain._hub_repository import HubRepository, ListedFile, is_offline
@@ -198,6 +198,22 @@ class HubStorage(_OnHub):
         if self._cached_bytes(path) is None:
             return _OnHub._about_pointer(self, path, pointer)
         return f"its copy {self._place(path)} is {pointer}; delete that, and it will be read from the Hub again"
+
+    def _malformed(self, path: str, text: str) -> str | None:
+        told = _OnHub._malformed(self, path, text)
+        if told is not None or is_offline() or self._listed(path) is not None or self._cached_bytes(path) is not None:
+            return told
+        session = self._session()
+        size = listed = None
+        with contextlib.suppress(LeRobotGrainError):
+            size, listed = self.size_bytes(path), session.api.listed_size(self.commit, path)
+        if size is None or listed is None or size == listed:
+            return None
+        session.disk_cache.forget(self._file(path))
+        raise StorageError(
+            f"{self.description}: {path}: {self.repository.endpoint} told a length of {size} bytes for this file, which is listed with "
+            f"{listed}: a mirror or proxy that tells wrong lengths; read it from the Hub itself"
+        ) from None
 
     @property
     def statistics(self) -> StorageStatistics:

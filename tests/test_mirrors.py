@@ -178,6 +178,15 @@ def test_a_wrong_length_of_other_files_is_an_error_and_not_remembered_on_disk(se
     assert digest(opened(served, mirror.endpoint, tmp_path)) == expected
 
 
+@pytest.mark.parametrize("told", [1, 4])
+def test_a_length_of_a_few_bytes_is_not_blamed_on_the_file(served, mirror, expected, tmp_path, told):
+    mirror.head_length = lambda path, size: str(told if path.endswith(".mp4") else size)
+    text = refusal(lambda: digest(opened(served, mirror.endpoint, tmp_path)))
+    assert f"{mirror.endpoint} told a length of {told} bytes for this file, which is listed with " in text
+    mirror.head_length = lambda _path, size: str(size)
+    assert digest(opened(served, mirror.endpoint, tmp_path)) == expected
+
+
 def test_a_length_of_zero_that_was_kept_on_disk_before_does_not_count(served, hub, expected, tmp_path):
     repository = opened(served, hub.endpoint, tmp_path)
     cache = repository.storage._session().disk_cache
