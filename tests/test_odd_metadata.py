@@ -365,9 +365,8 @@ def test_statistics_of_version_2_are_asked_for_late(old: Path, contents: str) ->
     (old / STATS).write_text(contents)
     repository = lg.open_repository(old)
     assert_same(examples_of(repository), expected)
-    if contents:
-        with pytest.raises(lg.DatasetFormatError, match=STATS):
-            _ = repository.stats
+    with pytest.raises(lg.DatasetFormatError, match=STATS):
+        _ = repository.stats
 
 
 # --- normalization -------------------------------------------------------------------------------------------------------------------
