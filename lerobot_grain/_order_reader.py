@@ -163,8 +163,8 @@ class OrderReader:
             return False
         one, two = (f"row {expected.first_row + row} of the file has {_FRAME} {frames[row]} and {_INDEX} {indices[row]}" for row in bad)
         raise DatasetFormatError(
-            f"{self._where(group)}: {_FRAME} and {_INDEX} contradict each other: {one}, {two.replace(' of the file', '')}; expected one order "
-            "by both. Write the file again without the column that is wrong"
+            f"{self._where(group)}: {_FRAME} and {_INDEX} contradict each other: {one}, {two.replace(' of the file', '')}; expected "
+            "one order by both. Write the file again without the column that is wrong"
         )
 
     def _is_repeated(self, group: int, other: int, episode: int) -> bool:
