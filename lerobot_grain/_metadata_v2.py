@@ -102,7 +102,7 @@ def read_tasks(storage: Storage, listing: Mapping[str, int], *, max_tasks: int) 
     for where, line in json_lines(storage, TASKS_PATH, _size_of(TASKS_PATH, storage, listing)):
         if len(tasks) == max_tasks:
             raise DatasetFormatError(f"{where}: at most {max_tasks} tasks are read")
-        number, text = _number(line, "task_index", where), line.get("task")
+        number, text = _number(line, "task_index", where, least=-_MAX_NUMBER), line.get("task")
         if not isinstance(text, str):
             raise DatasetFormatError(f"{where}: task is {shown(text)}; expected a text")
         if tasks.setdefault(number, text) != text:
@@ -241,11 +241,11 @@ def _described(statistics: Mapping[str, Values], name: str) -> str:
     return f"{name} of shape {statistics[name].shape}"
 
 
-def _number(line: Mapping[str, Any], field: str, where: str) -> int:
+def _number(line: Mapping[str, Any], field: str, where: str, *, least: int = 0) -> int:
     value = line.get(field)
     # Other recorders write integers as doubles.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MAX_NUMBER or value != int(value):
-        raise DatasetFormatError(f"{where}: {field} is {shown(value)}; expected an integer >= 0")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= _MAX_NUMBER or value != int(value):
+        raise DatasetFormatError(f"{where}: {field} is {shown(value)}; expected an integer{' >= 0' if least == 0 else ''}")
     return int(value)
 
 
