@@ -35,6 +35,7 @@ from lerobot_grain._rows import (
 )
 from lerobot_grain._running_stats import RunningStats
 from lerobot_grain._selection import EpisodeSelection, Selection, select_episodes, select_features
+from lerobot_grain._shaping import is_mask_of
 
 Stats = dict[str, dict[str, npt.NDArray[np.float64]]]
 Given = TypeVar("Given")
@@ -98,7 +99,7 @@ def stats_of(
     *,
     keys: Sequence[str],
     num_batches: int | None = None,
-    pad_keys: Mapping[str, str] | None = None,
+    pad_keys: Mapping[str, str | None] | None = None,
 ) -> Stats:
     """Returns statistics of what a stream holds, for what is made of rows on the way, such as actions relative to the state.
 
@@ -110,7 +111,8 @@ def stats_of(
         left out.
       keys: whose statistics.
       num_batches: how many of the batches, from the first on; `None`: all.
-      pad_keys: key -> key of its mask, where that is not `{key}_is_pad`; as for `LeRobotIterDataset`.
+      pad_keys: key -> key of its mask, where that is not `{key}_is_pad`; as for `LeRobotIterDataset`. `None`: there is no mask, and
+        `{key}_is_pad` is a feature of the dataset.
 
     Returns:
       As `compute_stats`: of the last axis of arrays of at least two axes, else `(1,)`. Arrays of uint8 with at least four axes are pictures
@@ -134,7 +136,7 @@ def stats_of(
             if not np.isfinite(values).all():
                 place = tuple(np.argwhere(~np.isfinite(values))[0].tolist())
                 raise InvalidRequestError(f"batch {number}: {key!r} is {values[place]} at {list(place)}; expected finite numbers")
-            rows = _rows(values, batch.get((pad_keys or {}).get(key, f"{key}_is_pad")))
+            rows = _rows(values, _mask_of(batch, key, pad_keys or {}))
             stats = running.setdefault(key, RunningStats(rows.shape[1]))
             if rows.shape[1] != stats.size:
                 raise InvalidRequestError(f"batch {number}: {key!r} has {rows.shape[1]} numbers on the last axis; expected {stats.size}")
@@ -143,6 +145,14 @@ def stats_of(
         raise InvalidRequestError(f"stats_of: there is not one number of {empty[0]!r}; expected at least one batch that is not all padding")
     found = {key: stats.result() for key, stats in running.items()}
     return {key: _of_pictures(values, scale=255) if key in pictures else values for key, values in found.items()}
+
+
+def _mask_of(batch: Mapping[str, Any], key: str, pad_keys: Mapping[str, str | None]) -> Any:
+    name = pad_keys.get(key, f"{key}_is_pad")
+    if name is None or name not in batch:
+        return None
+    # What is named is a mask; what only has such a name may be a feature.
+    return batch[name] if key in pad_keys or is_mask_of(batch[name], batch[key]) else None
 
 
 def _rows(values: npt.NDArray[Any], is_pad: Any) -> npt.NDArray[Any]:

@@ -27,15 +27,13 @@ from lerobot_grain._errors import StorageError
 from lerobot_grain._git_files import hash_in
 from lerobot_grain._hub_repository import COMMIT, HubRepository, ListedFile
 from lerobot_grain._request_scope import CHECK_SECONDS
-from lerobot_grain._transport import MAX_HOPS, Deadline, Transport
+from lerobot_grain._transport import MAX_HOPS, Deadline, RequestsEndedError, Transport
 
 # The Hub sends 1,000 entries a page, about 200 bytes each; both limits are far above what a `meta/` needs.
 _MAX_JSON_BYTES = 32 * 1024 * 1024
 _MAX_PAGES = 1000
 # Where there is a dataset, `meta/info.json` lies in it.
 _INFO_PATH = "/meta/info.json"
-# How servers say that they do not know the question.
-_UNKNOWN_QUESTION = frozenset({404, 405, 410, 501})
 
 _NEXT_PAGE = re.compile(r'<([^<>]*)>\s*;\s*rel="?next"?')
 
@@ -45,6 +43,10 @@ class References(NamedTuple):
 
     tags: Mapping[str, str]
     branches: Mapping[str, str]
+
+
+class _ElsewhereError(StorageError):
+    """A redirect that is not followed; the text says what to do."""
 
 
 def kind_of_answer(answer: Answer) -> str | None:
@@ -94,20 +96,20 @@ class HubApi:
         repository = self.repository
         subject = f"{repository.repo_id}: list of tags and branches"
         remedy = 'give revision= ("main", or another branch, a tag or a commit) to do without it'
-        answer, found = self.get_json(repository.api_url("refs"), subject)
-        if answer.status in _UNKNOWN_QUESTION and kind_of_answer(answer) == f"HTTP {answer.status}":
+        try:
+            answer, found = self.get_json(repository.api_url("refs"), subject)
+        except (RequestsEndedError, _ElsewhereError):
+            raise
+        except StorageError as error:
+            raise StorageError(f"{error}; if only this list cannot be had, {remedy}") from None
+        if kind_of_answer(answer) == f"HTTP {answer.status}":
             raise StorageError(
                 f"{subject}: {repository.endpoint} answered with HTTP {answer.status}; if it is a mirror that has no such list, {remedy}"
             )
         self.check_kind(answer, repository.repo_id)
-        try:
-            tags, branches = (
-                {str(reference["name"]): str(reference.get("targetCommit") or "") for reference in found[kind]}
-                for kind in ("tags", "branches")
-            )
-        except (KeyError, TypeError, AttributeError):
-            raise StorageError(f"{subject}: {repository.endpoint} sent one that is not understood; {remedy}") from None
-        return References(tags, branches)
+        if not isinstance(found, dict) or not all(isinstance(found.get(kind), list | None) for kind in ("tags", "branches")):
+            raise StorageError(f"{subject}: {repository.endpoint} sent one that is not understood; {remedy}")
+        return References(_named(found.get("tags")), _named(found.get("branches")))
 
     def commit_of(self, *revisions: str) -> tuple[str, str]:
         """Returns the first of some revisions that exists, and the commit that it stands for now: a branch, a tag or a commit.
@@ -214,8 +216,8 @@ class HubApi:
             self.repository = dataclasses.replace(repository, repo_id=name, notes=notes)
             return True
 
-    def _elsewhere(self, target: str, remedy: str, subject: str) -> StorageError:
-        return StorageError(
+    def _elsewhere(self, target: str, remedy: str, subject: str) -> _ElsewhereError:
+        return _ElsewhereError(
             f"{subject}: {self.repository.endpoint} redirects to another server, {describe_url(target)}, which is not followed: the token "
             f"is for {self.repository.endpoint} only; {remedy}"
         )
@@ -290,6 +292,15 @@ def circle(subject: str, asked: list[str]) -> StorageError:
     """Returns the error for redirects without end, by way of the addresses `asked`."""
     ways = " to ".join(describe_url(url) for url in asked[:3])
     return StorageError(f"{subject}: redirected in a circle, or more than {MAX_HOPS} times: from {ways}; the server is not set up rightly")
+
+
+def _named(references: list[Any] | None) -> dict[str, str]:
+    """Returns name -> hash of a list of tags or branches, without what is none: no entry that is odd hides the others."""
+    return {
+        reference["name"]: str(reference.get("targetCommit") or "")
+        for reference in references or []
+        if isinstance(reference, dict) and isinstance(reference.get("name"), str)
+    }
 
 
 def _listed(entry: object) -> ListedFile | None:

@@ -10,7 +10,8 @@ Rules:
 * Every answer is checked: its commit, status 206, exactly the range asked for, the file's size, the same ETag, no compression, no byte too
   few or too many. One that is wrong is asked for again, as one that broke.
 * What the list of a commit says of a file counts for more than what is said when its bytes are asked for: mirrors tell wrong lengths.
-* A file of `meta/` is read whole and compared with its size and hash; only then it may be kept in the cache of huggingface_hub.
+* A file of `meta/` is read whole and compared with its size and hash; only then it may be kept in the cache of huggingface_hub. That of a
+  mirror which tells no hash is kept nowhere.
 * A Git LFS pointer in place of a file is told by its contents, and never taken for the file.
 
 A bucket is read by the same session; `_bucket_storage` says what differs. No Xet chunks are read, and a range has no checksum: a flipped
@@ -115,6 +116,8 @@ class HubSession:
     def read_whole(self, version: str, file: ListedFile) -> tuple[bytes, str]:
         """Returns the contents of a small file, which have the size and hash that are known of it, and `blob_name` of them.
 
+        The name is `""` where no hash is known: only the size was checked, and nobody else may take them for the file.
+
         Raises:
           StorageError: they cannot be had, or are others.
         """
@@ -123,7 +126,7 @@ class HubSession:
             contents = self.read_range(version, file.path, ByteRange(0, size), file_bytes=size) if size else b""
             told = file.content_hash or hash_in(self._link(version, file.path, size).content_id)
             if (name := blob_name(contents, told)) is not None:
-                return contents, name
+                return contents, name if told else ""
         raise StorageError(
             f"{subject}: its contents have the hash {hash_like(contents, told)}, expected {told}, also when read {_MAX_READINGS} times; "
             "something on the way changes them"

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from lerobot_grain._errors import DatasetFormatError, LeRobotGrainWarning, shown
 from lerobot_grain._json_lines import json_lines
 from lerobot_grain._schema import DatasetInfo
+from lerobot_grain._stats_file import numbers_of
 from lerobot_grain._storage import Storage
 
 EPISODES_PATH, TASKS_PATH, EPISODES_STATS_PATH = "meta/episodes.jsonl", "meta/tasks.jsonl", "meta/episodes_stats.jsonl"
@@ -34,6 +35,7 @@ Values = npt.NDArray[np.float64]
 # Far above all that is real; sums and products of them stay in 63 bits.
 _MAX_NUMBER = 1 << 40
 _QUANTILE = re.compile(r"q\d{1,3}")
+_REMEDY = "compute_stats(repository) makes others"
 
 
 def read_episode_columns(
@@ -100,7 +102,7 @@ def read_tasks(storage: Storage, listing: Mapping[str, int], *, max_tasks: int) 
     for where, line in json_lines(storage, TASKS_PATH, _size_of(TASKS_PATH, storage, listing)):
         if len(tasks) == max_tasks:
             raise DatasetFormatError(f"{where}: at most {max_tasks} tasks are read")
-        number, text = _number(line, "task_index", where), line.get("task")
+        number, text = _number(line, "task_index", where, least=-_MAX_NUMBER), line.get("task")
         if not isinstance(text, str):
             raise DatasetFormatError(f"{where}: task is {shown(text)}; expected a text")
         if tasks.setdefault(number, text) != text:
@@ -108,53 +110,96 @@ def read_tasks(storage: Storage, listing: Mapping[str, int], *, max_tasks: int) 
     return tasks
 
 
-def read_episodes_stats(storage: Storage, listing: Mapping[str, int], info: DatasetInfo) -> dict[str, dict[str, Values]]:
+def read_episodes_stats(
+    storage: Storage, listing: Mapping[str, int], info: DatasetInfo, episodes: npt.NDArray[np.int64]
+) -> dict[str, dict[str, Values]]:
     """Reads `meta/episodes_stats.jsonl` and adds the episodes up to statistics of the data set, as lerobot does when it converts to v3.
 
     `min` and `max` are those of all episodes, `count` their sum; `mean` and quantiles are weighted by `count`, `std` follows from them.
     The file has up to 10 KB an episode; one piece of it is in memory at a time. What some recorders write for texts, and for what info.json
-    does not declare, is left out where it cannot be added up, with a warning.
+    does not declare, is left out where it cannot be added up, with a warning; so is a quantile that only some episodes have.
+
+    Args:
+      storage, listing, info: of the dataset.
+      episodes: int64 `(episodes,)`: the numbers of all its episodes; each has one line.
 
     Raises:
-      DatasetFormatError: it is malformed, or the statistics of a feature of numbers or pictures are those of some episodes only.
+      DatasetFormatError: it is malformed, does not have one line for each episode, or the statistics of a feature of numbers or pictures
+        are those of some episodes only.
       StorageError: the bytes could not be had.
     """
     totals: dict[str, _Total] = {}
     left_out: dict[str, str] = {}
+    missing = set(episodes.tolist())
     with np.errstate(over="ignore", invalid="ignore"):
         for where, line in json_lines(storage, EPISODES_STATS_PATH, _size_of(EPISODES_STATS_PATH, storage, listing)):
             stats = line.get("stats")
             if not isinstance(stats, dict):
                 raise DatasetFormatError(f"{where}: stats is {shown(stats)}; expected feature -> statistic -> numbers")
-            for key, statistics in stats.items():
-                place = f"{where}, feature {shown(key)}"
-                feature = info.features.get(key)
+            for key in {**stats, **totals}:
+                if key in left_out:
+                    continue
                 try:
-                    found = _arrays(statistics, place)
-                    if key in totals:
-                        totals[key].add(found, place)
-                    else:
-                        totals[key] = _Total(found)
+                    _add(totals, key, stats, f"{where}, feature {shown(key)}", is_first=len(missing) == len(episodes))
                 except DatasetFormatError as error:
+                    feature = info.features.get(key)
                     if feature is not None and (feature.is_array or feature.is_camera):
                         raise
-                    left_out.setdefault(key, str(error))
-    for text in left_out.values():
-        warnings.warn(f"{text}; it has no statistics", LeRobotGrainWarning, stacklevel=4)
-    return {key: total.statistics() for key, total in totals.items() if key not in left_out}
+                    left_out[key] = f"{error}; it has no statistics"
+            if (number := _number(line, "episode_index", where)) not in missing:
+                problem = "has a line before it" if number in episodes else f"is not in {EPISODES_PATH}"
+                raise DatasetFormatError(f"{where}: episode {number} {problem}; expected one line for each episode; {_REMEDY}")
+            missing.remove(number)
+    if missing:
+        raise DatasetFormatError(
+            f"{storage.description}, {EPISODES_STATS_PATH}: there is no line for episode {min(missing)} (and {len(missing) - 1} others); "
+            f"expected one for each of the {len(episodes)} episodes; {_REMEDY}"
+        )
+    totals = {key: total for key, total in totals.items() if key not in left_out}
+    partial = [
+        f"{storage.description}, {EPISODES_STATS_PATH}: {', '.join(sorted(total.dropped))} of feature {shown(key)} is left out: only some "
+        "episodes have it"
+        for key, total in totals.items()
+        if total.dropped
+    ]
+    for text in (*left_out.values(), *partial):
+        warnings.warn(text, LeRobotGrainWarning, stacklevel=4)
+    return {key: total.statistics() for key, total in totals.items()}
+
+
+def _add(totals: dict[str, _Total], key: str, stats: Mapping[str, Any], place: str, *, is_first: bool) -> None:
+    """Adds the statistics of one feature in one line."""
+    if key not in stats:
+        raise DatasetFormatError(f"{place}: it has no statistics, which it has in the lines before; {_REMEDY}")
+    found = _arrays(stats[key], place)
+    if key in totals:
+        totals[key].add(found, place)
+    elif is_first:
+        totals[key] = _Total(found)
+    else:
+        raise DatasetFormatError(f"{place}: found statistics, which it has not in the lines before; {_REMEDY}")
 
 
 class _Total:
-    """The statistics of one feature over the episodes so far."""
+    """The statistics of one feature over the episodes so far.
+
+    Attributes:
+      dropped: the quantiles that some of them lack.
+    """
 
     def __init__(self, first: Mapping[str, Values]) -> None:
         self._values = dict(first)
+        self.dropped: set[str] = set()
         # Sum of squared distances from the mean: added up in this form, no digits are lost where the mean is far larger than `std`.
         self._squares = first["std"] ** 2 * first["count"]
 
     def add(self, more: Mapping[str, Values], where: str) -> None:
         mine = self._values
-        if odd := [name for name in {**mine, **more} if name not in mine or name not in more or mine[name].shape != more[name].shape]:
+        # Both have all others.
+        self.dropped |= mine.keys() ^ more.keys()
+        for name in self.dropped & mine.keys():
+            del mine[name]
+        if odd := [name for name in mine if mine[name].shape != more[name].shape]:
             raise DatasetFormatError(f"{where}: found {_described(more, odd[0])}; the episodes before it have {_described(mine, odd[0])}")
         count = mine["count"] + more["count"]
         share = more["count"] / count
@@ -180,12 +225,11 @@ def _arrays(statistics: object, where: str) -> dict[str, Values]:
         raise DatasetFormatError(f"{where}: found {shown(statistics)}; expected statistic -> numbers")
     found = {}
     for name in ("min", "max", "mean", "std", "count", *(name for name in statistics if _QUANTILE.fullmatch(name))):
-        try:
-            found[name] = np.asarray(statistics[name], np.float64)
-        except KeyError:
-            raise DatasetFormatError(f"{where}: there is no {name}; found {shown(list(statistics))}") from None
-        except (ValueError, TypeError, OverflowError) as error:
-            raise DatasetFormatError(f"{where}: {name} is {shown(statistics[name])}; expected numbers ({error})") from None
+        if name not in statistics:
+            raise DatasetFormatError(f"{where}: there is no {name}; found {shown(list(statistics))}")
+        if (numbers := numbers_of(statistics[name])) is None:
+            raise DatasetFormatError(f"{where}: {name} is {shown(statistics[name])}; expected numbers (in lists of one length)")
+        found[name] = numbers
     if found["count"].size != 1 or not 1 <= found["count"].item() <= _MAX_NUMBER:
         raise DatasetFormatError(f"{where}: count is {shown(statistics['count'])}; expected one number >= 1")
     if odd := [name for name in found if name != "count" and found[name].shape != found["mean"].shape]:
@@ -194,14 +238,14 @@ def _arrays(statistics: object, where: str) -> dict[str, Values]:
 
 
 def _described(statistics: Mapping[str, Values], name: str) -> str:
-    return f"{name} of shape {statistics[name].shape}" if name in statistics else f"no {name}"
+    return f"{name} of shape {statistics[name].shape}"
 
 
-def _number(line: Mapping[str, Any], field: str, where: str) -> int:
+def _number(line: Mapping[str, Any], field: str, where: str, *, least: int = 0) -> int:
     value = line.get(field)
     # Other recorders write integers as doubles.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MAX_NUMBER or value != int(value):
-        raise DatasetFormatError(f"{where}: {field} is {shown(value)}; expected an integer >= 0")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= _MAX_NUMBER or value != int(value):
+        raise DatasetFormatError(f"{where}: {field} is {shown(value)}; expected an integer{' >= 0' if least == 0 else ''}")
     return int(value)
 
 

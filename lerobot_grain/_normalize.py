@@ -20,6 +20,7 @@ What it does not do: clipping; rotations and quaternions, which need more than a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -30,7 +31,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, shown
-from lerobot_grain._repository import Repository
+from lerobot_grain._metadata_v2 import EPISODES_STATS_PATH
+from lerobot_grain._repository import STATS_PATH, Repository
 from lerobot_grain._stats_file import Statistics
 
 Mode = Literal["mean_std", "min_max", "quantiles", "quantile10", "imagenet", "zero_one", "minus_one_one", "identity"]
@@ -137,8 +139,8 @@ def normalizer(source: Repository | Statistics, modes: Mapping[str, Mode] | None
         that are numbers, and `identity` for all else, such as `timestamp` and `next.reward`.
 
     Raises:
-      InvalidRequestError: a feature, mode or statistic does not exist.
-      DatasetFormatError: a statistic that is needed is malformed.
+      InvalidRequestError: a feature, mode or statistic does not exist, or one number of `stats` stands for a feature of several.
+      DatasetFormatError: a statistic that is needed is malformed, or those of the data set have another shape than their feature.
     """
     if isinstance(source, Repository):
         where, found = source.description, dict(stats or {})
@@ -165,6 +167,8 @@ def normalizer(source: Repository | Statistics, modes: Mapping[str, Mode] | None
             if key not in found and isinstance(source, Repository):
                 # Not before they are needed: they may be malformed, which is nothing to those who have others.
                 found = {**(source.stats or {}), **found}
+            if isinstance(source, Repository):
+                _check_shapes(source, key, found.get(key, {}), mode, is_given=key in (stats or {}))
             affine = _of_statistics(found.get(key, {}), mode, where=f"{where}: feature {key!r}")
             (of_cameras if key in channels else of_values)[key] = affine
     return Normalizer(of_values, of_cameras)
@@ -180,6 +184,41 @@ def _default_mode(key: str, num_channels: int | None) -> Mode:
     if num_channels == 3:
         return "imagenet"
     return "mean_std" if num_channels or key == "action" or key.startswith(("action.", "observation.")) else "identity"
+
+
+def _check_shapes(
+    repository: Repository, key: str, statistics: Mapping[str, npt.NDArray[np.float64]], mode: Mode, *, is_given: bool
+) -> None:
+    """Checks that the statistics which a mode needs are those of a feature: one number would fit whatever it has.
+
+    Args:
+      is_given: they are not those of the data set, and may be of what a transformation made of the feature, of another size.
+
+    Raises:
+      DatasetFormatError: those of the data set are not.
+      InvalidRequestError: those that were given are not.
+    """
+    feature = repository.features[key]
+    last = feature.shape[-1:]
+    # Of numbers those of the last axes, or of all of them, as older versions of lerobot have them.
+    fitting = [(*last, 1, 1), last] if feature.is_camera else [feature.shape[axis:] for axis in range(len(feature.shape))]
+    is_of_one = math.prod(last if feature.is_camera else feature.shape) == 1
+    for name in _BOUNDS.get(mode, ("mean", "std", "min", "max")):
+        shape = np.shape(statistics.get(name, np.empty(0)))
+        is_one = math.prod(shape) == 1
+        if name not in statistics or shape in fitting or (is_one and is_of_one) or (is_given and not is_one):
+            continue
+        expected = "one number" if is_of_one else " or ".join(map(str, fitting))
+        text = f"feature {key!r} has shape {feature.shape}, and its statistic {name!r} {shape}; expected {expected}"
+        if is_given:
+            raise InvalidRequestError(
+                f"{repository.description}: {text}. If they are of one number that a transformation made of the feature, give them in "
+                "place of the dataset: normalizer(stats)"
+            )
+        path = EPISODES_STATS_PATH if repository.info.codebase_version == "v2.1" else STATS_PATH
+        raise DatasetFormatError(
+            f"{repository.description}, {path}: {text}. compute_stats(repository) makes others, for normalizer(repository, stats=...)"
+        )
 
 
 def _of_statistics(statistics: Mapping[str, npt.NDArray[np.float64]], mode: Mode, *, where: str) -> Affine:
@@ -202,6 +241,10 @@ def _of_statistics(statistics: Mapping[str, npt.NDArray[np.float64]], mode: Mode
         return _affine(first, spread)
     # Sums leave traces: 1e-17 in place of a deviation of 0, and a mean that is not quite the number.
     low, high = _one_axis(statistics["min"]), _one_axis(statistics["max"])
+    if not low.shape == high.shape == first.shape:
+        raise DatasetFormatError(
+            f"{where} has mean {shown(first.tolist())}, min {shown(low.tolist())} and max {shown(high.tolist())}; expected as many of each"
+        )
     return _affine(np.where(low == high, low, first), np.where(low == high, 0, spread))
 
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from lerobot_grain._errors import InvalidRequestError
 from lerobot_grain._repository import Repository
+from lerobot_grain._shaping import has_window
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,10 +73,11 @@ def plot_example(
     if max_frames < 1:
         raise InvalidRequestError(f"max_frames={max_frames!r}: expected an int >= 1")
     cut = _one_example(example, index)
-    values = {key: value for key, value in cut.items() if not key.endswith("_is_pad")}
+    masks = {key for key in cut if key.endswith("_is_pad") and ((of := key.removesuffix("_is_pad")) not in cut or has_window(cut, of))}
+    values = {key: value for key, value in cut.items() if key not in masks}
     if not values:
         raise InvalidRequestError(f"plot_example: there is nothing to draw; the example has {', '.join(example) or 'no keys'}")
-    pads = {key: cut[f"{key}_is_pad"] for key in values if f"{key}_is_pad" in cut}
+    pads = {key: cut[f"{key}_is_pad"] for key in values if f"{key}_is_pad" in masks}
     times = {key: _times(key, len(is_pad), (delta_timestamps or {}).get(key)) for key, is_pad in pads.items()}
     frames = {key: value if key in pads else value[None] for key, value in values.items() if value.dtype.kind in "biuf"}
     cameras = [key for key, value in frames.items() if _is_camera(key, value, repository)]

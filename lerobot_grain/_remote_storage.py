@@ -8,14 +8,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shlex
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from lerobot_grain._bucket_storage import CHANGED, HubBucket
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._disk_cache import DiskCache
-from lerobot_grain._errors import MissingFileError, StorageError
-from lerobot_grain._git_files import LfsPointer, lfs_pointer
+from lerobot_grain._errors import LeRobotGrainError, LeRobotGrainWarning, MissingFileError, StorageError
+from lerobot_grain._git_files import LfsPointer, blob_name, hash_in, hash_like, lfs_pointer
 from lerobot_grain._hub_cache import cached_listing, keep_file, snapshot_directory
 from lerobot_grain._hub_repository import HubRepository, ListedFile, is_offline
 from lerobot_grain._hub_storage import HubSession
@@ -67,9 +69,9 @@ class _OnHub(Storage):
 class HubStorage(_OnHub):
     """The files of one commit of a data set repository on the Hub, or of one folder of it.
 
-    A file that lies in the commit's snapshot in the cache of huggingface_hub is read there, once its size is that of the file on the Hub;
-    all others are read over the network, unless HF_HUB_OFFLINE forbids it. Which of the two is decided anew for each read, so that a
-    download that is under way, or a cache that is emptied, does no harm.
+    A file that lies in the commit's snapshot in the cache of huggingface_hub is read there, once its size is that of the file on the Hub,
+    and of a small file of `meta/` its hash too; all others are read over the network, unless HF_HUB_OFFLINE forbids it. Which of the two is
+    decided anew for each read, so that a download that is under way, or a cache that is emptied, does no harm.
 
     The list of `meta/` travels with it, so that other processes need not ask the Hub's API. So does a token that was given as a string:
     prefer one in the environment, which every process finds by itself.
@@ -106,17 +108,41 @@ class HubStorage(_OnHub):
         if file is None:
             raise MissingFileError(f"{self.description}: there is no file {path}")
         self._check_size(path, file.size_bytes, max_bytes)
-        if self._cached_bytes(path) is None:
-            contents, name = self._session_for(path).read_whole(self.commit, file)
-            if lfs_pointer(contents) is not None:
-                return contents  # what is no file is kept nowhere
-            try:
-                keep_file(self.repository.cache_root, self.commit, self.repository.prefix + path, contents, name)
-            except OSError as error:
-                where = self.repository.cache_dir
-                raise StorageError(f"{self.description}: {path}: cannot be kept in {where}: {error.strerror}") from None
+        if self._cached_bytes(path) is not None:
+            return self._read_copy(path, file, max_bytes)
+        contents, name = self._session_for(path).read_whole(self.commit, file)
+        if not name or lfs_pointer(contents) is not None:
+            return contents  # what was not compared with a hash, or is no file, is kept nowhere
+        try:
+            keep_file(self.repository.cache_root, self.commit, self.repository.prefix + path, contents, name)
+        except OSError as error:
+            where = self.repository.cache_dir
+            raise StorageError(f"{self.description}: {path}: cannot be kept in {where}: {error.strerror}") from None
+        return contents
+
+    def _read_copy(self, path: str, file: ListedFile, max_bytes: int) -> bytes:
+        """Returns the contents of the copy in the snapshot; with a warning those on the Hub, where the copy does not have the file's hash.
+
+        The copy is left as it is: whoever changed it may want it back.
+        """
         self._check_cached(path, self.snapshot.size_bytes(path), file.size_bytes)
-        return self.snapshot.read_as_is(path, max_bytes=max_bytes)
+        contents, place = self.snapshot.read_as_is(path, max_bytes=max_bytes), self._place(path)
+        # Offline there may be no list; the cache names a blob by its hash.
+        told = file.content_hash or hash_in(os.path.basename(place))
+        if lfs_pointer(contents) is not None or blob_name(contents, told) is not None:
+            return contents
+        spoilt = (
+            f"{self.description}: {path}: its copy {place} has the hash {hash_like(contents, told)}, expected {told}: it was changed after "
+            f"it was downloaded; delete it (rm {shlex.quote(place)}), and it will be downloaded again"
+        )
+        if is_offline():
+            raise StorageError(f"{spoilt} (not with HF_HUB_OFFLINE=1)")
+        try:
+            contents, _ = self._session().read_whole(self.commit, file)
+        except StorageError as error:
+            raise StorageError(f"{spoilt}. Reading it from the Hub failed: {error}") from None
+        warnings.warn(f"{spoilt}. Until then it is read from the Hub each time", LeRobotGrainWarning, stacklevel=2)
+        return contents
 
     def _listed(self, path: str) -> ListedFile | None:
         """Returns what the list of `meta/` says of a file."""
@@ -172,6 +198,22 @@ class HubStorage(_OnHub):
         if self._cached_bytes(path) is None:
             return _OnHub._about_pointer(self, path, pointer)
         return f"its copy {self._place(path)} is {pointer}; delete that, and it will be read from the Hub again"
+
+    def _malformed(self, path: str, text: str) -> str | None:
+        told = _OnHub._malformed(self, path, text)
+        if told is not None or is_offline() or self._listed(path) is not None or self._cached_bytes(path) is not None:
+            return told
+        session = self._session()
+        size = listed = None
+        with contextlib.suppress(LeRobotGrainError):
+            size, listed = self.size_bytes(path), session.api.listed_size(self.commit, path)
+        if size is None or listed is None or size == listed:
+            return None
+        session.disk_cache.forget(self._file(path))
+        raise StorageError(
+            f"{self.description}: {path}: {self.repository.endpoint} told a length of {size} bytes for this file, which is listed with "
+            f"{listed}: a mirror or proxy that tells wrong lengths; read it from the Hub itself"
+        ) from None
 
     @property
     def statistics(self) -> StorageStatistics:

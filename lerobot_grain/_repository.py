@@ -95,7 +95,7 @@ class Repository:
           StorageError: the bytes could not be had.
         """
         if not self._stats:
-            self._stats.append(_read_stats(self.storage, self.info)[0])
+            self._stats.append(_read_stats(self.storage, self.info, self.episodes)[0])
         return self._stats[0]
 
     @property
@@ -234,7 +234,7 @@ def open_leniently(
     if v2.EPISODES_STATS_PATH not in listing:
         # Small, and found in the cache when the Hub cannot be reached.
         try:
-            found, odd_stats = _read_stats(storage, info)
+            found, odd_stats = _read_stats(storage, info, episodes)
         except DatasetFormatError as error:
             odd.append(f"{_note_of(error, storage, STATS_PATH)}; until then there are no statistics")
         else:
@@ -376,11 +376,11 @@ def _note_of(error: DatasetFormatError | str, storage: Storage, path: str) -> st
     return f"{path}: {str(error).removeprefix(storage.description).lstrip(',: ').removeprefix(path).lstrip(': ')}"
 
 
-def _read_stats(storage: Storage, info: DatasetInfo) -> tuple[Statistics | None, tuple[str, ...]]:
+def _read_stats(storage: Storage, info: DatasetInfo, episodes: EpisodeTable) -> tuple[Statistics | None, tuple[str, ...]]:
     """Returns the statistics, and notes about them."""
     listing = storage.list_metadata()
     if info.major_version == 2 and v2.EPISODES_STATS_PATH in listing:
-        return v2.read_episodes_stats(storage, listing, info), ()
+        return v2.read_episodes_stats(storage, listing, info, episodes.numbers), ()
     if STATS_PATH not in listing:
         return None, ()
     with storage.checked(STATS_PATH):

@@ -1,4 +1,4 @@
-"""The order of the rows of a row group, told by their own numbers: `frame_index`, or `index` where there is none. Pure.
+"""The order of the rows of a row group, told by their own numbers: `frame_index`, or `index` where that tells none. Pure.
 
 A table that was written again without an order (by Spark, Ray or polars) holds the rows of an episode, or of several, in any order. The
 k-th row of an episode is the one with the k-th smallest number, wherever it lies. Numbers need not begin at 0 and may have gaps, since rows
@@ -9,6 +9,8 @@ Rules:
   another row group is refused.
 * Of an episode that is split over row groups, a part whose numbers are the usual ones (0, 1, 2, ..., or the rows of the data set) is in its
   place. Where they are others, they are compared with those of the other parts.
+* Where `frame_index` is no number of each row, or says that the rows lie in no order, `index` is asked too. It decides where `frame_index`
+  tells no order; where each tells another one, the row group is refused.
 * Where the file has neither column, rows are taken as they lie.
 """
 
@@ -28,7 +30,7 @@ from lerobot_grain._errors import DatasetFormatError
 
 Integers = npt.NDArray[np.int64]
 
-# The columns that number rows. The first one that a file has decides.
+# The columns that number rows. The first one that a file has decides, as long as its numbers tell an order.
 _FRAME, _INDEX = "frame_index", "index"
 _REMEDY = "write the file again ordered by index"
 
@@ -58,11 +60,13 @@ class GroupOrder:
       places: unsigned integers `(rows,)`, where each of the rows lies in the group; `None`: they lie in order.
       unusual: of episodes that are split over row groups, the parts whose numbers are not those of the recorder.
       is_placed: whether these parts are known to be in their places of the episodes.
+      is_by_index: whether `index` tells it in place of `frame_index`; `unusual` is then of it.
     """
 
     places: npt.NDArray[np.unsignedinteger[Any]] | None = None
     unusual: tuple[Part, ...] = ()
     is_placed: bool = True
+    is_by_index: bool = False
 
 
 IN_ORDER = GroupOrder()
@@ -156,6 +160,24 @@ def order_column(columns: Iterable[str]) -> str | None:
     """Returns the column that numbers the rows of a file; `None` where there is none."""
     there = set(columns)
     return next((name for name in (_FRAME, _INDEX) if name in there), None)
+
+
+def second_column(columns: Iterable[str]) -> str | None:
+    """Returns the column that tells the order of rows where `order_column` tells none; `None` where there is none."""
+    return _INDEX if {_FRAME, _INDEX} <= set(columns) else None
+
+
+def first_difference(one: GroupOrder, other: GroupOrder) -> tuple[int, int] | None:
+    """Returns which row of a row group each order takes where they first differ, as the rows lie there; `None` where they are the same."""
+    if one.places is None and other.places is None:
+        return None
+    places = one.places if one.places is not None else other.places
+    assert places is not None
+    in_file = np.arange(len(places))
+    first, second = (in_file if order.places is None else order.places for order in (one, other))
+    if (bad := np.flatnonzero(first != second)).size == 0:
+        return None
+    return int(first[bad[0]]), int(second[bad[0]])
 
 
 def order_of_group(
@@ -259,23 +281,24 @@ def part_of(order: GroupOrder, expected: ExpectedRows, episode: int, *, column: 
     return Part(episode, expected.table.number_of(episode), numbers.item(0), numbers.item(-1))
 
 
-def check_parts(part: Part, others: Iterable[tuple[int, Part]], group: int, *, column: str, where: str) -> None:
-    """Checks that a part of an episode has larger numbers than those in the row groups before it, and smaller ones than those after it.
+def misplaced(part: Part, others: Iterable[tuple[int, Part]], group: int) -> tuple[int, Part] | None:
+    """Returns the first of the other parts that does not have smaller numbers in a row group before, or larger ones in one after.
 
     Args:
       part: the numbers in row group `group`.
       others: number of the row group, and the numbers there.
-      column: the column that numbers rows.
-      where: names the row group in messages.
-
-    Raises:
-      DatasetFormatError: it has not.
     """
     for number, other in others:
-        is_good = other.greatest < part.least if number < group else other.least > part.greatest
-        if not is_good:
-            side = "before" if number < group else "after"
-            raise DatasetFormatError(
-                f"{where}: its rows of episode {part.number} have {column} {part.least} to {part.greatest}, those in row group {number}, "
-                f"which comes {side} it, {other.least} to {other.greatest}; expected all of the rows in order; {_REMEDY}"
-            )
+        if not (other.greatest < part.least if number < group else other.least > part.greatest):
+            return number, other
+    return None
+
+
+def misplaced_text(part: Part, bad: tuple[int, Part], group: int, *, column: str, where: str) -> str:
+    """Returns what is wrong with the places of a part of an episode and of another one, as `misplaced` returns it, for a message."""
+    number, other = bad
+    return (
+        f"{where}: its rows of episode {part.number} have {column} {part.least} to {part.greatest}, those in row group {number}, "
+        f"which comes {'before' if number < group else 'after'} it, {other.least} to {other.greatest}; expected all of the rows in order; "
+        f"{_REMEDY}"
+    )

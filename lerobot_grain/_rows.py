@@ -18,9 +18,10 @@ import numpy.typing as npt
 from lerobot_grain._byte_ranges import ByteRange, merge_ranges, slice_from
 from lerobot_grain._columns import LanguageColumn, reordered, to_encoded_images, to_numpy, to_strings
 from lerobot_grain._errors import DatasetFormatError
+from lerobot_grain._order_reader import OrderReader, integer
 from lerobot_grain._parquet import ParquetTable, open_table
 from lerobot_grain._repository import Repository
-from lerobot_grain._row_order import ExpectedRows, GroupOrder, check_episodes, check_parts, order_column, order_of_group, part_of
+from lerobot_grain._row_order import GroupOrder, check_episodes, order_column
 from lerobot_grain._schema import Feature
 from lerobot_grain._selection import INDEX_OF, Selection, texts_of
 from lerobot_grain._texts import numbers_shown
@@ -178,7 +179,7 @@ def _load_group(repository: Repository, file: DataFile, group: int, selection: S
             raise DatasetFormatError(
                 f"{where}: there is no column {index}, which the text of the {key} needs; leave {key!r} out of features"
             )
-        numbers = to_numpy(found.column(index), _integer(index), where=where)
+        numbers = to_numpy(found.column(index), integer(index), where=where)
         known = texts_of(repository, key)
         columns[key] = [known.get(number, "") for number in numbers.tolist()]
         problems |= _missing_texts(known, key, numbers, first_row, lambda row: _name_of_row(repository, file, row))
@@ -196,32 +197,25 @@ def _order(repository: Repository, file: DataFile, group: int, found: Any) -> Gr
     known = repository.row_orders.get((file.number, group))
     if known is not None and _EPISODE_INDEX in table.leaves:
         # These bytes were read anew.
-        stored = to_numpy(found.column(_EPISODE_INDEX), _integer(_EPISODE_INDEX), where=where)
-        check_episodes(stored if known.places is None else stored[known.places], _expected(repository, file, group), where=where)
-    order = known or _order_of(repository, file, group, found)
+        stored = to_numpy(found.column(_EPISODE_INDEX), integer(_EPISODE_INDEX), where=where)
+        check_episodes(stored if known.places is None else stored[known.places], _orders_of(repository, file).expected(group), where=where)
+    order = known or _orders_of(repository, file).learn(group, found)
     if order.is_placed:
         return order
-    column = order_column(table.leaves)
-    assert column is not None
-    for part in order.unusual:
-        others = _groups_of(repository, file, part.episode)
-        others.remove(group)
-        _learn_orders(repository, file, others)
-        parts = [
-            (other, part_of(repository.row_orders[file.number, other], _expected(repository, file, other), part.episode, column=column))
-            for other in others
-        ]
-        check_parts(part, parts, group, column=column, where=where)
-    order = repository.row_orders[file.number, group] = replace(order, is_placed=True)
+    order = repository.row_orders[file.number, group] = _placed(repository, file, group, found, order)
     return order
 
 
-def _groups_of(repository: Repository, file: DataFile, episode: int) -> list[int]:
-    """Returns the row groups that hold rows of an episode of the file."""
-    table, starts = file.table, file.table.group_starts
-    first = repository.episodes.data_offsets.item(episode)
-    last = first + repository.episodes.lengths.item(episode) - 1
-    return [group for group in range(table.group_of_row(first), table.group_of_row(last) + 1) if starts[group] < starts[group + 1]]
+def _placed(repository: Repository, file: DataFile, group: int, found: Any, order: GroupOrder) -> GroupOrder:
+    """Returns the order of a row group, compared with those of the other row groups that hold rows of the same episodes."""
+    orders = _orders_of(repository, file)
+    for part in order.unusual:
+        others = orders.groups_of(part.episode)
+        others.remove(group)
+        _learn_orders(repository, file, others)
+        if not orders.is_in_place(group, order, part, others):
+            return orders.placed_by_index(group, order, found)
+    return replace(order, is_placed=True)
 
 
 def _learn_orders(repository: Repository, file: DataFile, groups: Sequence[int]) -> None:
@@ -237,27 +231,7 @@ def _learn_orders(repository: Repository, file: DataFile, groups: Sequence[int])
             file = fetch_groups(repository, whole, unknown, nothing)
         for group in unknown:
             found = file.table.read_group(group, columns_to_read(repository, file, group, nothing))
-            _order_of(repository, file, group, found)
-
-
-def _order_of(repository: Repository, file: DataFile, group: int, found: Any) -> GroupOrder:
-    """Returns, and remembers, the order of the rows of a row group, as it alone tells it; `found` is as for `_order`."""
-    table, column = file.table, order_column(file.table.leaves)
-    where = f"{table.where}, row group {group}"
-    stored = to_numpy(found.column(_EPISODE_INDEX), _integer(_EPISODE_INDEX), where=where) if _EPISODE_INDEX in table.leaves else None
-    numbers = None if column is None else _numbers(found.column(column), column, where)
-    expected = _expected(repository, file, group)
-    order = repository.row_orders[file.number, group] = order_of_group(stored, numbers, expected, column=column, where=where)
-    return order
-
-
-def _numbers(stored: Any, column: str, where: str) -> npt.NDArray[np.int64]:
-    try:
-        return to_numpy(stored, _integer(column), where=where)
-    except DatasetFormatError as error:
-        raise DatasetFormatError(
-            f"{error}. It tells the order of the rows: write the file again with an integer in each row of it, or without this column"
-        ) from None
+            _orders_of(repository, file).learn(group, found)
 
 
 def neighbours_of(repository: Repository, file: DataFile, group: int, selection: Selection, is_expected: npt.NDArray[np.bool_]) -> range:
@@ -401,11 +375,6 @@ def _is_to_be_kept(repository: Repository, file: DataFile, group: int, selection
     return fits and size >= _MIN_KEPT_GROUP_BYTES
 
 
-def _expected(repository: Repository, file: DataFile, group: int) -> ExpectedRows:
-    starts = file.table.group_starts
-    return ExpectedRows.of(repository.episodes, file.number, starts[group], starts[group + 1])
-
-
 def _missing_texts(
     known: Mapping[int, str], key: str, numbers: npt.NDArray[np.int64], first_row: int, name_of_row: Callable[[int], str]
 ) -> dict[int, str]:
@@ -430,5 +399,5 @@ def _name_of_row(repository: Repository, file: DataFile, row: int) -> str:
     return f"{file.table.where}: row {row} of the dataset (episode {episodes.number_of(episode)}, frame {frame})"
 
 
-def _integer(key: str) -> Feature:
-    return Feature(key, "int64", (1,))
+def _orders_of(repository: Repository, file: DataFile) -> OrderReader:
+    return OrderReader(repository, file.table, file.number)

@@ -82,9 +82,9 @@ class Episode:
           DatasetFormatError: they are no texts.
         """
         found = self["tasks"]
-        texts = (found,) if isinstance(found, str) else tuple(found if isinstance(found, np.ndarray) else (found,))
+        texts = (found,) if isinstance(found, str) else tuple(found if isinstance(found, np.ndarray | list | tuple) else (found,))
         if odd := [text for text in texts if not isinstance(text, str)]:
-            raise DatasetFormatError(f"meta/episodes: episode {self.index} has {shown(odd[0])} in column tasks; expected texts")
+            raise DatasetFormatError(f"the episode table: episode {self.index} has {shown(odd[0])} in column tasks; expected texts")
         return texts
 
     def __getitem__(self, column: str) -> Any:

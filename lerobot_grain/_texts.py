@@ -31,6 +31,9 @@ def texts_of_table(columns: Mapping[str, npt.NDArray[Any]], kind: str, *, where:
     """
     index = f"{kind}_index"
     texts = [name for name, values in columns.items() if name != index and values.dtype == object]
+    if len(texts) > 1:
+        # Lists are objects too.
+        texts = [name for name in texts if name == kind or all(isinstance(value, str | None) for value in columns[name])]
     texts = next(([name] for name in (kind, _PANDAS_INDEX) if name in texts), texts)
     if index not in columns or len(texts) != 1:
         raise DatasetFormatError(f"{where}: found the columns {', '.join(columns)[:400]}; expected {index} and one of texts")

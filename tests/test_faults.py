@@ -146,7 +146,7 @@ GAVE_UP = r"gave up after 6 attempt\(s\), the last one failed with: "
 NO_SERVER = {"Location": "http://localhost:9/elsewhere"}
 KINDS = {
     # Statuses that say "later".
-    "503": Kind({"status": 503}, 5, GAVE_UP + r"HTTP 503 from (localhost|127\.0\.0\.1)$"),
+    "503": Kind({"status": 503}, 5, GAVE_UP + r"HTTP 503 from (localhost|127\.0\.0\.1)($|; if only this list)"),
     "500": Kind({"status": 500, "body": b"<html>" * 9000}, 5, GAVE_UP + "HTTP 500", patterns=("first",)),
     "503, Retry-After": Kind({"status": 503, "headers": {"Retry-After": "0"}}, 5, GAVE_UP + "HTTP 503", patterns=("five",)),
     "429": Kind({"status": 429}, 5, GAVE_UP + "HTTP 429", patterns=("ever",)),

@@ -58,7 +58,7 @@ LEVELS = [
     ["_metadata_v2"],
     ["_row_order"],
     ["_repository"],
-    ["_selection"],
+    ["_selection", "_order_reader"],
     ["_rows"],
     ["_frame_order", "_depth_video", "_coded_video", "_plot"],
     ["_row_reader", "_camera_reader", "_workers", "_requests"],

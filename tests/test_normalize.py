@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +310,13 @@ def test_malformed_statistics(statistics: Any) -> None:
         lg.normalizer({"action": statistics})
 
 
+@pytest.mark.parametrize(("mean", "bound"), [([0.0, 1.0], [0.5]), ([0.5], [0.5, 0.5])], ids=["one bound", "more bounds"])
+def test_bounds_of_another_shape_than_the_mean(mean: list[float], bound: list[float]) -> None:
+    statistics = {"mean": mean, "std": np.ones(len(mean)), "min": bound, "max": bound}
+    with pytest.raises(lg.DatasetFormatError, match=r"feature 'action' has mean .*, min .* and max .*; expected as many of each"):
+        lg.normalizer({"action": statistics})  # type: ignore[dict-item]
+
+
 def test_a_repository_without_statistics(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", episode_lengths=[3], cameras=[], statistics=False)
     repository = lg.open_repository(tmp_path / "data")
@@ -316,6 +324,64 @@ def test_a_repository_without_statistics(tmp_path: Path) -> None:
     with pytest.raises(lg.InvalidRequestError, match=text):
         lg.normalizer(repository)
     assert set(lg.normalizer(repository, stats=lg.compute_stats(repository)).values) == {STATE, "action"}
+
+
+MATRIX, REWARD = "observation.matrix", "next.reward"
+ODD_SHAPES = {
+    "one number": (STATE, {"mean": [0.5], "std": [2.0]}, r"\(3,\), and its statistic 'mean' \(1,\); expected \(3,\)\. "),
+    "a scalar": ("action", {"mean": 0.5, "std": 2.0}, r"\(2,\), and its statistic 'mean' \(\); expected \(2,\)\. "),
+    "one deviation": ("action", {"mean": [0.5, 1.0], "std": [2.0]}, r"\(2,\), and its statistic 'std' \(1,\); expected"),
+    "one least": ("action", {"mean": [0.5, 1], "std": [2, 1], "min": [0.5]}, r"\(2,\), and its statistic 'min' \(1,\); expected"),
+    "of a matrix": (MATRIX, {"mean": [0.5], "std": [2.0]}, r"and its statistic 'mean' \(1,\); expected \(2, 3\) or \(3,\)\. "),
+    "a row": ("action", {"mean": [[0.5, 1.0]], "std": [[2.0, 1.0]]}, r"\(2,\), and its statistic 'mean' \(1, 2\); expected"),
+    "of two": (REWARD, {"mean": [0.5, 1.0], "std": [2.0, 1.0]}, r"\(1,\), and its statistic 'mean' \(2,\); expected one number\. "),
+    "channels": (TOP, {"mean": [[[0.5]]], "std": [[[0.1]]]}, r"'mean' \(1, 1, 1\); expected \(3, 1, 1\) or \(3,\)\. "),
+}
+
+
+@pytest.fixture
+def with_stats(tmp_path: Path) -> Any:
+    """A data set with other statistics of some features."""
+
+    def write(**changed: Any) -> lg.Repository:
+        camera = Camera(key=TOP, height=24, width=24, kind="image")
+        path = tmp_path / "data/meta/stats.json"
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+        write_dataset(tmp_path / "data", episode_lengths=[3], cameras=[camera], features=EXTRA_FEATURES, state_size=3, action_size=2)
+        path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+        return lg.open_repository(tmp_path / "data")
+
+    return write
+
+
+@pytest.mark.parametrize("name", ODD_SHAPES)
+def test_statistics_of_another_shape_than_their_feature(with_stats: Any, name: str) -> None:
+    """One number would stand for all numbers of the feature, and nobody would see it."""
+    key, statistics, text = ODD_SHAPES[name]
+    repository = with_stats(**{key: statistics})
+    with pytest.raises(lg.DatasetFormatError, match=rf"data, meta/stats\.json: feature '{key}' has shape .*{text}"):
+        lg.normalizer(repository, {key: "mean_std"})
+    # Where they are not needed, they are nothing.
+    lg.normalizer(repository, {key: "identity"})
+    lg.normalizer(repository, {key: "mean_std"}, stats=lg.compute_stats(repository, features=[key]))
+
+
+def test_statistics_of_all_axes_or_of_the_last(with_stats: Any) -> None:
+    for mean in ([1.0, 2.0, 3.0], [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]):
+        repository = with_stats(**{MATRIX: {"mean": mean, "std": np.ones_like(mean).tolist()}, REWARD: {"mean": 1.0, "std": 2.0}})
+        found = lg.normalizer(repository, {REWARD: "mean_std"}).normalize({MATRIX: np.zeros((4, 2, 3), np.float32), REWARD: np.float32(5)})
+        assert np.array_equal(found[MATRIX], np.broadcast_to(-np.array(mean), (4, 2, 3)))
+        assert found[REWARD] == 2
+
+
+def test_one_number_in_place_of_the_statistics_of_a_feature(repository: lg.Repository) -> None:
+    one = {"action": {"mean": np.array([1.0]), "std": np.array([2.0])}}
+    text = r"feature 'action' has shape \(2,\), and its statistic 'mean' \(1,\); expected \(2,\)\. If they .*: normalizer\(stats\)"
+    with pytest.raises(lg.InvalidRequestError, match=text):
+        lg.normalizer(repository, stats=one)
+    # What a transformation has padded.
+    padded = {"action": {"mean": np.zeros(8), "std": np.ones(8)}}
+    assert lg.normalizer(repository, stats=padded).values["action"]["width"].shape == (8,)
 
 
 def test_a_feature_that_the_repository_does_not_have(repository: lg.Repository) -> None:

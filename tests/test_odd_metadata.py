@@ -197,6 +197,18 @@ def test_texts_are_found_by_their_number(directory: Path, expected: list[dict[st
     assert {int(example["task_index"]) for example in found} == set(numbers)
 
 
+def test_texts_of_another_name_next_to_lists(directory: Path, expected: list[dict[str, Any]]) -> None:
+    tasks(task_index=[0, 1, 2], words=TASKS, tags=[["a"], [], ["b", "c"]])(directory)
+    assert [example["task"] for example in examples_of(directory)] == [example["task"] for example in expected]
+
+
+def test_numbers_below_0_in_version_2(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", version="v2.1", episode_lengths=[3], cameras=(), tasks=("pick",), statistics=False).directory
+    path = data / "meta/tasks.jsonl"
+    path.write_text('{"task_index": -1, "task": "none"}\n' + path.read_text())
+    assert {example["task"] for example in examples_of(data)} == {"pick"}
+
+
 def test_a_row_without_its_task_is_an_error_where_it_is_read(directory: Path, expected: list[dict[str, Any]]) -> None:
     """All rows lie in one row group: those of other tasks are read before it, and without it."""
     number_tasks(directory, [0, -1, 2])
@@ -365,9 +377,8 @@ def test_statistics_of_version_2_are_asked_for_late(old: Path, contents: str) ->
     (old / STATS).write_text(contents)
     repository = lg.open_repository(old)
     assert_same(examples_of(repository), expected)
-    if contents:
-        with pytest.raises(lg.DatasetFormatError, match=STATS):
-            _ = repository.stats
+    with pytest.raises(lg.DatasetFormatError, match=STATS):
+        _ = repository.stats
 
 
 # --- normalization -------------------------------------------------------------------------------------------------------------------

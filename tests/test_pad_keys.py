@@ -194,3 +194,26 @@ def test_in_worker_processes(directory: Path, monkeypatch: pytest.MonkeyPatch) -
         assert one.keys() == other.keys() == {"index", "action", "action_is_pad", "mask"}
         for key, value in other.items():
             assert np.array_equal(one[key], value), key
+
+
+# --- features that are called like a mask, outside of the reader ---------------------------------------------------------------------
+
+
+def _with_a_feature(**batch: Any) -> dict[str, Any]:
+    return {"action": np.ones((3,), np.float32), "observation.state": np.zeros((3,), np.float32)} | batch
+
+
+@pytest.mark.parametrize("flag", [np.bool_(True), np.float32(1), np.array([1, 0, 1], np.int64)], ids=["bool", "float", "numbers"])
+def test_a_feature_that_is_called_like_a_mask_is_none(flag: Any) -> None:
+    example = _with_a_feature(**{"action_is_pad": flag, "observation.state_is_pad": flag})
+    found = lg.DeltaActions([True, True, False]).map(example)
+    assert found["action"].tolist() == [1, 1, 1]
+    assert lg.plot_example(example) is not None
+
+
+def test_statistics_beside_a_feature_that_is_called_like_a_mask() -> None:
+    batch = {"action": np.array([[1.0], [2.0], [6.0]]), "action_is_pad": np.array([False, False, True])}
+    assert lg.stats_of([batch], keys=["action"], pad_keys={"action": None})["action"]["mean"].tolist() == [3]
+    assert lg.stats_of([batch], keys=["action"])["action"]["mean"].tolist() == [1.5]
+    other = batch | {"action_is_pad": np.array([0.0, 0.5, 1.0])}
+    assert lg.stats_of([other], keys=["action"])["action"]["mean"].tolist() == [3]

@@ -305,27 +305,27 @@ FRAMES = [frame for length in LENGTHS for frame in range(length)]
     ("changes", "text"),
     [
         (
-            [with_column("frame_index", [0, 1, 1, *FRAMES[3:]])],
+            [with_column("frame_index", [0, 1, 1, *FRAMES[3:]]), without("index")],
             "row group 0: episode 0 has frame_index 1 in two rows; expected every number once, since they tell the order of the rows; "
             "write the file again without the rows that are there twice",
         ),
         (
-            [with_column("frame_index", [*FRAMES[:30], 0, 1, 2]), taken(ORDERS["episodes mixed"])],
+            [with_column("frame_index", [*FRAMES[:30], 0, 1, 2]), taken(ORDERS["episodes mixed"]), without("index")],
             "row group 0: episode 3 has frame_index 0 in two rows; expected every number once, since they tell the order of the rows; "
             "write the file again without the rows that are there twice",
         ),
         (
-            [with_column("frame_index", [None, *FRAMES[1:]])],
+            [with_column("frame_index", [None, *FRAMES[1:]]), without("index")],
             "row group 0: feature 'frame_index' has 1 missing values; every row needs one. It tells the order of the rows: write the file "
             "again with an integer in each row of it, or without this column",
         ),
         (
-            [with_column("frame_index", [0.5, *FRAMES[1:]])],
+            [with_column("frame_index", [0.5, *FRAMES[1:]]), without("index")],
             "row group 0: feature 'frame_index' is stored as float64 with values that its declared dtype int64 cannot hold. It tells the "
             "order of the rows: write the file again with an integer in each row of it, or without this column",
         ),
         (
-            [with_column("frame_index", [f"{frame}" for frame in FRAMES])],
+            [with_column("frame_index", [f"{frame}" for frame in FRAMES]), without("index")],
             "row group 0: feature 'frame_index' is stored as object; its declared dtype is int64. It tells the order of the rows: write "
             "the file again with an integer in each row of it, or without this column",
         ),
@@ -355,7 +355,7 @@ FRAMES = [frame for length in LENGTHS for frame in range(length)]
             "index tells their order; write the file again ordered by index",
         ),
         (
-            [without("episode_index"), taken(ORDERS["episodes mixed"])],
+            [without("episode_index", "index"), taken(ORDERS["episodes mixed"])],
             "row group 0: frame_index says that its rows are in no order, and no column episode_index tells the episode of each; write the "
             "file again ordered by index",
         ),
@@ -377,6 +377,86 @@ FRAMES = [frame for length in LENGTHS for frame in range(length)]
 def test_rows_that_cannot_be_put_in_order(directory: Path, changes: list[Change], text: str) -> None:
     change_data(directory, *changes)
     assert refusal(directory, features=["action"]) == text
+
+
+WITHOUT_ORDER = {
+    "null": [None] * 33,
+    "one null": [None, *FRAMES[1:]],
+    "all 0": [0] * 33,
+    "repeated": [frame // 2 for frame in FRAMES],
+    "starting again": [frame % 3 for frame in FRAMES],
+    "texts": [f"{frame}" for frame in FRAMES],
+    "half": [frame + 0.5 for frame in FRAMES],
+}
+
+
+@pytest.mark.parametrize("rows", [33, 10, 3, 1])
+@pytest.mark.parametrize("name", WITHOUT_ORDER)
+def test_index_decides_where_frame_index_tells_no_order(directory: Path, expected: list[dict[str, Any]], name: str, rows: int) -> None:
+    order = np.concatenate([start + np.random.default_rng(start).permutation(min(rows, 33 - start)) for start in range(0, 33, rows)])
+    for places in (range(33), order):
+        change_data(directory, lambda table: table.sort_by("index"), with_column("frame_index", WITHOUT_ORDER[name]), taken(places))
+        change_data(directory, row_group_size=rows)
+        found = examples_of(directory, features=["action", "index"])
+        assert_same(found, [{key: example[key] for key in ("action", "index")} for example in expected])
+
+
+@pytest.mark.parametrize("rows", [33, 3])
+def test_index_decides_where_it_is_not_that_of_the_recorder(directory: Path, expected: list[dict[str, Any]], rows: int) -> None:
+    """Gaps in it, as of rows that were dropped; compared over row groups."""
+    values = [1000 + 3 * row for row in range(33)]
+    change_data(directory, with_column("frame_index", [frame % 3 for frame in FRAMES]), with_column("index", values), row_group_size=rows)
+    found = examples_of(directory, features=["action"])
+    assert_same(found, [{"action": example["action"]} for example in expected])
+
+
+def test_index_tells_the_episodes_of_rows_in_no_order(directory: Path, expected: list[dict[str, Any]]) -> None:
+    change_data(directory, taken(ORDERS["episodes mixed"]), without("episode_index"))
+    undeclare(directory, "episode_index")
+    found = examples_of(directory, features=["index", "frame_index", "action"])
+    assert_same(found, [{key: example[key] for key in ("index", "frame_index", "action")} for example in expected])
+
+
+def test_frame_index_decides_where_index_tells_no_order(directory: Path, expected: list[dict[str, Any]]) -> None:
+    for values in ([None] * 33, [0] * 33):
+        change_data(directory, lambda table: table.sort_by([("episode_index", "ascending"), ("frame_index", "ascending")]))
+        change_data(directory, with_column("index", pa.array(values, pa.int64())), taken(ORDERS["episodes mixed"]))
+        found = examples_of(directory, features=["action"])
+        assert_same(found, [{"action": example["action"]} for example in expected])
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (
+            [with_column("frame_index", [100 - frame for frame in FRAMES])],
+            "row 6 of the file has frame_index 94 and index 6, row 0 has frame_index 100 and index 0",
+        ),
+        (
+            [with_column("frame_index", [1, 0, *FRAMES[2:]])],
+            "row 1 of the file has frame_index 0 and index 1, row 0 has frame_index 1 and index 0",
+        ),
+        (
+            [with_column("index", [0, 2, 1, *range(3, 33)]), taken([*range(31), 32, 31])],
+            "row 1 of the file has frame_index 1 and index 2, row 2 has frame_index 2 and index 1",
+        ),
+    ],
+    ids=["backwards", "two rows", "index"],
+)
+def test_columns_that_contradict_each_other(directory: Path, changes: list[Change], text: str) -> None:
+    change_data(directory, *changes)
+    assert refusal(directory, features=["action"]) == (
+        f"row group 0: frame_index and index contradict each other: {text}; expected one order by both. Write the file again without the "
+        "column that is wrong"
+    )
+
+
+def test_row_groups_that_neither_column_puts_in_order(numbers: Path) -> None:
+    """Each group is in order by itself, and the numbers of both columns start again in the next one."""
+    again = [row % 10 for row in range(40)]
+    change_data(numbers, with_column("frame_index", again), with_column("index", again), row_group_size=10)
+    text = "row group 0: its rows of episode 0 have index 0 to 9, those in row group 1, which comes after it, 0 to 9; expected all of the "
+    assert text.replace("group 0", "group 1", 1).split(",")[0] in refusal(numbers, features=["index"])
 
 
 def test_without_numbers_rows_are_taken_as_they_lie(directory: Path, expected: list[dict[str, Any]]) -> None:
@@ -459,9 +539,9 @@ def test_one_episode_in_no_order_over_row_groups(numbers: Path) -> None:
 
 def test_a_row_group_whose_numbers_are_usual_needs_no_other(numbers: Path) -> None:
     """A number that is wrong is refused where it is read, and not before."""
-    change_data(numbers, with_column("frame_index", [*range(35), 35, 35, 37, 38, 39]), row_group_size=10)
-    with contextlib.closing(iter(lg.LeRobotIterDataset(numbers, shuffle=None, features=["index"]))) as examples:
-        assert [int(next(examples)["index"]) for _ in range(30)] == list(range(30))
+    change_data(numbers, with_column("frame_index", [*range(35), 35, 35, 37, 38, 39]), without("index"), row_group_size=10)
+    with contextlib.closing(iter(lg.LeRobotIterDataset(numbers, shuffle=None, features=["frame_index"]))) as examples:
+        assert [int(next(examples)["frame_index"]) for _ in range(30)] == list(range(30))
         with pytest.raises(lg.DatasetFormatError, match="row group 3: episode 0 has frame_index 35 in two rows"):
             next(examples)
 
@@ -528,7 +608,8 @@ def test_the_column_is_read_once_in_a_process(directory: Path, reads: Any, monke
             examples_of(repository, features=["action"], read_options=options, num_epochs=3)
     assert len(reads) > 6
     assert sorted(group for group, columns in reads if "frame_index" in columns) == [0, 1, 2]
-    assert not [columns for _, columns in reads if "index" in columns]
+    # Only where the other one says that they lie in no order.
+    assert [group for group, columns in reads if "index" in columns] == ([] if order == range(33) else [0])
     reads.clear()
     examples_of(pickle.loads(pickle.dumps(repository)), features=["action"])
     assert sorted(group for group, columns in reads if "frame_index" in columns) == [0, 1, 2], "another process knows nothing"
@@ -560,7 +641,7 @@ OTHER = shifted(3)
 
 @pytest.mark.parametrize("change", [lambda table: table, OTHER], ids=["usual", "other numbers"])
 def test_row_groups_that_are_fetched_together(numbers: Path, hub: LoopbackHub, tmp_path: Path, change: Change) -> None:
-    """In one request with the column that orders them; where they are compared with each other, one more for each of the others."""
+    """In one request with the column that orders them; `index` in one more for each that is in no order, and the other numbers in one."""
     expected = examples_of(numbers, features=["action"])
     order = np.concatenate([start + np.random.default_rng(start).permutation(10) for start in range(0, 40, 10)])
     # More than is read with the footer.
@@ -573,7 +654,7 @@ def test_row_groups_that_are_fetched_together(numbers: Path, hub: LoopbackHub, t
     assert_same(found, expected * 2)
     asked = [request for request in hub.requests() if request.kind == "cdn" and str(request.file).startswith("data/")]
     # And the footer.
-    assert len(asked) == 2 + (change is OTHER)
+    assert len(asked) == 2 + 4 + (change is OTHER)
 
 
 # --- times of rows -------------------------------------------------------------------------------------------------------------------

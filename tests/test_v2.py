@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +211,7 @@ EPISODES, TASKS, STATS = "meta/episodes.jsonl", "meta/tasks.jsonl", "meta/episod
         (EPISODES, '{"episode_index": 1e300, "length": 6}', "episode_index is 1e+300; expected an integer >= 0"),
         (EPISODES, b"{" + b" " * (4 << 20), "it has more than 4194304 bytes; expected one JSON object of a few"),
         (TASKS, '{"task_index": 0}', "task is None; expected a text"),
-        (TASKS, '{"task": "pick"}', "task_index is None; expected an integer >= 0"),
+        (TASKS, '{"task": "pick"}', "task_index is None; expected an integer"),
         (TASKS, '{"task_index": 0, "task": "place"}', "task_index 0 is 'place', but 'pick the cube' in a line before it"),
         (STATS, '{"episode_index": 1}', "stats is None; expected feature -> statistic -> numbers"),
         (STATS, '{"stats": {"action": 3}}', "feature 'action': found 3; expected statistic -> numbers"),
@@ -220,7 +220,8 @@ EPISODES, TASKS, STATS = "meta/episodes.jsonl", "meta/tasks.jsonl", "meta/episod
         (STATS, {"count": [0]}, "feature 'action': count is [0]; expected one number >= 1"),
         (STATS, {"count": []}, "feature 'action': count is []; expected one number >= 1"),
         (STATS, {"std": [1.0]}, "feature 'action': std has shape (1,), but mean (7,)"),
-        (STATS, {"q50": [0.0] * 7}, "feature 'action': found q50 of shape (7,); the episodes before it have no q50"),
+        (STATS, {"mean": ["1"] * 7}, "feature 'action': mean is ['1', '1', '1', '1', '1', '1', '1']; expected numbers ("),
+        (STATS, {"q50": [0.0]}, "feature 'action': q50 has shape (1,), but mean (7,)"),
         (
             STATS,
             {name: [1.0] for name in ("min", "max", "mean", "std")},
@@ -293,9 +294,13 @@ def test_large_files_are_read_in_pieces(directory: Path, monkeypatch: pytest.Mon
 
 def test_statistics_keep_their_digits(directory: Path) -> None:
     # A mean that is far larger than the deviation, as of timestamps since 1970.
-    values = [np.array([1.8e9, 1.8e9 + 1e-3]), np.array([1.8e9 + 2e-3, 1.8e9 + 3e-3, 1.8e9 + 4e-3])]
+    values = [np.array([1.8e9, 1.8e9 + 1e-3]), np.array([1.8e9 + 2e-3, 1.8e9 + 3e-3]), np.array([1.8e9 + 4e-3])]
     lines = [
-        {"stats": {"action": {"min": [v.min()], "max": [v.max()], "mean": [v.mean()], "std": [v.std()], "count": [len(v)]}}} for v in values
+        {
+            "episode_index": number,
+            "stats": {"action": {"min": [v.min()], "max": [v.max()], "mean": [v.mean()], "std": [v.std()], "count": [len(v)]}},
+        }
+        for number, v in enumerate(values)
     ]
     (directory / STATS).write_text("\n".join(json.dumps(line) for line in lines))
     stats = lg.open_repository(directory).stats
@@ -305,6 +310,73 @@ def test_statistics_keep_their_digits(directory: Path) -> None:
         "min": [together.min()], "max": [together.max()], "mean": [together.mean()], "count": [5.0],
     }  # fmt: skip
     np.testing.assert_allclose(stats["action"]["std"], together.std(), rtol=1e-3)
+
+
+def change_lines(directory: Path, change: Callable[[list[dict[str, Any]]], object]) -> None:
+    lines = [json.loads(line) for line in (directory / STATS).read_text().splitlines()]
+    change(lines)
+    (directory / STATS).write_text("\n".join(json.dumps(line) for line in lines))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda lines: lines.pop(), "there is no line for episode {last} (and 0 others); expected one for each of the {all} episodes"),
+        (lambda lines: lines.clear(), "there is no line for episode 0 (and {last} others); expected one for each of the {all} episodes"),
+        (lambda lines: lines.append(lines[0]), "line {next}: episode 0 has a line before it; expected one line for each episode"),
+        (lambda lines: lines[1].update(episode_index=77), "line 2: episode 77 is not in meta/episodes.jsonl; expected one line for each"),
+        (lambda lines: lines[1].pop("episode_index"), "line 2: episode_index is None; expected an integer >= 0"),
+        (lambda lines: lines[1]["stats"].pop("action"), "line 2, feature 'action': it has no statistics, which it has in the lines before"),
+        (lambda lines: lines[0]["stats"].pop("action"), "line 2, feature 'action': found statistics, which it has not in the lines before"),
+    ],
+    ids=["line missing", "empty", "line twice", "another episode", "no number", "feature missing", "feature missing in the first"],
+)
+def test_statistics_of_some_episodes_only_are_refused(directory: Path, change: Callable[[Any], object], text: str) -> None:
+    repository = lg.open_repository(directory)
+    count = repository.episodes.num_episodes
+    change_lines(directory, change)
+    found = refusal(directory, read_stats=True)
+    assert found.startswith(f"{STATS}")
+    assert text.format(last=count - 1, all=count, next=count + 1) in found
+    rows = lg.LeRobotIterDataset(lg.open_repository(directory), shuffle=None, num_epochs=1, features=["action"])
+    assert len(list(rows)) == 18
+
+
+@pytest.mark.parametrize("lines_with", [[0], [1], [1, 2]], ids=str)
+def test_a_quantile_of_some_episodes_only_is_left_out_with_a_warning(directory: Path, lines_with: list[int]) -> None:
+    expected = lg.open_repository(directory).stats
+    assert expected is not None
+    change_lines(directory, lambda lines: [lines[i]["stats"]["action"].update(q50=[0.0] * 7) for i in lines_with])
+    repository = lg.open_repository(directory)
+    with pytest.warns(lg.LeRobotGrainWarning, match="q50 of feature 'action' is left out: only some episodes have it"):
+        stats = repository.stats
+    assert stats is not None
+    assert stats["action"].keys() == expected["action"].keys()
+    assert stats["action"]["std"].tolist() == expected["action"]["std"].tolist()
+
+
+def test_episodes_are_selected_by_their_tasks(directory: Path) -> None:
+    """Lists of JSON, where the table of v3 has arrays; some recorders write one text."""
+    path = directory / EPISODES
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line, tasks in zip(lines, (["pick it"], ["place it", "pick it"], "pick it"), strict=True):
+        line["tasks"] = tasks
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    repository = lg.open_repository(directory)
+    rows = lg.LeRobotIterDataset(
+        repository, episodes=lambda e: "pick" in e.tasks[0], shuffle=None, num_epochs=1, features=["episode_index"]
+    )
+    assert {int(row["episode_index"]) for row in rows} == {0, 2}
+    lines[1]["tasks"] = ["place it", None]
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    with pytest.raises(lg.DatasetFormatError, match="the episode table: episode 1 has None in column tasks; expected texts"):
+        lg.LeRobotIterDataset(lg.open_repository(directory), episodes=lambda e: "pick" in e.tasks[0])
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v2.0"])
+def test_a_check_does_not_miss_a_column_that_only_version_3_has(written: Written, version: str) -> None:
+    findings = lg.check(lg.open_repository(written[version].directory)).findings
+    assert not [finding for finding in findings if "to_timestamp" in finding.text or finding.path == "meta/episodes"]
 
 
 # --- on the Hub ----------------------------------------------------------------------------------------------------------------------
