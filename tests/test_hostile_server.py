@@ -1,0 +1,177 @@
+"""A server that speaks HTTP slowly, endlessly or with anything in its headers: each request ends within its deadline, with our error or the
+exact bytes. A raw socket answers, since no HTTP library would send such answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from lerobot_grain._answers import RangeSource
+from lerobot_grain._byte_ranges import ByteRange
+from lerobot_grain._errors import StorageError
+from lerobot_grain._storage_options import StorageOptions
+from lerobot_grain._transport import LinkRefused, Transport
+
+CONTENTS = bytes(range(256)) * 4
+WANTED = ByteRange(0, len(CONTENTS))
+DEADLINE_SECONDS = 1.0
+# What a loaded machine may need on top of the deadline; never reached where all is well.
+GRACE_SECONDS = 8.0
+
+STATUS = b"HTTP/1.1 206 Partial Content\r\n"
+RANGE = f"Content-Range: bytes 0-{len(CONTENTS) - 1}/{len(CONTENTS)}\r\n".encode()
+LENGTH = f"Content-Length: {len(CONTENTS)}\r\n".encode()
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+
+# What a server sends: bytes at once, or an endless source of pieces, one every tenth of a second.
+Script = Sequence["bytes | Callable[[], bytes]"]
+
+
+def forever(piece: bytes) -> Callable[[], bytes]:
+    return lambda: piece
+
+
+class RawServer:
+    """Answers every request with one script; counts requests."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self.num_requests = 0
+        self._is_closed = threading.Event()
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/file"
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._socket.accept()
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:
+            received = b""
+            while not self._is_closed.is_set():
+                while b"\r\n\r\n" not in received:
+                    if not (piece := connection.recv(65536)):
+                        return
+                    received += piece
+                received = b""
+                self.num_requests += 1
+                for part in self._script:
+                    if callable(part):
+                        while not self._is_closed.wait(0.05):
+                            connection.sendall(part())
+                    else:
+                        connection.sendall(part)
+
+    def close(self) -> None:
+        self._is_closed.set()
+        self._socket.close()
+
+
+@contextlib.contextmanager
+def serving(script: Script) -> Iterator[RawServer]:
+    server = RawServer(script)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def outcome(script: Script, **options: Any) -> bytes | str:
+    """Returns the bytes that were read, or the text of the error; fails where it takes longer than the deadline."""
+    arguments = {"max_attempts": 2, "pause_seconds": 0.01, "read_timeout_seconds": 0.5} | options
+    transport = Transport(StorageOptions(deadline_seconds=DEADLINE_SECONDS, **arguments))
+    pieces: list[bytes] = []
+    began = time.monotonic()
+    with serving(script) as server:
+        source = RangeSource(server.url, {}, len(CONTENTS))
+        try:
+            found: bytes | str = transport.retry(
+                "file",
+                DEADLINE_SECONDS,
+                lambda deadline: transport.read_range(source, WANTED, pieces, subject="file", deadline=deadline),
+            )
+        except (StorageError, LinkRefused) as error:
+            found = str(error)
+        finally:
+            transport.close()
+    assert time.monotonic() - began < DEADLINE_SECONDS + GRACE_SECONDS
+    return found
+
+
+ENDLESS: dict[str, Script] = {
+    "nothing": [forever(b"")],
+    "status line": [b"HTTP/1.1 206 ", forever(b"x")],
+    "before the status line": [forever(b"\r\n")],
+    "name of a header": [STATUS, forever(b"x")],
+    "value of a header": [STATUS, b"X: ", forever(b"x")],
+    "headers": [STATUS, forever(b"X: y\r\n")],
+    "early hints": [forever(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n")],
+    "continue": [forever(b"HTTP/1.1 100 Continue\r\n\r\n")],
+    "processing": [forever(b"HTTP/1.1 102 Processing\r\n\r\n")],
+    "body": [STATUS, RANGE, LENGTH, b"\r\n", forever(b"x")],
+    "body that stalls": [STATUS, RANGE, LENGTH, b"\r\n", CONTENTS[:100], forever(b"")],
+    "body without a length": [STATUS, RANGE, b"\r\n", CONTENTS[:-1], forever(b"")],
+    "size of a chunk": [STATUS, RANGE, CHUNKED, b"\r\n", forever(b"0")],
+    "extension of a chunk": [STATUS, RANGE, CHUNKED, b"\r\n400;x=", forever(b"y")],
+    "chunk": [STATUS, RANGE, CHUNKED, b"\r\n400\r\n", CONTENTS[:10], forever(b"x")],
+    "small chunks": [STATUS, RANGE, CHUNKED, b"\r\n", forever(b"1\r\nx\r\n")],
+    "trailers": [STATUS, RANGE, CHUNKED, b"\r\n400\r\n", CONTENTS, b"\r\n0\r\n", forever(b"X: y\r\n")],
+    "value of a trailer": [STATUS, RANGE, CHUNKED, b"\r\n400\r\n", CONTENTS, b"\r\n0\r\nX: ", forever(b"y")],
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_what_never_ends_is_ended_at_the_deadline(name: str) -> None:
+    found = outcome(ENDLESS[name], max_attempts=6)
+    assert isinstance(found, str)
+    assert found.startswith("file: ")
+
+
+def test_redirects_without_end() -> None:
+    found = outcome([b"HTTP/1.1 302 Found\r\nLocation: /file\r\nContent-Length: 0\r\n\r\n"])
+    assert isinstance(found, str)
+    assert "redirects" in found
+
+
+HEADERS = (
+    *("Content-Range", "Content-Length", "Content-Type", "Content-Encoding", "ETag", "Location", "Date", "Retry-After", "RateLimit"),
+    *("RateLimit-Policy", "Set-Cookie", "Server", "X-Error-Code", "X-Error-Message", "X-Repo-Commit", "X-Linked-Size", "X-Linked-ETag"),
+)
+VALUES = {
+    "escapes": b"\x1b[2J\x1b]0;owned\x07",
+    "64 KB": b"9" * 65536,
+    "NUL": b"a\0b",
+    "not ASCII": "ü\u202e".encode(),
+    "a huge number": b"9" * 400,
+    "empty": b"",
+}
+STATUSES = {"206": STATUS, "302": b"HTTP/1.1 302 Found\r\n", "403": b"HTTP/1.1 403 Forbidden\r\n", "503": b"HTTP/1.1 503 Busy\r\n"}
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("header", HEADERS)
+def test_anything_in_a_header_is_an_error_of_ours_or_changes_nothing(header: str, value: str) -> None:
+    for name, status in STATUSES.items():
+        head = {b"Content-Range": RANGE, b"Content-Length": LENGTH}
+        head[header.encode()] = header.encode() + b": " + VALUES[value] + b"\r\n"
+        if name == "302":
+            head.setdefault(b"Location", b"Location: /file\r\n")
+        found = outcome([status, *head.values(), b"\r\n", CONTENTS], max_attempts=1)
+        if isinstance(found, bytes):
+            assert name == "206"
+            assert found == CONTENTS
+        else:
+            assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", found), found
+            assert len(found) < 1000
