@@ -7,6 +7,8 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +20,7 @@ from lerobot_grain._answers import RangeSource
 from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import StorageError
 from lerobot_grain._storage_options import StorageOptions
-from lerobot_grain._transport import LinkRefused, Transport
+from lerobot_grain._transport import Deadline, LinkRefused, Transport
 
 CONTENTS = bytes(range(256)) * 4
 WANTED = ByteRange(0, len(CONTENTS))
@@ -42,11 +44,11 @@ def forever(piece: bytes) -> Callable[[], bytes]:
 class RawServer:
     """Answers every request with one script; counts requests."""
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, *, port: int = 0) -> None:
         self._script = script
         self.num_requests = 0
         self._is_closed = threading.Event()
-        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket = socket.create_server(("127.0.0.1", port))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/file"
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
@@ -80,8 +82,8 @@ class RawServer:
 
 
 @contextlib.contextmanager
-def serving(script: Script) -> Iterator[RawServer]:
-    server = RawServer(script)
+def serving(script: Script, *, port: int = 0) -> Iterator[RawServer]:
+    server = RawServer(script, port=port)
     try:
         yield server
     finally:
@@ -175,3 +177,69 @@ def test_anything_in_a_header_is_an_error_of_ours_or_changes_nothing(header: str
         else:
             assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", found), found
             assert len(found) < 1000
+
+
+def test_a_server_that_is_away_for_a_while_is_waited_for() -> None:
+    """Refused connections are no attempts: there may be many more than `max_attempts`."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    transport = Transport(StorageOptions(deadline_seconds=30, max_attempts=2, pause_seconds=0.01))
+    source, answer = RangeSource(f"http://127.0.0.1:{port}/file", {}, len(CONTENTS)), STATUS + RANGE + LENGTH + b"\r\n" + CONTENTS
+    refused = []
+
+    def attempt(deadline: Deadline) -> bytes:
+        if len(refused) == 6:
+            servers.enter_context(serving([answer], port=port))
+        refused.append(deadline.num_attempts)
+        return transport.read_range(source, WANTED, [], subject="file", deadline=deadline)
+
+    with contextlib.ExitStack() as servers:
+        assert transport.retry("file", 30, attempt) == CONTENTS
+    assert refused == [1] * 7
+
+
+@pytest.mark.parametrize("limit", [b"RateLimit: api;r=0;t=86400\r\n", b"RateLimit: api;r=0;t=331\r\nRateLimit-Policy: fixed;q=9;w=300\r\n"])
+def test_a_limit_that_is_longer_than_any_window_is_not_waited_for(limit: bytes) -> None:
+    transport = Transport(StorageOptions(deadline_seconds=30))
+    with serving([STATUS, RANGE, LENGTH, limit, b"\r\n", CONTENTS]) as server:
+        for _ in range(3):
+            source = RangeSource(server.url, {}, len(CONTENTS))
+            found = transport.retry(
+                "file", 30, lambda deadline, source=source: transport.read_range(source, WANTED, [], subject="file", deadline=deadline)
+            )
+            assert found == CONTENTS
+    assert transport.counters.snapshot().pause_seconds < 1
+
+
+@pytest.mark.parametrize("ending", ["sys.exit(7)", "raise ValueError", "pass"])
+@pytest.mark.parametrize("answer", ["HTTP/1.1 503 Busy\r\nRetry-After: 300\r\nContent-Length: 0\r\n\r\n", ""], ids=["a pause", "a stall"])
+def test_a_program_that_ends_waits_for_no_server(answer: str, ending: str) -> None:
+    program = f"""
+import socket, sys, threading, time
+import lerobot_grain as lg
+server = socket.create_server(("127.0.0.1", 0))
+def serve():
+    while True:
+        connection, _ = server.accept()
+        connection.recv(65536)
+        connection.sendall({answer.encode()!r})
+        kept.append(connection)
+kept = []
+threading.Thread(target=serve, daemon=True).start()
+from lerobot_grain._daemon_pool import DaemonPool
+from lerobot_grain._transport import Transport
+transport = Transport(lg.StorageOptions())
+from lerobot_grain._answers import RangeSource
+from lerobot_grain._byte_ranges import ByteRange
+source = RangeSource(f"http://127.0.0.1:{{server.getsockname()[1]}}/file", {{}}, 100)
+read = lambda deadline: transport.read_range(source, ByteRange(0, 100), [], subject="file", deadline=deadline)
+DaemonPool(1, "reader").submit(transport.retry, "file", 120, read)
+while not kept:
+    time.sleep(0.01)
+time.sleep(0.2)
+print(time.monotonic(), flush=True)
+{ending}
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == {"sys.exit(7)": 7, "raise ValueError": 1, "pass": 0}[ending], ended.stderr
+    assert time.monotonic() - float(ended.stdout) < 3 + GRACE_SECONDS
