@@ -171,8 +171,11 @@ EXAMPLE = {
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda e: e | {f"{TOP}_is_pad": np.zeros(1, bool)}, f"expected '{TOP}' without delta_timestamps"),
-        (lambda e: e | {"observation.state_is_pad": np.zeros(1, bool)}, "expected 'observation.state' without delta_timestamps"),
+        (lambda e: e | {TOP: e[TOP][None], f"{TOP}_is_pad": np.zeros(1, bool)}, f"expected '{TOP}' without delta_timestamps"),
+        (
+            lambda e: e | {"observation.state": np.zeros((1, 2), np.float32), "observation.state_is_pad": np.zeros(1, bool)},
+            "expected 'observation.state' without delta_timestamps",
+        ),
         (lambda e: {key: value for key, value in e.items() if key != "action_is_pad"}, "expected 'action' with delta_timestamps"),
         (
             lambda e: {key: value for key, value in e.items() if key != "observation.state"},

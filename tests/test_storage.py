@@ -450,7 +450,7 @@ class TestRefusals:
 
     def test_another_status(self, hub, open_hub):
         hub.add_fault(Fault(origin="hub", status=418))
-        with pytest.raises(StorageError, match=r"^robots/arm: http://localhost:\d+ answered with HTTP 418$"):
+        with pytest.raises(StorageError, match=r"^robots/arm: list of tags and branches: http://localhost:\d+ answered with HTTP 418; if "):
             open_hub()
 
     @pytest.mark.parametrize("body", [b"<html>", b"[1, 2]", b'{"tags": [], "branches": 3}', b"[" * 100_000])
