@@ -174,7 +174,7 @@ class Transport:
         scope = scope_of_thread()
         deadline = Deadline(seconds)
         pause = self.options.pause_seconds
-        num_unreachable = 0
+        num_unreachable, reason = 0, ""
         with self._all.request(deadline), scope.request(deadline) if scope is not None else contextlib.nullcontext():
             while True:
                 self.check_not_ended(subject)
@@ -182,7 +182,9 @@ class Transport:
                 try:
                     return attempt(deadline)
                 except TransientFailure as failure:
-                    reason = str(failure)
+                    # That the time was up says less than why it was.
+                    if num_unreachable == 0 or str(failure) != deadline.reason:
+                        reason = str(failure)
                     if isinstance(failure, Unreachable):
                         deadline.num_attempts -= 1
                         num_unreachable += 1
