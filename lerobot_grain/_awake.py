@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+
+from lerobot_grain._per_process import PerProcess
 
 # How often the watch looks. A step that takes this much longer is one in which the process stood still (a busy machine delays a thread by
 # tenths of a second).
@@ -96,14 +97,5 @@ class Watch:
             time.sleep(_STEP_SECONDS)
 
 
-_watches: dict[int, Watch] = {}
-_lock = threading.Lock()
-
-
-def watch() -> Watch:
-    """Returns the watch of this process."""
-    found = _watches.get(os.getpid())
-    if found is None:
-        with _lock:
-            found = _watches.setdefault(os.getpid(), Watch())
-    return found
+# The watch of this process.
+watch = PerProcess(Watch)

@@ -32,6 +32,7 @@ from lerobot_grain._rows import (
     fetch_groups,
     load_group,
     open_data_file,
+    place_of_row,
 )
 from lerobot_grain._running_stats import RunningStats
 from lerobot_grain._selection import EpisodeSelection, Selection, select_episodes, select_features
@@ -254,12 +255,8 @@ def _load(repository: Repository, run: _Run, selection: Selection) -> dict[str, 
 
 
 def _not_finite(repository: Repository, file: DataFile, key: str, row_in_file: int, value: npt.NDArray[Any]) -> DatasetFormatError:
-    episodes = repository.episodes
-    held = episodes.data.episodes_in(file.number)
-    episode = held[np.searchsorted(episodes.data_offsets[held], row_in_file, side="right") - 1]
-    frame = row_in_file - episodes.data_offsets[episode]
+    row, episode, frame = place_of_row(repository, file, row_in_file)
     return DatasetFormatError(
-        f"{file.table.where}: feature {key!r} is {value} in row {episodes.first_rows[episode] + frame} "
-        f"(episode {episodes.number_of(episode)}, frame {frame}); "
+        f"{file.table.where}: feature {key!r} is {value} in row {row} (episode {episode}, frame {frame}); "
         "expected finite numbers. Leave the episode out with episodes=[...], or the feature with features=[...]"
     )

@@ -26,6 +26,7 @@ from typing import Any
 import httpx2
 
 from lerobot_grain._answers import origin_of
+from lerobot_grain._per_process import PerProcess
 from lerobot_grain._request_scope import CHECK_SECONDS
 
 # Of a process, unless one dataset is allowed more: with other files, 60 datasets stay below the usual limit of 1,024 open ones.
@@ -170,14 +171,5 @@ def _environment(names: tuple[str, ...]) -> _Key:
     return tuple(os.environ.get(name) for name in names)
 
 
-_of_process: dict[int, Connections] = {}
-_lock = threading.Lock()
-
-
-def connections() -> Connections:
-    """Returns those of this process."""
-    found = _of_process.get(os.getpid())
-    if found is None:
-        with _lock:
-            found = _of_process.setdefault(os.getpid(), Connections())
-    return found
+# Those of this process.
+connections = PerProcess(Connections)

@@ -184,8 +184,7 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
         self._assert_not_closed()
         stream = self._stream
         if stream is not None and stream.is_torn:
-            self._parent.set_state(stream.state())
-            self._forget()
+            self._put_back(stream)
             stream = None
         if stream is None:
             stream = self._stream = self._opened()
@@ -218,8 +217,12 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
             return
         stream.num_handed_out, stream.is_torn = num_handed_out, True
         if isinstance(error, Exception):  # else the program is probably about to end
-            self._parent.set_state(stream.state())
-            self._forget()
+            self._put_back(stream)
+
+    def _put_back(self, stream: OpenStream) -> None:
+        """Puts the parent back to what was handed out of a torn stream, and drops that."""
+        self._parent.set_state(stream.state())
+        self._forget()
 
     def statistics(self) -> ReadStatistics:
         """Returns what was read since the stream was begun or restored."""

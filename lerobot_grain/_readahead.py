@@ -83,6 +83,7 @@ class _PendingBlock:
 
     block: WindowBlock
     places: Places
+    masks: Mapping[str, npt.NDArray[np.bool_]]  # of its windows, by their keys in examples
     rows: PendingRows | None = None
     values: Batch | None = None
     problem: tuple[int, Exception] | None = None  # the first example whose values cannot be had, and why
@@ -176,7 +177,7 @@ class ReadAhead:
         Raises:
           InvalidRequestError: the memory budget does not hold one example, or the mask of a window has the key of something else.
         """
-        self._masks(block)
+        keys = mask_keys(block.is_pad, selected=self._selection.keys, pad_keys=self._pad_keys)
         needed = self._frames.example_bytes(block)
         if needed > self._frames.budget_bytes:
             raise InvalidRequestError(
@@ -188,7 +189,8 @@ class ReadAhead:
         for start in range(0, len(block), step):
             part = block[start : start + step]
             self._rows.know(part)
-            self._pending.append(_PendingBlock(part, self._frames.know(part)))
+            masks = {keys[feature]: mask for feature, mask in part.is_pad.items()}
+            self._pending.append(_PendingBlock(part, self._frames.know(part), masks))
         self._num_pending += len(block)
 
     def take(self, count: int) -> Batch:
@@ -275,13 +277,8 @@ class ReadAhead:
             if stop - start == 1:
                 raise
             return self._next_part(pending, 1)
-        masks = {key: mask[examples].copy() for key, mask in self._masks(pending.block).items()}
+        masks = {key: mask[examples].copy() for key, mask in pending.masks.items()}
         return examples, {**part_of(pending.values, examples), **pictures, **masks}
-
-    def _masks(self, block: WindowBlock) -> dict[str, npt.NDArray[np.bool_]]:
-        """Returns the masks of a block by their keys in examples."""
-        keys = mask_keys(block.is_pad, selected=self._selection.keys, pad_keys=self._pad_keys)
-        return {keys[feature]: mask for feature, mask in block.is_pad.items()}
 
     def _advance(self, pending: _PendingBlock, examples: slice) -> None:
         pending.num_taken = examples.stop

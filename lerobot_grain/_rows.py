@@ -391,12 +391,17 @@ def _missing_texts(
 
 def _name_of_row(repository: Repository, file: DataFile, row: int) -> str:
     """Returns what a row of a data file is called in messages."""
+    row, episode, frame = place_of_row(repository, file, row)
+    return f"{file.table.where}: row {row} of the dataset (episode {episode}, frame {frame})"
+
+
+def place_of_row(repository: Repository, file: DataFile, row: int) -> tuple[int, int, int]:
+    """Returns (row of the dataset, number of its episode, frame in it) of a row of a data file."""
     episodes = repository.episodes
     held = episodes.data.episodes_in(file.number)
     episode = held.item(np.searchsorted(episodes.data_offsets[held], row, side="right") - 1)
     frame = row - episodes.data_offsets.item(episode)
-    row = episodes.first_rows.item(episode) + frame
-    return f"{file.table.where}: row {row} of the dataset (episode {episodes.number_of(episode)}, frame {frame})"
+    return episodes.first_rows.item(episode) + frame, episodes.number_of(episode), frame
 
 
 def _orders_of(repository: Repository, file: DataFile) -> OrderReader:

@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 import httpx2
 
 from lerobot_grain._answers import (
+    REDIRECTS,
     Answer,
     LinkRefused,
     RangeSource,
@@ -297,7 +298,7 @@ class Transport:
                 accept=functools.partial(accept_range, source=source, asked=missing),
                 body=pieces,
             )
-            if answer.status in (301, 302, 303, 307, 308):
+            if answer.status in REDIRECTS:
                 target = next_hop(url, answer.headers.get("Location"), subject=subject)
                 headers = headers if origin_of(target) == origin_of(url) else {}
                 url = target

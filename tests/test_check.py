@@ -17,6 +17,7 @@ import lerobot_grain as lg
 from lerobot_grain import _check
 from lerobot_grain._cli import main
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, LoopbackHub, WrittenDataset, write_dataset
+from tests.datasets import change_info, change_table
 from tests.helpers import encoded
 from tests.odd_videos import TURNS, edited, film, joined, times_of, turned
 
@@ -45,16 +46,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> WrittenDataset:
 def directory(written: WrittenDataset, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
     return shutil.copytree(written.directory, tmp_path / "copy")
-
-
-def change_info(directory: Path, change: Callable[[Any], Any]) -> None:
-    info = json.loads((directory / "meta/info.json").read_text())
-    change(info)
-    (directory / "meta/info.json").write_text(json.dumps(info))
-
-
-def change_table(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
-    pq.write_table(change(pq.read_table(path)), path)
 
 
 def set_values(directory: Path, column: str, values: list[float]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import pickle
 import shutil
@@ -18,6 +17,7 @@ import pytest
 import lerobot_grain as lg
 from lerobot_grain._selection import select_episodes
 from lerobot_grain.testing import Camera, WrittenDataset, read_barcodes, write_dataset
+from tests.datasets import examples_of
 
 TOP, PICTURE = "top", "picture"
 LENGTHS = [6, 4, 7, 5]
@@ -77,11 +77,6 @@ def repository(gapped: Path) -> lg.Repository:
 def directory(gapped: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
     return shutil.copytree(gapped, tmp_path / "copy")
-
-
-def examples_of(repository: Any, **arguments: Any) -> list[dict[str, Any]]:
-    with contextlib.closing(iter(lg.LeRobotIterDataset(repository, **{"shuffle": None, "num_epochs": 1} | arguments))) as examples:
-        return list(examples)
 
 
 def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]], numbers: list[int] = NUMBERS) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain.testing import Camera, Feature, WrittenDataset, write_dataset
+from tests.datasets import change_info, change_table, examples_of
 
 LENGTHS = [4, 3, 5]
 TASKS = ("pick", "place", "push")
@@ -49,26 +50,11 @@ def directory(written: WrittenDataset, tmp_path: Path) -> Path:
     return shutil.copytree(written.directory, tmp_path / "copy")
 
 
-def examples_of(repository: Any, **arguments: Any) -> list[dict[str, Any]]:
-    with contextlib.closing(iter(lg.LeRobotIterDataset(repository, **{"shuffle": None, "num_epochs": 1} | arguments))) as examples:
-        return list(examples)
-
-
 def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         for key in one:
             assert np.array_equal(one[key], other[key]), key
-
-
-def change_info(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    info = json.loads((directory / INFO).read_text())
-    change(info)
-    (directory / INFO).write_text(json.dumps(info))
-
-
-def change_table(path: Path, change: Callable[[pa.Table], pa.Table], **options: Any) -> None:
-    pq.write_table(change(pq.read_table(path)), path, **options)
 
 
 def refusal(make: Callable[[], Any]) -> str:

@@ -26,6 +26,7 @@ from PIL import Image
 import lerobot_grain as lg
 from lerobot_grain import _row_reader
 from lerobot_grain.testing import Camera, Feature, LoopbackHub, WrittenDataset, read_barcodes, write_dataset
+from tests.datasets import change_info, change_table, examples_of
 
 TOP = "top"
 LENGTHS = [7, 12, 5, 9]
@@ -84,10 +85,6 @@ def rows_directory(rows: WrittenDataset, tmp_path: Path) -> Path:
     return shutil.copytree(rows.directory, tmp_path / "rows")
 
 
-def examples_of(repository: Any, **arguments: Any) -> list[dict[str, Any]]:
-    return list(lg.LeRobotIterDataset(repository, shuffle=None, num_epochs=1, **arguments))
-
-
 def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
@@ -95,16 +92,6 @@ def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> 
         for key, value in other.items():
             assert np.array_equal(one[key], value), key
             assert np.asarray(one[key]).dtype == np.asarray(value).dtype, key
-
-
-def change_info(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    info = json.loads((directory / INFO).read_text())
-    change(info)
-    (directory / INFO).write_text(json.dumps(info))
-
-
-def change_table(path: Path, change: Callable[[pa.Table], pa.Table], **options: Any) -> None:
-    pq.write_table(change(pq.read_table(path)), path, **options)
 
 
 def with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:

@@ -24,6 +24,7 @@ from lerobot_grain._repository import Repository, open_repository, sample_table
 from lerobot_grain._storage import Storage
 from lerobot_grain._storage_options import StorageOptions, StorageStatistics
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, WrittenDataset, write_dataset, write_synthetic_metadata
+from tests.datasets import change_table
 
 TOP, WRIST, PICTURE = "top", "wrist", "picture"
 EPISODES = "meta/episodes/chunk-000/file-{:03d}.parquet"
@@ -64,10 +65,6 @@ def refusal(directory: Path, kind: type[LeRobotGrainError] = DatasetFormatError)
 def change_json(path: Path, change: Callable[[Any], Any]) -> None:
     value = json.loads(path.read_text())
     path.write_text(json.dumps(change(value)))
-
-
-def change_table(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
-    pq.write_table(change(pq.read_table(path)), path)
 
 
 def set_column(table: pa.Table, name: str, values: Any) -> pa.Table:

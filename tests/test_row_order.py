@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import json
 import pickle
 import shutil
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from lerobot_grain._row_order import IN_ORDER, ExpectedRows, order_of_group
 from lerobot_grain._rows import episode_timestamps
 from lerobot_grain._schema import DatasetInfo, PathTemplate
 from lerobot_grain.testing import Camera, Feature, LoopbackHub, WrittenDataset, read_barcodes, write_dataset
+from tests.datasets import change_info, examples_of
 
 LENGTHS = [7, 12, 5, 9]
 TOP, PICTURE = "top", "picture"
@@ -75,11 +75,6 @@ def numbers(tmp_path: Path) -> Path:
     return write_dataset(tmp_path / "numbers", episode_lengths=[40], fps=10, cameras=(), state_size=2, statistics=False).directory
 
 
-def examples_of(repository: Any, **arguments: Any) -> list[dict[str, Any]]:
-    with contextlib.closing(iter(lg.LeRobotIterDataset(repository, **{"shuffle": None, "num_epochs": 1} | arguments))) as examples:
-        return list(examples)
-
-
 def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
@@ -113,10 +108,11 @@ def without(*names: str) -> Change:
 
 
 def undeclare(directory: Path, *names: str) -> None:
-    info = json.loads((directory / INFO).read_text())
-    for name in names:
-        del info["features"][name]
-    (directory / INFO).write_text(json.dumps(info))
+    def change(info: dict[str, Any]) -> None:
+        for name in names:
+            del info["features"][name]
+
+    change_info(directory, change)
 
 
 def refusal(directory: Path, **arguments: Any) -> str:
@@ -242,10 +238,9 @@ def test_depth_language_and_pictures_of_other_kinds(directory: Path) -> None:
         return table.append_column("deep", pa.array([picture(row) for row in range(33)])).append_column("messages", messages)
 
     change_data(directory, change, taken(ORDERS["episodes mixed"]))
-    info = json.loads((directory / INFO).read_text())
-    info["features"]["deep"] = {"dtype": "image", "shape": [4, 6, 1], "names": None, "info": {"is_depth_map": True}}
-    info["features"]["messages"] = {"dtype": "language", "shape": [1], "names": None}
-    (directory / INFO).write_text(json.dumps(info))
+    deep = {"dtype": "image", "shape": [4, 6, 1], "names": None, "info": {"is_depth_map": True}}
+    messages = {"dtype": "language", "shape": [1], "names": None}
+    change_info(directory, lambda info: info["features"].update(deep=deep, messages=messages))
     for row, example in enumerate(examples_of(directory, features=["deep", "messages"])):
         assert example["deep"][0, 0, 0] == row * 100
         assert example["messages"] == [{"role": "user", "content": f"{row}", "tool_calls": [{"row": row}]}]

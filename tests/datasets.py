@@ -1,0 +1,34 @@
+"""Data sets on disk: read whole, and changed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import lerobot_grain as lg
+
+INFO = "meta/info.json"
+
+
+def examples_of(repository: Any, **arguments: Any) -> list[dict[str, Any]]:
+    """Returns all examples, in order unless the arguments say otherwise."""
+    with contextlib.closing(iter(lg.LeRobotIterDataset(repository, **{"shuffle": None, "num_epochs": 1} | arguments))) as examples:
+        return list(examples)
+
+
+def change_info(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Writes info.json again, after `change` has changed it."""
+    info = json.loads((directory / INFO).read_text())
+    change(info)
+    (directory / INFO).write_text(json.dumps(info))
+
+
+def change_table(path: Path, change: Callable[[pa.Table], pa.Table], **options: Any) -> None:
+    """Writes a parquet file again, as `change` returns it."""
+    pq.write_table(change(pq.read_table(path)), path, **options)
