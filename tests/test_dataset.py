@@ -203,32 +203,40 @@ def test_data_sets_pickle_and_deepcopy(written: WrittenDataset) -> None:
         assert [int(example["index"]) for example in again] == expected
 
 
+def all_threads() -> set[threading.Thread]:
+    """Returns the threads of the process; the watch of requests of earlier tests, which ends by itself, has ended."""
+    for thread in threading.enumerate():
+        if thread.name == "lerobot_grain watch":
+            thread.join(timeout=30)
+    return set(threading.enumerate())
+
+
 def test_close_leaves_no_thread_and_ends_the_iterator(written: WrittenDataset) -> None:
-    before = set(threading.enumerate())
+    before = all_threads()
     iterator = iter(lg.LeRobotIterDataset(written.directory))
     next(iterator)
-    assert set(threading.enumerate()) - before
+    assert all_threads() - before
     iterator.close()
     iterator.close()
-    assert set(threading.enumerate()) == before
+    assert all_threads() == before
     with pytest.raises(ValueError, match="closed"):
         next(iterator)
 
 
 def test_an_exhausted_iterator_leaves_no_thread(written: WrittenDataset) -> None:
-    before = set(threading.enumerate())
+    before = all_threads()
     iterator = iter(lg.LeRobotIterDataset(written.directory, num_epochs=1, features=["index"]))
     assert sum(1 for _ in iterator) == written.total_frames
     with pytest.raises(StopIteration):
         next(iterator)
-    assert set(threading.enumerate()) == before
+    assert all_threads() == before
 
 
 def test_nothing_is_read_before_the_first_next(written: WrittenDataset) -> None:
-    before = set(threading.enumerate())
+    before = all_threads()
     iterator = iter(lg.LeRobotIterDataset(written.directory))
     iterator.set_state(iterator.get_state())
-    assert set(threading.enumerate()) == before
+    assert all_threads() == before
 
 
 def test_mixes_and_maps_like_any_grain_data_set(written: WrittenDataset) -> None:
