@@ -6,6 +6,7 @@ Also the order of the files.
 from __future__ import annotations
 
 import faulthandler
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,9 @@ LONGEST_FIRST = [
 
 # Several devices to shard over. Here, because it has to be said before anything asks JAX for one.
 jax.config.update("jax_num_cpu_devices", 4)
+# The policies of tests are small: compiling them takes longer than running them. The environment is that of the processes that tests start.
+jax.config.update("jax_disable_most_optimizations", True)
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # A hanging test dumps the stacks of all threads before pytest-timeout ends it.
 faulthandler.enable()
 

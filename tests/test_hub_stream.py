@@ -116,7 +116,7 @@ def test_a_camera_that_is_left_out_costs_no_byte(shared: Path, serve: Any, hub: 
     assert bytes_sent(streamed) <= 1.15 * needed + (32 << 10)  # the footer is larger than two small columns
 
 
-@pytest.mark.parametrize("name", ["cr5_v30", "gr00t_v30"])
+@pytest.mark.parametrize("name", [pytest.param("cr5_v30", marks=pytest.mark.long), "gr00t_v30"])
 def test_real_video_is_bit_identical_to_sequential_decoding(shared: Path, serve: Any, name: str) -> None:
     directory = shared / "real" / name
     dataset = lg.LeRobotIterDataset(**serve(name, directory), num_epochs=1, shuffle=lg.Shuffle(seed=3))

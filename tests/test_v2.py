@@ -124,29 +124,37 @@ def test_the_same_statistics(written: Written, version: str) -> None:
             np.testing.assert_allclose(value, expected[key][name], rtol=1e-12, atol=1e-12, err_msg=f"{key} {name}")
 
 
-def test_real_data_sets_of_both_versions(shared: Path) -> None:
-    for old, new, features, window in (
-        ("cr5_v21", "cr5_v30", None, {"observation.images.top": [-0.1, 0.0], "action": [0.0, 0.1]}),
-        (
+@pytest.mark.parametrize(
+    ("old", "new", "features", "window"),
+    [
+        pytest.param(
+            "cr5_v21", "cr5_v30", None, {"observation.images.top": [-0.1, 0.0], "action": [0.0, 0.1]}, marks=pytest.mark.long, id="cr5"
+        ),
+        pytest.param(
             "gr00t_v20",
             "gr00t_v30",
             ["observation.images.ego_view", "observation.state", "action", "timestamp", "index", "next.done", "task"],
             {"observation.images.ego_view": [-0.05, 0.0], "action": [0.0, 0.05]},
+            id="gr00t",
         ),
-    ):
-        repository = lg.open_repository(shared / "real" / old)
-        found, expected = (
-            lg.LeRobotIterDataset(
-                opened,
-                episodes=range(repository.episodes.num_episodes),
-                features=features,
-                delta_timestamps=window,
-                shuffle=lg.Shuffle(seed=1),
-                num_epochs=1,
-            )
-            for opened in (repository, lg.open_repository(shared / "real" / new))
+    ],
+)
+def test_real_data_sets_of_both_versions(
+    shared: Path, old: str, new: str, features: list[str] | None, window: dict[str, list[float]]
+) -> None:
+    repository = lg.open_repository(shared / "real" / old)
+    found, expected = (
+        lg.LeRobotIterDataset(
+            opened,
+            episodes=range(repository.episodes.num_episodes),
+            features=features,
+            delta_timestamps=window,
+            shuffle=lg.Shuffle(seed=1),
+            num_epochs=1,
         )
-        assert assert_equal_examples(found, expected) == repository.info.total_frames
+        for opened in (repository, lg.open_repository(shared / "real" / new))
+    )
+    assert assert_equal_examples(found, expected) == repository.info.total_frames
 
 
 def test_a_declared_camera_without_files(shared: Path) -> None:
