@@ -22,7 +22,6 @@ What it does not do: sharding keys differently, or moving anything back to the h
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import queue
 import threading
@@ -37,6 +36,7 @@ import numpy.typing as npt
 
 from lerobot_grain._errors import InvalidRequestError
 from lerobot_grain._frame_order import FrameOrderIterDataset
+from lerobot_grain._versions import jax_enable_x64
 
 _NUMBERS = (np.ndarray, np.generic, jax.Array, bool, int, float, complex)
 
@@ -195,10 +195,8 @@ def _run(
     stop: threading.Event,
 ) -> None:
     """The feed's thread: fills `ready` until the parent ends or fails, or `stop` is set."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(jax.enable_x64(configuration[0]))
-        stack.enter_context(jax.default_device(configuration[1]))
-        try:
+    try:
+        with jax_enable_x64(configuration[0]), jax.default_device(configuration[1]):
             put = _put_on(sharding)
             while not stop.is_set():
                 batch = next(parent)
@@ -208,8 +206,8 @@ def _run(
                     return
                 ready.put((put(batch), state, None))
                 del batch  # not needed while the parent makes the next one
-        except BaseException as error:  # also StopIteration: the consumer raises it, behind the batches before it
-            ready.put((None, {}, error))
+    except BaseException as error:  # also StopIteration: the consumer raises it, behind the batches before it
+        ready.put((None, {}, error))
 
 
 def _end(thread: threading.Thread, room: threading.Semaphore, stop: threading.Event) -> None:

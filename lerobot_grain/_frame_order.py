@@ -282,7 +282,8 @@ def _checked_position(state: object, identity: Mapping[str, Any]) -> int:
 def _as_int(value: object) -> int | None:
     """Returns an int, also of the NumPy and JAX scalars that Orbax makes of one; `None` for everything else, bools included."""
     try:
-        return None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+        # NumPy below 2.3 has an index for its bools, with a warning.
+        return None if isinstance(value, bool | np.bool_) else operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         return None
 

@@ -20,11 +20,9 @@ import shutil
 import uuid
 from collections.abc import Mapping
 
-import huggingface_hub
-from huggingface_hub.errors import CachedRepoTreeNotFoundError
-
 from lerobot_grain._git_files import hash_in
 from lerobot_grain._hub_repository import COMMIT, HubRepository, ListedFile, newest_version_tag
+from lerobot_grain._versions import cached_repo_tree
 
 
 def snapshot_directory(repository: HubRepository, commit: str) -> str:
@@ -52,14 +50,16 @@ def cached_listing(repository: HubRepository, commit: str) -> Mapping[str, Liste
     """Returns path in the repository -> file, of all files of a commit; None where the cache has no such list."""
     try:
         return _listing(repository.repo_id, repository.cache_dir, commit)
-    except CachedRepoTreeNotFoundError:
+    except LookupError:
         return None
 
 
 # What was not found is looked for again, because a download may bring it. A list of 100,000 files takes about 30 MB.
 @functools.lru_cache(maxsize=8)
 def _listing(repo_id: str, cache_dir: str, commit: str) -> Mapping[str, ListedFile]:
-    files = huggingface_hub.get_cached_repo_tree(repo_id, repo_type="dataset", revision=commit, cache_dir=cache_dir)
+    files = cached_repo_tree(repo_id, revision=commit, cache_dir=cache_dir)
+    if files is None:
+        raise LookupError(commit)
     # The id of the blob, which is that of a pointer where the file is in Git LFS; of one in Xet nothing is known of the pointer.
     return {f.path: ListedFile(f.path, f.size, f.xet_hash or "", "" if f.xet_hash else hash_in(f.blob_id)) for f in files}
 

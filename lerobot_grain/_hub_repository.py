@@ -21,6 +21,7 @@ from huggingface_hub.utils import build_hf_headers, validate_repo_id  # type: ig
 
 from lerobot_grain._errors import InvalidRequestError, MissingFileError, StorageError
 from lerobot_grain._storage_options import StorageOptions
+from lerobot_grain._versions import hub_is_offline
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # No user and password, which would come back in messages; a path, because mirrors may have one.
@@ -229,7 +230,7 @@ def newest_version_tag(names: Iterable[str]) -> str:
 
 def is_offline() -> bool:
     """Returns whether HF_HUB_OFFLINE forbids to use the network."""
-    return huggingface_hub.is_offline_mode()
+    return hub_is_offline()
 
 
 @functools.cache

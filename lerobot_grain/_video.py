@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import importlib.metadata
 import io
 import threading
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import DatasetFormatError, LeRobotGrainError
 from lerobot_grain._plan import WantedGop
 from lerobot_grain._small_mp4 import FRAMES_PER_SECOND, Unit, coded_unit, small_mp4, stitchable
+from lerobot_grain._versions import decoder_transforms, triton_hidden_from_torch
 
 # uint8 RGB, or float32 depth.
 Frames = npt.NDArray[Any]
@@ -34,7 +36,7 @@ _LARGE_FRAME_PIXELS = 360 * 480
 
 @functools.cache
 def load_decoder() -> tuple[Any, Any]:
-    """Returns `torchcodec.decoders` and `torchcodec.transforms`.
+    """Returns `torchcodec.decoders` and `torchcodec.transforms`; None instead of these where torchcodec is older than they are.
 
     They are imported here and not above because they bring PyTorch: two seconds and 200 MB that data sets without video need not pay.
 
@@ -42,14 +44,26 @@ def load_decoder() -> tuple[Any, Any]:
       LeRobotGrainError: torchcodec, PyTorch or FFmpeg's shared libraries cannot be loaded.
     """
     try:
-        from torchcodec import decoders, transforms
+        with triton_hidden_from_torch():
+            from torchcodec import decoders
+
+            return decoders, decoder_transforms()
     except (ImportError, OSError, RuntimeError) as error:
         message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LeRobotGrainError(
             f"the video decoder cannot be loaded ({message}); install FFmpeg's shared libraries (version 4 to 8) and a torchcodec that "
             "fits the installed torch, or leave the cameras out of features=[...]"
         ) from error
-    return decoders, transforms
+
+
+def check_resizing(image_size: tuple[int, int]) -> None:
+    """Raises `LeRobotGrainError` where the installed torchcodec cannot resize what it decodes."""
+    _, transforms = load_decoder()
+    if transforms is None:
+        raise LeRobotGrainError(
+            f"image_size={image_size!r}: torchcodec {importlib.metadata.version('torchcodec')} does not resize videos; "
+            "install torchcodec 0.10 or newer, or leave image_size out and resize in a .map"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -180,14 +194,13 @@ class RgbVideo(SmallVideo):
     def __init__(self, mp4: bytes, where: str, *, image_size: tuple[int, int] | None) -> None:
         super().__init__(where)
         decoders, transformations = load_decoder()
-        transforms = None if image_size is None else [transformations.Resize(image_size)]
+        # `check_resizing` has seen that there are any.
+        resizing = {} if image_size is None else {"transforms": [transformations.Resize(image_size)]}
         try:
             # One FFmpeg thread: groups are decoded side by side, which costs no more and needs less memory than threads inside one.
             # "Approximate" is exact here, where every frame lies on its tick; it saves a scan of the file, and a seek back to its start
             # where frames that are not wanted are passed over (torchcodec 0.13 does that in its exact mode).
-            self._decoder = decoders.VideoDecoder(
-                mp4, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="approximate", transforms=transforms
-            )
+            self._decoder = decoders.VideoDecoder(mp4, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="approximate", **resizing)
         except (RuntimeError, ValueError) as error:
             raise self.refused(error) from None
         self._is_large = (self._decoder.metadata.height or 0) * (self._decoder.metadata.width or 0) >= _LARGE_FRAME_PIXELS

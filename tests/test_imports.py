@@ -40,6 +40,7 @@ LEVELS = [
         "_stats_file",
         "_texts",
         "_per_process",
+        "_versions",
     ],
     ["_mp4_boxes", "_awake", "_request_scope", "_schema", "_storage_options", "_git_files"],
     ["_video_format", "_daemon_pool"],
@@ -72,10 +73,10 @@ LEVELS = [
 ]
 # What is not listed imports NumPy and the standard library only, apart from other modules of ours.
 HEAVY = {
+    "_versions": {"huggingface_hub", "jax"},
     "_transport": {"httpx2"},
     "_connections": {"httpx2"},
     "_hub_repository": {"huggingface_hub"},
-    "_hub_cache": {"huggingface_hub"},
     "_columns": {"pyarrow"},
     "_parquet": {"pyarrow"},
     "_video": {"torch", "torchcodec", "PIL"},

@@ -1,0 +1,72 @@
+"""What versions of our dependencies that are still in use lack, each with the version from which on it is superfluous.
+
+Nothing else of the package asks for a version. Each dependency is imported when it is asked for, by the module that needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+
+def jax_enable_x64(enabled: bool) -> AbstractContextManager[Any]:
+    """Returns `jax.enable_x64(enabled)`, a context of this thread (JAX 0.8; before, `jax.experimental` has it)."""
+    import jax
+
+    has_it: Any = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
+    context: AbstractContextManager[Any] = has_it.enable_x64(enabled)
+    return context
+
+
+def hub_is_offline() -> bool:
+    """Returns `huggingface_hub.is_offline_mode()` (huggingface_hub 1.0; before, a constant has it)."""
+    import huggingface_hub
+
+    if hasattr(huggingface_hub, "is_offline_mode"):
+        return bool(huggingface_hub.is_offline_mode())
+    return bool(huggingface_hub.constants.HF_HUB_OFFLINE)
+
+
+def cached_repo_tree(repo_id: str, *, revision: str, cache_dir: str) -> list[Any] | None:
+    """Returns the files of a dataset's commit, as huggingface_hub keeps their list beside a download (1.22).
+
+    None where the list was not kept: older versions keep none.
+    """
+    import huggingface_hub
+
+    if not hasattr(huggingface_hub, "get_cached_repo_tree"):
+        return None
+    try:
+        return list(huggingface_hub.get_cached_repo_tree(repo_id, repo_type="dataset", revision=revision, cache_dir=cache_dir))
+    except huggingface_hub.errors.CachedRepoTreeNotFoundError:
+        return None
+
+
+def decoder_transforms() -> Any | None:
+    """Returns `torchcodec.transforms` (torchcodec 0.10); None where it has none, so that frames keep their size."""
+    if importlib.util.find_spec("torchcodec.transforms") is None:
+        return None
+    return importlib.import_module("torchcodec.transforms")
+
+
+@contextlib.contextmanager
+def triton_hidden_from_torch() -> Iterator[None]:
+    """Lets torch be imported after TensorFlow: as if Triton was not installed.
+
+    torchcodec imports torch._dynamo, which imports Triton where it is installed, as torch's default build for Linux has it. After
+    TensorFlow that ends the interpreter with a segmentation fault (both bring LLVM; seen with TensorFlow 2.21 and Triton 3.6). torch
+    remembers that there is no Triton, so it does not try again later.
+    """
+    if "tensorflow" not in sys.modules or "triton" in sys.modules:
+        yield
+        return
+    sys.modules["triton"] = None  # type: ignore[assignment]  # the documented way to make an import fail
+    try:
+        yield
+    finally:
+        del sys.modules["triton"]
