@@ -29,7 +29,7 @@ from lerobot_grain._requests import DeltaTimestamps, OrderedWindowsIterator, Ord
 from lerobot_grain._selection import EpisodeSelection, select_features
 from lerobot_grain._statistics import ReadStatistics
 from lerobot_grain._storage_options import StorageOptions
-from lerobot_grain._video import check_resizing, load_decoder
+from lerobot_grain._video import load_decoder
 from lerobot_grain._windows import (
     TOLERANCE_SECONDS,
     WindowRequest,
@@ -94,8 +94,6 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
         # Now, so that the first batch does not wait for them, and what is not installed is said here.
         for load in {load_depth_decoder if camera.is_depth else load_decoder for camera in self._selection.videos}:
             load()
-        if image_size is not None and any(not camera.is_depth for camera in self._selection.videos):
-            check_resizing(image_size)
         self._read_options = read_options
         self._known_examples = known_examples
 

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from lerobot_grain._errors import InvalidRequestError, shown
+from lerobot_grain._versions import array_namespace
 
 Values = npt.NDArray[Any]
 
@@ -144,7 +145,7 @@ class DeltaActions(grain.transforms.Map):
         is_delta[: len(self.mask)] = self.mask
         # `where`, not a product: a NaN in a dimension that is left out stays out.
         same_place = np.where(is_delta, np.arange(len(is_delta)), 0)
-        return actions.__array_namespace__().where(is_delta, state[..., same_place], 0).astype(actions.dtype)
+        return array_namespace(actions).where(is_delta, state[..., same_place], 0).astype(actions.dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,13 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
+
+
+def array_namespace(array: Any) -> Any:
+    """Returns `array.__array_namespace__()`, the module with the functions of its kind of arrays (NumPy 2.0; before, arrays have none)."""
+    return np if isinstance(array, np.ndarray) else array.__array_namespace__()
+
 
 def jax_enable_x64(enabled: bool) -> AbstractContextManager[Any]:
     """Returns `jax.enable_x64(enabled)`, a context of this thread (JAX 0.8; before, `jax.experimental` has it)."""
@@ -48,10 +55,20 @@ def cached_repo_tree(repo_id: str, *, revision: str, cache_dir: str) -> list[Any
 
 
 def decoder_transforms() -> Any | None:
-    """Returns `torchcodec.transforms` (torchcodec 0.10); None where it has none, so that frames keep their size."""
+    """Returns `torchcodec.transforms` (torchcodec 0.10); None where it has none, and `resized_frames` is used."""
     if importlib.util.find_spec("torchcodec.transforms") is None:
         return None
     return importlib.import_module("torchcodec.transforms")
+
+
+def resized_frames(frames: Any, image_size: tuple[int, int]) -> Any:
+    """Returns uint8 tensors `(frames, height, width, 3)` in another size, bilinear and anti-aliased (torchcodec 0.10 does it itself).
+
+    Its `Resize` is FFmpeg's, so pixels differ a little.
+    """
+    functional = importlib.import_module("torch.nn.functional")
+    resized = functional.interpolate(frames.permute(0, 3, 1, 2), size=image_size, mode="bilinear", antialias=True)
+    return resized.permute(0, 2, 3, 1)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import functools
-import importlib.metadata
 import io
 import threading
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import DatasetFormatError, LeRobotGrainError
 from lerobot_grain._plan import WantedGop
 from lerobot_grain._small_mp4 import FRAMES_PER_SECOND, Unit, coded_unit, small_mp4, stitchable
-from lerobot_grain._versions import decoder_transforms, triton_hidden_from_torch
+from lerobot_grain._versions import decoder_transforms, resized_frames, triton_hidden_from_torch
 
 # uint8 RGB, or float32 depth.
 Frames = npt.NDArray[Any]
@@ -54,16 +53,6 @@ def load_decoder() -> tuple[Any, Any]:
             f"the video decoder cannot be loaded ({message}); install FFmpeg's shared libraries (version 4 to 8) and a torchcodec that "
             "fits the installed torch, or leave the cameras out of features=[...]"
         ) from error
-
-
-def check_resizing(image_size: tuple[int, int]) -> None:
-    """Raises `LeRobotGrainError` where the installed torchcodec cannot resize what it decodes."""
-    _, transforms = load_decoder()
-    if transforms is None:
-        raise LeRobotGrainError(
-            f"image_size={image_size!r}: torchcodec {importlib.metadata.version('torchcodec')} does not resize videos; "
-            "install torchcodec 0.10 or newer, or leave image_size out and resize in a .map"
-        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -194,13 +183,14 @@ class RgbVideo(SmallVideo):
     def __init__(self, mp4: bytes, where: str, *, image_size: tuple[int, int] | None) -> None:
         super().__init__(where)
         decoders, transformations = load_decoder()
-        # `check_resizing` has seen that there are any.
-        resizing = {} if image_size is None else {"transforms": [transformations.Resize(image_size)]}
+        resizes = image_size is not None and transformations is not None
+        transforms = {"transforms": [transformations.Resize(image_size)]} if resizes else {}
+        self._resized = functools.partial(resized_frames, image_size=image_size) if image_size is not None and not resizes else None
         try:
             # One FFmpeg thread: groups are decoded side by side, which costs no more and needs less memory than threads inside one.
             # "Approximate" is exact here, where every frame lies on its tick; it saves a scan of the file, and a seek back to its start
             # where frames that are not wanted are passed over (torchcodec 0.13 does that in its exact mode).
-            self._decoder = decoders.VideoDecoder(mp4, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="approximate", **resizing)
+            self._decoder = decoders.VideoDecoder(mp4, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="approximate", **transforms)
         except (RuntimeError, ValueError) as error:
             raise self.refused(error) from None
         self._is_large = (self._decoder.metadata.height or 0) * (self._decoder.metadata.width or 0) >= _LARGE_FRAME_PIXELS
@@ -215,8 +205,9 @@ class RgbVideo(SmallVideo):
             else:
                 # In one call, which takes Python's lock once and not for every frame, each time against a busy consumer.
                 batch = self._decoder.get_frames_at(numbers.tolist())
-                self.check_shape(batch.data.shape[1:], into)
-                into[slots] = batch.data.numpy()
+                frames = batch.data if self._resized is None else self._resized(batch.data)
+                self.check_shape(frames.shape[1:], into)
+                into[slots] = frames.numpy()
                 times = batch.pts_seconds.numpy()
         except (RuntimeError, ValueError, IndexError) as error:
             raise self.refused(error) from None
@@ -224,8 +215,9 @@ class RgbVideo(SmallVideo):
 
     def _decode_frame(self, number: int, into: Frames, slot: int) -> float:
         frame = self._decoder.get_frame_at(number)
-        self.check_shape(frame.data.shape, into)
-        into[slot] = frame.data.numpy()
+        pixels = frame.data if self._resized is None else self._resized(frame.data[None])[0]
+        self.check_shape(pixels.shape, into)
+        into[slot] = pixels.numpy()
         return float(frame.pts_seconds)
 
 

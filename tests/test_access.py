@@ -42,6 +42,10 @@ def guarded(directory: Path) -> Iterator[LoopbackHub]:
         yield running
 
 
+# huggingface_hub before 1.0 has sessions of requests.
+forget_session = getattr(huggingface_hub, "close_session", None) or huggingface_hub.configure_http_backend
+
+
 @pytest.fixture(autouse=True)
 def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
@@ -52,9 +56,9 @@ def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     no_pauses(monkeypatch)
     # The client of huggingface_hub is made once, with the environment of that moment.
-    huggingface_hub.close_session()
+    forget_session()
     yield
-    huggingface_hub.close_session()
+    forget_session()
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------------------------

@@ -118,6 +118,7 @@ from jax.experimental import multihost_utils
 
 repository, directory, address, process = sys.argv[1:]
 jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_cpu_collectives_implementation", "gloo")  # as is the default of newer versions
 jax.distributed.initialize(address, num_processes=2, process_id=int(process))
 shuffle, shard = lg.Shuffle(seed=3, num_parts=4, buffer_size=16), grain.sharding.ShardByJaxProcess()
 dataset = lg.LeRobotIterDataset(repository, features=["index"], shuffle=shuffle, shard_options=shard)
@@ -134,7 +135,8 @@ with ocp.CheckpointManager(directory, item_names=("elastic", "grain")) as checkp
     except AssertionError as error:
         assert "the states of the processes differ" in str(error)
     else:
-        raise SystemExit("different states were not found")
+        # JAX before 0.7 says so in the processes that differ from the first.
+        assert process == "0", "different states were not found"
     elastic, ordinary = ocp.args.JsonSave(batches.get_state()), grain.checkpoint.CheckpointSave(batches)
     checkpoints.save(5, args=ocp.args.Composite(elastic=elastic, grain=ordinary))
     checkpoints.wait_until_finished()

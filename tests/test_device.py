@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import gc
+import inspect
 import json
 import subprocess
 import sys
@@ -24,7 +25,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import lerobot_grain as lg
+from lerobot_grain._versions import jax_enable_x64
 from lerobot_grain.testing import Camera, WrittenDataset, write_dataset
+from tests.installed import own_lines
 
 
 @pytest.fixture(autouse=True)
@@ -178,7 +181,7 @@ def test_a_batch_may_be_any_tree() -> None:
 
 def test_what_the_consumer_set_for_its_thread_holds_in_the_feed() -> None:
     batch = {"a": np.array([2**40, 1]), "b": np.array([1e300])}
-    with jax.enable_x64(True), jax.default_device(jax.devices()[2]):
+    with jax_enable_x64(True), jax.default_device(jax.devices()[2]):
         found = one(batch)
     assert (str(found["a"].dtype), str(found["b"].dtype)) == ("int64", "float64")
     assert np.array_equal(np.asarray(found["a"]), batch["a"])
@@ -278,7 +281,9 @@ def test_what_cannot_be_divided_is_refused(shape: tuple[int, ...], axes: tuple[A
 
 
 def test_what_has_no_axes_is_refused_on_a_mesh_of_explicit_axes_too() -> None:
-    explicit = NamedSharding(jax.make_mesh((4,), ("data",), (jax.sharding.AxisType.Explicit,)), PartitionSpec("data"))
+    if "axis_types" not in inspect.signature(jax.make_mesh).parameters:
+        pytest.skip("this JAX makes no mesh of explicit axes")
+    explicit = NamedSharding(jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,)), PartitionSpec("data"))
     assert one(np.arange(8), sharding=explicit).shape == (8,)
     with pytest.raises(lg.InvalidRequestError, match=r"loss: shape \(\) on this process cannot be laid out over 4 devices"):
         one({"loss": 0.5}, sharding=explicit)
@@ -473,7 +478,7 @@ print(next(iterator).tolist())
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[1]
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "[0, 1]\n[]\n", "")
+    assert (done.returncode, done.stdout, own_lines(done.stderr)) == (0, "[0, 1]\n[]\n", "")
 
 
 # --- on a real stream ----------------------------------------------------------------------------------------------------------------

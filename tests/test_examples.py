@@ -20,10 +20,13 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 import lerobot_grain as lg
 from lerobot_grain.testing import write_dataset
+
+nnx = pytest.importorskip("flax.nnx")
+for name in ("optax", "orbax.checkpoint", "matplotlib", "tqdm"):
+    pytest.importorskip(name)
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"

@@ -14,6 +14,7 @@ import pytest
 import lerobot_grain as lg
 from lerobot_grain._open_storage import _parse_hub_name, open_storage
 from lerobot_grain.testing import Camera, HubRepository, LoopbackHub, WrittenDataset, write_dataset
+from tests.installed import keeps_lists_of_files
 from tests.streams import digest, streams_in_process
 
 NAME = "folders/both-arms"
@@ -175,7 +176,7 @@ def test_a_state_of_one_folder_is_not_that_of_another(hub, served, tmp_path):
         each.close()
 
 
-@pytest.mark.parametrize("listed", [True, False], ids=["listed", "not listed"])
+@pytest.mark.parametrize("listed", [pytest.param(True, marks=keeps_lists_of_files, id="listed"), pytest.param(False, id="not listed")])
 def test_the_cache_of_huggingface_hub(hub, served, expected, tmp_path, listed):
     where: dict[str, Any] = {"repo_type": "dataset", "revision": "v3.0", "endpoint": hub.endpoint, "cache_dir": tmp_path}
     if listed:
@@ -198,6 +199,7 @@ def test_the_cache_of_huggingface_hub(hub, served, expected, tmp_path, listed):
         digest(opened(hub, f"{NAME}/right", tmp_path, revision=served.commit))
 
 
+@keeps_lists_of_files
 def test_offline(hub, served, expected, tmp_path):
     huggingface_hub.snapshot_download(
         NAME,

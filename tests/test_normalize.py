@@ -15,6 +15,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import lerobot_grain as lg
+from lerobot_grain._versions import jax_enable_x64
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, write_dataset
 
 # As test_device: several devices, said before JAX looks for them.
@@ -225,7 +226,7 @@ def test_float32_comes_out(normalizer: lg.Normalizer, dtype: str) -> None:
 
 
 def test_float64_stays(normalizer: lg.Normalizer) -> None:
-    with jax.enable_x64(True):
+    with jax_enable_x64(True):
         assert normalizer.normalize({STATE: state().astype(np.float64)})[STATE].dtype == jnp.float64
 
 

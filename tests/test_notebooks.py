@@ -10,9 +10,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import nbformat
 import pytest
-from nbclient.exceptions import CellExecutionError
+
+nbformat = pytest.importorskip("nbformat")
+CellExecutionError = pytest.importorskip("nbclient.exceptions").CellExecutionError
 
 NOTEBOOKS = Path(__file__).parents[1] / "examples" / "notebooks"
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from torchcodec.decoders import VideoDecoder
-from torchcodec.transforms import Resize
 
 import lerobot_grain as lg
 from lerobot_grain._parquet import ParquetTable
@@ -286,8 +285,8 @@ def test_turned_frames_are_resized_as_the_decoder_does(turn: int, size: tuple[in
     data = turned(film("h264", 0, 10), TURNS[turn])
     declared = (HEIGHT, WIDTH) if turn == 180 else (WIDTH, HEIGHT)
     write_with_videos(tmp_path / "data", [VideoOf(data, [10], [0.0])], size=declared)
-    transforms = None if size is None else [Resize(size)]
-    decoder = VideoDecoder(data, dimension_order="NHWC", seek_mode="approximate", transforms=transforms)
+    resizes = {} if size is None else {"transforms": [pytest.importorskip("torchcodec.transforms").Resize(size)]}
+    decoder = VideoDecoder(data, dimension_order="NHWC", seek_mode="approximate", **resizes)
     expected = np.stack([decoder.get_frame_at(number).data.numpy() for number in range(10)])
     if size is None:
         np.testing.assert_array_equal(expected, np.rot90(decoded(film("h264", 0, 10)), -turn // 90, axes=(1, 2)))

@@ -14,6 +14,7 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain.testing import HubRepository, LoopbackHub, RequestRecord
+from tests.installed import keeps_lists_of_files
 from tests.streams import DATA_AND_VIDEO, digest, streams_in_process, write_small
 
 VIDEO = "videos/top/chunk-000/file-001.mp4"
@@ -66,6 +67,7 @@ def shorten(path: Path) -> int:
     return size
 
 
+@keeps_lists_of_files
 def test_a_complete_snapshot_needs_no_network(served, hub, requests, expected, tmp_path):
     download(hub, served, tmp_path)
     requests()
@@ -131,6 +133,7 @@ def test_a_cache_that_is_filled_or_emptied_while_it_is_read(served, hub, request
         assert {r.kind for r in requests()} == kinds
 
 
+@keeps_lists_of_files
 def test_reads_of_the_cache_are_counted(served, hub, tmp_path):
     download(hub, served, tmp_path)
     repository = lg.open_repository(served.repository_id, endpoint=hub.endpoint, cache_dir=tmp_path, revision=served.commit)
@@ -140,6 +143,7 @@ def test_reads_of_the_cache_are_counted(served, hub, tmp_path):
     assert repository.storage.statistics.bytes_received == before.bytes_received + 100
 
 
+@keeps_lists_of_files
 def test_hub_offline(served, hub, requests, expected, tmp_path):
     """With HF_HUB_OFFLINE=1, in a process of its own, for that is read at import: no request, the same examples, errors with a remedy."""
     complete, partial, damaged, unlisted = (tmp_path / name for name in ("complete", "partial", "damaged", "unlisted"))

@@ -279,7 +279,7 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "position too large": ({"position": 2**62}, "position 4611686018427387904; expected an int, 0 <= position < 2**62"),
     "position a float": ({"position": 1.0}, "position 1.0; expected an int"),
     "position a bool": ({"position": True}, "position True; expected an int"),
-    "position a NumPy bool": ({"position": np.True_}, "position np.True_; expected an int"),
+    "position a NumPy bool": ({"position": np.True_}, f"position {np.True_!r}; expected an int"),
     "position a text": ({"position": "3"}, "position '3'; expected an int"),
     "position a list": ({"position": [3]}, "position [3]; expected an int"),
     "position an array of one": ({"position": np.array([3])}, "position array([3]); expected an int"),

@@ -27,6 +27,7 @@ from lerobot_grain._request_scope import RequestScope
 from lerobot_grain._storage import DirectoryStorage, check_path
 from lerobot_grain._storage_options import StorageOptions, StorageStatistics
 from lerobot_grain.testing._hub import Fault, LoopbackHub
+from tests.installed import tries_again
 
 REPOSITORY = "robots/arm"
 INFO = b'{"codebase_version": "v3.0"}'
@@ -874,6 +875,7 @@ class TestTrouble:
         (repository,) = huggingface_hub.scan_cache_dir(tmp_path / "hub").repos
         assert (repository.repo_id, repository.nb_files) == (REPOSITORY, 2)
 
+    @tries_again
     def test_signed_links_are_not_logged_by_huggingface_hub_either(self, hub, open_hub, caplog):
         open_hub()
         hub.add_fault(Fault(**ONE_GET, status=429, headers={"RateLimit": '"resolvers";r=0;t=0'}))

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Tries the package in other people's environments: environments/NAME.txt has the pins of one, and its Python.
+#
+#   scripts/environments.sh [NAME ...]            # make each, install the package beside its pins, run the suite (default: all)
+#   scripts/environments.sh --brief [NAME ...]    # the same with a few tests that use every dependency
+#   scripts/environments.sh --resolve [NAME ...]  # only ask pip whether the package can be installed without changing a pin
+#
+# Prints a line for each: passed, FAILED, or why it was not run. One environment at a time, and removed afterwards: some are 5 GB.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export no_proxy="${no_proxy:-${NO_PROXY:-}},localhost,127.0.0.1"
+
+# One file of tests for each dependency, and what works with all of them.
+BRIEF=(tests/test_versions.py tests/test_golden.py tests/test_dataset.py tests/test_device.py tests/test_hub_stream.py tests/test_images.py
+    tests/test_state.py tests/test_normalize.py tests/test_mixture.py tests/test_checkpoint.py tests/test_depth.py)
+
+mode=suite
+case "${1:-}" in --resolve | --brief) mode=${1#--}; shift ;; esac
+[ $# -gt 0 ] || set -- $(cd environments && ls ./*.txt | sed 's|^\./||; s|\.txt$||')
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+failed=0
+tell() { printf '%-10s %s\n' "$1" "$2"; }
+fail() { tell "$1" "FAILED: $2"; failed=1; }
+
+find_python() {
+    local candidate
+    for candidate in "python$1" "$HOME"/.pyenv/versions/"$1".*/bin/python; do
+        if "$candidate" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$1')" 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
+# What pip says of a failure, without what it says of places where nothing lies.
+reason() { grep -v 'is ignored' "$1" | grep -iE 'error|conflict|requires' | head -3 | tr '\n' ' '; }
+
+resolve() {
+    local name=$1 version=$2
+    # The metadata of packages only, none of their files. pip takes no directory together with another Python, so its requirements are named.
+    .venv/bin/python scripts/requirements.py >"$work/ours.txt"
+    if .venv/bin/python -m pip install --dry-run --quiet --ignore-installed --python-version "$version" --only-binary=:all: \
+        --target "$work/none" -r "environments/$name.txt" -r "$work/ours.txt" >"$work/log" 2>&1; then
+        tell "$name" "no pin is changed"
+    else
+        fail "$name" "$(reason "$work/log")"
+    fi
+}
+
+run() {
+    local name=$1 version=$2 python tests=() started=$SECONDS
+    python=$(find_python "$version") || { tell "$name" "not run: there is no Python $version"; return; }
+    "$python" -m venv "$work/env" && "$work/env/bin/python" -m pip install --quiet --retries 10 -r "environments/$name.txt" >"$work/log" 2>&1 ||
+        { tell "$name" "not run: its pins cannot be installed: $(reason "$work/log")"; failed=1; return; }
+    "$work/env/bin/python" -m pip freeze --all >"$work/before"
+    "$work/env/bin/python" -m pip install --quiet --retries 10 '.[test]' >"$work/log" 2>&1 || { fail "$name" "$(reason "$work/log")"; return; }
+    "$work/env/bin/python" -m pip freeze --all >"$work/after"
+    if ! changed=$(comm -23 <(sort "$work/before") <(sort "$work/after")) || [ -n "$changed" ]; then
+        fail "$name" "the package replaced $(echo $changed)"
+        return
+    fi
+    [ "$mode" = brief ] && tests=("${BRIEF[@]}")
+    local installed=$((SECONDS - started))
+    PYTHONPATH=$PWD "$work/env/bin/python" -m pytest --numprocesses 2 --dist loadfile -q "${tests[@]}" >"$work/log" 2>&1 && result=passed || result=FAILED
+    [ "$result" = passed ] || { failed=1; cat "$work/log"; }
+    tell "$name" "$result: $(tail -1 "$work/log") (installed in $installed s)"
+}
+
+[ "$mode" != resolve ] || scripts/setup.sh
+for name in "$@"; do
+    [ -f "environments/$name.txt" ] || { fail "$name" "there is no environments/$name.txt"; continue; }
+    version=$(sed -n 's/^# python //p' "environments/$name.txt")
+    if [ "$mode" = resolve ]; then resolve "$name" "$version"; else run "$name" "$version"; fi
+    rm -rf "$work/env"
+done
+exit $failed
