@@ -4,8 +4,9 @@ The idea: one function, `_send`, talks HTTP; everything around it decides when. 
 `Transport.exchange` inside it; what may succeed later raises `TransientFailure`, what cannot raises `StorageError`.
 
 Rules:
-* At most `num_connections` requests of a dataset are under way. Waiting for one of these slots, or for the end of a rate limit, does not
-  count against the deadline of a request: a long queue is no failure. Nor does time in which the process stood still (`_awake`).
+* At most `num_connections` requests of a dataset are under way. Waiting for one of these slots, for a connection of the process, or for
+  the end of a rate limit, does not count against the deadline of a request: a long queue is no failure. Nor does time in which the process
+  stood still (`_awake`).
 * At its deadline the connection of a request is broken, wherever the request then waits.
 * Redirects are never followed here, and a body is never decompressed: a range of a compressed answer would be a range of something else.
 * A request ends with its scope (`_request_scope`) or with the transport, wherever it is.
@@ -99,8 +100,13 @@ class Deadline:
     def remaining_seconds(self) -> float:
         return self._end - self._clock()
 
-    def extend(self, seconds: float) -> None:
-        self._end += seconds
+    def now(self) -> float:
+        """Returns the time by the clock of the deadline."""
+        return self._clock()
+
+    def leave_out_since(self, time_seconds: float) -> None:
+        """The time since then, in which nothing was asked yet, does not count."""
+        self._end += self._clock() - time_seconds
 
     def check(self) -> None:
         if self.remaining_seconds() <= 0:
@@ -206,6 +212,7 @@ class Transport:
         ends_at = time.monotonic() + seconds
         while (left := ends_at - time.monotonic()) > 0:
             self.check_not_ended(subject)
+            watch().clock()  # without a request under way nobody else looks at it, and it would take the pause for a standstill
             time.sleep(min(left, CHECK_SECONDS))
 
     def _wait_for_turn(self, limit: Limit, subject: str) -> float:
@@ -247,12 +254,12 @@ class Transport:
             Hub.
         """
         limit = limit_of(url)
-        queued = time.monotonic()
+        queued = deadline.now()
         paused = self._wait_for_turn(limit, subject)
         with self._slots:
             self.check_not_ended(subject)
             sent = time.monotonic()
-            deadline.extend(sent - queued)
+            deadline.leave_out_since(queued)
             deadline.check()
             received = sum(map(len, body))
             try:
@@ -318,7 +325,9 @@ class Transport:
         """Sends a request on a connection that is broken at the deadline, wherever it then waits."""
         self._origins.add(origin_of(url))
         check = functools.partial(self.check_not_ended, subject)
+        queued = deadline.now()
         with connections().lease(url, at_most=self.options.num_connections, check=check) as connection:
+            deadline.leave_out_since(queued)
             deadline.connection = connection
             try:
                 with watch().after(max(deadline.remaining_seconds(), 0.001), connection.break_off):

@@ -9,85 +9,22 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from lerobot_grain._answers import RangeSource
-from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import StorageError
 from lerobot_grain._storage_options import StorageOptions
 from lerobot_grain._transport import Deadline, LinkRefused, Transport
+from tests.raw_server import CONTENTS, LENGTH, RANGE, STATUS, WANTED, Script, forever, serving
 
-CONTENTS = bytes(range(256)) * 4
-WANTED = ByteRange(0, len(CONTENTS))
 DEADLINE_SECONDS = 1.0
 # What a loaded machine may need on top of the deadline; never reached where all is well.
 GRACE_SECONDS = 8.0
 
-STATUS = b"HTTP/1.1 206 Partial Content\r\n"
-RANGE = f"Content-Range: bytes 0-{len(CONTENTS) - 1}/{len(CONTENTS)}\r\n".encode()
-LENGTH = f"Content-Length: {len(CONTENTS)}\r\n".encode()
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
-
-# What a server sends: bytes at once, or an endless source of pieces, one every tenth of a second.
-Script = Sequence["bytes | Callable[[], bytes]"]
-
-
-def forever(piece: bytes) -> Callable[[], bytes]:
-    return lambda: piece
-
-
-class RawServer:
-    """Answers every request with one script; counts requests."""
-
-    def __init__(self, script: Script, *, port: int = 0) -> None:
-        self._script = script
-        self.num_requests = 0
-        self._is_closed = threading.Event()
-        self._socket = socket.create_server(("127.0.0.1", port))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/file"
-        self._thread = threading.Thread(target=self._accept, daemon=True)
-        self._thread.start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._socket.accept()
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError), connection:
-            received = b""
-            while not self._is_closed.is_set():
-                while b"\r\n\r\n" not in received:
-                    if not (piece := connection.recv(65536)):
-                        return
-                    received += piece
-                received = b""
-                self.num_requests += 1
-                for part in self._script:
-                    if callable(part):
-                        while not self._is_closed.wait(0.05):
-                            connection.sendall(part())
-                    else:
-                        connection.sendall(part)
-
-    def close(self) -> None:
-        self._is_closed.set()
-        self._socket.close()
-
-
-@contextlib.contextmanager
-def serving(script: Script, *, port: int = 0) -> Iterator[RawServer]:
-    server = RawServer(script, port=port)
-    try:
-        yield server
-    finally:
-        server.close()
 
 
 def outcome(script: Script, **options: Any) -> bytes | str:
