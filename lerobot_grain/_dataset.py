@@ -224,6 +224,11 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
         self._parent.set_state(stream.state())
         self._forget()
 
+    def end_reading(self) -> None:
+        """Ends what is being read, in any thread: a `next` that waits for it raises, and the one after it begins to read anew."""
+        if (stream := self._stream) is not None:
+            stream.end_requests()
+
     def statistics(self) -> ReadStatistics:
         """Returns what was read since the stream was begun or restored."""
         return self._statistics if self._stream is None or self._stream.has_ended else self._stream.statistics()
@@ -324,6 +329,19 @@ def read_statistics(iterator: grain.DatasetIterator[Any]) -> ReadStatistics:
     Raises:
       InvalidRequestError: there is not exactly one stream of ours under it in this process (those of `mp_prefetch` are in others).
     """
+    found = _streams_under(iterator)
+    if len(found) != 1:
+        raise InvalidRequestError(f"read_statistics: found {len(found)} lerobot_grain streams under {iterator}; expected one")
+    return found[0].statistics()
+
+
+def end_reading(iterator: grain.DatasetIterator[Any]) -> None:
+    """Ends what all our streams under an iterator read ahead: a `next` in another thread that waits for it raises `StorageError`."""
+    for stream in _streams_under(iterator):
+        stream.end_reading()
+
+
+def _streams_under(iterator: grain.DatasetIterator[Any]) -> list[_ReadWindowsIterator]:
     found, waiting = [], [iterator]
     while waiting:
         current = waiting.pop()
@@ -331,9 +349,7 @@ def read_statistics(iterator: grain.DatasetIterator[Any]) -> ReadStatistics:
             found.append(current)
         else:
             waiting += list(getattr(current, "_parents", ()))
-    if len(found) != 1:
-        raise InvalidRequestError(f"read_statistics: found {len(found)} lerobot_grain streams under {iterator}; expected one")
-    return found[0].statistics()
+    return found
 
 
 class LeRobotIterDataset(ReadWindowsIterDataset):

@@ -104,6 +104,10 @@ class OpenStream:
         first, examples = self._taken
         return replace(found, examples=found.examples - max(0, first + len(examples) - self.num_handed_out))
 
+    def end_requests(self) -> None:
+        """Ends the requests that are under way and those to come; for any thread. Then nothing more can be read, and `take` raises."""
+        self._ahead.end_requests()
+
     def close(self) -> None:
         """Stops reading ahead; `state` stays."""
         self._ahead.close()
