@@ -95,7 +95,7 @@ FEW = {
     "a pause": [("examples", "exception"), ("batches", "Ctrl-C in next"), ("device feed", "sys.exit"), ("device feed", "close")],
     "a stall": [("examples", "Ctrl-C in next"), ("batches", "sys.exit"), ("device feed", "exception"), ("batches", "close")],
 }
-ALL = dict.fromkeys(FAULTS, list(itertools.product(PIPELINES, STATUSES)))
+ALL = {fault: list(itertools.product(PIPELINES, STATUSES)) for fault in FAULTS}
 CASES = [
     *(pytest.param(fault, cases, id=fault) for fault, cases in FEW.items()),
     *(pytest.param(fault, cases, id=f"{fault}, all", marks=pytest.mark.long) for fault, cases in ALL.items()),
@@ -131,3 +131,26 @@ def test_a_program_ends_whatever_the_hub_does(
         print(f"{fault}, {pipeline}, {ending}: {seconds} s")
         assert status == STATUSES[ending], (tmp_path / f"{pipeline} {ending}").read_text()
         assert seconds < EXIT_SECONDS + GRACE_SECONDS, (pipeline, ending)
+
+
+LEFT_OPEN = """
+import json, sys
+import jax
+import lerobot_grain as lg
+
+hub = json.loads(sys.argv[1])
+streams = [lg.LeRobotIterDataset(**hub, features=["index", "action"]) for _ in range(3)]
+iterators = [iter(streams[0]), iter(streams[1].batch(5)), iter(streams[2].batch(5).pipe(lg.DeviceIterDataset))]
+for iterator in iterators:
+    for _ in range(3):
+        next(iterator)
+"""
+
+
+def test_a_program_that_closes_nothing_ends_without_a_word(hub: LoopbackHub, arguments: dict[str, Any]) -> None:
+    """Python warns of sockets and files that nobody has closed."""
+    hub.clear_faults()
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", LEFT_OPEN, json.dumps(arguments)]
+    environment = os.environ | {"LEROBOT_GRAIN_CACHE": str(Path(arguments["cache_dir"]) / "kept"), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
