@@ -13,13 +13,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
 import grain
 
 from lerobot_grain._batches import Batch, Example, num_examples, with_arrays_of_strings
 from lerobot_grain._depth_video import load_depth_decoder
-from lerobot_grain._errors import InvalidRequestError
+from lerobot_grain._errors import InvalidRequestError, StorageError
 from lerobot_grain._frame_order import FrameOrderIterDataset
 from lerobot_grain._open_stream import OpenStream
 from lerobot_grain._order import Shuffle
@@ -164,6 +165,8 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
         except BaseException as error:
             if held is not None:
                 self._take_back(*held, error)
+            if isinstance(error, CancelledError):  # of what was waited for, by `close` in another thread
+                raise StorageError("the reader was closed while it was in use") from None
             raise
 
     def _enter(self) -> None:
