@@ -26,12 +26,12 @@ def forever(piece: bytes) -> Callable[[], bytes]:
 
 
 class RawServer:
-    """Answers every request with one script, or the n-th one, from 0 on, with `script(n)`; counts requests."""
+    """Answers every request with one script, or the n-th one, from 0 on, with `script(n)`; counts connections and requests."""
 
     def __init__(self, script: Script | Callable[[int], Script], *, port: int = 0) -> None:
         self._script = script
         self._numbers = itertools.count()
-        self.num_requests = 0
+        self.num_connections = self.num_requests = 0
         self._is_closed = threading.Event()
         self._socket = socket.create_server(("127.0.0.1", port))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/file"
@@ -42,6 +42,7 @@ class RawServer:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = self._socket.accept()
+                self.num_connections += 1
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:

@@ -151,6 +151,7 @@ def test_waiting_for_a_connection_of_the_process_does_not_count(monkeypatch: pyt
     with serving(late) as server, ThreadPoolExecutor(6) as pool, contextlib.ExitStack() as stack:
         transports = [stack.enter_context(contextlib.closing(Transport(options))) for _ in range(6)]
         assert list(pool.map(lambda each: read(each, server.url, 0.6), transports)) == [CONTENTS] * 6
+        assert server.num_connections == 1
 
 
 # Without the package's __init__, which takes two seconds to import what reading a file does not need. A step of the clock of half a second
