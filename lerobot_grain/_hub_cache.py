@@ -23,8 +23,13 @@ from collections.abc import Mapping
 import huggingface_hub
 from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
-from lerobot_grain._git_files import hash_in
+from lerobot_grain._git_files import blob_name_of, hash_in
 from lerobot_grain._hub_repository import COMMIT, HubRepository, ListedFile, newest_version_tag
+
+# Of a file that is compared with its hash.
+_PIECE_BYTES = 1 << 20
+# Which files were compared in this process, and whether they have their hash.
+_compared: dict[tuple[str, int, int, int, str], bool] = {}
 
 
 def snapshot_directory(repository: HubRepository, commit: str) -> str:
@@ -62,6 +67,17 @@ def _listing(repo_id: str, cache_dir: str, commit: str) -> Mapping[str, ListedFi
     files = huggingface_hub.get_cached_repo_tree(repo_id, repo_type="dataset", revision=commit, cache_dir=cache_dir)
     # The id of the blob, which is that of a pointer where the file is in Git LFS; of one in Xet nothing is known of the pointer.
     return {f.path: ListedFile(f.path, f.size, f.xet_hash or "", "" if f.xet_hash else hash_in(f.blob_id)) for f in files}
+
+
+def is_as_told(path: str, told: str) -> bool:
+    """Returns whether a file, which is there, has the hash `told`, as `blob_name` takes it. Read once, and again after a change."""
+    status = os.stat(path)
+    key = (path, status.st_ino, status.st_size, status.st_mtime_ns, told)
+    if key not in _compared:
+        with open(path, "rb") as file:
+            pieces = iter(functools.partial(file.read, _PIECE_BYTES), b"")
+            _compared[key] = blob_name_of(pieces, status.st_size, told) is not None
+    return _compared[key]
 
 
 def keep_file(root: str, commit: str, path: str, data: bytes, name: str) -> None:
