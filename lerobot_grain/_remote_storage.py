@@ -217,6 +217,12 @@ class HubStorage(_OnHub):
             return self.snapshot.size_bytes(path)
         except MissingFileError:
             return None
+        except StorageError:
+            link = os.path.join(self.snapshot.root, path)
+            raise StorageError(
+                f"{self.description}: {path}: its copy {link} leads to {self._place(path)}, which is no file; delete the former "
+                f"(rm {shlex.quote(link)}), and it will be read from the Hub"
+            ) from None
 
     def _check_cached(self, path: str, found: int, expected: int) -> None:
         if found != expected:

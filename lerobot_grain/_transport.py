@@ -38,6 +38,7 @@ from lerobot_grain._answers import (
     accept_range,
     cut,
     describe_url,
+    host_of,
     next_hop,
     origin_of,
     redact,
@@ -226,7 +227,7 @@ class Transport:
 
     def _wait_for(self, limit: Limit, seconds: float, subject: str) -> None:
         if seconds > _SAID_SECONDS and self._pacer.is_to_be_said(limit, seconds):
-            _LOGGER.warning("%s: waiting for %.0f s, as long as %s asks to be left alone", subject, seconds, limit[0][1])
+            _LOGGER.warning("%s: waiting for %.0f s, as long as %s asks to be left alone", subject, seconds, cut(limit[0][1]))
         self._sleep(seconds, subject)
 
     def exchange(
@@ -270,7 +271,7 @@ class Transport:
                 self.counters.add(StorageStatistics(1, received, request_seconds=seconds, pause_seconds=paused))
         self._pacer.heed(limit, answer.headers)
         if answer.status in _TRANSIENT_STATUSES:
-            host = origin_of(url)[1]
+            host = host_of(url)
             told_seconds = refusal_seconds(answer.status, answer.headers)
             if told_seconds is not None and told_seconds > LONGEST_LIMIT_SECONDS:
                 raise StorageError(
@@ -311,7 +312,7 @@ class Transport:
                 url = target
                 continue
             if 400 <= answer.status < 500 and answer.status != 416:
-                raise LinkRefused(f"HTTP {answer.status} from {origin_of(url)[1]}")
+                raise LinkRefused(f"HTTP {answer.status} from {host_of(url)}")
             if answer.status not in (200, 206):
                 raise TransientFailure(f"{describe_url(url)} answered with HTTP {answer.status}, expected 206")
             if (received := sum(map(len, pieces))) < wanted.length:
@@ -383,7 +384,7 @@ class Transport:
 
     def _failure(self, error: Exception, url: str, subject: str, deadline: Deadline) -> Exception:
         """Returns what to raise for an error of the network."""
-        host = origin_of(url)[1]
+        host = host_of(url)
         if reason := untrusted_certificate(error):
             return StorageError(f"{subject}: {host} {reason}")
         if deadline.remaining_seconds() <= 0:
@@ -408,7 +409,7 @@ class Transport:
           TransientFailure: it would not end in time, or drips.
           StorageError: it is longer than the limit.
         """
-        server = response.request.url.host
+        server = cut(response.request.url.host)
         length = int(response.headers.get("Content-Length", 0))
         received, begun = 0, time.monotonic()
         try:

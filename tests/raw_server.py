@@ -26,12 +26,13 @@ def forever(piece: bytes) -> Callable[[], bytes]:
 
 
 class RawServer:
-    """Answers every request with one script, or the n-th one, from 0 on, with `script(n)`; counts connections and requests."""
+    """Answers every request with one script, or the n-th one, from 0 on, with `script(n)`; counts connections, keeps heads of requests."""
 
     def __init__(self, script: Script | Callable[[int], Script], *, port: int = 0) -> None:
         self._script = script
         self._numbers = itertools.count()
         self.num_connections = self.num_requests = 0
+        self.heads: list[bytes] = []
         self._is_closed = threading.Event()
         self._socket = socket.create_server(("127.0.0.1", port))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/file"
@@ -53,6 +54,7 @@ class RawServer:
                     if not (piece := connection.recv(65536)):
                         return
                     received += piece
+                self.heads.append(received)
                 received = b""
                 self.num_requests += 1
                 number = next(self._numbers)

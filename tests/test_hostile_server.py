@@ -133,6 +133,19 @@ def test_a_server_that_is_away_for_a_while_is_waited_for() -> None:
     assert refused == [1] * 7
 
 
+def test_no_cookie_is_kept() -> None:
+    transport = Transport(StorageOptions())
+    cookies = b"Set-Cookie: a=b\r\nSet-Cookie: c=d; Path=/; Domain=127.0.0.1\r\n"
+    with serving([STATUS, RANGE, LENGTH, cookies, b"\r\n", CONTENTS]) as server, contextlib.closing(transport):
+        for _ in range(2):
+            source = RangeSource(server.url, {}, len(CONTENTS))
+            transport.retry(
+                "file", 30, lambda deadline, source=source: transport.read_range(source, WANTED, [], subject="file", deadline=deadline)
+            )
+    assert len(server.heads) == 2
+    assert not any(b"cookie" in head.lower() for head in server.heads)
+
+
 @pytest.mark.parametrize("limit", [b"RateLimit: api;r=0;t=86400\r\n", b"RateLimit: api;r=0;t=331\r\nRateLimit-Policy: fixed;q=9;w=300\r\n"])
 def test_a_limit_that_is_longer_than_any_window_is_not_waited_for(limit: bytes) -> None:
     transport = Transport(StorageOptions(deadline_seconds=30))
