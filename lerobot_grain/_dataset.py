@@ -11,7 +11,6 @@ Nothing does I/O before the first `next`, and data sets and iterators hold no cl
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from typing import Any, TypeVar
@@ -22,7 +21,7 @@ from lerobot_grain._batches import Batch, Example, num_examples, with_arrays_of_
 from lerobot_grain._depth_video import load_depth_decoder
 from lerobot_grain._errors import InvalidRequestError, StorageError
 from lerobot_grain._frame_order import FrameOrderIterDataset
-from lerobot_grain._open_stream import OpenStream
+from lerobot_grain._open_stream import OneThread, OpenStream
 from lerobot_grain._order import Shuffle
 from lerobot_grain._readahead import ReadAhead, ReadOptions
 from lerobot_grain._repository import Repository, open_leniently, warn_of_notes
@@ -137,7 +136,7 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
         self._dataset = dataset
         self._stream: OpenStream | None = None
         self._statistics = ReadStatistics()
-        self._inside: dict[str, int] = {}  # the thread that is inside of `next`
+        self._one_thread = OneThread()
 
     def __next__(self) -> Example:
         return self.hand_out(_take_example, self._stats)
@@ -151,7 +150,7 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
         """
         held = None
         try:
-            self._enter()
+            self._one_thread.enter()
             try:
                 with stats.record_self_time():
                     held = self._mended()
@@ -161,22 +160,13 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
                     stream.num_handed_out = num_before + count
                     return found
             finally:
-                self._inside.pop("thread", None)
+                self._one_thread.leave()
         except BaseException as error:
             if held is not None:
                 self._take_back(*held, error)
             if isinstance(error, CancelledError):  # of what was waited for, by `close` in another thread
                 raise StorageError("the reader was closed while it was in use") from None
             raise
-
-    def _enter(self) -> None:
-        """Notes that this thread is inside of `next`. Not a lock, which a signal handler that raises could leave locked."""
-        me = threading.get_ident()
-        if self._inside.setdefault("thread", me) != me:
-            raise InvalidRequestError(
-                "next was called while another thread is inside of next of the same iterator; an iterator is for one thread at a time, "
-                "give each thread an iterator of its own, with shard_options"
-            )
 
     def _mended(self) -> tuple[OpenStream, int]:
         """Returns the open stream, and how many examples of it were handed out; opens it, again where it was torn.

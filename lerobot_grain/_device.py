@@ -40,6 +40,7 @@ import numpy.typing as npt
 from lerobot_grain._dataset import end_reading
 from lerobot_grain._errors import InvalidRequestError
 from lerobot_grain._frame_order import FrameOrderIterDataset
+from lerobot_grain._open_stream import OneThread
 
 # A batch that is being made may come to its end; then the requests of the streams under it are ended, which takes half a second. At the end
 # of the program nothing is waited for any longer.
@@ -101,6 +102,7 @@ class _DeviceIterator(grain.DatasetIterator[Any]):
         self._dataset = dataset
         self._state: dict[str, Any] | None = None  # the parent's at the last batch handed out; None: as the parent stands
         self._feed: _Feed | None = None
+        self._one_thread = OneThread()
 
     def start_prefetch(self) -> None:
         """Starts the thread; what Grain calls after it has restored a checkpoint."""
@@ -115,6 +117,13 @@ class _DeviceIterator(grain.DatasetIterator[Any]):
         return self._feed
 
     def __next__(self) -> Any:
+        self._one_thread.enter()
+        try:
+            return self._next()
+        finally:
+            self._one_thread.leave()
+
+    def _next(self) -> Any:
         self._assert_not_closed()
         before = self._state
         try:

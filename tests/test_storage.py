@@ -1010,6 +1010,22 @@ class TestRateLimit:
         ):
             storage.size_bytes(VIDEO_PATH)
 
+    def test_a_long_wait_is_said_once_and_counted(self, hub, open_hub, monkeypatch, caplog):
+        monkeypatch.setattr(_transport, "_SAID_SECONDS", 0.2)
+        monkeypatch.setattr(_transport.random, "uniform", lambda low, _: low)
+        storage = open_hub()
+        hub.add_fault(Fault(origin="hub", status=429, headers={"RateLimit": '"resolvers";r=0;t=1'}))
+        paths = ["videos/top/file-001.mp4", "small.json", VIDEO_PATH]
+
+        def ask(number):
+            time.sleep(0.1 * number)
+            return storage.size_bytes(paths[number])
+
+        assert in_threads(3, ask) == [300_000, 9 * len(INFO), 300_000]
+        (said,) = [record.getMessage() for record in caplog.records if "waiting for" in record.getMessage()]
+        assert said.endswith(": waiting for 1 s, as long as localhost asks to be left alone")
+        assert storage.statistics.pause_seconds > 2
+
     def test_slows_down_before_it_is_reached(self, hub, open_hub):
         storage = open_hub()
         low = {"RateLimit": '"resolvers";r=9;t=3', "RateLimit-Policy": '"fixed window";"resolvers";q=3000;w=300'}
