@@ -1034,7 +1034,7 @@ class TestRateLimit:
             storage.size_bytes(path)
         times = [record.time_seconds for record in hub.requests() if record.kind == "resolver"]
         assert times[1] - times[0] > 0.25
-        assert times[2] - times[1] > 0.25
+        assert times[2] - times[0] > 0.5  # not times[1]: the second one may come late
         started = time.monotonic()
         read(storage, 0, 10)  # of the CDN, which is not limited
         assert time.monotonic() - started < 0.25
