@@ -45,7 +45,9 @@ def main() -> int:
         return NOT_INSTALLED
     warnings.simplefilter("ignore")
     directories = options.directories or sorted(path for path in GOLDEN.iterdir() if path.is_dir())
-    print("| data set | rows | compared values | not read by lerobot | different | lerobot, map-style | lerobot, streaming | lerobot_grain |")
+    print(
+        "| data set | rows | compared values | not read by lerobot | different | lerobot, map-style | lerobot, streaming | lerobot_grain |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     num_different = 0
     for directory in directories:

@@ -97,6 +97,11 @@ def origin_of(url: str) -> tuple[str, str, int | None]:
     return scheme, (parts.hostname or "").lower(), parts.port or {"http": 80, "https": 443}.get(scheme)
 
 
+def host_of(url: str) -> str:
+    """Returns the name of the server, for a message."""
+    return cut(origin_of(url)[1])
+
+
 def next_hop(url: str, location: str | None, *, subject: str) -> str:
     """Returns where a redirect leads.
 
@@ -109,10 +114,10 @@ def next_hop(url: str, location: str | None, *, subject: str) -> str:
     except ValueError:
         target = scheme = host = ""
     if not location or scheme not in ("http", "https") or not host:
-        found = f"{scheme}:" if location and scheme else "nowhere"
+        found = f"{cut(scheme)}:" if location and scheme else "nowhere"
         raise StorageError(f"{subject}: {describe_url(url)} redirects to {found}, expected an http or https address")
     if origin_of(url)[0] == "https" and scheme == "http":
-        raise StorageError(f"{subject}: {describe_url(url)} redirects from https to http at {host}, which is refused")
+        raise StorageError(f"{subject}: {describe_url(url)} redirects from https to http at {cut(host)}, which is refused")
     return target
 
 

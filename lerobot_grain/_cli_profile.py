@@ -32,6 +32,8 @@ except ModuleNotFoundError:
 DEFAULT_SECONDS = 10.0
 # More points than the plot has pixels would only make the file large.
 _PLOTTED_POINTS = 20_000
+# Of all threads together. Below it nobody was slowed down.
+_SHOWN_PAUSE_SECONDS = 0.05
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -231,6 +233,13 @@ def _reading_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             + (f", {fetched / needed:.3f} of what was needed" if needed else ""),
         )
     ]
+    if reading["retries"] or reading["pause_seconds"] >= _SHOWN_PAUSE_SECONDS:
+        result.append(
+            (
+                "the Hub",
+                f"{reading['retries']:,} further attempts; {reading['pause_seconds']:.1f} s of pauses and rate limits, over all threads",
+            )
+        )
     if frames:
         result.append(
             (

@@ -6,11 +6,12 @@ word to anybody else; and all datasets of a process share the idle ones, and one
 Rules:
 * A connection that an attempt ended badly on is closed, not used again.
 * No cookies are kept: those of a Hub would go on to a CDN on the same host, and pile up.
-* A process that was forked starts without connections.
+* A process that was forked starts without connections, and one that ends closes the idle ones.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import http.cookiejar
 import os
@@ -148,11 +149,11 @@ class Connections:
         self._num_open -= 1
         connection.client.close()
 
-    def close_idle(self, origins: set[tuple[str, str, int | None]]) -> None:
-        """Closes the idle connections to some servers."""
+    def close_idle(self, origins: set[tuple[str, str, int | None]] | None) -> None:
+        """Closes the idle connections to some servers; `None`: to all."""
         with self._changed:
-            closed = [each for key, idle in self._idle.items() if key[0] in origins for each in idle]
-            self._idle = {key: idle for key, idle in self._idle.items() if key[0] not in origins}
+            keys = [key for key in self._idle if origins is None or key[0] in origins]
+            closed = [each for key in keys for each in self._idle.pop(key)]
             self._num_idle -= len(closed)
             self._num_open -= len(closed)
             self._changed.notify_all()
@@ -173,3 +174,5 @@ def _environment(names: tuple[str, ...]) -> _Key:
 
 # Those of this process.
 connections = PerProcess(Connections)
+# Python says of each socket that is left open at the end of a program that it was, if it is asked to (`-X dev`).
+atexit.register(lambda: connections().close_idle(None))

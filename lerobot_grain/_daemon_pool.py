@@ -2,6 +2,9 @@
 
 `concurrent.futures.ThreadPoolExecutor` waits for all its threads at the end of the program, also for one that waits for a server, or in the
 pause of a rate limit. The threads here are daemons: the program ends with its own status, whatever a server does.
+
+With 60 datasets in one process there are 180 pools, of which few have much to do at a time. So each keeps one thread, and all others are
+counted together, and end when they have nothing to do.
 """
 
 from __future__ import annotations
@@ -16,12 +19,32 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any, NamedTuple, TypeVar
 
+from lerobot_grain._errors import StorageError
+from lerobot_grain._per_process import PerProcess
 from lerobot_grain._request_scope import end_all
 
 _T = TypeVar("_T")
 
 # What is being computed at the end of the program, such as a few frames that are decoded, may end. It takes tenths of a second.
 _EXIT_SECONDS = 1.0
+
+
+# Threads of the process besides one of each pool: as many as there may be connections, or more where one pool is allowed more.
+_MAX_SHARED = 128
+# After this time without a task a thread ends. To start one takes a tenth of a millisecond.
+_IDLE_SECONDS = 5.0
+
+
+def _shared_threads() -> queue.SimpleQueue[None]:
+    """Returns one entry for each thread that may still be started."""
+    found: queue.SimpleQueue[None] = queue.SimpleQueue()
+    for _ in range(_MAX_SHARED):
+        found.put(None)
+    return found
+
+
+# Those of this process.
+_shared = PerProcess(_shared_threads)
 
 
 class _Task(NamedTuple):
@@ -32,10 +55,11 @@ class _Task(NamedTuple):
 class DaemonPool(Executor):
     """Runs calls in threads, which are started when they are needed.
 
-    There is no lock: an exception of a signal handler that strikes while one is released would leave it locked for ever.
+    There is no lock: an exception of a signal handler that strikes while one is released would leave it locked for ever. What is submitted
+    after `shutdown`, by another thread than the one that closed, raises `StorageError`.
 
     Args:
-      max_threads: at most so many.
+      max_threads: at most so many, and where other pools are busy fewer, but at least one.
       name: of the threads.
       start_thread: what each begins with.
     """
@@ -56,23 +80,24 @@ class DaemonPool(Executor):
 
     def submit(self, call: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
         if self._is_shut:
-            raise RuntimeError("cannot schedule new futures after shutdown")
+            raise StorageError("the reader was closed while it was in use")
         future: Future[_T] = Future()
         self._tasks.put(_Task(future, lambda: call(*args, **kwargs)))
         try:
             self._idle.get_nowait()
         except queue.Empty:
-            with contextlib.suppress(queue.Empty):
-                self._start(self._unstarted.get_nowait())
+            self._start_another()
         if self._is_shut:  # by another thread, which may not have seen the task
             future.cancel()
         return future
 
-    def _start(self, number: int) -> None:
-        arguments = (self._tasks, self._idle, self._start_thread)
-        thread = threading.Thread(target=_work, args=arguments, daemon=True, name=f"{self._name}_{number}")
-        thread.start()
-        self._threads.append(thread)
+    def _start_another(self) -> None:
+        number = _claim(self._unstarted)
+        if number is not None:
+            arguments = (number, self._tasks, self._idle, self._unstarted, self._start_thread)
+            thread = threading.Thread(target=_run, args=arguments, daemon=True, name=f"{self._name}_{number}")
+            thread.start()
+            self._threads = [*(each for each in self._threads if each.is_alive()), thread]
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._is_shut = True
@@ -89,24 +114,72 @@ class DaemonPool(Executor):
                     thread.join()
 
 
-def _work(tasks: queue.SimpleQueue[_Task | None], idle: queue.SimpleQueue[None], start_thread: Callable[[], None] | None) -> None:
+def _is_shared(number: int) -> bool:
+    return 0 < number < _MAX_SHARED
+
+
+def _claim(unstarted: queue.SimpleQueue[int]) -> int | None:
+    """Returns the number of a thread that may be started; None where there may be no other one."""
+    try:
+        number = unstarted.get_nowait()
+        if _is_shared(number):
+            try:
+                _shared().get_nowait()
+            except queue.Empty:
+                unstarted.put(number)
+                return None
+    except queue.Empty:
+        return None
+    return number
+
+
+def _release(number: int, unstarted: queue.SimpleQueue[int]) -> None:
+    if _is_shared(number):
+        _shared().put(None)
+    unstarted.put(number)
+
+
+def _run(
+    first_number: int,
+    tasks: queue.SimpleQueue[_Task | None],
+    idle: queue.SimpleQueue[None],
+    unstarted: queue.SimpleQueue[int],
+    start_thread: Callable[[], None] | None,
+) -> None:
+    """A thread of a pool. The first one of each stays, so that no task is ever left; another one ends when none comes for a while."""
     if start_thread is not None:
         start_thread()
-    while (task := tasks.get()) is not None:
-        if task.future.set_running_or_notify_cancel():
-            _busy.add(task)
-            try:
-                result = task.call()
-            except BaseException as error:
-                task.future.set_exception(error)
-            else:
-                task.future.set_result(result)
-                del result
-            finally:
-                _busy.discard(task)
+    number: int | None = first_number
+    while number is not None:
+        try:
+            task = tasks.get(timeout=_IDLE_SECONDS if number else None)
+        except queue.Empty:
+            with contextlib.suppress(queue.Empty):  # else a task is coming that was put for this thread
+                idle.get_nowait()
+                _release(number, unstarted)
+                # For a task that came meanwhile and found no thread.
+                number = None if tasks.empty() else _claim(unstarted)
+            continue
+        if task is None:
+            tasks.put(None)  # for the next thread
+            _release(number, unstarted)
+            return
+        _work(task)
         del task
         idle.put(None)
-    tasks.put(None)  # for the next thread
+
+
+def _work(task: _Task) -> None:
+    if task.future.set_running_or_notify_cancel():
+        _busy.add(task)
+        try:
+            result = task.call()
+        except BaseException as error:
+            task.future.set_exception(error)
+        else:
+            task.future.set_result(result)
+        finally:
+            _busy.discard(task)
 
 
 # Tasks that are run now, in all pools.

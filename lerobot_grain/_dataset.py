@@ -11,17 +11,17 @@ Nothing does I/O before the first `next`, and data sets and iterators hold no cl
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
 import grain
 
 from lerobot_grain._batches import Batch, Example, num_examples, with_arrays_of_strings
 from lerobot_grain._depth_video import load_depth_decoder
-from lerobot_grain._errors import InvalidRequestError
+from lerobot_grain._errors import InvalidRequestError, StorageError
 from lerobot_grain._frame_order import FrameOrderIterDataset
-from lerobot_grain._open_stream import OpenStream
+from lerobot_grain._open_stream import OneThread, OpenStream
 from lerobot_grain._order import Shuffle
 from lerobot_grain._readahead import ReadAhead, ReadOptions
 from lerobot_grain._repository import Repository, open_leniently, warn_of_notes
@@ -136,7 +136,7 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
         self._dataset = dataset
         self._stream: OpenStream | None = None
         self._statistics = ReadStatistics()
-        self._inside: dict[str, int] = {}  # the thread that is inside of `next`
+        self._one_thread = OneThread()
 
     def __next__(self) -> Example:
         return self.hand_out(_take_example, self._stats)
@@ -150,7 +150,7 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
         """
         held = None
         try:
-            self._enter()
+            self._one_thread.enter()
             try:
                 with stats.record_self_time():
                     held = self._mended()
@@ -160,20 +160,13 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
                     stream.num_handed_out = num_before + count
                     return found
             finally:
-                self._inside.pop("thread", None)
+                self._one_thread.leave()
         except BaseException as error:
             if held is not None:
                 self._take_back(*held, error)
+            if isinstance(error, CancelledError):  # of what was waited for, by `close` in another thread
+                raise StorageError("the reader was closed while it was in use") from None
             raise
-
-    def _enter(self) -> None:
-        """Notes that this thread is inside of `next`. Not a lock, which a signal handler that raises could leave locked."""
-        me = threading.get_ident()
-        if self._inside.setdefault("thread", me) != me:
-            raise InvalidRequestError(
-                "next was called while another thread is inside of next of the same iterator; an iterator is for one thread at a time, "
-                "give each thread an iterator of its own, with shard_options"
-            )
 
     def _mended(self) -> tuple[OpenStream, int]:
         """Returns the open stream, and how many examples of it were handed out; opens it, again where it was torn.
@@ -223,6 +216,11 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
         """Puts the parent back to what was handed out of a torn stream, and drops that."""
         self._parent.set_state(stream.state())
         self._forget()
+
+    def end_reading(self) -> None:
+        """Ends what is being read, in any thread: a `next` that waits for it raises, and the one after it begins to read anew."""
+        if (stream := self._stream) is not None:
+            stream.end_requests()
 
     def statistics(self) -> ReadStatistics:
         """Returns what was read since the stream was begun or restored."""
@@ -324,6 +322,19 @@ def read_statistics(iterator: grain.DatasetIterator[Any]) -> ReadStatistics:
     Raises:
       InvalidRequestError: there is not exactly one stream of ours under it in this process (those of `mp_prefetch` are in others).
     """
+    found = _streams_under(iterator)
+    if len(found) != 1:
+        raise InvalidRequestError(f"read_statistics: found {len(found)} lerobot_grain streams under {iterator}; expected one")
+    return found[0].statistics()
+
+
+def end_reading(iterator: grain.DatasetIterator[Any]) -> None:
+    """Ends what all our streams under an iterator read ahead: a `next` in another thread that waits for it raises `StorageError`."""
+    for stream in _streams_under(iterator):
+        stream.end_reading()
+
+
+def _streams_under(iterator: grain.DatasetIterator[Any]) -> list[_ReadWindowsIterator]:
     found, waiting = [], [iterator]
     while waiting:
         current = waiting.pop()
@@ -331,9 +342,7 @@ def read_statistics(iterator: grain.DatasetIterator[Any]) -> ReadStatistics:
             found.append(current)
         else:
             waiting += list(getattr(current, "_parents", ()))
-    if len(found) != 1:
-        raise InvalidRequestError(f"read_statistics: found {len(found)} lerobot_grain streams under {iterator}; expected one")
-    return found[0].statistics()
+    return found
 
 
 class LeRobotIterDataset(ReadWindowsIterDataset):

@@ -16,6 +16,7 @@ Rules:
 * A host batch is copied (CPU) or transferred to the end (accelerators) before the parent is asked for the next one. So whatever happens to
   the memory of a host batch afterwards, what was handed out does not change.
 * At most `buffer_size` batches wait on the devices, besides the one that the consumer holds.
+* A feed that is stopped waits for no server: what the streams under it read ahead is ended, and read again after the parent was put back.
 
 What it does not do: sharding keys differently, or moving anything back to the host.
 """
@@ -25,6 +26,7 @@ from __future__ import annotations
 import copy
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -34,9 +36,15 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._dataset import end_reading
 from lerobot_grain._errors import InvalidRequestError
 from lerobot_grain._frame_order import FrameOrderIterDataset
+from lerobot_grain._open_stream import OneThread
 from lerobot_grain._versions import jax_enable_x64
+
+# A batch that is being made may come to its end; then the requests of the streams under it are ended, which takes half a second. At the end
+# of the program nothing is waited for any longer.
+_GRACE_SECONDS, _EXIT_SECONDS = 0.3, 1.0
 
 _NUMBERS = (np.ndarray, np.generic, jax.Array, bool, int, float, complex)
 
@@ -94,6 +102,7 @@ class _DeviceIterator(grain.DatasetIterator[Any]):
         self._dataset = dataset
         self._state: dict[str, Any] | None = None  # the parent's at the last batch handed out; None: as the parent stands
         self._feed: _Feed | None = None
+        self._one_thread = OneThread()
 
     def start_prefetch(self) -> None:
         """Starts the thread; what Grain calls after it has restored a checkpoint."""
@@ -108,6 +117,13 @@ class _DeviceIterator(grain.DatasetIterator[Any]):
         return self._feed
 
     def __next__(self) -> Any:
+        self._one_thread.enter()
+        try:
+            return self._next()
+        finally:
+            self._one_thread.leave()
+
+    def _next(self) -> Any:
         self._assert_not_closed()
         before = self._state
         try:
@@ -174,7 +190,7 @@ class _Feed:
         arguments = (parent, sharding, configuration, self._ready, self._room, stop)
         thread = threading.Thread(target=_run, args=arguments, daemon=True, name="lerobot_grain device")
         # Also called when the feed is collected, and at the end of the program, while JAX is still there.
-        self.close = weakref.finalize(self, _end, thread, self._room, stop)
+        self.close = weakref.finalize(self, _end, parent, thread, self._room, stop)
         thread.start()
 
     def take(self) -> tuple[Any, dict[str, Any]]:
@@ -210,12 +226,18 @@ def _run(
         ready.put((None, {}, error))
 
 
-def _end(thread: threading.Thread, room: threading.Semaphore, stop: threading.Event) -> None:
+def _end(parent: grain.DatasetIterator[Any], thread: threading.Thread, room: threading.Semaphore, stop: threading.Event) -> None:
     stop.set()
     room.release()
     # The garbage collector may run in any thread; and one may never have been started, where a signal handler raised before.
-    if thread.ident is not None and thread is not threading.current_thread():
-        thread.join()
+    if thread.ident is None or thread is threading.current_thread():
+        return
+    thread.join(_GRACE_SECONDS)
+    gives_up_at = time.monotonic() + _EXIT_SECONDS
+    # Again and again, since the thread may have begun a stream at this moment.
+    while thread.is_alive() and (threading.main_thread().is_alive() or time.monotonic() < gives_up_at):
+        end_reading(parent)
+        thread.join(_GRACE_SECONDS)
 
 
 # --- one batch -----------------------------------------------------------------------------------------------------------------------

@@ -17,12 +17,15 @@ It knows no formats: what it returns is checked like what comes from the network
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import logging
 import os
 import secrets
+import stat
 import threading
+from typing import BinaryIO
 
 _LOG = logging.getLogger(__name__)
 # Part of every name. Entries of other versions are not found, and deleted when they are the oldest.
@@ -60,7 +63,7 @@ class DiskCache:
         if not self._max_bytes:
             return None
         try:
-            with open(self._path(name), "rb") as entry:
+            with _opened(self._path(name)) as entry:
                 digest, payload = entry.read(_DIGEST_BYTES), entry.read(self._share + 1)
         except OSError:
             return None
@@ -134,6 +137,19 @@ class DiskCache:
 
     def _path(self, name: str) -> str:
         return os.path.join(self._directory, name + _SUFFIX)
+
+
+def _opened(path: str) -> BinaryIO:
+    """Opens an entry. A named pipe in its place is not waited for.
+
+    Raises:
+      OSError: it cannot be opened, or is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "no regular file")
+    return os.fdopen(descriptor, "rb")
 
 
 def _name(file: tuple[str, ...], part: str) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 # "Pointer files MUST be less than 1024 bytes".
@@ -63,13 +64,21 @@ def blob_name(contents: bytes, told: str) -> str | None:
       told: a SHA-256; 40 digits: the id of the git blob of a file or (in lists that do not tell files of Git LFS from others) of its
         pointer, or the SHA-1 that other servers use as ETag; `""` where nothing is known.
     """
-    sha256, git = hashlib.sha256(contents).hexdigest(), git_blob_id(contents)
-    if told == sha256:
-        return sha256
-    if told in ("", git, hashlib.sha1(contents).hexdigest()):
-        return git
-    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {len(contents)}\n".encode()
-    return sha256 if told == git_blob_id(pointer) else None
+    return blob_name_of([contents], len(contents), told)
+
+
+def blob_name_of(pieces: Iterable[bytes], num_bytes: int, told: str) -> str | None:
+    """As `blob_name`, of contents in pieces, `num_bytes` together."""
+    all_hashes = sha256, git, plain = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % num_bytes), hashlib.sha1()
+    for piece in pieces:
+        for each in all_hashes:
+            each.update(piece)
+    if told == sha256.hexdigest():
+        return told
+    if told in ("", git.hexdigest(), plain.hexdigest()):
+        return git.hexdigest()
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256.hexdigest()}\nsize {num_bytes}\n".encode()
+    return sha256.hexdigest() if told == git_blob_id(pointer) else None
 
 
 def hash_like(contents: bytes, told: str) -> str:

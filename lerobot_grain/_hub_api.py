@@ -22,7 +22,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lerobot_grain._answers import REDIRECTS, Answer, TransientFailure, describe_url, next_hop, origin_of
+from lerobot_grain._answers import REDIRECTS, Answer, TransientFailure, cut, describe_url, next_hop, origin_of
 from lerobot_grain._errors import StorageError
 from lerobot_grain._git_files import hash_in
 from lerobot_grain._hub_repository import COMMIT, HubRepository, ListedFile
@@ -32,6 +32,8 @@ from lerobot_grain._transport import MAX_HOPS, Deadline, RequestsEndedError, Tra
 # The Hub sends 1,000 entries a page, about 200 bytes each; both limits are far above what a `meta/` needs.
 _MAX_JSON_BYTES = 32 * 1024 * 1024
 _MAX_PAGES = 1000
+# Tags and branches in a message.
+_MAX_NAMED = 20
 # Where there is a dataset, `meta/info.json` lies in it.
 _INFO_PATH = "/meta/info.json"
 
@@ -133,7 +135,9 @@ class HubApi:
         known = f"{self.repository.endpoint} does not list its tags and branches"
         with contextlib.suppress(StorageError):
             references = self.references()
-            known = f"its tags and branches: {', '.join(dict.fromkeys((*references.tags, *references.branches))) or 'none'}"
+            found_names = [cut(name) for name in dict.fromkeys((*references.tags, *references.branches))]
+            more = [f"and {len(found_names) - _MAX_NAMED} more"] if len(found_names) > _MAX_NAMED else []
+            known = f"its tags and branches: {', '.join(found_names[:_MAX_NAMED] + more) or 'none'}"
         names = " or ".join(map(repr, revisions))
         if kind_of_answer(answer) == "missing revision":
             raise StorageError(f"{subject}: the repository has no revision {names}; {known}")
@@ -282,7 +286,7 @@ class HubApi:
         repository = self.repository
         if (found := answer.headers.get(repository.version_header, default)) != version:
             untold = f" (without the header {repository.version_header})" if found == "none" else ""
-            told = f"{repository.endpoint}{untold} answered for {repository.version_noun} {found}, expected {version}"
+            told = f"{repository.endpoint}{untold} answered for {repository.version_noun} {cut(found)}, expected {version}"
             if repository.version_remedy and found != "none":
                 raise StorageError(f"{subject}: {told}{repository.version_remedy}")
             raise TransientFailure(told)
@@ -323,4 +327,4 @@ def _folders_in(found: object) -> list[str]:
     """Returns the folders with a dataset in what the Hub says of a commit: `siblings` are all its files."""
     siblings = found.get("siblings") if isinstance(found, dict) else None
     names = [sibling.get("rfilename") for sibling in siblings if isinstance(sibling, dict)] if isinstance(siblings, list) else []
-    return sorted(name.removesuffix(_INFO_PATH) for name in names if isinstance(name, str) and name.endswith(_INFO_PATH))
+    return sorted(cut(name.removesuffix(_INFO_PATH)) for name in names if isinstance(name, str) and name.endswith(_INFO_PATH))

@@ -16,13 +16,23 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Mapping
 
-from lerobot_grain._git_files import hash_in
+from lerobot_grain._git_files import blob_name_of, hash_in
 from lerobot_grain._hub_repository import COMMIT, HubRepository, ListedFile, newest_version_tag
 from lerobot_grain._versions import cached_repo_tree
+
+# The names of unfinished files, ours and those of huggingface_hub 1.x, which nobody goes on with; and how long the slowest is written.
+_UNFINISHED, _UNFINISHED_SECONDS = re.compile(r"\.[0-9a-f]{8}\.incomplete$"), 86400.0
+_cleaned: set[str] = set()
+# Of a file that is compared with its hash.
+_PIECE_BYTES = 1 << 20
+# Which files were compared in this process, and whether they have their hash.
+_compared: dict[tuple[str, int, int, int, str], bool] = {}
 
 
 def snapshot_directory(repository: HubRepository, commit: str) -> str:
@@ -64,6 +74,17 @@ def _listing(repo_id: str, cache_dir: str, commit: str) -> Mapping[str, ListedFi
     return {f.path: ListedFile(f.path, f.size, f.xet_hash or "", "" if f.xet_hash else hash_in(f.blob_id)) for f in files}
 
 
+def is_as_told(path: str, told: str) -> bool:
+    """Returns whether a file, which is there, has the hash `told`, as `blob_name` takes it. Read once, and again after a change."""
+    status = os.stat(path)
+    key = (path, status.st_ino, status.st_size, status.st_mtime_ns, told)
+    if key not in _compared:
+        with open(path, "rb") as file:
+            pieces = iter(functools.partial(file.read, _PIECE_BYTES), b"")
+            _compared[key] = blob_name_of(pieces, status.st_size, told) is not None
+    return _compared[key]
+
+
 def keep_file(root: str, commit: str, path: str, data: bytes, name: str) -> None:
     """Puts a file of a commit into the cache. Other processes may do the same at the same time.
 
@@ -89,6 +110,7 @@ def keep_file(root: str, commit: str, path: str, data: bytes, name: str) -> None
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(unfinished)
+    _clean({os.path.dirname(blob), os.path.dirname(pointer)})
     target = os.path.relpath(blob, os.path.dirname(pointer))
     try:
         os.symlink(target, pointer)
@@ -98,6 +120,17 @@ def keep_file(root: str, commit: str, path: str, data: bytes, name: str) -> None
             _replace_link(target, pointer)
     except OSError:
         shutil.copyfile(blob, pointer)  # a file system without links
+
+
+def _clean(directories: set[str]) -> None:
+    """Deletes what killed processes left unfinished, once a process and directory: what nobody has changed for a day."""
+    for directory in directories - _cleaned:
+        _cleaned.add(directory)
+        with contextlib.suppress(OSError), os.scandir(directory) as entries:
+            for entry in entries:
+                if _UNFINISHED.search(entry.name) and entry.stat(follow_symlinks=False).st_mtime < time.time() - _UNFINISHED_SECONDS:
+                    with contextlib.suppress(OSError):  # another process may do the same
+                        os.unlink(entry.path)
 
 
 def _replace_link(target: str, pointer: str) -> None:

@@ -35,7 +35,9 @@ from lerobot_grain._answers import (
     LinkRefused,
     RangeSource,
     TransientFailure,
+    cut,
     describe_url,
+    host_of,
     lifetime_seconds,
     next_hop,
     origin_of,
@@ -177,7 +179,7 @@ class HubSession:
                 self._forget(path, link)
                 if (pointer := self._pointer_at(link, subject, pieces if wanted.start == 0 else [])) is not None:
                     raise StorageError(
-                        f"{subject}: {origin_of(link.url)[1]} sent {pointer}, in place of the file of {link.file_bytes} bytes; a mirror "
+                        f"{subject}: {host_of(link.url)} sent {pointer}, in place of the file of {link.file_bytes} bytes; a mirror "
                         "without Git LFS does that: read from one that has it, or from the Hub itself"
                     ) from None
                 raise
@@ -299,7 +301,7 @@ class HubSession:
 
 def _link_from(answer: Answer, url: str, headers: Mapping[str, str], file_bytes: int | None, size_header: str, etag_header: str) -> _Link:
     if file_bytes is None and (file_bytes := size_in(answer, size_header, etag_header)) is None:
-        untold = f"the Hub told no size of the file ({size_header}: {answer.headers.get(size_header, 'none')})"
+        untold = f"the Hub told no size of the file ({size_header}: {cut(answer.headers.get(size_header, 'none'))})"
         raise _UntoldSizeError(untold) if answer.status == 200 else TransientFailure(untold)
     return _Link(
         url,

@@ -12,15 +12,40 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from lerobot_grain._batches import Batch, Example, join, num_examples, split
+from lerobot_grain._errors import InvalidRequestError
 from lerobot_grain._readahead import ReadAhead
 from lerobot_grain._requests import OrderedWindowsIterator, PulledBlocks, StateAfter
 from lerobot_grain._statistics import ReadStatistics
+
+
+class OneThread:
+    """Refuses a second thread inside of what is for one at a time. Not a lock, which a signal handler that raises could leave locked."""
+
+    def __init__(self) -> None:
+        self._inside: dict[str, int] = {}
+
+    def enter(self) -> None:
+        """Notes that the calling thread is inside.
+
+        Raises:
+          InvalidRequestError: another one is.
+        """
+        me = threading.get_ident()
+        if self._inside.setdefault("thread", me) != me:
+            raise InvalidRequestError(
+                "next was called while another thread is inside of next of the same iterator; an iterator is for one thread at a time, "
+                "give each thread an iterator of its own, with shard_options"
+            )
+
+    def leave(self) -> None:
+        self._inside.pop("thread", None)
 
 
 class _Block(NamedTuple):
@@ -103,6 +128,10 @@ class OpenStream:
         found = self._ahead.statistics()
         first, examples = self._taken
         return replace(found, examples=found.examples - max(0, first + len(examples) - self.num_handed_out))
+
+    def end_requests(self) -> None:
+        """Ends the requests that are under way and those to come; for any thread. Then nothing more can be read, and `take` raises."""
+        self._ahead.end_requests()
 
     def close(self) -> None:
         """Stops reading ahead; `state` stays."""

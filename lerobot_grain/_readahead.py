@@ -240,6 +240,10 @@ class ReadAhead:
             used_bytes=used_bytes, peak_bytes=max(used_bytes, self._frames.peak_bytes), budget_bytes=self._budget_bytes
         )
 
+    def end_requests(self) -> None:
+        """Ends the requests that are under way and those to come; for any thread."""
+        self._requests.end()
+
     def close(self) -> None:
         """Stops all threads. Tasks that have not begun are dropped, requests are ended; what is being decoded is waited for."""
         if self._is_finalizing():

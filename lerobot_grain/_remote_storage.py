@@ -18,11 +18,14 @@ from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._disk_cache import DiskCache
 from lerobot_grain._errors import LeRobotGrainError, LeRobotGrainWarning, MissingFileError, StorageError
 from lerobot_grain._git_files import LfsPointer, blob_name, hash_in, hash_like, lfs_pointer
-from lerobot_grain._hub_cache import cached_listing, keep_file, snapshot_directory
+from lerobot_grain._hub_cache import cached_listing, is_as_told, keep_file, snapshot_directory
 from lerobot_grain._hub_repository import HubRepository, ListedFile, is_offline
 from lerobot_grain._hub_storage import HubSession
 from lerobot_grain._storage import METADATA, PROCESS_STATE_LOCK, DirectoryStorage, Storage, check_path, dataset_folders, text_of_folders
 from lerobot_grain._storage_options import Counters, StorageOptions, StorageStatistics
+
+# Copies that were changed, and the hashes that they should have, of which this process has warned.
+_said: set[tuple[str, str]] = set()
 
 
 class _OnHub(Storage):
@@ -70,7 +73,7 @@ class HubStorage(_OnHub):
     """The files of one commit of a data set repository on the Hub, or of one folder of it.
 
     A file that lies in the commit's snapshot in the cache of huggingface_hub is read there, once its size is that of the file on the Hub,
-    and of a small file of `meta/` its hash too; all others are read over the network, unless HF_HUB_OFFLINE forbids it. Which of the two is
+    and of a file of `meta/` its hash too; all others are read over the network, unless HF_HUB_OFFLINE forbids it. Which of the two is
     decided anew for each read, so that a download that is under way, or a cache that is emptied, does no harm.
 
     The list of `meta/` travels with it, so that other processes need not ask the Hub's API. So does a token that was given as a string:
@@ -127,22 +130,54 @@ class HubStorage(_OnHub):
         """
         self._check_cached(path, self.snapshot.size_bytes(path), file.size_bytes)
         contents, place = self.snapshot.read_as_is(path, max_bytes=max_bytes), self._place(path)
-        # Offline there may be no list; the cache names a blob by its hash.
-        told = file.content_hash or hash_in(os.path.basename(place))
+        told = self._told_hash(file, place)
         if lfs_pointer(contents) is not None or blob_name(contents, told) is not None:
             return contents
-        spoilt = (
-            f"{self.description}: {path}: its copy {place} has the hash {hash_like(contents, told)}, expected {told}: it was changed after "
-            f"it was downloaded; delete it (rm {shlex.quote(place)}), and it will be downloaded again"
-        )
-        if is_offline():
-            raise StorageError(f"{spoilt} (not with HF_HUB_OFFLINE=1)")
+        spoilt = self._about_spoilt(path, place, f"has the hash {hash_like(contents, told)}, expected {told}")
         try:
             contents, _ = self._session().read_whole(self.commit, file)
         except StorageError as error:
             raise StorageError(f"{spoilt}. Reading it from the Hub failed: {error}") from None
         warnings.warn(f"{spoilt}. Until then it is read from the Hub each time", LeRobotGrainWarning, stacklevel=2)
         return contents
+
+    def _told_hash(self, file: ListedFile, place: str) -> str:
+        # Offline there may be no list; the cache names a blob by its hash.
+        return file.content_hash or hash_in(os.path.basename(place))
+
+    def _about_spoilt(self, path: str, place: str, found: str) -> str:
+        """Returns what to say of a copy that was changed.
+
+        Raises:
+          StorageError: HF_HUB_OFFLINE forbids to read the file from the Hub.
+        """
+        spoilt = (
+            f"{self.description}: {path}: its copy {place} {found}: it was changed after it was downloaded; delete it "
+            f"(rm {shlex.quote(place)}), and it will be downloaded again"
+        )
+        if is_offline():
+            raise StorageError(f"{spoilt} (not with HF_HUB_OFFLINE=1)")
+        return spoilt
+
+    def _is_good_copy(self, path: str) -> bool:
+        """Returns whether ranges of a file may be read from its copy in the snapshot; warns, once a process, of one that was changed.
+
+        Only files of `meta/` have hashes that are known, and are read by ranges only where they are long.
+        """
+        file, place = self._listed(path), self._place(path)
+        if file is None or not os.path.isfile(place):
+            return True
+        told = self._told_hash(file, place)
+        try:
+            if not told or is_as_told(place, told):
+                return True
+        except OSError:
+            return True  # what is read of it then says why
+        spoilt = self._about_spoilt(path, place, f"does not have the hash {told}")
+        if (place, told) not in _said:
+            _said.add((place, told))
+            warnings.warn(f"{spoilt}. Until then it is read from the Hub", LeRobotGrainWarning, stacklevel=2)
+        return False
 
     def _listed(self, path: str) -> ListedFile | None:
         """Returns what the list of `meta/` says of a file."""
@@ -182,6 +217,12 @@ class HubStorage(_OnHub):
             return self.snapshot.size_bytes(path)
         except MissingFileError:
             return None
+        except StorageError:
+            link = os.path.join(self.snapshot.root, path)
+            raise StorageError(
+                f"{self.description}: {path}: its copy {link} leads to {self._place(path)}, which is no file; delete the former "
+                f"(rm {shlex.quote(link)}), and it will be read from the Hub"
+            ) from None
 
     def _check_cached(self, path: str, found: int, expected: int) -> None:
         if found != expected:
@@ -238,8 +279,9 @@ class HubStorage(_OnHub):
         return self._session()
 
     def _read_range(self, path: str, wanted: ByteRange) -> bytes:
-        with contextlib.suppress(MissingFileError):
-            return self.snapshot._read_range(path, wanted)
+        if self._is_good_copy(path):
+            with contextlib.suppress(MissingFileError):
+                return self.snapshot._read_range(path, wanted)
         file, session = self._listed(path), self._session_for(path)
         try:
             return session.read_range(self.commit, path, wanted, file_bytes=None if file is None else file.size_bytes)

@@ -21,6 +21,8 @@ class ReadStatistics:
       examples: handed out.
       seconds: since the first one was asked for.
       bytes_fetched, requests: of the data set's storage, since then; other iterators on the same `Repository` are counted too.
+      retries, pause_seconds: attempts after the first, and the time between attempts and in rate limits, summed over threads; counted as
+        `requests` are.
       bytes_needed: coded bytes of the GOPs and column chunks of the row groups that were read, once for every time they were needed anew.
       gops_decoded: GOPs that went through a decoder.
       gops_decoded_again: those of them that had been decoded not long before, and whose frames had gone.
@@ -35,6 +37,8 @@ class ReadStatistics:
     seconds: float = 0.0
     bytes_fetched: int = 0
     requests: int = 0
+    retries: int = 0
+    pause_seconds: float = 0.0
     bytes_needed: int = 0
     gops_decoded: int = 0
     gops_decoded_again: int = 0
@@ -77,6 +81,8 @@ class Meter:
             seconds=time.perf_counter() - self._started_seconds,
             bytes_fetched=now.bytes_received - self._before.bytes_received,
             requests=now.requests - self._before.requests,
+            retries=now.retries - self._before.retries,
+            pause_seconds=now.pause_seconds - self._before.pause_seconds,
             waited_for_fetch_seconds=self._waited_seconds["fetch"],
             waited_for_decode_seconds=self._waited_seconds["decode"],
             budget_used_bytes=used_bytes,

@@ -22,8 +22,10 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import errno
 import itertools
 import os
+import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +42,9 @@ _MAX_PATH_LENGTH = 4096
 METADATA = "meta"
 _MAX_NAMED_FOLDERS = 8
 _EMPTY = "the file is empty (0 bytes): what wrote or copied it was interrupted"
+
+# Whoever opens a named pipe to read it waits for a writer, unless told not to.
+_READ_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 
 # Guards the making of what belongs to a process. One for all, so that a storage holds no lock, which could not be pickled.
 PROCESS_STATE_LOCK = threading.Lock()
@@ -264,7 +269,9 @@ class DirectoryStorage(Storage):
         for directory, _, names in os.walk(top, onerror=fail, followlinks=True):
             for name in names:
                 path = os.path.relpath(os.path.join(directory, name), self.root).replace(os.sep, "/")
-                if is_readable_path(path):
+                place = os.path.join(directory, name)
+                is_special = os.path.exists(place) and not os.path.isfile(place)
+                if is_readable_path(path) and not is_special:
                     sizes[path] = self.size_bytes(path)
         return dict(sorted(sizes.items()))
 
@@ -277,9 +284,13 @@ class DirectoryStorage(Storage):
     def size_bytes(self, path: str) -> int:
         check_path(self.description, path)
         try:
-            return os.stat(os.path.join(self.root, path)).st_size
+            status = os.stat(os.path.join(self.root, path))
         except OSError as error:
             raise self._failure(path, error) from None
+        if not stat.S_ISREG(status.st_mode):
+            what = os.strerror(errno.EISDIR) if stat.S_ISDIR(status.st_mode) else "it is a pipe, a socket or a device, and no file"
+            raise StorageError(f"{self.description}: {path} cannot be read: {what}")
+        return status.st_size
 
     def close(self) -> None:
         return None
@@ -301,7 +312,7 @@ class DirectoryStorage(Storage):
         started = time.perf_counter()
         data = b""
         try:
-            descriptor = os.open(os.path.join(self.root, path), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            descriptor = os.open(os.path.join(self.root, path), _READ_FLAGS)
             try:
                 # Again until nothing comes: one read returns at most 2 GiB.
                 while len(data) < wanted.length and (more := os.pread(descriptor, wanted.length - len(data), wanted.start + len(data))):

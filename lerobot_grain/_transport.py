@@ -4,8 +4,9 @@ The idea: one function, `_send`, talks HTTP; everything around it decides when. 
 `Transport.exchange` inside it; what may succeed later raises `TransientFailure`, what cannot raises `StorageError`.
 
 Rules:
-* At most `num_connections` requests of a dataset are under way. Waiting for one of these slots, or for the end of a rate limit, does not
-  count against the deadline of a request: a long queue is no failure. Nor does time in which the process stood still (`_awake`).
+* At most `num_connections` requests of a dataset are under way. Waiting for one of these slots, for a connection of the process, or for
+  the end of a rate limit, does not count against the deadline of a request: a long queue is no failure. Nor does time in which the process
+  stood still (`_awake`).
 * At its deadline the connection of a request is broken, wherever the request then waits.
 * Redirects are never followed here, and a body is never decompressed: a range of a compressed answer would be a range of something else.
 * A request ends with its scope (`_request_scope`) or with the transport, wherever it is.
@@ -37,6 +38,7 @@ from lerobot_grain._answers import (
     accept_range,
     cut,
     describe_url,
+    host_of,
     next_hop,
     origin_of,
     redact,
@@ -99,8 +101,13 @@ class Deadline:
     def remaining_seconds(self) -> float:
         return self._end - self._clock()
 
-    def extend(self, seconds: float) -> None:
-        self._end += seconds
+    def now(self) -> float:
+        """Returns the time by the clock of the deadline."""
+        return self._clock()
+
+    def leave_out_since(self, time_seconds: float) -> None:
+        """The time since then, in which nothing was asked yet, does not count."""
+        self._end += self._clock() - time_seconds
 
     def check(self) -> None:
         if self.remaining_seconds() <= 0:
@@ -206,6 +213,7 @@ class Transport:
         ends_at = time.monotonic() + seconds
         while (left := ends_at - time.monotonic()) > 0:
             self.check_not_ended(subject)
+            watch().clock()  # without a request under way nobody else looks at it, and it would take the pause for a standstill
             time.sleep(min(left, CHECK_SECONDS))
 
     def _wait_for_turn(self, limit: Limit, subject: str) -> float:
@@ -219,7 +227,7 @@ class Transport:
 
     def _wait_for(self, limit: Limit, seconds: float, subject: str) -> None:
         if seconds > _SAID_SECONDS and self._pacer.is_to_be_said(limit, seconds):
-            _LOGGER.warning("%s: waiting for %.0f s, as long as %s asks to be left alone", subject, seconds, limit[0][1])
+            _LOGGER.warning("%s: waiting for %.0f s, as long as %s asks to be left alone", subject, seconds, cut(limit[0][1]))
         self._sleep(seconds, subject)
 
     def exchange(
@@ -247,12 +255,12 @@ class Transport:
             Hub.
         """
         limit = limit_of(url)
-        queued = time.monotonic()
+        queued = deadline.now()
         paused = self._wait_for_turn(limit, subject)
         with self._slots:
             self.check_not_ended(subject)
             sent = time.monotonic()
-            deadline.extend(sent - queued)
+            deadline.leave_out_since(queued)
             deadline.check()
             received = sum(map(len, body))
             try:
@@ -263,7 +271,7 @@ class Transport:
                 self.counters.add(StorageStatistics(1, received, request_seconds=seconds, pause_seconds=paused))
         self._pacer.heed(limit, answer.headers)
         if answer.status in _TRANSIENT_STATUSES:
-            host = origin_of(url)[1]
+            host = host_of(url)
             told_seconds = refusal_seconds(answer.status, answer.headers)
             if told_seconds is not None and told_seconds > LONGEST_LIMIT_SECONDS:
                 raise StorageError(
@@ -304,7 +312,7 @@ class Transport:
                 url = target
                 continue
             if 400 <= answer.status < 500 and answer.status != 416:
-                raise LinkRefused(f"HTTP {answer.status} from {origin_of(url)[1]}")
+                raise LinkRefused(f"HTTP {answer.status} from {host_of(url)}")
             if answer.status not in (200, 206):
                 raise TransientFailure(f"{describe_url(url)} answered with HTTP {answer.status}, expected 206")
             if (received := sum(map(len, pieces))) < wanted.length:
@@ -318,7 +326,9 @@ class Transport:
         """Sends a request on a connection that is broken at the deadline, wherever it then waits."""
         self._origins.add(origin_of(url))
         check = functools.partial(self.check_not_ended, subject)
+        queued = deadline.now()
         with connections().lease(url, at_most=self.options.num_connections, check=check) as connection:
+            deadline.leave_out_since(queued)
             deadline.connection = connection
             try:
                 with watch().after(max(deadline.remaining_seconds(), 0.001), connection.break_off):
@@ -374,7 +384,7 @@ class Transport:
 
     def _failure(self, error: Exception, url: str, subject: str, deadline: Deadline) -> Exception:
         """Returns what to raise for an error of the network."""
-        host = origin_of(url)[1]
+        host = host_of(url)
         if reason := untrusted_certificate(error):
             return StorageError(f"{subject}: {host} {reason}")
         if deadline.remaining_seconds() <= 0:
@@ -399,7 +409,7 @@ class Transport:
           TransientFailure: it would not end in time, or drips.
           StorageError: it is longer than the limit.
         """
-        server = response.request.url.host
+        server = cut(response.request.url.host)
         length = int(response.headers.get("Content-Length", 0))
         received, begun = 0, time.monotonic()
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from lerobot_grain import LeRobotIterDataset, _cli_profile
 from lerobot_grain._cli import main
 from lerobot_grain._profile import consecutive_gaps, expected_episodes, measure_randomness
-from lerobot_grain.testing import Camera, LoopbackHub, write_dataset
+from lerobot_grain.testing import Camera, Fault, LoopbackHub, write_dataset
 
 CAMERA = "observation.images.top"
 LENGTHS = [20, 7, 13, 30]
@@ -236,3 +237,15 @@ def test_the_order_that_is_measured_is_the_one_that_is_read(directory: Path) -> 
     randomness = measure_randomness(dataset, batch_size=8, max_rows=50)
     assert randomness.rows.tolist() == [int(example["index"]) for example in dataset][:50]
     assert (randomness.num_rows, len(randomness.episodes_per_batch)) == (70, 6)
+
+
+def test_what_the_hub_made_wait_for_is_shown(
+    directory: Path, hub: LoopbackHub, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    hub.add_repository("cli/limited", directory, tags=["v3.0"])
+    hub.add_fault(Fault(origin="cdn", path_regex="^data/", status=503, headers={"Retry-After": "0"}, times=2))
+    arguments = ["profile", "cli/limited", "--endpoint", hub.endpoint, "--revision", "v3.0", "--batches", "1"]
+    assert main(arguments) == 0
+    (row,) = [row for row in capsys.readouterr().out.splitlines() if row.startswith("the Hub ")]
+    assert re.search(r"  2 further attempts; \d+\.\d s of pauses and rate limits, over all threads$", row)

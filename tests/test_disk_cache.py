@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -120,6 +121,35 @@ def test_a_directory_in_place_of_an_entry_is_harmless(folder: Path) -> None:
     cache.put(FILE, PART, PAYLOAD)
     cache.forget(FILE)
     assert cache.get(FILE, PART) is None
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        # By a relative name, since these have at most 108 bytes.
+        made.bind(os.path.relpath(path))
+
+
+SPECIAL: dict[str, Callable[[Path], None]] = {
+    "a named pipe": os.mkfifo,
+    "a socket": make_socket,
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "a link to itself": lambda path: path.symlink_to(path),
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("special", SPECIAL.values(), ids=SPECIAL)
+def test_what_is_no_file_is_absent_and_replaced(folder: Path, special: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = DiskCache(str(folder), LIMIT)
+    cache.put(FILE, PART, PAYLOAD)
+    (path,) = entries(folder)
+    path.unlink()
+    monkeypatch.chdir(folder)
+    special(path)
+    assert cache.get(FILE, PART) is None
+    cache.put(FILE, PART, PAYLOAD)
+    assert cache.get(FILE, PART) == PAYLOAD
+    assert Path("/dev/zero").exists()
 
 
 def test_forgetting_a_file_forgets_all_its_parts_and_no_other(folder: Path) -> None:

@@ -7,87 +7,22 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from lerobot_grain._answers import RangeSource
-from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import StorageError
 from lerobot_grain._storage_options import StorageOptions
 from lerobot_grain._transport import Deadline, LinkRefused, Transport
+from tests.raw_server import CONTENTS, LENGTH, RANGE, STATUS, WANTED, Script, forever, serving
 
-CONTENTS = bytes(range(256)) * 4
-WANTED = ByteRange(0, len(CONTENTS))
 DEADLINE_SECONDS = 1.0
 # What a loaded machine may need on top of the deadline; never reached where all is well.
 GRACE_SECONDS = 8.0
 
-STATUS = b"HTTP/1.1 206 Partial Content\r\n"
-RANGE = f"Content-Range: bytes 0-{len(CONTENTS) - 1}/{len(CONTENTS)}\r\n".encode()
-LENGTH = f"Content-Length: {len(CONTENTS)}\r\n".encode()
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
-
-# What a server sends: bytes at once, or an endless source of pieces, one every tenth of a second.
-Script = Sequence["bytes | Callable[[], bytes]"]
-
-
-def forever(piece: bytes) -> Callable[[], bytes]:
-    return lambda: piece
-
-
-class RawServer:
-    """Answers every request with one script; counts requests."""
-
-    def __init__(self, script: Script, *, port: int = 0) -> None:
-        self._script = script
-        self.num_requests = 0
-        self._is_closed = threading.Event()
-        self._socket = socket.create_server(("127.0.0.1", port))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/file"
-        self._thread = threading.Thread(target=self._accept, daemon=True)
-        self._thread.start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._socket.accept()
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError), connection:
-            received = b""
-            while not self._is_closed.is_set():
-                while b"\r\n\r\n" not in received:
-                    if not (piece := connection.recv(65536)):
-                        return
-                    received += piece
-                received = b""
-                self.num_requests += 1
-                for part in self._script:
-                    if callable(part):
-                        while not self._is_closed.wait(0.05):
-                            connection.sendall(part())
-                    else:
-                        connection.sendall(part)
-
-    def close(self) -> None:
-        self._is_closed.set()
-        self._socket.close()
-
-
-@contextlib.contextmanager
-def serving(script: Script, *, port: int = 0) -> Iterator[RawServer]:
-    server = RawServer(script, port=port)
-    try:
-        yield server
-    finally:
-        server.close()
 
 
 def outcome(script: Script, **options: Any) -> bytes | str:
@@ -198,6 +133,19 @@ def test_a_server_that_is_away_for_a_while_is_waited_for() -> None:
     assert refused == [1] * 7
 
 
+def test_no_cookie_is_kept() -> None:
+    transport = Transport(StorageOptions())
+    cookies = b"Set-Cookie: a=b\r\nSet-Cookie: c=d; Path=/; Domain=127.0.0.1\r\n"
+    with serving([STATUS, RANGE, LENGTH, cookies, b"\r\n", CONTENTS]) as server, contextlib.closing(transport):
+        for _ in range(2):
+            source = RangeSource(server.url, {}, len(CONTENTS))
+            transport.retry(
+                "file", 30, lambda deadline, source=source: transport.read_range(source, WANTED, [], subject="file", deadline=deadline)
+            )
+    assert len(server.heads) == 2
+    assert not any(b"cookie" in head.lower() for head in server.heads)
+
+
 @pytest.mark.parametrize("limit", [b"RateLimit: api;r=0;t=86400\r\n", b"RateLimit: api;r=0;t=331\r\nRateLimit-Policy: fixed;q=9;w=300\r\n"])
 def test_a_limit_that_is_longer_than_any_window_is_not_waited_for(limit: bytes) -> None:
     transport = Transport(StorageOptions(deadline_seconds=30))
@@ -209,37 +157,3 @@ def test_a_limit_that_is_longer_than_any_window_is_not_waited_for(limit: bytes) 
             )
             assert found == CONTENTS
     assert transport.counters.snapshot().pause_seconds < 1
-
-
-@pytest.mark.parametrize("ending", ["sys.exit(7)", "raise ValueError", "pass"])
-@pytest.mark.parametrize("answer", ["HTTP/1.1 503 Busy\r\nRetry-After: 300\r\nContent-Length: 0\r\n\r\n", ""], ids=["a pause", "a stall"])
-def test_a_program_that_ends_waits_for_no_server(answer: str, ending: str) -> None:
-    program = f"""
-import socket, sys, threading, time
-import lerobot_grain as lg
-server = socket.create_server(("127.0.0.1", 0))
-def serve():
-    while True:
-        connection, _ = server.accept()
-        connection.recv(65536)
-        connection.sendall({answer.encode()!r})
-        kept.append(connection)
-kept = []
-threading.Thread(target=serve, daemon=True).start()
-from lerobot_grain._daemon_pool import DaemonPool
-from lerobot_grain._transport import Transport
-transport = Transport(lg.StorageOptions())
-from lerobot_grain._answers import RangeSource
-from lerobot_grain._byte_ranges import ByteRange
-source = RangeSource(f"http://127.0.0.1:{{server.getsockname()[1]}}/file", {{}}, 100)
-read = lambda deadline: transport.read_range(source, ByteRange(0, 100), [], subject="file", deadline=deadline)
-DaemonPool(1, "reader").submit(transport.retry, "file", 120, read)
-while not kept:
-    time.sleep(0.01)
-time.sleep(0.2)
-print(time.monotonic(), flush=True)
-{ending}
-"""
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
-    assert ended.returncode == {"sys.exit(7)": 7, "raise ValueError": 1, "pass": 0}[ending], ended.stderr
-    assert time.monotonic() - float(ended.stdout) < 3 + GRACE_SECONDS

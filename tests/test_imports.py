@@ -64,10 +64,10 @@ LEVELS = [
     ["_frame_order", "_depth_video", "_coded_video", "_plot"],
     ["_row_reader", "_camera_reader", "_workers", "_requests"],
     ["_frame_reader"],
-    ["_readahead", "_device", "_check_files", "_normalize"],
+    ["_readahead", "_check_files", "_normalize"],
     ["_open_stream", "_check"],
     ["_dataset"],
-    ["_profile", "_cli_progress", "_compute_stats"],
+    ["_profile", "_cli_progress", "_compute_stats", "_device"],
     ["_cli_profile", "_cli_check"],
     ["_cli"],
 ]

@@ -15,9 +15,10 @@ import huggingface_hub
 import pytest
 
 import lerobot_grain as lg
+from lerobot_grain import _hub_cache, _repository
 from lerobot_grain._answers import Answer, RangeSource, TransientFailure, accept_range
 from lerobot_grain._byte_ranges import ByteRange
-from lerobot_grain._git_files import blob_name, git_blob_id, hash_in
+from lerobot_grain._git_files import blob_name, blob_name_of, git_blob_id, hash_in
 from lerobot_grain._hub_cache import cached_commit
 from lerobot_grain._hub_repository import disk_cache_directory, name_repository
 from lerobot_grain.testing import Fault, HubRepository, LoopbackHub
@@ -236,6 +237,60 @@ def test_a_copy_in_the_cache_that_was_changed_is_read_from_the_hub_with_a_warnin
     blob.unlink()
     assert digest(opened(served, hub.endpoint, tmp_path)) == expected
     assert blob.exists()
+
+
+def flipped(contents: bytes) -> bytes:
+    at = len(contents) // 3
+    return contents[:at] + bytes([contents[at] ^ 1]) + contents[at + 1 :]
+
+
+SPOILT = {"one bit": flipped, "zeros": lambda contents: bytes(len(contents))}
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["read whole", "read in ranges"])
+@pytest.mark.parametrize("damage", SPOILT.values(), ids=SPOILT)
+@pytest.mark.parametrize("path", [TASKS, EPISODES])
+def test_a_copy_of_the_same_size_is_compared_with_its_hash(served, hub, expected, tmp_path, monkeypatch, path, damage, whole):
+    """All of the repository was downloaded. Long tables are read in ranges."""
+    if not whole:
+        monkeypatch.setattr(_repository, "_WHOLE_TABLE_BYTES", 0)
+    huggingface_hub.snapshot_download(
+        served.repository_id, repo_type="dataset", revision="v3.0", endpoint=hub.endpoint, token=False, cache_dir=tmp_path
+    )
+    (link,) = tmp_path.glob(f"datasets--*/snapshots/*/{path}")
+    good = link.read_bytes()
+    assert digest(opened(served, hub.endpoint, tmp_path)) == expected
+    link.write_bytes(damage(good))
+    with pytest.warns(lg.LeRobotGrainWarning) as caught:
+        assert digest(opened(served, hub.endpoint, tmp_path)) == expected
+    (warning,) = {str(each.message) for each in caught}
+    assert f"{path}: its copy {link.resolve()} " in warning
+    assert "it was changed after it was downloaded; delete it (rm " in warning
+    monkeypatch.setattr("lerobot_grain._remote_storage.is_offline", lambda: True)
+    monkeypatch.setattr("lerobot_grain._open_storage.is_offline", lambda: True)
+    with pytest.raises(lg.StorageError, match=rf"{path}: its copy .* \(not with HF_HUB_OFFLINE=1\)$"):
+        digest(opened(served, hub.endpoint, tmp_path, revision=served.commit))
+    link.write_bytes(good)
+    assert digest(opened(served, hub.endpoint, tmp_path, revision=served.commit)) == expected
+
+
+def test_a_long_copy_is_compared_once_until_it_changes(served, hub, tmp_path, monkeypatch):
+    huggingface_hub.snapshot_download(served.repository_id, repo_type="dataset", endpoint=hub.endpoint, token=False, cache_dir=tmp_path)
+    monkeypatch.setattr(_repository, "_WHOLE_TABLE_BYTES", 0)
+    compared = []
+
+    def noted(pieces, num_bytes, told):
+        compared.append(told)
+        return blob_name_of(pieces, num_bytes, told)
+
+    monkeypatch.setattr(_hub_cache, "blob_name_of", noted)
+    for _ in range(3):
+        digest(opened(served, hub.endpoint, tmp_path))
+    assert len(compared) == len(set(compared)) == 3, "two files of the episode table, and that of the tasks"
+    (link,) = tmp_path.glob(f"datasets--*/snapshots/*/{EPISODES}")
+    os.utime(link.resolve(), (1, 1))
+    digest(opened(served, hub.endpoint, tmp_path))
+    assert len(compared) == 4
 
 
 def test_a_copy_in_the_cache_that_was_changed_is_an_error_where_the_hub_cannot_be_asked(served, hub, tmp_path, monkeypatch):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grain
@@ -228,6 +230,36 @@ def test_windows_of_different_lengths_do_not_fit_into_a_batch(repository: lg.Rep
         assert ours.get_state() == {"next": 4}
     ours.close()
     grains.close()
+
+
+# --- threads -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["examples", "batches", "device feed"])
+def test_a_second_thread_in_next_is_refused_and_disturbs_nothing(repository: lg.Repository, kind: str) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def make(number: int) -> WindowRequest:
+        begun.set()
+        assert go_on.wait(30)
+        return request_at(repository, number, {})
+
+    dataset: Any = piped(repository, Requests(make, 9), features=["index"])
+    if kind != "examples":
+        dataset = dataset.batch(1)
+    if kind == "device feed":
+        dataset = dataset.pipe(lg.DeviceIterDataset)
+    iterator = iter(dataset)
+    with ThreadPoolExecutor(1) as other:
+        first = other.submit(next, iterator)
+        assert begun.wait(30)
+        for _ in range(2):
+            with pytest.raises(lg.InvalidRequestError, match="while another thread is inside of next of the same iterator"):
+                next(iterator)
+        go_on.set()
+        found = [first.result(30), *iterator]
+    assert [int(np.ravel(element["index"])[0]) for element in found] == list(range(9))
+    iterator.close()
 
 
 # --- errors of the parent ------------------------------------------------------------------------------------------------------------
