@@ -24,6 +24,7 @@ import pytest
 import lerobot_grain as lg
 from lerobot_grain.testing import write_dataset
 
+pytest.importorskip("flax", minversion="0.11")
 nnx = pytest.importorskip("flax.nnx")
 for name in ("optax", "orbax.checkpoint", "matplotlib", "tqdm"):
     pytest.importorskip(name)

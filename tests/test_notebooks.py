@@ -41,15 +41,15 @@ def environment(runner: ModuleType, tmp_path_factory: pytest.TempPathFactory) ->
         yield found
 
 
-def texts(notebook: nbformat.NotebookNode) -> str:
+def texts(notebook: Any) -> str:
     return "".join(output.text for output in outputs(notebook) if output.output_type == "stream" and output.name == "stdout")
 
 
-def outputs(notebook: nbformat.NotebookNode) -> list[Any]:
+def outputs(notebook: Any) -> list[Any]:
     return [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
 
-def pictures(notebook: nbformat.NotebookNode) -> list[bytes]:
+def pictures(notebook: Any) -> list[bytes]:
     return [base64.b64decode(output.data["image/png"]) for output in outputs(notebook) if "image/png" in output.get("data", {})]
 
 
