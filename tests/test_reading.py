@@ -184,7 +184,7 @@ def test_small_video_is_fetched_once_for_all_epochs(written: WrittenDataset, mon
 
     monkeypatch.setattr(_coded_video, "_read_range", record)
     counts = []
-    for budget_bytes, gap_bytes in ((3 << 29, 256 << 10), (3 << 29, 0), (1 << 19, 256 << 10)):
+    for budget_bytes, gap_bytes in ((3 << 29, 256 << 10), (3 << 29, 0), (1 << 18, 256 << 10)):
         storage = lg.StorageOptions(merge_gap_bytes=gap_bytes)
         dataset = read(
             written.directory,
