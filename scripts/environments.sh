@@ -64,7 +64,7 @@ run() {
     fi
     [ "$mode" = brief ] && tests=("${BRIEF[@]}")
     local installed=$((SECONDS - started))
-    PYTHONPATH=$PWD "$work/env/bin/python" -m pytest --numprocesses 2 --dist loadfile -q "${tests[@]}" >"$work/log" 2>&1 && result=passed || result=FAILED
+    PYTHONPATH=$PWD "$work/env/bin/python" -m pytest --numprocesses 2 --dist loadfile "${tests[@]}" >"$work/log" 2>&1 && result=passed || result=FAILED
     [ "$result" = passed ] || { failed=1; cat "$work/log"; }
     tell "$name" "$result: $(tail -1 "$work/log") (installed in $installed s)"
 }
