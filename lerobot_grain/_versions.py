@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,17 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
+
+
+def installed(*names: str) -> str:
+    """Returns the installed versions of some packages, for a message."""
+    found = []
+    for name in names:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"no {name}")
+    return ", ".join(found)
 
 
 def array_namespace(array: Any) -> Any:

@@ -23,7 +23,7 @@ from lerobot_grain._byte_ranges import ByteRange
 from lerobot_grain._errors import DatasetFormatError, LeRobotGrainError
 from lerobot_grain._plan import WantedGop
 from lerobot_grain._small_mp4 import FRAMES_PER_SECOND, Unit, coded_unit, small_mp4, stitchable
-from lerobot_grain._versions import decoder_transforms, resized_frames, triton_hidden_from_torch
+from lerobot_grain._versions import decoder_transforms, installed, resized_frames, triton_hidden_from_torch
 
 # uint8 RGB, or float32 depth.
 Frames = npt.NDArray[Any]
@@ -51,7 +51,7 @@ def load_decoder() -> tuple[Any, Any]:
         message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LeRobotGrainError(
             f"the video decoder cannot be loaded ({message}); install FFmpeg's shared libraries (version 4 to 8) and a torchcodec that "
-            "fits the installed torch, or leave the cameras out of features=[...]"
+            f"fits torch, or leave the cameras out of features=[...]; installed: {installed('torch', 'torchcodec')}"
         ) from error
 
 

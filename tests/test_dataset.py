@@ -293,7 +293,10 @@ def test_a_missing_decoder_is_named_at_construction(written: WrittenDataset, mon
     monkeypatch.setitem(sys.modules, "torchcodec", None)
     load_decoder.cache_clear()
     try:
-        with pytest.raises(lg.LeRobotGrainError, match=r"the video decoder cannot be loaded .*; install FFmpeg's shared libraries"):
+        with pytest.raises(
+            lg.LeRobotGrainError,
+            match=r"the video decoder cannot be loaded .*; install FFmpeg's shared libraries .*; installed: torch \S+, torchcodec \S+$",
+        ):
             lg.LeRobotIterDataset(written.directory)
         assert next(iter(lg.LeRobotIterDataset(written.directory, features=["action"], num_epochs=1)))["action"].shape == (7,)
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 import types
@@ -60,6 +61,24 @@ def test_resizing_by_torchcodec_before_0_10(monkeypatch: pytest.MonkeyPatch, tmp
         assert found[name].shape == (4, 32, 48, 3)
     # Two ways to do the same: 1.3 levels of 255 apart in the mean.
     assert abs(found["old"] - found["new"]).mean() < 3
+
+
+def test_without_torch_everything_but_video_works(tmp_path: Path) -> None:
+    written = write_dataset(tmp_path / "data", episode_lengths=[8], fps=10, cameras=[Camera(kind="image")])
+    code = f"""
+import sys
+sys.modules["torch"] = sys.modules["torchcodec"] = None
+import lerobot_grain as lg
+with iter(lg.LeRobotIterDataset({str(written.directory)!r}).batch(4).pipe(lg.DeviceIterDataset)) as batches:
+    print(sorted(value.shape for value in next(batches).values() if value.ndim > 3))
+"""
+    environment = {"PYTHONPATH": str(Path(lg.__file__).parents[1]), "PATH": ""}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, own_lines(done.stderr)) == (0, "[(4, 96, 96, 3)]\n", "")
+
+
+def test_versions_are_named() -> None:
+    assert re.fullmatch(r"torch \d+\.\d+\.\S+, no lerobot_grain_of_tomorrow", _versions.installed("torch", "lerobot_grain_of_tomorrow"))
 
 
 def test_whatever_fails_in_the_thread_of_the_device_feed_is_raised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
