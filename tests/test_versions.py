@@ -69,8 +69,9 @@ def test_without_torch_everything_but_video_works(tmp_path: Path) -> None:
 import sys
 sys.modules["torch"] = sys.modules["torchcodec"] = None
 import lerobot_grain as lg
-with iter(lg.LeRobotIterDataset({str(written.directory)!r}).batch(4).pipe(lg.DeviceIterDataset)) as batches:
-    print(sorted(value.shape for value in next(batches).values() if value.ndim > 3))
+batches = iter(lg.LeRobotIterDataset({str(written.directory)!r}).batch(4).pipe(lg.DeviceIterDataset))
+print(sorted(value.shape for value in next(batches).values() if value.ndim > 3))
+batches.close()
 """
     environment = {"PYTHONPATH": str(Path(lg.__file__).parents[1]), "PATH": ""}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True, check=False)
