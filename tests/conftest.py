@@ -22,6 +22,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 LONGEST_FIRST = [
     *("test_notebooks.py", "test_examples.py", "test_faults.py", "test_workers.py", "test_storage.py", "test_resume.py", "test_reading.py"),
     *("test_state.py", "test_benchmark.py", "test_golden.py", "test_multihost.py", "test_hub_stream.py", "test_v2.py", "test_secrets.py"),
+    *("test_mirrors.py", "test_hostile_server.py", "test_interruptions.py", "test_exit.py", "test_many_datasets.py"),
     *("test_mixture.py", "test_writer.py", "test_hostile.py", "test_matrix.py", "test_repository.py", "test_economy.py", "test_shaping.py"),
 ]
 

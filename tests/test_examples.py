@@ -88,7 +88,8 @@ def parameters(policy: Any) -> list[np.ndarray[Any, Any]]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(policy, nnx.Param))]
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Of the two with large networks, which take long to compile, one always runs.
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] if name == "diffusion_policy" else []) for name in NAMES])
 def test_an_interrupted_run_ends_with_the_same_parameters(name: str, sources: dict[str, list[str]], tmp_path: Path) -> None:
     straight = run(name, sources, tmp_path / "straight", "--steps", "5")
     # Stopped behind the checkpoint of step 2: what came after it is computed again.

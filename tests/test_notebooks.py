@@ -57,7 +57,10 @@ def test_there_are_three() -> None:
     assert [path.stem for path in PATHS] == list(EXPECTED)
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+# `examples/act.py`, which the notebook is short for, always runs.
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=[pytest.mark.long] if path.stem == "train_act" else [], id=path.stem) for path in PATHS]
+)
 def test_a_notebook_runs(path: Path, runner: ModuleType, environment: dict[str, str]) -> None:
     found = runner.execute(path, environment, parameters={"STEPS": 3, "WIDTH": 16})
     for text in EXPECTED[path.stem]:
