@@ -21,6 +21,7 @@ from lerobot_grain._batches import Batch, Example, num_examples, with_arrays_of_
 from lerobot_grain._depth_video import load_depth_decoder
 from lerobot_grain._errors import InvalidRequestError, StorageError
 from lerobot_grain._frame_order import FrameOrderIterDataset
+from lerobot_grain._memory import give_back
 from lerobot_grain._open_stream import OneThread, OpenStream
 from lerobot_grain._order import Shuffle
 from lerobot_grain._readahead import ReadAhead, ReadOptions
@@ -232,6 +233,8 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.close()
+            del stream
+            give_back()
 
     def get_state(self) -> dict[str, Any]:
         state: dict[str, Any] = self._parent.get_state() if self._stream is None else self._stream.state()

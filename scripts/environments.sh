@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export no_proxy="${no_proxy:-${NO_PROXY:-}},localhost,127.0.0.1"
 
 # One file of tests for each dependency, and what works with all of them.
-BRIEF=(tests/test_versions.py tests/test_golden.py tests/test_dataset.py tests/test_device.py tests/test_hub_stream.py tests/test_images.py
+BRIEF=(tests/test_versions.py tests/test_golden.py tests/test_dataset.py tests/test_device.py tests/test_hub_stream.py tests/test_pictures.py
     tests/test_state.py tests/test_normalize.py tests/test_mixture.py tests/test_checkpoint.py tests/test_depth.py)
 
 mode=suite
@@ -66,7 +66,7 @@ run() {
     local installed=$((SECONDS - started))
     PYTHONPATH=$PWD "$work/env/bin/python" -m pytest --numprocesses 2 --dist loadfile "${tests[@]}" >"$work/log" 2>&1 && result=passed || result=FAILED
     [ "$result" = passed ] || { failed=1; cat "$work/log"; }
-    tell "$name" "$result: $(tail -1 "$work/log") (installed in $installed s)"
+    tell "$name" "$result: $(grep -E "(passed|failed|error|ran).* in " "$work/log" | tail -1) (installed in $installed s)"
 }
 
 [ "$mode" != resolve ] || scripts/setup.sh

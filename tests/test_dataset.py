@@ -9,6 +9,7 @@ import shutil
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle  # comes with Grain, which pickles data sets with it
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 
 import lerobot_grain as lg
+from lerobot_grain import _memory
 from lerobot_grain._video import load_decoder
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, LoopbackHub, WrittenDataset, read_barcodes, write_dataset
 
@@ -301,3 +303,21 @@ def test_a_missing_decoder_is_named_at_construction(written: WrittenDataset, mon
         assert next(iter(lg.LeRobotIterDataset(written.directory, features=["action"], num_epochs=1)))["action"].shape == (7,)
     finally:
         load_decoder.cache_clear()
+
+
+def test_a_closed_stream_gives_its_memory_back(written: WrittenDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the operating system, and not again a moment later."""
+    clock: list[float] = []
+    told: list[int] = []
+    monkeypatch.setattr(_memory, "_told_at", 0.0)
+    monkeypatch.setattr(_memory, "_trim", told.append)
+    monkeypatch.setattr(_memory, "time", SimpleNamespace(monotonic=lambda: clock[-1]))
+    for now, expected in ((100.0, [0]), (101.0, [0]), (120.0, [0, 0])):
+        clock.append(now)
+        iterator = iter(lg.LeRobotIterDataset(written.directory))
+        next(iterator)
+        iterator.close()
+        assert told == expected
+    iterator.close()
+    monkeypatch.setattr(_memory, "_trim", None)  # another C library
+    _memory.give_back()

@@ -39,6 +39,7 @@ LEVELS = [
         "_parquet_pages",
         "_stats_file",
         "_texts",
+        "_memory",
         "_per_process",
         "_versions",
     ],
