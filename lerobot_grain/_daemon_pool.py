@@ -25,8 +25,9 @@ from lerobot_grain._request_scope import end_all
 
 _T = TypeVar("_T")
 
-# What is being computed at the end of the program, such as a few frames that are decoded, may end. It takes tenths of a second.
-_EXIT_SECONDS = 1.0
+# What is being computed at the end of the program, such as a few frames that are decoded, may end: it takes tenths of a second, and where
+# Python ends a thread that is inside of C++, the program is aborted. What has not begun by then is dropped.
+_EXIT_SECONDS = 2.0
 
 
 # Threads of the process besides one of each pool: as many as there may be connections, or more where one pool is allowed more.
@@ -170,23 +171,28 @@ def _run(
 
 
 def _work(task: _Task) -> None:
-    if task.future.set_running_or_notify_cancel():
-        _busy.add(task)
-        try:
-            result = task.call()
-        except BaseException as error:
-            task.future.set_exception(error)
-        else:
-            task.future.set_result(result)
-        finally:
-            _busy.discard(task)
+    _busy.add(task)  # first, so that at the end of the program it is either waited for or not begun
+    try:
+        if _is_ending.is_set():
+            task.future.cancel()
+        elif task.future.set_running_or_notify_cancel():
+            try:
+                result = task.call()
+            except BaseException as error:
+                task.future.set_exception(error)
+            else:
+                task.future.set_result(result)
+    finally:
+        _busy.discard(task)
 
 
-# Tasks that are run now, in all pools.
+# Tasks that are run now, in all pools; and whether the program ends, so that none is begun.
 _busy: set[_Task] = set()
+_is_ending = threading.Event()
 
 
 def _let_tasks_end() -> None:
+    _is_ending.set()
     end_all()
     gives_up_at = time.monotonic() + _EXIT_SECONDS
     while _busy and time.monotonic() < gives_up_at:

@@ -43,7 +43,7 @@ def jax_enable_x64(enabled: bool) -> AbstractContextManager[Any]:
 
 
 def hub_is_offline() -> bool:
-    """Returns `huggingface_hub.is_offline_mode()` (huggingface_hub 1.0; before, a constant has it)."""
+    """Returns `huggingface_hub.is_offline_mode()` (huggingface_hub 1.10; before, a constant has it)."""
     import huggingface_hub
 
     if hasattr(huggingface_hub, "is_offline_mode"):
@@ -52,7 +52,7 @@ def hub_is_offline() -> bool:
 
 
 def cached_repo_tree(repo_id: str, *, revision: str, cache_dir: str) -> list[Any] | None:
-    """Returns the files of a dataset's commit, as huggingface_hub keeps their list beside a download (1.22).
+    """Returns the files of a dataset's commit, as huggingface_hub keeps their list beside a download (1.23).
 
     None where the list was not kept: older versions keep none.
     """

@@ -6,7 +6,7 @@ import huggingface_hub
 import pytest
 
 keeps_lists_of_files = pytest.mark.skipif(
-    not hasattr(huggingface_hub, "get_cached_repo_tree"), reason="huggingface_hub before 1.22 keeps no list of a commit's files"
+    not hasattr(huggingface_hub, "get_cached_repo_tree"), reason="huggingface_hub before 1.23 keeps no list of a commit's files"
 )
 has_buckets = pytest.mark.skipif(not hasattr(huggingface_hub.errors, "BucketNotFoundError"), reason="this huggingface_hub knows no buckets")
 # huggingface_hub before 1.0 raises instead, as its requests do.

@@ -154,3 +154,38 @@ def test_a_program_that_closes_nothing_ends_without_a_word(hub: LoopbackHub, arg
     environment = os.environ | {"LEROBOT_GRAIN_CACHE": str(Path(arguments["cache_dir"]) / "kept"), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_what_has_not_begun_at_the_end_is_dropped() -> None:
+    """It was begun until a second had gone by, and then Python ended threads inside of the decoder, which aborts the program."""
+    code = """
+import atexit, time
+started = []
+# What is registered first runs last.
+atexit.register(lambda: print(len(started)))
+from lerobot_grain._daemon_pool import DaemonPool
+
+def task():
+    started.append(None)
+    time.sleep(0.2)
+
+pool = DaemonPool(2, "test")
+for _ in range(50):
+    pool.submit(task)
+while len(started) < 2:
+    time.sleep(0.01)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", "")
+
+
+def test_a_program_that_ends_while_much_is_to_be_decoded(shared: Path) -> None:
+    code = """
+import sys
+import lerobot_grain as lg
+iterator = iter(lg.LeRobotIterDataset(sys.argv[1]))
+print(next(iterator)["observation.images.top"].ndim)
+"""
+    command = [sys.executable, "-c", code, str(shared / "real" / "cr5_v30")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr

@@ -35,7 +35,7 @@ def test_enable_x64_of_jax() -> None:
 
 
 @pytest.mark.parametrize("is_offline", [True, False])
-def test_offline_mode_of_huggingface_hub_before_1_0(monkeypatch: pytest.MonkeyPatch, is_offline: bool) -> None:
+def test_offline_mode_of_huggingface_hub_before_1_10(monkeypatch: pytest.MonkeyPatch, is_offline: bool) -> None:
     older = types.SimpleNamespace(constants=types.SimpleNamespace(HF_HUB_OFFLINE=is_offline))
     monkeypatch.setitem(sys.modules, "huggingface_hub", older)
     assert _versions.hub_is_offline() is is_offline
@@ -59,8 +59,8 @@ def test_resizing_by_torchcodec_before_0_10(monkeypatch: pytest.MonkeyPatch, tmp
         dataset = lg.LeRobotIterDataset(written.directory, shuffle=None, num_epochs=1, image_size=(32, 48))
         found[name] = np.stack([example[camera.key] for example in dataset]).astype(int)
         assert found[name].shape == (4, 32, 48, 3)
-    # Two ways to do the same: 1.3 levels of 255 apart in the mean.
-    assert abs(found["old"] - found["new"]).mean() < 3
+    # Two ways to do the same: 0.1 to 0.25 levels of 255 apart in the mean.
+    assert abs(found["old"] - found["new"]).mean() < 1
 
 
 def test_without_torch_everything_but_video_works(tmp_path: Path) -> None:
