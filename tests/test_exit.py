@@ -121,7 +121,7 @@ def test_a_program_ends_whatever_the_hub_does(
     environment = os.environ | {"LEROBOT_GRAIN_CACHE": str(Path(arguments["cache_dir"]) / "kept"), "JAX_PLATFORMS": "cpu"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True) as program:
         try:
-            output, _ = program.communicate(timeout=30)
+            output, _ = program.communicate(timeout=100)
         except subprocess.TimeoutExpired:
             os.killpg(program.pid, signal.SIGKILL)
             raise
