@@ -117,31 +117,30 @@ class _DeviceIterator(grain.DatasetIterator[Any]):
         return self._feed
 
     def __next__(self) -> Any:
-        self._one_thread.enter()
-        try:
-            return self._next()
-        finally:
-            self._one_thread.leave()
-
-    def _next(self) -> Any:
         self._assert_not_closed()
-        before = self._state
+        before, is_inside = self._state, False
         try:
-            with self._stats.record_self_time():
-                feed = self._started()
-                before = self._state
-                batch, state = feed.take()
-                self._stats.record_output_spec(batch)
-                self._state = state
-                return batch
+            self._one_thread.enter()
+            is_inside = True
+            try:
+                with self._stats.record_self_time():
+                    feed = self._started()
+                    before = self._state
+                    batch, state = feed.take()
+                    self._stats.record_output_spec(batch)
+                    self._state = state
+                    return batch
+            finally:
+                self._one_thread.leave()
         except StopIteration:
             self._stop()
             raise
         except BaseException:
-            # Nothing was handed out: the next call reads the same batch again.
-            if before is not None:  # else what `_started` has found, if it has
-                self._state = before
-            self._rewind()
+            # Nothing was handed out: the next call reads the same batch again. (Another thread that is inside goes on.)
+            if is_inside:
+                if before is not None:  # else what `_started` has found, if it has
+                    self._state = before
+                self._rewind()
             raise
 
     def get_state(self) -> dict[str, Any]:
