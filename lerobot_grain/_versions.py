@@ -43,7 +43,7 @@ def jax_enable_x64(enabled: bool) -> AbstractContextManager[Any]:
 
 
 def hub_is_offline() -> bool:
-    """Returns `huggingface_hub.is_offline_mode()` (huggingface_hub 1.10; before, a constant has it)."""
+    """Returns `huggingface_hub.is_offline_mode()` (huggingface_hub 1.10 has it, 1.0 has only a constant)."""
     import huggingface_hub
 
     if hasattr(huggingface_hub, "is_offline_mode"):
@@ -88,8 +88,8 @@ def triton_hidden_from_torch() -> Iterator[None]:
     """Lets torch be imported after TensorFlow: as if Triton was not installed.
 
     torchcodec imports torch._dynamo, which imports Triton where it is installed, as torch's default build for Linux has it. After
-    TensorFlow that ends the interpreter with a segmentation fault (both bring LLVM; seen with TensorFlow 2.21 and Triton 3.6). torch
-    remembers that there is no Triton, so it does not try again later.
+    TensorFlow that was reported to end the interpreter with a segmentation fault; the test has stand-ins for both. torch remembers that
+    there is no Triton, so it does not try again later.
     """
     if "tensorflow" not in sys.modules or "triton" in sys.modules:
         yield
