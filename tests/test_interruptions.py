@@ -65,6 +65,12 @@ PIPELINES: dict[str, Callable[[lg.Repository], Any]] = {
     "filtered batches": lambda repository: filtered(repository).batch(4),
     "device feed": lambda repository: examples(repository).batch(5).pipe(lg.DeviceIterDataset),
 }
+# The device feed has few lines of its own, and one of them between two that were tried lost a batch: all are always tried.
+POINTS = [
+    pytest.param(name, every, marks=pytest.mark.long if every == 1 and name != "device feed" else ())
+    for name in PIPELINES
+    for every in ((1,) if name == "device feed" else (1, 29))
+]
 MIXTURES: dict[str, Callable[[Any], Any]] = {"examples": lambda stream: stream, "batches": lambda stream: stream.batch(3)}
 
 
@@ -144,9 +150,8 @@ def interrupted(dataset: Any, error: type[BaseException], every: int) -> Iterato
                     yield taken, place, iterator
 
 
-@EVERY
+@pytest.mark.parametrize(("name", "every"), POINTS)
 @pytest.mark.parametrize("error", [Struck, LateError])
-@pytest.mark.parametrize("name", PIPELINES)
 def test_stream_and_state_stay_at_an_element_wherever_next_is_interrupted(
     repository: lg.Repository, name: str, error: type[BaseException], every: int
 ) -> None:
