@@ -17,14 +17,14 @@ import numpy.typing as npt
 
 from fuzz.corpus import CAMERAS, EPISODE_LENGTHS, FPS
 from fuzz.mutations import DTYPES, mutate_json, mutate_mp4, mutate_parquet
-from lerobot_grain._columns import to_encoded_images, to_numpy, to_strings
-from lerobot_grain._episodes import EpisodeTable, episode_columns, episode_table
-from lerobot_grain._errors import DatasetFormatError
-from lerobot_grain._mp4 import SampleTable, read_sample_table
-from lerobot_grain._parquet import InMemoryFile, open_table, read_columns
-from lerobot_grain._plan import VideoFile
-from lerobot_grain._schema import DatasetInfo, Feature, PathTemplate, parse_info
-from lerobot_grain._small_mp4 import coded_unit, small_mp4
+from lerobot_grain._base.errors import DatasetFormatError
+from lerobot_grain._format.episodes import EpisodeTable, episode_columns, episode_table
+from lerobot_grain._format.info import DatasetInfo, Feature, PathTemplate, parse_info
+from lerobot_grain._parquet.columns import to_encoded_images, to_numpy, to_strings
+from lerobot_grain._parquet.table import InMemoryFile, open_table, read_columns
+from lerobot_grain._video.mp4 import SampleTable, read_sample_table
+from lerobot_grain._video.small_mp4 import coded_unit, small_mp4
+from lerobot_grain._video.video_file import VideoFile
 
 _WHERE = "org/name@1a2b, a file"
 _INFO = DatasetInfo(

@@ -1,12 +1,6 @@
 """Streams LeRobotDataset v3.x, v2.1 and v2.0 data sets from the Hugging Face Hub as a Grain IterDataset: shuffled, windowed, resumable."""
 
-from lerobot_grain._augment import augment_images, example_keys
-from lerobot_grain._check import CheckReport, check
-from lerobot_grain._check_files import Finding
-from lerobot_grain._compute_stats import compute_stats, stats_of
-from lerobot_grain._dataset import LeRobotIterDataset, ReadWindowsIterDataset, read_statistics
-from lerobot_grain._device import DeviceIterDataset
-from lerobot_grain._errors import (
+from lerobot_grain._base.errors import (
     DatasetFormatError,
     InvalidRequestError,
     LeRobotGrainError,
@@ -15,20 +9,26 @@ from lerobot_grain._errors import (
     StateMismatchError,
     StorageError,
 )
-from lerobot_grain._frame_order import FrameOrderIterDataset
-from lerobot_grain._normalize import Normalizer, normalizer
-from lerobot_grain._openpi import OpenPiDataLoader, OpenPiFormat
-from lerobot_grain._order import Shuffle
-from lerobot_grain._plot import plot_example
-from lerobot_grain._readahead import ReadOptions
-from lerobot_grain._repository import Repository, open_repository
-from lerobot_grain._requests import DeltaTimestamps
-from lerobot_grain._selection import Episode, train_eval_split
-from lerobot_grain._shaping import DeltaActions, PadDimensions, ResizeWithPad, resize_with_pad
-from lerobot_grain._statistics import ReadStatistics
-from lerobot_grain._storage_options import StorageOptions
-from lerobot_grain._windows import WindowRequest
-from lerobot_grain._workers import WorkerPrefetchIterDataset, worker_init
+from lerobot_grain._datasets.delta_timestamps import DeltaTimestamps
+from lerobot_grain._datasets.device import DeviceIterDataset
+from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
+from lerobot_grain._datasets.read_windows import LeRobotIterDataset, ReadWindowsIterDataset, read_statistics
+from lerobot_grain._datasets.workers import WorkerPrefetchIterDataset, worker_init
+from lerobot_grain._inspection.check import CheckReport, check
+from lerobot_grain._inspection.file_checks import Finding
+from lerobot_grain._inspection.plot import plot_example
+from lerobot_grain._order.shuffle import Shuffle
+from lerobot_grain._order.windows import WindowRequest
+from lerobot_grain._reading.read_ahead import ReadOptions
+from lerobot_grain._reading.read_statistics import ReadStatistics
+from lerobot_grain._repository.repository import Repository, open_repository
+from lerobot_grain._repository.selection import Episode, train_eval_split
+from lerobot_grain._storage.options import StorageOptions
+from lerobot_grain._training.augmentation import augment_images, example_keys
+from lerobot_grain._training.normalization import Normalizer, normalizer
+from lerobot_grain._training.openpi import OpenPiDataLoader, OpenPiFormat
+from lerobot_grain._training.shaping import DeltaActions, PadDimensions, ResizeWithPad, resize_with_pad
+from lerobot_grain._training.statistics import compute_stats, stats_of
 
 __version__ = "0.1.0"
 

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from torchcodec.decoders import VideoDecoder
 
-from lerobot_grain._byte_ranges import ByteRange
-from lerobot_grain._mp4 import SampleTable, read_sample_table
+from lerobot_grain._base.byte_ranges import ByteRange
+from lerobot_grain._video.mp4 import SampleTable, read_sample_table
 
 # SVT-AV1 has a log of its own, straight to stderr, which only this variable turns down.
 os.environ.setdefault("SVT_LOG", "1")

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from torchcodec.decoders import VideoDecoder
 
 from lerobot_grain.testing import WrittenDataset, draw_barcodes, read_barcodes, write_dataset
-from lerobot_grain.testing._video_writer import stitch_episodes
+from lerobot_grain.testing._writer.video import stitch_episodes
 from tests.helpers import box, boxes, edit_box, read_table
 
 os.environ.setdefault("SVT_LOG", "1")

@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
-from lerobot_grain._byte_ranges import ByteRange
+from lerobot_grain._base.byte_ranges import ByteRange
 
 CONTENTS = bytes(range(256)) * 4
 WANTED = ByteRange(0, len(CONTENTS))

@@ -20,7 +20,7 @@ from huggingface_hub import file_download
 from huggingface_hub.utils import _http
 
 import lerobot_grain as lg
-from lerobot_grain import _transport
+from lerobot_grain._storage.http import client
 from lerobot_grain.testing import Camera, write_dataset
 from tests.forked import forking
 
@@ -64,7 +64,7 @@ def digest(repository: Any, **arguments: Any) -> str:
 
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes attempts follow each other at once, ours and those of huggingface_hub."""
-    monkeypatch.setattr(_transport.random, "uniform", lambda *_: 0.001)
+    monkeypatch.setattr(client.random, "uniform", lambda *_: 0.001)
     hasty = types.SimpleNamespace(sleep=lambda _: None, time=time.time, monotonic=time.monotonic, perf_counter=time.perf_counter)
     for module in (_http, file_download):
         monkeypatch.setattr(module, "time", hasty)

@@ -18,8 +18,8 @@ import huggingface_hub
 import pytest
 
 import lerobot_grain as lg
-from lerobot_grain._open_storage import open_storage
-from lerobot_grain._storage import Storage
+from lerobot_grain._storage.base import Storage
+from lerobot_grain._storage.opening import open_storage
 from lerobot_grain.testing import LoopbackHub
 from tests.streams import digest, no_pauses, streams_in_process, write_small
 

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from lerobot_grain import _awake, _connections, _transport
-from lerobot_grain._answers import RangeSource
-from lerobot_grain._awake import AwakeClock, Watch
-from lerobot_grain._connections import Connections
-from lerobot_grain._errors import StorageError
-from lerobot_grain._open_storage import open_storage
-from lerobot_grain._storage_options import StorageOptions
-from lerobot_grain._transport import Deadline, Transport, Unreachable
+import lerobot_grain as lg
+from lerobot_grain._base.errors import StorageError
+from lerobot_grain._storage.http import client, connections
+from lerobot_grain._storage.http.client import Deadline, Transport, Unreachable
+from lerobot_grain._storage.http.connections import Connections
+from lerobot_grain._storage.http.responses import RangeSource
+from lerobot_grain._storage.http.watchdog import AwakeClock, Watch
+from lerobot_grain._storage.opening import open_storage
+from lerobot_grain._storage.options import StorageOptions
 from lerobot_grain.testing import Fault, LoopbackHub
 from tests.raw_server import ANSWER, CONTENTS, WANTED, Script, serving
 
@@ -53,7 +54,7 @@ def jumping(monkeypatch: pytest.MonkeyPatch) -> JumpingTime:
     """The time of all deadlines."""
     found, watch = JumpingTime(), Watch()
     watch.clock = AwakeClock(found)
-    monkeypatch.setattr(_transport, "watch", lambda: watch)
+    monkeypatch.setattr(client, "watch", lambda: watch)
     return found
 
 
@@ -95,8 +96,8 @@ def test_waiting_is_no_standstill(monkeypatch: pytest.MonkeyPatch, wait: str) ->
     """Nobody else looks at the clock then. A pause counts for the deadline, and a rate limit moves it by its length, not by twice that."""
     monotonic, watch = Time(), Watch()
     watch.clock = AwakeClock(monotonic)
-    monkeypatch.setattr(_transport, "watch", lambda: watch)
-    monkeypatch.setattr(_transport, "time", FakeTime(monotonic))
+    monkeypatch.setattr(client, "watch", lambda: watch)
+    monkeypatch.setattr(client, "time", FakeTime(monotonic))
     transport = Transport(StorageOptions(pause_seconds=8, max_attempts=6))
     deadline = Deadline(20)
     if wait == "a pause":
@@ -125,8 +126,8 @@ def test_a_server_that_is_gone_is_given_up_at_the_deadline(monkeypatch: pytest.M
     """With pauses that are longer than what the clock takes for a standstill."""
     monotonic, watch = Time(), Watch()
     watch.clock = AwakeClock(monotonic)
-    monkeypatch.setattr(_transport, "watch", lambda: watch)
-    monkeypatch.setattr(_transport, "time", FakeTime(monotonic))
+    monkeypatch.setattr(client, "watch", lambda: watch)
+    monkeypatch.setattr(client, "time", FakeTime(monotonic))
 
     def attempt(_: Deadline) -> bytes:
         raise Unreachable("ConnectError at localhost: refused")
@@ -139,9 +140,9 @@ def test_a_server_that_is_gone_is_given_up_at_the_deadline(monkeypatch: pytest.M
 
 def test_waiting_for_a_connection_of_the_process_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six datasets, one connection: the last one waits for twice its deadline."""
-    monkeypatch.setattr(_connections, "_MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(connections, "_MAX_CONNECTIONS", 1)
     alone = Connections()
-    monkeypatch.setattr(_transport, "connections", lambda: alone)
+    monkeypatch.setattr(client, "connections", lambda: alone)
 
     def late(_: int) -> Script:
         time.sleep(0.2)
@@ -160,9 +161,9 @@ PROGRAM = """
 import os, pickle, signal, sys, threading, types
 sys.modules["lerobot_grain"] = types.ModuleType("lerobot_grain")
 sys.modules["lerobot_grain"].__path__ = [sys.argv[1]]
-from lerobot_grain import _awake
-_awake._STEP_SECONDS, _awake._STANDSTILL_SECONDS = 0.05, 0.5
-from lerobot_grain._byte_ranges import ByteRange
+from lerobot_grain._storage.http import watchdog
+watchdog._STEP_SECONDS, watchdog._STANDSTILL_SECONDS = 0.05, 0.5
+from lerobot_grain._base.byte_ranges import ByteRange
 storage = pickle.load(sys.stdin.buffer)
 assert storage.read_ranges("a", [ByteRange(0, 1)])
 threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGSTOP]).start()
@@ -181,7 +182,7 @@ def test_a_process_that_was_stopped_asks_again_also_for_links_that_have_expired(
     arguments = {"revision": None, "endpoint": hub.endpoint, "token": None, "cache_dir": tmp_path / "cache"}
     storage = open_storage("awake/stopped", options=options, **arguments)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    command = [sys.executable, "-c", PROGRAM, os.path.dirname(_awake.__file__)]
+    command = [sys.executable, "-c", PROGRAM, os.path.dirname(lg.__file__)]
     with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
         hub.add_fault(Fault(origin="cdn", path_regex="^a$", skip=1, latency_seconds=1000))
         assert program.stdin is not None

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lerobot_grain as lg
-from lerobot_grain._batches import Batch, join, num_examples, part_of, split
-from lerobot_grain._recycled import _MAX_FREE, _MIN_BYTES, RecycledArrays
+from lerobot_grain._reading.array_pool import _MAX_FREE, _MIN_BYTES, RecycledArrays
+from lerobot_grain._reading.batches import Batch, join, num_examples, part_of, split
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, WrittenDataset, write_dataset
 
 TOP, WRIST, PICTURE = "observation.images.top", "observation.images.wrist", "observation.images.picture"

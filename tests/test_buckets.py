@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 import lerobot_grain as lg
-from lerobot_grain import _cli, _transport
-from lerobot_grain._byte_ranges import ByteRange
-from lerobot_grain._open_storage import open_storage
-from lerobot_grain._remote_storage import BucketStorage
+from lerobot_grain._base.byte_ranges import ByteRange
+from lerobot_grain._cli.main import main
+from lerobot_grain._storage.hub.commit_storage import BucketStorage
+from lerobot_grain._storage.opening import open_storage
 from lerobot_grain.testing import Camera, Fault, LoopbackHub, WrittenDataset, read_barcodes, write_dataset
 
 CAMERA = "observation.images.top"
@@ -192,7 +192,7 @@ def test_another_process_asks_the_api_nothing_and_reads_the_same_version(hub: Lo
         "import pickle, sys, types\n"
         "sys.modules['lerobot_grain'] = types.ModuleType('lerobot_grain')\n"
         "sys.modules['lerobot_grain'].__path__ = [sys.argv[1]]\n"
-        "from lerobot_grain._byte_ranges import ByteRange\n"
+        "from lerobot_grain._base.byte_ranges import ByteRange\n"
         "storage = pickle.load(sys.stdin.buffer)\n"
         "for path in sys.argv[2:]:\n"
         "    try: print(len(storage.read_ranges(path, [ByteRange(0, 10)])[0]))\n"
@@ -204,7 +204,7 @@ def test_another_process_asks_the_api_nothing_and_reads_the_same_version(hub: Lo
     hub.put_bucket_file(bucket, f"sets/a/{SECOND_VIDEO}", other.directory / SECOND_VIDEO)
     hub.clear_requests()
     done = subprocess.run(
-        [sys.executable, "-c", code, os.path.dirname(_transport.__file__), VIDEO, SECOND_VIDEO],
+        [sys.executable, "-c", code, os.path.dirname(lg.__file__), VIDEO, SECOND_VIDEO],
         input=pickle.dumps(storage),
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
@@ -217,7 +217,7 @@ def test_another_process_asks_the_api_nothing_and_reads_the_same_version(hub: Lo
 
 
 def test_the_profile_command(hub: LoopbackHub, bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _cli.main(["profile", uri_of(bucket), "--endpoint", hub.endpoint, "--batch-size", "8", "--batches", "2"]) == 0
+    assert main(["profile", uri_of(bucket), "--endpoint", hub.endpoint, "--batch-size", "8", "--batches", "2"]) == 0
     assert capsys.readouterr().out.startswith(f"{uri_of(bucket)}: 3 episodes, 30 rows at 10 fps\n")
 
 

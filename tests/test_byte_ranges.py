@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lerobot_grain._byte_ranges import ByteRange, merge_ranges, slice_from
+from lerobot_grain._base.byte_ranges import ByteRange, merge_ranges, slice_from
 
 FILE_BYTES = 400
 RANGES = st.lists(

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import lerobot_grain as lg
-from lerobot_grain import _check
-from lerobot_grain._cli import main
+from lerobot_grain._cli.main import main
+from lerobot_grain._inspection import check
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, LoopbackHub, WrittenDataset, write_dataset
 from tests.datasets import change_info, change_table
 from tests.helpers import encoded
@@ -281,7 +281,7 @@ def test_frames_of_another_size(directory: Path) -> None:
 def test_encodings_that_differ(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (directory / VIDEO.format(1)).write_bytes(encoded("h264", num_frames=16, gop=8))
     change_info(directory, lambda info: info["features"][TOP]["info"].update({"video.codec": "libx265"}))
-    monkeypatch.setattr(_check, "_LONG_GOP", 1)
+    monkeypatch.setattr(check, "_LONG_GOP", 1)
     report = checked(directory)
     assert [(finding.kind, finding.text) for finding in report.findings] == [
         (
@@ -392,7 +392,7 @@ def test_a_row_that_is_said_to_be_enormous_is_not_made_up(directory: Path) -> No
 def test_numbers_of_another_type_and_columns_that_nobody_declared(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change_table(directory / DATA.format(0), changed_column("next.reward", lambda values: pc.cast(values, pa.float64())))
     change_table(directory / DATA.format(1), lambda table: table.append_column("extra", pa.array(range(table.num_rows))))
-    monkeypatch.setattr(_check, "_LARGE_GROUP_BYTES", 100)
+    monkeypatch.setattr(check, "_LARGE_GROUP_BYTES", 100)
     report = checked(directory)
     assert found(report) == {
         "column_type": (False, "next.reward", ()),

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lerobot_grain import LeRobotIterDataset, _cli_profile
-from lerobot_grain._cli import main
-from lerobot_grain._profile import consecutive_gaps, expected_episodes, measure_randomness
+from lerobot_grain import LeRobotIterDataset
+from lerobot_grain._cli import profile as cli_profile
+from lerobot_grain._cli.main import main
+from lerobot_grain._inspection.profile import consecutive_gaps, expected_episodes, measure_randomness
 from lerobot_grain.testing import Camera, Fault, LoopbackHub, write_dataset
 
 CAMERA = "observation.images.top"
@@ -105,7 +106,7 @@ def test_options_reach_the_stream(directory: Path, capsys: pytest.CaptureFixture
         made.append(options)
         return LeRobotIterDataset(*arguments, **options)
 
-    monkeypatch.setattr(_cli_profile, "LeRobotIterDataset", recorded)
+    monkeypatch.setattr(cli_profile, "LeRobotIterDataset", recorded)
     given = (
         f"--features {CAMERA} action --delta {CAMERA}=-0.1,0 --delta action=0,0.1,0.2 --image-size 16x48 --seed 5 --buffer-size 32 "
         "--clip-length 4 --num-parts 2 --open-files 1 --budget 5000000 --threads 1"
@@ -201,7 +202,7 @@ def test_a_wrong_command_line_is_status_2(arguments: list[str], message: str, ca
 def test_plots_without_matplotlib_are_refused_before_anything_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_cli_profile, "Figure", None)
+    monkeypatch.setattr(cli_profile, "Figure", None)
     assert main(["profile", "nowhere/nothing", "--plot", str(tmp_path / "plots.png")]) == 2
     expected = 'lerobot-grain: --plot needs matplotlib; install it with: pip install "lerobot_grain[examples]"\n'
     assert capsys.readouterr().err == expected

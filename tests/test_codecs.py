@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 import lerobot_grain as lg
-from lerobot_grain import _camera_reader
-from lerobot_grain._errors import DatasetFormatError
-from lerobot_grain._repository import sample_table
-from lerobot_grain._small_mp4 import coded_unit, unit_of_frames
-from lerobot_grain._video import Piece, RgbVideo, decode_pieces
+from lerobot_grain._base.errors import DatasetFormatError
+from lerobot_grain._reading.frames import camera_reader
+from lerobot_grain._repository.repository import sample_table
+from lerobot_grain._video.decoder import Piece, RgbVideo, decode_pieces
+from lerobot_grain._video.small_mp4 import coded_unit, unit_of_frames
 from lerobot_grain.testing import Camera, WrittenDataset, read_barcodes, write_dataset
 from tests.helpers import decode_all, read_table
 
@@ -133,7 +133,7 @@ def test_files_of_one_camera_with_different_encodings(
         tasks.append({piece.wanted.file.table.format.sample_description for piece in pieces})
         return decode_pieces(pieces, *arguments)
 
-    monkeypatch.setattr(_camera_reader, "decode_pieces", decode)
+    monkeypatch.setattr(camera_reader, "decode_pieces", decode)
     shutil.copytree(directories[first], tmp_path / "data")
     shutil.copy(video_files(directories[second])[1], video_files(tmp_path / "data")[1])
     tables = [read_table(path.read_bytes()) for path in video_files(tmp_path / "data")]
@@ -160,7 +160,7 @@ def test_a_decoder_meets_a_cra_picture_at_the_start_or_in_its_place(
             numbers.append(sum(kind in (19, 20) for kind in kinds))
 
     numbers: list[int] = []
-    monkeypatch.setattr(_camera_reader, "RgbVideo", Watched)
+    monkeypatch.setattr(camera_reader, "RgbVideo", Watched)
     dataset = lg.LeRobotIterDataset(
         directories[name], shuffle=lg.Shuffle(seed=1, clip_length=1), num_epochs=1, features=[TOP, "index"], image_size=image_size
     )

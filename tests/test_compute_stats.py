@@ -13,8 +13,9 @@ import numpy.typing as npt
 import pytest
 
 import lerobot_grain as lg
-from lerobot_grain import _compute_stats, _running_stats
-from lerobot_grain._running_stats import QUANTILES, RunningStats
+from lerobot_grain._training import running_statistics
+from lerobot_grain._training import statistics as training_statistics
+from lerobot_grain._training.running_statistics import QUANTILES, RunningStats
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, LoopbackHub, WrittenDataset, write_dataset
 
 STATE, TOP = "observation.state", "observation.images.top"
@@ -80,7 +81,7 @@ def test_some_episodes(written: WrittenDataset, repository: lg.Repository, episo
 
 def test_row_groups_by_themselves_and_together(repository: lg.Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     together = lg.compute_stats(repository, features=[STATE])
-    monkeypatch.setattr(_compute_stats, "_RUN_BYTES", 1)
+    monkeypatch.setattr(training_statistics, "_RUN_BYTES", 1)
     assert_equal(lg.compute_stats(repository, features=[STATE])[STATE], together[STATE])
 
 
@@ -318,7 +319,7 @@ def test_pieces_are_as_the_whole(name: str) -> None:
 def test_counted_quantiles_are_within_their_bound(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     column = COLUMNS[name]
     exact = in_pieces(column)
-    monkeypatch.setattr(_running_stats, "MAX_HELD_BYTES", 1_000)
+    monkeypatch.setattr(running_statistics, "MAX_HELD_BYTES", 1_000)
     found = in_pieces(column)
     ordered = np.sort(column).astype(np.float64)
     for statistic, fraction in QUANTILES.items():
@@ -331,7 +332,7 @@ def test_counted_quantiles_are_within_their_bound(name: str, monkeypatch: pytest
 @pytest.mark.parametrize("value", [0.1, -1e30, 3], ids=str)
 @pytest.mark.parametrize("held", [1 << 20, 100])
 def test_what_never_changes_has_no_deviation(value: float, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_running_stats, "MAX_HELD_BYTES", held)
+    monkeypatch.setattr(running_statistics, "MAX_HELD_BYTES", held)
     found = in_pieces(np.full(20_000, value))
     assert found.pop("count") == 20_000
     assert found.pop("std") == 0

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 import lerobot_grain as lg
-from lerobot_grain import _memory
-from lerobot_grain._video import load_decoder
+from lerobot_grain._reading import memory
+from lerobot_grain._video.decoder import load_decoder
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, LoopbackHub, WrittenDataset, read_barcodes, write_dataset
 
 TOP, WRIST, PICTURE = "observation.images.top", "observation.images.wrist", "observation.images.picture"
@@ -309,9 +309,9 @@ def test_a_closed_stream_gives_its_memory_back(written: WrittenDataset, monkeypa
     """To the operating system, and not again a moment later."""
     clock: list[float] = []
     told: list[int] = []
-    monkeypatch.setattr(_memory, "_told_at", 0.0)
-    monkeypatch.setattr(_memory, "_trim", told.append)
-    monkeypatch.setattr(_memory, "time", SimpleNamespace(monotonic=lambda: clock[-1]))
+    monkeypatch.setattr(memory, "_told_at", 0.0)
+    monkeypatch.setattr(memory, "_trim", told.append)
+    monkeypatch.setattr(memory, "time", SimpleNamespace(monotonic=lambda: clock[-1]))
     for now, expected in ((100.0, [0]), (101.0, [0]), (120.0, [0, 0])):
         clock.append(now)
         iterator = iter(lg.LeRobotIterDataset(written.directory))
@@ -319,5 +319,5 @@ def test_a_closed_stream_gives_its_memory_back(written: WrittenDataset, monkeypa
         iterator.close()
         assert told == expected
     iterator.close()
-    monkeypatch.setattr(_memory, "_trim", None)  # another C library
-    _memory.give_back()
+    monkeypatch.setattr(memory, "_trim", None)  # another C library
+    memory.give_back()

@@ -25,7 +25,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import lerobot_grain as lg
-from lerobot_grain._versions import jax_enable_x64
+from lerobot_grain._base.versions import jax_enable_x64
 from lerobot_grain.testing import Camera, WrittenDataset, write_dataset
 from tests.installed import own_lines
 

@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 
 import lerobot_grain as lg
-from lerobot_grain import _disk_cache, _repository
-from lerobot_grain._byte_ranges import ByteRange
-from lerobot_grain._disk_cache import DiskCache
-from lerobot_grain._hub_repository import disk_cache_directory
-from lerobot_grain._rows import open_data_file
+from lerobot_grain._base.byte_ranges import ByteRange
+from lerobot_grain._reading.rows.data_files import open_data_file
+from lerobot_grain._repository import repository as repository_module
+from lerobot_grain._storage import disk_cache
+from lerobot_grain._storage.disk_cache import DiskCache
+from lerobot_grain._storage.hub.address import disk_cache_directory
 from lerobot_grain.testing import Camera, Fault, LoopbackHub, RequestRecord, write_dataset
 
 FILE, PART, PAYLOAD = ("org/name@1a2b", "1a2b3c", "videos/a.mp4"), "[0, 100)", bytes(range(256)) * 40
@@ -40,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _first_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_disk_cache, "_FAILURES", itertools.count())
+    monkeypatch.setattr(disk_cache, "_FAILURES", itertools.count())
 
 
 def entries(folder: Path) -> list[Path]:
@@ -106,7 +107,7 @@ def test_an_entry_under_the_name_of_another_is_absent(folder: Path) -> None:
 def test_an_entry_of_another_version_is_absent(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = DiskCache(str(folder), LIMIT)
     with monkeypatch.context() as patch:
-        patch.setattr(_disk_cache, "_VERSION", "0")
+        patch.setattr(disk_cache, "_VERSION", "0")
         cache.put(FILE, PART, PAYLOAD)
         assert cache.get(FILE, PART) == PAYLOAD
     assert cache.get(FILE, PART) is None
@@ -255,7 +256,7 @@ class FullDisk:
 def test_a_full_disk_is_harmless_and_said_once(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     cache = DiskCache(str(folder), LIMIT)
     with monkeypatch.context() as patch:
-        patch.setattr(_disk_cache, "open", FullDisk, raising=False)
+        patch.setattr(disk_cache, "open", FullDisk, raising=False)
         cache.put(FILE, "small", b"fits")
         cache.put(FILE, PART, PAYLOAD)
         cache.put(FILE, PART, PAYLOAD)
@@ -277,7 +278,7 @@ def test_a_read_only_directory_is_read(folder: Path, monkeypatch: pytest.MonkeyP
 
     # Permissions would not hold back root, who runs tests in containers.
     for name in ("replace", "utime", "unlink"):
-        monkeypatch.setattr(_disk_cache.os, name, refuse)
+        monkeypatch.setattr(disk_cache.os, name, refuse)
     cache = DiskCache(str(folder), LIMIT)
     assert cache.get(FILE, PART) == PAYLOAD
     cache.put(FILE, "size", b"12345678")
@@ -299,7 +300,7 @@ def test_a_directory_that_is_deleted_at_that_moment_is_no_trouble(
 
     cache = DiskCache(str(folder), LIMIT)
     with monkeypatch.context() as patch:
-        patch.setattr(_disk_cache.os, "replace", after_deleting)
+        patch.setattr(disk_cache.os, "replace", after_deleting)
         cache.put(FILE, PART, PAYLOAD)
     assert cache.get(FILE, PART) is None
     cache.put(FILE, PART, PAYLOAD)
@@ -329,7 +330,7 @@ print(found)
 
 @pytest.mark.timeout(60)
 def test_several_processes_share_a_directory(folder: Path) -> None:
-    command = [sys.executable, "-I", "-W", "error", "-c", _WORKER, _disk_cache.__file__, str(folder)]
+    command = [sys.executable, "-I", "-W", "error", "-c", _WORKER, disk_cache.__file__, str(folder)]
     workers = [subprocess.Popen([*command, str(seed)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) for seed in range(3)]
     while any(worker.poll() is None for worker in workers):
         for path in folder.glob("*0.kept"):
@@ -478,7 +479,7 @@ def test_long_footers_and_tables_read_in_ranges_are_kept(
 ) -> None:
     written = write_dataset(tmp_path / "long", episode_lengths=[40, 40], cameras=(), rows_per_row_group=1)
     hub.add_repository("disk/long", written.directory)
-    monkeypatch.setattr(_repository, "_WHOLE_TABLE_BYTES", 0)
+    monkeypatch.setattr(repository_module, "_WHOLE_TABLE_BYTES", 0)
     _, first = start("disk/long")
     assert len(index_requests(first, written.directory)) == 1
     assert [r.file for r in hub.requests() if r.kind == "cdn" and r.file and r.file.startswith("meta/")]
@@ -564,7 +565,7 @@ def test_damaged_entries_change_nothing(hub: LoopbackHub, directory: Path, start
 def test_what_was_sent_wrongly_is_fetched_again(
     hub: LoopbackHub, converted: Path, directory: Path, start: Any, monkeypatch: pytest.MonkeyPatch, file: str, skip: int, offset: int
 ) -> None:
-    monkeypatch.setattr(_repository, "_WHOLE_TABLE_BYTES", 0)
+    monkeypatch.setattr(repository_module, "_WHOLE_TABLE_BYTES", 0)
     source = directory if "videos" in file else converted
     name = f"disk/wrong-{file.replace('/', '-')}"
     hub.add_repository(name, source)

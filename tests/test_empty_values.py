@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import lerobot_grain as lg
-from lerobot_grain._columns import to_numpy
-from lerobot_grain._errors import DatasetFormatError
-from lerobot_grain._parquet import InMemoryFile, open_table
-from lerobot_grain._schema import Feature
+from lerobot_grain._base.errors import DatasetFormatError
+from lerobot_grain._format.info import Feature
+from lerobot_grain._parquet.columns import to_numpy
+from lerobot_grain._parquet.table import InMemoryFile, open_table
 from lerobot_grain.testing import write_dataset
 
 ROWS = 5

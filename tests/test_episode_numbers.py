@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import lerobot_grain as lg
-from lerobot_grain._selection import select_episodes
+from lerobot_grain._repository.selection import select_episodes
 from lerobot_grain.testing import Camera, WrittenDataset, read_barcodes, write_dataset
 from tests.datasets import examples_of
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lerobot_grain._episodes import EpisodeTable, episode_columns, episode_table
-from lerobot_grain._errors import DatasetFormatError, InvalidRequestError
-from lerobot_grain._schema import DatasetInfo, Feature, PathTemplate
+from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError
+from lerobot_grain._format.episodes import EpisodeTable, episode_columns, episode_table
+from lerobot_grain._format.info import DatasetInfo, Feature, PathTemplate
 
 WHERE = "org/name@1a2b, meta/episodes"
 INFO = DatasetInfo(

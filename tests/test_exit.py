@@ -163,7 +163,7 @@ import atexit, time
 started = []
 # What is registered first runs last.
 atexit.register(lambda: print(len(started)))
-from lerobot_grain._daemon_pool import DaemonPool
+from lerobot_grain._reading.daemon_pool import DaemonPool
 
 def task():
     started.append(None)

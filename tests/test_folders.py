@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 
 import lerobot_grain as lg
-from lerobot_grain._open_storage import _parse_hub_name, open_storage
+from lerobot_grain._storage.opening import _parse_hub_name, open_storage
 from lerobot_grain.testing import Camera, HubRepository, LoopbackHub, WrittenDataset, write_dataset
 from tests.installed import keeps_lists_of_files
 from tests.streams import digest, streams_in_process

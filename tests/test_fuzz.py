@@ -20,10 +20,10 @@ from fuzz import __main__ as runner
 from fuzz import worker
 from fuzz.corpus import Seeds, make_seeds
 from fuzz.targets import TARGETS, Target, make_input
-from lerobot_grain._columns import to_encoded_images, to_numpy, to_strings
-from lerobot_grain._errors import DatasetFormatError
-from lerobot_grain._parquet import InMemoryFile, open_table, read_columns
-from lerobot_grain._schema import Feature
+from lerobot_grain._base.errors import DatasetFormatError
+from lerobot_grain._format.info import Feature
+from lerobot_grain._parquet.columns import to_encoded_images, to_numpy, to_strings
+from lerobot_grain._parquet.table import InMemoryFile, open_table, read_columns
 
 pytestmark = pytest.mark.timeout(120)
 

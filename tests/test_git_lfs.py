@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 
 import lerobot_grain as lg
-from lerobot_grain._git_files import LfsPointer, lfs_pointer
+from lerobot_grain._storage.git_files import LfsPointer, lfs_pointer
 from lerobot_grain.testing import Camera, LoopbackHub, write_dataset
 
 TOP = "observation.images.top"

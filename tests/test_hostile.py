@@ -19,14 +19,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lerobot_grain import _parquet, _repository
-from lerobot_grain._columns import to_encoded_images, to_numpy, to_strings
-from lerobot_grain._episodes import episode_table
-from lerobot_grain._errors import DatasetFormatError, LeRobotGrainWarning, shown
-from lerobot_grain._parquet import InMemoryFile, open_table, read_columns
-from lerobot_grain._repository import open_repository, sample_table
-from lerobot_grain._rows import open_data_file
-from lerobot_grain._schema import DatasetInfo, Feature, parse_info
+from lerobot_grain._base.errors import DatasetFormatError, LeRobotGrainWarning, shown
+from lerobot_grain._format.episodes import episode_table
+from lerobot_grain._format.info import DatasetInfo, Feature, parse_info
+from lerobot_grain._parquet import table as parquet_table
+from lerobot_grain._parquet.columns import to_encoded_images, to_numpy, to_strings
+from lerobot_grain._parquet.table import InMemoryFile, open_table, read_columns
+from lerobot_grain._reading.rows.data_files import open_data_file
+from lerobot_grain._repository import repository as repository_module
+from lerobot_grain._repository.repository import open_repository, sample_table
 from lerobot_grain.testing import Camera, LoopbackHub, write_dataset
 from tests.helpers import box, edit_box, encoded, read_table
 
@@ -218,7 +219,7 @@ def test_a_gop_length_that_no_encoder_has_is_not_believed() -> None:
 
 @pytest.mark.parametrize("element", [b"[],", b'{"":0},'])
 def test_json_of_the_largest_size_that_is_read(element: bytes) -> None:
-    raw = b"[" + element * (_repository._MAX_INFO_BYTES // len(element) - 1) + b"0]"
+    raw = b"[" + element * (repository_module._MAX_INFO_BYTES // len(element) - 1) + b"0]"
     assert len(raw) > 4_000_000
     assert "found a JSON list" in refusal(lambda: info_of(raw), max_bytes=400 << 20)
 
@@ -276,7 +277,7 @@ def test_half_floats_are_integers_like_others() -> None:
 
 
 def test_an_episode_table_with_very_many_rows(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_repository, "_MAX_EPISODES", 1)
+    monkeypatch.setattr(repository_module, "_MAX_EPISODES", 1)
     path = "meta/episodes/chunk-000/file-000.parquet"
     assert refusal(lambda: open_repository(directory)) == f"{directory}, {path}: it has 2 rows; at most 1 are read"
 
@@ -367,7 +368,7 @@ def test_two_columns_of_one_name() -> None:
 
 @pytest.mark.parametrize("list_size", [None, 100])
 def test_numbers_packed_to_nothing(monkeypatch: pytest.MonkeyPatch, list_size: int | None) -> None:
-    monkeypatch.setattr(_parquet, "_MAX_UNPACKED_BYTES", 16 << 20)
+    monkeypatch.setattr(parquet_table, "_MAX_UNPACKED_BYTES", 16 << 20)
     zeros = pa.array(np.zeros(3_000_000, np.int64))
     column = zeros if list_size is None else pa.FixedSizeListArray.from_arrays(zeros, list_size)
     data = written_table(pa.table({"zeros": column}), row_group_size=3_000_000, compression="zstd")
@@ -387,7 +388,7 @@ def test_one_long_text_in_every_row() -> None:
 
 
 def test_long_texts_that_fit_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_parquet, "_MAX_UNPACKED_BYTES", 100_000)
+    monkeypatch.setattr(parquet_table, "_MAX_UNPACKED_BYTES", 100_000)
     values = ["long" * 1000 if row == 5 else f"{row % 3}" for row in range(1000)]
     data = written_table(pa.table({"text": pa.array(values), "index": pa.array(range(1000))}))
     table = opened(data).read_group(0, ["text", "index"])
@@ -397,7 +398,7 @@ def test_long_texts_that_fit_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch)
 
 def test_many_row_groups_that_are_too_much_together(monkeypatch: pytest.MonkeyPatch) -> None:
     data = written_table(pa.table({"zeros": np.zeros(30_000, np.int64)}), row_group_size=10_000)
-    monkeypatch.setattr(_parquet, "_MAX_UNPACKED_BYTES", 170_000)
+    monkeypatch.setattr(parquet_table, "_MAX_UNPACKED_BYTES", 170_000)
     assert opened(data).read_group(2, ["zeros"]).num_rows == 10_000
     assert refusal(lambda: read_all(data)).endswith(f"a.parquet: its {len(data)} bytes unpack to more than 170000, which are not read")
 

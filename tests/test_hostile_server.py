@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from lerobot_grain._answers import RangeSource
-from lerobot_grain._errors import StorageError
-from lerobot_grain._storage_options import StorageOptions
-from lerobot_grain._transport import Deadline, LinkRefused, Transport
+from lerobot_grain._base.errors import StorageError
+from lerobot_grain._storage.http.client import Deadline, LinkRefused, Transport
+from lerobot_grain._storage.http.responses import RangeSource
+from lerobot_grain._storage.options import StorageOptions
 from tests.raw_server import CONTENTS, LENGTH, RANGE, STATUS, WANTED, Script, forever, serving
 
 DEADLINE_SECONDS = 1.0

@@ -17,9 +17,9 @@ import pytest
 from torchcodec.decoders import VideoDecoder
 
 import lerobot_grain as lg
-from lerobot_grain._plan import VideoFile
-from lerobot_grain._repository import sample_table
-from lerobot_grain._rows import episode_timestamps
+from lerobot_grain._reading.rows.data_files import episode_timestamps
+from lerobot_grain._repository.repository import sample_table
+from lerobot_grain._video.video_file import VideoFile
 from lerobot_grain.testing import LoopbackHub, RequestRecord
 
 

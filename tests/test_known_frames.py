@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lerobot_grain._known_frames import _PAGE, NO_SLOT, FrameStore, KnownFrames
+from lerobot_grain._reading.frames.frame_store import _PAGE, NO_SLOT, FrameStore, KnownFrames
 
 # More pages than there are at first, rows at their borders, far apart and close together.
 ROWS = st.one_of(st.integers(0, 3 * _PAGE), st.integers(0, 60).map(lambda page: page * _PAGE + 7), st.just(10**12), st.just(_PAGE - 1))

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 import lerobot_grain as lg
-from lerobot_grain import _daemon_pool
-from lerobot_grain._daemon_pool import DaemonPool
+from lerobot_grain._reading import daemon_pool
+from lerobot_grain._reading.daemon_pool import DaemonPool
 from lerobot_grain.testing import LoopbackHub, write_dataset
 
 NUM_ROWS = 8 * 24
@@ -36,12 +36,13 @@ def arguments(hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Ite
 PROGRAM = """
 import json, os, resource, sys, threading, time
 import lerobot_grain as lg
-from lerobot_grain import _connections, _daemon_pool
+from lerobot_grain._storage.http import connections
+from lerobot_grain._reading import daemon_pool
 
 hub, count, num_files, part = json.loads(sys.argv[1]), *map(int, sys.argv[2:])
 resource.setrlimit(resource.RLIMIT_NOFILE, (num_files, num_files))
-_connections._MAX_CONNECTIONS //= part
-_daemon_pool._MAX_SHARED //= part
+connections._MAX_CONNECTIONS //= part
+daemon_pool._MAX_SHARED //= part
 most_files = most_threads = 0
 
 def watch():
@@ -116,8 +117,8 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     shared: queue.SimpleQueue[None] = queue.SimpleQueue()
     for _ in range(3):
         shared.put(None)
-    monkeypatch.setattr(_daemon_pool, "_IDLE_SECONDS", 0.001)
-    monkeypatch.setattr(_daemon_pool, "_shared", lambda: shared)
+    monkeypatch.setattr(daemon_pool, "_IDLE_SECONDS", 0.001)
+    monkeypatch.setattr(daemon_pool, "_shared", lambda: shared)
 
 
 def num_threads(name: str) -> int:

@@ -15,12 +15,13 @@ import huggingface_hub
 import pytest
 
 import lerobot_grain as lg
-from lerobot_grain import _hub_cache, _repository
-from lerobot_grain._answers import Answer, RangeSource, TransientFailure, accept_range
-from lerobot_grain._byte_ranges import ByteRange
-from lerobot_grain._git_files import blob_name, blob_name_of, git_blob_id, hash_in
-from lerobot_grain._hub_cache import cached_commit
-from lerobot_grain._hub_repository import disk_cache_directory, name_repository
+from lerobot_grain._base.byte_ranges import ByteRange
+from lerobot_grain._repository import repository as repository_module
+from lerobot_grain._storage.git_files import blob_name, blob_name_of, git_blob_id, hash_in
+from lerobot_grain._storage.http.responses import Answer, RangeSource, TransientFailure, accept_range
+from lerobot_grain._storage.hub import client_cache
+from lerobot_grain._storage.hub.address import disk_cache_directory, name_repository
+from lerobot_grain._storage.hub.client_cache import cached_commit
 from lerobot_grain.testing import Fault, HubRepository, LoopbackHub
 from tests.mirror import Headers, Mirror
 from tests.streams import DATA_AND_VIDEO, digest, write_small
@@ -253,7 +254,7 @@ SPOILT = {"one bit": flipped, "zeros": lambda contents: bytes(len(contents))}
 def test_a_copy_of_the_same_size_is_compared_with_its_hash(served, hub, expected, tmp_path, monkeypatch, path, damage, whole):
     """All of the repository was downloaded. Long tables are read in ranges."""
     if not whole:
-        monkeypatch.setattr(_repository, "_WHOLE_TABLE_BYTES", 0)
+        monkeypatch.setattr(repository_module, "_WHOLE_TABLE_BYTES", 0)
     huggingface_hub.snapshot_download(
         served.repository_id, repo_type="dataset", revision="v3.0", endpoint=hub.endpoint, token=False, cache_dir=tmp_path
     )
@@ -266,8 +267,8 @@ def test_a_copy_of_the_same_size_is_compared_with_its_hash(served, hub, expected
     (warning,) = {str(each.message) for each in caught}
     assert f"{path}: its copy {link.resolve()} " in warning
     assert "it was changed after it was downloaded; delete it (rm " in warning
-    monkeypatch.setattr("lerobot_grain._remote_storage.is_offline", lambda: True)
-    monkeypatch.setattr("lerobot_grain._open_storage.is_offline", lambda: True)
+    monkeypatch.setattr("lerobot_grain._storage.hub.commit_storage.is_offline", lambda: True)
+    monkeypatch.setattr("lerobot_grain._storage.opening.is_offline", lambda: True)
     with pytest.raises(lg.StorageError, match=rf"{path}: its copy .* \(not with HF_HUB_OFFLINE=1\)$"):
         digest(opened(served, hub.endpoint, tmp_path, revision=served.commit))
     link.write_bytes(good)
@@ -276,14 +277,14 @@ def test_a_copy_of_the_same_size_is_compared_with_its_hash(served, hub, expected
 
 def test_a_long_copy_is_compared_once_until_it_changes(served, hub, tmp_path, monkeypatch):
     huggingface_hub.snapshot_download(served.repository_id, repo_type="dataset", endpoint=hub.endpoint, token=False, cache_dir=tmp_path)
-    monkeypatch.setattr(_repository, "_WHOLE_TABLE_BYTES", 0)
+    monkeypatch.setattr(repository_module, "_WHOLE_TABLE_BYTES", 0)
     compared = []
 
     def noted(pieces, num_bytes, told):
         compared.append(told)
         return blob_name_of(pieces, num_bytes, told)
 
-    monkeypatch.setattr(_hub_cache, "blob_name_of", noted)
+    monkeypatch.setattr(client_cache, "blob_name_of", noted)
     for _ in range(3):
         digest(opened(served, hub.endpoint, tmp_path))
     assert len(compared) == len(set(compared)) == 3, "two files of the episode table, and that of the tasks"
@@ -296,8 +297,8 @@ def test_a_long_copy_is_compared_once_until_it_changes(served, hub, tmp_path, mo
 def test_a_copy_in_the_cache_that_was_changed_is_an_error_where_the_hub_cannot_be_asked(served, hub, tmp_path, monkeypatch):
     opened(served, hub.endpoint, tmp_path)
     blob = spoilt_copy(tmp_path, INFO, b'"fps": 10', b'"fps": 20')
-    monkeypatch.setattr("lerobot_grain._remote_storage.is_offline", lambda: True)
-    monkeypatch.setattr("lerobot_grain._open_storage.is_offline", lambda: True)
+    monkeypatch.setattr("lerobot_grain._storage.hub.commit_storage.is_offline", lambda: True)
+    monkeypatch.setattr("lerobot_grain._storage.opening.is_offline", lambda: True)
     text = refusal(lambda: opened(served, hub.endpoint, tmp_path, revision=served.commit))
     assert f"{INFO}: its copy {blob} has the hash " in text
     assert text.endswith("(not with HF_HUB_OFFLINE=1)")

@@ -16,10 +16,10 @@ import av
 import numpy as np
 import pytest
 
-from lerobot_grain import _mp4
-from lerobot_grain._byte_ranges import ByteRange
-from lerobot_grain._errors import DatasetFormatError
-from lerobot_grain._mp4 import SampleTable, SampleTableReader, read_sample_table
+from lerobot_grain._base.byte_ranges import ByteRange
+from lerobot_grain._base.errors import DatasetFormatError
+from lerobot_grain._video import mp4
+from lerobot_grain._video.mp4 import SampleTable, SampleTableReader, read_sample_table
 from tests.helpers import box, boxes, decode_all, edit_box, encoded, read_table
 
 TRACK = "moov/trak/mdia/minf/stbl"
@@ -282,11 +282,11 @@ def test_a_moov_that_is_expected_last(size: str, monkeypatch: pytest.MonkeyPatch
     data, front = encoded("h264"), encoded("h264", movflags="faststart")
     expected = read_table(data)
     if size == "larger":
-        monkeypatch.setattr(_mp4, "_LAST_MOOV_BYTES", 2048)
+        monkeypatch.setattr(mp4, "_LAST_MOOV_BYTES", 2048)
     assert len(data) > 2048
     ranges: list[ByteRange] = []
     assert read_table(data, ranges=ranges, is_moov_last=True).offsets.tolist() == expected.offsets.tolist()
-    assert ranges == [ByteRange(max(0, len(data) - _mp4._LAST_MOOV_BYTES), len(data))]
+    assert ranges == [ByteRange(max(0, len(data) - mp4._LAST_MOOV_BYTES), len(data))]
     # Elsewhere it is found as without that expectation, also behind bytes that look like it.
     for other in (front, data + box("free", b"xyz"), data + box("free", b"moov" * 3), data + box("free", b"\0\0\0\x09moov!")):
         found = read_table(other, is_moov_last=True)

@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import lerobot_grain as lg
-from lerobot_grain._versions import jax_enable_x64
+from lerobot_grain._base.versions import jax_enable_x64
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, write_dataset
 
 # As test_device: several devices, said before JAX looks for them.

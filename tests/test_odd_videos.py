@@ -20,7 +20,7 @@ import pytest
 from torchcodec.decoders import VideoDecoder
 
 import lerobot_grain as lg
-from lerobot_grain._parquet import ParquetTable
+from lerobot_grain._parquet.table import ParquetTable
 from lerobot_grain.testing import Camera, write_dataset
 from tests.helpers import box, boxes, edit_box, read_table
 from tests.odd_videos import (

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from lerobot_grain import _pacing
-from lerobot_grain._pacing import Pacer, limit_of, refusal_seconds
+from lerobot_grain._storage.http import rate_limits
+from lerobot_grain._storage.http.rate_limits import Pacer, limit_of, refusal_seconds
 
 RESOLVER = limit_of("https://huggingface.co/datasets/org/name/resolve/main/a.mp4")
 API = limit_of("https://huggingface.co/api/datasets/org/name/refs")
@@ -17,8 +17,8 @@ API = limit_of("https://huggingface.co/api/datasets/org/name/refs")
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Lets time pass; what is added to a wait at random is its least."""
     now = [1000.0]
-    monkeypatch.setattr(_pacing.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(_pacing.random, "uniform", lambda low, _: low)
+    monkeypatch.setattr(rate_limits.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(rate_limits.random, "uniform", lambda low, _: low)
 
     def advance(seconds: float) -> None:
         now[0] += seconds

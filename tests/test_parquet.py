@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lerobot_grain._byte_ranges import ByteRange, merge_ranges
-from lerobot_grain._columns import to_encoded_images, to_numpy, to_strings
-from lerobot_grain._errors import DatasetFormatError
-from lerobot_grain._parquet import InMemoryFile, ParquetTable, open_table, read_columns
-from lerobot_grain._schema import Feature
+from lerobot_grain._base.byte_ranges import ByteRange, merge_ranges
+from lerobot_grain._base.errors import DatasetFormatError
+from lerobot_grain._format.info import Feature
+from lerobot_grain._parquet.columns import to_encoded_images, to_numpy, to_strings
+from lerobot_grain._parquet.table import InMemoryFile, ParquetTable, open_table, read_columns
 
 WHERE = "org/name@1a2b, data.parquet"
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lerobot_grain._parquet_pages import ChunkContents, chunk_contents
+from lerobot_grain._parquet.pages import ChunkContents, chunk_contents
 
 ROWS = 5000
 TABLE = pa.table(

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import lerobot_grain as lg
-from lerobot_grain import _camera_reader, _coded_video
-from lerobot_grain._byte_ranges import ByteRange
-from lerobot_grain._repository import sample_table
-from lerobot_grain._storage import Storage
-from lerobot_grain._video import OpenGop
+from lerobot_grain._base.byte_ranges import ByteRange
+from lerobot_grain._reading.frames import camera_reader, gop_fetcher
+from lerobot_grain._repository.repository import sample_table
+from lerobot_grain._storage.base import Storage
+from lerobot_grain._video.decoder import OpenGop
 from lerobot_grain.testing import Camera, WrittenDataset, read_barcodes, write_dataset
 
 AV1, H264, LONG, HEVC = (f"observation.images.{name}" for name in ("av1", "h264", "long", "hevc"))
@@ -83,7 +83,7 @@ class Delays:
         self.calls: Counter[str] = Counter()
         self._random, self._lock = random.Random(1), threading.Lock()
         monkeypatch.setattr(Storage, "read_ranges", self._late("fetch", Storage.read_ranges))
-        monkeypatch.setattr(_camera_reader, "decode_pieces", self._late("group", _camera_reader.decode_pieces))
+        monkeypatch.setattr(camera_reader, "decode_pieces", self._late("group", camera_reader.decode_pieces))
         monkeypatch.setattr(OpenGop, "decode", self._late("piece", OpenGop.decode))
 
     def _late(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -176,13 +176,13 @@ def test_small_video_is_fetched_once_for_all_epochs(written: WrittenDataset, mon
     The last file of one camera has one episode: it is read whole when it is opened.
     """
     ranges: list[tuple[str, ByteRange]] = []
-    read_range = _coded_video._read_range
+    read_range = gop_fetcher._read_range
 
     def record(storage: Storage, path: str, wanted: ByteRange) -> bytes:
         ranges.append((path, wanted))
         return read_range(storage, path, wanted)
 
-    monkeypatch.setattr(_coded_video, "_read_range", record)
+    monkeypatch.setattr(gop_fetcher, "_read_range", record)
     counts = []
     for budget_bytes, gap_bytes in ((3 << 29, 256 << 10), (3 << 29, 0), (1 << 18, 256 << 10)):
         storage = lg.StorageOptions(merge_gap_bytes=gap_bytes)

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from lerobot_grain._errors import DatasetFormatError
-from lerobot_grain._mp4 import SampleTable
-from lerobot_grain._row_frames import RowFrames, link_rows
-from lerobot_grain._video_format import VideoFormat
+from lerobot_grain._base.errors import DatasetFormatError
+from lerobot_grain._video.codecs.track import VideoFormat
+from lerobot_grain._video.mp4 import SampleTable
+from lerobot_grain._video.row_frames import RowFrames, link_rows
 
 
 def table_at(times: npt.ArrayLike) -> SampleTable:

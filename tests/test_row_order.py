@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import lerobot_grain as lg
-from lerobot_grain import _rows
-from lerobot_grain._columns import reordered
-from lerobot_grain._episodes import episode_table
-from lerobot_grain._parquet import ParquetTable
-from lerobot_grain._row_order import IN_ORDER, ExpectedRows, order_of_group
-from lerobot_grain._rows import episode_timestamps
-from lerobot_grain._schema import DatasetInfo, PathTemplate
+from lerobot_grain._format.episodes import episode_table
+from lerobot_grain._format.info import DatasetInfo, PathTemplate
+from lerobot_grain._format.row_order import IN_ORDER, ExpectedRows, order_of_group
+from lerobot_grain._parquet.columns import reordered
+from lerobot_grain._parquet.table import ParquetTable
+from lerobot_grain._reading.rows import data_files
+from lerobot_grain._reading.rows.data_files import episode_timestamps
 from lerobot_grain.testing import Camera, Feature, LoopbackHub, WrittenDataset, read_barcodes, write_dataset
 from tests.datasets import change_info, examples_of
 
@@ -167,7 +167,7 @@ def test_windows_and_batches_of_them(directory: Path, written: WrittenDataset, s
 
 def test_row_groups_that_are_not_kept(directory: Path, expected: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where only the rows that are needed stay in memory."""
-    monkeypatch.setattr("lerobot_grain._row_reader._MIN_LARGE_BYTES", 0)
+    monkeypatch.setattr("lerobot_grain._reading.rows.row_reader._MIN_LARGE_BYTES", 0)
     change_data(directory, taken(ORDERS["episodes mixed"]))
     options = lg.ReadOptions(memory_budget_bytes=2000)
     keys = [key for key in expected[0] if key not in (TOP, PICTURE)]
@@ -594,7 +594,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, tuple[str, ...]]]:
 @pytest.mark.parametrize("order", [range(33), [*range(10, -1, -1), *range(11, 33)]], ids=["in order", "in no order"])
 def test_the_column_is_read_once_in_a_process(directory: Path, reads: Any, monkeypatch: pytest.MonkeyPatch, order: Any) -> None:
     """Of each row group, however often the group is read, by whatever data set of the repository."""
-    monkeypatch.setattr("lerobot_grain._row_reader._MIN_LARGE_BYTES", 0)
+    monkeypatch.setattr("lerobot_grain._reading.rows.row_reader._MIN_LARGE_BYTES", 0)
     change_data(directory, taken(order), row_group_size=11)
     repository = lg.open_repository(directory)
     options = lg.ReadOptions(memory_budget_bytes=200)
@@ -620,7 +620,7 @@ def test_other_numbers_are_read_once_too(numbers: Path, reads: Any) -> None:
 
 
 def test_what_is_kept_on_disk_is_found_there(directory: Path, hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_rows, "_MIN_KEPT_GROUP_BYTES", 0)
+    monkeypatch.setattr(data_files, "_MIN_KEPT_GROUP_BYTES", 0)
     change_data(directory, taken(ORDERS["episodes mixed"]))
     hub.add_repository("rows/kept", directory, tags=["v3.0"])
     arguments = {"endpoint": hub.endpoint, "cache_dir": tmp_path / "cache", "features": ["action"]}

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lerobot_grain._errors import DatasetFormatError
-from lerobot_grain._schema import DatasetInfo, Depth, Feature, PathTemplate, parse_info
+from lerobot_grain._base.errors import DatasetFormatError
+from lerobot_grain._format.info import DatasetInfo, Depth, Feature, PathTemplate, parse_info
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"

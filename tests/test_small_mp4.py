@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pytest
 from torchcodec.decoders import VideoDecoder
 
-from lerobot_grain._errors import DatasetFormatError
-from lerobot_grain._mp4 import SampleTable
-from lerobot_grain._small_mp4 import CodedUnit, Unit, coded_unit, small_mp4, stitchable, unit_of_frames
+from lerobot_grain._base.errors import DatasetFormatError
+from lerobot_grain._video.mp4 import SampleTable
+from lerobot_grain._video.small_mp4 import CodedUnit, Unit, coded_unit, small_mp4, stitchable, unit_of_frames
 from tests.helpers import box, boxes, decode_all, encoded, read_table
 
 

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 import lerobot_grain as lg
-from lerobot_grain._episodes import EpisodeTable, FileSpans
-from lerobot_grain._order import FrameOrder
+from lerobot_grain._format.episodes import EpisodeTable, FileSpans
+from lerobot_grain._order.shuffle import FrameOrder
 
 CASES = int(os.environ.get("LEROBOT_GRAIN_CASES", "200"))
 

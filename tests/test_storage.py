@@ -18,17 +18,20 @@ import httpx2
 import huggingface_hub
 import pytest
 
-from lerobot_grain import _answers, _hub_cache, _hub_storage, _transport
-from lerobot_grain._byte_ranges import ByteRange
-from lerobot_grain._connections import connections
-from lerobot_grain._errors import DatasetFormatError, InvalidRequestError, MissingFileError, StorageError
-from lerobot_grain._hub_api import _folders_in
-from lerobot_grain._open_storage import open_storage
-from lerobot_grain._remote_storage import HubStorage
-from lerobot_grain._request_scope import RequestScope
-from lerobot_grain._storage import DirectoryStorage, check_path
-from lerobot_grain._storage_options import StorageOptions, StorageStatistics
-from lerobot_grain.testing._hub import Fault, LoopbackHub
+import lerobot_grain as lg
+from lerobot_grain._base.byte_ranges import ByteRange
+from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError, MissingFileError, StorageError
+from lerobot_grain._storage.base import DirectoryStorage, check_path
+from lerobot_grain._storage.http import client as http_client
+from lerobot_grain._storage.http import responses
+from lerobot_grain._storage.http.cancellation import RequestScope
+from lerobot_grain._storage.http.connections import connections
+from lerobot_grain._storage.hub import client_cache, session
+from lerobot_grain._storage.hub.api import _folders_in
+from lerobot_grain._storage.hub.commit_storage import HubStorage
+from lerobot_grain._storage.opening import open_storage
+from lerobot_grain._storage.options import StorageOptions, StorageStatistics
+from lerobot_grain.testing._hub.loopback import Fault, LoopbackHub
 from tests.installed import tries_again
 
 REPOSITORY = "robots/arm"
@@ -617,7 +620,7 @@ class TestTrouble:
         assert linked.statistics.retries == fault.times
 
     def test_long_ranges_are_split(self, hub, linked, monkeypatch):
-        monkeypatch.setattr(_hub_storage, "_MAX_REQUEST_BYTES", 1000)
+        monkeypatch.setattr(session, "_MAX_REQUEST_BYTES", 1000)
         hub.add_fault(Fault(**ONE_GET, skip=1, reset_at=300))
         assert read(linked, 500, 2700) == VIDEO[500:2700]
         assert [r.range for r in hub.requests()] == ["bytes=500-1499", "bytes=1500-2499", "bytes=1800-2499", "bytes=2500-2699"]
@@ -653,7 +656,7 @@ class TestTrouble:
         assert linked.statistics.retries == 0
 
     def test_the_first_attempts_are_less_patient(self):
-        patience = _transport._patience_seconds
+        patience = http_client._patience_seconds
         assert [patience(20, number, 0.1) for number in range(1, 7)] == [1, 5, 10, 20, 20, 20]
         assert [patience(8, number, 3) for number in range(1, 5)] == [2, 2, 4, 8]
         assert [patience(1, number, 0.5) for number in (1, 4)] == [1, 1]
@@ -683,12 +686,12 @@ class TestTrouble:
             headers = arguments[-1]
             asked.append(headers["Range"])
             start, stop = int(headers["Range"][6:].partition("-")[0]), 3000
-            answer = _answers.Answer(206, {"Content-Range": f"bytes {start}-{stop - 1}/300000"})
+            answer = responses.Answer(206, {"Content-Range": f"bytes {start}-{stop - 1}/300000"})
             assert accept(answer) == stop - start
             body.append(VIDEO[start : min(start + 800, stop)])
             return answer
 
-        monkeypatch.setattr(_transport.Transport, "_send", send)
+        monkeypatch.setattr(http_client.Transport, "_send", send)
         assert read(linked, 1000, 3000) == VIDEO[1000:3000]
         assert asked == ["bytes=1000-2999", "bytes=1800-2999", "bytes=2600-2999"]
 
@@ -713,7 +716,7 @@ class TestTrouble:
         assert time.monotonic() - started < 1
 
     def test_a_long_range_has_more_time(self, hub, open_hub, monkeypatch):
-        monkeypatch.setattr(_hub_storage, "_BYTES_PER_DEADLINE", 1000)
+        monkeypatch.setattr(session, "_BYTES_PER_DEADLINE", 1000)
         storage = open_hub(options=StorageOptions(deadline_seconds=0.2, max_attempts=1))
         storage.size_bytes(VIDEO_PATH)
         hub.add_fault(Fault(**ONE_GET, bandwidth_bytes_per_second=100_000))
@@ -911,7 +914,7 @@ class TestTrouble:
         old_link = os.path.join(link, "x.json.89abcdef.incomplete")
         os.symlink("nowhere", old_link)
         os.utime(old_link, (1, 1), follow_symlinks=False)
-        _hub_cache._cleaned.clear()
+        client_cache._cleaned.clear()
         storage.read_metadata("meta/tasks.parquet", max_bytes=1000)
         assert not old.exists()
         assert not os.path.lexists(old_link)
@@ -1013,8 +1016,8 @@ class TestRateLimit:
             storage.size_bytes(VIDEO_PATH)
 
     def test_a_long_wait_is_said_once_and_counted(self, hub, open_hub, monkeypatch, caplog):
-        monkeypatch.setattr(_transport, "_SAID_SECONDS", 0.2)
-        monkeypatch.setattr(_transport.random, "uniform", lambda low, _: low)
+        monkeypatch.setattr(http_client, "_SAID_SECONDS", 0.2)
+        monkeypatch.setattr(http_client.random, "uniform", lambda low, _: low)
         storage = open_hub()
         hub.add_fault(Fault(origin="hub", status=429, headers={"RateLimit": '"resolvers";r=0;t=1'}))
         paths = ["videos/top/file-001.mp4", "small.json", VIDEO_PATH]
@@ -1111,7 +1114,7 @@ class TestOtherProcesses:
         "import pickle, sys, types\n"
         "sys.modules['lerobot_grain'] = types.ModuleType('lerobot_grain')\n"
         "sys.modules['lerobot_grain'].__path__ = [sys.argv[2]]\n"
-        "from lerobot_grain._byte_ranges import ByteRange\n"
+        "from lerobot_grain._base.byte_ranges import ByteRange\n"
         "storage = pickle.load(sys.stdin.buffer)\n"
         "contents = storage.read_metadata('meta/info.json', max_bytes=100) + storage.read_ranges(sys.argv[1], [ByteRange(0, 10)])[0]\n"
         "sys.stdout.buffer.write(contents)\n"
@@ -1123,7 +1126,7 @@ class TestOtherProcesses:
         hub.clear_requests()
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1"}
         done = subprocess.run(
-            [sys.executable, "-c", self.CODE, VIDEO_PATH, os.path.dirname(_transport.__file__)],
+            [sys.executable, "-c", self.CODE, VIDEO_PATH, os.path.dirname(lg.__file__)],
             input=pickle.dumps(storage),
             env=environment,
             capture_output=True,
@@ -1280,8 +1283,8 @@ def test_options_that_do():
 
 def test_redirects_from_https_to_http_are_refused():
     with pytest.raises(StorageError, match=r"^x: https://a/b redirects from https to http at c, which is refused$"):
-        _answers.next_hop("https://a/b?Signature=1", "http://c/?Signature=2", subject="x")
-    assert _answers.next_hop("http://a/b", "//c/d", subject="x") == "http://c/d"
+        responses.next_hop("https://a/b?Signature=1", "http://c/?Signature=2", subject="x")
+    assert responses.next_hop("http://a/b", "//c/d", subject="x") == "http://c/d"
 
 
 @pytest.mark.parametrize(
@@ -1295,12 +1298,12 @@ def test_redirects_from_https_to_http_are_refused():
     ],
 )
 def test_how_long_a_link_lasts(url, date, expected):
-    assert _answers.lifetime_seconds(url, date) == expected
+    assert responses.lifetime_seconds(url, date) == expected
 
 
 def test_redaction():
-    assert _answers.redact("at https://h/p?Signature=1&x=2 and 'http://i/q#f', end") == "at https://h/p and 'http://i/q', end"
-    assert _answers.describe_url("https://user:pass@h:1/p?q#f") == "https://h:1/p"
+    assert responses.redact("at https://h/p?Signature=1&x=2 and 'http://i/q#f', end") == "at https://h/p and 'http://i/q', end"
+    assert responses.describe_url("https://user:pass@h:1/p?q#f") == "https://h:1/p"
 
 
 def test_good_paths():

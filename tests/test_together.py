@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import lerobot_grain as lg
-from lerobot_grain._byte_ranges import ByteRange
-from lerobot_grain._coded_video import open_video
+from lerobot_grain._base.byte_ranges import ByteRange
+from lerobot_grain._reading.frames.gop_fetcher import open_video
 from lerobot_grain.testing import Camera, Fault, LoopbackHub, read_barcodes, write_dataset
 from tests.streams import no_pauses
 

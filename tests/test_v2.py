@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import lerobot_grain as lg
-from lerobot_grain import _json_lines
-from lerobot_grain._hub_storage import newest_version_tag
+from lerobot_grain._repository import json_lines
+from lerobot_grain._storage.hub.session import newest_version_tag
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, LoopbackHub, WrittenDataset, read_barcodes, write_dataset
 
 TOP, WRIST, PICTURE = "top", "wrist", "picture"
@@ -292,7 +292,7 @@ def test_lines_in_any_order_with_blank_ones_and_other_ends(directory: Path) -> N
 def test_large_files_are_read_in_pieces(directory: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int) -> None:
     expected = lg.open_repository(directory)
     assert expected.stats is not None
-    monkeypatch.setattr(_json_lines, "_PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(json_lines, "_PIECE_BYTES", piece_bytes)
     found = lg.open_repository(directory)
     assert (found.commit, found.tasks) == (expected.commit, expected.tasks)
     assert found.episodes.lengths.tolist() == expected.episodes.lengths.tolist()

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 import lerobot_grain as lg
-from lerobot_grain import _device, _versions, _video
+from lerobot_grain._base import versions
+from lerobot_grain._datasets import device
+from lerobot_grain._video import decoder
 from lerobot_grain.testing import Camera, write_dataset
 from tests.installed import own_lines
 
@@ -23,14 +25,14 @@ def test_enable_x64_of_jax_before_0_8(monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
     monkeypatch.delattr(jax, "enable_x64", raising=False)
     monkeypatch.setattr(importlib.import_module("jax.experimental"), "enable_x64", used.append, raising=False)
-    assert _versions.jax_enable_x64(True) is None
+    assert versions.jax_enable_x64(True) is None
     assert used == [True]
 
 
 def test_enable_x64_of_jax() -> None:
-    with _versions.jax_enable_x64(True):
+    with versions.jax_enable_x64(True):
         assert jax.numpy.asarray(np.int64(2**40)).dtype == np.int64
-    with _versions.jax_enable_x64(False):
+    with versions.jax_enable_x64(False):
         assert jax.numpy.asarray(np.int64(1)).dtype == np.int32
 
 
@@ -38,24 +40,24 @@ def test_enable_x64_of_jax() -> None:
 def test_offline_mode_of_huggingface_hub_before_1_10(monkeypatch: pytest.MonkeyPatch, is_offline: bool) -> None:
     older = types.SimpleNamespace(constants=types.SimpleNamespace(HF_HUB_OFFLINE=is_offline))
     monkeypatch.setitem(sys.modules, "huggingface_hub", older)
-    assert _versions.hub_is_offline() is is_offline
+    assert versions.hub_is_offline() is is_offline
 
 
 def test_lists_of_files_of_older_huggingface_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     arguments = {"revision": "0" * 40, "cache_dir": str(tmp_path)}
-    assert _versions.cached_repo_tree("org/name", **arguments) is None, "nothing was downloaded"
+    assert versions.cached_repo_tree("org/name", **arguments) is None, "nothing was downloaded"
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace())
-    assert _versions.cached_repo_tree("org/name", **arguments) is None
+    assert versions.cached_repo_tree("org/name", **arguments) is None
 
 
 @pytest.mark.parametrize("size", [(64, 96), (400, 520)], ids=["decoded together", "one by one"])
 def test_resizing_by_torchcodec_before_0_10(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: tuple[int, int]) -> None:
     camera = Camera(height=size[0], width=size[1])
     written = write_dataset(tmp_path / "data", episode_lengths=[4], fps=10, cameras=[camera])
-    decoders, transforms = _video.load_decoder()
+    decoders, transforms = decoder.load_decoder()
     found = {}
     for name, had in {"old": None, "new": transforms}.items():
-        monkeypatch.setattr(_video, "load_decoder", lambda had=had: (decoders, had))
+        monkeypatch.setattr(decoder, "load_decoder", lambda had=had: (decoders, had))
         dataset = lg.LeRobotIterDataset(written.directory, shuffle=None, num_epochs=1, image_size=(32, 48))
         found[name] = np.stack([example[camera.key] for example in dataset]).astype(int)
         assert found[name].shape == (4, 32, 48, 3)
@@ -79,7 +81,7 @@ batches.close()
 
 
 def test_versions_are_named() -> None:
-    assert re.fullmatch(r"torch \d+\.\d+\.\S+, no lerobot_grain_of_tomorrow", _versions.installed("torch", "lerobot_grain_of_tomorrow"))
+    assert re.fullmatch(r"torch \d+\.\d+\.\S+, no lerobot_grain_of_tomorrow", versions.installed("torch", "lerobot_grain_of_tomorrow"))
 
 
 def test_whatever_fails_in_the_thread_of_the_device_feed_is_raised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -89,7 +91,7 @@ def test_whatever_fails_in_the_thread_of_the_device_feed_is_raised(monkeypatch: 
     def missing(_: bool) -> None:
         raise AttributeError("no enable_x64")
 
-    monkeypatch.setattr(_device, "jax_enable_x64", missing)
+    monkeypatch.setattr(device, "jax_enable_x64", missing)
     feed = iter(lg.LeRobotIterDataset(written.directory).batch(2).pipe(lg.DeviceIterDataset))
     with pytest.raises(AttributeError, match="no enable_x64"):
         next(feed)
@@ -106,7 +108,7 @@ def test_torchcodec_after_tensorflow_does_not_import_triton(tmp_path: Path, impo
 import sys
 if {imported_first}:
     import tensorflow
-from lerobot_grain._video import load_decoder
+from lerobot_grain._video.decoder import load_decoder
 from tests.installed import own_lines
 load_decoder()
 print("triton" in sys.modules)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lerobot_grain._errors import InvalidRequestError
-from lerobot_grain._windows import TOLERANCE_SECONDS, WindowOffsets, window_offsets
+from lerobot_grain._base.errors import InvalidRequestError
+from lerobot_grain._order.windows import TOLERANCE_SECONDS, WindowOffsets, window_offsets
 
 KEYS = ("state", "action", "camera")
 

@@ -26,7 +26,7 @@ import pytest
 from absl import flags
 
 import lerobot_grain as lg
-from lerobot_grain import _workers
+from lerobot_grain._datasets import workers as datasets_workers
 from lerobot_grain.testing import Camera, write_dataset
 from tests.forked import fork_workers
 
@@ -387,7 +387,7 @@ def test_workers_end_with_their_parent(directory: Path, tmp_path: Path, end: int
         parent.send_signal(end)
         parent.wait(timeout=20)
         try:
-            assert wait_until(lambda: not any(map(_is_alive, workers)), seconds=4 * _workers._WATCH_SECONDS + 10)
+            assert wait_until(lambda: not any(map(_is_alive, workers)), seconds=4 * datasets_workers._WATCH_SECONDS + 10)
         finally:
             for pid in filter(_is_alive, workers):
                 os.kill(pid, signal.SIGKILL)

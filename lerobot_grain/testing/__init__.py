@@ -8,12 +8,12 @@
 Writing video needs PyAV: `pip install "lerobot_grain[testing]"`.
 """
 
-from lerobot_grain.testing._barcode import draw_barcodes, read_barcodes
-from lerobot_grain.testing._hub import Fault, HubRepository, LoopbackHub, RequestRecord, mixed_faults
-from lerobot_grain.testing._synthetic_metadata import WrittenMetadata, write_synthetic_metadata
-from lerobot_grain.testing._video_writer import Camera
-from lerobot_grain.testing._writer import WrittenDataset, write_dataset
-from lerobot_grain.testing._writer_rows import EXTRA_FEATURES, Feature
+from lerobot_grain.testing._hub.loopback import Fault, HubRepository, LoopbackHub, RequestRecord, mixed_faults
+from lerobot_grain.testing._writer.barcode import draw_barcodes, read_barcodes
+from lerobot_grain.testing._writer.dataset import WrittenDataset, write_dataset
+from lerobot_grain.testing._writer.large_metadata import WrittenMetadata, write_synthetic_metadata
+from lerobot_grain.testing._writer.rows import EXTRA_FEATURES, Feature
+from lerobot_grain.testing._writer.video import Camera
 
 __all__ = [
     "EXTRA_FEATURES",

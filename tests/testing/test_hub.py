@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import parse_ratelimit_headers
 
 import lerobot_grain
-from lerobot_grain.testing._hub import Fault, LoopbackHub, mixed_faults
+from lerobot_grain.testing._hub.loopback import Fault, LoopbackHub, mixed_faults
 
 REPOSITORY = "robots/arm"
 INFO = b'{"codebase_version": "v3.0"}'
@@ -862,7 +862,7 @@ def test_the_process_ends_with_its_parent(with_fork):
     script = f"""
 import os, time
 import lerobot_grain
-from lerobot_grain.testing._hub import LoopbackHub
+from lerobot_grain.testing._hub.loopback import LoopbackHub
 hub = LoopbackHub()
 child = 0
 if {with_fork}:

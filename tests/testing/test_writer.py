@@ -20,14 +20,14 @@ import pytest
 from PIL import Image
 from torchcodec.decoders import VideoDecoder
 
-from lerobot_grain._errors import InvalidRequestError
-from lerobot_grain.testing import _video_writer
-from lerobot_grain.testing._barcode import draw_barcodes, read_barcodes
-from lerobot_grain.testing._synthetic_metadata import write_synthetic_metadata
-from lerobot_grain.testing._video_writer import Camera, encode_episode, stitch_episodes
-from lerobot_grain.testing._writer import WrittenDataset, write_dataset
-from lerobot_grain.testing._writer_pictures import disc_centre, disc_radius, draw_pictures
-from lerobot_grain.testing._writer_rows import EXTRA_FEATURES, Feature, expert_action
+from lerobot_grain._base.errors import InvalidRequestError
+from lerobot_grain.testing._writer import video as writer_video
+from lerobot_grain.testing._writer.barcode import draw_barcodes, read_barcodes
+from lerobot_grain.testing._writer.dataset import WrittenDataset, write_dataset
+from lerobot_grain.testing._writer.large_metadata import write_synthetic_metadata
+from lerobot_grain.testing._writer.pictures import disc_centre, disc_radius, draw_pictures
+from lerobot_grain.testing._writer.rows import EXTRA_FEATURES, Feature, expert_action
+from lerobot_grain.testing._writer.video import Camera, encode_episode, stitch_episodes
 from tests.installed import own_lines
 
 SHARED = Path(__file__).parents[2].parent / "shared"
@@ -553,7 +553,7 @@ def test_a_directory_with_files_is_refused(tmp_path: Path) -> None:
 
 
 def test_without_pyav_only_video_is_impossible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_video_writer, "av", None)
+    monkeypatch.setattr(writer_video, "av", None)
     write_dataset(tmp_path / "rows", episode_lengths=[3], cameras=[])
     assert info_of(tmp_path / "rows")["video_path"] is None
     with pytest.raises(ImportError, match=r"pip install 'lerobot_grain\[testing\]'"):

@@ -1,0 +1,1 @@
+"""The command `lerobot-grain`: prints what `_inspection` returns."""

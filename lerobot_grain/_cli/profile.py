@@ -1,0 +1,327 @@
+"""`lerobot-grain profile`: streams a data set for a while, and prints how fast and how well mixed that is on this machine.
+
+matplotlib is optional: only `--plot` needs it, and it is asked for before anything is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lerobot_grain._base.errors import InvalidRequestError
+from lerobot_grain._cli.progress import ProgressLine
+from lerobot_grain._datasets.read_windows import LeRobotIterDataset
+from lerobot_grain._inspection.profile import MAX_ORDER_ROWS, Randomness, Reading, measure_randomness, measure_reading
+from lerobot_grain._order.shuffle import Shuffle
+from lerobot_grain._reading.read_ahead import ReadOptions
+from lerobot_grain._repository.repository import open_leniently, warn_of_notes
+
+try:
+    from matplotlib.figure import Figure
+except ModuleNotFoundError:
+    Figure = None  # type: ignore[assignment,misc]
+
+DEFAULT_SECONDS = 10.0
+# More points than the plot has pixels would only make the file large.
+_PLOTTED_POINTS = 20_000
+# Of all threads together. Below it nobody was slowed down.
+_SHOWN_PAUSE_SECONDS = 0.05
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of this command to those that every command has."""
+    defaults, reading = Shuffle(), ReadOptions()
+    add = parser.add_argument
+    add("--features", nargs="+", metavar="KEY", help="read only these (default: all)")
+    add(
+        "--delta",
+        action="append",
+        default=[],
+        type=_delta,
+        metavar="KEY=SECONDS,...",
+        help="window of a feature, such as action=0,0.1,0.2; may be given for several",
+    )
+    add("--image-size", type=_image_size, metavar="HxW", help="resize all cameras, such as 96x128 (height x width)")
+    add("--batch-size", type=_positive, default=64, metavar="N", help="examples a batch (default: %(default)s)")
+    limit = parser.add_mutually_exclusive_group()
+    limit.add_argument("--batches", type=_positive, metavar="N", help="stop after so many batches")
+    limit.add_argument("--seconds", type=float, metavar="S", help=f"stop after so many seconds (default: {DEFAULT_SECONDS:g})")
+    order = parser.add_argument_group("order")
+    order.add_argument("--sequential", action="store_true", help="episode by episode, not shuffled")
+    order.add_argument("--seed", type=int, metavar="N", help=f"(default: {defaults.seed})")
+    order.add_argument("--buffer-size", type=int, metavar="ROWS", help=f"(default: {defaults.buffer_size})")
+    order.add_argument("--clip-length", type=int, metavar="FRAMES", help="(default: a multiple of the GOP length, at least 16)")
+    order.add_argument("--num-parts", type=int, metavar="N", help=f"(default: {defaults.num_parts})")
+    order.add_argument("--open-files", type=int, metavar="N", help="finish so many data files before the next ones (default: all at once)")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument(
+        "--budget", type=int, default=reading.memory_budget_bytes, metavar="BYTES", help="memory to read ahead into (default: %(default)s)"
+    )
+    machine.add_argument("--threads", type=int, metavar="N", help="that decode (default: one per core)")
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    output.add_argument("--plot", type=Path, metavar="FILE.png", help="write four plots; needs matplotlib")
+
+
+def _delta(text: str) -> tuple[str, list[float]]:
+    key, separator, values = text.rpartition("=")
+    try:
+        if not separator:
+            raise ValueError
+        return key, [float(value) for value in values.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected KEY=SECONDS,SECONDS,... such as action=0,0.1,0.2") from None
+
+
+def _image_size(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected HEIGHTxWIDTH such as 96x128")
+    return int(height), int(width)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return int(text)
+
+
+def _shuffle(options: argparse.Namespace) -> Shuffle | None:
+    names = ("seed", "buffer_size", "clip_length", "num_parts", "open_files")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if not options.sequential:
+        return Shuffle(**given)
+    if given:
+        raise InvalidRequestError(f"--{next(iter(given)).replace('_', '-')} belongs to a shuffled order; leave it out, or --sequential")
+    return None
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measures and prints. Returns the exit status.
+
+    Raises:
+      LeRobotGrainError: an option is out of its range, or the data set cannot be opened or read.
+    """
+    shuffle, plot = _shuffle(options), options.plot
+    if plot is not None and Figure is None:
+        raise InvalidRequestError('--plot needs matplotlib; install it with: pip install "lerobot_grain[examples]"')
+    if plot is not None and not plot.parent.is_dir():
+        raise InvalidRequestError(f"--plot {plot}: there is no directory {plot.parent}")
+    read_options = ReadOptions(memory_budget_bytes=options.budget, num_decode_threads=options.threads)
+    seconds = DEFAULT_SECONDS if options.seconds is None and options.batches is None else options.seconds
+    start = time.perf_counter()
+    repository = open_leniently(
+        options.repository, revision=options.revision, endpoint=options.endpoint, storage_options=read_options.storage
+    )
+    with closing(repository.storage):
+        dataset = LeRobotIterDataset(
+            repository,
+            features=options.features,
+            delta_timestamps=dict(options.delta),
+            shuffle=shuffle,
+            image_size=options.image_size,
+            read_options=read_options,
+        )
+        warn_of_notes(repository)
+        open_seconds = time.perf_counter() - start
+        progress = ProgressLine()
+
+        def on_batch(examples: int, seconds: float) -> None:
+            progress.show(f"{seconds:.1f} s, {examples:,} examples, {examples / seconds:,.0f} a second")
+
+        try:
+            reading = measure_reading(
+                dataset, batch_size=options.batch_size, max_batches=options.batches, max_seconds=seconds, on_batch=on_batch
+            )
+        finally:
+            progress.clear()
+        randomness = measure_randomness(dataset, batch_size=options.batch_size, max_rows=MAX_ORDER_ROWS)
+    report = _report(dataset, open_seconds, reading, randomness)
+    if plot is not None:
+        _write_plots(plot, dataset.repository.description, reading, randomness)
+    print(json.dumps(report, indent=2) if options.json else _table(report))
+    return 0
+
+
+def _report(dataset: LeRobotIterDataset, open_seconds: float, reading: Reading, randomness: Randomness) -> dict[str, Any]:
+    """Returns the JSON object: what was measured, units in names."""
+    statistics, repository = reading.statistics, dataset.repository
+    episodes, gaps = randomness.episodes_per_batch, randomness.gaps
+    return {
+        "dataset": repository.description,
+        "num_episodes": repository.episodes.num_episodes,
+        "num_rows": repository.episodes.num_rows,
+        "fps": repository.fps,
+        "shuffle": None if dataset.shuffle is None else asdict(dataset.shuffle),
+        "throughput": {
+            "batch_size": reading.batch_size,
+            "batches": len(reading.batch_seconds),
+            "examples": reading.num_examples,
+            "seconds": reading.seconds,
+            "examples_per_second": reading.examples_per_second,
+            "steady_examples_per_second": reading.steady_examples_per_second,
+            "open_seconds": open_seconds,
+            "first_batch_seconds": float(reading.batch_seconds[0]),
+        },
+        "waited_seconds": {
+            "fetch": statistics.waited_for_fetch_seconds,
+            "decode": statistics.waited_for_decode_seconds,
+            "other": reading.other_seconds,
+        },
+        "reading": asdict(statistics),
+        "randomness": {
+            "rows": len(randomness.rows),
+            "correlation": randomness.correlation,
+            "episodes_per_batch_mean": float(episodes.mean()) if len(episodes) else None,
+            "episodes_per_batch_min": int(episodes.min()) if len(episodes) else None,
+            "global_shuffle_episodes_per_batch": randomness.global_episodes_per_batch,
+            "gap_median": randomness.median_gap,
+            "gap_90_percent": float(np.quantile(gaps, 0.9)) if len(gaps) else None,
+            "global_shuffle_gap_median": randomness.global_median_gap,
+            "gap_histogram": [
+                {"start": 1 << k, "stop": 2 << k, "count": count} for k, count in enumerate(randomness.gap_histogram.tolist())
+            ],
+        },
+    }
+
+
+def _table(report: Mapping[str, Any]) -> str:
+    """Returns the report as text, for people."""
+    shuffle = report["shuffle"]
+    lines = [
+        f"{report['dataset']}: {report['num_episodes']:,} episodes, {report['num_rows']:,} rows at {report['fps']:g} fps",
+        "sequential, episode by episode"
+        if shuffle is None
+        else f"shuffled: {', '.join(f'{name} {value}' for name, value in shuffle.items() if value is not None)}",
+        "",
+    ]
+    rows = [*_throughput_rows(report), *_reading_rows(report), *_randomness_rows(report["randomness"])]
+    width = max(len(label) for label, _ in rows)
+    return "\n".join(lines + [f"{label:<{width}}  {value}" for label, value in rows])
+
+
+def _throughput_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    throughput, waited = report["throughput"], report["waited_seconds"]
+    steady = throughput["steady_examples_per_second"]
+    shares = (f"{name} {value:.2f} s ({value / throughput['seconds']:.0%})" for name, value in waited.items())
+    return [
+        (
+            "throughput",
+            f"{throughput['examples_per_second']:,.1f} examples/s: {throughput['batches']:,} batches of {throughput['batch_size']} "
+            f"in {throughput['seconds']:.2f} s" + ("" if steady is None else f"; {steady:,.1f} after the first batch"),
+        ),
+        ("first batch", f"{throughput['first_batch_seconds']:.2f} s, after {throughput['open_seconds']:.2f} s to open the data set"),
+        ("time", ", ".join(shares)),
+    ]
+
+
+def _reading_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    reading, examples = report["reading"], report["throughput"]["examples"]
+    fetched, needed, frames = reading["bytes_fetched"], reading["bytes_needed"], reading["frames_handed_out"]
+    result = [
+        (
+            "fetched",
+            f"{fetched / 1e6:,.2f} MB in {reading['requests']:,} requests ({reading['requests'] / examples:.3f} an example)"
+            + (f", {fetched / needed:.3f} of what was needed" if needed else ""),
+        )
+    ]
+    if reading["retries"] or reading["pause_seconds"] >= _SHOWN_PAUSE_SECONDS:
+        result.append(
+            (
+                "the Hub",
+                f"{reading['retries']:,} further attempts; {reading['pause_seconds']:.1f} s of pauses and rate limits, over all threads",
+            )
+        )
+    if frames:
+        result.append(
+            (
+                "decoded",
+                f"{reading['gops_decoded']:,} GOPs, {reading['gops_decoded_again']:,} of them again; "
+                f"{reading['pictures_decoded'] / frames:.2f} pictures a frame handed out, those decoded ahead among them",
+            )
+        )
+    peak, budget = reading["budget_peak_bytes"], reading["budget_bytes"]
+    return [*result, ("memory budget", f"{peak / 1e6:,.1f} of {budget / 1e6:,.1f} MB at most in use")]
+
+
+def _randomness_rows(randomness: Mapping[str, Any]) -> list[tuple[str, str]]:
+    result = [("|corr(row, iteration)|", f"{randomness['correlation']:.3f} over {randomness['rows']:,} rows")]
+    if randomness["episodes_per_batch_mean"] is not None:
+        result.append(
+            (
+                "episodes in a batch",
+                f"{randomness['episodes_per_batch_mean']:.1f} (fewest {randomness['episodes_per_batch_min']}); "
+                f"a global shuffle: {randomness['global_shuffle_episodes_per_batch']:.1f}",
+            )
+        )
+    if randomness["gap_median"] is not None:
+        result.append(
+            (
+                "gap of two neighbours",
+                f"median {randomness['gap_median']:,.0f} iterations, 90 % within {randomness['gap_90_percent']:,.0f}; "
+                f"a global shuffle: median {randomness['global_shuffle_gap_median']:,.0f}",
+            )
+        )
+    histogram = randomness["gap_histogram"]
+    total = sum(bin_["count"] for bin_ in histogram)
+    for bin_ in histogram:
+        share = bin_["count"] / total
+        result.append((f"  {bin_['start']:,} to {bin_['stop'] - 1:,}", f"{share:6.1%} {'#' * round(share * 50)}".rstrip()))
+    return result
+
+
+def _write_plots(path: Path, title: str, reading: Reading, randomness: Randomness) -> None:
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    figure.suptitle(title)
+    plots: Sequence[Any] = figure.subplots(2, 2).ravel()
+    for plot, draw in zip(plots, (_plot_rows, _plot_episodes, _plot_gaps), strict=False):
+        draw(plot, randomness)
+    _plot_throughput(plots[3], reading)
+    try:
+        figure.savefig(path, dpi=110, format="png")
+    except OSError as error:
+        raise InvalidRequestError(f"--plot {path}: cannot be written ({error})") from None
+
+
+def _plot_rows(plot: Any, randomness: Randomness) -> None:
+    step = -(-len(randomness.rows) // _PLOTTED_POINTS)
+    iterations = np.arange(0, len(randomness.rows), step)
+    plot.plot(iterations, randomness.rows[::step], ".", markersize=1.5)
+    plot.set(title=f"|corr(row, iteration)| = {randomness.correlation:.3f}", xlabel="iteration", ylabel="row")
+
+
+def _plot_episodes(plot: Any, randomness: Randomness) -> None:
+    plot.plot(randomness.episodes_per_batch, linewidth=0.8, label="this order")
+    plot.axhline(randomness.global_episodes_per_batch, color="black", linestyle="--", label="global shuffle, expected")
+    plot.set(title="different episodes in a batch", xlabel="batch", ylabel="episodes", ylim=(0, None))
+    plot.legend(loc="lower right")
+
+
+def _plot_gaps(plot: Any, randomness: Randomness) -> None:
+    counts = randomness.gap_histogram
+    plot.bar(range(len(counts)), counts, width=0.9)
+    plot.set_xticks(range(len(counts)), [f"{1 << k:,}" for k in range(len(counts))], rotation=45)
+    median = randomness.median_gap
+    plot.set(
+        title="gap between neighbouring frames" + ("" if median is None else f": median {median:,.0f}"),
+        xlabel="iterations, from this to twice as many",
+        ylabel="pairs of frames",
+    )
+
+
+def _plot_throughput(plot: Any, reading: Reading) -> None:
+    # As many bins as show the course of it, each with several batches.
+    num_bins = max(1, min(50, len(reading.batch_seconds) // 4))
+    counts, edges = np.histogram(reading.batch_seconds, bins=num_bins, range=(0, reading.seconds))
+    plot.stairs(counts * reading.batch_size / np.diff(edges), edges)
+    plot.set(
+        title=f"{reading.examples_per_second:,.0f} examples/s", xlabel="seconds since the first next", ylabel="examples/s", ylim=(0, None)
+    )

@@ -1,0 +1,321 @@
+"""The Grain source of rows in the order of `_order`, sharded, sliced and resumed by one number.
+
+Rules, most of them forced by Grain 0.2.18:
+* Iterators do no I/O: Grain makes them, and asks for their states, in processes that will never read.
+* `get_state` returns a fresh dict of plain ints and strings that holds nothing of the shard: it is the same on every host and worker.
+* `set_state` compares first and changes nothing when something differs.
+* Epochs are counted inside: `RepeatIterDataset` would repeat one order, and loses data above `mp_prefetch`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import grain
+import numpy as np
+import numpy.typing as npt
+
+from lerobot_grain._base.errors import InvalidRequestError, StateMismatchError
+from lerobot_grain._order.shuffle import ORDER_VERSION, EpochOrder, FrameOrder, Shuffle
+from lerobot_grain._repository.repository import Repository
+from lerobot_grain._repository.selection import EpisodeSelection, select_episodes
+
+# Where there is no video; see the design of the order: clips shorter than this mix better but cost more requests.
+_DEFAULT_CLIP_LENGTH = 16
+# An epoch has clips of an episode for each of n shards with certainty where there is one shard, and else, with so many clips for each of
+# them, in 95 of 100 cases (1 - e^-3).
+_CLIPS_PER_SHARD = 3
+# Positions whose rows are computed at a time: a microsecond each, where one by one they take 100.
+_POSITIONS_AT_A_TIME = 1024
+
+
+class FrameOrderIterDataset(grain.IterDataset[int]):
+    """The rows of a data set, as ints, in a shuffled or sequential order that is resumed exactly.
+
+    Args:
+      repository: an opened data set.
+      episodes: numbers of episodes, a slice of all in the order of their numbers, the name of a split of info.json, or a function of an
+        `Episode` that says whether it is selected, which is called now; `None`: all. Their order does not matter.
+      drop_first_frames, drop_last_frames: so many rows at the start and the end of every episode are left out; windows still reach them.
+        Episodes that have no other rows are left out.
+      shuffle: `None`: sequential, episode by episode.
+      num_epochs: the stream ends after this many; `None`: it never does.
+      shard_options: shard i of n gets positions i, i + n, ...; nothing is dropped at the end of an epoch. With `drop_remainder` all
+        shards of a finite stream get the same number of rows.
+
+    Raises:
+      InvalidRequestError: an argument is out of its range.
+      DatasetFormatError, StorageError: `clip_length` is to be found from the video, which cannot be read.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        *,
+        episodes: EpisodeSelection = None,
+        drop_first_frames: int = 0,
+        drop_last_frames: int = 0,
+        shuffle: Shuffle | None = Shuffle(),  # noqa: B008 (a frozen value)
+        num_epochs: int | None = None,
+        shard_options: grain.sharding.ShardOptions = grain.sharding.NoSharding(),  # noqa: B008 (a frozen value)
+    ) -> None:
+        super().__init__()
+        if num_epochs is not None and (not isinstance(num_epochs, int) or isinstance(num_epochs, bool) or num_epochs < 1):
+            raise InvalidRequestError(f"num_epochs={num_epochs!r}: expected an int >= 1, or None for an endless stream")
+        if shuffle is not None and shuffle.clip_length is None:
+            shuffle = replace(shuffle, clip_length=default_clip_length(repository))
+        table = repository.episodes
+        for name, count in (("drop_first_frames", drop_first_frames), ("drop_last_frames", drop_last_frames)):
+            if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+                raise InvalidRequestError(f"{name}={count!r}: expected an int >= 0")
+        selected = select_episodes(repository, episodes)
+        dropped = drop_first_frames + drop_last_frames
+        selected = selected[table.lengths[selected] > dropped]
+        if selected.size == 0:
+            raise InvalidRequestError(
+                f"drop_first_frames={drop_first_frames}, drop_last_frames={drop_last_frames}: no selected episode has more rows than these"
+            )
+        lengths = table.lengths[selected] - dropped
+        self._selected, self._num_episodes = selected, len(table.lengths)
+        self._num_clips = -(-lengths // (1 if shuffle is None or shuffle.clip_length is None else shuffle.clip_length))
+        self._order = FrameOrder(
+            first_rows=table.first_rows[selected] + drop_first_frames,
+            lengths=lengths,
+            data_files=table.data.file_of_episode[selected],
+            shuffle=shuffle,
+        )
+        self._num_epochs = num_epochs
+        self._shard_options = shard_options
+        # Element k of this shard is position base + start + k * step, where base is 0 or comes from a restored state.
+        self._start: int = shard_options.shard_index
+        self._step: int = shard_options.shard_count
+        self._identity = {
+            # Datasets in folders of one repository share its commit.
+            "commit": f"{repository.commit}/{repository.folder}".rstrip("/"),
+            "episodes": _hash_of(table.numbers_of(selected), lengths, drop_first_frames),
+            "num_rows": self._order.num_rows,
+            **_shuffle_state(shuffle),
+        }
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of one epoch, over all shards."""
+        return self._order.num_rows
+
+    @property
+    def shuffle(self) -> Shuffle | None:
+        """The shuffle, with the `clip_length` that is used."""
+        return self._order.shuffle
+
+    @property
+    def position_step(self) -> int:
+        """Positions from one row of this shard, or slice, to its next: the number of shards (times that of workers, in a worker)."""
+        return self._step
+
+    @property
+    def is_expected(self) -> npt.NDArray[np.bool_]:
+        """Bool `(episodes,)`: of which episodes this shard, or slice, needs something in every epoch.
+
+        Without shards of all that are selected; else of those with so many clips that no more than one in twenty goes without.
+        """
+        found = np.zeros(self._num_episodes, np.bool_)
+        found[self._selected] = (self._step == 1) | (self._num_clips >= _CLIPS_PER_SHARD * self._step)
+        return found
+
+    def set_slice(self, sl: slice, sequential_slice: bool = False) -> None:
+        """Takes every `sl.step`-th row of this shard from the `sl.start`-th on: what Grain's `mp_prefetch` calls for each worker."""
+        if sequential_slice:
+            raise NotImplementedError(
+                "lerobot_grain: contiguous slices (sequential_slice) are not supported; every worker takes every n-th row"
+            )
+        start, step = sl.start or 0, sl.step or 1
+        if sl.stop is not None or start < 0 or step < 1:
+            raise InvalidRequestError(f"set_slice({sl}): expected slice(start, None, step) with start >= 0 and step >= 1")
+        self._start, self._step = self._start + start * self._step, self._step * step
+
+    def __iter__(self) -> FrameOrderIterator:
+        return FrameOrderIterator(self)
+
+    @property
+    def _element_spec(self) -> Any:
+        return grain.experimental.ShapeDtypeStruct((), np.int64)
+
+    def __str__(self) -> str:
+        return f"FrameOrderIterDataset({self._order.num_rows} rows)"
+
+
+class FrameOrderIterator(grain.DatasetIterator[int]):
+    """Yields rows one by one, or some at a time."""
+
+    # Of what is not made to its end, such as a copy that fails: there is nothing to close.
+    _closed = True
+
+    def __init__(self, dataset: FrameOrderIterDataset) -> None:
+        super().__init__()
+        self._dataset = dataset
+        # Elements handed out since `base`; the global position is base + handed_out * step.
+        self._base = self._handed_out = 0
+        self._epoch: tuple[int, EpochOrder] | None = None
+        # Rows that were computed, and how many elements were handed out before the first of them. Assigned in one step, as `_handed_out`
+        # is: wherever an exception of a signal handler strikes, both are right.
+        self._computed: tuple[int, npt.NDArray[np.int64]] = (0, np.empty(0, np.int64))
+
+    def __next__(self) -> int:
+        self._assert_not_closed()
+        before = self._handed_out
+        try:
+            with self._stats.record_self_time():
+                return int(self.next_rows(1)[0])
+        except BaseException:
+            self._handed_out = before
+            raise
+
+    def next_rows(self, count: int) -> npt.NDArray[np.int64]:
+        """Returns the next 1 to `count` rows, int64 `(n,)`, read-only: fewer where they are computed in another piece.
+
+        Raises:
+          StopIteration: there are no more.
+        """
+        first, computed = self._computed
+        if not 0 <= self._handed_out - first < len(computed):
+            self._computed = first, computed = self._handed_out, self._compute_rows()
+        rows = computed[self._handed_out - first :][:count]
+        self._handed_out += len(rows)
+        return rows
+
+    def _compute_rows(self) -> npt.NDArray[np.int64]:
+        """Returns the next rows of this shard, up to the end of an epoch, from the position alone."""
+        dataset = self._dataset
+        num_rows = dataset.num_rows
+        first = self._base + dataset._start + self._handed_out * dataset._step
+        stop = self._stop_position()
+        if stop is not None and first >= stop:
+            raise StopIteration
+        epoch = first // num_rows
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = epoch, dataset._order.epoch(epoch)
+        positions = np.arange(first, first + _POSITIONS_AT_A_TIME * dataset._step, dataset._step)
+        limit = (epoch + 1) * num_rows if stop is None else min((epoch + 1) * num_rows, stop)
+        return self._epoch[1].rows(positions[positions < limit] - epoch * num_rows)
+
+    def _stop_position(self) -> int | None:
+        """Returns the position, not counting this shard's start, at which the stream ends; `None`: never."""
+        dataset = self._dataset
+        if dataset._num_epochs is None:
+            return None
+        stop: int = dataset._num_epochs * dataset.num_rows
+        if dataset._shard_options.drop_remainder:
+            # All shards together take whole rounds from the base on. A worker's slice ends at the same position as its host's shard.
+            count: int = dataset._shard_options.shard_count
+            stop = self._base + (stop - self._base) // count * count
+        return stop
+
+    def get_state(self) -> dict[str, Any]:
+        return {
+            "format": ORDER_VERSION,
+            "position": self._base + self._handed_out * self._dataset._step,
+            **self._dataset._identity,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        position = _checked_position(state, self._dataset._identity)
+        self._computed = (0, self._computed[1][:0])
+        self._base, self._handed_out = position, 0
+
+    def __str__(self) -> str:
+        return str(self._dataset)
+
+
+def default_clip_length(repository: Repository) -> int:
+    """Returns the smallest multiple of the GOP length that is at least 16; 16 where there is no video."""
+    gop_length = repository.gop_length() or 1
+    return -(-_DEFAULT_CLIP_LENGTH // gop_length) * gop_length
+
+
+def _hash_of(episodes: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], first_frame: int) -> str:
+    # Of the numbers as little-endian 64-bit integers, so that it is the same on every machine. A first frame of 0, the usual one, adds
+    # nothing; rows of the same lengths that begin elsewhere are others.
+    numbers = np.concatenate((episodes, lengths, np.full(1 if first_frame else 0, first_frame)))
+    return hashlib.sha256(numbers.astype("<i8").tobytes()).hexdigest()[:16]
+
+
+def _shuffle_state(shuffle: Shuffle | None) -> dict[str, Any]:
+    names = ("seed", "clip_length", "num_parts", "buffer_size", "open_files")
+    # The sequential order depends on none of them; the keys of a state are always the same.
+    return {"shuffled": int(shuffle is not None), **{name: -1 if shuffle is None else (getattr(shuffle, name) or 0) for name in names}}
+
+
+def _checked_position(state: object, identity: Mapping[str, Any]) -> int:
+    """Returns the position in a state of the stream with this identity; raises StateMismatchError for every other one."""
+    if not isinstance(state, Mapping) or "format" not in state:
+        raise StateMismatchError(f"this is not a state of a lerobot_grain stream: {_described(state)}; expected {_EXPECTED}")
+    format_version = _as_int(state["format"])
+    if format_version != ORDER_VERSION:
+        raise StateMismatchError(
+            f"the state has format {state['format']!r}, this version of lerobot_grain reads {ORDER_VERSION}; "
+            "resume with the version of lerobot_grain that wrote it, or begin a new stream"
+        )
+    names = ("position", *identity)
+    if missing := [name for name in names if name not in state]:
+        raise StateMismatchError(f"the state has no {missing[0]!r}: it is truncated, or of something else; expected {_EXPECTED}")
+    if unknown := [name for name in state if name not in ("format", *names)]:
+        raise StateMismatchError(f"the state has {unknown[0]!r}, which no lerobot_grain stream writes; expected {_EXPECTED}")
+    for name, expected in identity.items():
+        value = state[name]
+        # Compared as what it is to be: an array of something else has no single truth value.
+        if not (_as_int(value) == expected if isinstance(expected, int) else isinstance(value, str) and value == expected):
+            raise StateMismatchError(
+                f"the state was taken with {name} = {value!r}, this stream has {expected!r}; {_REMEDIES.get(name, _REMEDY)}"
+            )
+    position = _as_int(state["position"])
+    if position is None or not 0 <= position < _POSITION_LIMIT:
+        raise StateMismatchError(
+            f"the state has position {state['position']!r}; expected an int, 0 <= position < 2**62; restore an older checkpoint"
+        )
+    return position
+
+
+def _as_int(value: object) -> int | None:
+    """Returns an int, also of the NumPy and JAX scalars that Orbax makes of one; `None` for everything else, bools included."""
+    try:
+        # NumPy below 2.3 has an index for its bools, with a warning.
+        return None if isinstance(value, bool | np.bool_) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _described(state: object) -> str:
+    if not isinstance(state, Mapping):
+        return f"{type(state).__name__} {str(state)[:200]!r}"
+    keys = ", ".join(repr(key) for key in list(state)[:8])
+    for marks, transformation in _WRAPPERS:
+        if marks <= state.keys():
+            return f"it has the keys {keys}, as that of {transformation} has"
+    return f"it has the keys {keys}" if keys else "it is empty"
+
+
+# What Grain 0.2.18 puts around a state, so that a message can name it.
+_WRAPPERS = (
+    ({"parents", "index", "stop"}, "IterDataset.mix"),
+    ({"iterators_in_use_states", "exhausted"}, "mp_prefetch"),
+    ({"parent"}, "another transformation"),
+)
+_EXPECTED = "the dict that get_state of the same pipeline returned"
+# Far above any run; the arithmetic on positions is done in 64 bits.
+_POSITION_LIMIT = 1 << 62
+_REMEDY = "make the data set with the same shuffle, or begin a new stream"
+_REMEDIES = {
+    "commit": (
+        "open the data set with revision= that commit (of a directory it is a hash of its meta/, of a bucket of the list of its files), "
+        "or begin a new stream"
+    ),
+    "episodes": (
+        "select the same episodes, with the same drop_first_frames and drop_last_frames (this is a hash of the numbers of the episodes and "
+        "of their rows), or begin a new stream"
+    ),
+    "num_rows": "select the same episodes, or begin a new stream",
+}

@@ -1,0 +1,507 @@
+"""The Grain data set that reads windows, its batches, and the public front that builds all of it.
+
+    FrameOrderIterDataset              source: yields rows in the order of `_order`; state = the position
+        .map(DeltaTimestamps(...))     `_datasets/delta_timestamps`: row -> WindowRequest, 1:1, so slicing the source never tears a window
+        ReadWindowsIterDataset         WindowRequest -> example; pulls its parent ahead, yields in order
+    LeRobotIterDataset                 builds the three from keyword arguments
+
+Nothing does I/O before the first `next`, and data sets and iterators hold no client, lock, thread or file before it: they pickle.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import CancelledError
+from typing import Any, TypeVar
+
+import grain
+
+from lerobot_grain._base.errors import InvalidRequestError, StorageError
+from lerobot_grain._datasets.delta_timestamps import (
+    DeltaTimestamps,
+    OrderedWindowsIterator,
+    OrderedWindowsIterDataset,
+    PulledBlocks,
+    windows_of,
+)
+from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
+from lerobot_grain._datasets.open_stream import OneThread, OpenStream
+from lerobot_grain._order.shuffle import Shuffle
+from lerobot_grain._order.windows import (
+    TOLERANCE_SECONDS,
+    WindowRequest,
+    checked_pad_keys,
+    mask_keys,
+)
+from lerobot_grain._reading.batches import Batch, Example, num_examples, with_arrays_of_strings
+from lerobot_grain._reading.memory import give_back
+from lerobot_grain._reading.read_ahead import ReadAhead, ReadOptions
+from lerobot_grain._reading.read_statistics import ReadStatistics
+from lerobot_grain._repository.repository import Repository, open_leniently, warn_of_notes
+from lerobot_grain._repository.selection import EpisodeSelection, select_features
+from lerobot_grain._storage.options import StorageOptions
+from lerobot_grain._video.decoder import load_decoder
+from lerobot_grain._video.depth import load_depth_decoder
+
+Taken = TypeVar("Taken")
+
+# Rows beyond the shuffle's buffer that the reader knows ahead.
+_KNOWN_EXAMPLES = 512
+# Rows of longer GOPs are not all known in time; they are decoded more than once.
+_MAX_KNOWN_GOP = 64
+
+
+class ReadWindowsIterDataset(grain.IterDataset[Example]):
+    """Reads the example of every `WindowRequest` of its parent: rows, and video decoded on the fly.
+
+    Its parent may be any data set of requests, such as `FrameOrderIterDataset(...).filter(...).map(DeltaTimestamps(...))`. It is pulled
+    ahead of the consumer; examples leave in its order, and the state is the parent's at the last example handed out.
+
+    An example is a flat dict with the keys of the data set: NumPy arrays of the declared dtype and shape `(*shape)`, scalars for features
+    of shape `(1,)`; `(time, *shape)` and a mask `{key}_is_pad`, bool `(time,)`, for keys with delta timestamps; cameras uint8 `(height,
+    width, 3)` or `(time, height, width, 3)`; depth cameras float32 `(height, width, 1)` or `(time, height, width, 1)`, in metres or
+    millimetres as `repository.features[key].depth.unit` says; strings as str or lists of str; the text of the task under `task`, and of the
+    subtask under `subtask` where there are subtasks; language as a list of dicts, which a batch holds in an array of objects.
+
+    Args:
+      parent: data set of `WindowRequest`.
+      repository: the opened data set that they belong to.
+      features: keys to read, among them `task`; `None`: all. A camera that is not read costs no byte.
+      image_size: (height, width) that all cameras are resized to, depth by its nearest pixels, or `None`.
+      read_options: memory and threads.
+      pad_keys: feature key -> key of the mask of its window in examples, in place of `{key}_is_pad`: for data sets with a feature of that
+        name, such as `action_is_pad`. `plot_example` and the shaping transformations find masks that are named `{key}_is_pad`.
+      known_examples: requests that are pulled ahead; frames that are needed twice within this many examples are decoded once.
+
+    Raises:
+      InvalidRequestError: an argument is out of its range, asks for a feature that does not exist or is not supported, or the mask of a
+        window would have the key of a feature that is selected, or of another mask. Where the windows are not known yet, since `parent` is
+        not made by `DeltaTimestamps`, the last is raised when the first example with such a window is taken.
+    """
+
+    def __init__(
+        self,
+        parent: grain.IterDataset[WindowRequest],
+        repository: Repository,
+        *,
+        features: Iterable[str] | None = None,
+        image_size: tuple[int, int] | None = None,
+        read_options: ReadOptions = ReadOptions(),  # noqa: B008 (a frozen value)
+        pad_keys: Mapping[str, str] | None = None,
+        known_examples: int = 2048 + _KNOWN_EXAMPLES,
+    ) -> None:
+        super().__init__(parent)
+        self._repository = repository
+        self._selection = select_features(repository, features)
+        windows = windows_of(parent)
+        self._pad_keys = checked_pad_keys(pad_keys, known_keys=tuple(repository.features) if windows is None else windows)
+        mask_keys(windows or (), selected=self._selection.keys, pad_keys=self._pad_keys)
+        self._image_size = _checked_image_size(image_size)
+        # Now, so that the first batch does not wait for them, and what is not installed is said here.
+        for load in {load_depth_decoder if camera.is_depth else load_decoder for camera in self._selection.videos}:
+            load()
+        self._read_options = read_options
+        self._known_examples = known_examples
+
+    def __iter__(self) -> grain.DatasetIterator[Example]:
+        return _ReadWindowsIterator(self, self._parent.__iter__())
+
+    def __str__(self) -> str:
+        return f"ReadWindowsIterDataset({self._repository.description})"
+
+    def batch(
+        self,
+        batch_size: int,
+        *,
+        drop_remainder: bool = False,
+        batch_fn: Callable[[Sequence[Example]], Any] | None = None,
+    ) -> grain.IterDataset[Any]:
+        """Returns a data set of batches, the same as Grain's `batch`, put together without making single examples first.
+
+        Args:
+          batch_size: examples of a batch.
+          drop_remainder: whether a last, shorter batch is left out.
+          batch_fn: examples -> batch; `None`: arrays with a new first axis, strings as an array of them.
+
+        Raises:
+          InvalidRequestError: `batch_size` is not an int >= 1.
+        """
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+            raise InvalidRequestError(f"batch(batch_size={batch_size!r}): expected an int >= 1")
+        if batch_fn is not None:
+            return super().batch(batch_size, drop_remainder=drop_remainder, batch_fn=batch_fn)
+        return _BatchIterDataset(self, batch_size, drop_remainder=drop_remainder)
+
+
+class _ReadWindowsIterator(grain.DatasetIterator[Example]):
+    # Of what is not made to its end, such as a copy that fails: there is nothing to close.
+    _closed = True
+
+    def __init__(self, dataset: ReadWindowsIterDataset, parent: grain.DatasetIterator[WindowRequest]) -> None:
+        super().__init__(parent)
+        self._dataset = dataset
+        self._stream: OpenStream | None = None
+        self._statistics = ReadStatistics()
+        self._one_thread = OneThread()
+
+    def __next__(self) -> Example:
+        return self.hand_out(_take_example, self._stats)
+
+    def hand_out(self, take: Callable[[OpenStream], tuple[Taken, int]], stats: Any) -> Taken:
+        """Returns what `take` takes of the stream, and counts it: both, or, whatever is raised wherever, neither.
+
+        Args:
+          take: returns it, and how many examples it is.
+          stats: Grain's, of the iterator that hands it out.
+        """
+        held = None
+        try:
+            self._one_thread.enter()
+            try:
+                with stats.record_self_time():
+                    held = self._mended()
+                    stream, num_before = held
+                    found, count = take(stream)
+                    stats.record_output_spec(found)
+                    stream.num_handed_out = num_before + count
+                    return found
+            finally:
+                self._one_thread.leave()
+        except BaseException as error:
+            if held is not None:
+                self._take_back(*held, error)
+            if isinstance(error, CancelledError):  # of what was waited for, by `close` in another thread
+                raise StorageError("the reader was closed while it was in use") from None
+            raise
+
+    def _mended(self) -> tuple[OpenStream, int]:
+        """Returns the open stream, and how many examples of it were handed out; opens it, again where it was torn.
+
+        Raises:
+          StopIteration: it has ended.
+        """
+        self._assert_not_closed()
+        stream = self._stream
+        if stream is not None and stream.is_torn:
+            self._put_back(stream)
+            stream = None
+        if stream is None:
+            stream = self._stream = self._opened()
+        if stream.has_ended:
+            raise StopIteration
+        return stream, stream.num_handed_out
+
+    def _opened(self) -> OpenStream:
+        dataset = self._dataset
+        blocks = self._parent
+        if not isinstance(blocks, OrderedWindowsIterator):
+            blocks = PulledBlocks(blocks, dataset._repository.episodes)
+        ahead = ReadAhead(
+            dataset._repository,
+            dataset._selection,
+            image_size=dataset._image_size,
+            options=dataset._read_options,
+            known_examples=dataset._known_examples,
+            pad_keys=dataset._pad_keys,
+            is_expected=blocks.is_expected,
+        )
+        return OpenStream(self._parent.get_state(), blocks, ahead)
+
+    def _take_back(self, stream: OpenStream, num_handed_out: int, error: BaseException) -> None:
+        """Puts the stream to where it was before `next` raised; the next call reads the same examples again."""
+        if isinstance(error, StopIteration):
+            self._statistics = self.statistics()
+            stream.is_torn, stream.has_ended = False, True
+            stream.close()
+            return
+        stream.num_handed_out, stream.is_torn = num_handed_out, True
+        if isinstance(error, Exception):  # else the program is probably about to end
+            self._put_back(stream)
+
+    def _put_back(self, stream: OpenStream) -> None:
+        """Puts the parent back to what was handed out of a torn stream, and drops that."""
+        self._parent.set_state(stream.state())
+        self._forget()
+
+    def end_reading(self) -> None:
+        """Ends what is being read, in any thread: a `next` that waits for it raises, and the one after it begins to read anew."""
+        if (stream := self._stream) is not None:
+            stream.end_requests()
+
+    def statistics(self) -> ReadStatistics:
+        """Returns what was read since the stream was begun or restored."""
+        return self._statistics if self._stream is None or self._stream.has_ended else self._stream.statistics()
+
+    def _forget(self) -> None:
+        """Stops reading ahead; the parent stands where it was pulled to, or was put back to."""
+        self._statistics = self.statistics()
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
+            del stream
+            give_back()
+
+    def get_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = self._parent.get_state() if self._stream is None else self._stream.state()
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        stream = self._stream
+        was_torn = stream is not None and stream.is_torn
+        try:
+            if stream is not None:
+                stream.is_torn = True  # until this is done
+            # The parent compares first, and raises before anything has changed.
+            self._parent.set_state(state)
+        except Exception:
+            if stream is not None:
+                stream.is_torn = was_torn
+            raise
+        self._forget()
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._forget()
+        super().close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._stream is not None:
+            raise TypeError(
+                "an iterator that was begun cannot be copied or pickled; make another one of its data set, with this one's get_state()"
+            )
+        return self.__dict__
+
+    def __str__(self) -> str:
+        return str(self._dataset)
+
+
+def _take_example(stream: OpenStream) -> tuple[Example, int]:
+    return stream.next_example(), 1
+
+
+class _BatchIterDataset(grain.IterDataset[Batch]):
+    """Batches, put together without making single examples first."""
+
+    def __init__(self, parent: ReadWindowsIterDataset, batch_size: int, *, drop_remainder: bool) -> None:
+        super().__init__(parent)
+        self._batch_size, self._drop_remainder = batch_size, drop_remainder
+
+    def __iter__(self) -> grain.DatasetIterator[Batch]:
+        return _BatchIterator(self._parent.__iter__(), self._batch_size, drop_remainder=self._drop_remainder)
+
+    def __str__(self) -> str:
+        return f"BatchIterDataset(batch_size={self._batch_size}, drop_remainder={self._drop_remainder})"
+
+
+class _BatchIterator(grain.DatasetIterator[Batch]):
+    _closed = True
+
+    def __init__(self, parent: _ReadWindowsIterator, batch_size: int, *, drop_remainder: bool) -> None:
+        super().__init__(parent)
+        self._batch_size, self._drop_remainder = batch_size, drop_remainder
+
+    def __next__(self) -> Batch:
+        parent: _ReadWindowsIterator = self._parent
+        return parent.hand_out(self._take, self._stats)
+
+    def _take(self, stream: OpenStream) -> tuple[Batch, int]:
+        batch = stream.take_batch(self._batch_size)
+        count = num_examples(batch)
+        if self._drop_remainder and count < self._batch_size:
+            stream.num_handed_out += count
+            raise StopIteration
+        return with_arrays_of_strings(batch), count
+
+    def get_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = self._parent.get_state()
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._parent.set_state(state)
+
+    def __str__(self) -> str:
+        return f"BatchDatasetIterator(batch_size={self._batch_size}, drop_remainder={self._drop_remainder})"
+
+
+def read_statistics(iterator: grain.DatasetIterator[Any]) -> ReadStatistics:
+    """Returns what the stream under any Grain iterator, such as that of `.batch(64)`, has read so far.
+
+    Raises:
+      InvalidRequestError: there is not exactly one stream of ours under it in this process (those of `mp_prefetch` are in others).
+    """
+    found = _streams_under(iterator)
+    if len(found) != 1:
+        raise InvalidRequestError(f"read_statistics: found {len(found)} lerobot_grain streams under {iterator}; expected one")
+    return found[0].statistics()
+
+
+def end_reading(iterator: grain.DatasetIterator[Any]) -> None:
+    """Ends what all our streams under an iterator read ahead: a `next` in another thread that waits for it raises `StorageError`."""
+    for stream in _streams_under(iterator):
+        stream.end_reading()
+
+
+def _streams_under(iterator: grain.DatasetIterator[Any]) -> list[_ReadWindowsIterator]:
+    found, waiting = [], [iterator]
+    while waiting:
+        current = waiting.pop()
+        if isinstance(current, _ReadWindowsIterator):
+            found.append(current)
+        else:
+            waiting += list(getattr(current, "_parents", ()))
+    return found
+
+
+class LeRobotIterDataset(ReadWindowsIterDataset):
+    """A LeRobotDataset, streamed as a shuffled, windowed, exactly resumable Grain data set of examples.
+
+        dataset = LeRobotIterDataset("lerobot/pusht", delta_timestamps={"action": [i / 10 for i in range(16)]})
+        for batch in dataset.batch(64): ...
+
+    `.map`, `.filter`, `.batch`, `grain.IterDataset.mix`, `mp_prefetch` and Grain's checkpoints work on it. What an example looks like:
+    `ReadWindowsIterDataset`.
+
+    Args:
+      repository: `org/name` on the Hub or `org/name/folder`, `hf://buckets/org/name/folder`, a directory, or an opened `Repository`.
+      revision: branch, tag or commit; by default the newest tag or branch `v3.x`, `v2.1` or `v2.0`, and `main` where there is none.
+      episodes: numbers of episodes, a slice of all in the order of their numbers, the name of a split of info.json, or a function of an
+        `Episode` that says whether it is selected, which is called now; `None`: all. Their order does not matter.
+      drop_first_frames, drop_last_frames: so many rows at the start and the end of every episode are left out; windows still reach them.
+        Episodes that have no other rows are left out.
+      features: keys to read, among them `task`; `None`: all. A camera that is not read costs no byte.
+      delta_timestamps: feature key -> distances in seconds from the row of the example.
+      pad_keys: feature key -> key of the mask of its window in examples, in place of `{key}_is_pad`: for data sets with a feature of that
+        name, such as `action_is_pad`.
+      shuffle: `None`: sequential, episode by episode.
+      num_epochs: the stream ends after this many; `None`: it never does.
+      shard_options: which shard of the stream; `grain.sharding.ShardByJaxProcess()` for one shard a host.
+      image_size: (height, width) that all cameras are resized to, depth by its nearest pixels, or `None`.
+      read_options: memory and threads, and connections where this opens the repository.
+      tolerance_seconds: a delta may be off a whole number of frames by this much.
+      endpoint, token, cache_dir: as for `open_repository`.
+
+    Raises:
+      InvalidRequestError: an argument is out of its range, or asks for what the data set does not have; the mask of a window would have
+        the key of a feature that is selected, or of another mask.
+      DatasetFormatError: it is not a LeRobotDataset v2.0, v2.1 or v3.x, or is malformed. A feature or a table of texts that cannot be
+        read is an error where it is selected.
+      StorageError: missing, private or gated repository, wrong revision, or the Hub could not be reached.
+    """
+
+    def __init__(
+        self,
+        repository: str | os.PathLike[str] | Repository,
+        *,
+        revision: str | None = None,
+        episodes: EpisodeSelection = None,
+        drop_first_frames: int = 0,
+        drop_last_frames: int = 0,
+        features: Iterable[str] | None = None,
+        delta_timestamps: Mapping[str, Sequence[float]] | None = None,
+        pad_keys: Mapping[str, str] | None = None,
+        shuffle: Shuffle | None = Shuffle(),  # noqa: B008 (a frozen value)
+        num_epochs: int | None = None,
+        shard_options: grain.sharding.ShardOptions = grain.sharding.NoSharding(),  # noqa: B008 (a frozen value)
+        image_size: tuple[int, int] | None = None,
+        read_options: ReadOptions = ReadOptions(),  # noqa: B008 (a frozen value)
+        tolerance_seconds: float = TOLERANCE_SECONDS,
+        endpoint: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        opened = _opened(repository, revision, endpoint, token, cache_dir, read_options.storage)
+        selection = select_features(opened, features)
+        if opened is not repository:
+            warn_of_notes(opened)
+        windows = delta_timestamps or {}
+        if unread := [key for key in windows if key not in {feature.key for feature in selection.columns + selection.videos}]:
+            raise InvalidRequestError(
+                f"delta_timestamps[{unread[0]!r}]: "
+                + ("it is not among features=" if unread[0] in opened.features else "there is no such feature; ")
+                + ", ".join(feature.key for feature in selection.columns + selection.videos)
+            )
+        transformation = DeltaTimestamps(opened, windows, tolerance_seconds=tolerance_seconds)
+        order = FrameOrderIterDataset(
+            opened,
+            episodes=episodes,
+            drop_first_frames=drop_first_frames,
+            drop_last_frames=drop_last_frames,
+            shuffle=shuffle,
+            num_epochs=num_epochs,
+            shard_options=shard_options,
+        )
+        super().__init__(
+            OrderedWindowsIterDataset(order, transformation),
+            opened,
+            features=selection.keys,
+            image_size=image_size,
+            read_options=read_options,
+            pad_keys=pad_keys,
+            known_examples=_known_examples(order.shuffle),
+        )
+        self._order = order
+
+    @property
+    def repository(self) -> Repository:
+        """The opened data set: features, episodes, tasks, statistics."""
+        return self._repository
+
+    @property
+    def num_rows(self) -> int:
+        """Rows, and so examples, of one epoch, over all shards."""
+        return self._order.num_rows
+
+    @property
+    def shuffle(self) -> Shuffle | None:
+        """The shuffle, with the `clip_length` that is used."""
+        return self._order.shuffle
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What in the data set is odd or was repaired, and does not change what is read: `Repository.notes`."""
+        return self._repository.notes
+
+    def __str__(self) -> str:
+        return f"LeRobotIterDataset({self._repository.description})"
+
+
+def _opened(
+    repository: str | os.PathLike[str] | Repository,
+    revision: str | None,
+    endpoint: str | None,
+    token: str | bool | None,
+    cache_dir: str | os.PathLike[str] | None,
+    storage_options: StorageOptions,
+) -> Repository:
+    """Returns the repository that was given, or the one that was named."""
+    if not isinstance(repository, Repository):
+        return open_leniently(
+            repository, revision=revision, endpoint=endpoint, token=token, cache_dir=cache_dir, storage_options=storage_options
+        )
+    if not (revision is endpoint is token is cache_dir is None):
+        raise InvalidRequestError("revision, endpoint, token and cache_dir belong to open_repository; the repository given is open already")
+    return repository
+
+
+def _known_examples(shuffle: Shuffle | None) -> int:
+    """Returns how far ahead the rows of one GOP must be known, so that it is decoded once for all of them."""
+    if shuffle is None:
+        return _KNOWN_EXAMPLES
+    # They follow each other in a part, but for its blocks: so they are spread over at most their number and two blocks, times the parts.
+    assert shuffle.clip_length is not None
+    block = max(1, shuffle.buffer_size // shuffle.num_parts)
+    return (min(shuffle.clip_length, _MAX_KNOWN_GOP) + 2 * block) * shuffle.num_parts + _KNOWN_EXAMPLES
+
+
+def _checked_image_size(image_size: tuple[int, int] | None) -> tuple[int, int] | None:
+    if image_size is None:
+        return None
+    try:
+        height, width = image_size
+    except (TypeError, ValueError):
+        height = width = 0
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in (height, width)):
+        raise InvalidRequestError(f"image_size={image_size!r}: expected (height, width) in pixels")
+    return height, width

@@ -1,0 +1,1 @@
+"""Reports and pictures for people: check, profile, plot. Returns values, prints nothing."""

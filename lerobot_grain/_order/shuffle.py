@@ -1,0 +1,242 @@
+"""The order of the stream: (seed, position) -> row, computed and never buffered. The only randomness of the package.
+
+The stream is one endless sequence of rows, numbered by its *position* over all epochs: with N selected rows, position g is element
+g % N of the order of epoch g // N, and the order of an epoch holds every selected row exactly once. It is made like this
+(design.md, section 3):
+
+1. cut every selected episode into clips of `clip_length` frames (the last one shorter);
+2. permute the clips, keyed by (seed, epoch); with `open_files=n` permute the data files, and do the rest for n files at a time;
+3. cut the rows, in that order, into V parts of equal length; the first (rows % V) parts have one row more. V is `num_parts`,
+   halved until there are at least 2 clips a part;
+4. inside each part, permute blocks of `buffer_size // V` rows; the first block of part v is shortened by the fraction v / V, so that the
+   parts change blocks at different times and the load is even;
+5. deal the parts out in turn: element p is element p // V of part p % V.
+
+Rules:
+* A position is found without replaying the ones before it. Setting up an epoch costs one sort of its clips.
+* All randomness is Philox4x64-10 words, sorted: a counter-based generator whose words are fixed by its definition (Salmon et al., SC 2011),
+  where the algorithm of `numpy.random.Generator.permutation` may change between NumPy versions.
+* People hold checkpoints of this order, so it cannot change; `ORDER_VERSION` is in every state, and the tests hold a golden order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lerobot_grain._base.errors import InvalidRequestError
+
+ORDER_VERSION = 1
+
+Rows = npt.NDArray[np.int64]
+
+# What a Philox stream is used for; a part of its counter, so that no two uses share words.
+_CLIPS, _FILES, _BLOCK, _SPLIT = 0, 1, 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Shuffle:
+    """How the order of an epoch is shuffled.
+
+    Attributes:
+      seed: 0 <= seed < 2**64. Another seed is another order.
+      buffer_size: rows that are mixed at a time, over all parts. Rows of one clip are spread over about this many positions.
+      clip_length: frames of one episode that are read together. `None`: the smallest multiple of the data set's GOP length that is at least
+        16, so that no picture is decoded for two clips; 16 where there is no video.
+      num_parts: places of the epoch that are read side by side: examples that follow each other come from this many episodes.
+      open_files: `None`, or: finish this many data files before the next ones are begun, for data sets whose files are costly to open.
+        Mixes less.
+
+    Raises:
+      InvalidRequestError: a value is out of its range.
+    """
+
+    seed: int = 0
+    buffer_size: int = 1024
+    clip_length: int | None = None
+    num_parts: int = 64
+    open_files: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (_is_int(self.seed) and 0 <= self.seed < 2**64):
+            raise InvalidRequestError(f"Shuffle(seed={self.seed!r}): expected an int, 0 <= seed < 2**64")
+        for name in ("buffer_size", "clip_length", "num_parts", "open_files"):
+            value = getattr(self, name)
+            optional = name in ("clip_length", "open_files")
+            if not (optional and value is None) and not (_is_int(value) and value >= 1):
+                raise InvalidRequestError(f"Shuffle({name}={value!r}): expected an int >= 1{' or None' if optional else ''}")
+
+
+class FrameOrder:
+    """The order of a selection of episodes: an immutable value.
+
+    Args:
+      first_rows: int64 `(episodes,)`, row of frame 0 of each selected episode.
+      lengths: int64 `(episodes,)`, frames of each, > 0.
+      data_files: int64 `(episodes,)`, number of the data file of each; only used with `shuffle.open_files`.
+      shuffle: with `clip_length` filled in; `None` is the sequential order, the episodes as given.
+    """
+
+    def __init__(self, *, first_rows: Rows, lengths: Rows, data_files: Rows, shuffle: Shuffle | None) -> None:
+        assert shuffle is None or shuffle.clip_length is not None
+        self.shuffle = shuffle
+        self.num_rows = int(lengths.sum())
+        self._first_rows, self._lengths, self._data_files = first_rows, lengths, data_files
+
+    def epoch(self, number: int) -> EpochOrder:
+        """Returns the order of one epoch. Costs a sort of its clips; keep it while positions of the same epoch are asked for."""
+        if self.shuffle is None:
+            return _SequentialEpoch(self._first_rows, self._lengths)
+        return _ShuffledEpoch(self._first_rows, self._lengths, self._data_files, self.shuffle, number)
+
+
+class EpochOrder:
+    """The order of one epoch: element p, 0 <= p < number of selected rows, -> row."""
+
+    def rows(self, elements: Rows) -> Rows:
+        """Returns int64 `(n,)`: the rows at `elements`, int64 `(n,)`, each in `[0, num_rows)`, in any order."""
+        raise NotImplementedError
+
+
+class _SequentialEpoch(EpochOrder):
+    def __init__(self, first_rows: Rows, lengths: Rows) -> None:
+        self._runs = _Runs(first_rows, lengths)
+
+    def rows(self, elements: Rows) -> Rows:
+        return self._runs.rows(elements)
+
+
+class _ShuffledEpoch(EpochOrder):
+    def __init__(self, first_rows: Rows, lengths: Rows, data_files: Rows, shuffle: Shuffle, epoch: int) -> None:
+        assert shuffle.clip_length is not None
+        clip_first, clip_lengths, clip_episodes = _cut_into_clips(first_rows, lengths, shuffle.clip_length)
+        everything = [np.arange(len(clip_first))]
+        members = everything if shuffle.open_files is None else _group_by_files(data_files[clip_episodes], shuffle, epoch)
+        self._groups = [
+            _Group(clip_first[clips], clip_lengths[clips], shuffle=shuffle, epoch=epoch, number=number)
+            for number, clips in enumerate(members)
+        ]
+        self._group_starts = np.cumsum([0] + [group.num_rows for group in self._groups])
+
+    def rows(self, elements: Rows) -> Rows:
+        if len(self._groups) == 1:
+            return self._groups[0].rows(elements)
+        result = np.empty(len(elements), np.int64)
+        numbers = np.searchsorted(self._group_starts, elements, side="right") - 1
+        for number in np.unique(numbers):
+            chosen = numbers == number
+            result[chosen] = self._groups[number].rows(elements[chosen] - self._group_starts[number])
+        return result
+
+
+class _Group:
+    """Steps 2 to 5 for the clips of one group; permutes the clips when it is first asked."""
+
+    def __init__(self, clip_first: Rows, clip_lengths: Rows, *, shuffle: Shuffle, epoch: int, number: int) -> None:
+        self._clip_first, self._clip_lengths = clip_first, clip_lengths
+        self._seed, self._epoch, self._number = shuffle.seed, epoch, number
+        self.num_rows = int(clip_lengths.sum())
+        self._num_parts = halve_parts(shuffle.num_parts, len(clip_first))
+        self._block_length = max(1, shuffle.buffer_size // self._num_parts)
+        self._short, self._num_longer = divmod(self.num_rows, self._num_parts)
+        self._runs: _Runs | None = None
+        self._blocks: dict[tuple[int, int], Rows] = {}
+
+    def rows(self, elements: Rows) -> Rows:
+        if self._runs is None:
+            order = _permutation(len(self._clip_first), self._seed, self._epoch, (0, 0, _purpose(_CLIPS, self._number)))
+            self._runs = _Runs(self._clip_first[order], self._clip_lengths[order])
+        index, part = np.divmod(elements, self._num_parts)
+        full = self._block_length
+        first_length = full - part * full // self._num_parts
+        block = np.where(index < first_length, 0, 1 + (index - first_length) // full)
+        block_start = np.where(block == 0, 0, first_length + (block - 1) * full)
+        offset = index - block_start
+        self._shuffle_blocks(part, block, offset)
+        part_start = part * self._short + np.minimum(part, self._num_longer)
+        return self._runs.rows(part_start + block_start + offset)
+
+    def _shuffle_blocks(self, part: Rows, block: Rows, offset: Rows) -> None:
+        """Replaces each `offset` inside its (part, block) by its image under that block's permutation, in place."""
+        by_block = np.lexsort((block, part))
+        changes = np.flatnonzero(np.diff(part[by_block]) | np.diff(block[by_block])) + 1
+        used: dict[tuple[int, int], Rows] = {}
+        for members in np.split(by_block, changes):
+            if len(members):
+                key = int(part[members[0]]), int(block[members[0]])
+                permutation = self._blocks.get(key)
+                if permutation is None:
+                    permutation = self._block_permutation(*key)
+                used[key] = permutation
+                offset[members] = permutation[offset[members]]
+        # Only the blocks just used can be asked for again soon: a stream goes forward.
+        self._blocks = used
+
+    def _block_permutation(self, part: int, block: int) -> Rows:
+        part_length = self._short + (part < self._num_longer)
+        first_length = self._block_length - part * self._block_length // self._num_parts
+        start = 0 if block == 0 else first_length + (block - 1) * self._block_length
+        length = min(first_length if block == 0 else self._block_length, part_length - start)
+        return _permutation(length, self._seed, self._epoch, (block, part, _purpose(_BLOCK, self._number)))
+
+
+class _Runs:
+    """Runs of consecutive rows, one after the other: rank -> row."""
+
+    def __init__(self, first_rows: Rows, lengths: Rows) -> None:
+        self._stops = np.cumsum(lengths)
+        # Added to a rank of the run, gives the row.
+        self._shifts = first_rows - (self._stops - lengths)
+
+    def rows(self, ranks: Rows) -> Rows:
+        return ranks + self._shifts[np.searchsorted(self._stops, ranks, side="right")]
+
+
+def halve_parts(num_parts: int, num_clips: int) -> int:
+    """Returns `num_parts`, halved until there are at least 2 clips a part (at least 1 part)."""
+    while num_parts > 1 and num_clips < 2 * num_parts:
+        num_parts //= 2
+    return num_parts
+
+
+def shuffled_episodes(num_episodes: int, *, seed: int) -> Rows:
+    """Returns the episodes in the order in which `train_eval_split` draws them. It stays the same when others are added at the end."""
+    return _permutation(num_episodes, seed, 0, (0, 0, _purpose(_SPLIT, 0)))
+
+
+def _cut_into_clips(first_rows: Rows, lengths: Rows, clip_length: int) -> tuple[Rows, Rows, Rows]:
+    """Returns the first row, the length and the number of the episode of every clip."""
+    clips_of = -(-lengths // clip_length)
+    episodes = np.repeat(np.arange(len(lengths)), clips_of)
+    within = np.arange(len(episodes)) - np.repeat(np.cumsum(clips_of) - clips_of, clips_of)
+    starts = within * clip_length
+    return first_rows[episodes] + starts, np.minimum(clip_length, lengths[episodes] - starts), episodes
+
+
+def _group_by_files(files: Rows, shuffle: Shuffle, epoch: int) -> list[Rows]:
+    """Returns the clips of each group of `open_files` files, as numbers of clips in ascending order."""
+    assert shuffle.open_files is not None
+    distinct = np.unique(files)
+    order = _permutation(len(distinct), shuffle.seed, epoch, (0, 0, _purpose(_FILES, 0)))
+    group_of = np.empty(len(distinct), np.int64)
+    group_of[order] = np.arange(len(distinct)) // shuffle.open_files
+    group_of_clip = group_of[np.searchsorted(distinct, files)]
+    by_group = np.argsort(group_of_clip, kind="stable")
+    return np.split(by_group, np.flatnonzero(np.diff(group_of_clip[by_group])) + 1)
+
+
+def _purpose(purpose: int, group: int) -> int:
+    return group * 4 + purpose
+
+
+def _permutation(length: int, seed: int, epoch: int, counter: tuple[int, int, int]) -> Rows:
+    """Returns a permutation of `range(length)`: the order of that many Philox words; equal words keep their order."""
+    # The lowest word of the counter is the one that Philox itself counts up, so the streams of two counters never overlap.
+    words = np.random.Philox(key=seed | epoch << 64, counter=counter[0] << 64 | counter[1] << 128 | counter[2] << 192).random_raw(length)
+    return np.argsort(words, kind="stable")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,204 @@
+"""Threads that do not keep a program from ending.
+
+`concurrent.futures.ThreadPoolExecutor` waits for all its threads at the end of the program, also for one that waits for a server, or in the
+pause of a rate limit. The threads here are daemons: the program ends with its own status, whatever a server does.
+
+With 60 datasets in one process there are 180 pools, of which few have much to do at a time. So each keeps one thread, and all others are
+counted together, and end when they have nothing to do.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any, NamedTuple, TypeVar
+
+from lerobot_grain._base.errors import StorageError
+from lerobot_grain._base.per_process import PerProcess
+from lerobot_grain._storage.http.cancellation import end_all
+
+_T = TypeVar("_T")
+
+# What is being computed at the end of the program, such as a few frames that are decoded, may end: it takes tenths of a second, and where
+# Python ends a thread that is inside of C++, the program is aborted. What has not begun by then is dropped.
+_EXIT_SECONDS = 2.0
+
+
+# Threads of the process besides one of each pool: as many as there may be connections, or more where one pool is allowed more.
+_MAX_SHARED = 128
+# After this time without a task a thread ends. To start one takes a tenth of a millisecond.
+_IDLE_SECONDS = 5.0
+
+
+def _shared_threads() -> queue.SimpleQueue[None]:
+    """Returns one entry for each thread that may still be started."""
+    found: queue.SimpleQueue[None] = queue.SimpleQueue()
+    for _ in range(_MAX_SHARED):
+        found.put(None)
+    return found
+
+
+# Those of this process.
+_shared = PerProcess(_shared_threads)
+
+
+class _Task(NamedTuple):
+    future: Future[Any]
+    call: Callable[[], Any]
+
+
+class DaemonPool(Executor):
+    """Runs calls in threads, which are started when they are needed.
+
+    There is no lock: an exception of a signal handler that strikes while one is released would leave it locked for ever. What is submitted
+    after `shutdown`, by another thread than the one that closed, raises `StorageError`.
+
+    Args:
+      max_threads: at most so many, and where other pools are busy fewer, but at least one.
+      name: of the threads.
+      start_thread: what each begins with.
+    """
+
+    def __init__(self, max_threads: int, name: str, start_thread: Callable[[], None] | None = None) -> None:
+        self._name, self._start_thread = name, start_thread
+        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        # One for each thread that waits for a task, and the numbers of those that may still be started.
+        self._idle: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._unstarted: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for number in range(max_threads):
+            self._unstarted.put(number)
+        self._threads: list[threading.Thread] = []
+        self._is_shut = False
+        # A pool that is forgotten ends its threads.
+        self._finalizer = weakref.finalize(self, self._tasks.put, None)
+        self._finalizer.atexit = False
+
+    def submit(self, call: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
+        if self._is_shut:
+            raise StorageError("the reader was closed while it was in use")
+        future: Future[_T] = Future()
+        self._tasks.put(_Task(future, lambda: call(*args, **kwargs)))
+        try:
+            self._idle.get_nowait()
+        except queue.Empty:
+            self._start_another()
+        if self._is_shut:  # by another thread, which may not have seen the task
+            future.cancel()
+        return future
+
+    def _start_another(self) -> None:
+        number = _claim(self._unstarted)
+        if number is not None:
+            arguments = (number, self._tasks, self._idle, self._unstarted, self._start_thread)
+            thread = threading.Thread(target=_run, args=arguments, daemon=True, name=f"{self._name}_{number}")
+            thread.start()
+            self._threads = [*(each for each in self._threads if each.is_alive()), thread]
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._is_shut = True
+        if cancel_futures:
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    if (task := self._tasks.get_nowait()) is not None:
+                        task.future.cancel()
+        self._finalizer.detach()
+        self._tasks.put(None)
+        if wait:
+            for thread in self._threads:
+                if thread is not threading.current_thread():
+                    thread.join()
+
+
+def _is_shared(number: int) -> bool:
+    return 0 < number < _MAX_SHARED
+
+
+def _claim(unstarted: queue.SimpleQueue[int]) -> int | None:
+    """Returns the number of a thread that may be started; None where there may be no other one."""
+    try:
+        number = unstarted.get_nowait()
+        if _is_shared(number):
+            try:
+                _shared().get_nowait()
+            except queue.Empty:
+                unstarted.put(number)
+                return None
+    except queue.Empty:
+        return None
+    return number
+
+
+def _release(number: int, unstarted: queue.SimpleQueue[int]) -> None:
+    if _is_shared(number):
+        _shared().put(None)
+    unstarted.put(number)
+
+
+def _run(
+    first_number: int,
+    tasks: queue.SimpleQueue[_Task | None],
+    idle: queue.SimpleQueue[None],
+    unstarted: queue.SimpleQueue[int],
+    start_thread: Callable[[], None] | None,
+) -> None:
+    """A thread of a pool. The first one of each stays, so that no task is ever left; another one ends when none comes for a while."""
+    if start_thread is not None:
+        start_thread()
+    number: int | None = first_number
+    while number is not None:
+        try:
+            task = tasks.get(timeout=_IDLE_SECONDS if number else None)
+        except queue.Empty:
+            with contextlib.suppress(queue.Empty):  # else a task is coming that was put for this thread
+                idle.get_nowait()
+                _release(number, unstarted)
+                # For a task that came meanwhile and found no thread.
+                number = None if tasks.empty() else _claim(unstarted)
+            continue
+        if task is None:
+            tasks.put(None)  # for the next thread
+            _release(number, unstarted)
+            return
+        _work(task)
+        del task
+        idle.put(None)
+
+
+def _work(task: _Task) -> None:
+    _busy.add(task)  # first, so that at the end of the program it is either waited for or not begun
+    try:
+        if _is_ending.is_set():
+            task.future.cancel()
+        elif task.future.set_running_or_notify_cancel():
+            try:
+                result = task.call()
+            except BaseException as error:
+                task.future.set_exception(error)
+            else:
+                task.future.set_result(result)
+    finally:
+        _busy.discard(task)
+
+
+# Tasks that are run now, in all pools; and whether the program ends, so that none is begun.
+_busy: set[_Task] = set()
+_is_ending = threading.Event()
+
+
+def _let_tasks_end() -> None:
+    _is_ending.set()
+    end_all()
+    gives_up_at = time.monotonic() + _EXIT_SECONDS
+    while _busy and time.monotonic() < gives_up_at:
+        time.sleep(0.01)
+
+
+atexit.register(_let_tasks_end)
+# Before threads of others are waited for, in which an iterator of ours may be read: as concurrent.futures does it, where that is there.
+getattr(threading, "_register_atexit", atexit.register)(end_all)

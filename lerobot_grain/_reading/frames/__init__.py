@@ -1,0 +1,1 @@
+"""The frames of cameras, from video files."""

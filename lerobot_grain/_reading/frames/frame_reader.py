@@ -1,0 +1,178 @@
+"""The frames of all cameras, within one budget.
+
+What a block of examples needs is decoded at once, together with the frames of the same GOPs that are needed later, as far as the budget
+allows. When it does not allow all, those whose next use is farthest away are left out, or are dropped, and are read and decoded again
+later: slower, never wrong, never more memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lerobot_grain._format.info import Feature
+from lerobot_grain._order.windows import WindowBlock
+from lerobot_grain._reading.frames.camera_reader import CameraReader, Wanted
+from lerobot_grain._reading.future_cache import Kept
+from lerobot_grain._reading.read_statistics import Meter
+from lerobot_grain._repository.repository import Repository
+from lerobot_grain._video.video_file import VideoFile
+
+# By camera, the places of the frames that a block needs: int64 `(examples, time)`.
+Places = Mapping[str, npt.NDArray[np.int64]]
+
+# Sample tables that are kept, 30 bytes a picture: at most this, and at most this part of the budget.
+_MAX_TABLE_BYTES, _TABLES_PART = 256 << 20, 8
+# Coded bytes of small data sets that are kept, with their sample tables where files were fetched whole: at most this part of the budget.
+_KEPT_PART = 8
+
+
+class FrameReader:
+    """Reads the camera frames of blocks of window requests.
+
+    Args:
+      repository: the data set.
+      cameras: which are read.
+      image_size: (height, width) that they are resized to, or `None`.
+      budget_bytes: of coded bytes, decoded frames, open decoders and sample tables.
+      is_expected: bool `(episodes,)`: of which episodes something is needed in every epoch, as far as is known.
+      fetchers, decoders: where reading and decoding run.
+      meter: counts.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        cameras: Sequence[Feature],
+        *,
+        image_size: tuple[int, int] | None,
+        budget_bytes: int,
+        is_expected: npt.NDArray[np.bool_],
+        fetchers: Executor,
+        decoders: Executor,
+        meter: Meter,
+    ) -> None:
+        self.budget_bytes = budget_bytes
+        self._files: Kept[tuple[str, int], VideoFile] = Kept(
+            limit=min(_MAX_TABLE_BYTES, budget_bytes // _TABLES_PART) + budget_bytes // _KEPT_PART, size=lambda file: file.nbytes
+        )
+        self._cameras = {
+            feature.key: CameraReader(
+                repository,
+                feature,
+                image_size=image_size,
+                budget_bytes=budget_bytes,
+                keep_bytes=budget_bytes // _KEPT_PART // len(cameras),
+                is_expected=is_expected,
+                fetchers=fetchers,
+                decoders=decoders,
+                files=self._files,
+                meter=meter,
+            )
+            for feature in cameras
+        }
+        self.peak_bytes = 0
+
+    @property
+    def used_bytes(self) -> int:
+        return sum(camera.used_bytes for camera in self._cameras.values()) + self._files.total
+
+    @property
+    def coded_bytes(self) -> int:
+        return sum(camera.coded_bytes for camera in self._cameras.values())
+
+    def example_bytes(self, block: WindowBlock) -> int:
+        """Returns the bytes of the frames of one example."""
+        return sum(
+            camera.store.frame_bytes * (block.windows[key].shape[1] if key in block.windows else 1) for key, camera in self._cameras.items()
+        )
+
+    def know(self, block: WindowBlock) -> Places:
+        """Counts the frames that the next block needs; asks for the sample tables of files that are not known yet."""
+        return {key: camera.know(block) for key, camera in self._cameras.items()}
+
+    def fetch(self, block: WindowBlock, places: Places) -> None:
+        """Asks for the coded bytes of frames that were not asked for yet, or were dropped since."""
+        for key, camera in self._cameras.items():
+            camera.fetch(block, places[key])
+
+    def decode(self, block: WindowBlock, coming: Sequence[Places], number: int, *, is_urgent: bool) -> bool:
+        """Starts decoding what a block needs.
+
+        Args:
+          block: whose coded bytes were asked for.
+          coming: the places of all blocks that were not handed out.
+          number: of `block` among them; those before it were started.
+          is_urgent: decode it even if the budget does not hold it.
+
+        Returns:
+          Whether it was started; if not, the budget is full of frames that are needed earlier.
+        """
+        wanted = {key: camera.survey(block, coming[number][key]) for key, camera in self._cameras.items()}
+        room = self.budget_bytes - self.used_bytes
+        if sum(len(item.places) * self._cameras[key].store.frame_bytes for key, items in wanted.items() for item in items) > room:
+            chosen = self._choose(wanted, coming, number, room, is_urgent=is_urgent)
+            if chosen is None:
+                return False
+            wanted = chosen
+        for key, camera in self._cameras.items():
+            camera.start(wanted[key])
+        self.peak_bytes = max(self.peak_bytes, self.used_bytes)
+        return True
+
+    def wait(self, places: Places, examples: slice) -> tuple[int, Exception] | None:
+        """Waits for the frames of some examples of a block.
+
+        Returns:
+          `None`, or the first example of the block that cannot be had, and why.
+        """
+        problems = [problem for key, camera in self._cameras.items() if (problem := camera.wait(places[key][examples])) is not None]
+        first = min(problems, key=lambda problem: problem[0], default=None)
+        return None if first is None else (examples.start + first[0], first[1])
+
+    def put(self, out: Mapping[str, npt.NDArray[Any]], places: Places, examples: slice) -> None:
+        """Copies the frames of some examples of a block, which were waited for, to `out`: camera -> `(examples, ..., channels)`."""
+        for key, camera in self._cameras.items():
+            camera.put(places[key][examples], out[key])
+            camera.release(places[key][examples])
+
+    def shape_of(self, key: str, block: WindowBlock) -> tuple[int, ...]:
+        """Returns the shape of an example's value: `(height, width, channels)`, or with the time in front."""
+        shape: tuple[int, ...] = self._cameras[key].store.frames.shape[1:]
+        return (block.windows[key].shape[1], *shape) if key in block.windows else shape
+
+    def _choose(
+        self, wanted: Mapping[str, list[Wanted]], coming: Sequence[Places], number: int, room: int, *, is_urgent: bool
+    ) -> dict[str, list[Wanted]] | None:
+        """Returns the part of `wanted` that there is room for, after dropping decoded frames that are needed later than the rest of it."""
+        # Who may stay, or come: next use, bytes, camera, place, whether it is still to be decoded.
+        rivals: list[tuple[npt.NDArray[np.int64], ...]] = []
+        for index, (key, camera) in enumerate(self._cameras.items()):
+            next_uses = camera.known.next_uses([places[key] for places in coming])
+            decoded = camera.droppable()
+            decoded = decoded[next_uses[decoded] > number]
+            later = np.concatenate([item.places[~item.is_now] for item in wanted[key]] or [np.zeros(0, np.int64)])
+            places = np.concatenate([decoded, later])
+            same = np.ones_like(places)
+            rivals.append(
+                (next_uses[places], camera.store.frame_bytes * same, index * same, places, np.repeat([0, 1], [len(decoded), len(later)]))
+            )
+            room += camera.store.frame_bytes * (len(decoded) - sum(int(item.is_now.sum()) for item in wanted[key]))
+        if room < 0 and not is_urgent:
+            return None
+        uses, sizes, cameras, places, to_come = (np.concatenate(column) for column in zip(*rivals, strict=True))
+        order = np.argsort(uses, kind="stable")
+        stays = np.zeros(len(order), np.bool_)
+        stays[order] = np.cumsum(sizes[order]) <= room
+        chosen = {}
+        for index, (key, camera) in enumerate(self._cameras.items()):
+            mine = cameras == index
+            camera.drop(places[mine & (to_come == 0) & ~stays])
+            is_kept = np.zeros(len(camera.known.slots), np.bool_)
+            is_kept[places[mine & (to_come == 1) & stays]] = True
+            chosen[key] = [item.only(item.is_now | is_kept[item.places]) for item in wanted[key]]
+        return chosen

@@ -1,0 +1,257 @@
+"""The coded bytes of one camera: which were asked for, and what they are asked for together with.
+
+A GOP is asked for together with its neighbours in the file that are known to be needed. Where the coded bytes of all the camera's video are
+few, they are kept: an episode is fetched whole, at its first use, and later epochs fetch nothing. Small pictures are decoded faster than a
+Hub answers a request for each clip, or even for each episode: so short episodes that lie side by side in a file, and that the stream will
+need too, come in one request. A small file of one episode, as v2.x has them, is fetched whole, with what tells where its pictures lie, and
+kept with that.
+
+Rules:
+* For one thread, the consumer's; the fetch threads run tasks that know everything they need.
+* What a request brings for several episodes fails for all of them, each time at the example that needs it; what is wrong with an episode
+  itself is nothing to its neighbours.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lerobot_grain._base.byte_ranges import ByteRange
+from lerobot_grain._base.errors import DatasetFormatError
+from lerobot_grain._reading.frames.frame_store import KnownFrames
+from lerobot_grain._reading.future_cache import Kept
+from lerobot_grain._reading.read_statistics import Meter
+from lerobot_grain._reading.rows.data_files import episode_timestamps
+from lerobot_grain._repository.repository import Repository, sample_table, sample_table_in
+from lerobot_grain._storage.base import Storage
+from lerobot_grain._video.decoder import Coded, OpenGop
+from lerobot_grain._video.video_file import VideoFile
+
+Integers = npt.NDArray[np.int64]
+# Of a GOP: number of the file, episode, number in the file.
+GopKey = tuple[int, int, int]
+
+# Neighbouring GOPs are fetched in one request up to this size, and this many frames before and behind the one that is needed first.
+_MAX_FETCH_BYTES, _MAX_FETCH_FRAMES = 4 << 20, 64
+# A file of one episode is fetched whole up to this size, however large the data set is: a request costs as much as so many bytes.
+_WHOLE_FILE_BYTES = 64 << 10
+# A GOP is long if its frames are more than this part of the budget: 64 of them, one in every part of the order, would fill half of it.
+# One of a few frames never is: an open decoder takes more than they.
+_LONG_GOP_PART, _MIN_LONG_GOP = 128, 24
+
+
+@dataclass(eq=False, slots=True)
+class Run:
+    """GOPs that follow each other in a file and were asked for in one request."""
+
+    coded: Coded
+    num_bytes: int
+    gops: range
+    num_waiting: int  # GOPs that are not done with
+    is_kept: bool  # for ever
+
+
+@dataclass(eq=False, slots=True)
+class CodedGop:
+    """A GOP whose coded bytes were asked for, until all frames that are known to be needed of it are being decoded."""
+
+    run: Run
+    is_long: bool
+    decoder: OpenGop | None = None
+    decoder_bytes: int = 0
+    next_frame: int = 0  # of the file: where an open decoder goes on
+
+
+class CodedVideo:
+    """The coded bytes of one camera.
+
+    Args:
+      repository: the data set.
+      camera: its key.
+      known: which frames are needed; those whose bytes are asked for are marked there.
+      is_expected: bool `(episodes,)`: of which episodes the stream needs something in every epoch, as far as is known.
+      frame_bytes: of a decoded frame.
+      budget_bytes: for all cameras together.
+      keep_bytes: of coded video: if that of the camera is not more, all of it is kept.
+      fetchers: where reading runs.
+      files: of all cameras, by (camera, number of the file).
+      meter: counts.
+
+    Attributes:
+      gops: what was asked for.
+      coded_bytes: that go when they are decoded.
+      kept_bytes: that stay.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        camera: str,
+        *,
+        known: KnownFrames,
+        is_expected: npt.NDArray[np.bool_],
+        frame_bytes: int,
+        budget_bytes: int,
+        keep_bytes: int,
+        fetchers: Executor,
+        files: Kept[tuple[str, int], VideoFile],
+        meter: Meter,
+    ) -> None:
+        self._repository, self._camera, self._known = repository, camera, known
+        self._is_expected = is_expected
+        self._frame_bytes, self._budget_bytes, self._keep_bytes = frame_bytes, budget_bytes, keep_bytes
+        self._fetchers, self._files, self._meter = fetchers, files, meter
+        self._episodes = repository.episodes
+        self._file_of_episode = repository.episodes.videos[camera].files.file_of_episode
+        self._together: dict[int, dict[int, list[int]]] = {}  # number of a file -> `VideoFile.together`
+        self.gops: dict[GopKey, CodedGop] = {}
+        self.coded_bytes = self.kept_bytes = 0
+
+    def open(self, number: int) -> Future[VideoFile]:
+        """Returns a file of the camera; asks for what tells where its pictures lie, if that is not known."""
+        return self._files.get(
+            (self._camera, number),
+            lambda: self._fetchers.submit(open_video, self._repository, self._camera, number, keep_bytes=self._keep_bytes),
+        )
+
+    def fetch(self, episode: int, frame: int) -> None:
+        """Asks for the GOP of a frame of an episode, and for those around it that are needed too.
+
+        Raises:
+          LeRobotGrainError: the file could not be opened, or does not hold the frames of the episode.
+        """
+        number = self._file_of_episode.item(episode)
+        file = self._meter.wait(self.open(number), "fetch")
+        file.check(episode)
+        first = file.first_frame(episode)
+        stop = first + self._episodes.lengths.item(episode)
+        frame += first
+        is_kept = file.contents is None and file.estimated_bytes <= self._keep_bytes
+        reach = stop if is_kept else _MAX_FETCH_FRAMES
+        low, gop, high = file.gops_of(np.array([max(first, frame - reach), frame, min(stop - 1, frame + reach)])).tolist()
+        starts = file.gop_starts[low : high + 2].copy()
+        # The first and the last GOP may hold frames of other episodes.
+        starts[0], starts[-1] = max(starts.item(0), first), min(starts.item(-1), stop)
+        known = self._known
+        places = known.find(np.arange(starts.item(0), starts.item(-1)) + (self._episodes.first_rows.item(episode) - first))
+        is_needed = (known.uses[places] > 0) & ~known.is_asked[places]
+        if (there := self.gops.get((number, episode, gop))) is not None:
+            begin, end = (max(low, there.run.gops.start), min(high + 1, there.run.gops.stop)) if is_kept else (gop, gop + 1)
+        elif is_kept and self._fetch_together(file, episode):
+            begin, end = low, high + 1
+        else:
+            # Not of GOPs of which all frames are hidden: there `reduceat` gives that of the next frame.
+            gop_is_needed = (np.logical_or.reduceat(is_needed, starts[:-1] - starts[0]) & (np.diff(starts) > 0)).tolist()
+            begin, end = gop, gop + 1
+            while begin > low and (is_kept or gop_is_needed[begin - 1 - low]) and (number, episode, begin - 1) not in self.gops:
+                begin -= 1
+            while end <= high and (is_kept or gop_is_needed[end - low]) and (number, episode, end) not in self.gops:
+                end += 1
+            wanted = file.byte_range_of(range(begin, end))
+            while wanted.length > _MAX_FETCH_BYTES and end - begin > 1:
+                begin, end = (begin + gop + 1) // 2, (gop + end + 1) // 2
+                wanted = file.byte_range_of(range(begin, end))
+            self._fetch_run(file, [(episode, range(begin, end))], wanted, is_kept=is_kept)
+        asked = slice(starts[begin - low] - starts[0], starts[end - low] - starts[0])
+        known.is_asked[places[asked][is_needed[asked]]] = True
+
+    def _fetch_together(self, file: VideoFile, episode: int) -> bool:
+        """Asks for an episode that is kept and those that it is fetched together with; returns whether there are such."""
+        if file.number not in self._together:
+            self._together[file.number] = file.together(self._is_expected, piece_bytes=self._repository.storage.options.cost_bytes)
+        episodes = self._together[file.number][episode]
+        if len(episodes) == 1:
+            return False
+        first_gops, last_gops = file.gops_of_episodes(np.array(episodes))
+        members = [
+            (each, range(first, last + 1)) for each, first, last in zip(episodes, first_gops.tolist(), last_gops.tolist(), strict=True)
+        ]
+        wanted = file.byte_range_of(range(members[0][1].start, members[-1][1].stop))
+        # Where the bytes are not in the order of the pictures, those of neighbours may lie far from each other.
+        if wanted.length > _MAX_FETCH_BYTES:
+            return False
+        self._fetch_run(file, members, wanted, is_kept=True)
+        return True
+
+    def _fetch_run(self, file: VideoFile, members: Sequence[tuple[int, range]], wanted: ByteRange, *, is_kept: bool) -> None:
+        """Asks for GOPs that follow each other: of each episode, in the order of the file, a range of them."""
+        if file.contents is None:
+            coded = Coded(self._fetchers.submit(_read_range, self._repository.storage, file.path, wanted), wanted.start)
+            num_bytes = wanted.length
+        else:
+            coded = Coded(Future(), 0)
+            coded.payload.set_result(file.contents)
+            num_bytes = 0  # counted, and kept, with the file
+        all_gops = range(members[0][1].start, members[-1][1].stop)
+        run = Run(coded, num_bytes, all_gops, sum(len(gops) for _, gops in members), is_kept)
+        lengths = np.diff(file.gop_starts[all_gops.start : all_gops.stop + 1])
+        is_long = ((lengths >= _MIN_LONG_GOP) & (lengths * self._frame_bytes > self._budget_bytes // _LONG_GOP_PART)).tolist()
+        for episode, gops in members:
+            for gop in gops:
+                self.gops[file.number, episode, gop] = CodedGop(run, is_long[gop - all_gops.start])
+        if is_kept:
+            self.kept_bytes += run.num_bytes
+        else:
+            self.coded_bytes += run.num_bytes
+        self._meter.count(bytes_needed=wanted.length)
+
+    def retire(self, key: GopKey, coded: CodedGop) -> None:
+        """Gives up the coded bytes of a GOP unless they are kept."""
+        if coded.run.is_kept:
+            return
+        del self.gops[key]
+        coded.run.num_waiting -= 1
+        if coded.run.num_waiting == 0:
+            self.coded_bytes -= coded.run.num_bytes
+
+
+def _read_range(storage: Storage, path: str, wanted: ByteRange) -> bytes:
+    return storage.read_ranges(path, [wanted])[0]
+
+
+def open_video(repository: Repository, camera: str, number: int, *, keep_bytes: int = 0) -> VideoFile:
+    """Reads the index of a video file of a camera, and a small file of one episode whole.
+
+    Args:
+      repository: the data set.
+      camera: its key.
+      number: of the file, among those of the camera.
+      keep_bytes: of all files of the camera: if they are not more, judged by this one, files of one episode are read whole.
+
+    Raises:
+      DatasetFormatError: not an MP4 file that can be read.
+      StorageError: the bytes could not be had.
+    """
+    storage, episodes = repository.storage, repository.episodes
+    files = episodes.videos[camera].files
+    path, held = files.paths[number], files.episodes_in(number)
+    where, contents = f"{storage.description}, {path}", None
+    with storage.checked(path):
+        if is_one_episode := len(held) == 1:
+            size = storage.size_bytes(path)
+            is_kept = size <= _MAX_FETCH_BYTES and size * episodes.num_rows <= keep_bytes * episodes.lengths.item(held.item())
+            if is_kept or size <= _WHOLE_FILE_BYTES:
+                contents = storage.read_ranges(path, [ByteRange(0, size)], keep=True)[0]
+        table = sample_table(storage, path, is_moov_last=is_one_episode) if contents is None else sample_table_in(contents, where=where)
+        if repository.features[camera].is_depth and table.format.rotation:
+            raise DatasetFormatError(
+                f"{where}: its matrix turns the picture by {table.format.rotation} degrees; depth video is not read turned, since lerobot "
+                "gives it as it is coded"
+            )
+        return VideoFile(
+            table,
+            path=path,
+            camera=camera,
+            number=number,
+            episodes=episodes,
+            fps=repository.fps,
+            read_timestamps=functools.partial(episode_timestamps, repository),
+            contents=contents,
+            where=where,
+        )

@@ -1,0 +1,331 @@
+"""Runs the plan ahead of the consumer: fetches, decodes and assembles examples, strictly in order.
+
+The order of windows is known long before they are needed, and this makes use of it. Requests come in blocks of a few dozen examples, which
+are planned together, as arrays. Every block passes three horizons, nearest last:
+
+1. *known* (`add`): only integers. Every frame is counted with its uses, so it is known which frames a GOP will have to give, and when.
+2. *fetched*: the coded bytes of its GOPs and its row groups are asked for.
+3. *decoded*: GOPs of many episodes and files are decoded together, a few batches ahead; a frame is kept until its last known use.
+
+Rules:
+* One thread, the consumer's, plans; the pools only run tasks that know everything they need. So the order of completion does not matter.
+* An error belongs to the example that needs what failed: it is kept, and raised when that example is taken.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lerobot_grain._base.errors import InvalidRequestError, LeRobotGrainError
+from lerobot_grain._order.windows import WindowBlock, mask_keys
+from lerobot_grain._reading.array_pool import RecycledArrays
+from lerobot_grain._reading.batches import Batch, join, part_of
+from lerobot_grain._reading.daemon_pool import DaemonPool
+from lerobot_grain._reading.frames.frame_reader import FrameReader, Places
+from lerobot_grain._reading.read_statistics import Meter, ReadStatistics
+from lerobot_grain._reading.rows.row_reader import PendingRows, RowReader
+from lerobot_grain._repository.repository import Repository
+from lerobot_grain._repository.selection import Selection
+from lerobot_grain._storage.http.cancellation import RequestScope
+from lerobot_grain._storage.options import StorageOptions
+
+# Examples that are planned at a time, and whose GOPs are grouped into decode tasks: enough for arrays to pay, and pictures for sequential
+# speed; few enough for an early first batch. Their frames are at most so many bytes, and at most this part of the budget.
+_EXAMPLES_PER_BLOCK, _BLOCK_BYTES, _BLOCK_PART = 256, 96 << 20, 16
+# Frames of examples that are taken together only to be handed out one by one.
+_MAX_TAKEN_BYTES = 4 << 20
+# Parts of the budget: row groups that are kept, and coded bytes above which nothing is fetched ahead.
+_ROWS_PART, _CODED_PART = 8, 8
+# The same where there is no video, which leaves room.
+_ROWS_PART_ALONE = 2
+# At most this many blocks are decoded ahead, and examples fetched ahead of them, however large the budget is: more would not hide more
+# latency.
+_MAX_DECODED_BLOCKS, _MAX_FETCHED_AHEAD = 4, 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How examples are read; changes speed and memory, never what is read.
+
+    Attributes:
+      memory_budget_bytes: for coded bytes, decoded frames and rows that wait to be handed out.
+      num_decode_threads: `None`: one per core that this process may use.
+      storage: connections, merging of byte ranges, timeouts and retries.
+
+    Raises:
+      InvalidRequestError: a value is out of its range.
+    """
+
+    memory_budget_bytes: int = 3 << 29
+    num_decode_threads: int | None = None
+    storage: StorageOptions = field(default_factory=StorageOptions)
+
+    def __post_init__(self) -> None:
+        for name in ("memory_budget_bytes", "num_decode_threads"):
+            value = getattr(self, name)
+            if value is None and name == "num_decode_threads":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InvalidRequestError(f"ReadOptions({name}={value!r}): expected an int >= 1")
+
+
+@dataclass(eq=False, slots=True)
+class _PendingBlock:
+    """A block that was asked for, and not taken to its end yet."""
+
+    block: WindowBlock
+    places: Places
+    masks: Mapping[str, npt.NDArray[np.bool_]]  # of its windows, by their keys in examples
+    rows: PendingRows | None = None
+    values: Batch | None = None
+    problem: tuple[int, Exception] | None = None  # the first example whose values cannot be had, and why
+    num_taken: int = 0
+
+    def __len__(self) -> int:
+        return len(self.block) - self.num_taken
+
+
+class ReadAhead:
+    """Reads examples in the order in which their blocks were added.
+
+    Args:
+      repository: the data set.
+      selection: what is read of it.
+      image_size: (height, width) that cameras are resized to, or `None`.
+      options: memory and threads.
+      known_examples: add this many examples ahead of `take`, where there are so many.
+      pad_keys: feature key -> key of the mask of its window in examples, where that is not `{key}_is_pad`.
+      is_expected: bool `(episodes,)`: of which episodes something is needed in every epoch, as far as is known. What lies side by side of
+        them, and is small, is fetched together.
+    """
+
+    # Here, since at the end of a process the names of a module may be gone before its objects.
+    _is_finalizing = staticmethod(sys.is_finalizing)
+
+    def __init__(
+        self,
+        repository: Repository,
+        selection: Selection,
+        *,
+        image_size: tuple[int, int] | None,
+        options: ReadOptions,
+        known_examples: int,
+        pad_keys: Mapping[str, str],
+        is_expected: npt.NDArray[np.bool_],
+    ) -> None:
+        self._known_examples, self._pad_keys = known_examples, pad_keys
+        self._budget_bytes = options.memory_budget_bytes
+        self._selection = selection
+        self._pending: deque[_PendingBlock] = deque()
+        self._num_pending = 0  # examples
+        self._num_fetched = self._num_decoded = 0  # blocks
+        self._meter = Meter(repository.storage)
+        self._arrays = RecycledArrays()
+        self._requests = RequestScope()
+        self._fetchers = DaemonPool(options.storage.num_connections, "lerobot_grain fetch", self._requests.enter)
+        # They seldom send a request: for what tells the order of rows in the row groups around one.
+        self._decoders = DaemonPool(options.num_decode_threads or _num_cores(), "lerobot_grain decode", self._requests.enter)
+        rows_bytes = options.memory_budget_bytes // (_ROWS_PART if selection.videos else _ROWS_PART_ALONE)
+        self._rows = RowReader(
+            repository,
+            selection,
+            image_size=image_size,
+            memory_bytes=rows_bytes,
+            is_expected=is_expected,
+            fetchers=self._fetchers,
+            decoders=self._decoders,
+            start_thread=self._requests.enter,
+            meter=self._meter,
+        )
+        self._frames = FrameReader(
+            repository,
+            selection.videos,
+            image_size=image_size,
+            budget_bytes=options.memory_budget_bytes - rows_bytes,
+            is_expected=is_expected,
+            fetchers=self._fetchers,
+            decoders=self._decoders,
+            meter=self._meter,
+        )
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether another block should be added before the next `take`."""
+        return self._num_pending < self._known_examples
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._pending
+
+    @property
+    def convenient_count(self) -> int:
+        """How many of the next examples, at least 1, to take at a time where they are handed out one by one."""
+        example_bytes = self._frames.example_bytes(self._pending[0].block) if self._pending else 0
+        return _EXAMPLES_PER_BLOCK if example_bytes * _EXAMPLES_PER_BLOCK <= _MAX_TAKEN_BYTES else 1
+
+    def add(self, block: WindowBlock) -> None:
+        """Adds the requests of the examples that come next.
+
+        Raises:
+          InvalidRequestError: the memory budget does not hold one example, or the mask of a window has the key of something else.
+        """
+        keys = mask_keys(block.is_pad, selected=self._selection.keys, pad_keys=self._pad_keys)
+        needed = self._frames.example_bytes(block)
+        if needed > self._frames.budget_bytes:
+            raise InvalidRequestError(
+                f"ReadOptions(memory_budget_bytes={self._budget_bytes}): the camera frames of one example take {needed} bytes; "
+                f"expected at least {-(-needed * _ROWS_PART // (_ROWS_PART - 1))}"
+            )
+        block_bytes = min(_BLOCK_BYTES, self._frames.budget_bytes // _BLOCK_PART)
+        step = max(1, min(_EXAMPLES_PER_BLOCK, block_bytes // max(1, needed)))
+        for start in range(0, len(block), step):
+            part = block[start : start + step]
+            self._rows.know(part)
+            masks = {keys[feature]: mask for feature, mask in part.is_pad.items()}
+            self._pending.append(_PendingBlock(part, self._frames.know(part), masks))
+        self._num_pending += len(block)
+
+    def take(self, count: int) -> Batch:
+        """Returns the next examples: `count`, or fewer, but at least one.
+
+        Fewer, where the next one cannot be read or has windows of other lengths, or where there are no more.
+
+        Raises:
+          LeRobotGrainError: something that the next example needs could not be read; the reader must be closed.
+        """
+        parts: list[Batch] = []
+        frames: dict[str, npt.NDArray[Any]] = {}
+        lengths = _window_lengths(self._pending[0].block)
+        done = 0
+        while done < count and self._pending:
+            self._run_ahead()
+            pending = self._pending[0]
+            if _window_lengths(pending.block) != lengths:
+                break
+            try:
+                examples, values = self._next_part(pending, count - done)
+            except LeRobotGrainError:
+                if done:
+                    break
+                raise
+            if not frames:
+                frames = {
+                    camera.key: self._arrays.empty(
+                        camera.key, (count, *self._frames.shape_of(camera.key, pending.block)), np.dtype(camera.frame_dtype)
+                    )
+                    for camera in self._selection.videos
+                }
+            stop = done + examples.stop - examples.start
+            self._frames.put({key: array[done:stop] for key, array in frames.items()}, pending.places, examples)
+            parts.append(values)
+            done = stop
+            self._advance(pending, examples)
+        taken = join(parts)
+        taken.update({key: array[:done] for key, array in frames.items()})
+        self._meter.count(examples=done)
+        return taken
+
+    def statistics(self) -> ReadStatistics:
+        """Returns what was read so far."""
+        used_bytes = self._frames.used_bytes + self._rows.used_bytes
+        return self._meter.statistics(
+            used_bytes=used_bytes, peak_bytes=max(used_bytes, self._frames.peak_bytes), budget_bytes=self._budget_bytes
+        )
+
+    def end_requests(self) -> None:
+        """Ends the requests that are under way and those to come; for any thread."""
+        self._requests.end()
+
+    def close(self) -> None:
+        """Stops all threads. Tasks that have not begun are dropped, requests are ended; what is being decoded is waited for."""
+        if self._is_finalizing():
+            return  # Python has ended the threads
+        for pool in (self._fetchers, self._decoders):
+            pool.shutdown(wait=False, cancel_futures=True)
+        self._rows.close(wait=False)
+        # A thread that is still connecting ends by itself, and cannot do anything more.
+        has_ended = self._requests.end()
+        for pool in (self._fetchers, self._decoders):
+            pool.shutdown(wait=has_ended)
+        self._rows.close(wait=has_ended)
+
+    def _next_part(self, pending: _PendingBlock, limit: int) -> tuple[slice, Batch]:
+        """Waits for examples of a block, up to `limit`, and up to the first one that cannot be read.
+
+        Returns:
+          Which examples of the block, and everything of them but the frames of videos.
+
+        Raises:
+          LeRobotGrainError: the first one cannot be read.
+        """
+        start, stop = pending.num_taken, min(pending.num_taken + limit, len(pending.block))
+        if pending.values is None:
+            pending.values, pending.problem = self._rows.values(pending.rows)
+        problems = [pending.problem, self._frames.wait(pending.places, slice(start, stop))]
+        for example, error in sorted((found for found in problems if found is not None), key=lambda found: found[0]):
+            if example == start:
+                raise error
+            stop = min(stop, example)
+        examples = slice(start, stop)
+        try:
+            pictures = self._rows.pictures(pending.block, pending.rows, examples)
+        except LeRobotGrainError:
+            if stop - start == 1:
+                raise
+            return self._next_part(pending, 1)
+        masks = {key: mask[examples].copy() for key, mask in pending.masks.items()}
+        return examples, {**part_of(pending.values, examples), **pictures, **masks}
+
+    def _advance(self, pending: _PendingBlock, examples: slice) -> None:
+        pending.num_taken = examples.stop
+        self._num_pending -= examples.stop - examples.start
+        if len(pending) == 0:
+            self._pending.popleft()
+            self._num_fetched -= 1
+            self._num_decoded -= 1
+
+    def _run_ahead(self) -> None:
+        """Starts what can be started: fetches and decodes, as far ahead as the budget allows, and at least what the next example needs."""
+        blocks = self._pending
+        while self._num_decoded < min(len(blocks), _MAX_DECODED_BLOCKS):
+            if self._num_fetched == self._num_decoded:
+                self._fetch_next()
+            number = self._num_decoded
+            pending = blocks[number]
+            # Frames that were dropped since they were fetched are fetched again.
+            self._frames.fetch(pending.block, pending.places)
+            coming = [block.places for block in blocks]
+            if not self._frames.decode(pending.block, coming, number, is_urgent=number == 0):
+                break
+            self._num_decoded += 1
+        num_examples = sum(len(blocks[number]) for number in range(self._num_decoded, self._num_fetched))
+        while (
+            self._num_fetched < len(blocks)
+            and num_examples < _MAX_FETCHED_AHEAD
+            and self._frames.coded_bytes < self._budget_bytes // _CODED_PART
+        ):
+            num_examples += len(blocks[self._num_fetched])
+            self._fetch_next()
+
+    def _fetch_next(self) -> None:
+        pending = self._pending[self._num_fetched]
+        self._num_fetched += 1
+        pending.rows = self._rows.fetch(pending.block)
+        self._frames.fetch(pending.block, pending.places)
+
+
+def _window_lengths(block: WindowBlock) -> dict[str, int]:
+    return {key: window.shape[1] for key, window in block.windows.items()}
+
+
+def _num_cores() -> int:
+    """Returns the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,1 @@
+"""The low-dimensional values, texts and embedded images of rows, from data files."""

@@ -1,0 +1,407 @@
+"""Row groups of data files -> the low-dimensional values, encoded images and texts of single rows and windows.
+
+A data file holds the rows of its episodes, each row group those that the episode table puts there. That link is checked when a file is
+opened (number of rows) and when a row group is read (`episode_index` of every row), so a file that belongs to another table is an error and
+never a wrong row. Inside a row group the rows may lie in any order (`_format/row_order`). The column that tells it is read with the others
+until the order of the row group is known in this process; after that only where it is selected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lerobot_grain._base.byte_ranges import ByteRange, merge_ranges, slice_from
+from lerobot_grain._base.errors import DatasetFormatError
+from lerobot_grain._format.info import Feature
+from lerobot_grain._format.row_order import GroupOrder, check_episodes, order_column
+from lerobot_grain._format.texts import numbers_shown
+from lerobot_grain._parquet.columns import LanguageColumn, reordered, to_encoded_images, to_numpy, to_strings
+from lerobot_grain._parquet.table import ParquetTable, open_table
+from lerobot_grain._reading.rows.order_reader import OrderReader, integer
+from lerobot_grain._repository.repository import Repository
+from lerobot_grain._repository.selection import INDEX_OF, Selection, texts_of
+
+_EPISODE_INDEX, _TIMESTAMP = "episode_index", "timestamp"
+
+# Smaller row groups cost a request and hardly a byte, and there may be one for every episode: too many files for what they save.
+_MIN_KEPT_GROUP_BYTES = 64 << 10
+
+# A file of one episode without embedded images is hardly larger; so one request reads it whole.
+_WHOLE_FILE_BYTES = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """An opened data file.
+
+    Attributes:
+      table: its footer.
+      number: among the data files.
+      nbytes: of row groups that are in memory.
+    """
+
+    table: ParquetTable
+    number: int
+    nbytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """The selected columns of one row group.
+
+    Attributes:
+      first_row: row in the file of its first row.
+      columns: feature key -> array `(rows, *shape)`, or a sequence of str, (images) bytes or (language) lists; and the texts.
+      nbytes: bytes held.
+      problems: row -> what is wrong with it, for rows that cannot be handed out.
+    """
+
+    first_row: int
+    columns: dict[str, npt.NDArray[Any] | Sequence[Any]]
+    nbytes: int
+    problems: Mapping[int, str] = field(default_factory=dict)
+    _records: dict[tuple[str, ...], Records] = field(default_factory=dict)
+
+    def only(self, rows: npt.NDArray[np.int64]) -> RowGroup:
+        """Returns some of its rows, as rows 0, 1, 2, ...; nothing of the others is held."""
+        chosen = rows - self.first_row
+        columns: dict[str, npt.NDArray[Any] | Sequence[Any]] = {
+            key: column[chosen] if isinstance(column, np.ndarray) else [column[row] for row in chosen.tolist()]
+            for key, column in self.columns.items()
+        }
+        problems = {place: self.problems[row] for place, row in enumerate(rows.tolist()) if row in self.problems} if self.problems else {}
+        return RowGroup(0, columns, nbytes=0, problems=problems)
+
+    def records(self, keys: tuple[str, ...]) -> Records:
+        """Returns the values of columns that are arrays, row by row: single rows are then had in one piece."""
+        found = self._records.get(keys)
+        if found is None:
+            arrays = {key: column for key in keys if isinstance(column := self.columns[key], np.ndarray)}
+            table = np.empty(len(next(iter(arrays.values()))), [(key, array.dtype, array.shape[1:]) for key, array in arrays.items()])
+            for key, array in arrays.items():
+                table[key] = array
+                self.columns[key] = table[key]  # so that nothing is held twice
+            found = self._records[keys] = Records(table.view(np.uint8).data, table.dtype)
+        return found
+
+
+class Records(NamedTuple):
+    """Rows as bytes, one after the other, each of a structured dtype with the columns as fields."""
+
+    rows: memoryview
+    dtype: np.dtype[Any]
+
+
+def open_data_file(repository: Repository, number: int) -> DataFile:
+    """Opens a data file and checks that it has the rows that the episode table puts into it.
+
+    Raises:
+      DatasetFormatError: it has not, or is not a parquet file.
+      StorageError: its footer could not be had.
+    """
+    spans = repository.episodes.data
+    held = spans.episodes_in(number)
+    expected = int(repository.episodes.lengths[held].sum())
+    storage, path = repository.storage, spans.paths[number]
+    with storage.checked(path):
+        is_small = len(held) == 1 and storage.size_bytes(path) <= _WHOLE_FILE_BYTES
+        table = open_table(storage, path, whole_up_to_bytes=_WHOLE_FILE_BYTES if is_small else 0)
+        if table.num_rows != expected:
+            raise DatasetFormatError(f"{table.where}: it has {table.num_rows} rows; the episode table puts {expected} into it")
+    return DataFile(table, number)
+
+
+def selected_columns(file: DataFile, selection: Selection) -> list[str]:
+    """Returns the columns of a data file that are selected, and those that check and name what is read."""
+    names = [feature.key for feature in selection.columns]
+    extra = [_EPISODE_INDEX, *(INDEX_OF[key] for key in selection.texts)]
+    return names + [name for name in extra if name in file.table.leaves and name not in names]
+
+
+def columns_to_read(repository: Repository, file: DataFile, group: int, selection: Selection) -> list[str]:
+    """Returns the columns that are read of a row group: the selected ones, and the one that orders rows unless their order is known.
+
+    Of a row group that is kept on disk they are always the same, since it is found there by its byte ranges.
+    """
+    known = repository.row_orders.get((file.number, group))
+    if known is None or not known.is_placed or _is_to_be_kept(repository, file, group, selection):
+        return _all_columns(file, selection)
+    return selected_columns(file, selection)
+
+
+def _all_columns(file: DataFile, selection: Selection) -> list[str]:
+    names, order = selected_columns(file, selection), order_column(file.table.leaves)
+    return names if order is None or order in names else [*names, order]
+
+
+def load_group(repository: Repository, file: DataFile, group: int, selection: Selection) -> RowGroup:
+    """Reads the selected columns of a row group.
+
+    Raises:
+      DatasetFormatError: a column is missing, damaged or not what info.json declares, or the rows are not those of the episode table.
+      StorageError: the bytes could not be had.
+    """
+    with repository.storage.checked(file.table.path):
+        return _load_group(repository, file, group, selection)
+
+
+def _load_group(repository: Repository, file: DataFile, group: int, selection: Selection) -> RowGroup:
+    table = file.table
+    where = f"{table.where}, row group {group}"
+    first_row, stop_row = table.group_starts[group], table.group_starts[group + 1]
+    names = columns_to_read(repository, file, group, selection)
+    found = table.read_group(group, names, keep=_is_to_be_kept(repository, file, group, selection))
+    assert found.num_rows == stop_row - first_row
+    order = _order(repository, file, group, found)
+    found = found.select(selected_columns(file, selection))
+    if order.places is not None:
+        found = reordered(found, order.places)
+    columns: dict[str, npt.NDArray[Any] | Sequence[Any]] = {}
+    problems: dict[int, str] = {}
+    for feature in selection.columns:
+        column = found.column(feature.key)
+        if feature.is_camera:
+            columns[feature.key] = to_encoded_images(column, feature, where=where)
+        elif feature.dtype == "string":
+            columns[feature.key] = to_strings(column, feature, where=where)
+        elif feature.dtype == "language":
+            columns[feature.key] = LanguageColumn(column, feature, where=where)
+        else:
+            columns[feature.key] = to_numpy(column, feature, where=where)
+    for key in selection.texts:
+        index = INDEX_OF[key]
+        if index not in table.leaves:
+            raise DatasetFormatError(
+                f"{where}: there is no column {index}, which the text of the {key} needs; leave {key!r} out of features"
+            )
+        numbers = to_numpy(found.column(index), integer(index), where=where)
+        known = texts_of(repository, key)
+        columns[key] = [known.get(number, "") for number in numbers.tolist()]
+        problems |= _missing_texts(known, key, numbers, first_row, lambda row: _name_of_row(repository, file, row))
+    return RowGroup(first_row, columns, int(found.nbytes), problems)
+
+
+def _order(repository: Repository, file: DataFile, group: int, found: Any) -> GroupOrder:
+    """Returns the order of the rows of a row group, checked against the other parts of the episodes that it holds a part of.
+
+    Args:
+      found: the Arrow table of the row group, with `columns_to_read`.
+    """
+    table = file.table
+    where = f"{table.where}, row group {group}"
+    known = repository.row_orders.get((file.number, group))
+    if known is not None and _EPISODE_INDEX in table.leaves:
+        # These bytes were read anew.
+        stored = to_numpy(found.column(_EPISODE_INDEX), integer(_EPISODE_INDEX), where=where)
+        check_episodes(stored if known.places is None else stored[known.places], _orders_of(repository, file).expected(group), where=where)
+    order = known or _orders_of(repository, file).learn(group, found)
+    if order.is_placed:
+        return order
+    order = repository.row_orders[file.number, group] = _placed(repository, file, group, found, order)
+    return order
+
+
+def _placed(repository: Repository, file: DataFile, group: int, found: Any, order: GroupOrder) -> GroupOrder:
+    """Returns the order of a row group, compared with those of the other row groups that hold rows of the same episodes."""
+    orders = _orders_of(repository, file)
+    for part in order.unusual:
+        others = orders.groups_of(part.episode)
+        others.remove(group)
+        _learn_orders(repository, file, others)
+        if not orders.is_in_place(group, order, part, others):
+            return orders.placed_by_index(group, order, found)
+    return replace(order, is_placed=True)
+
+
+def _learn_orders(repository: Repository, file: DataFile, groups: Sequence[int]) -> None:
+    """Reads what orders the rows of row groups of a file, of those where it is not known yet, at once."""
+    with repository.row_orders.comparing(file.number):
+        unknown = [group for group in groups if (file.number, group) not in repository.row_orders]
+        if not unknown:
+            return
+        nothing = Selection((), (), ())
+        if not file.table.is_in_memory:
+            # The file at hand may hold other row groups only.
+            whole = replace(file, table=replace(file.table, storage=repository.storage))
+            file = fetch_groups(repository, whole, unknown, nothing)
+        for group in unknown:
+            found = file.table.read_group(group, columns_to_read(repository, file, group, nothing))
+            _orders_of(repository, file).learn(group, found)
+
+
+def neighbours_of(repository: Repository, file: DataFile, group: int, selection: Selection, is_expected: npt.NDArray[np.bool_]) -> range:
+    """Returns the row groups to fetch together with one, itself among them, where all of them are kept in memory.
+
+    Those next to it that have rows of expected episodes and begin in the same piece of the file: so it does not matter which of them is
+    needed first. What lies between their columns is fetched too. One that is longer than a piece, or kept on disk, is alone.
+
+    Args:
+      is_expected: bool `(episodes,)`: of which something will be needed.
+    """
+    piece_bytes = repository.storage.options.cost_bytes
+    table = file.table
+    held = repository.episodes.data.episodes_in(file.number)
+    stops = np.cumsum(repository.episodes.lengths[held])
+    bounds = np.array(table.group_starts)
+
+    def piece_of(number: int) -> int | None:
+        first, last = np.searchsorted(stops, bounds[number : number + 2] - (0, 1), side="right").tolist()
+        if not is_expected[held[first : last + 1]].any():
+            return None
+        try:
+            chunks = table.ranges(number, columns_to_read(repository, file, number, selection))
+        except DatasetFormatError:
+            return None  # which is nothing to the others
+        if not chunks or _is_to_be_kept(repository, file, number, selection):
+            return None
+        start, stop = min(chunk.start for chunk in chunks), max(chunk.stop for chunk in chunks)
+        return start // piece_bytes if stop - start <= piece_bytes else None
+
+    begin, end = group, group + 1
+    if (piece := piece_of(group)) is not None:
+        while begin > 0 and piece_of(begin - 1) == piece:
+            begin -= 1
+        while end < len(bounds) - 1 and piece_of(end) == piece:
+            end += 1
+    return range(begin, end)
+
+
+def fetch_groups(repository: Repository, file: DataFile, groups: Sequence[int], selection: Selection) -> DataFile:
+    """Reads the bytes of some row groups, in one request where they are neighbours; returns their file, with these in memory.
+
+    Raises:
+      StorageError: the bytes could not be had.
+    """
+    table = file.table
+    chunks = [chunk for group in groups for chunk in table.ranges(group, columns_to_read(repository, file, group, selection))]
+    # Without a limit, so that none ends inside of what is read together of a row group.
+    ranges = merge_ranges(chunks, gap_bytes=0, max_bytes=table.size_bytes)
+    payloads = table.storage.read_ranges(table.path, ranges)
+    in_memory = replace(table, storage=_Fetched(table.storage.description, ranges, payloads))
+    return DataFile(in_memory, file.number, nbytes=sum(map(len, payloads)))
+
+
+def episode_timestamps(repository: Repository, episodes: npt.NDArray[np.int64]) -> list[npt.NDArray[np.float64] | None]:
+    """Reads the `timestamp` column of some episodes: of the row groups that hold them, that column and those that check and order rows.
+
+    Args:
+      repository: the data set.
+      episodes: int64 `(n,)`, positions in the episode table, in any order and of any data files.
+
+    Returns:
+      Of each episode float64 `(length,)`, seconds, in the order of its rows; `None` where its data file has no such column.
+
+    Raises:
+      DatasetFormatError: as `load_group`.
+      StorageError: the bytes could not be had.
+    """
+    table = repository.episodes
+    files = table.data.file_of_episode[episodes]
+    found: list[npt.NDArray[np.float64] | None] = [None] * len(episodes)
+    selection = Selection((Feature(_TIMESTAMP, "float64", (1,)),), (), ())
+    for number in np.unique(files).tolist():
+        file = open_data_file(repository, number)
+        if _TIMESTAMP not in file.table.leaves:
+            continue
+        wanted = np.flatnonzero(files == number)
+        starts = table.data_offsets[episodes[wanted]]
+        stops = starts + table.lengths[episodes[wanted]]
+        times = _timestamps_of_rows(repository, file, selection, starts, stops)
+        for place, start, stop in zip(wanted.tolist(), starts.tolist(), stops.tolist(), strict=True):
+            found[place] = np.concatenate([values[max(0, start - first) : max(0, stop - first)] for first, values in times])
+    return found
+
+
+def _timestamps_of_rows(
+    repository: Repository, file: DataFile, selection: Selection, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]
+) -> list[tuple[int, npt.NDArray[np.float64]]]:
+    """Returns the timestamps of the row groups that hold rows `[start, stop)` of the file: the first row of each, and its values."""
+    bounds = np.array(file.table.group_starts)
+    is_needed = np.zeros(len(bounds) - 1, np.bool_)
+    for first, last in zip(np.searchsorted(bounds, starts, "right") - 1, np.searchsorted(bounds, stops, "left"), strict=True):
+        is_needed[first:last] = True
+    groups = np.flatnonzero(is_needed).tolist()
+    known = repository.row_timestamps
+    with known.reading(file.number):
+        found = {group: known.get(file.number, group) for group in groups}
+        if missing := [group for group, values in found.items() if values is None]:
+            with repository.storage.checked(file.table.path):
+                held = file if file.table.is_in_memory or len(missing) < 2 else fetch_groups(repository, file, missing, selection)
+            for group in missing:
+                values = np.asarray(load_group(repository, held, group, selection).columns[_TIMESTAMP], np.float64)
+                found[group] = values
+                known.keep(file.number, group, values)
+    return [(file.table.group_starts[group], values) for group, values in found.items() if values is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetched:
+    """Bytes of a file that are in memory, in the place of a storage."""
+
+    description: str
+    ranges: Sequence[ByteRange]
+    payloads: Sequence[bytes]
+
+    def read_ranges(self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False) -> list[bytes]:
+        del path, keep
+        return [slice_from(self.ranges, self.payloads, wanted) for wanted in ranges]
+
+    def read_tail(self, path: str, length: int, *, keep: bool = False) -> tuple[bytes, int]:
+        raise AssertionError(f"{path}: its footer, of {length} bytes or less ({keep=}), is known already")
+
+
+def load_rows(repository: Repository, file: DataFile, group: int, selection: Selection, rows: npt.NDArray[np.int64]) -> RowGroup:
+    """Reads a row group for some of its rows, as `load_group` does; they become rows 0, 1, 2, ..."""
+    return load_group(repository, file, group, selection).only(rows)
+
+
+def _is_to_be_kept(repository: Repository, file: DataFile, group: int, selection: Selection) -> bool:
+    """Returns whether a row group is kept on disk: numbers and texts, not pictures, of which many rows come for each that is wanted.
+
+    Only where those of the whole data set, if all its row groups are like this one, take less than half of what may be kept. Otherwise the
+    groups of each epoch would push out those of the same epoch, and the indices with them.
+    """
+    if any(feature.is_camera for feature in selection.columns):
+        return False
+    table = file.table
+    size = sum(chunk.length for chunk in table.ranges(group, _all_columns(file, selection)))
+    rows = table.group_starts[group + 1] - table.group_starts[group]
+    fits = 2 * size * repository.episodes.num_rows <= repository.storage.options.disk_cache_bytes * rows
+    return fits and size >= _MIN_KEPT_GROUP_BYTES
+
+
+def _missing_texts(
+    known: Mapping[int, str], key: str, numbers: npt.NDArray[np.int64], first_row: int, name_of_row: Callable[[int], str]
+) -> dict[int, str]:
+    """Returns row of the file -> what is wrong with it, for the rows that name a text that is not there."""
+    missing = [number for number in np.unique(numbers).tolist() if number not in known]
+    if not missing:
+        return {}
+    rest = f"is not in the table of {key}s, which has {numbers_shown(known)}; leave {key!r} out of features=[...] to read the row without"
+    return {
+        row: f"{name_of_row(row)}: {INDEX_OF[key]} {numbers.item(row - first_row)} {rest}"
+        for row in (first_row + np.flatnonzero(np.isin(numbers, missing))).tolist()
+    }
+
+
+def _name_of_row(repository: Repository, file: DataFile, row: int) -> str:
+    """Returns what a row of a data file is called in messages."""
+    row, episode, frame = place_of_row(repository, file, row)
+    return f"{file.table.where}: row {row} of the dataset (episode {episode}, frame {frame})"
+
+
+def place_of_row(repository: Repository, file: DataFile, row: int) -> tuple[int, int, int]:
+    """Returns (row of the dataset, number of its episode, frame in it) of a row of a data file."""
+    episodes = repository.episodes
+    held = episodes.data.episodes_in(file.number)
+    episode = held.item(np.searchsorted(episodes.data_offsets[held], row, side="right") - 1)
+    frame = row - episodes.data_offsets.item(episode)
+    return episodes.first_rows.item(episode) + frame, episodes.number_of(episode), frame
+
+
+def _orders_of(repository: Repository, file: DataFile) -> OrderReader:
+    return OrderReader(repository, file.table, file.number)

@@ -1,0 +1,1 @@
+"""Addresses, links, listings and caches of the Hugging Face Hub."""

@@ -1,0 +1,108 @@
+"""Reading a data set in a Storage Bucket of the Hugging Face Hub, `hf://buckets/org/name[/prefix]`.
+
+The idea: a bucket has no commits, and files are overwritten in place. So its files are listed once, when it is opened, and each is pinned
+by its size and by the hash of its contents that Xet uses. Whenever the Hub is asked where a file's bytes are, it must answer for that hash.
+
+Rules:
+* Only `meta/`, `data/` and `videos/` below the prefix are listed and read: what else lies in a bucket (checkpoints of the training that
+  reads it) may be many files, and may change.
+* A hash of that list stands for the commit. It changes with any of the files, and not when the data set is moved.
+* A file that is not in the list does not exist. One that was changed or deleted since is an error, never other bytes.
+* Metadata is read as ranges like everything else, and kept nowhere: the cache of huggingface_hub is made of commits.
+
+The requests, links and checks are those of `_storage/hub/session`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from urllib.parse import quote
+
+from lerobot_grain._base.errors import InvalidRequestError, StorageError
+from lerobot_grain._storage.hub.address import HubRepository, ListedFile, name_repository
+from lerobot_grain._storage.hub.session import HubSession
+from lerobot_grain._storage.options import StorageOptions
+
+BUCKET_SCHEME = "hf://buckets/"
+# The folders of the format. lerobot has always written these, although info.json could name others.
+_FOLDERS = ("meta", "data", "videos")
+_BUCKET_URI = re.compile(r"hf://buckets/([^/]+/[^/]+)/?(.*)")
+# Ends the messages about a file that is not the one that was pinned.
+CHANGED = (
+    "the bucket was changed after it was opened: open it again and begin a new stream; "
+    "to be safe from changes, read a copy of it, or a data set repository, which has commits"
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HubBucket(HubRepository):
+    """Names a data set in a bucket; the version of each of its files is the hash that Xet uses."""
+
+    kind = "buckets"
+    noun = "bucket"
+    version_header = "X-Xet-Hash"
+    version_noun = "Xet hash"
+    version_remedy = f"; {CHANGED}"
+
+    def at(self, version: str) -> str:  # noqa: ARG002 (hashes say nothing to anyone)
+        return f"{BUCKET_SCHEME}{self.name}"
+
+    def tree_url(self, version: str, directory: str, *, recursive: bool = True) -> str:  # noqa: ARG002 (a bucket has one version)
+        return self.api_url("tree", (self.prefix + directory).rstrip("/")) + ("?recursive=true" if recursive else "")
+
+    def file_url(self, version: str, path: str) -> str:  # noqa: ARG002 (the answer says which one it is)
+        # With "/" quoted, as huggingface_hub asks for the same.
+        return f"{self.endpoint}/buckets/{self.repo_id}/resolve/{quote(self.prefix + path, safe='')}"
+
+
+def name_bucket(
+    uri: str,
+    *,
+    revision: str | None,
+    endpoint: str | None,
+    cache_dir: str | os.PathLike[str] | None,
+    token: str | bool | None,
+    options: StorageOptions,
+) -> HubBucket:
+    """Returns a checked `HubBucket` of `hf://buckets/org/name[/prefix]`.
+
+    Raises:
+      InvalidRequestError: no such bucket, endpoint or token can exist, or a revision is asked for.
+    """
+    match = _BUCKET_URI.fullmatch(uri)
+    if match is None:
+        raise InvalidRequestError(f"{uri!r} does not name a bucket, expected hf://buckets/org/name or hf://buckets/org/name/folder")
+    if revision is not None or "@" in match[1]:
+        raise InvalidRequestError(f"{uri}: a bucket has no revisions{'' if revision is None else f', so not {revision!r}'}; leave it out")
+    named = name_repository(match[1], endpoint=endpoint, cache_dir=cache_dir, token=token, options=options)
+    folder = match[2].rstrip("/")
+    prefix = f"{folder}/" if folder else ""
+    return HubBucket(named.repo_id, named.endpoint, named.cache_dir, named.token, named.options, prefix)
+
+
+def list_bucket(session: HubSession, bucket: HubBucket) -> list[ListedFile]:
+    """Returns the files of the data set, by path behind the prefix, in order. Three requests, and one for each further 1,000 files.
+
+    Raises:
+      StorageError: the bucket does not exist, is not accessible, or lists files without a hash.
+    """
+    files = []
+    for folder in _FOLDERS:
+        for file in session.api.list_tree("", folder):
+            if not file.xet_hash:
+                path = bucket.prefix + file.path
+                raise StorageError(f"{bucket.at('')}: {bucket.endpoint} lists {path} without a hash, so it cannot be pinned")
+            files.append(file)
+    return sorted(files)
+
+
+def commit_of_files(files: Iterable[ListedFile]) -> str:
+    """Returns 40 hexadecimal digits that change with the name, size or contents of any of the files."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.path} {file.size_bytes} {file.xet_hash}\n".encode())
+    return digest.hexdigest()[:40]

@@ -1,0 +1,339 @@
+"""The storages that read from the Hub: the files of one commit of a data set, and those of a bucket.
+
+Both are values that pickle; the session with the Hub is made when a process first reads, and belongs to that process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shlex
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from lerobot_grain._base.byte_ranges import ByteRange
+from lerobot_grain._base.errors import LeRobotGrainError, LeRobotGrainWarning, MissingFileError, StorageError
+from lerobot_grain._storage.base import (
+    METADATA,
+    PROCESS_STATE_LOCK,
+    DirectoryStorage,
+    Storage,
+    check_path,
+    dataset_folders,
+    text_of_folders,
+)
+from lerobot_grain._storage.disk_cache import DiskCache
+from lerobot_grain._storage.git_files import LfsPointer, blob_name, hash_in, hash_like, lfs_pointer
+from lerobot_grain._storage.hub.address import HubRepository, ListedFile, is_offline
+from lerobot_grain._storage.hub.bucket_storage import CHANGED, HubBucket
+from lerobot_grain._storage.hub.client_cache import cached_listing, is_as_told, keep_file, snapshot_directory
+from lerobot_grain._storage.hub.session import HubSession
+from lerobot_grain._storage.options import Counters, StorageOptions, StorageStatistics
+
+# Copies that were changed, and the hashes that they should have, of which this process has warned.
+_said: set[tuple[str, str]] = set()
+
+
+class _OnHub(Storage):
+    """The session of this process: what reading a data set of the Hub and a bucket have in common."""
+
+    __slots__ = ()
+
+    repository: HubRepository
+    _process_state: dict[int, HubSession]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.repository.notes
+
+    def _about_pointer(self, path: str, pointer: LfsPointer) -> str:  # noqa: ARG002 (the message names it)
+        return (
+            f"the server sent {pointer}, in place of the file: {self.repository.endpoint} is a mirror without Git LFS, or the dataset was "
+            "uploaded from a clone without it; read it from the Hub itself, or run `git lfs pull` in that clone and upload it again"
+        )
+
+    def close(self) -> None:
+        with PROCESS_STATE_LOCK:
+            session = self._process_state.pop(os.getpid(), None)
+        if session is not None:
+            session.close()
+
+    @property
+    def statistics(self) -> StorageStatistics:
+        session = self._process_state.get(os.getpid())
+        return session.statistics() if session is not None else StorageStatistics()
+
+    def _session(self) -> HubSession:
+        # By process, since a connection must not be shared with a forked child. The parent's is left alone there: closing it could wait for
+        # a lock for ever.
+        if (session := self._process_state.get(os.getpid())) is not None:
+            return session
+        with PROCESS_STATE_LOCK:
+            if (session := self._process_state.get(os.getpid())) is None:
+                session = self._process_state[os.getpid()] = HubSession(self.repository)
+            return session
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HubStorage(_OnHub):
+    """The files of one commit of a data set repository on the Hub, or of one folder of it.
+
+    A file that lies in the commit's snapshot in the cache of huggingface_hub is read there, once its size is that of the file on the Hub,
+    and of a file of `meta/` its hash too; all others are read over the network, unless HF_HUB_OFFLINE forbids it. Which of the two is
+    decided anew for each read, so that a download that is under way, or a cache that is emptied, does no harm.
+
+    The list of `meta/` travels with it, so that other processes need not ask the Hub's API. So does a token that was given as a string:
+    prefer one in the environment, which every process finds by itself.
+    """
+
+    description: str
+    commit: str
+    options: StorageOptions
+    repository: HubRepository
+    snapshot: DirectoryStorage = dataclasses.field(repr=False)
+    metadata: tuple[ListedFile, ...] = dataclasses.field(repr=False)
+    _process_state: dict[int, HubSession] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.description, self.commit, self.options, self.repository, self.snapshot, self.metadata)
+
+    @property
+    def folder(self) -> str:
+        return self.repository.prefix.rstrip("/")
+
+    def elsewhere(self) -> str:
+        if is_offline():
+            folders = dataset_folders(snapshot_directory(self.repository, self.commit))
+        else:
+            folders = self._session().api.folders(self.commit)
+        return text_of_folders([f"{self.repository.repo_id}/{folder}" for folder in folders])
+
+    def list_metadata(self) -> Mapping[str, int]:
+        return {file.path: file.size_bytes for file in self.metadata}
+
+    def read_as_is(self, path: str, *, max_bytes: int) -> bytes:
+        check_path(self.description, path)
+        file = self._listed(path)
+        if file is None:
+            raise MissingFileError(f"{self.description}: there is no file {path}")
+        self._check_size(path, file.size_bytes, max_bytes)
+        if self._cached_bytes(path) is not None:
+            return self._read_copy(path, file, max_bytes)
+        contents, name = self._session_for(path).read_whole(self.commit, file)
+        if not name or lfs_pointer(contents) is not None:
+            return contents  # what was not compared with a hash, or is no file, is kept nowhere
+        try:
+            keep_file(self.repository.cache_root, self.commit, self.repository.prefix + path, contents, name)
+        except OSError as error:
+            where = self.repository.cache_dir
+            raise StorageError(f"{self.description}: {path}: cannot be kept in {where}: {error.strerror}") from None
+        return contents
+
+    def _read_copy(self, path: str, file: ListedFile, max_bytes: int) -> bytes:
+        """Returns the contents of the copy in the snapshot; with a warning those on the Hub, where the copy does not have the file's hash.
+
+        The copy is left as it is: whoever changed it may want it back.
+        """
+        self._check_cached(path, self.snapshot.size_bytes(path), file.size_bytes)
+        contents, place = self.snapshot.read_as_is(path, max_bytes=max_bytes), self._place(path)
+        told = self._told_hash(file, place)
+        if lfs_pointer(contents) is not None or blob_name(contents, told) is not None:
+            return contents
+        spoilt = self._about_spoilt(path, place, f"has the hash {hash_like(contents, told)}, expected {told}")
+        try:
+            contents, _ = self._session().read_whole(self.commit, file)
+        except StorageError as error:
+            raise StorageError(f"{spoilt}. Reading it from the Hub failed: {error}") from None
+        warnings.warn(f"{spoilt}. Until then it is read from the Hub each time", LeRobotGrainWarning, stacklevel=2)
+        return contents
+
+    def _told_hash(self, file: ListedFile, place: str) -> str:
+        # Offline there may be no list; the cache names a blob by its hash.
+        return file.content_hash or hash_in(os.path.basename(place))
+
+    def _about_spoilt(self, path: str, place: str, found: str) -> str:
+        """Returns what to say of a copy that was changed.
+
+        Raises:
+          StorageError: HF_HUB_OFFLINE forbids to read the file from the Hub.
+        """
+        spoilt = (
+            f"{self.description}: {path}: its copy {place} {found}: it was changed after it was downloaded; delete it "
+            f"(rm {shlex.quote(place)}), and it will be downloaded again"
+        )
+        if is_offline():
+            raise StorageError(f"{spoilt} (not with HF_HUB_OFFLINE=1)")
+        return spoilt
+
+    def _is_good_copy(self, path: str) -> bool:
+        """Returns whether ranges of a file may be read from its copy in the snapshot; warns, once a process, of one that was changed.
+
+        Only files of `meta/` have hashes that are known, and are read by ranges only where they are long.
+        """
+        file, place = self._listed(path), self._place(path)
+        if file is None or not os.path.isfile(place):
+            return True
+        told = self._told_hash(file, place)
+        try:
+            if not told or is_as_told(place, told):
+                return True
+        except OSError:
+            return True  # what is read of it then says why
+        spoilt = self._about_spoilt(path, place, f"does not have the hash {told}")
+        if (place, told) not in _said:
+            _said.add((place, told))
+            warnings.warn(f"{spoilt}. Until then it is read from the Hub", LeRobotGrainWarning, stacklevel=2)
+        return False
+
+    def _listed(self, path: str) -> ListedFile | None:
+        """Returns what the list of `meta/` says of a file."""
+        return next((file for file in self.metadata if file.path == path), None) if path.startswith(f"{METADATA}/") else None
+
+    def size_bytes(self, path: str) -> int:
+        check_path(self.description, path)
+        cached, file = self._cached_bytes(path), self._listed(path)
+        if cached is None:
+            return self._size_on_hub(path) if file is None or is_offline() else file.size_bytes
+        if file is None:
+            file = (cached_listing(self.repository, self.commit) or {}).get(self.repository.prefix + path)
+        expected = file.size_bytes if file is not None else None if is_offline() else self._size_on_hub(path)
+        # Without a list and without network there is nothing to compare with; the ends of parquet and MP4 files are seen by their readers.
+        if expected is not None:
+            self._check_cached(path, cached, expected)
+        return cached
+
+    def _size_on_hub(self, path: str) -> int:
+        session = self._session_for(path)
+        if session.knows(path):
+            return session.size_bytes(self.commit, path)
+        kept = session.disk_cache.get(self._file(path), "size")
+        # Not a 0, which mirrors tell of every file.
+        if kept is None or not any(kept):
+            kept = session.size_bytes(self.commit, path).to_bytes(8)
+            if any(kept):
+                session.disk_cache.put(self._file(path), "size", kept)
+        return int.from_bytes(kept)
+
+    def _disk_cache(self, path: str) -> DiskCache | None:
+        return None if is_offline() or self._cached_bytes(path) is not None else self._session().disk_cache
+
+    def _cached_bytes(self, path: str) -> int | None:
+        """Returns the size of the file in the snapshot, None if it is not there."""
+        try:
+            return self.snapshot.size_bytes(path)
+        except MissingFileError:
+            return None
+        except StorageError:
+            link = os.path.join(self.snapshot.root, path)
+            raise StorageError(
+                f"{self.description}: {path}: its copy {link} leads to {self._place(path)}, which is no file; delete the former "
+                f"(rm {shlex.quote(link)}), and it will be read from the Hub"
+            ) from None
+
+    def _check_cached(self, path: str, found: int, expected: int) -> None:
+        if found != expected:
+            raise StorageError(
+                f"{self.description}: {path}: its copy {self._place(path)} has {found} bytes, expected {expected}; delete that, and it "
+                "will be read from the Hub again"
+            )
+
+    def _place(self, path: str) -> str:
+        # The file itself: when only the link to it is deleted, huggingface_hub makes the same link again.
+        return os.path.realpath(os.path.join(self.snapshot.root, path))
+
+    def _about_pointer(self, path: str, pointer: LfsPointer) -> str:
+        if self._cached_bytes(path) is None:
+            return _OnHub._about_pointer(self, path, pointer)
+        return f"its copy {self._place(path)} is {pointer}; delete that, and it will be read from the Hub again"
+
+    def _malformed(self, path: str, text: str) -> str | None:
+        told = _OnHub._malformed(self, path, text)
+        if told is not None or is_offline() or self._listed(path) is not None or self._cached_bytes(path) is not None:
+            return told
+        session = self._session()
+        size = listed = None
+        with contextlib.suppress(LeRobotGrainError):
+            size, listed = self.size_bytes(path), session.api.listed_size(self.commit, path)
+        if size is None or listed is None or size == listed:
+            return None
+        session.disk_cache.forget(self._file(path))
+        raise StorageError(
+            f"{self.description}: {path}: {self.repository.endpoint} told a length of {size} bytes for this file, which is listed with "
+            f"{listed}: a mirror or proxy that tells wrong lengths; read it from the Hub itself"
+        ) from None
+
+    @property
+    def statistics(self) -> StorageStatistics:
+        session = self._process_state.get(os.getpid())
+        total = Counters()
+        total.add(self.snapshot.statistics)
+        if session is not None:
+            total.add(session.statistics())
+        return total.snapshot()
+
+    def _session_for(self, path: str) -> HubSession:
+        """Returns the session of this process, to ask for a file that is not in the cache.
+
+        Raises:
+          MissingFileError: HF_HUB_OFFLINE forbids it.
+        """
+        if is_offline():
+            raise MissingFileError(
+                f"{self.description}: there is no file {path} in the cache; with HF_HUB_OFFLINE=1 it cannot be fetched, so unset that, or "
+                f"first run {self.repository.download_command(self.commit)}"
+            )
+        return self._session()
+
+    def _read_range(self, path: str, wanted: ByteRange) -> bytes:
+        if self._is_good_copy(path):
+            with contextlib.suppress(MissingFileError):
+                return self.snapshot._read_range(path, wanted)
+        file, session = self._listed(path), self._session_for(path)
+        try:
+            return session.read_range(self.commit, path, wanted, file_bytes=None if file is None else file.size_bytes)
+        except StorageError:
+            # What was told of its size may be what is wrong.
+            session.disk_cache.forget(self._file(path), "size")
+            raise
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BucketStorage(_OnHub):
+    """The files that a bucket held when it was opened, each pinned by its size and hash.
+
+    Their list travels with it, so that all processes read the same. A token does as with `HubStorage`.
+    """
+
+    description: str
+    commit: str
+    options: StorageOptions
+    repository: HubBucket
+    files: Mapping[str, ListedFile] = dataclasses.field(repr=False, hash=False)
+    _process_state: dict[int, HubSession] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.description, self.commit, self.options, self.repository, self.files)
+
+    def list_metadata(self) -> Mapping[str, int]:
+        return {path: file.size_bytes for path, file in self.files.items() if path.startswith(f"{METADATA}/")}
+
+    def size_bytes(self, path: str) -> int:
+        check_path(self.description, path)
+        if (file := self.files.get(path)) is None:
+            raise MissingFileError(f"{self.description}: there is no file {path} (nor any outside of meta/, data/ and videos/)")
+        return file.size_bytes
+
+    def _disk_cache(self, path: str) -> None:  # noqa: ARG002 (never)
+        return None
+
+    def _read_range(self, path: str, wanted: ByteRange) -> bytes:
+        pinned, session = self.files[path], self._session()
+        try:
+            if (size := session.size_bytes(pinned.xet_hash, path)) != pinned.size_bytes:
+                raise StorageError(f"{self.description}: {path} has {size} bytes, {pinned.size_bytes} when it was listed; {CHANGED}")
+            return session.read_range(pinned.xet_hash, path, wanted)
+        except MissingFileError:
+            # It was there: no caller may take it for a file that the data set does without.
+            raise StorageError(f"{self.description}: {path} is gone; {CHANGED}") from None

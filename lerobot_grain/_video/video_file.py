@@ -1,0 +1,214 @@
+"""What to read and decode for the windows that are coming: frames of episodes -> GOPs of files -> byte ranges and decode groups. Pure.
+
+Which frame belongs to which row: `_video/row_frames`. What is wrong with an episode is found when its file is opened, and told before one
+of its frames is given out."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lerobot_grain._base.byte_ranges import ByteRange
+from lerobot_grain._base.errors import DatasetFormatError
+from lerobot_grain._format.episodes import EpisodeTable
+from lerobot_grain._video.codecs.track import VideoFormat
+from lerobot_grain._video.mp4 import SampleTable
+from lerobot_grain._video.row_frames import ReadTimestamps, link_rows
+from lerobot_grain._video.small_mp4 import Unit, unit_of_frames
+
+Integers = npt.NDArray[np.int64]
+
+
+class VideoFile:
+    """One video file with the episodes that it holds. Immutable.
+
+    Args:
+      table: its sample table.
+      path: of the file.
+      camera: key of its camera.
+      number: of the file among those of its camera.
+      episodes: the episode table of the data set.
+      fps: of the data set.
+      read_timestamps: as for `link_rows`.
+      where: names the file in messages.
+      contents: the whole file, where it was read whole.
+
+    Raises:
+      LeRobotGrainError: timestamps are needed, and cannot be read.
+
+    Attributes:
+      table: the sample table, without the frames that lie between those of an episode and belong to no row.
+      problems: episode -> what is wrong with it, for the episodes whose rows cannot be linked to frames.
+      named: int64 `(n,)`: the episodes whose frames their timestamps name, where they do not follow each other.
+      num_hidden: frames that lie between those of such an episode and belong to no row.
+      rate: frames a second, on average; `None` for a file of one frame.
+      estimated_bytes: of the camera's coded video in all files, judged by this one.
+    """
+
+    def __init__(
+        self,
+        table: SampleTable,
+        *,
+        path: str,
+        camera: str,
+        number: int,
+        episodes: EpisodeTable,
+        fps: float,
+        read_timestamps: ReadTimestamps,
+        where: str,
+        contents: bytes | None = None,
+    ) -> None:
+        self.contents = contents
+        self.path, self.camera, self.number, self.where = path, camera, number, where
+        spans = episodes.videos[camera]
+        held = spans.files.episodes_in(number)
+        lengths, num_frames = episodes.lengths[held], table.num_frames
+        link = link_rows(
+            table,
+            episodes=held,
+            starts=spans.from_timestamp_seconds[held],
+            lengths=lengths,
+            fps=fps,
+            read_timestamps=read_timestamps,
+        )
+        self.table = table = link.table
+        self.named, self.num_hidden, self.rate = held[link.named], num_frames - table.num_frames, link.rate
+        self.problems = {held.item(place): problem for place, problem in link.problems.items()}
+        by_number = np.argsort(held)
+        self._episodes, self._first_frames, self._lengths = held[by_number], link.first_frames[by_number], lengths[by_number]
+        self._first_frame_of: dict[int, int] = dict(zip(held.tolist(), link.first_frames.tolist(), strict=True))
+        self._number_of: dict[int, int] = dict(zip(held.tolist(), episodes.numbers_of(held).tolist(), strict=True))
+        # GOPs follow each other in presentation order.
+        self.gop_starts = table.gop_starts()
+        self.nbytes = sum(a.nbytes for a in (table.offsets, table.sizes, table.pts, table.keys, table.presentation, self.gop_starts))
+        self.nbytes += len(contents or b"")
+        self.estimated_bytes = int(table.sizes.sum()) * int(episodes.lengths.sum()) // max(1, int(episodes.lengths[held].sum()))
+
+    def check(self, episode: int) -> None:
+        """Checks that the frames of an episode are there.
+
+        Raises:
+          DatasetFormatError: the file does not hold a frame for every row of the episode.
+        """
+        if (problem := self.problems.get(episode)) is not None:
+            raise DatasetFormatError(f"{self.where}: episode {self.number_of(episode)}, camera {self.camera}: {problem}")
+
+    def number_of(self, episode: int) -> int:
+        """Returns the number by which messages call an episode."""
+        return self._number_of[episode]
+
+    def first_frame(self, episode: int) -> int:
+        """Returns the frame of the file that is frame 0 of an episode that `check` finds."""
+        return self._first_frame_of[episode]
+
+    def first_frames(self, episodes: Integers) -> Integers:
+        """Returns int64 `(n,)`: `first_frame` of each."""
+        return self._first_frames[np.searchsorted(self._episodes, episodes)]
+
+    def gops_of_episodes(self, episodes: Integers) -> tuple[Integers, Integers]:
+        """Returns the first and the last GOP of each of the episodes, int64 `(n,)`; of one that `check` finds fault with, any."""
+        places = np.searchsorted(self._episodes, episodes)
+        first = self._first_frames[places]
+        return self.gops_of(first), self.gops_of(np.minimum(first + self._lengths[places], self.table.num_frames) - 1)
+
+    def together(self, is_expected: npt.NDArray[np.bool_], *, piece_bytes: int) -> dict[int, list[int]]:
+        """Puts the episodes into sets that are fetched together, where all of an episode is fetched.
+
+        Episodes are together that are expected, begin in the same piece of the file, and have no GOP between them that belongs to neither.
+        So it does not matter which of them is needed first, and a set takes at most two pieces.
+
+        Args:
+          is_expected: bool `(all episodes,)`: of which something will be needed.
+          piece_bytes: the file is cut into pieces of so many bytes. An episode that is longer is alone.
+
+        Returns:
+          Episode of this file -> those that it is together with, itself among them, in the order of the file.
+        """
+        first_gops, last_gops = self.gops_of_episodes(self._episodes)
+        keys = np.append(self.table.keys, self.table.num_samples)
+        before = np.append(0, np.cumsum(self.table.sizes))
+        lengths = before[keys[last_gops + 1]] - before[keys[first_gops]]
+        has_problem = np.isin(self._episodes, list(self.problems))
+        may_join = is_expected[self._episodes] & ~has_problem & (lengths <= piece_bytes)
+        pieces = self.table.offsets[self.table.keys[first_gops]] // piece_bytes
+        order = np.lexsort((last_gops, first_gops))
+        left, right = order[:-1], order[1:]
+        joins = may_join[left] & may_join[right] & (pieces[left] == pieces[right]) & (first_gops[right] <= last_gops[left] + 1)
+        sets = [members.tolist() for members in np.split(self._episodes[order], np.flatnonzero(~joins) + 1)]
+        return {episode: members for members in sets for episode in members}
+
+    def gops_of(self, frames: Integers) -> Integers:
+        """Returns int64 `(n,)`: the GOPs to start decoding at for frames of the file."""
+        return np.searchsorted(self.gop_starts, frames, side="right") - 1
+
+    def frames_of(self, gop: int) -> range:
+        """Returns the frames of the file for which decoding starts at a GOP."""
+        return range(self.gop_starts.item(gop), self.gop_starts.item(gop + 1))
+
+    def unit(self, gop: int, frames: Sequence[int] | Integers) -> Unit:
+        """Returns the samples that give ascending `frames` of `frames_of(gop)`."""
+        return unit_of_frames(self.table, gop, np.asarray(frames, np.int64))
+
+    def num_pictures(self, gop: int, frames: Sequence[int] | Integers) -> int:
+        """Returns the number of pictures that have to be decoded for ascending `frames` of `frames_of(gop)`."""
+        return int(frames[-1]) + 1 - self.table.keys.item(gop) if self.table.is_plain else len(self.unit(gop, frames).samples)
+
+    def byte_range(self, gop: int) -> ByteRange:
+        """Returns the bytes that `unit` needs for any frames of a GOP."""
+        if not self.table.is_plain:
+            return self.unit(gop, self.frames_of(gop)).byte_range
+        first, last = self.gop_starts.item(gop), self.gop_starts.item(gop + 1) - 1
+        return ByteRange(self.table.offsets.item(first), self.table.offsets.item(last) + self.table.sizes.item(last))
+
+    def byte_range_of(self, gops: range) -> ByteRange:
+        """Returns the bytes that `unit` needs for any frames of GOPs that follow each other, of which one at least holds frames."""
+        if self.table.is_plain:
+            return self.byte_range(gops[0]).cover(self.byte_range(gops[-1]))
+        # A unit that runs on into the next GOP, for its leading pictures, may end behind that GOP's own. All frames of a GOP may be hidden.
+        return functools.reduce(ByteRange.cover, [self.byte_range(gop) for gop in gops if self.frames_of(gop)])
+
+
+class WantedGop(NamedTuple):
+    """One GOP of a file, and the frames that are wanted of it.
+
+    Attributes:
+      file: which holds it.
+      episode: whose frames are wanted.
+      gop: its number in the file.
+      frames: int64 `(n,)`: the wanted frames of the file, ascending.
+    """
+
+    file: VideoFile
+    episode: int
+    gop: int
+    frames: Integers
+
+    def __str__(self) -> str:
+        return f"{self.file.where}: episode {self.file.number_of(self.episode)}, camera {self.file.camera}, GOP {self.gop}"
+
+
+def decode_groups(gops: Iterable[WantedGop], *, max_pictures: int) -> list[list[int]]:
+    """Puts GOPs into groups that one small MP4 can hold: equal formats, up to about `max_pictures` wanted frames.
+
+    Args:
+      gops: in the order of their first use.
+
+    Returns:
+      The places in `gops` of each group.
+    """
+    groups: list[list[int]] = []
+    open_groups: dict[VideoFormat, int] = {}
+    pictures: dict[VideoFormat, int] = {}
+    for place, gop in enumerate(gops):
+        kind = gop.file.table.format
+        if kind not in open_groups or pictures[kind] + len(gop.frames) > max_pictures:
+            open_groups[kind] = len(groups)
+            pictures[kind] = 0
+            groups.append([])
+        groups[open_groups[kind]].append(place)
+        pictures[kind] += len(gop.frames)
+    return groups

@@ -1,0 +1,186 @@
+"""The values of the rows of a written data set: what the features are, and the default formulas.
+
+The default world is a point that circles clockwise around the middle of the picture, with a radius and a start of its own in every episode.
+
+* `observation.state[0:2]` is the point, in [0.1, 0.9]; cameras show it (`_writer_pictures.disc_centre`).
+* `action[0:2]` is its velocity in units per second, `SPEED * (0.5 - y, x - 0.5)`: a function of the point alone, so it can be learnt from
+  one picture, and following it from anywhere keeps circling.
+* `action[j]`, j >= 2, is `sin(pi * (x * cos(j) + y * sin(j)))`, also a function of the point alone.
+* `observation.state[j]`, j >= 2, is a slow sine in [0.1, 0.9] with a phase of its own in every episode; no picture shows it.
+
+Rules:
+* Every value is a pure function of (seed, episode index, frame index); nothing depends on the order of the calls.
+* Values are computed per episode in float64 and rounded once to the feature's dtype.
+
+Not here: files (`_writer/metadata`, `_writer`) and pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lerobot_grain._base.errors import InvalidRequestError
+
+SPEED = 2 * np.pi / 4
+"""Angular speed of the point in radians per second: one turn in 4 s, the pace of a slow arm."""
+
+RowValues = Callable[[int, int], Mapping[str, npt.ArrayLike]]
+"""`(episode_index, length) -> {feature: (length, *shape)}`; features it leaves out get their default values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feature:
+    """A low-dimensional column, as `info.json` declares it.
+
+    Attributes:
+      dtype: `"float32"`, `"float64"`, an integer, `"bool"` or `"string"`.
+      shape: `(1,)` for a scalar (stored without a list), `(n,)` for a vector, up to 5 dimensions otherwise. Strings are `(1,)`.
+      names: names of the elements of a vector, or None.
+    """
+
+    dtype: str
+    shape: tuple[int, ...] = (1,)
+    names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype != "string" and np.dtype(self.dtype).kind not in "fiub":
+            raise InvalidRequestError(f"feature dtype {self.dtype!r} is not one of float, int, uint, bool or string")
+        if not 1 <= len(self.shape) <= 5 or min(self.shape) < 1:
+            raise InvalidRequestError(f"feature shape {self.shape} must have 1 to 5 positive dimensions")
+        if self.dtype == "string" and self.shape != (1,):
+            raise InvalidRequestError(f"a string feature must have shape (1,), not {self.shape}")
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        return np.dtype(object if self.dtype == "string" else self.dtype)
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row's value: `()` for a scalar."""
+        return () if self.shape == (1,) else self.shape
+
+
+EXTRA_FEATURES: Mapping[str, Feature] = {
+    "next.reward": Feature(dtype="float32"),
+    "next.done": Feature(dtype="bool"),
+    "observation.note": Feature(dtype="string"),
+    "observation.matrix": Feature(dtype="float32", shape=(2, 3)),
+}
+"""One feature of each kind that is stored differently: scalar, bool, string, 2-D."""
+
+DEFAULT_FEATURES: Mapping[str, Feature] = {
+    "timestamp": Feature(dtype="float32"),
+    "frame_index": Feature(dtype="int64"),
+    "episode_index": Feature(dtype="int64"),
+    "index": Feature(dtype="int64"),
+    "task_index": Feature(dtype="int64"),
+}
+"""The five columns of every LeRobot data set, in the recorder's order."""
+
+
+def point_path(*, seed: int, episode_index: int, length: int, fps: int) -> npt.NDArray[np.float64]:
+    """Returns where the circling point is, float64 (length, 2) in [0.1, 0.9]."""
+    rng = np.random.default_rng([seed, episode_index, 0])
+    radius, start = rng.uniform(0.1, 0.4), rng.uniform(0, 2 * np.pi)
+    angle = start + SPEED * np.arange(length) / fps
+    return 0.5 + radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+
+def expert_action(point: npt.NDArray[np.floating], action_size: int) -> npt.NDArray[np.float64]:
+    """Returns the action that the data set shows at `point`.
+
+    Args:
+      point: (..., 2) in [0, 1].
+      action_size: number of elements.
+
+    Returns:
+      float64 (..., action_size).
+    """
+    x, y = np.asarray(point[..., 0], np.float64), np.asarray(point[..., 1], np.float64)
+    velocity = [SPEED * (0.5 - y), SPEED * (x - 0.5)]
+    others = [np.sin(np.pi * (x * np.cos(j) + y * np.sin(j))) for j in range(2, action_size)]
+    return np.stack((velocity + others)[:action_size], axis=-1)
+
+
+def episode_rows(
+    features: Mapping[str, Feature],
+    *,
+    episode_index: int,
+    first_row: int,
+    length: int,
+    fps: int,
+    seed: int,
+    num_tasks: int,
+    row_values: RowValues | None,
+) -> dict[str, npt.NDArray[Any]]:
+    """Returns all values of one episode, each (length, *row_shape) in the dtype of its feature.
+
+    Raises:
+      InvalidRequestError: `row_values` returned an unknown feature, a fixed column or a wrong shape.
+    """
+    given = {} if row_values is None else dict(row_values(episode_index, length))
+    for name in given:
+        if name not in features or name in ("frame_index", "episode_index", "index"):
+            known = sorted(set(features) - {"frame_index", "episode_index", "index"})
+            raise InvalidRequestError(f"row_values returned {name!r} for episode {episode_index}; it may return {known}")
+    frame = np.arange(length)
+    path = point_path(seed=seed, episode_index=episode_index, length=length, fps=fps)
+    rows = {}
+    for number, (name, feature) in enumerate(features.items()):
+        match name:
+            case _ if name in given:
+                value = np.asarray(given[name])
+            case "timestamp":
+                value = frame / fps
+            case "frame_index":
+                value = frame
+            case "episode_index":
+                value = np.full(length, episode_index)
+            case "index":
+                value = first_row + frame
+            case "task_index":
+                value = np.full(length, episode_index % num_tasks)
+            case "observation.state":
+                value = np.concatenate([path, _slow_sines(feature, episode_index, length, fps, seed)], axis=1)[:, : feature.shape[0]]
+            case "action":
+                value = expert_action(path, feature.shape[0])
+            case "next.reward":
+                value = frame / length
+            case "next.done":
+                value = frame == length - 1
+            case _:
+                value = _generic(feature, number, episode_index, length)
+        rows[name] = _checked(value, feature, name=name, episode_index=episode_index, length=length)
+    return rows
+
+
+def _slow_sines(feature: Feature, episode_index: int, length: int, fps: int, seed: int) -> npt.NDArray[np.float64]:
+    """Returns the elements of the state that no picture shows, float64 (length, size)."""
+    phases = np.random.default_rng([seed, episode_index, 2]).uniform(0, 2 * np.pi, feature.shape[0])
+    return 0.5 + 0.4 * np.sin(phases + np.arange(length)[:, None] / fps)
+
+
+def _generic(feature: Feature, number: int, episode_index: int, length: int) -> npt.NDArray[Any]:
+    """Returns values for a feature that has no formula: different in every row and element, so that a mix-up shows."""
+    if feature.dtype == "string":
+        return np.array([f"note {episode_index}-{frame}" for frame in range(length)], object)
+    elements = int(np.prod(feature.row_shape))
+    counter = (episode_index * 1000 + np.arange(length))[:, None] * elements + np.arange(elements)
+    kind = feature.numpy_dtype.kind
+    value = np.sin(counter + number) if kind == "f" else counter % 2 == 0 if kind == "b" else counter % 100
+    return value.reshape(length, *feature.row_shape)
+
+
+def _checked(value: npt.NDArray[Any], feature: Feature, *, name: str, episode_index: int, length: int) -> npt.NDArray[Any]:
+    expected = (length, *feature.row_shape)
+    # A scalar may come as (length, 1), the shape info.json declares.
+    if value.shape == (length, *feature.shape):
+        value = value.reshape(expected)
+    if value.shape != expected:
+        raise InvalidRequestError(f"row_values returned {name!r} of shape {value.shape} for episode {episode_index}, expected {expected}")
+    return value.astype(feature.numpy_dtype)
