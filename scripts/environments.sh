@@ -69,9 +69,12 @@ run() {
     "$work/env/bin/python" -m pip install --quiet --retries 10 --constraint "environments/$name.txt" '.[test]' >"$work/log" 2>&1 ||
         { fail "$name" "$(reason "$work/log")"; return; }
     nothing_replaced "$name" "the tools of the tests" || return
+    # CUDA's libraries, where a package stands in for a toolkit of the machine.
+    local libraries
+    libraries=$(find "$work/env" -type d -path '*/nvidia/*/lib' | tr '\n' ':')
     [ "$mode" = brief ] && tests=("${BRIEF[@]}")
     local installed=$((SECONDS - started))
-    PYTHONPATH=$PWD "$work/env/bin/python" -m pytest --numprocesses 2 --dist loadfile "${tests[@]}" >"$work/log" 2>&1 && result=passed || result=FAILED
+    LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:-}" PYTHONPATH=$PWD "$work/env/bin/python" -m pytest --numprocesses 2 --dist loadfile "${tests[@]}" >"$work/log" 2>&1 && result=passed || result=FAILED
     [ "$result" = passed ] || { failed=1; cat "$work/log"; }
     tell "$name" "$result: $(grep -E "(passed|failed|error|ran).* in " "$work/log" | tail -1) (installed in $installed s)"
 }

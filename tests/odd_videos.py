@@ -5,6 +5,7 @@ And data sets whose video files are such ones: `write_with_videos`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import json
@@ -21,8 +22,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torchcodec._core
+import torchcodec.decoders
 from torchcodec.decoders import VideoDecoder
 
+from lerobot_grain._base.versions import decoder_turns_frames
 from lerobot_grain.testing import WrittenDataset, draw_barcodes, read_barcodes, write_dataset
 from lerobot_grain.testing._writer.video import stitch_episodes
 from tests.helpers import box, boxes, edit_box, read_table
@@ -206,18 +210,26 @@ def turned(data: bytes, matrix: tuple[float, float, float, float], *, where: str
 def decoded(data: bytes) -> npt.NDArray[np.uint8]:
     """Returns uint8 `(frames, height, width, 3)`: what torchcodec shows, read from start to end.
 
-    In approximate mode, as lerobot reads: its exact mode is wrong where frames are hidden (0.13).
+    In approximate mode, as lerobot reads: its exact mode is wrong where frames are hidden (0.13). Before 0.11 it does not turn frames, and
+    may seek to a wrong one, so that they are taken as they come.
     """
     decoder = VideoDecoder(data, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="approximate")
     frames = []
-    for number in range(len(decoder)):
-        try:
-            frames.append(decoder.get_frame_at(number).data.numpy())
-        except RuntimeError as error:
-            if "no more frames" not in str(error):
-                raise
-            break
-    return np.stack(frames)
+    if decoder_turns_frames(torchcodec.decoders):
+        for number in range(len(decoder)):
+            try:
+                frames.append(decoder.get_frame_at(number).data.numpy())
+            except RuntimeError as error:
+                if "no more frames" not in str(error):
+                    raise
+                break
+        return np.stack(frames)
+    with contextlib.suppress(IndexError):
+        while True:
+            frame, time, _ = torchcodec._core.get_next_frame(decoder._decoder)
+            if float(time) > -1e-6:
+                frames.append(frame.numpy())
+    return np.ascontiguousarray(np.rot90(np.stack(frames), -read_table(data).format.rotation // 90, axes=(1, 2)))
 
 
 def codes_of(frames: npt.NDArray[Any], rotation: int = 0) -> list[tuple[int, int]]:

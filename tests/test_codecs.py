@@ -152,8 +152,8 @@ def test_a_decoder_meets_a_cra_picture_at_the_start_or_in_its_place(
     starts: list[list[int]] = []
 
     class Watched(RgbVideo):
-        def __init__(self, mp4: bytes, where: str, **options: Any) -> None:
-            super().__init__(mp4, where, **options)
+        def __init__(self, mp4: bytes, where: str, rotation: int, **options: Any) -> None:
+            super().__init__(mp4, where, rotation, **options)
             table = read_table(mp4)
             kinds = [mp4[offset + 4] >> 1 & 0x3F for offset in table.offsets.tolist()]
             starts.append([place for place, kind in enumerate(kinds) if 16 <= kind <= 18])

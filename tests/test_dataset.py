@@ -8,6 +8,7 @@ import pickle
 import shutil
 import sys
 import threading
+import types
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -301,6 +302,25 @@ def test_a_missing_decoder_is_named_at_construction(written: WrittenDataset, mon
         ):
             lg.LeRobotIterDataset(written.directory)
         assert next(iter(lg.LeRobotIterDataset(written.directory, features=["action"], num_epochs=1)))["action"].shape == (7,)
+    finally:
+        load_decoder.cache_clear()
+
+
+class Unloadable(types.ModuleType):
+    """torchcodec where its library lacks another one, as its CUDA build does without CUDA's NPP."""
+
+    def __getattr__(self, name: str) -> Any:
+        missing = "OSError: {}: cannot open shared object file: No such file or directory\n"
+        tried = "".join(f"FFmpeg version {n}:\n" + missing.format(name) for n, name in ((8, "libavutil.so.60"), (5, "libnppicc.so.13")))
+        raise RuntimeError(f"Could not load libtorchcodec. Likely causes:\n 1. FFmpeg is not properly installed\n{tried}")
+
+
+def test_a_library_that_the_decoder_lacks_is_named(written: WrittenDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchcodec", Unloadable("torchcodec"))
+    load_decoder.cache_clear()
+    try:
+        with pytest.raises(lg.LeRobotGrainError, match=r"cannot be loaded \(libnppicc\.so\.13 cannot be found\); install"):
+            lg.LeRobotIterDataset(written.directory)
     finally:
         load_decoder.cache_clear()
 

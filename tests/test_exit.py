@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from lerobot_grain.testing import Fault, LoopbackHub, write_dataset
+from tests.installed import own_lines
 
 # In which a program ends; on a machine that does other things as well it may be this much later.
 EXIT_SECONDS, GRACE_SECONDS = 3.0, 8.0
@@ -153,7 +154,7 @@ def test_a_program_that_closes_nothing_ends_without_a_word(hub: LoopbackHub, arg
     command = [sys.executable, "-X", "dev", "-W", "error", "-c", LEFT_OPEN, json.dumps(arguments)]
     environment = os.environ | {"LEROBOT_GRAIN_CACHE": str(Path(arguments["cache_dir"]) / "kept"), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout, own_lines(done.stderr)) == (0, "", "")
 
 
 def test_what_has_not_begun_at_the_end_is_dropped() -> None:
@@ -176,7 +177,7 @@ while len(started) < 2:
     time.sleep(0.01)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", "")
+    assert (done.returncode, done.stdout, own_lines(done.stderr)) == (0, "2\n", "")
 
 
 def test_a_program_that_ends_while_much_is_to_be_decoded(shared: Path) -> None:

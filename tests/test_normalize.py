@@ -18,9 +18,6 @@ import lerobot_grain as lg
 from lerobot_grain._base.versions import jax_enable_x64
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, write_dataset
 
-# As test_device: several devices, said before JAX looks for them.
-jax.config.update("jax_num_cpu_devices", 4)
-
 STATS = {
     "observation.state": {
         "mean": np.array([1.0, -2.0, 5.0]),

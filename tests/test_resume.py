@@ -22,7 +22,8 @@ from lerobot_grain.testing import write_dataset
 from tests.forked import ForkedScript, forking
 from tests.resume_worker import BATCH_SIZE, SHUFFLE, stream_rows
 
-for name in ("flax", "optax", "orbax.checkpoint", "tqdm"):
+pytest.importorskip("flax", minversion="0.11")
+for name in ("optax", "orbax.checkpoint", "tqdm"):
     pytest.importorskip(name)
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

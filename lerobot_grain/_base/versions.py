@@ -6,6 +6,7 @@ Nothing else of the package asks for a version. Each dependency is imported when
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
@@ -81,6 +82,16 @@ def resized_frames(frames: Any, image_size: tuple[int, int]) -> Any:
     functional = importlib.import_module("torch.nn.functional")
     resized = functional.interpolate(frames.permute(0, 3, 1, 2), size=image_size, mode="bilinear", antialias=True)
     return resized.permute(0, 2, 3, 1)
+
+
+def decoder_turns_frames(decoders: Any) -> bool:
+    """Returns whether `torchcodec.decoders` turns frames as their file says (torchcodec 0.11); where not, `turned_frames` does."""
+    return any(field.name == "rotation" for field in dataclasses.fields(decoders.VideoStreamMetadata))
+
+
+def turned_frames(frames: Any, degrees: int) -> Any:
+    """Returns tensors `(frames, height, width, 3)` turned clockwise by 90, 180 or 270 degrees (torchcodec 0.11 does it itself)."""
+    return importlib.import_module("torch").rot90(frames, -degrees // 90, (1, 2))
 
 
 @contextlib.contextmanager

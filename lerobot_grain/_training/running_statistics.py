@@ -48,7 +48,8 @@ class RunningStats:
             self._origin = columns[:, 0].astype(np.float64)
         total = self.count + len(rows)
         for number, column in enumerate(columns):
-            distances = column - self._origin[number]
+            # Not `column - origin`: of float32 and one float64, NumPy 1 makes float32.
+            distances = np.subtract(column, self._origin[number], dtype=np.float64)
             mean = distances.mean()
             shift = mean - self._mean[number]
             distances -= mean
@@ -80,7 +81,8 @@ class RunningStats:
             self._counts = np.zeros((len(self._mean), _NUM_BINS), np.int64)
         for columns in self._held:
             for number, column in enumerate(columns):
-                bins = _ordered((column - self._origin[number]).astype(np.float32).view(np.int32)) >> _DROPPED_BITS
+                distances = np.subtract(column, self._origin[number], dtype=np.float64).astype(np.float32)
+                bins = _ordered(distances.view(np.int32)) >> _DROPPED_BITS
                 self._counts[number] += np.bincount(bins + _NUM_BINS // 2, minlength=_NUM_BINS)
         self._held.clear()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import functools
 import io
+import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -21,7 +22,14 @@ from PIL import ExifTags, Image, ImageOps
 
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import DatasetFormatError, LeRobotGrainError
-from lerobot_grain._base.versions import decoder_transforms, installed, resized_frames, triton_hidden_from_torch
+from lerobot_grain._base.versions import (
+    decoder_transforms,
+    decoder_turns_frames,
+    installed,
+    resized_frames,
+    triton_hidden_from_torch,
+    turned_frames,
+)
 from lerobot_grain._video.small_mp4 import FRAMES_PER_SECOND, Unit, coded_unit, small_mp4, stitchable
 from lerobot_grain._video.video_file import WantedGop
 
@@ -48,11 +56,18 @@ def load_decoder() -> tuple[Any, Any]:
 
             return decoders, decoder_transforms()
     except (ImportError, OSError, RuntimeError) as error:
-        message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LeRobotGrainError(
-            f"the video decoder cannot be loaded ({message}); install FFmpeg's shared libraries (version 4 to 8) and a torchcodec that "
-            f"fits torch, or leave the cameras out of features=[...]; installed: {installed('torch', 'torchcodec')}"
+            f"the video decoder cannot be loaded ({_reason(error)}); install FFmpeg's shared libraries (version 4 to 8) and a "
+            f"torchcodec that fits torch, or leave the cameras out of features=[...]; installed: {installed('torch', 'torchcodec')}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Returns why a library cannot be loaded. torchcodec's own first line does not say it: it has a traceback for each FFmpeg it tried."""
+    missing = dict.fromkeys(re.findall(r"(\S+): cannot open shared object file", str(error)))
+    if others := [name for name in missing if not name.startswith(("libav", "libsw"))]:
+        return f"{', '.join(others)} cannot be found"
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,8 +139,8 @@ class SmallVideo(abc.ABC):
         )
 
 
-# Opens the bytes of a small MP4, with a text that names it.
-OpenVideo = Callable[[bytes, str], SmallVideo]
+# Opens the bytes of a small MP4, with a text that names it and the degrees clockwise that it turns frames by.
+OpenVideo = Callable[[bytes, str, int], SmallVideo]
 
 
 def decode_pieces(pieces: Sequence[Piece], into: Frames, open_video: OpenVideo) -> dict[int, Exception]:
@@ -163,7 +178,8 @@ def _decode_together(pieces: Sequence[Piece], into: Frames, open_video: OpenVide
         before = np.cumsum([0, *(len(units[place].samples) for place in places)])
         first = pieces[places[0]].wanted
         where = f"{first}" if len(places) == 1 else f"{first} and {len(places) - 1} more"
-        video = open_video(small_mp4(first.file.table.format, [coded[place] for place in places]), where)
+        track = first.file.table.format
+        video = open_video(small_mp4(track, [coded[place] for place in places]), where, track.rotation)
         numbers = np.concatenate([units[place].wanted + count for place, count in zip(places, before[:-1].tolist(), strict=True)])
         video.read(numbers, into, np.concatenate([pieces[place].slots for place in places]))
 
@@ -174,18 +190,27 @@ class RgbVideo(SmallVideo):
     Args:
       mp4: as `small_mp4` makes it.
       where: names what is decoded in messages.
+      rotation: degrees clockwise that the MP4 turns frames by: 0, 90, 180 or 270.
       image_size: (height, width) to resize to, bilinear and anti-aliased, or `None`.
 
     Raises:
       DatasetFormatError: the decoder does not know the video.
     """
 
-    def __init__(self, mp4: bytes, where: str, *, image_size: tuple[int, int] | None) -> None:
+    def __init__(self, mp4: bytes, where: str, rotation: int = 0, *, image_size: tuple[int, int] | None) -> None:
         super().__init__(where)
         decoders, transformations = load_decoder()
-        resizes = image_size is not None and transformations is not None
-        transforms = {"transforms": [transformations.Resize(image_size)]} if resizes else {}
-        self._resized = functools.partial(resized_frames, image_size=image_size) if image_size is not None and not resizes else None
+        # What the decoder cannot do yet, in this order.
+        self._after: list[Callable[[Any], Any]] = []
+        resized_first = image_size
+        if rotation and not decoder_turns_frames(decoders):
+            self._after.append(functools.partial(turned_frames, degrees=rotation))
+            resized_first = image_size[::-1] if image_size is not None and rotation != 180 else image_size
+        transforms = {}
+        if image_size is not None and transformations is not None:
+            transforms = {"transforms": [transformations.Resize(resized_first)]}
+        elif image_size is not None:
+            self._after.append(functools.partial(resized_frames, image_size=image_size))
         try:
             # One FFmpeg thread: groups are decoded side by side, which costs no more and needs less memory than threads inside one.
             # "Approximate" is exact here, where every frame lies on its tick; it saves a scan of the file, and a seek back to its start
@@ -205,7 +230,7 @@ class RgbVideo(SmallVideo):
             else:
                 # In one call, which takes Python's lock once and not for every frame, each time against a busy consumer.
                 batch = self._decoder.get_frames_at(numbers.tolist())
-                frames = batch.data if self._resized is None else self._resized(batch.data)
+                frames = self._finished(batch.data)
                 self.check_shape(frames.shape[1:], into)
                 into[slots] = frames.numpy()
                 times = batch.pts_seconds.numpy()
@@ -215,10 +240,15 @@ class RgbVideo(SmallVideo):
 
     def _decode_frame(self, number: int, into: Frames, slot: int) -> float:
         frame = self._decoder.get_frame_at(number)
-        pixels = frame.data if self._resized is None else self._resized(frame.data[None])[0]
+        pixels = self._finished(frame.data[None])[0] if self._after else frame.data
         self.check_shape(pixels.shape, into)
         into[slot] = pixels.numpy()
         return float(frame.pts_seconds)
+
+    def _finished(self, frames: Any) -> Any:
+        for step in self._after:
+            frames = step(frames)
+        return frames
 
 
 class OpenGop:
@@ -252,7 +282,7 @@ class OpenGop:
     def _open(self, wanted: WantedGop, unit: Unit) -> SmallVideo:
         file = wanted.file
         coded = coded_unit(file.table, unit, self._coded.bytes_of(unit.byte_range), where=wanted)
-        return self._open_video(small_mp4(file.table.format, [coded]), f"{wanted}")
+        return self._open_video(small_mp4(file.table.format, [coded]), f"{wanted}", file.table.format.rotation)
 
 
 def decode_image(encoded: bytes, *, image_size: tuple[int, int] | None, where: str) -> npt.NDArray[np.uint8]:

@@ -70,12 +70,14 @@ class DepthVideo(SmallVideo):
     Args:
       mp4: as `small_mp4` makes it.
       where: names what is decoded in messages.
+      rotation: 0.
       depth: of the camera.
       image_size: (height, width) to resize to, or `None`.
     """
 
-    def __init__(self, mp4: bytes, where: str, *, depth: Depth, image_size: tuple[int, int] | None) -> None:
+    def __init__(self, mp4: bytes, where: str, rotation: int = 0, *, depth: Depth, image_size: tuple[int, int] | None) -> None:
         super().__init__(where)
+        assert rotation == 0, "such a file is refused when it is opened"
         self._av = load_depth_decoder()
         self._mp4, self._depths, self._image_size = mp4, depths_of_codes(depth), image_size
         self._frames = self._start()

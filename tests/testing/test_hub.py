@@ -12,16 +12,16 @@ import time
 from pathlib import Path
 
 import httpx2
+import huggingface_hub
 import pytest
 from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_download, hf_hub_url, snapshot_download
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
-    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import parse_ratelimit_headers
 
 import lerobot_grain
 from lerobot_grain.testing._hub.loopback import Fault, LoopbackHub, mixed_faults
@@ -104,7 +104,9 @@ def get_range(client, url, value, **headers):
 
 
 def rate_limit(headers):
-    limit = parse_ratelimit_headers(headers)
+    if not hasattr(huggingface_hub.utils, "parse_ratelimit_headers"):
+        pytest.skip("huggingface_hub before 1.2 reads no rate limits")
+    limit = huggingface_hub.utils.parse_ratelimit_headers(headers)
     assert limit is not None
     return limit
 
@@ -183,7 +185,7 @@ def test_tree_of_one_directory(hub):
     assert list_tree(None) == [".gitattributes", "README.md", "data", "meta", "videos"]
     assert list_tree("data") == ["data/chunk-000"]
     assert list_tree("data/chunk-000", expand=True) == [DATA_PATH]
-    with pytest.raises(RemoteEntryNotFoundError):
+    with pytest.raises(EntryNotFoundError):
         list_tree("dat")
 
 
@@ -237,7 +239,7 @@ def test_file_metadata(hub, commit):
     assert large.xet_file_data is None
     small = metadata("meta/info.json")
     assert (small.commit_hash, small.size) == (commit, len(INFO))
-    assert small.location.startswith(f"{hub.endpoint}/api/resolve-cache/datasets/{REPOSITORY}/{commit}/meta/info.json?")
+    assert small.location.startswith(f"{hub.endpoint}/api/resolve-cache/datasets/{REPOSITORY}/{commit}/meta/info.json")
 
 
 def test_missing_repository_revision_and_entry(hub, tmp_path):
@@ -250,7 +252,7 @@ def test_missing_repository_revision_and_entry(hub, tmp_path):
         api(hub).dataset_info(REPOSITORY, revision="v9")
     with pytest.raises(RevisionNotFoundError):
         api(hub).dataset_info(REPOSITORY, revision="a" * 40)
-    with pytest.raises(RemoteEntryNotFoundError) as missing:
+    with pytest.raises(EntryNotFoundError) as missing:
         hf_hub_download(REPOSITORY, "meta/none.json", repo_type="dataset", cache_dir=tmp_path, endpoint=hub.endpoint, token=False)
     assert missing.value.response.headers["X-Repo-Commit"] == api(hub).dataset_info(REPOSITORY).sha
 
@@ -336,7 +338,7 @@ def test_redirects_of_the_resolver(hub, client, commit):
     assert "Link" not in large.headers
     small = client.head(f"{base}/v3.0/meta/info.json")
     assert (small.status_code, small.headers["X-Repo-Commit"]) == (307, commit)
-    assert small.headers["Location"].startswith(f"/api/resolve-cache/datasets/{REPOSITORY}/{commit}/meta/info.json?")
+    assert small.headers["Location"].startswith(f"/api/resolve-cache/datasets/{REPOSITORY}/{commit}/meta/info.json")
     assert small.headers["Location"].endswith(f"&etag=%22{small.headers['ETag'][1:-1]}%22")
     followed = client.get(hub.endpoint + small.headers["Location"], headers={"Range": "bytes=2-5"})
     assert (followed.status_code, followed.content, followed.headers["X-Repo-Commit"]) == (206, INFO[2:6], commit)
