@@ -11,10 +11,8 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
+from lerobot_grain import CheckReport, Finding, check, open_repository
 from lerobot_grain._cli.progress import ProgressLine
-from lerobot_grain._inspection.check import CheckReport, check
-from lerobot_grain._inspection.file_checks import Finding
-from lerobot_grain._repository.repository import open_repository
 
 # Findings of one kind that are shown; --json has all.
 _SHOWN = 3

@@ -15,7 +15,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lerobot_grain._base.errors import LeRobotGrainError
+from lerobot_grain import LeRobotGrainError
 from lerobot_grain._cli import check as cli_check
 from lerobot_grain._cli import profile as cli_profile
 

@@ -16,13 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from lerobot_grain._base.errors import InvalidRequestError
+from lerobot_grain import InvalidRequestError, LeRobotIterDataset, ReadOptions, Shuffle
 from lerobot_grain._cli.progress import ProgressLine
-from lerobot_grain._datasets.read_windows import LeRobotIterDataset
 from lerobot_grain._inspection.profile import MAX_ORDER_ROWS, Randomness, Reading, measure_randomness, measure_reading
-from lerobot_grain._order.shuffle import Shuffle
-from lerobot_grain._reading.read_ahead import ReadOptions
-from lerobot_grain._repository.repository import open_leniently, warn_of_notes
 
 try:
     from matplotlib.figure import Figure
@@ -118,19 +114,17 @@ def run(options: argparse.Namespace) -> int:
     read_options = ReadOptions(memory_budget_bytes=options.budget, num_decode_threads=options.threads)
     seconds = DEFAULT_SECONDS if options.seconds is None and options.batches is None else options.seconds
     start = time.perf_counter()
-    repository = open_leniently(
-        options.repository, revision=options.revision, endpoint=options.endpoint, storage_options=read_options.storage
+    dataset = LeRobotIterDataset(
+        options.repository,
+        revision=options.revision,
+        endpoint=options.endpoint,
+        features=options.features,
+        delta_timestamps=dict(options.delta),
+        shuffle=shuffle,
+        image_size=options.image_size,
+        read_options=read_options,
     )
-    with closing(repository.storage):
-        dataset = LeRobotIterDataset(
-            repository,
-            features=options.features,
-            delta_timestamps=dict(options.delta),
-            shuffle=shuffle,
-            image_size=options.image_size,
-            read_options=read_options,
-        )
-        warn_of_notes(repository)
+    with closing(dataset.repository):
         open_seconds = time.perf_counter() - start
         progress = ProgressLine()
 

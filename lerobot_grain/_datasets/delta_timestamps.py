@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._datasets.frame_order import FrameOrderIterator, FrameOrderIterDataset
-from lerobot_grain._format.episodes import EpisodeTable
 from lerobot_grain._order.windows import (
     TOLERANCE_SECONDS,
     WindowBlock,
@@ -151,9 +150,9 @@ class PulledBlocks:
       is_expected: bool `(episodes,)`: of no episode, since nothing is known of what will come.
     """
 
-    def __init__(self, parent: grain.DatasetIterator[WindowRequest], episodes: EpisodeTable) -> None:
-        self._parent, self._episodes = parent, episodes
-        self.is_expected = np.zeros(episodes.num_episodes, np.bool_)
+    def __init__(self, parent: grain.DatasetIterator[WindowRequest], repository: Repository) -> None:
+        self._parent, self._episodes = parent, repository.episodes
+        self.is_expected = np.zeros(self._episodes.num_episodes, np.bool_)
         self._next: tuple[WindowRequest, dict[str, Any]] | None = None  # pulled, and not in a block
         self._error: Exception | None = None
 

@@ -35,14 +35,12 @@ from lerobot_grain._order.windows import (
     mask_keys,
 )
 from lerobot_grain._reading.batches import Batch, Example, num_examples, with_arrays_of_strings
+from lerobot_grain._reading.frames.frame_reader import load_decoders
 from lerobot_grain._reading.memory import give_back
 from lerobot_grain._reading.read_ahead import ReadAhead, ReadOptions
 from lerobot_grain._reading.read_statistics import ReadStatistics
 from lerobot_grain._repository.repository import Repository, open_leniently, warn_of_notes
 from lerobot_grain._repository.selection import EpisodeSelection, select_features
-from lerobot_grain._storage.options import StorageOptions
-from lerobot_grain._video.decoder import load_decoder
-from lerobot_grain._video.depth import load_depth_decoder
 
 Taken = TypeVar("Taken")
 
@@ -98,9 +96,8 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
         self._pad_keys = checked_pad_keys(pad_keys, known_keys=tuple(repository.features) if windows is None else windows)
         mask_keys(windows or (), selected=self._selection.keys, pad_keys=self._pad_keys)
         self._image_size = _checked_image_size(image_size)
-        # Now, so that the first batch does not wait for them, and what is not installed is said here.
-        for load in {load_depth_decoder if camera.is_depth else load_decoder for camera in self._selection.videos}:
-            load()
+        # Now, so that what is not installed is said here.
+        load_decoders(self._selection.videos)
         self._read_options = read_options
         self._known_examples = known_examples
 
@@ -196,7 +193,7 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
         dataset = self._dataset
         blocks = self._parent
         if not isinstance(blocks, OrderedWindowsIterator):
-            blocks = PulledBlocks(blocks, dataset._repository.episodes)
+            blocks = PulledBlocks(blocks, dataset._repository)
         ahead = ReadAhead(
             dataset._repository,
             dataset._selection,
@@ -411,7 +408,7 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        opened = _opened(repository, revision, endpoint, token, cache_dir, read_options.storage)
+        opened = _opened(repository, revision, endpoint, token, cache_dir, read_options)
         selection = select_features(opened, features)
         if opened is not repository:
             warn_of_notes(opened)
@@ -473,12 +470,12 @@ def _opened(
     endpoint: str | None,
     token: str | bool | None,
     cache_dir: str | os.PathLike[str] | None,
-    storage_options: StorageOptions,
+    read_options: ReadOptions,
 ) -> Repository:
     """Returns the repository that was given, or the one that was named."""
     if not isinstance(repository, Repository):
         return open_leniently(
-            repository, revision=revision, endpoint=endpoint, token=token, cache_dir=cache_dir, storage_options=storage_options
+            repository, revision=revision, endpoint=endpoint, token=token, cache_dir=cache_dir, storage_options=read_options.storage
         )
     if not (revision is endpoint is token is cache_dir is None):
         raise InvalidRequestError("revision, endpoint, token and cache_dir belong to open_repository; the repository given is open already")

@@ -20,8 +20,8 @@ from lerobot_grain._base.errors import DatasetFormatError, LeRobotGrainError, Mi
 from lerobot_grain._format.info import NUMERIC_DTYPES, Feature
 from lerobot_grain._parquet.columns import element_dtype, example_column, to_encoded_images, to_numpy, to_strings
 from lerobot_grain._parquet.table import ParquetTable
-from lerobot_grain._reading.frames.gop_fetcher import open_video
 from lerobot_grain._reading.rows.data_files import open_data_file
+from lerobot_grain._reading.video_files import open_video
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._video.codecs.track import VideoFormat
 from lerobot_grain._video.row_frames import frames_until

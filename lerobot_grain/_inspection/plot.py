@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.errors import InvalidRequestError
+from lerobot_grain._reading.batches import has_window
 from lerobot_grain._repository.repository import Repository
-from lerobot_grain._training.shaping import has_window
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,3 +75,14 @@ def _stacked(values: list[Any]) -> Any:
     if isinstance(values[0], list):
         return [np.array(column) for column in zip(*values, strict=True)]
     return np.array(values)
+
+
+def has_window(example: Mapping[str, Any], key: str) -> bool:
+    """Returns whether a feature was read with delta timestamps, and so has a time axis: a feature may be called `{key}_is_pad` too."""
+    return f"{key}_is_pad" in example and is_mask_of(example[f"{key}_is_pad"], example[key])
+
+
+def is_mask_of(mask: Any, values: Any) -> bool:
+    """Returns whether an array can be the mask of a window: bools in the shape of the first axes of its values."""
+    found, shape = np.asarray(mask), np.shape(values)
+    return found.dtype == np.bool_ and found.ndim >= 1 and found.shape == shape[: found.ndim]

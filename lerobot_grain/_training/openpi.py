@@ -17,7 +17,8 @@ import grain
 import numpy as np
 
 from lerobot_grain._base.errors import InvalidRequestError
-from lerobot_grain._training.shaping import array_at, has_window, resize_with_pad
+from lerobot_grain._reading.batches import has_window
+from lerobot_grain._training.shaping import array_at, resize_with_pad
 
 # openpi's `IMAGE_KEYS` and `IMAGE_RESOLUTION` (models/model.py): its models take these three, always.
 _IMAGES = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")

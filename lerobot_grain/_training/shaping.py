@@ -24,6 +24,7 @@ from PIL import Image
 
 from lerobot_grain._base.errors import InvalidRequestError, shown
 from lerobot_grain._base.versions import array_namespace
+from lerobot_grain._reading.batches import has_window
 
 Values = npt.NDArray[Any]
 
@@ -238,14 +239,3 @@ def array_at(example: Mapping[str, Any], key: str, subject: str) -> Values:
     if key not in example:
         raise InvalidRequestError(f"{subject}: the example has no {key!r}; it has {', '.join(example)}")
     return np.asarray(example[key])
-
-
-def has_window(example: Mapping[str, Any], key: str) -> bool:
-    """Returns whether a feature was read with delta timestamps, and so has a time axis: a feature may be called `{key}_is_pad` too."""
-    return f"{key}_is_pad" in example and is_mask_of(example[f"{key}_is_pad"], example[key])
-
-
-def is_mask_of(mask: Any, values: Any) -> bool:
-    """Returns whether an array can be the mask of a window: bools in the shape of the first axes of its values."""
-    found, shape = np.asarray(mask), np.shape(values)
-    return found.dtype == np.bool_ and found.ndim >= 1 and found.shape == shape[: found.ndim]

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError
 from lerobot_grain._datasets.read_windows import LeRobotIterDataset
+from lerobot_grain._reading.batches import is_mask_of
 from lerobot_grain._reading.daemon_pool import DaemonPool
 from lerobot_grain._reading.rows.data_files import (
     DataFile,
@@ -36,7 +37,6 @@ from lerobot_grain._reading.rows.data_files import (
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import EpisodeSelection, Selection, select_episodes, select_features
 from lerobot_grain._training.running_statistics import RunningStats
-from lerobot_grain._training.shaping import is_mask_of
 
 Stats = dict[str, dict[str, npt.NDArray[np.float64]]]
 Given = TypeVar("Given")

@@ -83,7 +83,9 @@ def test_file_metadata(hub: LoopbackHub) -> None:
     (listed,) = api(hub).get_bucket_paths_info(BUCKET, ["a/videos/ü 1+.mp4"])
     hub.clear_requests()
     found = api(hub).get_bucket_file_metadata(BUCKET, "a/videos/ü 1+.mp4")
-    assert (found.size, found.xet_file_data.file_hash) == (len(VIDEO), listed.xet_hash)
+    assert found.xet_file_data.file_hash == listed.xet_hash
+    # An older client (seen with 1.27, no more with 1.33) takes the size of the redirect's text.
+    assert found.size == len(VIDEO) or huggingface_hub.__version__ < "1.33"
     assert found.xet_file_data.refresh_route == f"{hub.endpoint}/api/buckets/{BUCKET}/xet-read-token"
     (record,) = hub.requests()
     assert (record.kind, record.method, record.file, record.status) == ("resolver", "HEAD", "a/videos/ü 1+.mp4", 302)

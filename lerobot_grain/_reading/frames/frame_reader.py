@@ -20,6 +20,8 @@ from lerobot_grain._reading.frames.camera_reader import CameraReader, Wanted
 from lerobot_grain._reading.future_cache import Kept
 from lerobot_grain._reading.read_statistics import Meter
 from lerobot_grain._repository.repository import Repository
+from lerobot_grain._video.decoder import load_decoder
+from lerobot_grain._video.depth import load_depth_decoder
 from lerobot_grain._video.video_file import VideoFile
 
 # By camera, the places of the frames that a block needs: int64 `(examples, time)`.
@@ -29,6 +31,16 @@ Places = Mapping[str, npt.NDArray[np.int64]]
 _MAX_TABLE_BYTES, _TABLES_PART = 256 << 20, 8
 # Coded bytes of small data sets that are kept, with their sample tables where files were fetched whole: at most this part of the budget.
 _KEPT_PART = 8
+
+
+def load_decoders(cameras: Sequence[Feature]) -> None:
+    """Loads what decodes the videos of cameras, so that the first batch does not wait for it.
+
+    Raises:
+      LeRobotGrainError: torchcodec, PyTorch, PyAV or FFmpeg's shared libraries cannot be loaded.
+    """
+    for load in {load_depth_decoder if camera.is_depth else load_decoder for camera in cameras}:
+        load()
 
 
 class FrameReader:

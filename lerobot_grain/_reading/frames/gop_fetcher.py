@@ -14,7 +14,6 @@ Rules:
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -23,12 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.byte_ranges import ByteRange
-from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._reading.frames.frame_store import KnownFrames
 from lerobot_grain._reading.future_cache import Kept
 from lerobot_grain._reading.read_statistics import Meter
-from lerobot_grain._reading.rows.data_files import episode_timestamps
-from lerobot_grain._repository.repository import Repository, sample_table, sample_table_in
+from lerobot_grain._reading.video_files import MAX_FETCH_BYTES, open_video
+from lerobot_grain._repository.repository import Repository
 from lerobot_grain._storage.base import Storage
 from lerobot_grain._video.decoder import Coded, OpenGop
 from lerobot_grain._video.video_file import VideoFile
@@ -37,10 +35,8 @@ Integers = npt.NDArray[np.int64]
 # Of a GOP: number of the file, episode, number in the file.
 GopKey = tuple[int, int, int]
 
-# Neighbouring GOPs are fetched in one request up to this size, and this many frames before and behind the one that is needed first.
-_MAX_FETCH_BYTES, _MAX_FETCH_FRAMES = 4 << 20, 64
-# A file of one episode is fetched whole up to this size, however large the data set is: a request costs as much as so many bytes.
-_WHOLE_FILE_BYTES = 64 << 10
+# Neighbouring GOPs are fetched in one request this many frames before and behind the one that is needed first.
+_MAX_FETCH_FRAMES = 64
 # A GOP is long if its frames are more than this part of the budget: 64 of them, one in every part of the order, would fill half of it.
 # One of a few frames never is: an open decoder takes more than they.
 _LONG_GOP_PART, _MIN_LONG_GOP = 128, 24
@@ -154,7 +150,7 @@ class CodedVideo:
             while end <= high and (is_kept or gop_is_needed[end - low]) and (number, episode, end) not in self.gops:
                 end += 1
             wanted = file.byte_range_of(range(begin, end))
-            while wanted.length > _MAX_FETCH_BYTES and end - begin > 1:
+            while wanted.length > MAX_FETCH_BYTES and end - begin > 1:
                 begin, end = (begin + gop + 1) // 2, (gop + end + 1) // 2
                 wanted = file.byte_range_of(range(begin, end))
             self._fetch_run(file, [(episode, range(begin, end))], wanted, is_kept=is_kept)
@@ -174,7 +170,7 @@ class CodedVideo:
         ]
         wanted = file.byte_range_of(range(members[0][1].start, members[-1][1].stop))
         # Where the bytes are not in the order of the pictures, those of neighbours may lie far from each other.
-        if wanted.length > _MAX_FETCH_BYTES:
+        if wanted.length > MAX_FETCH_BYTES:
             return False
         self._fetch_run(file, members, wanted, is_kept=True)
         return True
@@ -213,45 +209,3 @@ class CodedVideo:
 
 def _read_range(storage: Storage, path: str, wanted: ByteRange) -> bytes:
     return storage.read_ranges(path, [wanted])[0]
-
-
-def open_video(repository: Repository, camera: str, number: int, *, keep_bytes: int = 0) -> VideoFile:
-    """Reads the index of a video file of a camera, and a small file of one episode whole.
-
-    Args:
-      repository: the data set.
-      camera: its key.
-      number: of the file, among those of the camera.
-      keep_bytes: of all files of the camera: if they are not more, judged by this one, files of one episode are read whole.
-
-    Raises:
-      DatasetFormatError: not an MP4 file that can be read.
-      StorageError: the bytes could not be had.
-    """
-    storage, episodes = repository.storage, repository.episodes
-    files = episodes.videos[camera].files
-    path, held = files.paths[number], files.episodes_in(number)
-    where, contents = f"{storage.description}, {path}", None
-    with storage.checked(path):
-        if is_one_episode := len(held) == 1:
-            size = storage.size_bytes(path)
-            is_kept = size <= _MAX_FETCH_BYTES and size * episodes.num_rows <= keep_bytes * episodes.lengths.item(held.item())
-            if is_kept or size <= _WHOLE_FILE_BYTES:
-                contents = storage.read_ranges(path, [ByteRange(0, size)], keep=True)[0]
-        table = sample_table(storage, path, is_moov_last=is_one_episode) if contents is None else sample_table_in(contents, where=where)
-        if repository.features[camera].is_depth and table.format.rotation:
-            raise DatasetFormatError(
-                f"{where}: its matrix turns the picture by {table.format.rotation} degrees; depth video is not read turned, since lerobot "
-                "gives it as it is coded"
-            )
-        return VideoFile(
-            table,
-            path=path,
-            camera=camera,
-            number=number,
-            episodes=episodes,
-            fps=repository.fps,
-            read_timestamps=functools.partial(episode_timestamps, repository),
-            contents=contents,
-            where=where,
-        )
