@@ -46,7 +46,7 @@ class Layer(nnx.Module):
     def __init__(self, width: int, *, has_memory: bool = False, rngs: nnx.Rngs) -> None:
         self.attention = nnx.MultiHeadAttention(NUM_HEADS, width, decode=False, rngs=rngs)
         self.cross = nnx.MultiHeadAttention(NUM_HEADS, width, decode=False, rngs=rngs) if has_memory else None
-        self.norms = nnx.List([nnx.LayerNorm(width, rngs=rngs) for _ in range(3)])
+        self.norms = nnx.data([nnx.LayerNorm(width, rngs=rngs) for _ in range(3)])
         self.mlp = nnx.Sequential(nnx.Linear(width, 2 * width, rngs=rngs), nnx.gelu, nnx.Linear(2 * width, width, rngs=rngs))
 
     def __call__(self, tokens: jax.Array, memory: jax.Array | None = None) -> jax.Array:
@@ -76,7 +76,7 @@ class Act(nnx.Module):
         self.places = embedding(len(self.cameras) * math.prod(math.ceil(pixels / 16) for pixels in options.image_size))
         self.state_in = nnx.Linear(state_size, width, rngs=rngs)
         self.latent_in = nnx.Linear(LATENT, width, rngs=rngs)
-        self.encoder = nnx.List([Layer(width, rngs=rngs) for _ in range(2)])
+        self.encoder = nnx.data([Layer(width, rngs=rngs) for _ in range(2)])
         self.queries = embedding(chunk)
         self.decoder = Layer(width, has_memory=True, rngs=rngs)
         self.norm = nnx.LayerNorm(width, rngs=rngs)

@@ -80,7 +80,7 @@ class DiffusionPolicy(nnx.Module):
         self.observed_in = nnx.Sequential(nnx.Linear(observed, width, rngs=rngs), nnx.gelu, nnx.Linear(width, width, rngs=rngs))
         self.time_in = nnx.Linear(width, width, rngs=rngs)
         self.action_in = nnx.Linear(self.action_size, width, rngs=rngs)
-        self.blocks = nnx.List([Block(width, rngs=rngs) for _ in range(3)])
+        self.blocks = nnx.data([Block(width, rngs=rngs) for _ in range(3)])
         # Begins with the mean action, so what is below the first error has been learnt.
         self.action_out = nnx.Linear(width, self.action_size, kernel_init=nnx.initializers.zeros, rngs=rngs)
 

@@ -35,7 +35,7 @@ def philox_order(length: int, seed: int, epoch: int, block: int, part: int, purp
 
 
 def naive_epoch(first_rows: list[int], lengths: list[int], data_files: list[int], shuffle: Shuffle, epoch: int) -> list[int]:
-    """The definition in design.md, section 3, step by step, with lists."""
+    """The definition in docs/architecture/order.md, step by step, with lists."""
     assert shuffle.clip_length is not None
     # 1. Clips: (data file, rows).
     clips = []
