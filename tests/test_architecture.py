@@ -60,6 +60,7 @@ HEAVY = {
     "_storage.hub.address": {"huggingface_hub"},
     "_datasets.frame_order": {"grain"},
     "_datasets.delta_timestamps": {"grain"},
+    "_datasets.lerobot_dataset": {"grain"},
     "_datasets.read_windows": {"grain"},
     "_datasets.device": {"grain", "jax"},
     "_datasets.workers": {"absl", "grain"},

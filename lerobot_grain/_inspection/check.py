@@ -27,7 +27,7 @@ from lerobot_grain._repository.selection import select_episodes
 
 Integers = npt.NDArray[np.int64]
 
-# From here on, the reader does not know all rows of a GOP in time, and decodes pictures more than once (`_datasets/read_windows`).
+# From here on, the reader does not know all rows of a GOP in time, and decodes pictures more than once (`_datasets/lerobot_dataset`).
 _LONG_GOP = 64
 # A row needs its whole row group. The 64 parts of the default shuffle read in 64 groups side by side, which at this size is the half of the
 # default memory budget.
