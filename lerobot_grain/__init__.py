@@ -13,7 +13,8 @@ from lerobot_grain._datasets.delta_timestamps import DeltaTimestamps
 from lerobot_grain._datasets.device import DeviceIterDataset
 from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
 from lerobot_grain._datasets.lerobot_dataset import LeRobotIterDataset
-from lerobot_grain._datasets.read_windows import ReadWindowsIterDataset, read_statistics
+from lerobot_grain._datasets.pipelines import read_statistics
+from lerobot_grain._datasets.read_windows import ReadWindowsIterDataset
 from lerobot_grain._datasets.workers import WorkerPrefetchIterDataset, worker_init
 from lerobot_grain._inspection.check import CheckReport, check
 from lerobot_grain._inspection.file_checks import Finding

@@ -61,6 +61,7 @@ HEAVY = {
     "_datasets.frame_order": {"grain"},
     "_datasets.delta_timestamps": {"grain"},
     "_datasets.lerobot_dataset": {"grain"},
+    "_datasets.pipelines": {"grain"},
     "_datasets.read_windows": {"grain"},
     "_datasets.device": {"grain", "jax"},
     "_datasets.workers": {"absl", "grain"},

@@ -6,7 +6,7 @@ then. So there is one number that says what the consumer has, and it is assigned
 Rules:
 * `num_handed_out` is the truth. The state is computed from it and from what was noted of the blocks that were pulled, never kept beside it.
 * While something that reads ahead is changed, the stream is marked as torn. What is torn is not gone on with: the parent is put back to the
-  state of `num_handed_out`, and everything behind that is read again (`_ReadWindowsIterator._mended`).
+  state of `num_handed_out`, and everything behind that is read again (`ReadWindowsIterator._mended`).
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
         self._known_examples = known_examples
 
     def __iter__(self) -> grain.DatasetIterator[Example]:
-        return _ReadWindowsIterator(self, self._parent.__iter__())
+        return ReadWindowsIterator(self, self._parent.__iter__())
 
     def __str__(self) -> str:
         return f"ReadWindowsIterDataset({self._repository.description})"
@@ -126,7 +126,9 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
         return _BatchIterDataset(self, batch_size, drop_remainder=drop_remainder)
 
 
-class _ReadWindowsIterator(grain.DatasetIterator[Example]):
+class ReadWindowsIterator(grain.DatasetIterator[Example]):
+    """Yields examples, or hands out batches of them, and counts what was handed out."""
+
     # Of what is not made to its end, such as a copy that fails: there is nothing to close.
     _closed = True
 
@@ -290,12 +292,12 @@ class _BatchIterDataset(grain.IterDataset[Batch]):
 class _BatchIterator(grain.DatasetIterator[Batch]):
     _closed = True
 
-    def __init__(self, parent: _ReadWindowsIterator, batch_size: int, *, drop_remainder: bool) -> None:
+    def __init__(self, parent: ReadWindowsIterator, batch_size: int, *, drop_remainder: bool) -> None:
         super().__init__(parent)
         self._batch_size, self._drop_remainder = batch_size, drop_remainder
 
     def __next__(self) -> Batch:
-        parent: _ReadWindowsIterator = self._parent
+        parent: ReadWindowsIterator = self._parent
         return parent.hand_out(self._take, self._stats)
 
     def _take(self, stream: OpenStream) -> tuple[Batch, int]:
@@ -315,35 +317,6 @@ class _BatchIterator(grain.DatasetIterator[Batch]):
 
     def __str__(self) -> str:
         return f"BatchDatasetIterator(batch_size={self._batch_size}, drop_remainder={self._drop_remainder})"
-
-
-def read_statistics(iterator: grain.DatasetIterator[Any]) -> ReadStatistics:
-    """Returns what the stream under any Grain iterator, such as that of `.batch(64)`, has read so far.
-
-    Raises:
-      InvalidRequestError: there is not exactly one stream of ours under it in this process (those of `mp_prefetch` are in others).
-    """
-    found = _streams_under(iterator)
-    if len(found) != 1:
-        raise InvalidRequestError(f"read_statistics: found {len(found)} lerobot_grain streams under {iterator}; expected one")
-    return found[0].statistics()
-
-
-def end_reading(iterator: grain.DatasetIterator[Any]) -> None:
-    """Ends what all our streams under an iterator read ahead: a `next` in another thread that waits for it raises `StorageError`."""
-    for stream in _streams_under(iterator):
-        stream.end_reading()
-
-
-def _streams_under(iterator: grain.DatasetIterator[Any]) -> list[_ReadWindowsIterator]:
-    found, waiting = [], [iterator]
-    while waiting:
-        current = waiting.pop()
-        if isinstance(current, _ReadWindowsIterator):
-            found.append(current)
-        else:
-            waiting += list(getattr(current, "_parents", ()))
-    return found
 
 
 def _checked_image_size(image_size: tuple[int, int] | None) -> tuple[int, int] | None:
