@@ -18,6 +18,7 @@ from lerobot_grain._datasets.read_windows import ReadWindowsIterDataset
 from lerobot_grain._datasets.workers import WorkerPrefetchIterDataset, worker_init
 from lerobot_grain._inspection.check import CheckReport, check
 from lerobot_grain._inspection.file_checks import Finding
+from lerobot_grain._inspection.locate import FrameLocation, RowLocation, locate
 from lerobot_grain._inspection.plot import plot_example
 from lerobot_grain._order.shuffle import Shuffle
 from lerobot_grain._order.windows import WindowRequest
@@ -42,6 +43,7 @@ __all__ = [
     "DeviceIterDataset",
     "Episode",
     "Finding",
+    "FrameLocation",
     "FrameOrderIterDataset",
     "InvalidRequestError",
     "LeRobotGrainError",
@@ -57,6 +59,7 @@ __all__ = [
     "ReadWindowsIterDataset",
     "Repository",
     "ResizeWithPad",
+    "RowLocation",
     "Shuffle",
     "StateMismatchError",
     "StorageError",
@@ -67,6 +70,7 @@ __all__ = [
     "check",
     "compute_stats",
     "example_keys",
+    "locate",
     "normalizer",
     "open_repository",
     "plot_example",
