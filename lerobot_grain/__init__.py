@@ -80,3 +80,16 @@ __all__ = [
     "train_eval_split",
     "worker_init",
 ]
+
+# Tracebacks, and pickles that go to other processes, name an exception by the path that users import it from.
+for _exception in (
+    DatasetFormatError,
+    InvalidRequestError,
+    LeRobotGrainError,
+    LeRobotGrainWarning,
+    MissingFileError,
+    StateMismatchError,
+    StorageError,
+):
+    _exception.__module__ = "lerobot_grain"
+del _exception

@@ -264,6 +264,13 @@ def test_the_exception_tree() -> None:
     assert all(error.__name__ in (errors.__doc__ or "") for error in EXCEPTIONS)
 
 
+@pytest.mark.parametrize("exception", EXCEPTIONS, ids=lambda exception: exception.__name__)
+def test_exceptions_name_the_public_path(exception: type[Exception]) -> None:
+    assert (exception.__module__, exception.__qualname__) == ("lerobot_grain", exception.__name__)
+    assert getattr(lg, exception.__name__) is exception
+    assert b"_base" not in pickle.dumps(exception("text"))
+
+
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
 def test_exceptions_take_one_string_and_pickle(error: type[lg.LeRobotGrainError]) -> None:
     # Grain's worker processes hang on an exception that does not.
