@@ -22,7 +22,7 @@ import grain
 from lerobot_grain._base.errors import InvalidRequestError, StorageError
 from lerobot_grain._datasets.delta_timestamps import (
     OrderedWindowsIterator,
-    PulledBlocks,
+    WindowBlockBuilder,
     windows_of,
 )
 from lerobot_grain._datasets.open_stream import OneThread, OpenStream
@@ -190,7 +190,7 @@ class ReadWindowsIterator(grain.DatasetIterator[Example]):
         dataset = self._dataset
         blocks = self._parent
         if not isinstance(blocks, OrderedWindowsIterator):
-            blocks = PulledBlocks(blocks, dataset._repository)
+            blocks = WindowBlockBuilder(blocks, dataset._repository)
         ahead = ReadAhead(
             dataset._repository,
             dataset._selection,
