@@ -12,10 +12,13 @@ from lerobot_grain._base.errors import (
 from lerobot_grain._datasets.delta_timestamps import DeltaTimestamps
 from lerobot_grain._datasets.device import DeviceIterDataset
 from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
-from lerobot_grain._datasets.read_windows import LeRobotIterDataset, ReadWindowsIterDataset, read_statistics
+from lerobot_grain._datasets.lerobot_dataset import LeRobotIterDataset
+from lerobot_grain._datasets.pipelines import read_statistics
+from lerobot_grain._datasets.read_windows import ReadWindowsIterDataset
 from lerobot_grain._datasets.workers import WorkerPrefetchIterDataset, worker_init
 from lerobot_grain._inspection.check import CheckReport, check
 from lerobot_grain._inspection.file_checks import Finding
+from lerobot_grain._inspection.locate import FrameLocation, RowLocation, locate
 from lerobot_grain._inspection.plot import plot_example
 from lerobot_grain._order.shuffle import Shuffle
 from lerobot_grain._order.windows import WindowRequest
@@ -40,6 +43,7 @@ __all__ = [
     "DeviceIterDataset",
     "Episode",
     "Finding",
+    "FrameLocation",
     "FrameOrderIterDataset",
     "InvalidRequestError",
     "LeRobotGrainError",
@@ -55,6 +59,7 @@ __all__ = [
     "ReadWindowsIterDataset",
     "Repository",
     "ResizeWithPad",
+    "RowLocation",
     "Shuffle",
     "StateMismatchError",
     "StorageError",
@@ -65,6 +70,7 @@ __all__ = [
     "check",
     "compute_stats",
     "example_keys",
+    "locate",
     "normalizer",
     "open_repository",
     "plot_example",
@@ -74,3 +80,16 @@ __all__ = [
     "train_eval_split",
     "worker_init",
 ]
+
+# Tracebacks, and pickles that go to other processes, name an exception by the path that users import it from.
+for _exception in (
+    DatasetFormatError,
+    InvalidRequestError,
+    LeRobotGrainError,
+    LeRobotGrainWarning,
+    MissingFileError,
+    StateMismatchError,
+    StorageError,
+):
+    _exception.__module__ = "lerobot_grain"
+del _exception

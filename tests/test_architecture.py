@@ -60,6 +60,8 @@ HEAVY = {
     "_storage.hub.address": {"huggingface_hub"},
     "_datasets.frame_order": {"grain"},
     "_datasets.delta_timestamps": {"grain"},
+    "_datasets.lerobot_dataset": {"grain"},
+    "_datasets.pipelines": {"grain"},
     "_datasets.read_windows": {"grain"},
     "_datasets.device": {"grain", "jax"},
     "_datasets.workers": {"absl", "grain"},
@@ -260,6 +262,13 @@ def test_the_exception_tree() -> None:
         "LeRobotGrainWarning": ["UserWarning"],
     }
     assert all(error.__name__ in (errors.__doc__ or "") for error in EXCEPTIONS)
+
+
+@pytest.mark.parametrize("exception", EXCEPTIONS, ids=lambda exception: exception.__name__)
+def test_exceptions_name_the_public_path(exception: type[Exception]) -> None:
+    assert (exception.__module__, exception.__qualname__) == ("lerobot_grain", exception.__name__)
+    assert getattr(lg, exception.__name__) is exception
+    assert b"_base" not in pickle.dumps(exception("text"))
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)

@@ -2,6 +2,7 @@
 
     lerobot-grain check org/name      is it whole, and what does it cost to stream it?
     lerobot-grain profile org/name    how fast and how well mixed does it stream on this machine?
+    lerobot-grain show org/name       where are a row and its frames stored?
 
 Rules:
 * The result goes to standard output: a table, or one JSON object. Progress goes to standard error, and only to a terminal.
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from lerobot_grain import LeRobotGrainError
 from lerobot_grain._cli import check as cli_check
 from lerobot_grain._cli import profile as cli_profile
+from lerobot_grain._cli import show as cli_show
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +49,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Reads the metadata and the indices of all files, no picture and no row: whether every row has its frame, where files "
         "disagree, which episodes cannot be read, and what an epoch costs. Status 0: fine, 1: problems were found, 2: it cannot be read.",
     )
-    for command, room in ((profile, cli_profile), (check, cli_check)):
+    show = commands.add_parser(
+        "show",
+        help="print where a row and its frames are stored",
+        description="Prints the episode of a row, its data file and row group, and for each camera the video file, frame, time, GOP and "
+        "bytes. Reads the indexes of these files, and decodes no frame.",
+    )
+    for command, room in ((profile, cli_profile), (check, cli_check), (show, cli_show)):
         add = command.add_argument
         add(
             "repository",

@@ -143,8 +143,8 @@ class OrderedWindowsIterator(grain.DatasetIterator[WindowRequest]):
         self._parent.set_state(state)
 
 
-class PulledBlocks:
-    """Blocks of the requests of any iterator.
+class WindowBlockBuilder:
+    """Builds blocks of the requests of any iterator.
 
     Attributes:
       is_expected: bool `(episodes,)`: of no episode, since nothing is known of what will come.

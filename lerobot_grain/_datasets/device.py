@@ -28,7 +28,7 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import grain
@@ -38,9 +38,8 @@ import numpy.typing as npt
 
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._base.versions import jax_enable_x64
-from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
 from lerobot_grain._datasets.open_stream import OneThread
-from lerobot_grain._datasets.read_windows import end_reading
+from lerobot_grain._datasets.pipelines import end_reading, sources_under
 
 # A batch that is being made may come to its end; then the requests of the streams under it are ended, which takes half a second. At the end
 # of the program nothing is waited for any longer.
@@ -312,7 +311,7 @@ def _check_shards(parent: grain.IterDataset[Any], sharding: jax.sharding.Shardin
     if sharding.is_fully_addressable:
         return
     index, count = _part_of_batch(sharding)
-    for source in _sources(parent):
+    for source in sources_under(parent):
         shard = source._shard_options
         if shard.shard_count > count:
             raise InvalidRequestError(
@@ -336,10 +335,3 @@ def _part_of_batch(sharding: jax.sharding.Sharding) -> tuple[int, int]:
         rows.setdefault(device.process_index, set()).update(range(*slices[0].indices(shape[0])))
     parts = sorted({tuple(sorted(part)) for part in rows.values()})
     return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
-
-
-def _sources(dataset: Any) -> Iterator[FrameOrderIterDataset]:
-    if isinstance(dataset, FrameOrderIterDataset):
-        yield dataset
-    for parent in getattr(dataset, "parents", ()):
-        yield from _sources(parent)

@@ -6,7 +6,7 @@ then. So there is one number that says what the consumer has, and it is assigned
 Rules:
 * `num_handed_out` is the truth. The state is computed from it and from what was noted of the blocks that were pulled, never kept beside it.
 * While something that reads ahead is changed, the stream is marked as torn. What is torn is not gone on with: the parent is put back to the
-  state of `num_handed_out`, and everything behind that is read again (`_ReadWindowsIterator._mended`).
+  state of `num_handed_out`, and everything behind that is read again (`ReadWindowsIterator._mended`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from lerobot_grain._base.errors import InvalidRequestError
-from lerobot_grain._datasets.delta_timestamps import OrderedWindowsIterator, PulledBlocks, StateAfter
+from lerobot_grain._datasets.delta_timestamps import OrderedWindowsIterator, StateAfter, WindowBlockBuilder
 from lerobot_grain._reading.batches import Batch, Example, join, num_examples, split
 from lerobot_grain._reading.read_ahead import ReadAhead
 from lerobot_grain._reading.read_statistics import ReadStatistics
@@ -70,7 +70,7 @@ class OpenStream:
       has_ended: whether the parent has ended and all was handed out.
     """
 
-    def __init__(self, begin: dict[str, Any], blocks: OrderedWindowsIterator | PulledBlocks, ahead: ReadAhead) -> None:
+    def __init__(self, begin: dict[str, Any], blocks: OrderedWindowsIterator | WindowBlockBuilder, ahead: ReadAhead) -> None:
         self._begin, self._blocks, self._ahead = begin, blocks, ahead
         self._pulled: deque[_Block] = deque()
         self._num_pulled = 0

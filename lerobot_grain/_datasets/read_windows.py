@@ -1,16 +1,18 @@
-"""The Grain data set that reads windows, its batches, and the public front that builds all of it.
+"""The Grain dataset that reads windows, and its batches.
 
-    FrameOrderIterDataset              source: yields rows in the order of `_order`; state = the position
-        .map(DeltaTimestamps(...))     `_datasets/delta_timestamps`: row -> WindowRequest, 1:1, so slicing the source never tears a window
-        ReadWindowsIterDataset         WindowRequest -> example; pulls its parent ahead, yields in order
-    LeRobotIterDataset                 builds the three from keyword arguments
+Its parent yields window requests. It pulls them ahead of the consumer, reads the rows, decodes
+the video, and yields examples in the order of its parent. The state is the parent's, at the last
+example that was handed out.
 
-Nothing does I/O before the first `next`, and data sets and iterators hold no client, lock, thread or file before it: they pickle.
+Rules:
+* Nothing does I/O before the first `next`. Datasets and iterators hold no client, lock, thread or file before it: they pickle.
+* An exception hands out nothing and loses nothing: the next call reads the same examples again (`_datasets/open_stream`).
+
+The public front, which builds the whole pipeline: `_datasets/lerobot_dataset`.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from typing import Any, TypeVar
@@ -19,17 +21,12 @@ import grain
 
 from lerobot_grain._base.errors import InvalidRequestError, StorageError
 from lerobot_grain._datasets.delta_timestamps import (
-    DeltaTimestamps,
     OrderedWindowsIterator,
-    OrderedWindowsIterDataset,
-    PulledBlocks,
+    WindowBlockBuilder,
     windows_of,
 )
-from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
 from lerobot_grain._datasets.open_stream import OneThread, OpenStream
-from lerobot_grain._order.shuffle import Shuffle
 from lerobot_grain._order.windows import (
-    TOLERANCE_SECONDS,
     WindowRequest,
     checked_pad_keys,
     mask_keys,
@@ -39,15 +36,13 @@ from lerobot_grain._reading.frames.frame_reader import load_decoders
 from lerobot_grain._reading.memory import give_back
 from lerobot_grain._reading.read_ahead import ReadAhead, ReadOptions
 from lerobot_grain._reading.read_statistics import ReadStatistics
-from lerobot_grain._repository.repository import Repository, open_leniently, warn_of_notes
-from lerobot_grain._repository.selection import EpisodeSelection, select_features
+from lerobot_grain._repository.repository import Repository
+from lerobot_grain._repository.selection import select_features
 
 Taken = TypeVar("Taken")
 
 # Rows beyond the shuffle's buffer that the reader knows ahead.
-_KNOWN_EXAMPLES = 512
-# Rows of longer GOPs are not all known in time; they are decoded more than once.
-_MAX_KNOWN_GOP = 64
+KNOWN_EXAMPLES = 512
 
 
 class ReadWindowsIterDataset(grain.IterDataset[Example]):
@@ -87,7 +82,7 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
         image_size: tuple[int, int] | None = None,
         read_options: ReadOptions = ReadOptions(),  # noqa: B008 (a frozen value)
         pad_keys: Mapping[str, str] | None = None,
-        known_examples: int = 2048 + _KNOWN_EXAMPLES,
+        known_examples: int = 2048 + KNOWN_EXAMPLES,
     ) -> None:
         super().__init__(parent)
         self._repository = repository
@@ -102,7 +97,7 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
         self._known_examples = known_examples
 
     def __iter__(self) -> grain.DatasetIterator[Example]:
-        return _ReadWindowsIterator(self, self._parent.__iter__())
+        return ReadWindowsIterator(self, self._parent.__iter__())
 
     def __str__(self) -> str:
         return f"ReadWindowsIterDataset({self._repository.description})"
@@ -131,7 +126,9 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
         return _BatchIterDataset(self, batch_size, drop_remainder=drop_remainder)
 
 
-class _ReadWindowsIterator(grain.DatasetIterator[Example]):
+class ReadWindowsIterator(grain.DatasetIterator[Example]):
+    """Yields examples, or hands out batches of them, and counts what was handed out."""
+
     # Of what is not made to its end, such as a copy that fails: there is nothing to close.
     _closed = True
 
@@ -193,7 +190,7 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
         dataset = self._dataset
         blocks = self._parent
         if not isinstance(blocks, OrderedWindowsIterator):
-            blocks = PulledBlocks(blocks, dataset._repository)
+            blocks = WindowBlockBuilder(blocks, dataset._repository)
         ahead = ReadAhead(
             dataset._repository,
             dataset._selection,
@@ -295,12 +292,12 @@ class _BatchIterDataset(grain.IterDataset[Batch]):
 class _BatchIterator(grain.DatasetIterator[Batch]):
     _closed = True
 
-    def __init__(self, parent: _ReadWindowsIterator, batch_size: int, *, drop_remainder: bool) -> None:
+    def __init__(self, parent: ReadWindowsIterator, batch_size: int, *, drop_remainder: bool) -> None:
         super().__init__(parent)
         self._batch_size, self._drop_remainder = batch_size, drop_remainder
 
     def __next__(self) -> Batch:
-        parent: _ReadWindowsIterator = self._parent
+        parent: ReadWindowsIterator = self._parent
         return parent.hand_out(self._take, self._stats)
 
     def _take(self, stream: OpenStream) -> tuple[Batch, int]:
@@ -320,176 +317,6 @@ class _BatchIterator(grain.DatasetIterator[Batch]):
 
     def __str__(self) -> str:
         return f"BatchDatasetIterator(batch_size={self._batch_size}, drop_remainder={self._drop_remainder})"
-
-
-def read_statistics(iterator: grain.DatasetIterator[Any]) -> ReadStatistics:
-    """Returns what the stream under any Grain iterator, such as that of `.batch(64)`, has read so far.
-
-    Raises:
-      InvalidRequestError: there is not exactly one stream of ours under it in this process (those of `mp_prefetch` are in others).
-    """
-    found = _streams_under(iterator)
-    if len(found) != 1:
-        raise InvalidRequestError(f"read_statistics: found {len(found)} lerobot_grain streams under {iterator}; expected one")
-    return found[0].statistics()
-
-
-def end_reading(iterator: grain.DatasetIterator[Any]) -> None:
-    """Ends what all our streams under an iterator read ahead: a `next` in another thread that waits for it raises `StorageError`."""
-    for stream in _streams_under(iterator):
-        stream.end_reading()
-
-
-def _streams_under(iterator: grain.DatasetIterator[Any]) -> list[_ReadWindowsIterator]:
-    found, waiting = [], [iterator]
-    while waiting:
-        current = waiting.pop()
-        if isinstance(current, _ReadWindowsIterator):
-            found.append(current)
-        else:
-            waiting += list(getattr(current, "_parents", ()))
-    return found
-
-
-class LeRobotIterDataset(ReadWindowsIterDataset):
-    """A LeRobotDataset, streamed as a shuffled, windowed, exactly resumable Grain data set of examples.
-
-        dataset = LeRobotIterDataset("lerobot/pusht", delta_timestamps={"action": [i / 10 for i in range(16)]})
-        for batch in dataset.batch(64): ...
-
-    `.map`, `.filter`, `.batch`, `grain.IterDataset.mix`, `mp_prefetch` and Grain's checkpoints work on it. What an example looks like:
-    `ReadWindowsIterDataset`.
-
-    Args:
-      repository: `org/name` on the Hub or `org/name/folder`, `hf://buckets/org/name/folder`, a directory, or an opened `Repository`.
-      revision: branch, tag or commit; by default the newest tag or branch `v3.x`, `v2.1` or `v2.0`, and `main` where there is none.
-      episodes: numbers of episodes, a slice of all in the order of their numbers, the name of a split of info.json, or a function of an
-        `Episode` that says whether it is selected, which is called now; `None`: all. Their order does not matter.
-      drop_first_frames, drop_last_frames: so many rows at the start and the end of every episode are left out; windows still reach them.
-        Episodes that have no other rows are left out.
-      features: keys to read, among them `task`; `None`: all. A camera that is not read costs no byte.
-      delta_timestamps: feature key -> distances in seconds from the row of the example.
-      pad_keys: feature key -> key of the mask of its window in examples, in place of `{key}_is_pad`: for data sets with a feature of that
-        name, such as `action_is_pad`.
-      shuffle: `None`: sequential, episode by episode.
-      num_epochs: the stream ends after this many; `None`: it never does.
-      shard_options: which shard of the stream; `grain.sharding.ShardByJaxProcess()` for one shard a host.
-      image_size: (height, width) that all cameras are resized to, depth by its nearest pixels, or `None`.
-      read_options: memory and threads, and connections where this opens the repository.
-      tolerance_seconds: a delta may be off a whole number of frames by this much.
-      endpoint, token, cache_dir: as for `open_repository`.
-
-    Raises:
-      InvalidRequestError: an argument is out of its range, or asks for what the data set does not have; the mask of a window would have
-        the key of a feature that is selected, or of another mask.
-      DatasetFormatError: it is not a LeRobotDataset v2.0, v2.1 or v3.x, or is malformed. A feature or a table of texts that cannot be
-        read is an error where it is selected.
-      StorageError: missing, private or gated repository, wrong revision, or the Hub could not be reached.
-    """
-
-    def __init__(
-        self,
-        repository: str | os.PathLike[str] | Repository,
-        *,
-        revision: str | None = None,
-        episodes: EpisodeSelection = None,
-        drop_first_frames: int = 0,
-        drop_last_frames: int = 0,
-        features: Iterable[str] | None = None,
-        delta_timestamps: Mapping[str, Sequence[float]] | None = None,
-        pad_keys: Mapping[str, str] | None = None,
-        shuffle: Shuffle | None = Shuffle(),  # noqa: B008 (a frozen value)
-        num_epochs: int | None = None,
-        shard_options: grain.sharding.ShardOptions = grain.sharding.NoSharding(),  # noqa: B008 (a frozen value)
-        image_size: tuple[int, int] | None = None,
-        read_options: ReadOptions = ReadOptions(),  # noqa: B008 (a frozen value)
-        tolerance_seconds: float = TOLERANCE_SECONDS,
-        endpoint: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-    ) -> None:
-        opened = _opened(repository, revision, endpoint, token, cache_dir, read_options)
-        selection = select_features(opened, features)
-        if opened is not repository:
-            warn_of_notes(opened)
-        windows = delta_timestamps or {}
-        if unread := [key for key in windows if key not in {feature.key for feature in selection.columns + selection.videos}]:
-            raise InvalidRequestError(
-                f"delta_timestamps[{unread[0]!r}]: "
-                + ("it is not among features=" if unread[0] in opened.features else "there is no such feature; ")
-                + ", ".join(feature.key for feature in selection.columns + selection.videos)
-            )
-        transformation = DeltaTimestamps(opened, windows, tolerance_seconds=tolerance_seconds)
-        order = FrameOrderIterDataset(
-            opened,
-            episodes=episodes,
-            drop_first_frames=drop_first_frames,
-            drop_last_frames=drop_last_frames,
-            shuffle=shuffle,
-            num_epochs=num_epochs,
-            shard_options=shard_options,
-        )
-        super().__init__(
-            OrderedWindowsIterDataset(order, transformation),
-            opened,
-            features=selection.keys,
-            image_size=image_size,
-            read_options=read_options,
-            pad_keys=pad_keys,
-            known_examples=_known_examples(order.shuffle),
-        )
-        self._order = order
-
-    @property
-    def repository(self) -> Repository:
-        """The opened data set: features, episodes, tasks, statistics."""
-        return self._repository
-
-    @property
-    def num_rows(self) -> int:
-        """Rows, and so examples, of one epoch, over all shards."""
-        return self._order.num_rows
-
-    @property
-    def shuffle(self) -> Shuffle | None:
-        """The shuffle, with the `clip_length` that is used."""
-        return self._order.shuffle
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What in the data set is odd or was repaired, and does not change what is read: `Repository.notes`."""
-        return self._repository.notes
-
-    def __str__(self) -> str:
-        return f"LeRobotIterDataset({self._repository.description})"
-
-
-def _opened(
-    repository: str | os.PathLike[str] | Repository,
-    revision: str | None,
-    endpoint: str | None,
-    token: str | bool | None,
-    cache_dir: str | os.PathLike[str] | None,
-    read_options: ReadOptions,
-) -> Repository:
-    """Returns the repository that was given, or the one that was named."""
-    if not isinstance(repository, Repository):
-        return open_leniently(
-            repository, revision=revision, endpoint=endpoint, token=token, cache_dir=cache_dir, storage_options=read_options.storage
-        )
-    if not (revision is endpoint is token is cache_dir is None):
-        raise InvalidRequestError("revision, endpoint, token and cache_dir belong to open_repository; the repository given is open already")
-    return repository
-
-
-def _known_examples(shuffle: Shuffle | None) -> int:
-    """Returns how far ahead the rows of one GOP must be known, so that it is decoded once for all of them."""
-    if shuffle is None:
-        return _KNOWN_EXAMPLES
-    # They follow each other in a part, but for its blocks: so they are spread over at most their number and two blocks, times the parts.
-    assert shuffle.clip_length is not None
-    block = max(1, shuffle.buffer_size // shuffle.num_parts)
-    return (min(shuffle.clip_length, _MAX_KNOWN_GOP) + 2 * block) * shuffle.num_parts + _KNOWN_EXAMPLES
 
 
 def _checked_image_size(image_size: tuple[int, int] | None) -> tuple[int, int] | None:

@@ -32,6 +32,7 @@ from absl import flags
 
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
+from lerobot_grain._datasets.pipelines import only_source_under
 
 Element = TypeVar("Element")
 
@@ -116,7 +117,7 @@ class WorkerPrefetchIterDataset(grain.IterDataset[Element]):
         for name, value, least in (("num_workers", num_workers, 0), ("buffer_size", buffer_size, 1)):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise InvalidRequestError(f"WorkerPrefetchIterDataset({name}={value!r}): expected an int >= {least}")
-        self._source = _source_of(parent)
+        self._source = only_source_under(parent, asked_by="WorkerPrefetchIterDataset")
         if parent.__iter__().get_state().keys() != self._source.__iter__().get_state().keys():
             raise InvalidRequestError(f"WorkerPrefetchIterDataset: {parent} adds something to the state of the stream; {_ONE_TO_ONE}")
         self._num_workers, self._buffer_size = num_workers, buffer_size
@@ -266,19 +267,6 @@ class _OneToOneIterator(grain.DatasetIterator[Element]):
 
 
 _ONE_TO_ONE = "expected one example for every row: put .filter, .batch, .random_map and .mix behind WorkerPrefetchIterDataset"
-
-
-def _source_of(dataset: grain.IterDataset[Any]) -> FrameOrderIterDataset:
-    found, waiting = [], [dataset]
-    while waiting:
-        current = waiting.pop()
-        if isinstance(current, FrameOrderIterDataset):
-            found.append(current)
-        else:
-            waiting += list(current.parents)
-    if len(found) != 1:
-        raise InvalidRequestError(f"WorkerPrefetchIterDataset: found {len(found)} lerobot_grain streams in {dataset}; expected one")
-    return found[0]
 
 
 def _sendable(error: BaseException) -> Exception:

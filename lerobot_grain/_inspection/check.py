@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError, LeRobotGrainError, shown
+from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError, LeRobotGrainError, short_repr
 from lerobot_grain._datasets.frame_order import default_clip_length
 from lerobot_grain._format.episodes import FileSpans
 from lerobot_grain._format.features import camera_encoding
 from lerobot_grain._format.texts import UnreadableTexts
-from lerobot_grain._inspection.file_checks import DataFacts, Finding, VideoFacts, and_more, check_data_file, check_video_file, found
+from lerobot_grain._inspection.file_checks import DataFacts, Finding, VideoFacts, and_more, check_data_file, check_video_file, make_finding
 from lerobot_grain._reading.daemon_pool import DaemonPool
 from lerobot_grain._repository.repository import INFO_PATH, Repository
 from lerobot_grain._repository.selection import select_episodes
 
 Integers = npt.NDArray[np.int64]
 
-# From here on, the reader does not know all rows of a GOP in time, and decodes pictures more than once (`_datasets/read_windows`).
+# From here on, the reader does not know all rows of a GOP in time, and decodes pictures more than once (`_datasets/lerobot_dataset`).
 _LONG_GOP = 64
 # A row needs its whole row group. The 64 parts of the default shuffle read in 64 groups side by side, which at this size is the half of the
 # default memory budget.
@@ -246,22 +246,24 @@ def _declared(repository: Repository) -> dict[str, Any]:
 
 
 def _about_metadata(repository: Repository) -> list[Finding]:
-    findings = [found("note", *note.split(": ", 1)) for note in repository.notes]
+    findings = [make_finding("note", *note.split(": ", 1)) for note in repository.notes]
     everyone = np.arange(repository.episodes.num_episodes)
     for key, feature in repository.features.items():
         if feature.is_video and key not in repository.episodes.videos:
             text = f"camera {key!r} has no video: there is no video_path, or the episode table has no columns videos/{key}/..."
-            findings.append(found("no_video", INFO_PATH, text, feature=key, episodes=everyone, is_problem=True))
+            findings.append(make_finding("no_video", INFO_PATH, text, feature=key, episodes=everyone, is_problem=True))
     for key, problem in repository.info.unreadable.items():
-        findings.append(found("unreadable_feature", INFO_PATH, problem, feature=key, episodes=everyone, is_problem=True))
+        findings.append(make_finding("unreadable_feature", INFO_PATH, problem, feature=key, episodes=everyone, is_problem=True))
     for name, span in repository.info.splits.items():
         try:
             select_episodes(repository, name)
         except LeRobotGrainError as error:
-            findings.append(found("split", INFO_PATH, f"split {shown(name)}, {shown(span)}, cannot be selected: {error}"))
+            findings.append(make_finding("split", INFO_PATH, f"split {short_repr(name)}, {short_repr(span)}, cannot be selected: {error}"))
     total = _declared(repository).get("total_tasks")
     if not isinstance(repository.tasks, UnreadableTexts) and total not in (None, len(repository.tasks)):
-        findings.append(found("total_tasks", INFO_PATH, f"total_tasks is {shown(total)}, the table of tasks has {len(repository.tasks)}"))
+        findings.append(
+            make_finding("total_tasks", INFO_PATH, f"total_tasks is {short_repr(total)}, the table of tasks has {len(repository.tasks)}")
+        )
     return findings
 
 
@@ -275,7 +277,7 @@ def _about_spans(repository: Repository, key: str) -> list[Finding]:
     try:
         stops = repository.episode_column(name).astype(np.float64)
     except (InvalidRequestError, DatasetFormatError, ValueError, TypeError):
-        return [found("durations", where, f"there is no column {name} of seconds", feature=key)]
+        return [make_finding("durations", where, f"there is no column {name} of seconds", feature=key)]
     findings = []
     starts = spans.from_timestamp_seconds
     off = stops - starts - repository.episodes.lengths / repository.fps
@@ -285,7 +287,7 @@ def _about_spans(repository: Repository, key: str) -> list[Finding]:
             f"episode {number_of(i)} has {repository.episodes.lengths[i]} rows, but {stops[i] - starts[i]:.6f} s of video until "
             f"its to_timestamp, {off[i] * repository.fps:+.1f} frames"
         )
-        findings.append(found("durations", where, f"{text}{and_more(odd)}", feature=key, episodes=odd))
+        findings.append(make_finding("durations", where, f"{text}{and_more(odd)}", feature=key, episodes=odd))
     by_start = np.lexsort((starts, spans.files.file_of_episode))
     before, after = by_start[:-1], by_start[1:]
     gaps = starts[after] - stops[before]
@@ -294,7 +296,7 @@ def _about_spans(repository: Repository, key: str) -> list[Finding]:
         i = odd[0]
         kind = "begins before the end" if gaps[i] < 0 else "does not begin at the end"
         text = f"episode {number_of(after[i])} {kind} of episode {number_of(before[i])} in the same file: {gaps[i]:+.6f} s"
-        findings.append(found("spans", where, f"{text}{and_more(odd)}", feature=key, episodes=after[odd]))
+        findings.append(make_finding("spans", where, f"{text}{and_more(odd)}", feature=key, episodes=after[odd]))
     return findings
 
 
@@ -308,37 +310,39 @@ def _about_camera(repository: Repository, key: str, facts: list[VideoFacts]) -> 
     codec, rate = encoding.get("video.codec"), encoding.get("video.fps")
     if isinstance(codec, str) and cost.codecs != (_CODEC_NAMES.get(codec, codec),):
         findings.append(
-            found("codec", INFO_PATH, f"camera {key!r} has video.codec {shown(codec)}; its files have {', '.join(cost.codecs)}")
+            make_finding("codec", INFO_PATH, f"camera {key!r} has video.codec {short_repr(codec)}; its files have {', '.join(cost.codecs)}")
         )
     if isinstance(rate, int | float) and rate != repository.fps:
         findings.append(
-            found("frame_rate", INFO_PATH, f"camera {key!r} has video.fps {shown(rate)}; the data set has fps {repository.fps:g}")
+            make_finding(
+                "frame_rate", INFO_PATH, f"camera {key!r} has video.fps {short_repr(rate)}; the data set has fps {repository.fps:g}"
+            )
         )
     for what, number in (("codecs", len(cost.codecs)), ("frame sizes", len(cost.sizes))):
         if number > 1:
-            findings.append(found("several_encodings", path, f"its files have {number} {what}", feature=key))
+            findings.append(make_finding("several_encodings", path, f"its files have {number} {what}", feature=key))
     if (number := len({each.format for each in facts})) > 1:
         text = f"its {len(facts)} files have {number} parameter sets; pictures of different ones are not decoded together, which is slower"
-        findings.append(found("several_encodings", path, text, feature=key))
+        findings.append(make_finding("several_encodings", path, text, feature=key))
     if cost.gop_length > _LONG_GOP:
         text = (
             f"most key frames are {cost.gop_length} pictures apart; above {_LONG_GOP} a shuffled stream may decode pictures more than once"
         )
-        findings.append(found("long_gops", path, text, feature=key))
+        findings.append(make_finding("long_gops", path, text, feature=key))
     return findings
 
 
 def _about_rows(facts: list[DataFacts]) -> list[Finding]:
     findings = []
     if undeclared := sorted({name for each in facts for name in each.undeclared}):
-        text = f"columns that info.json does not declare, and that are not read: {shown(undeclared)}"
-        findings.append(found("undeclared_columns", "data", text))
+        text = f"columns that info.json does not declare, and that are not read: {short_repr(undeclared)}"
+        findings.append(make_finding("undeclared_columns", "data", text))
     if (largest := max((each.largest_group_bytes for each in facts), default=0)) > _LARGE_GROUP_BYTES:
         text = (
             f"a row group has {largest / 1e6:,.1f} MB, and every row of it needs all of them; above {_LARGE_GROUP_BYTES >> 20} MiB a "
             "shuffled stream may fetch row groups more than once: give Shuffle(open_files=...), or fewer features="
         )
-        findings.append(found("large_row_groups", "data", text))
+        findings.append(make_finding("large_row_groups", "data", text))
     return findings
 
 

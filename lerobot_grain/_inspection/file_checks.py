@@ -135,7 +135,7 @@ def check_data_file(repository: Repository, number: int) -> tuple[list[Finding],
     return [finding for feature in columns for finding in _column(table, feature, held)], facts
 
 
-def found(
+def make_finding(
     kind: str, path: str, text: str, *, feature: str | None = None, episodes: Integers | None = None, is_problem: bool = False
 ) -> Finding:
     """Returns a finding about a file; `episodes`, int64 `(n,)`, in any order."""
@@ -153,7 +153,7 @@ def _unreadable(error: LeRobotGrainError, repository: Repository, path: str, fea
     # Every message begins with the name of the data set, and most go on with the path.
     text = str(error).removeprefix(repository.description).lstrip(",: ").removeprefix(f"{path}: ")
     text = text.replace(f"there is no file {path}", "there is no such file")
-    return found(kinds.get(type(error), "unreadable_file"), path, text, feature=feature, episodes=held, is_problem=True)
+    return make_finding(kinds.get(type(error), "unreadable_file"), path, text, feature=feature, episodes=held, is_problem=True)
 
 
 def _frame_size(file: VideoFile, repository: Repository, held: Integers) -> list[Finding]:
@@ -164,7 +164,7 @@ def _frame_size(file: VideoFile, repository: Repository, held: Integers) -> list
         f"its frames are {size[0]}x{size[1]} (height x width), info.json declares {declared[0]}x{declared[1]}; "
         "only with image_size= they are read"
     )
-    return [found("frame_size", file.path, text, feature=file.camera, episodes=held, is_problem=True)]
+    return [make_finding("frame_size", file.path, text, feature=file.camera, episodes=held, is_problem=True)]
 
 
 def _as_shown(file: VideoFile) -> list[Finding]:
@@ -172,16 +172,16 @@ def _as_shown(file: VideoFile) -> list[Finding]:
     findings = []
     if hidden := file.table.num_samples - file.table.num_frames - file.num_hidden:
         text = f"its edit list hides {hidden} of its {file.table.num_samples} coded pictures, here as in FFmpeg"
-        findings.append(found("hidden_frames", file.path, text, feature=file.camera))
+        findings.append(make_finding("hidden_frames", file.path, text, feature=file.camera))
     if rotation := file.table.format.rotation:
         text = f"its header turns frames by {rotation} degrees clockwise; they are given turned"
-        findings.append(found("rotation", file.path, text, feature=file.camera))
+        findings.append(make_finding("rotation", file.path, text, feature=file.camera))
     return findings
 
 
 def _about_video(file: VideoFile, kind: str, episodes: Integers, text: str, *, is_problem: bool = False) -> Finding:
     """Returns a finding about some episodes, with a text about the first of them."""
-    return found(kind, file.path, text + and_more(episodes), feature=file.camera, episodes=episodes, is_problem=is_problem)
+    return make_finding(kind, file.path, text + and_more(episodes), feature=file.camera, episodes=episodes, is_problem=is_problem)
 
 
 def _frames_of_rows(file: VideoFile, repository: Repository, held: Integers) -> list[Finding]:
@@ -217,7 +217,7 @@ def _unused_frames(file: VideoFile, episodes: Integers, num_before: int, left_ov
         behind = f"{left_over[most]} of them behind episode {file.number_of(episodes.item(most))}"
         place = behind if left_over[most] else "all of them before the first episode"
         text = f"{unused} of its {num_frames} frames belong to no row, {place}"
-        findings.append(found("unused_frames", file.path, text, feature=file.camera, episodes=episodes[left_over > 0]))
+        findings.append(make_finding("unused_frames", file.path, text, feature=file.camera, episodes=episodes[left_over > 0]))
     return findings
 
 
@@ -277,7 +277,7 @@ def _column(table: ParquetTable, feature: Feature, episodes: Integers) -> list[F
 
     def finding(kind: str, text: str, *, is_problem: bool) -> list[Finding]:
         concerned = episodes if is_problem else None
-        return [found(kind, table.path, text, feature=feature.key, episodes=concerned, is_problem=is_problem)]
+        return [make_finding(kind, table.path, text, feature=feature.key, episodes=concerned, is_problem=is_problem)]
 
     if feature.key not in table.leaves:
         return finding("missing_column", f"there is no column {feature.key!r}, which info.json declares", is_problem=True)

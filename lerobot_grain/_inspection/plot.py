@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,42 +73,65 @@ def plot_example(
         raise InvalidRequestError('plot_example needs matplotlib; install it with: pip install "lerobot_grain[examples]"') from None
     if max_frames < 1:
         raise InvalidRequestError(f"max_frames={max_frames!r}: expected an int >= 1")
-    cut = _one_example(example, index)
-    masks = {key for key in cut if key.endswith("_is_pad") and ((of := key.removesuffix("_is_pad")) not in cut or has_window(cut, of))}
-    values = {key: value for key, value in cut.items() if key not in masks}
-    if not values:
+    parts = _parts(_one_example(example, index), repository, delta_timestamps or {})
+    if not parts.num_values:
         raise InvalidRequestError(f"plot_example: there is nothing to draw; the example has {', '.join(example) or 'no keys'}")
-    pads = {key: cut[f"{key}_is_pad"] for key in values if f"{key}_is_pad" in masks}
-    times = {key: _times(key, len(is_pad), (delta_timestamps or {}).get(key)) for key, is_pad in pads.items()}
+    heights = [_CAMERA_INCHES] * len(parts.cameras) + [_PANEL_INCHES] * math.ceil(len(parts.panels) / 2)
+    figure = Figure(figsize=(_WIDTH_INCHES, sum(heights) + 0.9), layout=ConstrainedLayoutEngine(w_pad=0.08))
+    if parts.task is not None:
+        figure.suptitle(_wrapped(_as_text(parts.task), 90), fontsize="large", fontweight="bold")
+    if parts.words:
+        figure.supxlabel(_wrapped("    ".join(f"{key}: {_as_text(value)}" for key, value in parts.words.items()), 160), fontsize="small")
+    strips: Any = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0] if heights else ()
+    for strip, key in zip(strips, parts.cameras, strict=False):
+        _draw_camera(strip, key, parts, max_frames)
+    for row, strip in enumerate(strips[len(parts.cameras) :]):
+        _draw_panels(strip, parts.panels[2 * row : 2 * row + 2], parts, repository)
+    return figure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """What is drawn of an example, by the key of its feature.
+
+    Attributes:
+      num_values: values of the example, without masks.
+      frames: the numbers, `(time, *shape)`, of one frame for features without a window.
+      pads: masks `(time,)` of the windows.
+      times: of the frames of the windows, `(time,)`: in seconds as floats, or counted.
+      cameras, panels: keys that are drawn as frames, and as curves or stems.
+      task: the text of the task; `None`: there is none.
+      words: values that stand below as text.
+    """
+
+    num_values: int
+    frames: dict[str, Values]
+    pads: dict[str, Values]
+    times: dict[str, Values]
+    cameras: list[str]
+    panels: list[str]
+    task: Values | None
+    words: dict[str, Values]
+
+
+def _parts(example: Mapping[str, Values], repository: Repository | None, delta_timestamps: Mapping[str, Sequence[float]]) -> _Parts:
+    names = {key: key.removesuffix("_is_pad") for key in example if key.endswith("_is_pad")}
+    masks = {mask for mask, key in names.items() if key not in example or has_window(example, key)}
+    values = {key: value for key, value in example.items() if key not in masks}
+    pads = {key: example[f"{key}_is_pad"] for key in values if f"{key}_is_pad" in masks}
     frames = {key: value if key in pads else value[None] for key, value in values.items() if value.dtype.kind in "biuf"}
     cameras = [key for key, value in frames.items() if _is_camera(key, value, repository)]
     panels = [key for key in frames if key not in cameras and (key in pads or frames[key].size > 1)]
-    words = {key: value for key, value in values.items() if key not in cameras and key not in panels and key != "task"}
-
-    rows = math.ceil(len(panels) / 2)
-    heights = [_CAMERA_INCHES] * len(cameras) + [_PANEL_INCHES] * rows
-    figure = Figure(figsize=(_WIDTH_INCHES, sum(heights) + 0.9), layout=ConstrainedLayoutEngine(w_pad=0.08))
-    if "task" in values:
-        figure.suptitle(_wrapped(_as_text(values["task"]), 90), fontsize="large", fontweight="bold")
-    if words:
-        figure.supxlabel(_wrapped("    ".join(f"{key}: {_as_text(value)}" for key, value in words.items()), 160), fontsize="small")
-    strips: Any = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0] if heights else ()
-    for strip, key in zip(strips, cameras, strict=False):
-        _draw_camera(strip, key, frames[key], pads.get(key), times.get(key), max_frames)
-    for row, strip in enumerate(strips[len(cameras) :]):
-        axes = strip.subplots(1, 2)
-        for plot, key in zip(axes, panels[2 * row :], strict=False):
-            names = _names(key, math.prod(frames[key].shape[1:]), repository)
-            curves = frames[key].reshape(len(frames[key]), -1).astype(np.float64)
-            if key in pads:
-                _draw_curves(plot, curves, pads[key], times[key], names)
-            else:
-                _draw_stems(plot, curves[0], names)
-            plot.set_title(_plain(key), fontsize="medium", loc="left")
-            plot.tick_params(labelsize="small")
-        if len(panels) == 2 * row + 1:
-            axes[1].remove()
-    return figure
+    return _Parts(
+        num_values=len(values),
+        frames=frames,
+        pads=pads,
+        times={key: _times(key, len(is_pad), delta_timestamps.get(key)) for key, is_pad in pads.items()},
+        cameras=cameras,
+        panels=panels,
+        task=values.get("task"),
+        words={key: value for key, value in values.items() if key not in cameras and key not in panels and key != "task"},
+    )
 
 
 def _one_example(example: Mapping[str, Any], index: int | None) -> dict[str, Values]:
@@ -147,7 +171,8 @@ def _names(key: str, size: int, repository: Repository | None) -> tuple[str, ...
 # --- drawing -------------------------------------------------------------------------------------------------------------------------
 
 
-def _draw_camera(strip: Any, key: str, frames: Values, is_pad: Values | None, times: Values | None, max_frames: int) -> None:
+def _draw_camera(strip: Any, key: str, parts: _Parts, max_frames: int) -> None:
+    frames, is_pad, times = parts.frames[key], parts.pads.get(key), parts.times.get(key)
     shown = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), max_frames)).round().astype(int))
     strip.suptitle(_plain(f"{key}  {frames.dtype} {frames.shape[1:]}"), x=0.01, ha="left", fontsize="medium")
     axes = np.atleast_1d(strip.subplots(1, len(shown)))
@@ -164,6 +189,23 @@ def _draw_camera(strip: Any, key: str, frames: Values, is_pad: Values | None, ti
             spine.set(color="red" if padded else "black", linewidth=2 if padded else 0.5)
     if is_map and frames.dtype != np.uint8:
         strip.colorbar(image, ax=list(axes), pad=0.01).ax.tick_params(labelsize="small")
+
+
+def _draw_panels(strip: Any, keys: Sequence[str], parts: _Parts, repository: Repository | None) -> None:
+    """Draws one or two features side by side."""
+    axes = strip.subplots(1, 2)
+    for plot, key in zip(axes, keys, strict=False):
+        frames = parts.frames[key]
+        names = _names(key, math.prod(frames.shape[1:]), repository)
+        curves = frames.reshape(len(frames), -1).astype(np.float64)
+        if key in parts.pads:
+            _draw_curves(plot, curves, parts.pads[key], parts.times[key], names)
+        else:
+            _draw_stems(plot, curves[0], names)
+        plot.set_title(_plain(key), fontsize="medium", loc="left")
+        plot.tick_params(labelsize="small")
+    if len(keys) == 1:
+        axes[1].remove()
 
 
 def _limits(frames: Values) -> dict[str, float]:

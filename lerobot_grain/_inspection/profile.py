@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
-from lerobot_grain._datasets.read_windows import LeRobotIterDataset, read_statistics
+from lerobot_grain._datasets.lerobot_dataset import LeRobotIterDataset
+from lerobot_grain._datasets.pipelines import read_statistics
 from lerobot_grain._reading.read_statistics import ReadStatistics
 
 Integers = npt.NDArray[np.int64]

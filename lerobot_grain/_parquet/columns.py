@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lerobot_grain._base.errors import DatasetFormatError, shown
+from lerobot_grain._base.errors import DatasetFormatError, short_repr
 from lerobot_grain._format.info import Feature
 
 # What pyarrow raises at damaged data; ValueError also for names and texts that are not UTF-8.
@@ -75,7 +75,9 @@ def to_strings(column: pa.ChunkedArray, feature: Feature, *, where: str) -> list
         values: list[str] = column.to_pylist()
     for row, value in enumerate(values):
         if not isinstance(value, str):
-            raise DatasetFormatError(f"{where}: feature {feature.key!r} has {shown(value)} in row {row} of its group; expected a string")
+            raise DatasetFormatError(
+                f"{where}: feature {feature.key!r} has {short_repr(value)} in row {row} of its group; expected a string"
+            )
     return values
 
 
@@ -88,7 +90,8 @@ def to_encoded_images(column: pa.ChunkedArray, feature: Feature, *, where: str) 
         values = values.field("bytes")
     elif not (pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type)):
         raise DatasetFormatError(
-            f"{where}: image {feature.key!r} is stored as {shown(str(values.type))}; expected encoded pictures, as bytes or as a struct "
+            f"{where}: image {feature.key!r} is stored as {short_repr(str(values.type))}; expected encoded "
+            "pictures, as bytes or as a struct "
             "with a field bytes"
         )
     with damage(f"{where}: image {feature.key!r}"):
@@ -119,7 +122,7 @@ class LanguageColumn(Sequence[list[dict[str, Any]]]):
         self._values = column.combine_chunks()
         subject, kind = f"{where}: feature {feature.key!r}", self._values.type
         if not (pa.types.is_null(kind) or (_is_list(kind) and pa.types.is_struct(kind.value_type))):
-            raise DatasetFormatError(f"{subject} is stored as {shown(str(kind))}; expected lists of messages, which are structs")
+            raise DatasetFormatError(f"{subject} is stored as {short_repr(str(kind))}; expected lists of messages, which are structs")
         with damage(subject):
             self._values.validate(full=True)
 

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lerobot_grain._base.byte_ranges import ByteRange, merge_ranges
-from lerobot_grain._base.errors import DatasetFormatError, shown
+from lerobot_grain._base.errors import DatasetFormatError, short_repr
 from lerobot_grain._parquet.columns import DAMAGED, damage, first_line
 from lerobot_grain._parquet.pages import chunk_contents
 
@@ -292,7 +292,7 @@ def open_table(storage: RangeReader, path: str, *, whole_up_to_bytes: int = 0) -
         raise DatasetFormatError(f"{where}: damaged parquet footer ({first_line(error)})") from None
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise DatasetFormatError(f"{where}: there are {names.count(twice)} columns {shown(twice)}; expected one")
+        raise DatasetFormatError(f"{where}: there are {names.count(twice)} columns {short_repr(twice)}; expected one")
     counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     if min(counts, default=0) < 0 or sum(counts) != metadata.num_rows:
         raise DatasetFormatError(

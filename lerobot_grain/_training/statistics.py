@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError
-from lerobot_grain._datasets.read_windows import LeRobotIterDataset
+from lerobot_grain._datasets.lerobot_dataset import LeRobotIterDataset
 from lerobot_grain._reading.batches import is_mask_of
 from lerobot_grain._reading.daemon_pool import DaemonPool
 from lerobot_grain._reading.rows.data_files import (
