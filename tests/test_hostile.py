@@ -24,7 +24,8 @@ from lerobot_grain._format.episodes import episode_table
 from lerobot_grain._format.info import DatasetInfo, Feature, parse_info
 from lerobot_grain._parquet import table as parquet_table
 from lerobot_grain._parquet.columns import to_encoded_images, to_numpy, to_strings
-from lerobot_grain._parquet.table import InMemoryFile, open_table, read_columns
+from lerobot_grain._parquet.files import InMemoryFile
+from lerobot_grain._parquet.table import open_table, read_columns
 from lerobot_grain._reading.rows.data_files import open_data_file
 from lerobot_grain._repository import repository as repository_module
 from lerobot_grain._repository.repository import open_repository, sample_table

@@ -31,7 +31,8 @@ from lerobot_grain._format.episodes import EpisodeTable, episode_columns, episod
 from lerobot_grain._format.info import DatasetInfo, Feature, parse_info
 from lerobot_grain._format.row_order import RowOrders, RowTimestamps
 from lerobot_grain._format.texts import UnreadableTexts, texts_of_table
-from lerobot_grain._parquet.table import InMemoryFile, open_table, read_columns
+from lerobot_grain._parquet.files import InMemoryFile
+from lerobot_grain._parquet.table import open_table, read_columns
 from lerobot_grain._repository import metadata_v2 as v2
 from lerobot_grain._repository.json_lines import pieces_of
 from lerobot_grain._repository.stats_file import Statistics, parse_stats
