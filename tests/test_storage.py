@@ -21,7 +21,8 @@ import pytest
 import lerobot_grain as lg
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError, MissingFileError, StorageError
-from lerobot_grain._storage.base import DirectoryStorage, check_path
+from lerobot_grain._storage.base import check_path
+from lerobot_grain._storage.directory import DirectoryStorage
 from lerobot_grain._storage.http import client as http_client
 from lerobot_grain._storage.http import responses
 from lerobot_grain._storage.http.cancellation import RequestScope

@@ -16,11 +16,12 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from lerobot_grain._base.errors import InvalidRequestError, StorageError
-from lerobot_grain._storage.base import METADATA, DirectoryStorage, Storage, is_readable_path
+from lerobot_grain._storage.base import METADATA, Storage, is_readable_path
+from lerobot_grain._storage.directory import DirectoryStorage
 from lerobot_grain._storage.hub.address import DatasetRepository, HubRepository, ListedFile, is_offline, name_repository
-from lerobot_grain._storage.hub.bucket_storage import BUCKET_SCHEME, HubBucket, commit_of_files, list_bucket, name_bucket
+from lerobot_grain._storage.hub.bucket_storage import BUCKET_SCHEME, BucketStorage, HubBucket, commit_of_files, list_bucket, name_bucket
 from lerobot_grain._storage.hub.client_cache import cached_commit, cached_listing, snapshot_directory
-from lerobot_grain._storage.hub.commit_storage import BucketStorage, HubStorage
+from lerobot_grain._storage.hub.commit_storage import HubStorage
 from lerobot_grain._storage.hub.session import HubSession
 from lerobot_grain._storage.options import StorageOptions
 
