@@ -16,7 +16,7 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain._base.byte_ranges import ByteRange
-from lerobot_grain._repository import repository as repository_module
+from lerobot_grain._repository import metadata
 from lerobot_grain._storage.git_files import blob_name, blob_name_of, git_blob_id, hash_in
 from lerobot_grain._storage.http.responses import Answer, RangeSource, TransientFailure, accept_range
 from lerobot_grain._storage.hub import client_cache
@@ -254,7 +254,7 @@ SPOILT = {"one bit": flipped, "zeros": lambda contents: bytes(len(contents))}
 def test_a_copy_of_the_same_size_is_compared_with_its_hash(served, hub, expected, tmp_path, monkeypatch, path, damage, whole):
     """All of the repository was downloaded. Long tables are read in ranges."""
     if not whole:
-        monkeypatch.setattr(repository_module, "_WHOLE_TABLE_BYTES", 0)
+        monkeypatch.setattr(metadata, "_WHOLE_TABLE_BYTES", 0)
     huggingface_hub.snapshot_download(
         served.repository_id, repo_type="dataset", revision="v3.0", endpoint=hub.endpoint, token=False, cache_dir=tmp_path
     )
@@ -277,7 +277,7 @@ def test_a_copy_of_the_same_size_is_compared_with_its_hash(served, hub, expected
 
 def test_a_long_copy_is_compared_once_until_it_changes(served, hub, tmp_path, monkeypatch):
     huggingface_hub.snapshot_download(served.repository_id, repo_type="dataset", endpoint=hub.endpoint, token=False, cache_dir=tmp_path)
-    monkeypatch.setattr(repository_module, "_WHOLE_TABLE_BYTES", 0)
+    monkeypatch.setattr(metadata, "_WHOLE_TABLE_BYTES", 0)
     compared = []
 
     def noted(pieces, num_bytes, told):

@@ -39,7 +39,8 @@ from lerobot_grain._reading.frames.frame_reader import load_decoders
 from lerobot_grain._reading.memory import give_back
 from lerobot_grain._reading.read_ahead import ReadAhead, ReadOptions
 from lerobot_grain._reading.read_statistics import ReadStatistics
-from lerobot_grain._repository.repository import Repository, open_leniently, warn_of_notes
+from lerobot_grain._repository.opening import open_leniently, warn_of_notes
+from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import EpisodeSelection, select_features
 
 Taken = TypeVar("Taken")

@@ -22,7 +22,8 @@ from lerobot_grain._format.features import camera_encoding
 from lerobot_grain._format.texts import UnreadableTexts
 from lerobot_grain._inspection.file_checks import DataFacts, Finding, VideoFacts, and_more, check_data_file, check_video_file, found
 from lerobot_grain._reading.daemon_pool import DaemonPool
-from lerobot_grain._repository.repository import INFO_PATH, Repository
+from lerobot_grain._repository.metadata import INFO_PATH
+from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import select_episodes
 
 Integers = npt.NDArray[np.int64]

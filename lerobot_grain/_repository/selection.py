@@ -24,7 +24,8 @@ from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError, 
 from lerobot_grain._format.info import TASK_KEY, Feature
 from lerobot_grain._format.texts import UnreadableTexts
 from lerobot_grain._order.shuffle import shuffled_episodes
-from lerobot_grain._repository.repository import INFO_PATH, Repository
+from lerobot_grain._repository.metadata import INFO_PATH
+from lerobot_grain._repository.repository import Repository
 
 Integers = npt.NDArray[np.int64]
 

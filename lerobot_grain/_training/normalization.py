@@ -31,8 +31,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError, shown
+from lerobot_grain._repository.metadata import STATS_PATH
 from lerobot_grain._repository.metadata_v2 import EPISODES_STATS_PATH
-from lerobot_grain._repository.repository import STATS_PATH, Repository
+from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.stats_file import Statistics
 
 Mode = Literal["mean_std", "min_max", "quantiles", "quantile10", "imagenet", "zero_one", "minus_one_one", "identity"]
