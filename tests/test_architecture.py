@@ -36,13 +36,13 @@ ALLOWED = {
     "_reading": {"_base", "_format", "_order", "_parquet", "_video", "_storage", "_repository"},
     "_datasets": {"_base", "_order", "_repository", "_reading"},
     "_training": {"_base", "_repository", "_reading", "_datasets"},
-    "_inspection": {"_base", "_format", "_parquet", "_video", "_repository", "_reading", "_datasets"},
+    "_inspection": {"_base", "_format", "_order", "_parquet", "_video", "_repository", "_reading", "_datasets"},
     "_cli": {"_inspection"},
     "testing": {"_base"},
 }
 # Of some folders only these modules.
 ONLY = {
-    ("_repository", "_order"): {"_order.shuffle"},
+    ("_repository", "_order"): {"_order.philox"},
     ("_repository", "_video"): {"_video.mp4"},
     ("_reading", "_order"): {"_order.windows"},
     ("_cli", "_inspection"): {"_inspection.profile"},

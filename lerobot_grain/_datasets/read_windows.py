@@ -27,7 +27,7 @@ from lerobot_grain._datasets.delta_timestamps import (
 )
 from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
 from lerobot_grain._datasets.open_stream import OneThread, OpenStream
-from lerobot_grain._order.shuffle import Shuffle
+from lerobot_grain._order.shuffle import LOOKAHEAD_EXAMPLES, Shuffle, lookahead_examples
 from lerobot_grain._order.windows import (
     TOLERANCE_SECONDS,
     WindowRequest,
@@ -44,11 +44,6 @@ from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import EpisodeSelection, select_features
 
 Taken = TypeVar("Taken")
-
-# Rows beyond the shuffle's buffer that the reader knows ahead.
-_KNOWN_EXAMPLES = 512
-# Rows of longer GOPs are not all known in time; they are decoded more than once.
-_MAX_KNOWN_GOP = 64
 
 
 class ReadWindowsIterDataset(grain.IterDataset[Example]):
@@ -88,7 +83,7 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
         image_size: tuple[int, int] | None = None,
         read_options: ReadOptions = ReadOptions(),  # noqa: B008 (a frozen value)
         pad_keys: Mapping[str, str] | None = None,
-        known_examples: int = 2048 + _KNOWN_EXAMPLES,
+        known_examples: int = 2048 + LOOKAHEAD_EXAMPLES,
     ) -> None:
         super().__init__(parent)
         self._repository = repository
@@ -437,7 +432,7 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
             image_size=image_size,
             read_options=read_options,
             pad_keys=pad_keys,
-            known_examples=_known_examples(order.shuffle),
+            known_examples=lookahead_examples(order.shuffle),
         )
         self._order = order
 
@@ -481,16 +476,6 @@ def _opened(
     if not (revision is endpoint is token is cache_dir is None):
         raise InvalidRequestError("revision, endpoint, token and cache_dir belong to open_repository; the repository given is open already")
     return repository
-
-
-def _known_examples(shuffle: Shuffle | None) -> int:
-    """Returns how far ahead the rows of one GOP must be known, so that it is decoded once for all of them."""
-    if shuffle is None:
-        return _KNOWN_EXAMPLES
-    # They follow each other in a part, but for its blocks: so they are spread over at most their number and two blocks, times the parts.
-    assert shuffle.clip_length is not None
-    block = max(1, shuffle.buffer_size // shuffle.num_parts)
-    return (min(shuffle.clip_length, _MAX_KNOWN_GOP) + 2 * block) * shuffle.num_parts + _KNOWN_EXAMPLES
 
 
 def _checked_image_size(image_size: tuple[int, int] | None) -> tuple[int, int] | None:

@@ -1,8 +1,8 @@
-"""The order of the stream: (seed, position) -> row, computed and never buffered. The only randomness of the package.
+"""The order of the stream: (seed, position) -> row, computed and never buffered.
 
 The stream is one endless sequence of rows, numbered by its *position* over all epochs: with N selected rows, position g is element
 g % N of the order of epoch g // N, and the order of an epoch holds every selected row exactly once. It is made like this
-(design.md, section 3):
+(docs/architecture/order.md defines it):
 
 1. cut every selected episode into clips of `clip_length` frames (the last one shorter);
 2. permute the clips, keyed by (seed, epoch); with `open_files=n` permute the data files, and do the rest for n files at a time;
@@ -14,8 +14,7 @@ g % N of the order of epoch g // N, and the order of an epoch holds every select
 
 Rules:
 * A position is found without replaying the ones before it. Setting up an epoch costs one sort of its clips.
-* All randomness is Philox4x64-10 words, sorted: a counter-based generator whose words are fixed by its definition (Salmon et al., SC 2011),
-  where the algorithm of `numpy.random.Generator.permutation` may change between NumPy versions.
+* All randomness is that of `_order/philox`.
 * People hold checkpoints of this order, so it cannot change; `ORDER_VERSION` is in every state, and the tests hold a golden order.
 """
 
@@ -27,13 +26,18 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.errors import InvalidRequestError
+from lerobot_grain._order.philox import Stream, permutation
 
 ORDER_VERSION = 1
 
-Rows = npt.NDArray[np.int64]
+# Rows of longer GOPs are not all known in time; they are decoded more than once.
+LONG_GOP = 64
+# Rows beyond the shuffle's buffer that a reader knows ahead.
+LOOKAHEAD_EXAMPLES = 512
+# Clips that are shorter mix better but cost more requests.
+_DEFAULT_CLIP_LENGTH = 16
 
-# What a Philox stream is used for; a part of its counter, so that no two uses share words.
-_CLIPS, _FILES, _BLOCK, _SPLIT = 0, 1, 2, 3
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +150,7 @@ class _Group:
 
     def rows(self, elements: Rows) -> Rows:
         if self._runs is None:
-            order = _permutation(len(self._clip_first), self._seed, self._epoch, (0, 0, _purpose(_CLIPS, self._number)))
+            order = permutation(len(self._clip_first), Stream.CLIPS, seed=self._seed, epoch=self._epoch, group=self._number)
             self._runs = _Runs(self._clip_first[order], self._clip_lengths[order])
         index, part = np.divmod(elements, self._num_parts)
         full = self._block_length
@@ -179,7 +183,7 @@ class _Group:
         first_length = self._block_length - part * self._block_length // self._num_parts
         start = 0 if block == 0 else first_length + (block - 1) * self._block_length
         length = min(first_length if block == 0 else self._block_length, part_length - start)
-        return _permutation(length, self._seed, self._epoch, (block, part, _purpose(_BLOCK, self._number)))
+        return permutation(length, Stream.BLOCK, seed=self._seed, epoch=self._epoch, group=self._number, block=block, part=part)
 
 
 class _Runs:
@@ -194,16 +198,27 @@ class _Runs:
         return ranks + self._shifts[np.searchsorted(self._stops, ranks, side="right")]
 
 
+def default_clip_length(gop_length: int | None) -> int:
+    """Returns the smallest multiple of the GOP length that is at least 16; 16 where there is no video, and no GOP length."""
+    length = gop_length or 1
+    return -(-_DEFAULT_CLIP_LENGTH // length) * length
+
+
+def lookahead_examples(shuffle: Shuffle | None) -> int:
+    """Returns how far ahead the rows of one GOP must be known, so that it is decoded once for all of them."""
+    if shuffle is None:
+        return LOOKAHEAD_EXAMPLES
+    # They follow each other in a part, but for its blocks: so they are spread over at most their number and two blocks, times the parts.
+    assert shuffle.clip_length is not None
+    block = max(1, shuffle.buffer_size // shuffle.num_parts)
+    return (min(shuffle.clip_length, LONG_GOP) + 2 * block) * shuffle.num_parts + LOOKAHEAD_EXAMPLES
+
+
 def halve_parts(num_parts: int, num_clips: int) -> int:
     """Returns `num_parts`, halved until there are at least 2 clips a part (at least 1 part)."""
     while num_parts > 1 and num_clips < 2 * num_parts:
         num_parts //= 2
     return num_parts
-
-
-def shuffled_episodes(num_episodes: int, *, seed: int) -> Rows:
-    """Returns the episodes in the order in which `train_eval_split` draws them. It stays the same when others are added at the end."""
-    return _permutation(num_episodes, seed, 0, (0, 0, _purpose(_SPLIT, 0)))
 
 
 def _cut_into_clips(first_rows: Rows, lengths: Rows, clip_length: int) -> tuple[Rows, Rows, Rows]:
@@ -219,23 +234,12 @@ def _group_by_files(files: Rows, shuffle: Shuffle, epoch: int) -> list[Rows]:
     """Returns the clips of each group of `open_files` files, as numbers of clips in ascending order."""
     assert shuffle.open_files is not None
     distinct = np.unique(files)
-    order = _permutation(len(distinct), shuffle.seed, epoch, (0, 0, _purpose(_FILES, 0)))
+    order = permutation(len(distinct), Stream.FILES, seed=shuffle.seed, epoch=epoch)
     group_of = np.empty(len(distinct), np.int64)
     group_of[order] = np.arange(len(distinct)) // shuffle.open_files
     group_of_clip = group_of[np.searchsorted(distinct, files)]
     by_group = np.argsort(group_of_clip, kind="stable")
     return np.split(by_group, np.flatnonzero(np.diff(group_of_clip[by_group])) + 1)
-
-
-def _purpose(purpose: int, group: int) -> int:
-    return group * 4 + purpose
-
-
-def _permutation(length: int, seed: int, epoch: int, counter: tuple[int, int, int]) -> Rows:
-    """Returns a permutation of `range(length)`: the order of that many Philox words; equal words keep their order."""
-    # The lowest word of the counter is the one that Philox itself counts up, so the streams of two counters never overlap.
-    words = np.random.Philox(key=seed | epoch << 64, counter=counter[0] << 64 | counter[1] << 128 | counter[2] << 192).random_raw(length)
-    return np.argsort(words, kind="stable")
 
 
 def _is_int(value: object) -> bool:
