@@ -31,7 +31,7 @@ ALLOWED = {
     "_order": {"_base"},
     "_parquet": {"_base", "_format"},
     "_video": {"_base", "_format"},
-    "_storage": {"_base"},
+    "_storage": {"_base", "_format"},
     "_repository": {"_base", "_format", "_order", "_parquet", "_video", "_storage"},
     "_reading": {"_base", "_format", "_order", "_parquet", "_video", "_storage", "_repository"},
     "_datasets": {"_base", "_order", "_repository", "_reading"},
@@ -42,6 +42,7 @@ ALLOWED = {
 }
 # Of some folders only these modules.
 ONLY = {
+    ("_storage", "_format"): {"_format.layout"},
     ("_repository", "_order"): {"_order.philox"},
     ("_repository", "_video"): {"_video.mp4"},
     ("_reading", "_order"): {"_order.windows"},

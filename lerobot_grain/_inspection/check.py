@@ -18,11 +18,11 @@ import numpy.typing as npt
 from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError, LeRobotGrainError, shown
 from lerobot_grain._format.episodes import FileSpans
 from lerobot_grain._format.features import camera_encoding
+from lerobot_grain._format.layout import INFO_PATH
 from lerobot_grain._format.texts import UnreadableTexts
 from lerobot_grain._inspection.file_checks import DataFacts, Finding, VideoFacts, and_more, check_data_file, check_video_file, found
 from lerobot_grain._order.shuffle import LONG_GOP, default_clip_length
 from lerobot_grain._reading.daemon_pool import DaemonPool
-from lerobot_grain._repository.metadata import INFO_PATH
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import select_episodes
 

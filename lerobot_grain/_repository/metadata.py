@@ -6,7 +6,6 @@ few columns that are needed are read: the statistics of every episode would be a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,16 +15,13 @@ import numpy.typing as npt
 from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._format.episodes import EpisodeTable, episode_columns, episode_table
 from lerobot_grain._format.info import DatasetInfo
+from lerobot_grain._format.layout import EPISODES_FOLDER, EPISODES_PATH, EPISODES_PATH_V2, EPISODES_STATS_PATH_V2, STATS_PATH
 from lerobot_grain._format.texts import texts_of_table
 from lerobot_grain._parquet.files import InMemoryFile
 from lerobot_grain._parquet.table import open_table, read_columns
 from lerobot_grain._repository import metadata_v2 as v2
 from lerobot_grain._repository.stats_file import Statistics, parse_stats
 from lerobot_grain._storage.base import Storage
-
-INFO_PATH, STATS_PATH = "meta/info.json", "meta/stats.json"
-TASKS_PATH, SUBTASKS_PATH = "meta/tasks.parquet", "meta/subtasks.parquet"
-_EPISODES_PATH = re.compile(r"meta/episodes/chunk-([0-9]{1,9})/file-([0-9]{1,9})\.parquet")
 
 # A metadata file is refused above these sizes before it is read; the largest public data sets have a hundredth of them.
 _MAX_STATS_BYTES, _MAX_TABLE_BYTES = 8 << 20, 1 << 30
@@ -44,19 +40,19 @@ def read_episodes(storage: Storage, listing: Mapping[str, int], info: DatasetInf
       StorageError: the bytes could not be read.
     """
     if info.major_version == 2:
-        path, columns = v2.EPISODES_PATH, v2.read_episode_columns(storage, listing, info, max_episodes=_MAX_EPISODES)
+        path, columns = EPISODES_PATH_V2, v2.read_episode_columns(storage, listing, info, max_episodes=_MAX_EPISODES)
     else:
-        path, columns = "meta/episodes", read_episode_columns(storage, listing, episode_columns(info))
+        path, columns = EPISODES_FOLDER, read_episode_columns(storage, listing, episode_columns(info))
     return episode_table(columns, info=info, where=f"{storage.description}, {path}")
 
 
 def read_episode_columns(storage: Storage, listing: Mapping[str, int], wanted: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
     """Returns name -> array `(episodes,)`, in the order of the files, of the columns of `meta/episodes` that there are."""
     # Only names of the format count: a real data set holds a second copy of its table in another folder under meta/episodes.
-    numbered = sorted((int(match[1]), int(match[2]), path) for path in listing if (match := _EPISODES_PATH.fullmatch(path)))
+    numbered = sorted((int(match[1]), int(match[2]), path) for path in listing if (match := EPISODES_PATH.fullmatch(path)))
     if not numbered:
         raise DatasetFormatError(
-            f"{storage.description}, meta/episodes: there is no episode table; expected meta/episodes/chunk-000/file-000.parquet"
+            f"{storage.description}, {EPISODES_FOLDER}: there is no episode table; expected meta/episodes/chunk-000/file-000.parquet"
         )
     pieces: list[dict[str, npt.NDArray[Any]]] = []
     left = _MAX_EPISODES
@@ -96,9 +92,14 @@ def read_texts(storage: Storage, listing: Mapping[str, int], path: str, kind: st
 def read_stats(storage: Storage, info: DatasetInfo, episodes: EpisodeTable) -> tuple[Statistics | None, tuple[str, ...]]:
     """Returns the statistics, and notes about them."""
     listing = storage.list_metadata()
-    if info.major_version == 2 and v2.EPISODES_STATS_PATH in listing:
+    if info.major_version == 2 and EPISODES_STATS_PATH_V2 in listing:
         return v2.read_episodes_stats(storage, listing, info, episodes.numbers), ()
     if STATS_PATH not in listing:
         return None, ()
     with storage.checked(STATS_PATH):
         return parse_stats(storage.read_metadata(STATS_PATH, max_bytes=_MAX_STATS_BYTES), where=f"{storage.description}, {STATS_PATH}")
+
+
+def stats_path(info: DatasetInfo) -> str:
+    """Returns where a dataset has its statistics, for messages."""
+    return EPISODES_STATS_PATH_V2 if info.codebase_version == "v2.1" else STATS_PATH

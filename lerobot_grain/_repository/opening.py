@@ -18,19 +18,19 @@ from collections.abc import Callable, Mapping
 from lerobot_grain._base.errors import DatasetFormatError, LeRobotGrainWarning
 from lerobot_grain._format.episodes import EpisodeTable
 from lerobot_grain._format.info import DatasetInfo, parse_info
-from lerobot_grain._format.texts import UnreadableTexts
-from lerobot_grain._repository import metadata_v2 as v2
-from lerobot_grain._repository.json_lines import pieces_of
-from lerobot_grain._repository.metadata import (
+from lerobot_grain._format.layout import (
+    EPISODES_FOLDER,
+    EPISODES_STATS_PATH_V2,
     INFO_PATH,
-    MAX_TASKS,
     STATS_PATH,
     SUBTASKS_PATH,
     TASKS_PATH,
-    read_episodes,
-    read_stats,
-    read_texts,
+    TASKS_PATH_V2,
 )
+from lerobot_grain._format.texts import UnreadableTexts
+from lerobot_grain._repository import metadata_v2 as v2
+from lerobot_grain._repository.json_lines import pieces_of
+from lerobot_grain._repository.metadata import MAX_TASKS, read_episodes, read_stats, read_texts
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.stats_file import Statistics
 from lerobot_grain._storage.base import Storage
@@ -111,7 +111,7 @@ def open_leniently(
     subtasks = _texts(lambda: read_texts(storage, listing, SUBTASKS_PATH, "subtask")) if SUBTASKS_PATH in listing else None
     stats: list[Statistics | None] = []
     odd: list[str] = []
-    if v2.EPISODES_STATS_PATH not in listing:
+    if EPISODES_STATS_PATH_V2 not in listing:
         # Small, and found in the cache when the Hub cannot be reached.
         try:
             found, odd_stats = read_stats(storage, info, episodes)
@@ -123,10 +123,10 @@ def open_leniently(
     notes = (
         *storage.notes,
         *(f"{INFO_PATH}: {note}" for note in (*info.notes, *_odd_totals(info, episodes))),
-        *(f"meta/episodes: {note}" for note in episodes.notes),
+        *(f"{EPISODES_FOLDER}: {note}" for note in episodes.notes),
         *(
             _note_of(texts.problem, storage, path)
-            for texts, path in ((tasks, v2.TASKS_PATH if is_v2 else TASKS_PATH), (subtasks, SUBTASKS_PATH))
+            for texts, path in ((tasks, TASKS_PATH_V2 if is_v2 else TASKS_PATH), (subtasks, SUBTASKS_PATH))
             if isinstance(texts, UnreadableTexts)
         ),
         *odd,

@@ -22,9 +22,9 @@ import numpy.typing as npt
 
 from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError, shown
 from lerobot_grain._format.info import TASK_KEY, Feature
+from lerobot_grain._format.layout import INFO_PATH
 from lerobot_grain._format.texts import UnreadableTexts
 from lerobot_grain._order.philox import shuffled_episodes
-from lerobot_grain._repository.metadata import INFO_PATH
 from lerobot_grain._repository.repository import Repository
 
 Integers = npt.NDArray[np.int64]

@@ -34,7 +34,6 @@ from lerobot_grain._storage.options import StorageOptions, StorageStatistics
 
 # The longest path that Linux opens.
 _MAX_PATH_LENGTH = 4096
-METADATA = "meta"
 _MAX_NAMED_FOLDERS = 8
 _EMPTY = "the file is empty (0 bytes): what wrote or copied it was interrupted"
 

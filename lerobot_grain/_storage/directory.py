@@ -15,7 +15,8 @@ from typing import Any
 
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import MissingFileError, StorageError
-from lerobot_grain._storage.base import METADATA, PROCESS_STATE_LOCK, Storage, check_path, is_readable_path, text_of_folders
+from lerobot_grain._format.layout import INFO_PATH, METADATA
+from lerobot_grain._storage.base import PROCESS_STATE_LOCK, Storage, check_path, is_readable_path, text_of_folders
 from lerobot_grain._storage.git_files import LfsPointer
 from lerobot_grain._storage.options import Counters, StorageOptions, StorageStatistics
 
@@ -125,4 +126,4 @@ def dataset_folders(root: str) -> list[str]:
         names = sorted(os.listdir(root))
     except OSError:
         return []
-    return [name for name in names if os.path.isfile(os.path.join(root, name, METADATA, "info.json"))]
+    return [name for name in names if os.path.isfile(os.path.join(root, name, INFO_PATH))]

@@ -16,7 +16,8 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from lerobot_grain._base.errors import InvalidRequestError, StorageError
-from lerobot_grain._storage.base import METADATA, Storage, is_readable_path
+from lerobot_grain._format.layout import INFO_PATH, METADATA, default_revisions
+from lerobot_grain._storage.base import Storage, is_readable_path
 from lerobot_grain._storage.directory import DirectoryStorage
 from lerobot_grain._storage.hub.address import DatasetRepository, HubRepository, ListedFile, is_offline, name_repository
 from lerobot_grain._storage.hub.bucket_storage import BUCKET_SCHEME, BucketStorage, HubBucket, commit_of_files, list_bucket, name_bucket
@@ -30,7 +31,6 @@ _HUB_URI = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/].*)|/(.*))?")
 _SPECIAL_REVISION = re.compile(r"refs/(?:convert/\w+|pr/\d+)(?=/|$)")
 # How addresses of pages on the Hub begin: `datasets/org/name` is no folder of a repository `datasets/org`.
 _KINDS = ("datasets", "models", "spaces", "buckets")
-_INFO_PATH = f"{METADATA}/info.json"
 
 
 class _HubName(NamedTuple):
@@ -113,7 +113,7 @@ def _open_on_hub(session: HubSession, name: _HubName) -> Storage:
         repository = session.api.repository  # by its new name
     storage = _make_hub_storage(repository, commit, listing)
     storage._process_state[os.getpid()] = session
-    if prefix and _INFO_PATH not in storage.list_metadata():
+    if prefix and INFO_PATH not in storage.list_metadata():
         raise StorageError(_without_dataset(storage) + storage.elsewhere())
     return storage
 
@@ -182,7 +182,7 @@ def _open_offline(named: DatasetRepository, name: _HubName) -> HubStorage:
             break
     else:
         revision, folder = next(iter(name.folders.items()))
-        wanted = f"{named.repo_id}@{revision or 'v3.x, v2.1, v2.0 or main'}"
+        wanted = f"{named.repo_id}@{revision or default_revisions()}"
         raise StorageError(
             f"{wanted}: HF_HUB_OFFLINE=1 and no such snapshot in the cache; unset it, or first run {repository.download_command(revision)}"
         )
@@ -190,7 +190,7 @@ def _open_offline(named: DatasetRepository, name: _HubName) -> HubStorage:
     if listing is None:
         listing = [ListedFile(path, size) for path, size in _snapshot(repository, commit).list_metadata().items()]
     storage = _make_hub_storage(repository, commit, listing)
-    if repository.prefix and _INFO_PATH not in storage.list_metadata():
+    if repository.prefix and INFO_PATH not in storage.list_metadata():
         raise StorageError(
             f"{_without_dataset(storage)} in the cache; with HF_HUB_OFFLINE=1 it cannot be fetched, so unset that, or first run "
             f"{repository.download_command(commit)}{storage.elsewhere()}"
@@ -201,7 +201,7 @@ def _open_offline(named: DatasetRepository, name: _HubName) -> HubStorage:
 def _without_dataset(storage: HubStorage) -> str:
     folder = storage.folder
     remedy = f" (a revision stands before the folder: hf://datasets/{storage.repository.repo_id}@REVISION/FOLDER)" if "@" in folder else ""
-    return f"{storage.description}: the repository has no dataset in its folder {folder}: there is no {folder}/{_INFO_PATH}{remedy}"
+    return f"{storage.description}: the repository has no dataset in its folder {folder}: there is no {folder}/{INFO_PATH}{remedy}"
 
 
 def _cached_files(repository: HubRepository, commit: str) -> list[ListedFile] | None:

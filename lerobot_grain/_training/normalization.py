@@ -31,8 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError, shown
-from lerobot_grain._repository.metadata import STATS_PATH
-from lerobot_grain._repository.metadata_v2 import EPISODES_STATS_PATH
+from lerobot_grain._repository.metadata import stats_path
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.stats_file import Statistics
 
@@ -216,9 +215,9 @@ def _check_shapes(
                 f"{repository.description}: {text}. If they are of one number that a transformation made of the feature, give them in "
                 "place of the dataset: normalizer(stats)"
             )
-        path = EPISODES_STATS_PATH if repository.info.codebase_version == "v2.1" else STATS_PATH
         raise DatasetFormatError(
-            f"{repository.description}, {path}: {text}. compute_stats(repository) makes others, for normalizer(repository, stats=...)"
+            f"{repository.description}, {stats_path(repository.info)}: {text}. compute_stats(repository) makes others, "
+            "for normalizer(repository, stats=...)"
         )
 
 

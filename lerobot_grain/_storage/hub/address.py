@@ -11,7 +11,6 @@ import functools
 import importlib.metadata
 import os
 import re
-from collections.abc import Iterable
 from typing import ClassVar, NamedTuple, NoReturn
 from urllib.parse import quote, unquote, urlsplit
 
@@ -26,8 +25,6 @@ from lerobot_grain._storage.options import StorageOptions
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # No user and password, which would come back in messages; a path, because mirrors may have one.
 _ENDPOINT = re.compile(r"https?://([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[\w./~-]*)?")
-# Of the versions of the format that are read.
-_VERSION_TAG = re.compile(r"v(2\.[01]|3\.[0-9]{1,9}(\.[0-9]{1,9})?)")
 _REPO_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
 
@@ -216,16 +213,6 @@ def disk_cache_directory(cache_dir: str) -> str:
     parent = constants.HF_HOME if cache_dir == usual else cache_dir
     root = os.environ.get("LEROBOT_GRAIN_CACHE") or os.path.join(parent, "lerobot_grain")
     return os.path.join(os.path.abspath(os.path.expanduser(root)), "ranges")
-
-
-def newest_version_tag(names: Iterable[str]) -> str:
-    """Returns the newest of `v3.x`, `v2.1` and `v2.0` by number, or "main" when there is none of them.
-
-    As lerobot does: a tag stands for a version of the format, and moves when a data set is uploaded again. Converters have made branches
-    of these names instead, so `names` are those of tags and branches. `main` may be anything.
-    """
-    found = [name for name in names if _VERSION_TAG.fullmatch(name)]
-    return max(found, key=lambda tag: [int(number) for number in tag[1:].split(".")], default="main")
 
 
 def is_offline() -> bool:

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lerobot_grain._base.errors import StorageError
+from lerobot_grain._format.layout import INFO_PATH
 from lerobot_grain._storage.git_files import hash_in
 from lerobot_grain._storage.http.cancellation import CHECK_SECONDS
 from lerobot_grain._storage.http.client import MAX_HOPS, Deadline, RequestsEndedError, Transport
@@ -34,8 +35,6 @@ _MAX_JSON_BYTES = 32 * 1024 * 1024
 _MAX_PAGES = 1000
 # Tags and branches in a message.
 _MAX_NAMED = 20
-# Where there is a dataset, `meta/info.json` lies in it.
-_INFO_PATH = "/meta/info.json"
 
 _NEXT_PAGE = re.compile(r'<([^<>]*)>\s*;\s*rel="?next"?')
 
@@ -327,4 +326,5 @@ def _folders_in(found: object) -> list[str]:
     """Returns the folders with a dataset in what the Hub says of a commit: `siblings` are all its files."""
     siblings = found.get("siblings") if isinstance(found, dict) else None
     names = [sibling.get("rfilename") for sibling in siblings if isinstance(sibling, dict)] if isinstance(siblings, list) else []
-    return sorted(cut(name.removesuffix(_INFO_PATH)) for name in names if isinstance(name, str) and name.endswith(_INFO_PATH))
+    ending = f"/{INFO_PATH}"
+    return sorted(cut(name.removesuffix(ending)) for name in names if isinstance(name, str) and name.endswith(ending))

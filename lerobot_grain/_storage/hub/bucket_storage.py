@@ -25,14 +25,13 @@ from urllib.parse import quote
 
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import InvalidRequestError, MissingFileError, StorageError
-from lerobot_grain._storage.base import METADATA, check_path
+from lerobot_grain._format.layout import FOLDERS, METADATA
+from lerobot_grain._storage.base import check_path
 from lerobot_grain._storage.hub.address import HubRepository, ListedFile, name_repository
 from lerobot_grain._storage.hub.session import HubSession, OnHub
 from lerobot_grain._storage.options import StorageOptions
 
 BUCKET_SCHEME = "hf://buckets/"
-# The folders of the format. lerobot has always written these, although info.json could name others.
-_FOLDERS = ("meta", "data", "videos")
 _BUCKET_URI = re.compile(r"hf://buckets/([^/]+/[^/]+)/?(.*)")
 # Ends the messages about a file that is not the one that was pinned.
 CHANGED = (
@@ -94,7 +93,7 @@ def list_bucket(session: HubSession, bucket: HubBucket) -> list[ListedFile]:
       StorageError: the bucket does not exist, is not accessible, or lists files without a hash.
     """
     files = []
-    for folder in _FOLDERS:
+    for folder in FOLDERS:
         for file in session.api.list_tree("", folder):
             if not file.xet_hash:
                 path = bucket.prefix + file.path

@@ -23,8 +23,9 @@ import uuid
 from collections.abc import Mapping
 
 from lerobot_grain._base.versions import cached_repo_tree
+from lerobot_grain._format.layout import newest_version_tag
 from lerobot_grain._storage.git_files import blob_name_of, hash_in
-from lerobot_grain._storage.hub.address import COMMIT, HubRepository, ListedFile, newest_version_tag
+from lerobot_grain._storage.hub.address import COMMIT, HubRepository, ListedFile
 
 # The names of unfinished files, ours and those of huggingface_hub 1.x, which nobody goes on with; and how long the slowest is written.
 _UNFINISHED, _UNFINISHED_SECONDS = re.compile(r"\.[0-9a-f]{8}\.incomplete$"), 86400.0

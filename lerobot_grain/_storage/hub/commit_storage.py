@@ -15,7 +15,8 @@ from typing import Any
 
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import LeRobotGrainError, LeRobotGrainWarning, MissingFileError, StorageError
-from lerobot_grain._storage.base import METADATA, check_path, text_of_folders
+from lerobot_grain._format.layout import METADATA
+from lerobot_grain._storage.base import check_path, text_of_folders
 from lerobot_grain._storage.directory import DirectoryStorage, dataset_folders
 from lerobot_grain._storage.disk_cache import DiskCache
 from lerobot_grain._storage.git_files import LfsPointer, blob_name, hash_in, hash_like, lfs_pointer

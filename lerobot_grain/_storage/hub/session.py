@@ -34,6 +34,7 @@ from concurrent.futures import Future
 
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import LeRobotGrainError, StorageError
+from lerobot_grain._format.layout import newest_version_tag
 from lerobot_grain._storage.base import PROCESS_STATE_LOCK, Storage
 from lerobot_grain._storage.disk_cache import DiskCache
 from lerobot_grain._storage.git_files import MAX_POINTER_BYTES, LfsPointer, blob_name, hash_in, hash_like, lfs_pointer
@@ -53,7 +54,7 @@ from lerobot_grain._storage.http.responses import (
     origin_of,
     size_in,
 )
-from lerobot_grain._storage.hub.address import HubRepository, ListedFile, disk_cache_directory, is_offline, newest_version_tag
+from lerobot_grain._storage.hub.address import HubRepository, ListedFile, disk_cache_directory, is_offline
 from lerobot_grain._storage.hub.api import HubApi, circle
 from lerobot_grain._storage.options import StorageStatistics
 
