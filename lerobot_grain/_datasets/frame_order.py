@@ -19,6 +19,7 @@ import grain
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.errors import InvalidRequestError, StateMismatchError
 from lerobot_grain._order.shuffle import ORDER_VERSION, EpochOrder, FrameOrder, Shuffle, default_clip_length
 from lerobot_grain._repository.repository import Repository
@@ -62,14 +63,13 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
         shard_options: grain.sharding.ShardOptions = grain.sharding.NoSharding(),  # noqa: B008 (a frozen value)
     ) -> None:
         super().__init__()
-        if num_epochs is not None and (not isinstance(num_epochs, int) or isinstance(num_epochs, bool) or num_epochs < 1):
-            raise InvalidRequestError(f"num_epochs={num_epochs!r}: expected an int >= 1, or None for an endless stream")
+        if num_epochs is not None:
+            check_int("num_epochs", num_epochs, least=1, otherwise=", or None for an endless stream")
         if shuffle is not None and shuffle.clip_length is None:
             shuffle = replace(shuffle, clip_length=default_clip_length(repository.gop_length()))
         table = repository.episodes
         for name, count in (("drop_first_frames", drop_first_frames), ("drop_last_frames", drop_last_frames)):
-            if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-                raise InvalidRequestError(f"{name}={count!r}: expected an int >= 0")
+            check_int(name, count, least=0)
         selected = select_episodes(repository, episodes)
         dropped = drop_first_frames + drop_last_frames
         selected = selected[table.lengths[selected] > dropped]

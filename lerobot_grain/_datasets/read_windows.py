@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import grain
 
+from lerobot_grain._base.arguments import check_int, is_int
 from lerobot_grain._base.errors import InvalidRequestError, StorageError
 from lerobot_grain._datasets.delta_timestamps import (
     DeltaTimestamps,
@@ -120,8 +121,7 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
         Raises:
           InvalidRequestError: `batch_size` is not an int >= 1.
         """
-        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-            raise InvalidRequestError(f"batch(batch_size={batch_size!r}): expected an int >= 1")
+        check_int("batch_size", batch_size, least=1, of="batch")
         if batch_fn is not None:
             return super().batch(batch_size, drop_remainder=drop_remainder, batch_fn=batch_fn)
         return _BatchIterDataset(self, batch_size, drop_remainder=drop_remainder)
@@ -485,6 +485,6 @@ def _checked_image_size(image_size: tuple[int, int] | None) -> tuple[int, int] |
         height, width = image_size
     except (TypeError, ValueError):
         height = width = 0
-    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in (height, width)):
+    if not all(is_int(n, least=1) for n in (height, width)):
         raise InvalidRequestError(f"image_size={image_size!r}: expected (height, width) in pixels")
     return height, width

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lerobot_grain._base.arguments import is_int
 from lerobot_grain._base.errors import DatasetFormatError, shown
 
 # Dtypes of low-dimensional features, by their names in info.json, which are NumPy's.
@@ -129,7 +130,7 @@ def parse_feature(key: str, description: object, *, where: str, notes: list[str]
         raise DatasetFormatError(
             f"{where}: feature {key!r} has dtype {shown(dtype)}; expected a NumPy dtype such as float32, or string, image, video, language"
         )
-    if not isinstance(shape, list) or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape):
+    if not isinstance(shape, list) or not all(is_int(n, least=0) for n in shape):
         raise DatasetFormatError(f"{where}: feature {key!r} has shape {shown(shape)}; expected a list of integers >= 0")
     if len(shape) > _MAX_DIMENSIONS or math.prod(max(n, 1) for n in shape) > _MAX_VALUES:
         raise DatasetFormatError(

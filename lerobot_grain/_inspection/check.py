@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError, LeRobotGrainError, shown
 from lerobot_grain._format.episodes import FileSpans
 from lerobot_grain._format.features import camera_encoding
@@ -25,8 +25,6 @@ from lerobot_grain._order.shuffle import LONG_GOP, default_clip_length
 from lerobot_grain._reading.daemon_pool import DaemonPool
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import select_episodes
-
-Integers = npt.NDArray[np.int64]
 
 # A row needs its whole row group. The 64 parts of the default shuffle read in 64 groups side by side, which at this size is the half of the
 # default memory budget.
@@ -146,8 +144,8 @@ def check(repository: Repository, *, max_files: int | None = None, on_progress: 
       InvalidRequestError: `max_files` is not an int >= 1.
       StorageError: `meta/` cannot be read any more. A file that cannot be read is a finding.
     """
-    if max_files is not None and (not isinstance(max_files, int) or isinstance(max_files, bool) or max_files < 1):
-        raise InvalidRequestError(f"check(max_files={max_files!r}): expected an int >= 1, or None for all")
+    if max_files is not None:
+        check_int("max_files", max_files, least=1, of="check", otherwise=", or None for all")
     episodes = repository.episodes
     spans: dict[str | None, FileSpans] = {None: episodes.data}
     spans |= {key: video.files for key, video in episodes.videos.items()}

@@ -12,7 +12,8 @@ from __future__ import annotations
 import enum
 
 import numpy as np
-import numpy.typing as npt
+
+from lerobot_grain._base.arrays import Integers
 
 
 class Stream(enum.IntEnum):
@@ -32,9 +33,7 @@ class Stream(enum.IntEnum):
 _STREAMS = 4
 
 
-def permutation(
-    length: int, stream: Stream, *, seed: int, epoch: int = 0, group: int = 0, block: int = 0, part: int = 0
-) -> npt.NDArray[np.int64]:
+def permutation(length: int, stream: Stream, *, seed: int, epoch: int = 0, group: int = 0, block: int = 0, part: int = 0) -> Integers:
     """Returns a permutation of `range(length)`, int64 `(length,)`: the order of that many words; equal words keep their order.
 
     Args:
@@ -49,6 +48,6 @@ def permutation(
     return np.argsort(words, kind="stable")
 
 
-def shuffled_episodes(num_episodes: int, *, seed: int) -> npt.NDArray[np.int64]:
+def shuffled_episodes(num_episodes: int, *, seed: int) -> Integers:
     """Returns the episodes in the order in which `train_eval_split` draws them. It stays the same when others are added at the end."""
     return permutation(num_episodes, Stream.SPLIT, seed=seed)

@@ -10,16 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arrays import Integers, read_only
 from lerobot_grain._base.errors import InvalidRequestError
 
-Frames = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
-Array = TypeVar("Array", Frames, Mask)
 
 # lerobot's default: a delta may be off a whole number of frames by this many seconds.
 TOLERANCE_SECONDS = 1e-4
@@ -41,7 +39,7 @@ class WindowRequest:
     row: int
     episode: int
     frame: int
-    frames: Mapping[str, Frames]
+    frames: Mapping[str, Integers]
     is_pad: Mapping[str, Mask]
 
 
@@ -56,16 +54,16 @@ class WindowBlock:
       is_pad: feature key -> bool `(examples, time)`.
     """
 
-    episodes: Frames
-    frames: Frames
-    windows: Mapping[str, Frames]
+    episodes: Integers
+    frames: Integers
+    windows: Mapping[str, Integers]
     is_pad: Mapping[str, Mask]
 
     def __len__(self) -> int:
         return len(self.episodes)
 
     def __getitem__(self, examples: slice) -> WindowBlock:
-        cut: dict[int, Frames] = {id(window): window[examples] for window in self.windows.values()}
+        cut: dict[int, Integers] = {id(window): window[examples] for window in self.windows.values()}
         return WindowBlock(
             self.episodes[examples],
             self.frames[examples],
@@ -77,14 +75,14 @@ class WindowBlock:
 class WindowOffsets:
     """The offsets of every windowed feature, as `request` and `block` need them. Immutable."""
 
-    def __init__(self, offsets: Mapping[str, Frames]) -> None:
+    def __init__(self, offsets: Mapping[str, Integers]) -> None:
         self._offsets = dict(offsets)
         # Features with equal offsets share the arrays of a request.
         distinct: dict[tuple[int, ...], list[str]] = {}
         for key, values in self._offsets.items():
             distinct.setdefault(tuple(values.tolist()), []).append(key)
         self._distinct = [
-            (min(values), max(values), np.array(values, np.int64), keys, _read_only(np.zeros(len(values), np.bool_)))
+            (min(values), max(values), np.array(values, np.int64), keys, read_only(np.zeros(len(values), np.bool_)))
             for values, keys in distinct.items()
         ]
 
@@ -94,14 +92,14 @@ class WindowOffsets:
 
     def request(self, *, row: int, episode: int, frame: int, length: int) -> WindowRequest:
         """Returns the windows of the anchor `frame` in an episode of `length` frames."""
-        frames: dict[str, Frames] = {}
+        frames: dict[str, Integers] = {}
         is_pad: dict[str, Mask] = {}
         for least, most, values, keys, no_pad in self._distinct:
             wanted = values + frame
             if frame + least >= 0 and frame + most < length:
                 mask = no_pad
             else:
-                mask = _read_only((wanted < 0) | (wanted >= length))
+                mask = read_only((wanted < 0) | (wanted >= length))
                 np.clip(wanted, 0, length - 1, out=wanted)
             wanted.flags.writeable = False
             for key in keys:
@@ -109,14 +107,14 @@ class WindowOffsets:
                 is_pad[key] = mask
         return WindowRequest(row, episode, frame, frames, is_pad)
 
-    def block(self, *, episodes: Frames, frames: Frames, lengths: Frames) -> WindowBlock:
+    def block(self, *, episodes: Integers, frames: Integers, lengths: Integers) -> WindowBlock:
         """Returns the windows of anchors.
 
         Args:
           episodes, frames: int64 `(examples,)`, of the anchors.
           lengths: int64 `(examples,)`, of their episodes.
         """
-        windows: dict[str, Frames] = {}
+        windows: dict[str, Integers] = {}
         is_pad: dict[str, Mask] = {}
         for _, _, values, keys, _ in self._distinct:
             wanted = frames[:, None] + values
@@ -138,7 +136,7 @@ def stack_requests(requests: Sequence[WindowRequest]) -> WindowBlock:
     )
 
 
-def first_problem(block: WindowBlock, positions: Frames, lengths: Frames, *, shown_episodes: str) -> tuple[int, str] | None:
+def first_problem(block: WindowBlock, positions: Integers, lengths: Integers, *, shown_episodes: str) -> tuple[int, str] | None:
     """Returns the first request that asks for what is not there, and what that is; `None` if there is none.
 
     Args:
@@ -191,7 +189,7 @@ def window_offsets(
         if not deltas:
             raise InvalidRequestError(f"delta_timestamps[{key!r}] is empty; expected at least one delta in seconds, such as [0.0]")
         values = [_offset(key, delta, fps=fps, tolerance_seconds=tolerance_seconds) for delta in deltas]
-        offsets[key] = _read_only(np.array(values, np.int64))
+        offsets[key] = read_only(np.array(values, np.int64))
     return WindowOffsets(offsets)
 
 
@@ -270,8 +268,3 @@ def _frames(delta: object, fps: float) -> float:
         return float(delta) * fps
     except OverflowError:
         return math.nan
-
-
-def _read_only(array: Array) -> Array:
-    array.flags.writeable = False
-    return array

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.errors import InvalidRequestError, LeRobotGrainError
 from lerobot_grain._order.windows import WindowBlock, mask_keys
 from lerobot_grain._reading.array_pool import RecycledArrays
@@ -73,8 +74,7 @@ class ReadOptions:
             value = getattr(self, name)
             if value is None and name == "num_decode_threads":
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InvalidRequestError(f"ReadOptions({name}={value!r}): expected an int >= 1")
+            check_int(name, value, least=1, of="ReadOptions")
 
 
 @dataclass(eq=False, slots=True)

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError
 from lerobot_grain._datasets.read_windows import LeRobotIterDataset
 from lerobot_grain._reading.batches import is_mask_of
@@ -74,8 +75,7 @@ def compute_stats(
       DatasetFormatError: a value is not finite, or a file is not what the metadata says.
       StorageError: the bytes could not be had.
     """
-    if not isinstance(camera_frames, int) or isinstance(camera_frames, bool) or camera_frames < 1:
-        raise InvalidRequestError(f"camera_frames={camera_frames!r}: expected an int >= 1")
+    check_int("camera_frames", camera_frames, least=1)
     declared = repository.features
     keys = [key for key, feature in declared.items() if feature.is_array] if features is None else features
     selection = select_features(repository, keys)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._format.episodes import EpisodeTable
@@ -19,8 +20,6 @@ from lerobot_grain._video.codecs.track import VideoFormat
 from lerobot_grain._video.mp4 import SampleTable
 from lerobot_grain._video.row_frames import ReadTimestamps, link_rows
 from lerobot_grain._video.small_mp4 import Unit, unit_of_frames
-
-Integers = npt.NDArray[np.int64]
 
 
 class VideoFile:

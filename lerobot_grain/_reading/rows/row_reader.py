@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import DatasetFormatError, LeRobotGrainError, LeRobotGrainWarning
 from lerobot_grain._format.info import Feature
 from lerobot_grain._order.windows import WindowBlock
@@ -43,8 +44,6 @@ from lerobot_grain._reading.rows.data_files import (
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import Selection
 from lerobot_grain._video.decoder import decode_depth_image, decode_image
-
-Integers = npt.NDArray[np.int64]
 
 # Opened data files that are kept: so many bytes of them, and so many of them at least.
 _MAX_OPEN_BYTES, _MIN_OPEN_DATA_FILES = 64 << 20, 256
