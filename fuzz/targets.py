@@ -109,7 +109,7 @@ def _run_mp4(data: bytes) -> None:
         read_timestamps=lambda episodes: [np.arange(_EPISODES.lengths[episode]) / FPS for episode in episodes],
         where=_WHERE,
     )
-    for gop in (0, len(table.keys) // 2, len(table.keys) - 1):
+    for gop in (0, len(table.key_samples) // 2, len(table.key_samples) - 1):
         frames_of_gop = video.frames_of(gop)
         for wanted_frames in (frames_of_gop, frames_of_gop[:1]):
             if not wanted_frames:

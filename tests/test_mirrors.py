@@ -18,7 +18,7 @@ import lerobot_grain as lg
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._repository import metadata
 from lerobot_grain._storage.git_files import blob_name, blob_name_of, git_blob_id, hash_in
-from lerobot_grain._storage.http.responses import Answer, RangeSource, TransientFailure, accept_range
+from lerobot_grain._storage.http.responses import RangeSource, Response, RetryableError, accept_range
 from lerobot_grain._storage.hub import client_cache
 from lerobot_grain._storage.hub.address import disk_cache_directory, name_repository
 from lerobot_grain._storage.hub.client_cache import cached_commit
@@ -465,8 +465,8 @@ def test_a_mirror_that_sends_pointers(served, hub, mirror, directory, expected, 
 )
 def test_answers_that_may_be_pointers(status, headers, expected):
     source = RangeSource("http://localhost/x", {}, file_bytes=5000)
-    with contextlib.suppress(TransientFailure):
-        accept_range(Answer(status, headers), source=source, asked=ByteRange(0, 5000))
+    with contextlib.suppress(RetryableError):
+        accept_range(Response(status, headers), source=source, asked=ByteRange(0, 5000))
     assert source.may_be_pointer == expected
 
 

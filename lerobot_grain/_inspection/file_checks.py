@@ -235,7 +235,7 @@ def _starts_of_episodes(file: VideoFile, repository: Repository, episodes: Integ
             "lerobot refuses it"
         )
         findings.append(_about_video(file, "from_timestamp", regular[late], text))
-    if (odd := regular[~np.isin(table.presentation[first], table.keys) & (first > 0)]).size:
+    if (odd := regular[~np.isin(table.presentation[first], table.key_samples) & (first > 0)]).size:
         text = (
             f"episode {file.number_of(odd.item(0))} does not begin at a key frame, as an episode that was recorded by itself does; if the "
             "episodes before it have more frames than the table says, its frames are theirs"

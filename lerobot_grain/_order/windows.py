@@ -49,25 +49,25 @@ class WindowBlock:
 
     Attributes:
       episodes: int64 `(examples,)`, positions in the episode table.
-      frames: int64 `(examples,)`, frames of the anchors in their episodes.
-      windows: feature key -> int64 `(examples, time)`, as `WindowRequest.frames`. Features with equal windows share the array.
+      anchor_frames: int64 `(examples,)`, frames of the anchors in their episodes.
+      frames: feature key -> int64 `(examples, time)`, as `WindowRequest.frames`. Features with equal windows share the array.
       is_pad: feature key -> bool `(examples, time)`.
     """
 
     episodes: Integers
-    frames: Integers
-    windows: Mapping[str, Integers]
+    anchor_frames: Integers
+    frames: Mapping[str, Integers]
     is_pad: Mapping[str, Mask]
 
     def __len__(self) -> int:
         return len(self.episodes)
 
     def __getitem__(self, examples: slice) -> WindowBlock:
-        cut: dict[int, Integers] = {id(window): window[examples] for window in self.windows.values()}
+        cut: dict[int, Integers] = {id(window): window[examples] for window in self.frames.values()}
         return WindowBlock(
             self.episodes[examples],
-            self.frames[examples],
-            {key: cut[id(window)] for key, window in self.windows.items()},
+            self.anchor_frames[examples],
+            {key: cut[id(window)] for key, window in self.frames.items()},
             {key: mask[examples] for key, mask in self.is_pad.items()},
         )
 
@@ -126,7 +126,7 @@ class WindowOffsets:
 
 
 def stack_requests(requests: Sequence[WindowRequest]) -> WindowBlock:
-    """Returns the block of requests that fit together (`fits_together`); its episodes are numbers, as those of the requests."""
+    """Returns the block of requests that fit together (`same_windows`); its episodes are numbers, as those of the requests."""
     first = requests[0]
     return WindowBlock(
         np.array([request.episode for request in requests], np.int64),
@@ -136,7 +136,7 @@ def stack_requests(requests: Sequence[WindowRequest]) -> WindowBlock:
     )
 
 
-def first_problem(block: WindowBlock, positions: Integers, lengths: Integers, *, shown_episodes: str) -> tuple[int, str] | None:
+def first_invalid(block: WindowBlock, positions: Integers, lengths: Integers, *, shown_episodes: str) -> tuple[int, str] | None:
     """Returns the first request that asks for what is not there, and what that is; `None` if there is none.
 
     Args:
@@ -145,12 +145,12 @@ def first_problem(block: WindowBlock, positions: Integers, lengths: Integers, *,
       lengths: int64 `(episodes,)`, of the episodes of the data set.
       shown_episodes: which episodes there are, for the message.
     """
-    if empty := [key for key, window in block.windows.items() if window.shape[1] == 0]:
+    if empty := [key for key, window in block.frames.items() if window.shape[1] == 0]:
         return 0, f"the window of {empty[0]!r} is empty; expected at least one frame"
     no_episode = positions < 0
     stops = lengths[np.where(no_episode, 0, positions)]
-    is_bad = no_episode | (block.frames < 0) | (block.frames >= stops)
-    for window in block.windows.values():
+    is_bad = no_episode | (block.anchor_frames < 0) | (block.anchor_frames >= stops)
+    for window in block.frames.values():
         is_bad |= ((window < 0) | (window >= stops[:, None])).any(axis=1)
     if not is_bad.any():
         return None
@@ -158,12 +158,12 @@ def first_problem(block: WindowBlock, positions: Integers, lengths: Integers, *,
     episode = block.episodes.item(index)
     if no_episode[index]:
         return index, f"there is no episode {episode}; the data set has episodes {shown_episodes}"
-    asked = {"frame": block.frames[index : index + 1]} | {f"frames[{key!r}]": window[index] for key, window in block.windows.items()}
+    asked = {"frame": block.anchor_frames[index : index + 1]} | {f"frames[{key!r}]": window[index] for key, window in block.frames.items()}
     name, frames = next((name, frames) for name, frames in asked.items() if ((frames < 0) | (frames >= stops[index])).any())
     return index, f"{name} is {frames.tolist()}; expected frames of episode {episode}, which are 0 to {stops.item(index) - 1}"
 
 
-def fits_together(one: WindowRequest, other: WindowRequest) -> bool:
+def same_windows(one: WindowRequest, other: WindowRequest) -> bool:
     """Returns whether two requests have windows of the same features and lengths."""
     return one.frames.keys() == other.frames.keys() and all(len(window) == len(other.frames[key]) for key, window in one.frames.items())
 

@@ -38,7 +38,7 @@ _RANGE = re.compile(r"\s*([0-9]{1,12})?\s*:\s*([0-9]{1,12})?\s*")
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class FeatureSelection:
     """Which features are read.
 
     Attributes:
@@ -97,7 +97,7 @@ class Episode:
         return self._column(column)[self._position]
 
 
-def select_features(repository: Repository, features: Iterable[str] | None) -> Selection:
+def select_features(repository: Repository, features: Iterable[str] | None) -> FeatureSelection:
     """Returns what `features=` selects.
 
     Raises:
@@ -134,7 +134,7 @@ def select_features(repository: Repository, features: Iterable[str] | None) -> S
             raise DatasetFormatError(
                 f"{table.problem}. " + _without([other for other in keys if other != key], [key], is_asked=features is not None)
             )
-    return Selection(
+    return FeatureSelection(
         columns=tuple(feature for feature in chosen if not feature.is_video),
         videos=tuple(feature for feature in chosen if feature.is_video),
         texts=texts,

@@ -125,7 +125,7 @@ class Storage(abc.ABC):
     def close(self) -> None:
         """Closes the connections of this process. A later call makes new ones; a call that is under way in another thread fails at once.
 
-        To end the calls of some threads only, such as those of one reader, there is `RequestScope`.
+        To end the calls of some threads only, such as those of one reader, there is `CancelScope`.
         """
 
     @property

@@ -19,8 +19,8 @@ from lerobot_grain._base.errors import InvalidRequestError, StorageError
 from lerobot_grain._format.layout import INFO_PATH, METADATA, default_revisions
 from lerobot_grain._storage.base import Storage, is_readable_path
 from lerobot_grain._storage.directory import DirectoryStorage
-from lerobot_grain._storage.hub.address import DatasetRepository, HubRepository, ListedFile, is_offline, name_repository
-from lerobot_grain._storage.hub.bucket_storage import BUCKET_SCHEME, BucketStorage, HubBucket, commit_of_files, list_bucket, name_bucket
+from lerobot_grain._storage.hub.address import HubAddress, ListedFile, RepositoryAddress, is_offline, name_repository
+from lerobot_grain._storage.hub.bucket_storage import BUCKET_SCHEME, BucketAddress, BucketStorage, commit_of_files, list_bucket, name_bucket
 from lerobot_grain._storage.hub.client_cache import cached_commit, cached_listing, snapshot_directory
 from lerobot_grain._storage.hub.commit_storage import HubStorage
 from lerobot_grain._storage.hub.session import HubSession
@@ -118,7 +118,7 @@ def _open_on_hub(session: HubSession, name: _HubName) -> Storage:
     return storage
 
 
-def _open_bucket(bucket: HubBucket) -> Storage:
+def _open_bucket(bucket: BucketAddress) -> Storage:
     if bucket.prefix and not is_readable_path(bucket.prefix[:-1]):
         raise InvalidRequestError(f"{bucket.at('')}: {bucket.prefix[:-1]!r} is no folder of a bucket")
     session = HubSession(bucket)
@@ -174,7 +174,7 @@ def _prefix(folder: str) -> str:
     return f"{folder}/" if folder else ""
 
 
-def _open_offline(named: DatasetRepository, name: _HubName) -> HubStorage:
+def _open_offline(named: RepositoryAddress, name: _HubName) -> HubStorage:
     for revision, folder in name.folders.items():
         repository = dataclasses.replace(named, prefix=_prefix(folder))
         commit = cached_commit(repository, revision)
@@ -204,7 +204,7 @@ def _without_dataset(storage: HubStorage) -> str:
     return f"{storage.description}: the repository has no dataset in its folder {folder}: there is no {folder}/{INFO_PATH}{remedy}"
 
 
-def _cached_files(repository: HubRepository, commit: str) -> list[ListedFile] | None:
+def _cached_files(repository: HubAddress, commit: str) -> list[ListedFile] | None:
     """Returns the files of `meta/` in the list of the commit in the cache of huggingface_hub; None if there is none."""
     listing, prefix = cached_listing(repository, commit), repository.prefix
     if listing is None:
@@ -213,11 +213,11 @@ def _cached_files(repository: HubRepository, commit: str) -> list[ListedFile] | 
     return [file._replace(path=path.removeprefix(prefix)) for path, file in listing.items() if path.startswith(beginning)]
 
 
-def _make_hub_storage(repository: HubRepository, commit: str, listing: Iterable[ListedFile]) -> HubStorage:
+def _make_hub_storage(repository: HubAddress, commit: str, listing: Iterable[ListedFile]) -> HubStorage:
     metadata = tuple(sorted(file for file in listing if file.path.startswith(f"{METADATA}/") and is_readable_path(file.path)))
     return HubStorage(repository.at(commit), commit, repository.options, repository, _snapshot(repository, commit), metadata)
 
 
-def _snapshot(repository: HubRepository, commit: str) -> DirectoryStorage:
+def _snapshot(repository: HubAddress, commit: str) -> DirectoryStorage:
     root = os.path.join(snapshot_directory(repository, commit), *repository.prefix.split("/")[:-1])
     return DirectoryStorage(f"{repository.at(commit)} in {root}", root, repository.options, commit)

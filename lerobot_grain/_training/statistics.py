@@ -36,7 +36,7 @@ from lerobot_grain._reading.rows.data_files import (
     place_of_row,
 )
 from lerobot_grain._repository.repository import Repository
-from lerobot_grain._repository.selection import EpisodeSelection, Selection, select_episodes, select_features
+from lerobot_grain._repository.selection import EpisodeSelection, FeatureSelection, select_episodes, select_features
 from lerobot_grain._training.running_statistics import RunningStats
 
 Stats = dict[str, dict[str, npt.NDArray[np.float64]]]
@@ -83,7 +83,7 @@ def compute_stats(
         raise InvalidRequestError(f"{repository.description}: {odd[0]!r} is text, which has no statistics; leave it out of features")
     selected = select_episodes(repository, episodes)
     cameras = [key for key in selection.keys if declared[key].is_camera]
-    stats = _of_rows(repository, Selection(tuple(f for f in selection.columns if not f.is_camera), (), ()), selected)
+    stats = _of_rows(repository, FeatureSelection(tuple(f for f in selection.columns if not f.is_camera), (), ()), selected)
     if cameras:
         examples = iter(LeRobotIterDataset(repository, episodes=selected, features=cameras, num_epochs=1))
         try:
@@ -188,7 +188,7 @@ class _Run:
     wanted: npt.NDArray[np.bool_]
 
 
-def _of_rows(repository: Repository, selection: Selection, selected: npt.NDArray[np.int64]) -> Stats:
+def _of_rows(repository: Repository, selection: FeatureSelection, selected: npt.NDArray[np.int64]) -> Stats:
     if not selection.columns:
         return {}
     running: dict[str, RunningStats] = {}
@@ -214,7 +214,7 @@ def _ahead(pool: Executor, make: Callable[[Given], Made], given: Iterable[Given]
         yield waiting.popleft().result()
 
 
-def _runs(repository: Repository, number: int, selection: Selection, selected: npt.NDArray[np.int64]) -> list[_Run]:
+def _runs(repository: Repository, number: int, selection: FeatureSelection, selected: npt.NDArray[np.int64]) -> list[_Run]:
     """Opens a data file, and returns what is to be read of it."""
     file = open_data_file(repository, number)
     held = repository.episodes.data.episodes_in(number)
@@ -234,7 +234,7 @@ def _runs(repository: Repository, number: int, selection: Selection, selected: n
     return runs
 
 
-def _load(repository: Repository, run: _Run, selection: Selection) -> dict[str, npt.NDArray[Any]]:
+def _load(repository: Repository, run: _Run, selection: FeatureSelection) -> dict[str, npt.NDArray[Any]]:
     """Returns feature key -> the wanted rows of a run, `(rows, *shape)`.
 
     Raises:

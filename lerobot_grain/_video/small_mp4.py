@@ -61,7 +61,7 @@ class Unit(NamedTuple):
 
 def unit_of_frames(table: SampleTable, gop: int, frames: Integers) -> Unit:
     """Returns the unit that gives `frames`, int64 `(k,)`, ascending frames of the file, all with `gop_of_frame` == gop."""
-    key = table.keys.item(gop)
+    key = table.key_samples.item(gop)
     if table.is_plain:
         # Stored in the order of presentation: no leading pictures, a picture's rank is its place.
         last = frames.item(-1)

@@ -375,4 +375,4 @@ class CameraReader:
 
     def _window(self, block: WindowBlock) -> Integers:
         """Returns int64 `(examples, time)`: the frames of the episode that the camera's windows consist of."""
-        return block.windows.get(self._camera, block.frames[:, None])
+        return block.frames.get(self._camera, block.anchor_frames[:, None])

@@ -45,7 +45,7 @@ class ListedFile(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class HubRepository(abc.ABC):
+class HubAddress(abc.ABC):
     """Names something on the Hub that holds files, and how it is read: a data set, or a bucket. Of each file one *version* is read.
 
     The token is what the user gave: None (of the environment, the normal case), True, False, or the token itself. Only in the last case it
@@ -134,7 +134,7 @@ class HubRepository(abc.ABC):
         return name if name != self.repo_id else None
 
     def fail(self, kind: str, subject: str, detail: str = "") -> NoReturn:
-        """Raises the error for what `_kind_of_answer` returned; `detail` is the text for what has none here."""
+        """Raises the error for what `kind_of_answer` returned; `detail` is the text for what has none here."""
         page = f"{self.endpoint}/{self.kind}/{self.repo_id}"
         texts = {
             "gated": f"{self.repo_id} is gated: ask for access on its page {page} and pass a token ({self._token_hint()})",
@@ -158,7 +158,7 @@ class HubRepository(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class DatasetRepository(HubRepository):
+class RepositoryAddress(HubAddress):
     """Names a data set repository; the version of each of its files is a commit."""
 
     kind = "datasets"
@@ -180,8 +180,8 @@ class DatasetRepository(HubRepository):
 
 def name_repository(
     repo_id: str, *, endpoint: str | None, cache_dir: str | os.PathLike[str] | None, token: str | bool | None, options: StorageOptions
-) -> DatasetRepository:
-    """Returns a checked `DatasetRepository`; what is None is taken from the environment, as huggingface_hub does it.
+) -> RepositoryAddress:
+    """Returns a checked `RepositoryAddress`; what is None is taken from the environment, as huggingface_hub does it.
 
     Raises:
       InvalidRequestError: no such repository, endpoint or token can exist.
@@ -200,7 +200,7 @@ def name_repository(
             "token: expected printable characters without blanks around them; pass None for the one of the environment"
         )
     directory = os.path.abspath(os.path.expanduser(cache_dir or huggingface_hub.constants.HF_HUB_CACHE))
-    return DatasetRepository(repo_id, endpoint, directory, token, options)
+    return RepositoryAddress(repo_id, endpoint, directory, token, options)
 
 
 def disk_cache_directory(cache_dir: str) -> str:

@@ -26,9 +26,9 @@ from lerobot_grain._base.errors import StorageError
 from lerobot_grain._format.layout import INFO_PATH
 from lerobot_grain._storage.git_files import hash_in
 from lerobot_grain._storage.http.cancellation import CHECK_SECONDS
-from lerobot_grain._storage.http.client import MAX_HOPS, Deadline, RequestsEndedError, Transport
-from lerobot_grain._storage.http.responses import REDIRECTS, Answer, TransientFailure, cut, describe_url, next_hop, origin_of
-from lerobot_grain._storage.hub.address import COMMIT, HubRepository, ListedFile
+from lerobot_grain._storage.http.client import MAX_HOPS, Deadline, HttpClient, RequestCancelledError
+from lerobot_grain._storage.http.responses import REDIRECTS, Response, RetryableError, cut, describe_url, next_hop, origin_of
+from lerobot_grain._storage.hub.address import COMMIT, HubAddress, ListedFile
 
 # The Hub sends 1,000 entries a page, about 200 bytes each; both limits are far above what a `meta/` needs.
 _MAX_JSON_BYTES = 32 * 1024 * 1024
@@ -50,7 +50,7 @@ class _ElsewhereError(StorageError):
     """A redirect that is not followed; the text says what to do."""
 
 
-def kind_of_answer(answer: Answer) -> str | None:
+def kind_of_answer(answer: Response) -> str | None:
     """Returns what an answer of the Hub complains about, or None. `X-Error-Code` is its own word, as huggingface_hub reads it."""
     code = answer.headers.get("X-Error-Code")
     message = answer.headers.get("X-Error-Message", "")
@@ -79,9 +79,9 @@ class HubApi:
       repository: as the Hub calls it now, as far as is known.
     """
 
-    def __init__(self, repository: HubRepository, transport: Transport) -> None:
+    def __init__(self, repository: HubAddress, client: HttpClient) -> None:
         self.repository = repository
-        self._transport = transport
+        self._client = client
         self._lock = threading.Lock()
         self._asked_for = repository.repo_id
         self._folders: dict[str, list[str]] = {}
@@ -99,7 +99,7 @@ class HubApi:
         remedy = 'give revision= ("main", or another branch, a tag or a commit) to do without it'
         try:
             answer, found = self.get_json(repository.api_url("refs"), subject)
-        except (RequestsEndedError, _ElsewhereError):
+        except (RequestCancelledError, _ElsewhereError):
             raise
         except StorageError as error:
             raise StorageError(f"{error}; if only this list cannot be had, {remedy}") from None
@@ -186,7 +186,7 @@ class HubApi:
         directory = path.rpartition("/")[0]
         # One thread asks, and others who wait for it can be ended.
         while not self._listing.acquire(timeout=CHECK_SECONDS):
-            self._transport.check_not_ended(f"{self.repository.at(version)}: {path}")
+            self._client.check_not_ended(f"{self.repository.at(version)}: {path}")
         try:
             if directory not in self._sizes:
                 self._sizes[directory] = {file.path: file.size_bytes for file in self.list_tree(version, directory, recursive=False)}
@@ -225,10 +225,10 @@ class HubApi:
             f"is for {self.repository.endpoint} only; {remedy}"
         )
 
-    def get_json(self, url: str, subject: str, version: str | None = None) -> tuple[Answer, Any]:
+    def get_json(self, url: str, subject: str, version: str | None = None) -> tuple[Response, Any]:
         """Returns the answer and, if it is a good one, its parsed body. It must not be that for another version than `version`."""
 
-        def attempt(deadline: Deadline) -> tuple[Answer, Any]:
+        def attempt(deadline: Deadline) -> tuple[Response, Any]:
             body: list[bytes] = []
             answer = self._get(url, subject, deadline, body)
             if answer.status != 200:
@@ -239,15 +239,15 @@ class HubApi:
                 return answer, json.loads(b"".join(body))
             except (ValueError, RecursionError):
                 problem = f"{describe_url(url)} answered with something that is not JSON"
-            raise TransientFailure(problem)
+            raise RetryableError(problem)
 
-        return self._transport.retry(subject, self.repository.options.deadline_seconds, attempt)
+        return self._client.retry(subject, self.repository.options.deadline_seconds, attempt)
 
-    def _get(self, url: str, subject: str, deadline: Deadline, body: list[bytes]) -> Answer:
+    def _get(self, url: str, subject: str, deadline: Deadline, body: list[bytes]) -> Response:
         """Sends one request, and those that redirects lead to; appends the body of a good answer to `body`."""
         asked = [url]
         while len(asked) <= MAX_HOPS + 1:
-            answer = self._transport.exchange(
+            answer = self._client.exchange(
                 "GET",
                 asked[-1],
                 self.repository.headers(),
@@ -264,7 +264,7 @@ class HubApi:
             asked.append(following)
         raise circle(subject, asked)
 
-    def _next_address(self, asked: str, answer: Answer, subject: str) -> str:
+    def _next_address(self, asked: str, answer: Response, subject: str) -> str:
         repository = self.repository
         target = next_hop(asked, answer.headers.get("Location"), subject=subject)
         if not self.adopt_name(asked, target, subject):
@@ -275,12 +275,12 @@ class HubApi:
         rest, kind = asked.removeprefix(repository.endpoint), repository.kind
         return repository.endpoint + rest.replace(f"/{kind}/{repository.repo_id}/", f"/{kind}/{self.repository.repo_id}/", 1)
 
-    def check_kind(self, answer: Answer, subject: str) -> None:
+    def check_kind(self, answer: Response, subject: str) -> None:
         """Raises the error for an answer that is a complaint."""
         if kind := kind_of_answer(answer):
             self.repository.fail(kind, subject, f"{self.repository.endpoint} answered with HTTP {answer.status}")
 
-    def check_version(self, answer: Answer, version: str, default: str, subject: str) -> None:
+    def check_version(self, answer: Response, version: str, default: str, subject: str) -> None:
         """Raises an error for an answer about another version; one that tells none is about `default`."""
         repository = self.repository
         if (found := answer.headers.get(repository.version_header, default)) != version:
@@ -288,7 +288,7 @@ class HubApi:
             told = f"{repository.endpoint}{untold} answered for {repository.version_noun} {cut(found)}, expected {version}"
             if repository.version_remedy and found != "none":
                 raise StorageError(f"{subject}: {told}{repository.version_remedy}")
-            raise TransientFailure(told)
+            raise RetryableError(told)
 
 
 def circle(subject: str, asked: list[str]) -> StorageError:

@@ -27,7 +27,7 @@ from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import InvalidRequestError, MissingFileError, StorageError
 from lerobot_grain._format.layout import FOLDERS, METADATA
 from lerobot_grain._storage.base import check_path
-from lerobot_grain._storage.hub.address import HubRepository, ListedFile, name_repository
+from lerobot_grain._storage.hub.address import HubAddress, ListedFile, name_repository
 from lerobot_grain._storage.hub.session import HubSession, OnHub
 from lerobot_grain._storage.options import StorageOptions
 
@@ -41,7 +41,7 @@ CHANGED = (
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class HubBucket(HubRepository):
+class BucketAddress(HubAddress):
     """Names a data set in a bucket; the version of each of its files is the hash that Xet uses."""
 
     kind = "buckets"
@@ -69,8 +69,8 @@ def name_bucket(
     cache_dir: str | os.PathLike[str] | None,
     token: str | bool | None,
     options: StorageOptions,
-) -> HubBucket:
-    """Returns a checked `HubBucket` of `hf://buckets/org/name[/prefix]`.
+) -> BucketAddress:
+    """Returns a checked `BucketAddress` of `hf://buckets/org/name[/prefix]`.
 
     Raises:
       InvalidRequestError: no such bucket, endpoint or token can exist, or a revision is asked for.
@@ -83,10 +83,10 @@ def name_bucket(
     named = name_repository(match[1], endpoint=endpoint, cache_dir=cache_dir, token=token, options=options)
     folder = match[2].rstrip("/")
     prefix = f"{folder}/" if folder else ""
-    return HubBucket(named.repo_id, named.endpoint, named.cache_dir, named.token, named.options, prefix)
+    return BucketAddress(named.repo_id, named.endpoint, named.cache_dir, named.token, named.options, prefix)
 
 
-def list_bucket(session: HubSession, bucket: HubBucket) -> list[ListedFile]:
+def list_bucket(session: HubSession, bucket: BucketAddress) -> list[ListedFile]:
     """Returns the files of the data set, by path behind the prefix, in order. Three requests, and one for each further 1,000 files.
 
     Raises:
@@ -120,7 +120,7 @@ class BucketStorage(OnHub):
     description: str
     commit: str
     options: StorageOptions
-    repository: HubBucket
+    repository: BucketAddress
     files: Mapping[str, ListedFile] = dataclasses.field(repr=False, hash=False)
     _process_state: dict[int, HubSession] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 

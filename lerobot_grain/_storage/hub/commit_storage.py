@@ -20,7 +20,7 @@ from lerobot_grain._storage.base import check_path, text_of_folders
 from lerobot_grain._storage.directory import DirectoryStorage, dataset_folders
 from lerobot_grain._storage.disk_cache import DiskCache
 from lerobot_grain._storage.git_files import LfsPointer, blob_name, hash_in, hash_like, lfs_pointer
-from lerobot_grain._storage.hub.address import HubRepository, ListedFile, is_offline
+from lerobot_grain._storage.hub.address import HubAddress, ListedFile, is_offline
 from lerobot_grain._storage.hub.client_cache import cached_listing, is_as_told, keep_file, snapshot_directory
 from lerobot_grain._storage.hub.session import HubSession, OnHub
 from lerobot_grain._storage.options import Counters, StorageOptions, StorageStatistics
@@ -44,7 +44,7 @@ class HubStorage(OnHub):
     description: str
     commit: str
     options: StorageOptions
-    repository: HubRepository
+    repository: HubAddress
     snapshot: DirectoryStorage = dataclasses.field(repr=False)
     metadata: tuple[ListedFile, ...] = dataclasses.field(repr=False)
     _process_state: dict[int, HubSession] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
