@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import enum
 import functools
 import importlib.metadata
 import os
 import re
-from typing import ClassVar, NamedTuple, NoReturn
+from typing import ClassVar, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 import huggingface_hub
@@ -42,6 +43,19 @@ class ListedFile(NamedTuple):
     size_bytes: int
     xet_hash: str = ""
     content_hash: str = ""
+
+
+class Refusal(enum.Enum):
+    """Why the Hub does not give what is asked for, as its answers say (`hub/api`), or why it is not asked."""
+
+    GATED = enum.auto()
+    MISSING_REPOSITORY = enum.auto()
+    MISSING_REVISION = enum.auto()
+    MISSING_FILE = enum.auto()
+    DISABLED = enum.auto()
+    BAD_TOKEN = enum.auto()
+    OFFLINE = enum.auto()
+    OTHER = enum.auto()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -133,23 +147,30 @@ class HubAddress(abc.ABC):
             return None
         return name if name != self.repo_id else None
 
-    def fail(self, kind: str, subject: str, detail: str = "") -> NoReturn:
-        """Raises the error for what `kind_of_answer` returned; `detail` is the text for what has none here."""
+    def refusal(self, kind: Refusal, subject: str, detail: str = "") -> StorageError:
+        """Returns the error for a refusal; `detail` is the text of `Refusal.OTHER`."""
         page = f"{self.endpoint}/{self.kind}/{self.repo_id}"
-        texts = {
-            "gated": f"{self.repo_id} is gated: ask for access on its page {page} and pass a token ({self._token_hint()})",
-            "missing repository": (
-                f"there is no {self.noun} {self.repo_id} on {self.endpoint}, or it is private, which looks the same without access "
-                f"({self._token_hint()})"
-            ),
-            "missing revision": "the repository has no such revision",
-            "missing file": "the repository has no such file at this revision",
-            "disabled": f"access to {self.repo_id} has been disabled by the Hub or its owner, see {page}",
-            "bad token": f"{self.endpoint} does not accept the token: make a new one, or pass token=False for a public {self.noun}",
-            "offline": f"HF_HUB_OFFLINE=1 forbids to read from {self.endpoint}: unset it",
-        }
-        failure = MissingFileError if kind == "missing file" else StorageError
-        raise failure(f"{subject}: {texts.get(kind, detail or kind)}") from None
+        match kind:
+            case Refusal.GATED:
+                text = f"{self.repo_id} is gated: ask for access on its page {page} and pass a token ({self._token_hint()})"
+            case Refusal.MISSING_REPOSITORY:
+                text = (
+                    f"there is no {self.noun} {self.repo_id} on {self.endpoint}, or it is private, which looks the same without access "
+                    f"({self._token_hint()})"
+                )
+            case Refusal.MISSING_REVISION:
+                text = "the repository has no such revision"
+            case Refusal.MISSING_FILE:
+                return MissingFileError(f"{subject}: the repository has no such file at this revision")
+            case Refusal.DISABLED:
+                text = f"access to {self.repo_id} has been disabled by the Hub or its owner, see {page}"
+            case Refusal.BAD_TOKEN:
+                text = f"{self.endpoint} does not accept the token: make a new one, or pass token=False for a public {self.noun}"
+            case Refusal.OFFLINE:
+                text = f"HF_HUB_OFFLINE=1 forbids to read from {self.endpoint}: unset it"
+            case Refusal.OTHER:
+                text = detail
+        return StorageError(f"{subject}: {text}")
 
     def _token_hint(self) -> str:
         if "authorization" in self.headers():

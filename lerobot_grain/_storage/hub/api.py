@@ -28,7 +28,7 @@ from lerobot_grain._storage.git_files import hash_in
 from lerobot_grain._storage.http.cancellation import CHECK_SECONDS
 from lerobot_grain._storage.http.client import MAX_HOPS, Deadline, HttpClient, RequestCancelledError
 from lerobot_grain._storage.http.responses import REDIRECTS, Response, RetryableError, cut, describe_url, next_hop, origin_of
-from lerobot_grain._storage.hub.address import COMMIT, HubAddress, ListedFile
+from lerobot_grain._storage.hub.address import COMMIT, HubAddress, ListedFile, Refusal
 
 # The Hub sends 1,000 entries a page, about 200 bytes each; both limits are far above what a `meta/` needs.
 _MAX_JSON_BYTES = 32 * 1024 * 1024
@@ -50,26 +50,26 @@ class _ElsewhereError(StorageError):
     """A redirect that is not followed; the text says what to do."""
 
 
-def kind_of_answer(answer: Response) -> str | None:
-    """Returns what an answer of the Hub complains about, or None. `X-Error-Code` is its own word, as huggingface_hub reads it."""
+def refusal_in(answer: Response) -> Refusal | None:
+    """Returns what an answer of the Hub refuses, or None. `X-Error-Code` is its own word, as huggingface_hub reads it."""
     code = answer.headers.get("X-Error-Code")
     message = answer.headers.get("X-Error-Message", "")
     by_code = {
-        "GatedRepo": "gated",
-        "RepoNotFound": "missing repository",
-        "RevisionNotFound": "missing revision",
-        "EntryNotFound": "missing file",
+        "GatedRepo": Refusal.GATED,
+        "RepoNotFound": Refusal.MISSING_REPOSITORY,
+        "RevisionNotFound": Refusal.MISSING_REVISION,
+        "EntryNotFound": Refusal.MISSING_FILE,
     }
     if answer.status < 400:
         return None
     if code in by_code:
         return by_code[code]
     if message == "Access to this resource is disabled.":
-        return "disabled"
+        return Refusal.DISABLED
     if answer.status == 401:
         # huggingface_hub tells these two apart in the same way: without access, everything looks missing.
-        return "bad token" if message == "Invalid credentials in Authorization header" else "missing repository"
-    return f"HTTP {answer.status}"
+        return Refusal.BAD_TOKEN if message == "Invalid credentials in Authorization header" else Refusal.MISSING_REPOSITORY
+    return Refusal.OTHER
 
 
 class HubApi:
@@ -103,11 +103,11 @@ class HubApi:
             raise
         except StorageError as error:
             raise StorageError(f"{error}; if only this list cannot be had, {remedy}") from None
-        if kind_of_answer(answer) == f"HTTP {answer.status}":
+        if refusal_in(answer) is Refusal.OTHER:
             raise StorageError(
                 f"{subject}: {repository.endpoint} answered with HTTP {answer.status}; if it is a mirror that has no such list, {remedy}"
             )
-        self.check_kind(answer, repository.repo_id)
+        self.check_refusal(answer, repository.repo_id)
         if not isinstance(found, dict) or not all(isinstance(found.get(kind), list | None) for kind in ("tags", "branches")):
             raise StorageError(f"{subject}: {repository.endpoint} sent one that is not understood; {remedy}")
         return References(_named(found.get("tags")), _named(found.get("branches")))
@@ -123,9 +123,10 @@ class HubApi:
                 return revision, revision
             subject = f"{self.repository.repo_id}@{revision}"
             answer, found = self.get_json(self.repository.api_url("revision", revision), subject)
-            if kind_of_answer(answer) in ("missing revision", "HTTP 404"):
+            refusal = refusal_in(answer)
+            if refusal is Refusal.MISSING_REVISION or (refusal is Refusal.OTHER and answer.status == 404):
                 continue
-            self.check_kind(answer, subject)
+            self.check_refusal(answer, subject)
             sha = found.get("sha") if isinstance(found, dict) else None
             if not isinstance(sha, str) or not COMMIT.fullmatch(sha):
                 raise StorageError(f"{subject}: {self.repository.endpoint} told no commit hash for the revision")
@@ -138,7 +139,7 @@ class HubApi:
             more = [f"and {len(found_names) - _MAX_NAMED} more"] if len(found_names) > _MAX_NAMED else []
             known = f"its tags and branches: {', '.join(found_names[:_MAX_NAMED] + more) or 'none'}"
         names = " or ".join(map(repr, revisions))
-        if kind_of_answer(answer) == "missing revision":
+        if refusal_in(answer) is Refusal.MISSING_REVISION:
             raise StorageError(f"{subject}: the repository has no revision {names}; {known}")
         told = f"{self.repository.endpoint} answered with HTTP {answer.status}"
         raise StorageError(f"{subject}: {told}: it has no revision {names}, or no such repository; {known}")
@@ -164,9 +165,9 @@ class HubApi:
         for _ in range(_MAX_PAGES):
             url = self.repository.tree_url(version, directory, recursive=recursive)
             answer, entries = self.get_json(f"{url.partition('?')[0]}?{query}" if query else url, subject, version)
-            if kind_of_answer(answer) == "missing file":
+            if refusal_in(answer) is Refusal.MISSING_FILE:
                 return files
-            self.check_kind(answer, subject)
+            self.check_refusal(answer, subject)
             for entry in entries if isinstance(entries, list) else [None]:
                 file = _listed(entry)
                 if file is None:
@@ -275,10 +276,10 @@ class HubApi:
         rest, kind = asked.removeprefix(repository.endpoint), repository.kind
         return repository.endpoint + rest.replace(f"/{kind}/{repository.repo_id}/", f"/{kind}/{self.repository.repo_id}/", 1)
 
-    def check_kind(self, answer: Response, subject: str) -> None:
-        """Raises the error for an answer that is a complaint."""
-        if kind := kind_of_answer(answer):
-            self.repository.fail(kind, subject, f"{self.repository.endpoint} answered with HTTP {answer.status}")
+    def check_refusal(self, answer: Response, subject: str) -> None:
+        """Raises the error for an answer that is a refusal."""
+        if refusal := refusal_in(answer):
+            raise self.repository.refusal(refusal, subject, f"{self.repository.endpoint} answered with HTTP {answer.status}") from None
 
     def check_version(self, answer: Response, version: str, default: str, subject: str) -> None:
         """Raises an error for an answer about another version; one that tells none is about `default`."""

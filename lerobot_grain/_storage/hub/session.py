@@ -54,7 +54,7 @@ from lerobot_grain._storage.http.responses import (
     origin_of,
     size_in,
 )
-from lerobot_grain._storage.hub.address import HubAddress, ListedFile, disk_cache_directory, is_offline
+from lerobot_grain._storage.hub.address import HubAddress, ListedFile, Refusal, disk_cache_directory, is_offline
 from lerobot_grain._storage.hub.api import HubApi, circle
 from lerobot_grain._storage.options import StorageStatistics
 
@@ -91,7 +91,7 @@ class HubSession:
 
     def __init__(self, repository: HubAddress) -> None:
         if is_offline():
-            repository.fail("offline", repository.repo_id)
+            raise repository.refusal(Refusal.OFFLINE, repository.repo_id)
         self._client = HttpClient(repository.options)
         self.api = HubApi(repository, self._client)
         self.disk_cache = DiskCache(disk_cache_directory(repository.cache_dir), repository.options.disk_cache_bytes)
@@ -283,7 +283,7 @@ class HubSession:
             while len(asked) <= MAX_HOPS + 1:
                 url, headers = asked[-1], self._repository.headers()
                 answer = self._client.exchange("HEAD", url, headers, subject=subject, deadline=deadline, accept=lambda _: None, body=[])
-                self.api.check_kind(answer, subject)
+                self.api.check_refusal(answer, subject)
                 location = answer.headers.get("Location")
                 if answer.status in REDIRECTS and self.api.adopt_name(url, next_hop(url, location, subject=subject), subject):
                     target = self._repository.file_url(version, path)
