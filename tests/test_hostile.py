@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lerobot_grain._base.errors import DatasetFormatError, LeRobotGrainWarning, shown
+from lerobot_grain._base.errors import DatasetFormatError, LeRobotGrainWarning, short_repr
 from lerobot_grain._format.episodes import episode_table
 from lerobot_grain._format.info import DatasetInfo, Feature, parse_info
 from lerobot_grain._parquet import table as parquet_table
@@ -178,12 +178,12 @@ def test_messages_stay_short_and_values_need_not_be_printable(place: str, value:
 
 
 def test_shown() -> None:
-    assert shown({"a": [1, None]}) == "{'a': [1, None]}"
+    assert short_repr({"a": [1, None]}) == "{'a': [1, None]}"
     deep: Any = []
     for _ in range(100_000):
         deep = [deep]
-    assert shown(deep) == "[[[[[[[...]]]]]]]"
-    assert len(shown([[LONG] * 100] * 100)) < 500
+    assert short_repr(deep) == "[[[[[[[...]]]]]]]"
+    assert len(short_repr([[LONG] * 100] * 100)) < 500
 
 
 TOO_MANY = "expected at most 32 dimensions and 2147483648 values"

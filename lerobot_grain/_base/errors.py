@@ -15,7 +15,7 @@ Rules:
 * Every exception takes exactly one string, so that it survives pickling between processes (Grain's worker processes hang on exceptions
   that do not).
 * No message holds a token or a signed URL.
-* No message is longer than a few lines, whatever a file holds: `shown`.
+* No message is longer than a few lines, whatever a file holds: `short_repr`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 12
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """Returns a value that was found in a file for a message: as `repr` gives it, cut where it is long or nested deeply."""
     text = _SHORT.repr(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lerobot_grain._base.arguments import is_int
-from lerobot_grain._base.errors import DatasetFormatError, shown
+from lerobot_grain._base.errors import DatasetFormatError, short_repr
 
 # Dtypes of low-dimensional features, by their names in info.json, which are NumPy's.
 NUMERIC_DTYPES = frozenset(
@@ -124,24 +124,26 @@ def parse_feature(key: str, description: object, *, where: str, notes: list[str]
       DatasetFormatError: it is malformed, or of a kind that is not read.
     """
     if not isinstance(description, dict):
-        raise DatasetFormatError(f"{where}: feature {key!r} is {shown(description)}; expected an object with dtype and shape")
+        raise DatasetFormatError(f"{where}: feature {key!r} is {short_repr(description)}; expected an object with dtype and shape")
     dtype, shape = description.get("dtype"), description.get("shape")
     if not isinstance(dtype, str) or (dtype not in NUMERIC_DTYPES and dtype not in ("string", "image", "video", "language")):
         raise DatasetFormatError(
-            f"{where}: feature {key!r} has dtype {shown(dtype)}; expected a NumPy dtype such as float32, or string, image, video, language"
+            f"{where}: feature {key!r} has dtype {short_repr(dtype)}; expected a NumPy dtype such as float32, or string, image, video, "
+            "language"
         )
     if not isinstance(shape, list) or not all(is_int(n, least=0) for n in shape):
-        raise DatasetFormatError(f"{where}: feature {key!r} has shape {shown(shape)}; expected a list of integers >= 0")
+        raise DatasetFormatError(f"{where}: feature {key!r} has shape {short_repr(shape)}; expected a list of integers >= 0")
     if len(shape) > _MAX_DIMENSIONS or math.prod(max(n, 1) for n in shape) > _MAX_VALUES:
         raise DatasetFormatError(
-            f"{where}: feature {key!r} has shape {shown(shape)}; expected at most {_MAX_DIMENSIONS} dimensions and {_MAX_VALUES} values"
+            f"{where}: feature {key!r} has shape {short_repr(shape)}; expected at most {_MAX_DIMENSIONS} dimensions "
+            f"and {_MAX_VALUES} values"
         )
     names = description.get("names")
     listed = tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
     if dtype not in ("image", "video"):
         return Feature(key, dtype, tuple(shape), listed)
     if len(shape) != 3:
-        raise DatasetFormatError(f"{where}: camera {key!r} has shape {shown(shape)}; expected [height, width, channels]")
+        raise DatasetFormatError(f"{where}: camera {key!r} has shape {short_repr(shape)}; expected [height, width, channels]")
     encoding = _checked_encoding(key, description, where, notes)
     gop_length = encoding.get("video.g")
     return Feature(
@@ -169,8 +171,8 @@ def _checked_encoding(key: str, description: Mapping[str, Any], where: str, note
         if isinstance(part, dict):
             continue
         if name == "info" or len(parts) == 1:
-            raise DatasetFormatError(f"{where}: camera {key!r} has info {shown(part)}; expected an object")
-        notes.append(f"camera {key!r} has {name} {shown(part)}, which is no object; only its info is used")
+            raise DatasetFormatError(f"{where}: camera {key!r} has info {short_repr(part)}; expected an object")
+        notes.append(f"camera {key!r} has {name} {short_repr(part)}, which is no object; only its info is used")
     return camera_encoding(description)
 
 
@@ -183,9 +185,11 @@ def _is_depth(key: str, description: Mapping[str, Any], where: str, notes: list[
         for mark, value in marks.items():
             # lerobot takes what counts as true in Python; of a text that says no the opposite would be meant.
             if isinstance(value, str) and value.lower() == "true":
-                notes.append(f"camera {key!r} has {mark} {shown(value)} in {name}, a text; it is read as a depth camera, as by lerobot")
+                notes.append(
+                    f"camera {key!r} has {mark} {short_repr(value)} in {name}, a text; it is read as a depth camera, as by lerobot"
+                )
             elif value and (isinstance(value, str | list | dict) or value != 1):
-                raise DatasetFormatError(f"{where}: camera {key!r} has {mark} {shown(value)} in {name}; expected true or false")
+                raise DatasetFormatError(f"{where}: camera {key!r} has {mark} {short_repr(value)} in {name}; expected true or false")
             found = found or bool(value)
     return found
 
@@ -194,19 +198,19 @@ def _depth(key: str, encoding: Mapping[str, Any], where: str) -> Depth:
     defaults = Depth()
     unit = encoding.get("depth_unit", defaults.unit)
     if unit not in ("m", "mm"):
-        raise DatasetFormatError(f'{where}: depth camera {key!r} has depth_unit {shown(unit)}; expected "m" or "mm"')
+        raise DatasetFormatError(f'{where}: depth camera {key!r} has depth_unit {short_repr(unit)}; expected "m" or "mm"')
     low = encoding.get("video.depth_min", defaults.min_metres)
     high = encoding.get("video.depth_max", defaults.max_metres)
     shift = encoding.get("video.shift", defaults.shift_metres)
     is_logarithmic = encoding.get("video.use_log", defaults.is_logarithmic)
     if not all(type(n) in (int, float) and abs(n) <= _MAX_METRES for n in (low, high, shift)) or not 0 <= low < high:
         raise DatasetFormatError(
-            f"{where}: depth camera {key!r} has video.depth_min {shown(low)}, video.depth_max {shown(high)} and "
-            f"video.shift {shown(shift)}; expected numbers of metres, 0 <= depth_min < depth_max"
+            f"{where}: depth camera {key!r} has video.depth_min {short_repr(low)}, video.depth_max {short_repr(high)} and "
+            f"video.shift {short_repr(shift)}; expected numbers of metres, 0 <= depth_min < depth_max"
         )
     if type(is_logarithmic) is not bool or (is_logarithmic and low + shift <= 0):
         raise DatasetFormatError(
-            f"{where}: depth camera {key!r} has video.use_log {shown(is_logarithmic)}, video.depth_min {low} and video.shift {shift}; "
+            f"{where}: depth camera {key!r} has video.use_log {short_repr(is_logarithmic)}, video.depth_min {low} and video.shift {shift}; "
             "expected false, or true and depth_min + shift > 0"
         )
     return Depth(unit, float(low), float(high), float(shift), is_logarithmic)

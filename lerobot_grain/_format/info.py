@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lerobot_grain._base.errors import DatasetFormatError, shown
+from lerobot_grain._base.errors import DatasetFormatError, short_repr
 from lerobot_grain._format.features import NUMERIC_DTYPES, TASK_KEY, Depth, Feature, parse_feature
 from lerobot_grain._format.layout import TEMPLATE_NUMBERS, TEMPLATES, is_read, versions_read
 
@@ -127,7 +127,7 @@ def parse_info(raw: bytes, *, where: str) -> DatasetInfo:
 def _check_version(info: Mapping[str, Any], where: str) -> str:
     version = info.get("codebase_version")
     if not isinstance(version, str) or not _VERSION.fullmatch(version):
-        raise DatasetFormatError(f'{where}: codebase_version is {shown(version)}; expected "v3.0"')
+        raise DatasetFormatError(f'{where}: codebase_version is {short_repr(version)}; expected "v3.0"')
     numbers = _version_numbers(version)
     if numbers < (2, 0):
         raise DatasetFormatError(
@@ -138,7 +138,7 @@ def _check_version(info: Mapping[str, Any], where: str) -> str:
         raise DatasetFormatError(f"{where}: this is a LeRobotDataset {version}; this version of lerobot_grain reads {versions_read('and')}")
     storage_format = info.get("storage_format")
     if storage_format not in (None, "parquet"):
-        raise DatasetFormatError(f"{where}: storage_format is {shown(storage_format)}; only parquet tables with MP4 video are read")
+        raise DatasetFormatError(f"{where}: storage_format is {short_repr(storage_format)}; only parquet tables with MP4 video are read")
     return version
 
 
@@ -151,7 +151,7 @@ def _version_numbers(version: str) -> tuple[int, int]:
 def _fps(info: Mapping[str, Any], where: str) -> float:
     fps = info.get("fps")
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not (0 < fps <= sys.float_info.max):
-        raise DatasetFormatError(f"{where}: fps is {shown(fps)}; expected a number > 0")
+        raise DatasetFormatError(f"{where}: fps is {short_repr(fps)}; expected a number > 0")
     if not _MIN_FPS <= fps <= _MAX_FPS:
         raise DatasetFormatError(f"{where}: fps is {fps}; expected at least {_MIN_FPS:g} and at most {_MAX_FPS:g} frames per second")
     return float(fps)
@@ -162,7 +162,7 @@ def _count(info: Mapping[str, Any], field: str, where: str) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not (0 <= value < math.inf) or value != int(value):
-        raise DatasetFormatError(f"{where}: {field} is {shown(value)}; expected an integer >= 0")
+        raise DatasetFormatError(f"{where}: {field} is {short_repr(value)}; expected an integer >= 0")
     return int(value)
 
 
@@ -171,21 +171,21 @@ def _chunks_size(info: Mapping[str, Any], where: str) -> int:
     if size is None:
         return _CHUNKS_SIZE
     if not 1 <= size <= _MAX_CHUNKS_SIZE:
-        raise DatasetFormatError(f"{where}: chunks_size is {shown(size)}; expected episodes in a folder, such as {_CHUNKS_SIZE}")
+        raise DatasetFormatError(f"{where}: chunks_size is {short_repr(size)}; expected episodes in a folder, such as {_CHUNKS_SIZE}")
     return size
 
 
 def _splits(info: Mapping[str, Any], where: str) -> Mapping[str, str]:
     splits = info.get("splits") or {}
     if not isinstance(splits, dict):
-        raise DatasetFormatError(f'{where}: splits is {shown(splits)}; expected an object such as {{"train": "0:50"}}')
+        raise DatasetFormatError(f'{where}: splits is {short_repr(splits)}; expected an object such as {{"train": "0:50"}}')
     return {name: _split(span) for name, span in splits.items()}
 
 
 def _split(span: object) -> str:
     if isinstance(span, list) and span and all(isinstance(piece, str) for piece in span):
         return ", ".join(span)
-    return span if isinstance(span, str) else shown(span)
+    return span if isinstance(span, str) else short_repr(span)
 
 
 def _features(info: Mapping[str, Any], where: str, notes: list[str]) -> tuple[dict[str, Feature], dict[str, str]]:
@@ -200,7 +200,7 @@ def _features(info: Mapping[str, Any], where: str, notes: list[str]) -> tuple[di
     for key, description in declared.items():
         if len(key) > _MAX_KEY_LENGTH:
             raise DatasetFormatError(
-                f"{where}: feature {shown(key)} has a key of {len(key)} characters; expected at most {_MAX_KEY_LENGTH}"
+                f"{where}: feature {short_repr(key)} has a key of {len(key)} characters; expected at most {_MAX_KEY_LENGTH}"
             )
         try:
             features[key] = parse_feature(key, description, where=where, notes=notes)
@@ -221,8 +221,8 @@ def _note_other_rates(info: Mapping[str, Any], fps: float, notes: list[str]) -> 
     if rates:
         key, rate = next(iter(rates.items()))
         notes.append(
-            f"{len(rates)} features have an fps of their own, such as {shown(key)}: {shown(rate)}; it is not used, all have that of the "
-            f"data set, {fps:g}"
+            f"{len(rates)} features have an fps of their own, such as {short_repr(key)}: {short_repr(rate)}; it is not used, all "
+            f"have that of the data set, {fps:g}"
         )
 
 
@@ -245,9 +245,9 @@ def _template(text: object, field: str, major: int, where: str, notes: list[str]
         notes.append(f"{field} is {text!r}, that of a LeRobotDataset v2.x; {usual[field]!r} is used")
         text = usual[field]
     if not isinstance(text, str):
-        raise DatasetFormatError(f"{where}: {field} is {shown(text)}; {expected}")
+        raise DatasetFormatError(f"{where}: {field} is {short_repr(text)}; {expected}")
     if len(text) > _MAX_TEMPLATE_LENGTH or text.count("{") > 2 * _MAX_TEMPLATE_FIELDS:
-        raise DatasetFormatError(f"{where}: {field} is {shown(text)}, of {len(text)} characters; {expected}")
+        raise DatasetFormatError(f"{where}: {field} is {short_repr(text)}, of {len(text)} characters; {expected}")
     try:
         pieces = list(string.Formatter().parse(text))
     except ValueError as error:

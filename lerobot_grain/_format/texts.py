@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._base.errors import DatasetFormatError, shown
+from lerobot_grain._base.errors import DatasetFormatError, short_repr
 
 # What the texts are called by the version of lerobot that wrote the table: they are the index of one of pandas.
 _PANDAS_INDEX = "__index_level_0__"
@@ -39,14 +39,14 @@ def texts_of_table(columns: Mapping[str, npt.NDArray[Any]], kind: str, *, where:
         raise DatasetFormatError(f"{where}: found the columns {', '.join(columns)[:400]}; expected {index} and one of texts")
     numbers, values = columns[index], columns[texts[0]]
     if numbers.dtype.kind not in "iuf" or not _are_integers(numbers):
-        raise DatasetFormatError(f"{where}: {index} is {shown(numbers[:8].tolist())}...; expected integers")
+        raise DatasetFormatError(f"{where}: {index} is {short_repr(numbers[:8].tolist())}...; expected integers")
     if odd := [value for value in values if not isinstance(value, str)]:
-        raise DatasetFormatError(f"{where}: found {shown(odd[0])} in column {texts[0][:400]}; expected texts")
+        raise DatasetFormatError(f"{where}: found {short_repr(odd[0])} in column {texts[0][:400]}; expected texts")
     found: dict[int, str] = {}
     for number, text in zip(numbers.astype(np.int64).tolist(), values.tolist(), strict=True):
         if found.setdefault(number, text) != text:
             raise DatasetFormatError(
-                f"{where}: {index} {number} is {shown(found[number])} and {shown(text)}; expected one text for a number"
+                f"{where}: {index} {number} is {short_repr(found[number])} and {short_repr(text)}; expected one text for a number"
             )
     return found
 

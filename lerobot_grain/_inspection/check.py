@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lerobot_grain._base.arguments import check_int
-from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError, LeRobotGrainError, shown
+from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError, LeRobotGrainError, short_repr
 from lerobot_grain._format.episodes import FileSpans
 from lerobot_grain._format.features import camera_encoding
 from lerobot_grain._format.layout import INFO_PATH
@@ -255,10 +255,12 @@ def _about_metadata(repository: Repository) -> list[Finding]:
         try:
             select_episodes(repository, name)
         except LeRobotGrainError as error:
-            findings.append(found("split", INFO_PATH, f"split {shown(name)}, {shown(span)}, cannot be selected: {error}"))
+            findings.append(found("split", INFO_PATH, f"split {short_repr(name)}, {short_repr(span)}, cannot be selected: {error}"))
     total = _declared(repository).get("total_tasks")
     if not isinstance(repository.tasks, UnreadableTexts) and total not in (None, len(repository.tasks)):
-        findings.append(found("total_tasks", INFO_PATH, f"total_tasks is {shown(total)}, the table of tasks has {len(repository.tasks)}"))
+        findings.append(
+            found("total_tasks", INFO_PATH, f"total_tasks is {short_repr(total)}, the table of tasks has {len(repository.tasks)}")
+        )
     return findings
 
 
@@ -305,11 +307,11 @@ def _about_camera(repository: Repository, key: str, facts: list[VideoFacts]) -> 
     codec, rate = encoding.get("video.codec"), encoding.get("video.fps")
     if isinstance(codec, str) and cost.codecs != (_CODEC_NAMES.get(codec, codec),):
         findings.append(
-            found("codec", INFO_PATH, f"camera {key!r} has video.codec {shown(codec)}; its files have {', '.join(cost.codecs)}")
+            found("codec", INFO_PATH, f"camera {key!r} has video.codec {short_repr(codec)}; its files have {', '.join(cost.codecs)}")
         )
     if isinstance(rate, int | float) and rate != repository.fps:
         findings.append(
-            found("frame_rate", INFO_PATH, f"camera {key!r} has video.fps {shown(rate)}; the data set has fps {repository.fps:g}")
+            found("frame_rate", INFO_PATH, f"camera {key!r} has video.fps {short_repr(rate)}; the data set has fps {repository.fps:g}")
         )
     for what, number in (("codecs", len(cost.codecs)), ("frame sizes", len(cost.sizes))):
         if number > 1:
@@ -328,7 +330,7 @@ def _about_camera(repository: Repository, key: str, facts: list[VideoFacts]) -> 
 def _about_rows(facts: list[DataFacts]) -> list[Finding]:
     findings = []
     if undeclared := sorted({name for each in facts for name in each.undeclared}):
-        text = f"columns that info.json does not declare, and that are not read: {shown(undeclared)}"
+        text = f"columns that info.json does not declare, and that are not read: {short_repr(undeclared)}"
         findings.append(found("undeclared_columns", "data", text))
     if (largest := max((each.largest_group_bytes for each in facts), default=0)) > _LARGE_GROUP_BYTES:
         text = (

@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lerobot_grain._base.byte_ranges import ByteRange, merge_ranges
-from lerobot_grain._base.errors import DatasetFormatError, shown
-from lerobot_grain._parquet.columns import DAMAGED, damage, first_line
+from lerobot_grain._base.errors import DatasetFormatError, short_repr
+from lerobot_grain._parquet.columns import DAMAGED, as_format_error, first_line
 from lerobot_grain._parquet.files import InMemoryFile, RangeReader, SparseFile, UnreadFile
 from lerobot_grain._parquet.pages import chunk_contents
 
@@ -164,7 +164,7 @@ class ParquetTable:
         held = SparseFile(merged, self.storage.read_ranges(self.path, merged, keep=keep))
         payloads = [held.view(chunk) for chunk in ranges]
         where = f"{self.where}, row group {group}"
-        with damage(where):
+        with as_format_error(where):
             rows_at_once = self._rows_at_once(group, leaves, payloads, where)
             # Checksums of pages are optional; where a writer has made them, a flipped byte is noticed.
             with pq.ParquetFile(held, metadata=self.metadata, pre_buffer=False, page_checksum_verification=True) as file:
@@ -267,7 +267,7 @@ def open_table(storage: RangeReader, path: str, *, whole_up_to_bytes: int = 0) -
         raise DatasetFormatError(f"{where}: damaged parquet footer ({first_line(error)})") from None
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise DatasetFormatError(f"{where}: there are {names.count(twice)} columns {shown(twice)}; expected one")
+        raise DatasetFormatError(f"{where}: there are {names.count(twice)} columns {short_repr(twice)}; expected one")
     counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     if min(counts, default=0) < 0 or sum(counts) != metadata.num_rows:
         raise DatasetFormatError(
@@ -287,7 +287,7 @@ def read_columns(table: ParquetTable, columns: Sequence[str] | None) -> dict[str
             raise DatasetFormatError(f"{table.where}: its {table.size_bytes} bytes unpack to more than {limit}, which are not read")
     if not groups:
         return {}
-    with damage(table.where):
+    with as_format_error(table.where):
         joined = pa.concat_tables(groups)
         return {name: joined.column(name).to_numpy() for name in names}
 

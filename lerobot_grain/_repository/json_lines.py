@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lerobot_grain._base.byte_ranges import ByteRange
-from lerobot_grain._base.errors import DatasetFormatError, shown
+from lerobot_grain._base.errors import DatasetFormatError, short_repr
 from lerobot_grain._storage.base import Storage
 
 # A file up to this size is fetched whole, into the Hub's cache, where it costs nothing the next time; a larger one in pieces of this size.
@@ -56,7 +56,7 @@ def _objects(lines: Iterator[bytes], file: str) -> Iterator[tuple[str, dict[str,
         except (ValueError, RecursionError) as error:
             raise DatasetFormatError(f"{where}: not valid JSON ({error}); expected one object a line") from None
         if not isinstance(value, dict):
-            raise DatasetFormatError(f"{where}: found {shown(value)}; expected a JSON object")
+            raise DatasetFormatError(f"{where}: found {short_repr(value)}; expected a JSON object")
         yield where, value
 
 

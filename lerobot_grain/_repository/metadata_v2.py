@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._base.errors import DatasetFormatError, LeRobotGrainWarning, shown
+from lerobot_grain._base.errors import DatasetFormatError, LeRobotGrainWarning, short_repr
 from lerobot_grain._format.info import DatasetInfo
 from lerobot_grain._format.layout import EPISODES_PATH_V2, EPISODES_STATS_PATH_V2, TASKS_PATH_V2
 from lerobot_grain._repository.json_lines import json_lines
@@ -103,9 +103,11 @@ def read_tasks(storage: Storage, listing: Mapping[str, int], *, max_tasks: int) 
             raise DatasetFormatError(f"{where}: at most {max_tasks} tasks are read")
         number, text = _number(line, "task_index", where, least=-_MAX_NUMBER), line.get("task")
         if not isinstance(text, str):
-            raise DatasetFormatError(f"{where}: task is {shown(text)}; expected a text")
+            raise DatasetFormatError(f"{where}: task is {short_repr(text)}; expected a text")
         if tasks.setdefault(number, text) != text:
-            raise DatasetFormatError(f"{where}: task_index {number} is {shown(text)}, but {shown(tasks[number])} in a line before it")
+            raise DatasetFormatError(
+                f"{where}: task_index {number} is {short_repr(text)}, but {short_repr(tasks[number])} in a line before it"
+            )
     return tasks
 
 
@@ -134,12 +136,12 @@ def read_episodes_stats(
         for where, line in json_lines(storage, EPISODES_STATS_PATH_V2, _size_of(EPISODES_STATS_PATH_V2, storage, listing)):
             stats = line.get("stats")
             if not isinstance(stats, dict):
-                raise DatasetFormatError(f"{where}: stats is {shown(stats)}; expected feature -> statistic -> numbers")
+                raise DatasetFormatError(f"{where}: stats is {short_repr(stats)}; expected feature -> statistic -> numbers")
             for key in {**stats, **totals}:
                 if key in left_out:
                     continue
                 try:
-                    _add(totals, key, stats, f"{where}, feature {shown(key)}", is_first=len(missing) == len(episodes))
+                    _add(totals, key, stats, f"{where}, feature {short_repr(key)}", is_first=len(missing) == len(episodes))
                 except DatasetFormatError as error:
                     feature = info.features.get(key)
                     if feature is not None and (feature.is_array or feature.is_camera):
@@ -156,8 +158,8 @@ def read_episodes_stats(
         )
     totals = {key: total for key, total in totals.items() if key not in left_out}
     partial = [
-        f"{storage.description}, {EPISODES_STATS_PATH_V2}: {', '.join(sorted(total.dropped))} of feature {shown(key)} is left out: only "
-        "some episodes have it"
+        f"{storage.description}, {EPISODES_STATS_PATH_V2}: {', '.join(sorted(total.dropped))} of feature {short_repr(key)} is left out: "
+        "only some episodes have it"
         for key, total in totals.items()
         if total.dropped
     ]
@@ -221,16 +223,16 @@ class _Total:
 def _arrays(statistics: object, where: str) -> dict[str, Values]:
     """Returns the statistics of a feature in one episode: those that can be added up, `count` so that it divides the others."""
     if not isinstance(statistics, dict):
-        raise DatasetFormatError(f"{where}: found {shown(statistics)}; expected statistic -> numbers")
+        raise DatasetFormatError(f"{where}: found {short_repr(statistics)}; expected statistic -> numbers")
     found = {}
     for name in ("min", "max", "mean", "std", "count", *(name for name in statistics if _QUANTILE.fullmatch(name))):
         if name not in statistics:
-            raise DatasetFormatError(f"{where}: there is no {name}; found {shown(list(statistics))}")
+            raise DatasetFormatError(f"{where}: there is no {name}; found {short_repr(list(statistics))}")
         if (numbers := numbers_of(statistics[name])) is None:
-            raise DatasetFormatError(f"{where}: {name} is {shown(statistics[name])}; expected numbers (in lists of one length)")
+            raise DatasetFormatError(f"{where}: {name} is {short_repr(statistics[name])}; expected numbers (in lists of one length)")
         found[name] = numbers
     if found["count"].size != 1 or not 1 <= found["count"].item() <= _MAX_NUMBER:
-        raise DatasetFormatError(f"{where}: count is {shown(statistics['count'])}; expected one number >= 1")
+        raise DatasetFormatError(f"{where}: count is {short_repr(statistics['count'])}; expected one number >= 1")
     if odd := [name for name in found if name != "count" and found[name].shape != found["mean"].shape]:
         raise DatasetFormatError(f"{where}: {odd[0]} has shape {found[odd[0]].shape}, but mean {found['mean'].shape}")
     return found
@@ -244,7 +246,7 @@ def _number(line: Mapping[str, Any], field: str, where: str, *, least: int = 0) 
     value = line.get(field)
     # Other recorders write integers as doubles.
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= _MAX_NUMBER or value != int(value):
-        raise DatasetFormatError(f"{where}: {field} is {shown(value)}; expected an integer{' >= 0' if least == 0 else ''}")
+        raise DatasetFormatError(f"{where}: {field} is {short_repr(value)}; expected an integer{' >= 0' if least == 0 else ''}")
     return int(value)
 
 

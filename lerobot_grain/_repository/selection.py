@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from lerobot_grain._base.arguments import is_int
 from lerobot_grain._base.arrays import Integers
-from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError, shown
+from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError, short_repr
 from lerobot_grain._format.info import TASK_KEY, Feature
 from lerobot_grain._format.layout import INFO_PATH
 from lerobot_grain._format.texts import UnreadableTexts
@@ -85,7 +85,7 @@ class Episode:
         found = self["tasks"]
         texts = (found,) if isinstance(found, str) else tuple(found if isinstance(found, np.ndarray | list | tuple) else (found,))
         if odd := [text for text in texts if not isinstance(text, str)]:
-            raise DatasetFormatError(f"the episode table: episode {self.index} has {shown(odd[0])} in column tasks; expected texts")
+            raise DatasetFormatError(f"the episode table: episode {self.index} has {short_repr(odd[0])} in column tasks; expected texts")
         return texts
 
     def __getitem__(self, column: str) -> Any:
@@ -247,9 +247,9 @@ def _episodes_of_split(repository: Repository, name: str) -> Integers:
     if name not in splits:
         raise InvalidRequestError(
             f"episodes={name!r}: {repository.description} has no such split; "
-            + (f"{INFO_PATH} has {shown(list(splits))}" if splits else f"{INFO_PATH} has none; select with episode numbers")
+            + (f"{INFO_PATH} has {short_repr(list(splits))}" if splits else f"{INFO_PATH} has none; select with episode numbers")
         )
-    where = f"{repository.description}, {INFO_PATH}: split {shown(name)} is {shown(splits[name])}"
+    where = f"{repository.description}, {INFO_PATH}: split {short_repr(name)} is {short_repr(splits[name])}"
     is_selected = np.zeros(num_episodes, np.bool_)
     for piece in splits[name].split(","):
         found = _RANGE.fullmatch(piece)
@@ -269,7 +269,7 @@ def _accepted_episodes(repository: Repository, accepts: Callable[[Episode], bool
     for position, (index, length) in enumerate(zip(table.numbers.tolist(), table.lengths.tolist(), strict=True)):
         answer = accepts(Episode(index, length, position, column))
         if not isinstance(answer, bool | np.bool_):
-            raise InvalidRequestError(f"episodes={accepts!r}: it returned {shown(answer)} for episode {index}; expected True or False")
+            raise InvalidRequestError(f"episodes={accepts!r}: it returned {short_repr(answer)} for episode {index}; expected True or False")
         if answer:
             accepted.append(position)
     return np.array(accepted, np.int64)

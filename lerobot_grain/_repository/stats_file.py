@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._base.errors import DatasetFormatError, shown
+from lerobot_grain._base.errors import DatasetFormatError, short_repr
 
 Statistics = Mapping[str, Mapping[str, npt.NDArray[np.float64]]]
 
@@ -47,10 +47,10 @@ def parse_stats(raw: bytes, *, where: str) -> tuple[Statistics, tuple[str, ...]]
     odd: list[str] = []
     for key, entry in entries.items():
         if not isinstance(entry, dict):
-            odd.append(f"{shown(key)} is {shown(entry)}")
+            odd.append(f"{short_repr(key)} is {short_repr(entry)}")
             continue
         found = {name: numbers for name, value in entry.items() if (numbers := numbers_of(value)) is not None}
-        odd += [f"{name} of {shown(key)} is {shown(value)}" for name, value in entry.items() if name not in found]
+        odd += [f"{name} of {short_repr(key)} is {short_repr(value)}" for name, value in entry.items() if name not in found]
         if set(found) - {_COUNT} or not entry:
             stats[key] = found
     if odd and not stats:

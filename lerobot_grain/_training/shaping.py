@@ -23,7 +23,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from lerobot_grain._base.arguments import is_int
-from lerobot_grain._base.errors import InvalidRequestError, shown
+from lerobot_grain._base.errors import InvalidRequestError, short_repr
 from lerobot_grain._base.versions import array_namespace
 from lerobot_grain._reading.batches import has_window
 
@@ -100,7 +100,7 @@ class DeltaActions(grain.transforms.Map):
 
     def __post_init__(self) -> None:
         if not len(self.mask) or not all(isinstance(value, bool | np.bool_) for value in self.mask):
-            raise InvalidRequestError(f"DeltaActions: mask is {shown(self.mask)}; expected a bool for every dimension of the action")
+            raise InvalidRequestError(f"DeltaActions: mask is {short_repr(self.mask)}; expected a bool for every dimension of the action")
 
     def map(self, example: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the example with relative actions."""
