@@ -21,7 +21,8 @@ from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._format.episodes import EpisodeTable, episode_columns, episode_table
 from lerobot_grain._format.info import DatasetInfo, Feature, PathTemplate, parse_info
 from lerobot_grain._parquet.columns import to_encoded_images, to_numpy, to_strings
-from lerobot_grain._parquet.table import InMemoryFile, open_table, read_columns
+from lerobot_grain._parquet.files import InMemoryFile
+from lerobot_grain._parquet.table import open_table, read_columns
 from lerobot_grain._video.mp4 import SampleTable, read_sample_table
 from lerobot_grain._video.small_mp4 import coded_unit, small_mp4
 from lerobot_grain._video.video_file import VideoFile
@@ -108,7 +109,7 @@ def _run_mp4(data: bytes) -> None:
         read_timestamps=lambda episodes: [np.arange(_EPISODES.lengths[episode]) / FPS for episode in episodes],
         where=_WHERE,
     )
-    for gop in (0, len(table.keys) // 2, len(table.keys) - 1):
+    for gop in (0, len(table.key_samples) // 2, len(table.key_samples) - 1):
         frames_of_gop = video.frames_of(gop)
         for wanted_frames in (frames_of_gop, frames_of_gop[:1]):
             if not wanted_frames:

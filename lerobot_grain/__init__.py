@@ -24,7 +24,8 @@ from lerobot_grain._order.shuffle import Shuffle
 from lerobot_grain._order.windows import WindowRequest
 from lerobot_grain._reading.read_ahead import ReadOptions
 from lerobot_grain._reading.read_statistics import ReadStatistics
-from lerobot_grain._repository.repository import Repository, open_repository
+from lerobot_grain._repository.opening import open_repository
+from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import Episode, train_eval_split
 from lerobot_grain._storage.options import StorageOptions
 from lerobot_grain._training.augmentation import augment_images, example_keys

@@ -157,7 +157,7 @@ def headers_of(data: bytes) -> bytes:
 
 def with_headers(data: bytes, *, first: int = 0) -> bytes:
     """Puts the headers into the samples of key frames, from number `first` on, too."""
-    keys, headers = read_table(data).keys[first:].tolist(), headers_of(data)
+    keys, headers = read_table(data).key_samples[first:].tolist(), headers_of(data)
     return with_samples(data, lambda number, sample: headers + sample if number in keys else sample)
 
 

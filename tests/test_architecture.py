@@ -31,18 +31,19 @@ ALLOWED = {
     "_order": {"_base"},
     "_parquet": {"_base", "_format"},
     "_video": {"_base", "_format"},
-    "_storage": {"_base"},
+    "_storage": {"_base", "_format"},
     "_repository": {"_base", "_format", "_order", "_parquet", "_video", "_storage"},
     "_reading": {"_base", "_format", "_order", "_parquet", "_video", "_storage", "_repository"},
     "_datasets": {"_base", "_order", "_repository", "_reading"},
     "_training": {"_base", "_repository", "_reading", "_datasets"},
-    "_inspection": {"_base", "_format", "_parquet", "_video", "_repository", "_reading", "_datasets"},
+    "_inspection": {"_base", "_format", "_order", "_parquet", "_video", "_repository", "_reading", "_datasets"},
     "_cli": {"_inspection"},
     "testing": {"_base"},
 }
 # Of some folders only these modules.
 ONLY = {
-    ("_repository", "_order"): {"_order.shuffle"},
+    ("_storage", "_format"): {"_format.layout"},
+    ("_repository", "_order"): {"_order.philox"},
     ("_repository", "_video"): {"_video.mp4"},
     ("_reading", "_order"): {"_order.windows"},
     ("_cli", "_inspection"): {"_inspection.profile"},

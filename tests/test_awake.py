@@ -17,7 +17,7 @@ import pytest
 import lerobot_grain as lg
 from lerobot_grain._base.errors import StorageError
 from lerobot_grain._storage.http import client, connections
-from lerobot_grain._storage.http.client import Deadline, Transport, Unreachable
+from lerobot_grain._storage.http.client import Deadline, HttpClient, UnreachableError
 from lerobot_grain._storage.http.connections import Connections
 from lerobot_grain._storage.http.responses import RangeSource
 from lerobot_grain._storage.http.watchdog import AwakeClock, Watch
@@ -58,7 +58,7 @@ def jumping(monkeypatch: pytest.MonkeyPatch) -> JumpingTime:
     return found
 
 
-def read(transport: Transport, url: str, seconds: float) -> bytes:
+def read(transport: HttpClient, url: str, seconds: float) -> bytes:
     source, pieces = RangeSource(url, {}, len(CONTENTS)), []
     return transport.retry("file", seconds, lambda each: transport.read_range(source, WANTED, pieces, subject="file", deadline=each))
 
@@ -86,7 +86,7 @@ def test_a_deadline_that_passed_while_the_process_stood_still_is_none(jumping: J
             raise OSError  # ends the connection
         return [ANSWER]
 
-    with serving(answers) as server, contextlib.closing(Transport(StorageOptions(pause_seconds=0.01))) as transport:
+    with serving(answers) as server, contextlib.closing(HttpClient(StorageOptions(pause_seconds=0.01))) as transport:
         assert read(transport, server.url, 1.0) == CONTENTS
         assert server.num_requests == 2
 
@@ -98,13 +98,13 @@ def test_waiting_is_no_standstill(monkeypatch: pytest.MonkeyPatch, wait: str) ->
     watch.clock = AwakeClock(monotonic)
     monkeypatch.setattr(client, "watch", lambda: watch)
     monkeypatch.setattr(client, "time", FakeTime(monotonic))
-    transport = Transport(StorageOptions(pause_seconds=8, max_attempts=6))
+    transport = HttpClient(StorageOptions(pause_seconds=8, max_attempts=6))
     deadline = Deadline(20)
     if wait == "a pause":
         transport._sleep(12, "file")
         assert deadline.remaining_seconds() == pytest.approx(8, abs=0.2)
         return
-    monkeypatch.setattr(transport._pacer, "take_turn", lambda _: 100.0)
+    monkeypatch.setattr(transport._rate_limiter, "reserve", lambda _: 100.0)
     monkeypatch.setattr(transport, "_on_connection", lambda *_, **__: pytest.fail("the deadline is looked at before"))
     monkeypatch.setattr(deadline, "check", lambda: (_ for _ in ()).throw(KeyError(deadline.remaining_seconds())))
     with pytest.raises(KeyError) as caught:
@@ -130,11 +130,11 @@ def test_a_server_that_is_gone_is_given_up_at_the_deadline(monkeypatch: pytest.M
     monkeypatch.setattr(client, "time", FakeTime(monotonic))
 
     def attempt(_: Deadline) -> bytes:
-        raise Unreachable("ConnectError at localhost: refused")
+        raise UnreachableError("ConnectError at localhost: refused")
 
     began = monotonic.now
     with pytest.raises(StorageError, match=r"^file: gave up after \d+ attempt\(s\), the last one failed with: ConnectError at localhost"):
-        Transport(StorageOptions()).retry("file", 120, attempt)
+        HttpClient(StorageOptions()).retry("file", 120, attempt)
     assert 100 < monotonic.now - began <= 120
 
 
@@ -150,7 +150,7 @@ def test_waiting_for_a_connection_of_the_process_does_not_count(monkeypatch: pyt
 
     options = StorageOptions(num_connections=1, max_attempts=1)
     with serving(late) as server, ThreadPoolExecutor(6) as pool, contextlib.ExitStack() as stack:
-        transports = [stack.enter_context(contextlib.closing(Transport(options))) for _ in range(6)]
+        transports = [stack.enter_context(contextlib.closing(HttpClient(options))) for _ in range(6)]
         assert list(pool.map(lambda each: read(each, server.url, 0.6), transports)) == [CONTENTS] * 6
         assert server.num_connections == 1
 

@@ -19,7 +19,7 @@ import pytest
 import lerobot_grain as lg
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._cli.main import main
-from lerobot_grain._storage.hub.commit_storage import BucketStorage
+from lerobot_grain._storage.hub.bucket_storage import BucketStorage
 from lerobot_grain._storage.opening import open_storage
 from lerobot_grain.testing import Camera, Fault, LoopbackHub, WrittenDataset, read_barcodes, write_dataset
 

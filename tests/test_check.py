@@ -281,7 +281,7 @@ def test_frames_of_another_size(directory: Path) -> None:
 def test_encodings_that_differ(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (directory / VIDEO.format(1)).write_bytes(encoded("h264", num_frames=16, gop=8))
     change_info(directory, lambda info: info["features"][TOP]["info"].update({"video.codec": "libx265"}))
-    monkeypatch.setattr(check, "_LONG_GOP", 1)
+    monkeypatch.setattr(check, "LONG_GOP", 1)
     report = checked(directory)
     assert [(finding.kind, finding.text) for finding in report.findings] == [
         (

@@ -17,7 +17,7 @@ import pytest
 import lerobot_grain as lg
 from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._reading.frames import camera_reader
-from lerobot_grain._repository.repository import sample_table
+from lerobot_grain._repository.sample_tables import sample_table
 from lerobot_grain._video.decoder import Piece, RgbVideo, decode_pieces
 from lerobot_grain._video.small_mp4 import coded_unit, unit_of_frames
 from lerobot_grain.testing import Camera, WrittenDataset, read_barcodes, write_dataset

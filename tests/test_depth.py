@@ -78,7 +78,7 @@ def change_info(directory: Path, camera: str, **values: Any) -> None:
 def test_every_frame_equals_sequential_decoding(written: WrittenDataset, budget_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In groups of GOPs, and with a small budget long ones in pieces, and all again and again; one camera has open GOPs."""
     table = read_table(next((written.directory / "videos" / DEPTH).rglob("*.mp4")).read_bytes())
-    assert sum(int((table.pts[key:] < table.pts[key]).sum()) for key in table.keys.tolist()) > 5, "leading pictures"
+    assert sum(int((table.pts[key:] < table.pts[key]).sum()) for key in table.key_samples.tolist()) > 5, "leading pictures"
     offsets = [-3, 0, 5]
     dataset = lg.LeRobotIterDataset(
         written.directory,
@@ -387,7 +387,7 @@ def test_golden_depth_has_open_gops_and_every_frame_is_that_of_the_whole_file(sh
     problems = count_alone(monkeypatch)
     directory = shared / "golden/depth"
     table = read_table(next((directory / "videos" / DEPTH).rglob("*.mp4")).read_bytes())
-    leading = sum(int((table.pts[key:] < table.pts[key]).sum()) for key in table.keys.tolist())
+    leading = sum(int((table.pts[key:] < table.pts[key]).sum()) for key in table.key_samples.tolist())
     assert leading > 50
     expected = depths_of_codes(Depth())[sequential(directory, DEPTH)]
     for budget_bytes in (3 << 29, 1 << 20):

@@ -21,7 +21,7 @@ import pytest
 import lerobot_grain as lg
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._reading.rows.data_files import open_data_file
-from lerobot_grain._repository import repository as repository_module
+from lerobot_grain._repository import metadata
 from lerobot_grain._storage import disk_cache
 from lerobot_grain._storage.disk_cache import DiskCache
 from lerobot_grain._storage.hub.address import disk_cache_directory
@@ -479,7 +479,7 @@ def test_long_footers_and_tables_read_in_ranges_are_kept(
 ) -> None:
     written = write_dataset(tmp_path / "long", episode_lengths=[40, 40], cameras=(), rows_per_row_group=1)
     hub.add_repository("disk/long", written.directory)
-    monkeypatch.setattr(repository_module, "_WHOLE_TABLE_BYTES", 0)
+    monkeypatch.setattr(metadata, "_WHOLE_TABLE_BYTES", 0)
     _, first = start("disk/long")
     assert len(index_requests(first, written.directory)) == 1
     assert [r.file for r in hub.requests() if r.kind == "cdn" and r.file and r.file.startswith("meta/")]
@@ -566,7 +566,7 @@ def test_damaged_entries_change_nothing(hub: LoopbackHub, directory: Path, start
 def test_what_was_sent_wrongly_is_fetched_again(
     hub: LoopbackHub, converted: Path, directory: Path, start: Any, monkeypatch: pytest.MonkeyPatch, file: str, offset: int
 ) -> None:
-    monkeypatch.setattr(repository_module, "_WHOLE_TABLE_BYTES", 0)
+    monkeypatch.setattr(metadata, "_WHOLE_TABLE_BYTES", 0)
     source = directory if "videos" in file else converted
     name = f"disk/wrong-{file.replace('/', '-')}"
     hub.add_repository(name, source)

@@ -16,7 +16,8 @@ import lerobot_grain as lg
 from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._format.info import Feature
 from lerobot_grain._parquet.columns import to_numpy
-from lerobot_grain._parquet.table import InMemoryFile, open_table
+from lerobot_grain._parquet.files import InMemoryFile
+from lerobot_grain._parquet.table import open_table
 from lerobot_grain.testing import write_dataset
 
 ROWS = 5

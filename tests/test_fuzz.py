@@ -23,7 +23,8 @@ from fuzz.targets import TARGETS, Target, make_input
 from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._format.info import Feature
 from lerobot_grain._parquet.columns import to_encoded_images, to_numpy, to_strings
-from lerobot_grain._parquet.table import InMemoryFile, open_table, read_columns
+from lerobot_grain._parquet.files import InMemoryFile
+from lerobot_grain._parquet.table import open_table, read_columns
 
 pytestmark = pytest.mark.timeout(120)
 

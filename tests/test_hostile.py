@@ -24,10 +24,12 @@ from lerobot_grain._format.episodes import episode_table
 from lerobot_grain._format.info import DatasetInfo, Feature, parse_info
 from lerobot_grain._parquet import table as parquet_table
 from lerobot_grain._parquet.columns import to_encoded_images, to_numpy, to_strings
-from lerobot_grain._parquet.table import InMemoryFile, open_table, read_columns
+from lerobot_grain._parquet.files import InMemoryFile
+from lerobot_grain._parquet.table import open_table, read_columns
 from lerobot_grain._reading.rows.data_files import open_data_file
-from lerobot_grain._repository import repository as repository_module
-from lerobot_grain._repository.repository import open_repository, sample_table
+from lerobot_grain._repository import metadata, opening
+from lerobot_grain._repository.opening import open_repository
+from lerobot_grain._repository.sample_tables import sample_table
 from lerobot_grain.testing import Camera, LoopbackHub, write_dataset
 from tests.helpers import box, edit_box, encoded, read_table
 
@@ -219,7 +221,7 @@ def test_a_gop_length_that_no_encoder_has_is_not_believed() -> None:
 
 @pytest.mark.parametrize("element", [b"[],", b'{"":0},'])
 def test_json_of_the_largest_size_that_is_read(element: bytes) -> None:
-    raw = b"[" + element * (repository_module._MAX_INFO_BYTES // len(element) - 1) + b"0]"
+    raw = b"[" + element * (opening._MAX_INFO_BYTES // len(element) - 1) + b"0]"
     assert len(raw) > 4_000_000
     assert "found a JSON list" in refusal(lambda: info_of(raw), max_bytes=400 << 20)
 
@@ -277,7 +279,7 @@ def test_half_floats_are_integers_like_others() -> None:
 
 
 def test_an_episode_table_with_very_many_rows(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repository_module, "_MAX_EPISODES", 1)
+    monkeypatch.setattr(metadata, "_MAX_EPISODES", 1)
     path = "meta/episodes/chunk-000/file-000.parquet"
     assert refusal(lambda: open_repository(directory)) == f"{directory}, {path}: it has 2 rows; at most 1 are read"
 

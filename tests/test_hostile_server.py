@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lerobot_grain._base.errors import StorageError
-from lerobot_grain._storage.http.client import Deadline, LinkRefused, Transport
+from lerobot_grain._storage.http.client import Deadline, HttpClient, LinkRefused
 from lerobot_grain._storage.http.responses import RangeSource
 from lerobot_grain._storage.options import StorageOptions
 from tests.raw_server import CONTENTS, LENGTH, RANGE, STATUS, WANTED, Script, forever, serving
@@ -28,7 +28,7 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n"
 def outcome(script: Script, **options: Any) -> bytes | str:
     """Returns the bytes that were read, or the text of the error; fails where it takes longer than the deadline."""
     arguments = {"max_attempts": 2, "pause_seconds": 0.01, "read_timeout_seconds": 0.5} | options
-    transport = Transport(StorageOptions(deadline_seconds=DEADLINE_SECONDS, **arguments))
+    transport = HttpClient(StorageOptions(deadline_seconds=DEADLINE_SECONDS, **arguments))
     pieces: list[bytes] = []
     began = time.monotonic()
     with serving(script) as server:
@@ -118,7 +118,7 @@ def test_a_server_that_is_away_for_a_while_is_waited_for() -> None:
     """Refused connections are no attempts: there may be many more than `max_attempts`."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    transport = Transport(StorageOptions(deadline_seconds=30, max_attempts=2, pause_seconds=0.01))
+    transport = HttpClient(StorageOptions(deadline_seconds=30, max_attempts=2, pause_seconds=0.01))
     source, answer = RangeSource(f"http://127.0.0.1:{port}/file", {}, len(CONTENTS)), STATUS + RANGE + LENGTH + b"\r\n" + CONTENTS
     refused = []
 
@@ -134,7 +134,7 @@ def test_a_server_that_is_away_for_a_while_is_waited_for() -> None:
 
 
 def test_no_cookie_is_kept() -> None:
-    transport = Transport(StorageOptions())
+    transport = HttpClient(StorageOptions())
     cookies = b"Set-Cookie: a=b\r\nSet-Cookie: c=d; Path=/; Domain=127.0.0.1\r\n"
     with serving([STATUS, RANGE, LENGTH, cookies, b"\r\n", CONTENTS]) as server, contextlib.closing(transport):
         for _ in range(2):
@@ -148,7 +148,7 @@ def test_no_cookie_is_kept() -> None:
 
 @pytest.mark.parametrize("limit", [b"RateLimit: api;r=0;t=86400\r\n", b"RateLimit: api;r=0;t=331\r\nRateLimit-Policy: fixed;q=9;w=300\r\n"])
 def test_a_limit_that_is_longer_than_any_window_is_not_waited_for(limit: bytes) -> None:
-    transport = Transport(StorageOptions(deadline_seconds=30))
+    transport = HttpClient(StorageOptions(deadline_seconds=30))
     with serving([STATUS, RANGE, LENGTH, limit, b"\r\n", CONTENTS]) as server:
         for _ in range(3):
             source = RangeSource(server.url, {}, len(CONTENTS))

@@ -18,7 +18,7 @@ from torchcodec.decoders import VideoDecoder
 
 import lerobot_grain as lg
 from lerobot_grain._reading.rows.data_files import episode_timestamps
-from lerobot_grain._repository.repository import sample_table
+from lerobot_grain._repository.sample_tables import sample_table
 from lerobot_grain._video.video_file import VideoFile
 from lerobot_grain.testing import LoopbackHub, RequestRecord
 
@@ -192,7 +192,7 @@ def test_damaged_video_bytes_stop_the_stream_at_their_example(shared: Path, serv
     (video,) = directory.glob("videos/*/*/*.mp4")
     data = bytearray(video.read_bytes())
     table = sample_table(lg.open_repository(directory).storage, str(video.relative_to(directory)))
-    key = int(table.keys[3])
+    key = int(table.key_samples[3])
     start = int(table.offsets[key])
     data[start : start + 64] = bytes(64)
     video.chmod(0o644)

@@ -16,9 +16,9 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain._base.byte_ranges import ByteRange
-from lerobot_grain._repository import repository as repository_module
+from lerobot_grain._repository import metadata
 from lerobot_grain._storage.git_files import blob_name, blob_name_of, git_blob_id, hash_in
-from lerobot_grain._storage.http.responses import Answer, RangeSource, TransientFailure, accept_range
+from lerobot_grain._storage.http.responses import RangeSource, Response, RetryableError, accept_range
 from lerobot_grain._storage.hub import client_cache
 from lerobot_grain._storage.hub.address import disk_cache_directory, name_repository
 from lerobot_grain._storage.hub.client_cache import cached_commit
@@ -254,7 +254,7 @@ SPOILT = {"one bit": flipped, "zeros": lambda contents: bytes(len(contents))}
 def test_a_copy_of_the_same_size_is_compared_with_its_hash(served, hub, expected, tmp_path, monkeypatch, path, damage, whole):
     """All of the repository was downloaded. Long tables are read in ranges."""
     if not whole:
-        monkeypatch.setattr(repository_module, "_WHOLE_TABLE_BYTES", 0)
+        monkeypatch.setattr(metadata, "_WHOLE_TABLE_BYTES", 0)
     huggingface_hub.snapshot_download(
         served.repository_id, repo_type="dataset", revision="v3.0", endpoint=hub.endpoint, token=False, cache_dir=tmp_path
     )
@@ -277,7 +277,7 @@ def test_a_copy_of_the_same_size_is_compared_with_its_hash(served, hub, expected
 
 def test_a_long_copy_is_compared_once_until_it_changes(served, hub, tmp_path, monkeypatch):
     huggingface_hub.snapshot_download(served.repository_id, repo_type="dataset", endpoint=hub.endpoint, token=False, cache_dir=tmp_path)
-    monkeypatch.setattr(repository_module, "_WHOLE_TABLE_BYTES", 0)
+    monkeypatch.setattr(metadata, "_WHOLE_TABLE_BYTES", 0)
     compared = []
 
     def noted(pieces, num_bytes, told):
@@ -465,8 +465,8 @@ def test_a_mirror_that_sends_pointers(served, hub, mirror, directory, expected, 
 )
 def test_answers_that_may_be_pointers(status, headers, expected):
     source = RangeSource("http://localhost/x", {}, file_bytes=5000)
-    with contextlib.suppress(TransientFailure):
-        accept_range(Answer(status, headers), source=source, asked=ByteRange(0, 5000))
+    with contextlib.suppress(RetryableError):
+        accept_range(Response(status, headers), source=source, asked=ByteRange(0, 5000))
     assert source.may_be_pointer == expected
 
 

@@ -61,7 +61,7 @@ def check_against_demuxer(table: SampleTable, data: bytes) -> None:
     assert table.sizes.tolist() == [packet.size for packet in packets]
     assert table.offsets.tolist() == [packet.pos for packet in packets]
     assert table.pts.tolist() == [packet.pts for packet in packets]
-    assert table.keys.tolist() == [number for number, packet in enumerate(packets) if packet.is_keyframe]
+    assert table.key_samples.tolist() == [number for number, packet in enumerate(packets) if packet.is_keyframe]
     assert table.presentation.tolist() == sorted(range(len(packets)), key=lambda number: packets[number].pts)
     assert [data[o : o + n] for o, n in zip(table.offsets, table.sizes, strict=True)] == [bytes(packet) for packet in packets]
 
@@ -85,7 +85,7 @@ def test_the_files_have_what_their_names_say() -> None:
     tables = {name: read_table(encoded(**options)) for name, options in FILES.items()}
     for name in ("h264 B pictures", "hevc B pictures", "mpeg4 B pictures"):
         assert (np.diff(tables[name].pts) < 0).any()
-    assert tables["h264 all key frames"].keys.tolist() == list(range(30))
+    assert tables["h264 all key frames"].key_samples.tolist() == list(range(30))
     edits = dict(boxes(dict(boxes(dict(boxes(encoded(**PLAIN)))["moov"]))["trak"]))["edts"]
     assert struct.unpack_from(">iI", edits[8:], 12)[0] > 0  # media_time of the only edit
 
@@ -99,16 +99,16 @@ def test_frames_and_their_gops(name: str) -> None:
     assert table.frame_at(np.arange(30) / 10).tolist() == list(range(30))
     assert table.frame_at(np.array([-5.0, 0.049, 0.051, 1.0 - 1e-9, 2.9, 1e9])).tolist() == [0, 0, 1, 10, 29, 29]
     for frame in range(30):
-        keys = [gop for gop, key in enumerate(table.keys) if table.pts[key] <= table.pts[table.presentation[frame]]]
+        keys = [gop for gop, key in enumerate(table.key_samples) if table.pts[key] <= table.pts[table.presentation[frame]]]
         assert table.gop_of_frame(np.array([frame])).tolist() == [keys[-1]]
     assert table.gop_lengths().sum() == 30
-    assert table.gop_lengths().tolist() == np.diff([*table.keys, 30]).tolist()
+    assert table.gop_lengths().tolist() == np.diff([*table.key_samples, 30]).tolist()
 
 
 def test_a_file_of_one_frame() -> None:
     table = read_table(encoded(**FILES["h264 one frame"]))
     assert table.frame_at(np.array([0.0, 7.0])).tolist() == [0, 0]
-    assert (table.keys.tolist(), table.gop_lengths().tolist(), table.num_frames) == ([0], [1], 1)
+    assert (table.key_samples.tolist(), table.gop_lengths().tolist(), table.num_frames) == ([0], [1], 1)
 
 
 def test_tables_are_read_only_and_pickle() -> None:
@@ -244,7 +244,7 @@ def test_samples_of_constant_size() -> None:
 def test_without_a_list_of_key_frames_every_picture_is_one() -> None:
     data = encoded(**FILES["h264 all key frames"])
     assert b"stss" not in data
-    assert read_table(data).keys.tolist() == list(range(30))
+    assert read_table(data).key_samples.tolist() == list(range(30))
 
 
 def test_without_an_edit_list_times_count_from_the_first_frame() -> None:
@@ -446,7 +446,7 @@ def test_key_frames_presented_out_of_order() -> None:
     table = read_table(encoded(**FILES["h264"]))
     times = np.zeros((30, 2), ">i4")
     times[:, 0] = 1
-    times[table.keys[1], 1] = -(table.pts[table.keys[1]] + 512)
+    times[table.key_samples[1], 1] = -(table.pts[table.key_samples[1]] + 512)
     ctts = box("ctts", struct.pack(">II", 0, 30) + times.tobytes())
     text = refusal(edit_box(encoded(**FILES["h264"]), f"{TRACK}/stsz", lambda stsz: ctts + box("stsz", stsz)))
     assert text == "key frames are not presented in the order in which they are stored; this is not supported"
@@ -582,7 +582,7 @@ def test_flipped_bytes_in_moov(name: str) -> None:
             read += 1
             assert len(table.offsets) == len(table.sizes) == len(table.pts) >= len(table.presentation) > 0
             assert ((table.offsets >= 0) & (table.sizes >= 0) & (table.offsets + table.sizes <= len(data))).all()
-            assert table.keys[0] == 0
+            assert table.key_samples[0] == 0
             assert (table.gop_of_frame(np.arange(table.num_frames)) >= 0).all()
         assert tracemalloc.get_traced_memory()[1] < 32 << 20
     finally:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from lerobot_grain._storage.http import rate_limits
-from lerobot_grain._storage.http.rate_limits import Pacer, limit_of, refusal_seconds
+from lerobot_grain._storage.http.rate_limits import RateLimiter, limit_of, refusal_seconds
 
 RESOLVER = limit_of("https://huggingface.co/datasets/org/name/resolve/main/a.mp4")
 API = limit_of("https://huggingface.co/api/datasets/org/name/refs")
@@ -55,49 +55,49 @@ def test_how_long_a_refusal_lasts(status: int, headers: dict[str, str], seconds:
 
 
 def test_nobody_waits_while_a_tenth_is_left(clock: Callable[[float], None]) -> None:
-    pacer = Pacer()
+    limiter = RateLimiter()
     for left in (2999, 300):
-        pacer.heed(RESOLVER, told(left, 200))
-        assert [pacer.take_turn(RESOLVER) for _ in range(3)] == [0, 0, 0]
+        limiter.observe(RESOLVER, told(left, 200))
+        assert [limiter.reserve(RESOLVER) for _ in range(3)] == [0, 0, 0]
     clock(1)
 
 
 def test_what_is_left_is_spread_over_the_window(clock: Callable[[float], None]) -> None:
-    pacer = Pacer()
-    pacer.heed(RESOLVER, told(99, 200))
-    assert [pacer.take_turn(RESOLVER) for _ in range(3)] == [2, 4, 6]
-    assert pacer.take_turn(API) == 0
+    limiter = RateLimiter()
+    limiter.observe(RESOLVER, told(99, 200))
+    assert [limiter.reserve(RESOLVER) for _ in range(3)] == [2, 4, 6]
+    assert limiter.reserve(API) == 0
     clock(5)
-    assert pacer.take_turn(RESOLVER) == 3
-    pacer.heed(RESOLVER, told(49, 200))  # another process has used it too
-    assert [pacer.take_turn(RESOLVER) for _ in range(2)] == [5, 9]
+    assert limiter.reserve(RESOLVER) == 3
+    limiter.observe(RESOLVER, told(49, 200))  # another process has used it too
+    assert [limiter.reserve(RESOLVER) for _ in range(2)] == [5, 9]
     clock(100)
-    assert [pacer.take_turn(RESOLVER) for _ in range(2)] == [0, 4]
-    pacer.heed(RESOLVER, told(2999, 300))
-    assert pacer.take_turn(RESOLVER) == 0
+    assert [limiter.reserve(RESOLVER) for _ in range(2)] == [0, 4]
+    limiter.observe(RESOLVER, told(2999, 300))
+    assert limiter.reserve(RESOLVER) == 0
 
 
 def test_nobody_waits_much_longer_than_the_window(clock: Callable[[float], None]) -> None:
-    pacer = Pacer()
-    pacer.heed(RESOLVER, told(0, 100))
-    assert [pacer.take_turn(RESOLVER) for _ in range(3)] == [100.05] * 3
+    limiter = RateLimiter()
+    limiter.observe(RESOLVER, told(0, 100))
+    assert [limiter.reserve(RESOLVER) for _ in range(3)] == [100.05] * 3
     clock(100.05)
-    assert [pacer.take_turn(RESOLVER) for _ in range(3)] == [0, 0, 0]
+    assert [limiter.reserve(RESOLVER) for _ in range(3)] == [0, 0, 0]
 
 
 def test_answers_that_tell_no_quota_change_nothing() -> None:
-    pacer = Pacer()
-    pacer.heed(RESOLVER, {"RateLimit": '"resolvers";r=0;t=100'})
-    pacer.heed(RESOLVER, {"RateLimit": "rubbish", "RateLimit-Policy": "q=3000"})
-    assert pacer.take_turn(RESOLVER) == 0
+    limiter = RateLimiter()
+    limiter.observe(RESOLVER, {"RateLimit": '"resolvers";r=0;t=100'})
+    limiter.observe(RESOLVER, {"RateLimit": "rubbish", "RateLimit-Policy": "q=3000"})
+    assert limiter.reserve(RESOLVER) == 0
 
 
 def test_a_hold_is_for_all_and_is_not_shortened(clock: Callable[[float], None]) -> None:
-    pacer = Pacer()
-    assert pacer.held_seconds(RESOLVER) <= 0
-    pacer.hold(RESOLVER, 10)
-    pacer.hold(RESOLVER, 3)
-    assert pacer.held_seconds(RESOLVER) == pytest.approx(10.05)
-    assert pacer.held_seconds(API) <= 0
+    limiter = RateLimiter()
+    assert limiter.held_seconds(RESOLVER) <= 0
+    limiter.pause(RESOLVER, 10)
+    limiter.pause(RESOLVER, 3)
+    assert limiter.held_seconds(RESOLVER) == pytest.approx(10.05)
+    assert limiter.held_seconds(API) <= 0
     clock(10.1)
-    assert pacer.held_seconds(RESOLVER) <= 0
+    assert limiter.held_seconds(RESOLVER) <= 0

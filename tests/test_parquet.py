@@ -19,7 +19,8 @@ from lerobot_grain._base.byte_ranges import ByteRange, merge_ranges
 from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._format.info import Feature
 from lerobot_grain._parquet.columns import to_encoded_images, to_numpy, to_strings
-from lerobot_grain._parquet.table import InMemoryFile, ParquetTable, open_table, read_columns
+from lerobot_grain._parquet.files import InMemoryFile
+from lerobot_grain._parquet.table import ParquetTable, open_table, read_columns
 
 WHERE = "org/name@1a2b, data.parquet"
 

@@ -150,7 +150,7 @@ def test_timestamps_are_counted_without_drift_in_a_long_file() -> None:
         sizes=one,
         pts=pts,
         presentation=np.arange(count),
-        keys=np.arange(0, count, 2),
+        key_samples=np.arange(0, count, 2),
     )
     lengths = [999, 1000, 1001] * 36
     firsts = np.cumsum(lengths) - lengths
@@ -171,8 +171,8 @@ def test_every_frame_lies_in_the_gop_that_it_is_decoded_from(options: dict[str, 
     file = video_file([30], [0.0], table=table)
     gops = table.gop_of_frame(np.arange(30)).tolist()
     assert file.gops_of(np.arange(30)).tolist() == gops
-    assert [frame for gop in range(len(table.keys)) for frame in file.frames_of(gop)] == list(range(30))
-    for gop in range(len(table.keys)):
+    assert [frame for gop in range(len(table.key_samples)) for frame in file.frames_of(gop)] == list(range(30))
+    for gop in range(len(table.key_samples)):
         frames = file.frames_of(gop)
         assert isinstance(frames, range)
         assert {gops[frame] for frame in frames} == {gop}

@@ -20,7 +20,7 @@ import pytest
 import lerobot_grain as lg
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._reading.frames import camera_reader, gop_fetcher
-from lerobot_grain._repository.repository import sample_table
+from lerobot_grain._repository.sample_tables import sample_table
 from lerobot_grain._storage.base import Storage
 from lerobot_grain._video.decoder import OpenGop
 from lerobot_grain.testing import Camera, WrittenDataset, read_barcodes, write_dataset
@@ -218,8 +218,8 @@ def damage_gop(repository: lg.Repository, directory: Path, camera: str, episode:
     """Damages the GOP of a frame of the first episode of a video file; returns the frames of the episode that are lost."""
     path = video_path(repository, camera, episode)
     table = sample_table(repository.storage, path)
-    gop = int(np.searchsorted(table.keys, frame, side="right")) - 1
-    bounds = [*table.keys.tolist(), table.num_frames]
+    gop = int(np.searchsorted(table.key_samples, frame, side="right")) - 1
+    bounds = [*table.key_samples.tolist(), table.num_frames]
     for sample in range(bounds[gop], bounds[gop + 1]):
         overwrite(directory / path, int(table.offsets[sample]), int(table.offsets[sample] + table.sizes[sample]))
     return set(range(bounds[gop], bounds[gop + 1]))

@@ -19,8 +19,11 @@ import pytest
 from lerobot_grain import LeRobotIterDataset
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError, LeRobotGrainError, LeRobotGrainWarning, MissingFileError
-from lerobot_grain._repository import repository as repository_module
-from lerobot_grain._repository.repository import Repository, open_repository, sample_table
+from lerobot_grain._repository import metadata as metadata_module
+from lerobot_grain._repository import opening
+from lerobot_grain._repository.opening import open_repository
+from lerobot_grain._repository.repository import Repository
+from lerobot_grain._repository.sample_tables import sample_table
 from lerobot_grain._storage.base import Storage
 from lerobot_grain._storage.opening import open_storage
 from lerobot_grain._storage.options import StorageOptions, StorageStatistics
@@ -181,7 +184,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], tuple[Reposito
         storage = Recording(
             open_storage(path, revision=None, endpoint=None, token=None, cache_dir=None, options=StorageOptions(merge_gap_bytes=0))
         )
-        monkeypatch.setattr(repository_module, "open_storage", lambda *_args, **_options: storage)
+        monkeypatch.setattr(opening, "open_storage", lambda *_args, **_options: storage)
         return open_repository(path), storage
 
     return opened
@@ -208,8 +211,8 @@ def test_the_gop_length_takes_a_few_small_ranges_of_one_file_per_camera(written:
 
 def test_large_episode_tables_are_read_by_column(written: WrittenDataset, recorded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = open_repository(written.directory)
-    monkeypatch.setattr(repository_module, "_WHOLE_TABLE_BYTES", 1000)
-    monkeypatch.setattr(repository_module, "_hash_of_metadata", lambda *_: "0" * 40)
+    monkeypatch.setattr(metadata_module, "_WHOLE_TABLE_BYTES", 1000)
+    monkeypatch.setattr(opening, "_hash_of_metadata", lambda *_: "0" * 40)
     repository, storage = recorded(written.directory)
     assert repository.episodes.data_offsets.tolist() == expected.episodes.data_offsets.tolist()
     assert repository.tasks == expected.tasks

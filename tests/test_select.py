@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lerobot_grain as lg
-from lerobot_grain._repository.repository import _read_episode_columns
+from lerobot_grain._repository.metadata import read_episode_columns
 from lerobot_grain._repository.selection import select_episodes
 from lerobot_grain.testing import WrittenDataset, write_dataset
 
@@ -178,9 +178,9 @@ def test_columns_are_read_once_and_only_when_they_are_asked_for(repository: lg.R
 
     def recorded(storage: Any, listing: Any, wanted: tuple[str, ...]) -> Any:
         read.append(wanted)
-        return _read_episode_columns(storage, listing, wanted)
+        return read_episode_columns(storage, listing, wanted)
 
-    monkeypatch.setattr("lerobot_grain._repository.repository._read_episode_columns", recorded)
+    monkeypatch.setattr("lerobot_grain._repository.repository.read_episode_columns", recorded)
     assert select_episodes(repository, lambda episode: episode.length < 8).tolist() == [1, 3]
     assert read == []
     assert select_episodes(repository, lambda episode: "place it" in episode.tasks and episode.tasks[0] != "").tolist() == [1, 3]

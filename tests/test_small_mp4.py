@@ -130,7 +130,7 @@ def test_golden_files(shared: Path, name: str) -> None:
         leading = [
             gop
             for gop, frames in frames_by_gop(table).items()
-            if table.presentation[frames].max() >= np.append(table.keys, 1 << 40)[gop + 1]
+            if table.presentation[frames].max() >= np.append(table.key_samples, 1 << 40)[gop + 1]
         ]
         assert leading, "no open GOP in the file"
         check_stitched([(source, gop, frames_by_gop(table)[gop]) for gop in leading])
@@ -153,7 +153,7 @@ def test_units_hold_what_is_needed_and_no_more(videos: dict[str, list[Video]], n
         for gop, frames in frames_by_gop(table).items():
             for chosen in (frames, frames[:1], frames[-1:], frames[::2]):
                 unit = unit_of_frames(table, gop, np.array(chosen))
-                key = table.keys[gop]
+                key = table.key_samples[gop]
                 # Decode order, from the key frame to the last sample that is wanted; nothing that is presented before the key frame.
                 last = max(table.presentation[chosen])
                 assert unit.samples.tolist() == [sample for sample in range(key, last + 1) if table.pts[sample] >= table.pts[key]]
@@ -172,7 +172,7 @@ def test_a_unit_of_the_first_frames_is_short(videos: dict[str, list[Video]]) -> 
 def test_leading_pictures_belong_to_the_gop_before(videos: dict[str, list[Video]]) -> None:
     source = videos["hevc open GOPs"][0]
     table = source.table
-    before, key = 0, table.keys[1]
+    before, key = 0, table.key_samples[1]
     frames = frames_by_gop(table)[before]
     unit = unit_of_frames(table, before, np.array(frames))
     assert key in unit.samples
@@ -248,7 +248,9 @@ def refusal(source: Video, first_picture: bytes, *, gop: int = 0, table: SampleT
     table = source.table if table is None else table
     frame = frames_by_gop(table)[gop][0]
     unit = unit_of_frames(table, gop, np.array([frame]))
-    table = dataclasses.replace(table, sizes=np.where(np.arange(table.num_frames) == table.keys[gop], len(first_picture), table.sizes))
+    table = dataclasses.replace(
+        table, sizes=np.where(np.arange(table.num_frames) == table.key_samples[gop], len(first_picture), table.sizes)
+    )
     with pytest.raises(DatasetFormatError) as caught:
         coded_unit(table, unit, first_picture, where="a.mp4")
     prefix = f"a.mp4, bytes {unit.byte_range}: "
@@ -264,9 +266,9 @@ def first_sample(source: Video, sample: int = 0) -> bytes:
 def test_h264_with_open_gops() -> None:
     source = video(encoded("h264", b_frames=3, open_gop=True))
     gop = 2
-    assert picture_types(first_sample(source, int(source.table.keys[gop])))[-1] == 1, "the encoder made an IDR picture"
-    text = refusal(source, first_sample(source, int(source.table.keys[gop])), gop=gop)
-    kinds = picture_types(first_sample(source, int(source.table.keys[gop])))
+    assert picture_types(first_sample(source, int(source.table.key_samples[gop])))[-1] == 1, "the encoder made an IDR picture"
+    text = refusal(source, first_sample(source, int(source.table.key_samples[gop])), gop=gop)
+    kinds = picture_types(first_sample(source, int(source.table.key_samples[gop])))
     assert text == (f"flagged as key frame, but it is not an IDR picture (NAL unit types {kinds}); H.264 with open GOPs is not supported")
 
 

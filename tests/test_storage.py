@@ -21,10 +21,11 @@ import pytest
 import lerobot_grain as lg
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError, MissingFileError, StorageError
-from lerobot_grain._storage.base import DirectoryStorage, check_path
+from lerobot_grain._storage.base import check_path
+from lerobot_grain._storage.directory import DirectoryStorage
 from lerobot_grain._storage.http import client as http_client
 from lerobot_grain._storage.http import responses
-from lerobot_grain._storage.http.cancellation import RequestScope
+from lerobot_grain._storage.http.cancellation import CancelScope
 from lerobot_grain._storage.http.connections import connections
 from lerobot_grain._storage.hub import client_cache, session
 from lerobot_grain._storage.hub.api import _folders_in
@@ -644,7 +645,7 @@ class TestTrouble:
         assert time.monotonic() - started < 3
 
     def test_on_a_slow_link_nothing_drips(self, hub, linked):
-        transport = linked._session()._transport
+        transport = linked._session()._client
         transport._usual_rate = 1e6
         hub.set_bandwidth(100_000)
         try:
@@ -663,15 +664,15 @@ class TestTrouble:
         assert patience(20, 1, 0.01) == 0.5
 
     def test_patience_follows_what_answers_take(self, hub, linked):
-        before = linked._session()._transport._usual_seconds
+        before = linked._session()._client._usual_seconds
         for start in range(40):
             read(linked, start, start + 1)
-        usual = linked._session()._transport._usual_seconds
+        usual = linked._session()._client._usual_seconds
         assert 0 < usual < before
         hub.set_latency(0.1)
         for start in range(20):
             read(linked, start, start + 1)
-        assert linked._session()._transport._usual_seconds > max(usual, 0.05)
+        assert linked._session()._client._usual_seconds > max(usual, 0.05)
 
     def test_a_truncated_answer_without_length_is_seen(self, hub, linked):
         hub.add_fault(Fault(origin="cdn", headers={"Content-Length": "0"}, times=None))
@@ -686,12 +687,12 @@ class TestTrouble:
             headers = arguments[-1]
             asked.append(headers["Range"])
             start, stop = int(headers["Range"][6:].partition("-")[0]), 3000
-            answer = responses.Answer(206, {"Content-Range": f"bytes {start}-{stop - 1}/300000"})
+            answer = responses.Response(206, {"Content-Range": f"bytes {start}-{stop - 1}/300000"})
             assert accept(answer) == stop - start
             body.append(VIDEO[start : min(start + 800, stop)])
             return answer
 
-        monkeypatch.setattr(http_client.Transport, "_send", send)
+        monkeypatch.setattr(http_client.HttpClient, "_send", send)
         assert read(linked, 1000, 3000) == VIDEO[1000:3000]
         assert asked == ["bytes=1000-2999", "bytes=1800-2999", "bytes=2600-2999"]
 
@@ -1053,7 +1054,7 @@ class TestScopes:
         storage.size_bytes(VIDEO_PATH)
         hub.clear_requests()
         hub.add_fault(Fault(**ONE_GET, stall_at=7, times=2))
-        scope = RequestScope()
+        scope = CancelScope()
         with ThreadPoolExecutor(1, initializer=scope.enter) as pool, ThreadPoolExecutor(1) as others:
             mine, theirs = pool.submit(read, storage, 0, 1000), others.submit(read, storage, 500, 900)
             while len(hub.requests()) < 2:
@@ -1076,7 +1077,7 @@ class TestScopes:
             storage = open_hub(options=dataclasses.replace(self.STUBBORN, pause_seconds=60))
             hub.clear_requests()
             hub.add_fault(fault)
-            scope = RequestScope()
+            scope = CancelScope()
             with ThreadPoolExecutor(2, initializer=scope.enter) as pool:
                 waiting = [pool.submit(storage.size_bytes, VIDEO_PATH) for _ in range(2)]  # the second waits for the first
                 while not hub.requests():
@@ -1091,7 +1092,7 @@ class TestScopes:
         storage = open_hub(options=self.STUBBORN)
         hub.clear_requests()
         hub.add_fault(Fault(method="HEAD", latency_seconds=1000))
-        scope = RequestScope()
+        scope = CancelScope()
         with ThreadPoolExecutor(1, initializer=scope.enter) as pool, ThreadPoolExecutor(1) as others:
             mine = pool.submit(storage.size_bytes, VIDEO_PATH)
             while not hub.requests():
@@ -1103,7 +1104,7 @@ class TestScopes:
             assert isinstance(mine.exception(), StorageError)
 
     def test_nothing_under_way(self):
-        scope = RequestScope()
+        scope = CancelScope()
         assert scope.end()
         assert scope.is_ended
 
@@ -1148,7 +1149,7 @@ class TestOtherProcesses:
     def test_a_forgotten_storage_closes_its_sockets(self, hub):
         storage = open_storage(REPOSITORY, revision="main", endpoint=hub.endpoint, token=None, cache_dir=None, options=OPTIONS)
         read(storage, 0, 10)
-        origins = storage._session()._transport._origins
+        origins = storage._session()._client._origins
         idle = [each.client for key, of_server in connections()._idle.items() if key[0] in origins for each in of_server]
         assert idle
         del storage

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import lerobot_grain as lg
+from lerobot_grain._format.layout import newest_version_tag
 from lerobot_grain._repository import json_lines
-from lerobot_grain._storage.hub.session import newest_version_tag
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, LoopbackHub, WrittenDataset, read_barcodes, write_dataset
 
 TOP, WRIST, PICTURE = "top", "wrist", "picture"

@@ -81,7 +81,7 @@ def test_windows_are_those_of_a_plain_loop(offsets: dict[str, list[int]], fps: f
         assert request.is_pad[key].tolist() == is_pad
     block = made.block(episodes=np.array([4, 1]), frames=np.array([0, frame]), lengths=np.array([1, length]))
     for key in offsets:
-        assert block.windows[key][1].tolist() == request.frames[key].tolist()
+        assert block.frames[key][1].tolist() == request.frames[key].tolist()
         assert block.is_pad[key][1].tolist() == request.is_pad[key].tolist()
 
 

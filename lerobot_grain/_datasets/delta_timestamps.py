@@ -16,8 +16,8 @@ from lerobot_grain._order.windows import (
     TOLERANCE_SECONDS,
     WindowBlock,
     WindowRequest,
-    first_problem,
-    fits_together,
+    first_invalid,
+    same_windows,
     stack_requests,
     window_offsets,
 )
@@ -162,7 +162,7 @@ class WindowBlockBuilder:
         states: list[dict[str, Any]] = []
         while len(requests) < _EXAMPLES_PER_BLOCK and self._pull() is not None:
             assert self._next is not None
-            if requests and not fits_together(requests[0], self._next[0]):
+            if requests and not same_windows(requests[0], self._next[0]):
                 break
             requests.append(self._next[0])
             states.append(self._next[1])
@@ -172,7 +172,7 @@ class WindowBlockBuilder:
             raise self._error
         block, episodes = stack_requests(requests), self._episodes
         positions = episodes.positions_of(block.episodes)
-        problem = first_problem(block, positions, episodes.lengths, shown_episodes=episodes.shown_numbers)
+        problem = first_invalid(block, positions, episodes.lengths, shown_episodes=episodes.shown_numbers)
         block = replace(block, episodes=positions)
         if problem is not None:
             index, text = problem

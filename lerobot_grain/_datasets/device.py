@@ -36,6 +36,7 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._base.versions import jax_enable_x64
 from lerobot_grain._datasets.open_stream import OneThread
@@ -75,8 +76,7 @@ class DeviceIterDataset(grain.IterDataset[Any]):
 
     def __init__(self, parent: grain.IterDataset[Any], *, sharding: jax.sharding.Sharding | None = None, buffer_size: int = 2) -> None:
         super().__init__(parent)
-        if not isinstance(buffer_size, int) or isinstance(buffer_size, bool) or buffer_size < 1:
-            raise InvalidRequestError(f"buffer_size={buffer_size!r}: expected an int >= 1")
+        check_int("buffer_size", buffer_size, least=1)
         if sharding is not None:
             if not isinstance(sharding, jax.sharding.Sharding):
                 raise InvalidRequestError(

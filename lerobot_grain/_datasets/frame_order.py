@@ -17,14 +17,13 @@ import grain
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._datasets.state import checked_position
-from lerobot_grain._order.shuffle import ORDER_VERSION, EpochOrder, FrameOrder, Shuffle
+from lerobot_grain._order.shuffle import ORDER_VERSION, EpochOrder, FrameOrder, Shuffle, default_clip_length
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import EpisodeSelection, select_episodes
 
-# Where there is no video; see the design of the order: clips shorter than this mix better but cost more requests.
-_DEFAULT_CLIP_LENGTH = 16
 # An epoch has clips of an episode for each of n shards with certainty where there is one shard, and else, with so many clips for each of
 # them, in 95 of 100 cases (1 - e^-3).
 _CLIPS_PER_SHARD = 3
@@ -63,14 +62,13 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
         shard_options: grain.sharding.ShardOptions = grain.sharding.NoSharding(),  # noqa: B008 (a frozen value)
     ) -> None:
         super().__init__()
-        if num_epochs is not None and (not isinstance(num_epochs, int) or isinstance(num_epochs, bool) or num_epochs < 1):
-            raise InvalidRequestError(f"num_epochs={num_epochs!r}: expected an int >= 1, or None for an endless stream")
+        if num_epochs is not None:
+            check_int("num_epochs", num_epochs, least=1, otherwise=", or None for an endless stream")
         if shuffle is not None and shuffle.clip_length is None:
-            shuffle = replace(shuffle, clip_length=default_clip_length(repository))
+            shuffle = replace(shuffle, clip_length=default_clip_length(repository.gop_length()))
         table = repository.episodes
         for name, count in (("drop_first_frames", drop_first_frames), ("drop_last_frames", drop_last_frames)):
-            if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-                raise InvalidRequestError(f"{name}={count!r}: expected an int >= 0")
+            check_int(name, count, least=0)
         selected = select_episodes(repository, episodes)
         dropped = drop_first_frames + drop_last_frames
         selected = selected[table.lengths[selected] > dropped]
@@ -227,12 +225,6 @@ class FrameOrderIterator(grain.DatasetIterator[int]):
 
     def __str__(self) -> str:
         return str(self._dataset)
-
-
-def default_clip_length(repository: Repository) -> int:
-    """Returns the smallest multiple of the GOP length that is at least 16; 16 where there is no video."""
-    gop_length = repository.gop_length() or 1
-    return -(-_DEFAULT_CLIP_LENGTH // gop_length) * gop_length
 
 
 def _hash_of(episodes: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], first_frame: int) -> str:

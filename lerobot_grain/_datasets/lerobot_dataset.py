@@ -18,15 +18,13 @@ import grain
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._datasets.delta_timestamps import DeltaTimestamps, OrderedWindowsIterDataset
 from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
-from lerobot_grain._datasets.read_windows import KNOWN_EXAMPLES, ReadWindowsIterDataset
-from lerobot_grain._order.shuffle import Shuffle
+from lerobot_grain._datasets.read_windows import ReadWindowsIterDataset
+from lerobot_grain._order.shuffle import Shuffle, lookahead_examples
 from lerobot_grain._order.windows import TOLERANCE_SECONDS
 from lerobot_grain._reading.read_ahead import ReadOptions
-from lerobot_grain._repository.repository import Repository, open_leniently, warn_of_notes
+from lerobot_grain._repository.opening import open_leniently, warn_of_notes
+from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import EpisodeSelection, select_features
-
-# Rows of longer GOPs are not all known in time; they are decoded more than once.
-_MAX_KNOWN_GOP = 64
 
 
 class LeRobotIterDataset(ReadWindowsIterDataset):
@@ -114,7 +112,7 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
             image_size=image_size,
             read_options=read_options,
             pad_keys=pad_keys,
-            known_examples=_known_examples(order.shuffle),
+            known_examples=lookahead_examples(order.shuffle),
         )
         self._order = order
 
@@ -158,13 +156,3 @@ def _opened(
     if not (revision is endpoint is token is cache_dir is None):
         raise InvalidRequestError("revision, endpoint, token and cache_dir belong to open_repository; the repository given is open already")
     return repository
-
-
-def _known_examples(shuffle: Shuffle | None) -> int:
-    """Returns how far ahead the rows of one GOP must be known, so that it is decoded once for all of them."""
-    if shuffle is None:
-        return KNOWN_EXAMPLES
-    # They follow each other in a part, but for its blocks: so they are spread over at most their number and two blocks, times the parts.
-    assert shuffle.clip_length is not None
-    block = max(1, shuffle.buffer_size // shuffle.num_parts)
-    return (min(shuffle.clip_length, _MAX_KNOWN_GOP) + 2 * block) * shuffle.num_parts + KNOWN_EXAMPLES

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import grain
 
+from lerobot_grain._base.arguments import check_int, is_int
 from lerobot_grain._base.errors import InvalidRequestError, StorageError
 from lerobot_grain._datasets.delta_timestamps import (
     OrderedWindowsIterator,
@@ -26,6 +27,7 @@ from lerobot_grain._datasets.delta_timestamps import (
     windows_of,
 )
 from lerobot_grain._datasets.open_stream import OneThread, OpenStream
+from lerobot_grain._order.shuffle import LOOKAHEAD_EXAMPLES
 from lerobot_grain._order.windows import (
     WindowRequest,
     checked_pad_keys,
@@ -40,9 +42,6 @@ from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import select_features
 
 Taken = TypeVar("Taken")
-
-# Rows beyond the shuffle's buffer that the reader knows ahead.
-KNOWN_EXAMPLES = 512
 
 
 class ReadWindowsIterDataset(grain.IterDataset[Example]):
@@ -82,7 +81,7 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
         image_size: tuple[int, int] | None = None,
         read_options: ReadOptions = ReadOptions(),  # noqa: B008 (a frozen value)
         pad_keys: Mapping[str, str] | None = None,
-        known_examples: int = 2048 + KNOWN_EXAMPLES,
+        known_examples: int = 2048 + LOOKAHEAD_EXAMPLES,
     ) -> None:
         super().__init__(parent)
         self._repository = repository
@@ -119,8 +118,7 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
         Raises:
           InvalidRequestError: `batch_size` is not an int >= 1.
         """
-        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-            raise InvalidRequestError(f"batch(batch_size={batch_size!r}): expected an int >= 1")
+        check_int("batch_size", batch_size, least=1, of="batch")
         if batch_fn is not None:
             return super().batch(batch_size, drop_remainder=drop_remainder, batch_fn=batch_fn)
         return _BatchIterDataset(self, batch_size, drop_remainder=drop_remainder)
@@ -326,6 +324,6 @@ def _checked_image_size(image_size: tuple[int, int] | None) -> tuple[int, int] |
         height, width = image_size
     except (TypeError, ValueError):
         height = width = 0
-    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in (height, width)):
+    if not all(is_int(n, least=1) for n in (height, width)):
         raise InvalidRequestError(f"image_size={image_size!r}: expected (height, width) in pixels")
     return height, width

@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 import grain
 from absl import flags
 
+from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
 from lerobot_grain._datasets.pipelines import only_source_under
@@ -115,8 +116,7 @@ class WorkerPrefetchIterDataset(grain.IterDataset[Element]):
     def __init__(self, parent: grain.IterDataset[Element], *, num_workers: int, buffer_size: int = 2) -> None:
         super().__init__(parent)
         for name, value, least in (("num_workers", num_workers, 0), ("buffer_size", buffer_size, 1)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise InvalidRequestError(f"WorkerPrefetchIterDataset({name}={value!r}): expected an int >= {least}")
+            check_int(name, value, least=least, of="WorkerPrefetchIterDataset")
         self._source = only_source_under(parent, asked_by="WorkerPrefetchIterDataset")
         if parent.__iter__().get_state().keys() != self._source.__iter__().get_state().keys():
             raise InvalidRequestError(f"WorkerPrefetchIterDataset: {parent} adds something to the state of the stream; {_ONE_TO_ONE}")

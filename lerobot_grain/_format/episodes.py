@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arrays import Integers, read_only
 from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError
 from lerobot_grain._format.info import DatasetInfo, PathTemplate
 
-Integers = npt.NDArray[np.int64]
 Seconds = npt.NDArray[np.float64]
 
 # How other recorders call columns.
@@ -190,13 +190,13 @@ def episode_table(columns: Mapping[str, npt.NDArray[Any]], *, info: DatasetInfo,
                 )
     data = _spans(columns, "data", where, lambda chunk, file: info.data_path.path(chunk_index=chunk, file_index=file))
     return EpisodeTable(
-        first_rows=_read_only(first_rows),
-        lengths=_read_only(lengths),
+        first_rows=read_only(first_rows),
+        lengths=read_only(lengths),
         data=data,
-        data_offsets=_read_only(_offsets_in_files(data, lengths)),
+        data_offsets=read_only(_offsets_in_files(data, lengths)),
         videos=_video_spans(columns, info, where, notes),
         notes=tuple(notes),
-        own_numbers=None if np.array_equal(numbers, np.arange(len(numbers))) else _read_only(numbers),
+        own_numbers=None if np.array_equal(numbers, np.arange(len(numbers))) else read_only(numbers),
     )
 
 
@@ -255,7 +255,7 @@ def _video_spans(columns: Mapping[str, npt.NDArray[Any]], info: DatasetInfo, whe
         if (bad := np.flatnonzero(~((starts >= 0) & (starts < _MAX_SECONDS)))).size:
             number = columns["episode_index"][bad[0]]
             raise DatasetFormatError(f"{where}: episode {number} has {name} {starts[bad[0]]}; expected seconds >= 0 and < {_MAX_SECONDS:g}")
-        videos[key] = VideoSpans(spans, _read_only(starts))
+        videos[key] = VideoSpans(spans, read_only(starts))
     return videos
 
 
@@ -276,7 +276,7 @@ def _spans(columns: Mapping[str, npt.NDArray[Any]], prefix: str, where: str, pat
     by_file = np.argsort(file_of_episode, kind="stable")
     first_of_file = np.searchsorted(file_of_episode[by_file], np.arange(distinct.shape[1] + 1))
     paths = tuple(path(int(chunk), int(file)) for chunk, file in distinct.T)
-    return FileSpans(paths, _read_only(file_of_episode), _read_only(first_of_file), _read_only(by_file))
+    return FileSpans(paths, read_only(file_of_episode), read_only(first_of_file), read_only(by_file))
 
 
 def _offsets_in_files(spans: FileSpans, lengths: Integers) -> Integers:
@@ -302,8 +302,3 @@ def _integers(columns: Mapping[str, npt.NDArray[Any]], name: str, where: str) ->
     if len(values) and (values.max() > _MAX_INTEGER or values.min() < -_MAX_INTEGER):
         raise DatasetFormatError(f"{where}: column {name} has values above {_MAX_INTEGER}, which no data set holds")
     return values.astype(np.int64)
-
-
-def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    array.flags.writeable = False
-    return array

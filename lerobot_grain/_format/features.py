@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lerobot_grain._base.arguments import is_int
 from lerobot_grain._base.errors import DatasetFormatError, short_repr
 
 # Dtypes of low-dimensional features, by their names in info.json, which are NumPy's.
@@ -127,15 +128,15 @@ def parse_feature(key: str, description: object, *, where: str, notes: list[str]
     dtype, shape = description.get("dtype"), description.get("shape")
     if not isinstance(dtype, str) or (dtype not in NUMERIC_DTYPES and dtype not in ("string", "image", "video", "language")):
         raise DatasetFormatError(
-            f"{where}: feature {key!r} has dtype {short_repr(dtype)}; expected a NumPy dtype such as float32, "
-            "or string, image, video, language"
+            f"{where}: feature {key!r} has dtype {short_repr(dtype)}; expected a NumPy dtype such as float32, or string, image, video, "
+            "language"
         )
-    if not isinstance(shape, list) or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape):
+    if not isinstance(shape, list) or not all(is_int(n, least=0) for n in shape):
         raise DatasetFormatError(f"{where}: feature {key!r} has shape {short_repr(shape)}; expected a list of integers >= 0")
     if len(shape) > _MAX_DIMENSIONS or math.prod(max(n, 1) for n in shape) > _MAX_VALUES:
         raise DatasetFormatError(
-            f"{where}: feature {key!r} has shape {short_repr(shape)}; expected at most {_MAX_DIMENSIONS} "
-            f"dimensions and {_MAX_VALUES} values"
+            f"{where}: feature {key!r} has shape {short_repr(shape)}; expected at most {_MAX_DIMENSIONS} dimensions "
+            f"and {_MAX_VALUES} values"
         )
     names = description.get("names")
     listed = tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None

@@ -21,22 +21,10 @@ from typing import Any
 
 from lerobot_grain._base.errors import DatasetFormatError, short_repr
 from lerobot_grain._format.features import NUMERIC_DTYPES, TASK_KEY, Depth, Feature, parse_feature
+from lerobot_grain._format.layout import TEMPLATE_NUMBERS, TEMPLATES, is_read, versions_read
 
 __all__ = ["NUMERIC_DTYPES", "TASK_KEY", "DatasetInfo", "Depth", "Feature", "PathTemplate", "parse_info"]
 
-# lerobot's templates by the major version of the format, for data sets that name none, and the fields of templates that are numbers. Some
-# converters leave those of v2.x in info.json. They cannot be meant: the episode table of v3.0 numbers files, not episodes.
-_PATHS = {
-    2: {
-        "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
-        "video_path": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
-    },
-    3: {
-        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-        "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
-    },
-}
-_NUMBERS_OF_TEMPLATES = {2: ("episode_chunk", "episode_index"), 3: ("chunk_index", "file_index")}
 _CHUNKS_SIZE = 1000
 
 # Far above all that is real; below, what is made of a description stays small: a path for every file.
@@ -126,7 +114,7 @@ def parse_info(raw: bytes, *, where: str) -> DatasetInfo:
         features=features,
         total_episodes=_count(info, "total_episodes", where),
         total_frames=_count(info, "total_frames", where),
-        data_path=_template(info.get("data_path", _PATHS[major]["data_path"]), "data_path", major, where, notes),
+        data_path=_template(info.get("data_path", TEMPLATES[major]["data_path"]), "data_path", major, where, notes),
         video_path=_video_path(info, features, major, where, notes),
         robot_type=info.get("robot_type") if isinstance(info.get("robot_type"), str) else None,
         splits=_splits(info, where),
@@ -143,11 +131,11 @@ def _check_version(info: Mapping[str, Any], where: str) -> str:
     numbers = _version_numbers(version)
     if numbers < (2, 0):
         raise DatasetFormatError(
-            f"{where}: this is a LeRobotDataset {version}; expected v2.0, v2.1 or v3.x. Convert it with lerobot's scripts, or look for a "
-            "newer revision of it"
+            f"{where}: this is a LeRobotDataset {version}; expected {versions_read('or')}. Convert it with lerobot's scripts, or look for "
+            "a newer revision of it"
         )
-    if (2, 1) < numbers < (3, 0) or numbers >= (4, 0):
-        raise DatasetFormatError(f"{where}: this is a LeRobotDataset {version}; this version of lerobot_grain reads v2.0, v2.1 and v3.x")
+    if not is_read(*numbers):
+        raise DatasetFormatError(f"{where}: this is a LeRobotDataset {version}; this version of lerobot_grain reads {versions_read('and')}")
     storage_format = info.get("storage_format")
     if storage_format not in (None, "parquet"):
         raise DatasetFormatError(f"{where}: storage_format is {short_repr(storage_format)}; only parquet tables with MP4 video are read")
@@ -233,9 +221,8 @@ def _note_other_rates(info: Mapping[str, Any], fps: float, notes: list[str]) -> 
     if rates:
         key, rate = next(iter(rates.items()))
         notes.append(
-            f"{len(rates)} features have an fps of their own, such as {short_repr(key)}: {short_repr(rate)}; it "
-            "is not used, all have that of the "
-            f"data set, {fps:g}"
+            f"{len(rates)} features have an fps of their own, such as {short_repr(key)}: {short_repr(rate)}; it is not used, all "
+            f"have that of the data set, {fps:g}"
         )
 
 
@@ -244,16 +231,17 @@ def _video_path(info: Mapping[str, Any], features: Mapping[str, Feature], major:
     if text is None:
         if (camera := next((key for key, feature in features.items() if feature.is_video), None)) is None:
             return None
-        text = _PATHS[major]["video_path"]
+        text = TEMPLATES[major]["video_path"]
         notes.append(f"video_path is {'null' if 'video_path' in info else 'missing'}, but {camera!r} is a video; {text!r} is used")
     return _template(text, "video_path", major, where, notes)
 
 
 def _template(text: object, field: str, major: int, where: str, notes: list[str]) -> PathTemplate:
     """Checks a template, so that formatting it can neither fail, read attributes, nor make a text of any size."""
-    numbers, usual = _NUMBERS_OF_TEMPLATES[major], _PATHS[major]
+    # Some converters leave the templates of v2.x in info.json. They cannot be meant: the episode table of v3.0 numbers files, not episodes.
+    numbers, usual = TEMPLATE_NUMBERS[major], TEMPLATES[major]
     expected = f"expected a relative path with the fields video_key, {numbers[0]} and {numbers[1]}, such as {usual['data_path']}"
-    if major == 3 and text == _PATHS[2][field]:
+    if major == 3 and text == TEMPLATES[2][field]:
         notes.append(f"{field} is {text!r}, that of a LeRobotDataset v2.x; {usual[field]!r} is used")
         text = usual[field]
     if not isinstance(text, str):

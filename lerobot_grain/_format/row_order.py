@@ -25,10 +25,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._format.episodes import EpisodeTable
-
-Integers = npt.NDArray[np.int64]
 
 # The columns that number rows. The first one that a file has decides, as long as its numbers tell an order.
 _FRAME, _INDEX = "frame_index", "index"

@@ -13,22 +13,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError, LeRobotGrainError, short_repr
-from lerobot_grain._datasets.frame_order import default_clip_length
 from lerobot_grain._format.episodes import FileSpans
 from lerobot_grain._format.features import camera_encoding
+from lerobot_grain._format.layout import INFO_PATH
 from lerobot_grain._format.texts import UnreadableTexts
 from lerobot_grain._inspection.file_checks import DataFacts, Finding, VideoFacts, and_more, check_data_file, check_video_file, make_finding
+from lerobot_grain._order.shuffle import LONG_GOP, default_clip_length
 from lerobot_grain._reading.daemon_pool import DaemonPool
-from lerobot_grain._repository.repository import INFO_PATH, Repository
+from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import select_episodes
 
-Integers = npt.NDArray[np.int64]
-
-# From here on, the reader does not know all rows of a GOP in time, and decodes pictures more than once (`_datasets/lerobot_dataset`).
-_LONG_GOP = 64
 # A row needs its whole row group. The 64 parts of the default shuffle read in 64 groups side by side, which at this size is the half of the
 # default memory budget.
 _LARGE_GROUP_BYTES = 12 << 20
@@ -147,8 +144,8 @@ def check(repository: Repository, *, max_files: int | None = None, on_progress: 
       InvalidRequestError: `max_files` is not an int >= 1.
       StorageError: `meta/` cannot be read any more. A file that cannot be read is a finding.
     """
-    if max_files is not None and (not isinstance(max_files, int) or isinstance(max_files, bool) or max_files < 1):
-        raise InvalidRequestError(f"check(max_files={max_files!r}): expected an int >= 1, or None for all")
+    if max_files is not None:
+        check_int("max_files", max_files, least=1, of="check", otherwise=", or None for all")
     episodes = repository.episodes
     spans: dict[str | None, FileSpans] = {None: episodes.data}
     spans |= {key: video.files for key, video in episodes.videos.items()}
@@ -169,7 +166,7 @@ def check(repository: Repository, *, max_files: int | None = None, on_progress: 
     seen = {feature: {e for f, number in files if f == feature for e in spans[feature].episodes_in(number).tolist()} for feature in spans}
     unusable_features, unusable_episodes = _unusable(findings, seen)
     try:
-        clip_length = default_clip_length(repository)
+        clip_length = default_clip_length(repository.gop_length())
     except LeRobotGrainError:
         clip_length = None  # what is wrong with the file that it is found from is among the findings
     return CheckReport(
@@ -324,9 +321,9 @@ def _about_camera(repository: Repository, key: str, facts: list[VideoFacts]) -> 
     if (number := len({each.format for each in facts})) > 1:
         text = f"its {len(facts)} files have {number} parameter sets; pictures of different ones are not decoded together, which is slower"
         findings.append(make_finding("several_encodings", path, text, feature=key))
-    if cost.gop_length > _LONG_GOP:
+    if cost.gop_length > LONG_GOP:
         text = (
-            f"most key frames are {cost.gop_length} pictures apart; above {_LONG_GOP} a shuffled stream may decode pictures more than once"
+            f"most key frames are {cost.gop_length} pictures apart; above {LONG_GOP} a shuffled stream may decode pictures more than once"
         )
         findings.append(make_finding("long_gops", path, text, feature=key))
     return findings

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import DatasetFormatError, LeRobotGrainError, MissingFileError
 from lerobot_grain._format.info import NUMERIC_DTYPES, Feature
 from lerobot_grain._parquet.columns import element_dtype, example_column, to_encoded_images, to_numpy, to_strings
@@ -26,8 +27,6 @@ from lerobot_grain._repository.repository import Repository
 from lerobot_grain._video.codecs.track import VideoFormat
 from lerobot_grain._video.row_frames import frames_until
 from lerobot_grain._video.video_file import VideoFile
-
-Integers = npt.NDArray[np.int64]
 
 # lerobot's own tolerance (`tolerance_s`): its reader refuses what is further off.
 _TOLERANCE_SECONDS = 1e-4
@@ -236,7 +235,7 @@ def _starts_of_episodes(file: VideoFile, repository: Repository, episodes: Integ
             "lerobot refuses it"
         )
         findings.append(_about_video(file, "from_timestamp", regular[late], text))
-    if (odd := regular[~np.isin(table.presentation[first], table.keys) & (first > 0)]).size:
+    if (odd := regular[~np.isin(table.presentation[first], table.key_samples) & (first > 0)]).size:
         text = (
             f"episode {file.number_of(odd.item(0))} does not begin at a key frame, as an episode that was recorded by itself does; if the "
             "episodes before it have more frames than the table says, its frames are theirs"

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._reading.rows.data_files import load_group, open_data_file
 from lerobot_grain._reading.video_files import open_video
-from lerobot_grain._repository.repository import Repository, sample_table
-from lerobot_grain._repository.selection import Selection, select_features
+from lerobot_grain._repository.repository import Repository
+from lerobot_grain._repository.sample_tables import sample_table
+from lerobot_grain._repository.selection import FeatureSelection, select_features
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +124,7 @@ def locate(repository: Repository, row: int, camera: str | None = None) -> RowLo
     row_in_file = episodes.data_offsets.item(position) + frame
     group = file.table.group_of_row(row_in_file)
     # This learns the order of the rows of the group, and checks that they are those of the episode table.
-    load_group(repository, file, group, Selection((), (), ()))
+    load_group(repository, file, group, FeatureSelection((), (), ()))
     order = repository.row_orders[file.number, group]
     row_in_group = row_in_file - file.table.group_starts[group]
     return RowLocation(

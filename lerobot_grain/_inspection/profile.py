@@ -18,12 +18,12 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arrays import Integers
 from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
 from lerobot_grain._datasets.lerobot_dataset import LeRobotIterDataset
 from lerobot_grain._datasets.pipelines import read_statistics
 from lerobot_grain._reading.read_statistics import ReadStatistics
 
-Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 # Rows of the order that are looked at: 3 microseconds each, and enough for a correlation to within 0.01.

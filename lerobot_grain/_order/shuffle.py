@@ -1,8 +1,8 @@
-"""The order of the stream: (seed, position) -> row, computed and never buffered. The only randomness of the package.
+"""The order of the stream: (seed, position) -> row, computed and never buffered.
 
 The stream is one endless sequence of rows, numbered by its *position* over all epochs: with N selected rows, position g is element
 g % N of the order of epoch g // N, and the order of an epoch holds every selected row exactly once. It is made like this
-(design.md, section 3):
+(docs/architecture/order.md defines it):
 
 1. cut every selected episode into clips of `clip_length` frames (the last one shorter);
 2. permute the clips, keyed by (seed, epoch); with `open_files=n` permute the data files, and do the rest for n files at a time;
@@ -14,8 +14,7 @@ g % N of the order of epoch g // N, and the order of an epoch holds every select
 
 Rules:
 * A position is found without replaying the ones before it. Setting up an epoch costs one sort of its clips.
-* All randomness is Philox4x64-10 words, sorted: a counter-based generator whose words are fixed by its definition (Salmon et al., SC 2011),
-  where the algorithm of `numpy.random.Generator.permutation` may change between NumPy versions.
+* All randomness is that of `_order/philox`.
 * People hold checkpoints of this order, so it cannot change; `ORDER_VERSION` is in every state, and the tests hold a golden order.
 """
 
@@ -24,16 +23,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from lerobot_grain._base.arguments import check_int, is_int
+from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import InvalidRequestError
+from lerobot_grain._order.philox import Stream, permutation
 
 ORDER_VERSION = 1
 
-Rows = npt.NDArray[np.int64]
-
-# What a Philox stream is used for; a part of its counter, so that no two uses share words.
-_CLIPS, _FILES, _BLOCK, _SPLIT = 0, 1, 2, 3
+# Rows of longer GOPs are not all known in time; they are decoded more than once.
+LONG_GOP = 64
+# Rows beyond the shuffle's buffer that a reader knows ahead.
+LOOKAHEAD_EXAMPLES = 512
+# Clips that are shorter mix better but cost more requests.
+_DEFAULT_CLIP_LENGTH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +63,13 @@ class Shuffle:
     open_files: int | None = None
 
     def __post_init__(self) -> None:
-        if not (_is_int(self.seed) and 0 <= self.seed < 2**64):
+        if not (is_int(self.seed, least=0) and self.seed < 2**64):
             raise InvalidRequestError(f"Shuffle(seed={self.seed!r}): expected an int, 0 <= seed < 2**64")
         for name in ("buffer_size", "clip_length", "num_parts", "open_files"):
             value = getattr(self, name)
             optional = name in ("clip_length", "open_files")
-            if not (optional and value is None) and not (_is_int(value) and value >= 1):
-                raise InvalidRequestError(f"Shuffle({name}={value!r}): expected an int >= 1{' or None' if optional else ''}")
+            if not (optional and value is None):
+                check_int(name, value, least=1, of="Shuffle", otherwise=" or None" if optional else "")
 
 
 class FrameOrder:
@@ -79,7 +82,7 @@ class FrameOrder:
       shuffle: with `clip_length` filled in; `None` is the sequential order, the episodes as given.
     """
 
-    def __init__(self, *, first_rows: Rows, lengths: Rows, data_files: Rows, shuffle: Shuffle | None) -> None:
+    def __init__(self, *, first_rows: Integers, lengths: Integers, data_files: Integers, shuffle: Shuffle | None) -> None:
         assert shuffle is None or shuffle.clip_length is not None
         self.shuffle = shuffle
         self.num_rows = int(lengths.sum())
@@ -95,21 +98,21 @@ class FrameOrder:
 class EpochOrder:
     """The order of one epoch: element p, 0 <= p < number of selected rows, -> row."""
 
-    def rows(self, elements: Rows) -> Rows:
+    def rows(self, elements: Integers) -> Integers:
         """Returns int64 `(n,)`: the rows at `elements`, int64 `(n,)`, each in `[0, num_rows)`, in any order."""
         raise NotImplementedError
 
 
 class _SequentialEpoch(EpochOrder):
-    def __init__(self, first_rows: Rows, lengths: Rows) -> None:
+    def __init__(self, first_rows: Integers, lengths: Integers) -> None:
         self._runs = _Runs(first_rows, lengths)
 
-    def rows(self, elements: Rows) -> Rows:
+    def rows(self, elements: Integers) -> Integers:
         return self._runs.rows(elements)
 
 
 class _ShuffledEpoch(EpochOrder):
-    def __init__(self, first_rows: Rows, lengths: Rows, data_files: Rows, shuffle: Shuffle, epoch: int) -> None:
+    def __init__(self, first_rows: Integers, lengths: Integers, data_files: Integers, shuffle: Shuffle, epoch: int) -> None:
         assert shuffle.clip_length is not None
         clip_first, clip_lengths, clip_episodes = _cut_into_clips(first_rows, lengths, shuffle.clip_length)
         everything = [np.arange(len(clip_first))]
@@ -120,7 +123,7 @@ class _ShuffledEpoch(EpochOrder):
         ]
         self._group_starts = np.cumsum([0] + [group.num_rows for group in self._groups])
 
-    def rows(self, elements: Rows) -> Rows:
+    def rows(self, elements: Integers) -> Integers:
         if len(self._groups) == 1:
             return self._groups[0].rows(elements)
         result = np.empty(len(elements), np.int64)
@@ -134,7 +137,7 @@ class _ShuffledEpoch(EpochOrder):
 class _Group:
     """Steps 2 to 5 for the clips of one group; permutes the clips when it is first asked."""
 
-    def __init__(self, clip_first: Rows, clip_lengths: Rows, *, shuffle: Shuffle, epoch: int, number: int) -> None:
+    def __init__(self, clip_first: Integers, clip_lengths: Integers, *, shuffle: Shuffle, epoch: int, number: int) -> None:
         self._clip_first, self._clip_lengths = clip_first, clip_lengths
         self._seed, self._epoch, self._number = shuffle.seed, epoch, number
         self.num_rows = int(clip_lengths.sum())
@@ -142,11 +145,11 @@ class _Group:
         self._block_length = max(1, shuffle.buffer_size // self._num_parts)
         self._short, self._num_longer = divmod(self.num_rows, self._num_parts)
         self._runs: _Runs | None = None
-        self._blocks: dict[tuple[int, int], Rows] = {}
+        self._blocks: dict[tuple[int, int], Integers] = {}
 
-    def rows(self, elements: Rows) -> Rows:
+    def rows(self, elements: Integers) -> Integers:
         if self._runs is None:
-            order = _permutation(len(self._clip_first), self._seed, self._epoch, (0, 0, _purpose(_CLIPS, self._number)))
+            order = permutation(len(self._clip_first), Stream.CLIPS, seed=self._seed, epoch=self._epoch, group=self._number)
             self._runs = _Runs(self._clip_first[order], self._clip_lengths[order])
         index, part = np.divmod(elements, self._num_parts)
         full = self._block_length
@@ -158,11 +161,11 @@ class _Group:
         part_start = part * self._short + np.minimum(part, self._num_longer)
         return self._runs.rows(part_start + block_start + offset)
 
-    def _shuffle_blocks(self, part: Rows, block: Rows, offset: Rows) -> None:
+    def _shuffle_blocks(self, part: Integers, block: Integers, offset: Integers) -> None:
         """Replaces each `offset` inside its (part, block) by its image under that block's permutation, in place."""
         by_block = np.lexsort((block, part))
         changes = np.flatnonzero(np.diff(part[by_block]) | np.diff(block[by_block])) + 1
-        used: dict[tuple[int, int], Rows] = {}
+        used: dict[tuple[int, int], Integers] = {}
         for members in np.split(by_block, changes):
             if len(members):
                 key = int(part[members[0]]), int(block[members[0]])
@@ -174,24 +177,40 @@ class _Group:
         # Only the blocks just used can be asked for again soon: a stream goes forward.
         self._blocks = used
 
-    def _block_permutation(self, part: int, block: int) -> Rows:
+    def _block_permutation(self, part: int, block: int) -> Integers:
         part_length = self._short + (part < self._num_longer)
         first_length = self._block_length - part * self._block_length // self._num_parts
         start = 0 if block == 0 else first_length + (block - 1) * self._block_length
         length = min(first_length if block == 0 else self._block_length, part_length - start)
-        return _permutation(length, self._seed, self._epoch, (block, part, _purpose(_BLOCK, self._number)))
+        return permutation(length, Stream.BLOCK, seed=self._seed, epoch=self._epoch, group=self._number, block=block, part=part)
 
 
 class _Runs:
     """Runs of consecutive rows, one after the other: rank -> row."""
 
-    def __init__(self, first_rows: Rows, lengths: Rows) -> None:
+    def __init__(self, first_rows: Integers, lengths: Integers) -> None:
         self._stops = np.cumsum(lengths)
         # Added to a rank of the run, gives the row.
         self._shifts = first_rows - (self._stops - lengths)
 
-    def rows(self, ranks: Rows) -> Rows:
+    def rows(self, ranks: Integers) -> Integers:
         return ranks + self._shifts[np.searchsorted(self._stops, ranks, side="right")]
+
+
+def default_clip_length(gop_length: int | None) -> int:
+    """Returns the smallest multiple of the GOP length that is at least 16; 16 where there is no video, and no GOP length."""
+    length = gop_length or 1
+    return -(-_DEFAULT_CLIP_LENGTH // length) * length
+
+
+def lookahead_examples(shuffle: Shuffle | None) -> int:
+    """Returns how far ahead the rows of one GOP must be known, so that it is decoded once for all of them."""
+    if shuffle is None:
+        return LOOKAHEAD_EXAMPLES
+    # They follow each other in a part, but for its blocks: so they are spread over at most their number and two blocks, times the parts.
+    assert shuffle.clip_length is not None
+    block = max(1, shuffle.buffer_size // shuffle.num_parts)
+    return (min(shuffle.clip_length, LONG_GOP) + 2 * block) * shuffle.num_parts + LOOKAHEAD_EXAMPLES
 
 
 def halve_parts(num_parts: int, num_clips: int) -> int:
@@ -201,12 +220,7 @@ def halve_parts(num_parts: int, num_clips: int) -> int:
     return num_parts
 
 
-def shuffled_episodes(num_episodes: int, *, seed: int) -> Rows:
-    """Returns the episodes in the order in which `train_eval_split` draws them. It stays the same when others are added at the end."""
-    return _permutation(num_episodes, seed, 0, (0, 0, _purpose(_SPLIT, 0)))
-
-
-def _cut_into_clips(first_rows: Rows, lengths: Rows, clip_length: int) -> tuple[Rows, Rows, Rows]:
+def _cut_into_clips(first_rows: Integers, lengths: Integers, clip_length: int) -> tuple[Integers, Integers, Integers]:
     """Returns the first row, the length and the number of the episode of every clip."""
     clips_of = -(-lengths // clip_length)
     episodes = np.repeat(np.arange(len(lengths)), clips_of)
@@ -215,28 +229,13 @@ def _cut_into_clips(first_rows: Rows, lengths: Rows, clip_length: int) -> tuple[
     return first_rows[episodes] + starts, np.minimum(clip_length, lengths[episodes] - starts), episodes
 
 
-def _group_by_files(files: Rows, shuffle: Shuffle, epoch: int) -> list[Rows]:
+def _group_by_files(files: Integers, shuffle: Shuffle, epoch: int) -> list[Integers]:
     """Returns the clips of each group of `open_files` files, as numbers of clips in ascending order."""
     assert shuffle.open_files is not None
     distinct = np.unique(files)
-    order = _permutation(len(distinct), shuffle.seed, epoch, (0, 0, _purpose(_FILES, 0)))
+    order = permutation(len(distinct), Stream.FILES, seed=shuffle.seed, epoch=epoch)
     group_of = np.empty(len(distinct), np.int64)
     group_of[order] = np.arange(len(distinct)) // shuffle.open_files
     group_of_clip = group_of[np.searchsorted(distinct, files)]
     by_group = np.argsort(group_of_clip, kind="stable")
     return np.split(by_group, np.flatnonzero(np.diff(group_of_clip[by_group])) + 1)
-
-
-def _purpose(purpose: int, group: int) -> int:
-    return group * 4 + purpose
-
-
-def _permutation(length: int, seed: int, epoch: int, counter: tuple[int, int, int]) -> Rows:
-    """Returns a permutation of `range(length)`: the order of that many Philox words; equal words keep their order."""
-    # The lowest word of the counter is the one that Philox itself counts up, so the streams of two counters never overlap.
-    words = np.random.Philox(key=seed | epoch << 64, counter=counter[0] << 64 | counter[1] << 128 | counter[2] << 192).random_raw(length)
-    return np.argsort(words, kind="stable")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -10,16 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arrays import Integers, read_only
 from lerobot_grain._base.errors import InvalidRequestError
 
-Frames = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
-Array = TypeVar("Array", Frames, Mask)
 
 # lerobot's default: a delta may be off a whole number of frames by this many seconds.
 TOLERANCE_SECONDS = 1e-4
@@ -41,7 +39,7 @@ class WindowRequest:
     row: int
     episode: int
     frame: int
-    frames: Mapping[str, Frames]
+    frames: Mapping[str, Integers]
     is_pad: Mapping[str, Mask]
 
 
@@ -51,25 +49,25 @@ class WindowBlock:
 
     Attributes:
       episodes: int64 `(examples,)`, positions in the episode table.
-      frames: int64 `(examples,)`, frames of the anchors in their episodes.
-      windows: feature key -> int64 `(examples, time)`, as `WindowRequest.frames`. Features with equal windows share the array.
+      anchor_frames: int64 `(examples,)`, frames of the anchors in their episodes.
+      frames: feature key -> int64 `(examples, time)`, as `WindowRequest.frames`. Features with equal windows share the array.
       is_pad: feature key -> bool `(examples, time)`.
     """
 
-    episodes: Frames
-    frames: Frames
-    windows: Mapping[str, Frames]
+    episodes: Integers
+    anchor_frames: Integers
+    frames: Mapping[str, Integers]
     is_pad: Mapping[str, Mask]
 
     def __len__(self) -> int:
         return len(self.episodes)
 
     def __getitem__(self, examples: slice) -> WindowBlock:
-        cut: dict[int, Frames] = {id(window): window[examples] for window in self.windows.values()}
+        cut: dict[int, Integers] = {id(window): window[examples] for window in self.frames.values()}
         return WindowBlock(
             self.episodes[examples],
-            self.frames[examples],
-            {key: cut[id(window)] for key, window in self.windows.items()},
+            self.anchor_frames[examples],
+            {key: cut[id(window)] for key, window in self.frames.items()},
             {key: mask[examples] for key, mask in self.is_pad.items()},
         )
 
@@ -77,14 +75,14 @@ class WindowBlock:
 class WindowOffsets:
     """The offsets of every windowed feature, as `request` and `block` need them. Immutable."""
 
-    def __init__(self, offsets: Mapping[str, Frames]) -> None:
+    def __init__(self, offsets: Mapping[str, Integers]) -> None:
         self._offsets = dict(offsets)
         # Features with equal offsets share the arrays of a request.
         distinct: dict[tuple[int, ...], list[str]] = {}
         for key, values in self._offsets.items():
             distinct.setdefault(tuple(values.tolist()), []).append(key)
         self._distinct = [
-            (min(values), max(values), np.array(values, np.int64), keys, _read_only(np.zeros(len(values), np.bool_)))
+            (min(values), max(values), np.array(values, np.int64), keys, read_only(np.zeros(len(values), np.bool_)))
             for values, keys in distinct.items()
         ]
 
@@ -94,14 +92,14 @@ class WindowOffsets:
 
     def request(self, *, row: int, episode: int, frame: int, length: int) -> WindowRequest:
         """Returns the windows of the anchor `frame` in an episode of `length` frames."""
-        frames: dict[str, Frames] = {}
+        frames: dict[str, Integers] = {}
         is_pad: dict[str, Mask] = {}
         for least, most, values, keys, no_pad in self._distinct:
             wanted = values + frame
             if frame + least >= 0 and frame + most < length:
                 mask = no_pad
             else:
-                mask = _read_only((wanted < 0) | (wanted >= length))
+                mask = read_only((wanted < 0) | (wanted >= length))
                 np.clip(wanted, 0, length - 1, out=wanted)
             wanted.flags.writeable = False
             for key in keys:
@@ -109,14 +107,14 @@ class WindowOffsets:
                 is_pad[key] = mask
         return WindowRequest(row, episode, frame, frames, is_pad)
 
-    def block(self, *, episodes: Frames, frames: Frames, lengths: Frames) -> WindowBlock:
+    def block(self, *, episodes: Integers, frames: Integers, lengths: Integers) -> WindowBlock:
         """Returns the windows of anchors.
 
         Args:
           episodes, frames: int64 `(examples,)`, of the anchors.
           lengths: int64 `(examples,)`, of their episodes.
         """
-        windows: dict[str, Frames] = {}
+        windows: dict[str, Integers] = {}
         is_pad: dict[str, Mask] = {}
         for _, _, values, keys, _ in self._distinct:
             wanted = frames[:, None] + values
@@ -128,7 +126,7 @@ class WindowOffsets:
 
 
 def stack_requests(requests: Sequence[WindowRequest]) -> WindowBlock:
-    """Returns the block of requests that fit together (`fits_together`); its episodes are numbers, as those of the requests."""
+    """Returns the block of requests that fit together (`same_windows`); its episodes are numbers, as those of the requests."""
     first = requests[0]
     return WindowBlock(
         np.array([request.episode for request in requests], np.int64),
@@ -138,7 +136,7 @@ def stack_requests(requests: Sequence[WindowRequest]) -> WindowBlock:
     )
 
 
-def first_problem(block: WindowBlock, positions: Frames, lengths: Frames, *, shown_episodes: str) -> tuple[int, str] | None:
+def first_invalid(block: WindowBlock, positions: Integers, lengths: Integers, *, shown_episodes: str) -> tuple[int, str] | None:
     """Returns the first request that asks for what is not there, and what that is; `None` if there is none.
 
     Args:
@@ -147,12 +145,12 @@ def first_problem(block: WindowBlock, positions: Frames, lengths: Frames, *, sho
       lengths: int64 `(episodes,)`, of the episodes of the data set.
       shown_episodes: which episodes there are, for the message.
     """
-    if empty := [key for key, window in block.windows.items() if window.shape[1] == 0]:
+    if empty := [key for key, window in block.frames.items() if window.shape[1] == 0]:
         return 0, f"the window of {empty[0]!r} is empty; expected at least one frame"
     no_episode = positions < 0
     stops = lengths[np.where(no_episode, 0, positions)]
-    is_bad = no_episode | (block.frames < 0) | (block.frames >= stops)
-    for window in block.windows.values():
+    is_bad = no_episode | (block.anchor_frames < 0) | (block.anchor_frames >= stops)
+    for window in block.frames.values():
         is_bad |= ((window < 0) | (window >= stops[:, None])).any(axis=1)
     if not is_bad.any():
         return None
@@ -160,12 +158,12 @@ def first_problem(block: WindowBlock, positions: Frames, lengths: Frames, *, sho
     episode = block.episodes.item(index)
     if no_episode[index]:
         return index, f"there is no episode {episode}; the data set has episodes {shown_episodes}"
-    asked = {"frame": block.frames[index : index + 1]} | {f"frames[{key!r}]": window[index] for key, window in block.windows.items()}
+    asked = {"frame": block.anchor_frames[index : index + 1]} | {f"frames[{key!r}]": window[index] for key, window in block.frames.items()}
     name, frames = next((name, frames) for name, frames in asked.items() if ((frames < 0) | (frames >= stops[index])).any())
     return index, f"{name} is {frames.tolist()}; expected frames of episode {episode}, which are 0 to {stops.item(index) - 1}"
 
 
-def fits_together(one: WindowRequest, other: WindowRequest) -> bool:
+def same_windows(one: WindowRequest, other: WindowRequest) -> bool:
     """Returns whether two requests have windows of the same features and lengths."""
     return one.frames.keys() == other.frames.keys() and all(len(window) == len(other.frames[key]) for key, window in one.frames.items())
 
@@ -191,7 +189,7 @@ def window_offsets(
         if not deltas:
             raise InvalidRequestError(f"delta_timestamps[{key!r}] is empty; expected at least one delta in seconds, such as [0.0]")
         values = [_offset(key, delta, fps=fps, tolerance_seconds=tolerance_seconds) for delta in deltas]
-        offsets[key] = _read_only(np.array(values, np.int64))
+        offsets[key] = read_only(np.array(values, np.int64))
     return WindowOffsets(offsets)
 
 
@@ -270,8 +268,3 @@ def _frames(delta: object, fps: float) -> float:
         return float(delta) * fps
     except OverflowError:
         return math.nan
-
-
-def _read_only(array: Array) -> Array:
-    array.flags.writeable = False
-    return array

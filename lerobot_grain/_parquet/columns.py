@@ -49,7 +49,7 @@ def to_numpy(column: pa.ChunkedArray, feature: Feature, *, where: str) -> npt.ND
         raise DatasetFormatError(f"{where}: feature {feature.key!r} has more dimensions than its declared shape {feature.shape}")
     if values.null_count:
         raise DatasetFormatError(f"{where}: feature {feature.key!r} has {values.null_count} missing values; every row needs one")
-    with damage(f"{where}: feature {feature.key!r}"):
+    with as_format_error(f"{where}: feature {feature.key!r}"):
         array = np.asarray(values.to_numpy(zero_copy_only=False))
     cast = _cast(array, feature, where)
     return np.ascontiguousarray(cast.reshape((rows,) if feature.is_scalar else (rows, *feature.shape)))
@@ -71,7 +71,7 @@ def _taken(column: pa.ChunkedArray, places: npt.NDArray[np.integer[Any]]) -> pa.
 
 def to_strings(column: pa.ChunkedArray, feature: Feature, *, where: str) -> list[str]:
     """Returns the values of a string feature."""
-    with damage(f"{where}: feature {feature.key!r}"):
+    with as_format_error(f"{where}: feature {feature.key!r}"):
         values: list[str] = column.to_pylist()
     for row, value in enumerate(values):
         if not isinstance(value, str):
@@ -90,11 +90,10 @@ def to_encoded_images(column: pa.ChunkedArray, feature: Feature, *, where: str) 
         values = values.field("bytes")
     elif not (pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type)):
         raise DatasetFormatError(
-            f"{where}: image {feature.key!r} is stored as {short_repr(str(values.type))}; expected encoded "
-            "pictures, as bytes or as a struct "
-            "with a field bytes"
+            f"{where}: image {feature.key!r} is stored as {short_repr(str(values.type))}; expected encoded pictures, as bytes or as a "
+            "struct with a field bytes"
         )
-    with damage(f"{where}: image {feature.key!r}"):
+    with as_format_error(f"{where}: image {feature.key!r}"):
         images: list[bytes] = values.to_pylist()
     for row, image in enumerate(images):
         if not isinstance(image, bytes) or not image:
@@ -123,7 +122,7 @@ class LanguageColumn(Sequence[list[dict[str, Any]]]):
         subject, kind = f"{where}: feature {feature.key!r}", self._values.type
         if not (pa.types.is_null(kind) or (_is_list(kind) and pa.types.is_struct(kind.value_type))):
             raise DatasetFormatError(f"{subject} is stored as {short_repr(str(kind))}; expected lists of messages, which are structs")
-        with damage(subject):
+        with as_format_error(subject):
             self._values.validate(full=True)
 
     def __len__(self) -> int:
@@ -252,7 +251,7 @@ def _example_value(kind: pa.DataType) -> object:
 
 
 @contextlib.contextmanager
-def damage(where: str) -> Iterator[None]:
+def as_format_error(where: str) -> Iterator[None]:
     """Turns what pyarrow raises at damaged data into the format error; `where` begins its text."""
     try:
         yield

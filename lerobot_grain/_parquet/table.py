@@ -10,13 +10,12 @@ of their pages (`_parquet/pages`), which no decoder goes beyond.
 
 from __future__ import annotations
 
-import io
 import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +24,8 @@ import pyarrow.parquet as pq
 
 from lerobot_grain._base.byte_ranges import ByteRange, merge_ranges
 from lerobot_grain._base.errors import DatasetFormatError, short_repr
-from lerobot_grain._parquet.columns import DAMAGED, damage, first_line
+from lerobot_grain._parquet.columns import DAMAGED, as_format_error, first_line
+from lerobot_grain._parquet.files import InMemoryFile, RangeReader, SparseFile, UnreadFile
 from lerobot_grain._parquet.pages import chunk_contents
 
 # Holds the footers of most data files (about 150 bytes a column chunk), so that they cost one request.
@@ -47,31 +47,6 @@ _MAX_UNPACKED_BYTES, _MAX_UNPACKED_TIMES = 256 << 20, 8
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
 # Levels (16 bits each) and offsets of a value.
 _OVERHEAD_BYTES = 8
-
-
-class RangeReader(Protocol):
-    """What is needed of a storage; see `Storage`."""
-
-    @property
-    def description(self) -> str: ...
-    def read_ranges(self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False) -> list[bytes]: ...
-    def read_tail(self, path: str, length: int, *, keep: bool = False) -> tuple[bytes, int]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class InMemoryFile:
-    """A file that is in memory, in the place of a storage; its path does not matter."""
-
-    description: str
-    data: bytes
-
-    def read_ranges(self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False) -> list[bytes]:
-        del path, keep
-        return [self.data[start:stop] for start, stop in ranges]
-
-    def read_tail(self, path: str, length: int, *, keep: bool = False) -> tuple[bytes, int]:
-        del path, keep
-        return self.data[max(0, len(self.data) - length) :], len(self.data)
 
 
 @dataclass(frozen=True)
@@ -186,10 +161,10 @@ class ParquetTable:
         """
         leaves, ranges = self._leaves(columns), self.ranges(group, columns)
         merged = merge_ranges(ranges, gap_bytes=0, max_bytes=_MAX_REQUEST_BYTES)
-        held = _SparseFile(merged, self.storage.read_ranges(self.path, merged, keep=keep))
+        held = SparseFile(merged, self.storage.read_ranges(self.path, merged, keep=keep))
         payloads = [held.view(chunk) for chunk in ranges]
         where = f"{self.where}, row group {group}"
-        with damage(where):
+        with as_format_error(where):
             rows_at_once = self._rows_at_once(group, leaves, payloads, where)
             # Checksums of pages are optional; where a writer has made them, a flipped byte is noticed.
             with pq.ParquetFile(held, metadata=self.metadata, pre_buffer=False, page_checksum_verification=True) as file:
@@ -213,7 +188,7 @@ class ParquetTable:
         guarded, and looks at all chunks before it reads the first byte; so this begins to read, and stops there.
         """
         if unchecked := [leaf for leaf in leaves if leaf not in self._checked_leaves]:
-            groups, unread = list(range(self.metadata.num_row_groups)), _UnreadFile(self.size_bytes)
+            groups, unread = list(range(self.metadata.num_row_groups)), UnreadFile(self.size_bytes)
             try:
                 with pq.ParquetFile(unread, metadata=self.metadata, pre_buffer=True) as file:
                     file.reader.read_row_groups(groups, column_indices=unchecked, use_threads=False)
@@ -312,7 +287,7 @@ def read_columns(table: ParquetTable, columns: Sequence[str] | None) -> dict[str
             raise DatasetFormatError(f"{table.where}: its {table.size_bytes} bytes unpack to more than {limit}, which are not read")
     if not groups:
         return {}
-    with damage(table.where):
+    with as_format_error(table.where):
         joined = pa.concat_tables(groups)
         return {name: joined.column(name).to_numpy() for name in names}
 
@@ -364,59 +339,3 @@ def _up_to(batches: Iterable[pa.RecordBatch], max_bytes: int, where: str) -> Ite
         if held > max_bytes:
             raise DatasetFormatError(f"{where}: it unpacks to more than {max_bytes} bytes; {_at_most(max_bytes)}")
         yield batch
-
-
-class _UnreadFile(io.RawIOBase):
-    """A file of some size of which no byte can be had; `was_asked` tells whether one was wanted."""
-
-    def __init__(self, size_bytes: int) -> None:
-        self.was_asked = False
-        self._size = size_bytes
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = offset + (0, self._position, self._size)[whence]
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def size(self) -> int:
-        return self._size
-
-    def read(self, size: int = -1) -> bytes:
-        # Not an error: pyarrow 26 never lets go of one that is raised in its threads, nor of what its traceback refers to.
-        del size
-        self.was_asked = True
-        return b""
-
-
-class _SparseFile(_UnreadFile):
-    """A file of which only some ranges are known; reading anything else is an error (the footer lied)."""
-
-    def __init__(self, ranges: Sequence[ByteRange], payloads: Sequence[bytes]) -> None:
-        super().__init__(max((piece.stop for piece in ranges), default=0))
-        pieces = sorted(zip(ranges, payloads, strict=True), key=lambda piece: piece[0])
-        self._starts = [piece[0].start for piece in pieces]
-        self._pieces = [memoryview(piece[1]) for piece in pieces]
-
-    def view(self, wanted: ByteRange) -> memoryview:
-        """Returns the bytes of a range, or what is known of it."""
-        number = bisect_right(self._starts, wanted.start) - 1
-        if number < 0:
-            return memoryview(b"")
-        start = wanted.start - self._starts[number]
-        return self._pieces[number][start : start + wanted.length]
-
-    def read(self, size: int = -1) -> bytes:
-        data = bytes(self.view(ByteRange(self._position, self._position + max(0, size))))
-        if len(data) != size:
-            raise EOFError(f"bytes [{self._position}, {self._position + size}) are not those of the column chunks")
-        self._position += size
-        return data

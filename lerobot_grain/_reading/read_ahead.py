@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.errors import InvalidRequestError, LeRobotGrainError
 from lerobot_grain._order.windows import WindowBlock, mask_keys
 from lerobot_grain._reading.array_pool import RecycledArrays
@@ -33,8 +34,8 @@ from lerobot_grain._reading.frames.frame_reader import FrameReader, Places
 from lerobot_grain._reading.read_statistics import Meter, ReadStatistics
 from lerobot_grain._reading.rows.row_reader import PendingRows, RowReader
 from lerobot_grain._repository.repository import Repository
-from lerobot_grain._repository.selection import Selection
-from lerobot_grain._storage.http.cancellation import RequestScope
+from lerobot_grain._repository.selection import FeatureSelection
+from lerobot_grain._storage.http.cancellation import CancelScope
 from lerobot_grain._storage.options import StorageOptions
 
 # Examples that are planned at a time, and whose GOPs are grouped into decode tasks: enough for arrays to pay, and pictures for sequential
@@ -73,8 +74,7 @@ class ReadOptions:
             value = getattr(self, name)
             if value is None and name == "num_decode_threads":
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InvalidRequestError(f"ReadOptions({name}={value!r}): expected an int >= 1")
+            check_int(name, value, least=1, of="ReadOptions")
 
 
 @dataclass(eq=False, slots=True)
@@ -113,7 +113,7 @@ class ReadAhead:
     def __init__(
         self,
         repository: Repository,
-        selection: Selection,
+        selection: FeatureSelection,
         *,
         image_size: tuple[int, int] | None,
         options: ReadOptions,
@@ -129,7 +129,7 @@ class ReadAhead:
         self._num_fetched = self._num_decoded = 0  # blocks
         self._meter = Meter(repository.storage)
         self._arrays = RecycledArrays()
-        self._requests = RequestScope()
+        self._requests = CancelScope()
         self._fetchers = DaemonPool(options.storage.num_connections, "lerobot_grain fetch", self._requests.enter)
         # They seldom send a request: for what tells the order of rows in the row groups around one.
         self._decoders = DaemonPool(options.num_decode_threads or _num_cores(), "lerobot_grain decode", self._requests.enter)
@@ -323,7 +323,7 @@ class ReadAhead:
 
 
 def _window_lengths(block: WindowBlock) -> dict[str, int]:
-    return {key: window.shape[1] for key, window in block.windows.items()}
+    return {key: window.shape[1] for key, window in block.frames.items()}
 
 
 def _num_cores() -> int:

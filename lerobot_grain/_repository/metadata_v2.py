@@ -24,11 +24,10 @@ import numpy.typing as npt
 
 from lerobot_grain._base.errors import DatasetFormatError, LeRobotGrainWarning, short_repr
 from lerobot_grain._format.info import DatasetInfo
+from lerobot_grain._format.layout import EPISODES_PATH_V2, EPISODES_STATS_PATH_V2, TASKS_PATH_V2
 from lerobot_grain._repository.json_lines import json_lines
 from lerobot_grain._repository.stats_file import numbers_of
 from lerobot_grain._storage.base import Storage
-
-EPISODES_PATH, TASKS_PATH, EPISODES_STATS_PATH = "meta/episodes.jsonl", "meta/tasks.jsonl", "meta/episodes_stats.jsonl"
 
 Values = npt.NDArray[np.float64]
 
@@ -48,7 +47,7 @@ def read_episode_columns(
       StorageError: the bytes could not be had.
     """
     numbers, lengths = array("q"), array("q")
-    for where, line in json_lines(storage, EPISODES_PATH, _size_of(EPISODES_PATH, storage, listing)):
+    for where, line in json_lines(storage, EPISODES_PATH_V2, _size_of(EPISODES_PATH_V2, storage, listing)):
         if len(numbers) == max_episodes:
             raise DatasetFormatError(f"{where}: at most {max_episodes} episodes are read")
         numbers.append(_number(line, "episode_index", where))
@@ -79,7 +78,7 @@ def read_column(storage: Storage, listing: Mapping[str, int], name: str) -> dict
       StorageError: the bytes could not be had.
     """
     numbers, values = array("q"), []
-    for where, line in json_lines(storage, EPISODES_PATH, _size_of(EPISODES_PATH, storage, listing)):
+    for where, line in json_lines(storage, EPISODES_PATH_V2, _size_of(EPISODES_PATH_V2, storage, listing)):
         numbers.append(_number(line, "episode_index", where))
         if name in line:
             values.append(line[name])
@@ -99,7 +98,7 @@ def read_tasks(storage: Storage, listing: Mapping[str, int], *, max_tasks: int) 
       StorageError: the bytes could not be had.
     """
     tasks: dict[int, str] = {}
-    for where, line in json_lines(storage, TASKS_PATH, _size_of(TASKS_PATH, storage, listing)):
+    for where, line in json_lines(storage, TASKS_PATH_V2, _size_of(TASKS_PATH_V2, storage, listing)):
         if len(tasks) == max_tasks:
             raise DatasetFormatError(f"{where}: at most {max_tasks} tasks are read")
         number, text = _number(line, "task_index", where, least=-_MAX_NUMBER), line.get("task")
@@ -134,7 +133,7 @@ def read_episodes_stats(
     left_out: dict[str, str] = {}
     missing = set(episodes.tolist())
     with np.errstate(over="ignore", invalid="ignore"):
-        for where, line in json_lines(storage, EPISODES_STATS_PATH, _size_of(EPISODES_STATS_PATH, storage, listing)):
+        for where, line in json_lines(storage, EPISODES_STATS_PATH_V2, _size_of(EPISODES_STATS_PATH_V2, storage, listing)):
             stats = line.get("stats")
             if not isinstance(stats, dict):
                 raise DatasetFormatError(f"{where}: stats is {short_repr(stats)}; expected feature -> statistic -> numbers")
@@ -149,19 +148,18 @@ def read_episodes_stats(
                         raise
                     left_out[key] = f"{error}; it has no statistics"
             if (number := _number(line, "episode_index", where)) not in missing:
-                problem = "has a line before it" if number in episodes else f"is not in {EPISODES_PATH}"
+                problem = "has a line before it" if number in episodes else f"is not in {EPISODES_PATH_V2}"
                 raise DatasetFormatError(f"{where}: episode {number} {problem}; expected one line for each episode; {_REMEDY}")
             missing.remove(number)
     if missing:
         raise DatasetFormatError(
-            f"{storage.description}, {EPISODES_STATS_PATH}: there is no line for episode {min(missing)} (and {len(missing) - 1} others); "
-            f"expected one for each of the {len(episodes)} episodes; {_REMEDY}"
+            f"{storage.description}, {EPISODES_STATS_PATH_V2}: there is no line for episode {min(missing)} (and {len(missing) - 1} others)"
+            f"; expected one for each of the {len(episodes)} episodes; {_REMEDY}"
         )
     totals = {key: total for key, total in totals.items() if key not in left_out}
     partial = [
-        f"{storage.description}, {EPISODES_STATS_PATH}: {', '.join(sorted(total.dropped))} of feature "
-        f"{short_repr(key)} is left out: only some "
-        "episodes have it"
+        f"{storage.description}, {EPISODES_STATS_PATH_V2}: {', '.join(sorted(total.dropped))} of feature {short_repr(key)} is left out: "
+        "only some episodes have it"
         for key, total in totals.items()
         if total.dropped
     ]

@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arguments import is_int
+from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError, short_repr
 from lerobot_grain._format.info import TASK_KEY, Feature
+from lerobot_grain._format.layout import INFO_PATH
 from lerobot_grain._format.texts import UnreadableTexts
-from lerobot_grain._order.shuffle import shuffled_episodes
-from lerobot_grain._repository.repository import INFO_PATH, Repository
-
-Integers = npt.NDArray[np.int64]
+from lerobot_grain._order.philox import shuffled_episodes
+from lerobot_grain._repository.repository import Repository
 
 SUBTASK_KEY = "subtask"
 # Keys of texts that are looked up in a table of meta/ -> columns that number them.
@@ -37,7 +38,7 @@ _RANGE = re.compile(r"\s*([0-9]{1,12})?\s*:\s*([0-9]{1,12})?\s*")
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class FeatureSelection:
     """Which features are read.
 
     Attributes:
@@ -96,7 +97,7 @@ class Episode:
         return self._column(column)[self._position]
 
 
-def select_features(repository: Repository, features: Iterable[str] | None) -> Selection:
+def select_features(repository: Repository, features: Iterable[str] | None) -> FeatureSelection:
     """Returns what `features=` selects.
 
     Raises:
@@ -133,7 +134,7 @@ def select_features(repository: Repository, features: Iterable[str] | None) -> S
             raise DatasetFormatError(
                 f"{table.problem}. " + _without([other for other in keys if other != key], [key], is_asked=features is not None)
             )
-    return Selection(
+    return FeatureSelection(
         columns=tuple(feature for feature in chosen if not feature.is_video),
         videos=tuple(feature for feature in chosen if feature.is_video),
         texts=texts,
@@ -214,7 +215,7 @@ def train_eval_split(
     """
     if isinstance(eval_fraction, bool) or not isinstance(eval_fraction, int | float) or not 0 < eval_fraction < 1:
         raise InvalidRequestError(f"train_eval_split(eval_fraction={eval_fraction!r}): expected a number > 0 and < 1")
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+    if not is_int(seed, least=0) or seed >= 2**64:
         raise InvalidRequestError(f"train_eval_split(seed={seed!r}): expected an int, 0 <= seed < 2**64")
     selected = select_episodes(repository, episodes)
     if len(selected) < 2:

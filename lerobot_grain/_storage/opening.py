@@ -16,11 +16,13 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from lerobot_grain._base.errors import InvalidRequestError, StorageError
-from lerobot_grain._storage.base import METADATA, DirectoryStorage, Storage, is_readable_path
-from lerobot_grain._storage.hub.address import DatasetRepository, HubRepository, ListedFile, is_offline, name_repository
-from lerobot_grain._storage.hub.bucket_storage import BUCKET_SCHEME, HubBucket, commit_of_files, list_bucket, name_bucket
+from lerobot_grain._format.layout import INFO_PATH, METADATA, default_revisions
+from lerobot_grain._storage.base import Storage, is_readable_path
+from lerobot_grain._storage.directory import DirectoryStorage
+from lerobot_grain._storage.hub.address import HubAddress, ListedFile, RepositoryAddress, is_offline, name_repository
+from lerobot_grain._storage.hub.bucket_storage import BUCKET_SCHEME, BucketAddress, BucketStorage, commit_of_files, list_bucket, name_bucket
 from lerobot_grain._storage.hub.client_cache import cached_commit, cached_listing, snapshot_directory
-from lerobot_grain._storage.hub.commit_storage import BucketStorage, HubStorage
+from lerobot_grain._storage.hub.commit_storage import HubStorage
 from lerobot_grain._storage.hub.session import HubSession
 from lerobot_grain._storage.options import StorageOptions
 
@@ -29,7 +31,6 @@ _HUB_URI = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/].*)|/(.*))?")
 _SPECIAL_REVISION = re.compile(r"refs/(?:convert/\w+|pr/\d+)(?=/|$)")
 # How addresses of pages on the Hub begin: `datasets/org/name` is no folder of a repository `datasets/org`.
 _KINDS = ("datasets", "models", "spaces", "buckets")
-_INFO_PATH = f"{METADATA}/info.json"
 
 
 class _HubName(NamedTuple):
@@ -112,12 +113,12 @@ def _open_on_hub(session: HubSession, name: _HubName) -> Storage:
         repository = session.api.repository  # by its new name
     storage = _make_hub_storage(repository, commit, listing)
     storage._process_state[os.getpid()] = session
-    if prefix and _INFO_PATH not in storage.list_metadata():
+    if prefix and INFO_PATH not in storage.list_metadata():
         raise StorageError(_without_dataset(storage) + storage.elsewhere())
     return storage
 
 
-def _open_bucket(bucket: HubBucket) -> Storage:
+def _open_bucket(bucket: BucketAddress) -> Storage:
     if bucket.prefix and not is_readable_path(bucket.prefix[:-1]):
         raise InvalidRequestError(f"{bucket.at('')}: {bucket.prefix[:-1]!r} is no folder of a bucket")
     session = HubSession(bucket)
@@ -173,7 +174,7 @@ def _prefix(folder: str) -> str:
     return f"{folder}/" if folder else ""
 
 
-def _open_offline(named: DatasetRepository, name: _HubName) -> HubStorage:
+def _open_offline(named: RepositoryAddress, name: _HubName) -> HubStorage:
     for revision, folder in name.folders.items():
         repository = dataclasses.replace(named, prefix=_prefix(folder))
         commit = cached_commit(repository, revision)
@@ -181,7 +182,7 @@ def _open_offline(named: DatasetRepository, name: _HubName) -> HubStorage:
             break
     else:
         revision, folder = next(iter(name.folders.items()))
-        wanted = f"{named.repo_id}@{revision or 'v3.x, v2.1, v2.0 or main'}"
+        wanted = f"{named.repo_id}@{revision or default_revisions()}"
         raise StorageError(
             f"{wanted}: HF_HUB_OFFLINE=1 and no such snapshot in the cache; unset it, or first run {repository.download_command(revision)}"
         )
@@ -189,7 +190,7 @@ def _open_offline(named: DatasetRepository, name: _HubName) -> HubStorage:
     if listing is None:
         listing = [ListedFile(path, size) for path, size in _snapshot(repository, commit).list_metadata().items()]
     storage = _make_hub_storage(repository, commit, listing)
-    if repository.prefix and _INFO_PATH not in storage.list_metadata():
+    if repository.prefix and INFO_PATH not in storage.list_metadata():
         raise StorageError(
             f"{_without_dataset(storage)} in the cache; with HF_HUB_OFFLINE=1 it cannot be fetched, so unset that, or first run "
             f"{repository.download_command(commit)}{storage.elsewhere()}"
@@ -200,10 +201,10 @@ def _open_offline(named: DatasetRepository, name: _HubName) -> HubStorage:
 def _without_dataset(storage: HubStorage) -> str:
     folder = storage.folder
     remedy = f" (a revision stands before the folder: hf://datasets/{storage.repository.repo_id}@REVISION/FOLDER)" if "@" in folder else ""
-    return f"{storage.description}: the repository has no dataset in its folder {folder}: there is no {folder}/{_INFO_PATH}{remedy}"
+    return f"{storage.description}: the repository has no dataset in its folder {folder}: there is no {folder}/{INFO_PATH}{remedy}"
 
 
-def _cached_files(repository: HubRepository, commit: str) -> list[ListedFile] | None:
+def _cached_files(repository: HubAddress, commit: str) -> list[ListedFile] | None:
     """Returns the files of `meta/` in the list of the commit in the cache of huggingface_hub; None if there is none."""
     listing, prefix = cached_listing(repository, commit), repository.prefix
     if listing is None:
@@ -212,11 +213,11 @@ def _cached_files(repository: HubRepository, commit: str) -> list[ListedFile] | 
     return [file._replace(path=path.removeprefix(prefix)) for path, file in listing.items() if path.startswith(beginning)]
 
 
-def _make_hub_storage(repository: HubRepository, commit: str, listing: Iterable[ListedFile]) -> HubStorage:
+def _make_hub_storage(repository: HubAddress, commit: str, listing: Iterable[ListedFile]) -> HubStorage:
     metadata = tuple(sorted(file for file in listing if file.path.startswith(f"{METADATA}/") and is_readable_path(file.path)))
     return HubStorage(repository.at(commit), commit, repository.options, repository, _snapshot(repository, commit), metadata)
 
 
-def _snapshot(repository: HubRepository, commit: str) -> DirectoryStorage:
+def _snapshot(repository: HubAddress, commit: str) -> DirectoryStorage:
     root = os.path.join(snapshot_directory(repository, commit), *repository.prefix.split("/")[:-1])
     return DirectoryStorage(f"{repository.at(commit)} in {root}", root, repository.options, commit)

@@ -31,8 +31,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError, short_repr
-from lerobot_grain._repository.metadata_v2 import EPISODES_STATS_PATH
-from lerobot_grain._repository.repository import STATS_PATH, Repository
+from lerobot_grain._repository.metadata import stats_path
+from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.stats_file import Statistics
 
 Mode = Literal["mean_std", "min_max", "quantiles", "quantile10", "imagenet", "zero_one", "minus_one_one", "identity"]
@@ -215,9 +215,9 @@ def _check_shapes(
                 f"{repository.description}: {text}. If they are of one number that a transformation made of the feature, give them in "
                 "place of the dataset: normalizer(stats)"
             )
-        path = EPISODES_STATS_PATH if repository.info.codebase_version == "v2.1" else STATS_PATH
         raise DatasetFormatError(
-            f"{repository.description}, {path}: {text}. compute_stats(repository) makes others, for normalizer(repository, stats=...)"
+            f"{repository.description}, {stats_path(repository.info)}: {text}. compute_stats(repository) makes others, "
+            "for normalizer(repository, stats=...)"
         )
 
 
@@ -232,9 +232,8 @@ def _of_statistics(statistics: Mapping[str, npt.NDArray[np.float64]], mode: Mode
     spread = second if mode == "mean_std" else second - first
     if first.shape != second.shape or not (np.isfinite(first).all() and np.isfinite(second).all() and (spread >= 0).all()):
         raise DatasetFormatError(
-            f"{where} has {names[0]} {short_repr(first.tolist())} and {names[1]} {short_repr(second.tolist())}; "
-            "expected finite numbers, as many of "
-            f"each, {'and none below 0 in std' if mode == 'mean_std' else 'and none larger in the first than in the second'}"
+            f"{where} has {names[0]} {short_repr(first.tolist())} and {names[1]} {short_repr(second.tolist())}; expected finite numbers, "
+            f"as many of each, {'and none below 0 in std' if mode == 'mean_std' else 'and none larger in the first than in the second'}"
         )
     if mode != "mean_std":
         return _affine((first + second) / 2, spread / 2)
@@ -244,8 +243,8 @@ def _of_statistics(statistics: Mapping[str, npt.NDArray[np.float64]], mode: Mode
     low, high = _one_axis(statistics["min"]), _one_axis(statistics["max"])
     if not low.shape == high.shape == first.shape:
         raise DatasetFormatError(
-            f"{where} has mean {short_repr(first.tolist())}, min {short_repr(low.tolist())} and max "
-            f"{short_repr(high.tolist())}; expected as many of each"
+            f"{where} has mean {short_repr(first.tolist())}, min {short_repr(low.tolist())} and max {short_repr(high.tolist())}; expected "
+            "as many of each"
         )
     return _affine(np.where(low == high, low, first), np.where(low == high, 0, spread))
 

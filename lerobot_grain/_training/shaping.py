@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from lerobot_grain._base.arguments import is_int
 from lerobot_grain._base.errors import InvalidRequestError, short_repr
 from lerobot_grain._base.versions import array_namespace
 from lerobot_grain._reading.batches import has_window
@@ -51,7 +52,7 @@ class PadDimensions(grain.transforms.Map):
 
     def __post_init__(self) -> None:
         for key, size in self.sizes.items():
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            if not is_int(size, least=1):
                 raise InvalidRequestError(f"PadDimensions: the size of {key!r} is {size!r}; expected an int >= 1")
 
     def map(self, example: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,7 +231,7 @@ def _bilinear(image: Values, size: tuple[int, int]) -> Values:
 
 
 def _check_size(size: Any) -> None:
-    if not (isinstance(size, tuple) and len(size) == 2 and all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in size)):
+    if not (isinstance(size, tuple) and len(size) == 2 and all(is_int(n, least=1) for n in size)):
         raise InvalidRequestError(f"size={size!r}: expected (height, width) in pixels")
 
 

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError
 from lerobot_grain._datasets.lerobot_dataset import LeRobotIterDataset
 from lerobot_grain._reading.batches import is_mask_of
@@ -35,7 +36,7 @@ from lerobot_grain._reading.rows.data_files import (
     place_of_row,
 )
 from lerobot_grain._repository.repository import Repository
-from lerobot_grain._repository.selection import EpisodeSelection, Selection, select_episodes, select_features
+from lerobot_grain._repository.selection import EpisodeSelection, FeatureSelection, select_episodes, select_features
 from lerobot_grain._training.running_statistics import RunningStats
 
 Stats = dict[str, dict[str, npt.NDArray[np.float64]]]
@@ -74,8 +75,7 @@ def compute_stats(
       DatasetFormatError: a value is not finite, or a file is not what the metadata says.
       StorageError: the bytes could not be had.
     """
-    if not isinstance(camera_frames, int) or isinstance(camera_frames, bool) or camera_frames < 1:
-        raise InvalidRequestError(f"camera_frames={camera_frames!r}: expected an int >= 1")
+    check_int("camera_frames", camera_frames, least=1)
     declared = repository.features
     keys = [key for key, feature in declared.items() if feature.is_array] if features is None else features
     selection = select_features(repository, keys)
@@ -83,7 +83,7 @@ def compute_stats(
         raise InvalidRequestError(f"{repository.description}: {odd[0]!r} is text, which has no statistics; leave it out of features")
     selected = select_episodes(repository, episodes)
     cameras = [key for key in selection.keys if declared[key].is_camera]
-    stats = _of_rows(repository, Selection(tuple(f for f in selection.columns if not f.is_camera), (), ()), selected)
+    stats = _of_rows(repository, FeatureSelection(tuple(f for f in selection.columns if not f.is_camera), (), ()), selected)
     if cameras:
         examples = iter(LeRobotIterDataset(repository, episodes=selected, features=cameras, num_epochs=1))
         try:
@@ -188,7 +188,7 @@ class _Run:
     wanted: npt.NDArray[np.bool_]
 
 
-def _of_rows(repository: Repository, selection: Selection, selected: npt.NDArray[np.int64]) -> Stats:
+def _of_rows(repository: Repository, selection: FeatureSelection, selected: npt.NDArray[np.int64]) -> Stats:
     if not selection.columns:
         return {}
     running: dict[str, RunningStats] = {}
@@ -214,7 +214,7 @@ def _ahead(pool: Executor, make: Callable[[Given], Made], given: Iterable[Given]
         yield waiting.popleft().result()
 
 
-def _runs(repository: Repository, number: int, selection: Selection, selected: npt.NDArray[np.int64]) -> list[_Run]:
+def _runs(repository: Repository, number: int, selection: FeatureSelection, selected: npt.NDArray[np.int64]) -> list[_Run]:
     """Opens a data file, and returns what is to be read of it."""
     file = open_data_file(repository, number)
     held = repository.episodes.data.episodes_in(number)
@@ -234,7 +234,7 @@ def _runs(repository: Repository, number: int, selection: Selection, selected: n
     return runs
 
 
-def _load(repository: Repository, run: _Run, selection: Selection) -> dict[str, npt.NDArray[Any]]:
+def _load(repository: Repository, run: _Run, selection: FeatureSelection) -> dict[str, npt.NDArray[Any]]:
     """Returns feature key -> the wanted rows of a run, `(rows, *shape)`.
 
     Raises:

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps
 
+from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import DatasetFormatError, LeRobotGrainError
 from lerobot_grain._base.versions import (
@@ -35,7 +36,6 @@ from lerobot_grain._video.video_file import WantedGop
 
 # uint8 RGB, or float32 depth.
 Frames = npt.NDArray[Any]
-Integers = npt.NDArray[np.int64]
 
 # From about this size on, copying a frame costs more than taking the lock for it.
 _LARGE_FRAME_PIXELS = 360 * 480

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError
 from lerobot_grain._format.info import Depth
-from lerobot_grain._video.decoder import Frames, Integers, SmallVideo, nearest
+from lerobot_grain._video.decoder import Frames, SmallVideo, nearest
 from lerobot_grain._video.small_mp4 import TICKS_PER_FRAME
 
 _PIXEL_FORMAT = "gray12le"

@@ -32,12 +32,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._video.boxes import Bytes, box_header, boxes, only_box
 from lerobot_grain._video.codecs.track import VideoFormat, read_video_format
-
-Integers = npt.NDArray[np.int64]
 
 # Holds the headers of `ftyp`, `free` and the next box in every file seen; one round trip instead of one per box.
 _HEAD_BYTES = 4096
@@ -67,7 +66,7 @@ class SampleTable:
       timescale: ticks per second of `pts`.
       offsets, sizes: int64 `(samples,)`, bytes: where each sample lies in the file.
       pts: int64 `(samples,)`, ticks: presentation times, edit list applied.
-      keys: int64 `(gops,)`, samples that are key frames, ascending; the first is 0. GOP i is `[keys[i], keys[i + 1])`.
+      key_samples: int64 `(gops,)`, samples that are key frames, ascending; the first is 0. GOP i is `[key_samples[i], key_samples[i + 1])`.
       presentation: int64 `(frames,)`: the samples that are shown, in the order of their pts: `presentation[f]` is the sample of frame f of
         the file. Hidden samples are only decoded.
       is_plain: whether every sample is a frame, they are stored in the order of presentation, and their bytes in the order of samples.
@@ -78,7 +77,7 @@ class SampleTable:
     offsets: Integers
     sizes: Integers
     pts: Integers
-    keys: Integers
+    key_samples: Integers
     presentation: Integers
     is_plain: bool
 
@@ -112,15 +111,15 @@ class SampleTable:
 
     def gop_starts(self) -> Integers:
         """Returns int64 `(gops + 1,)`: of each GOP the first frame for which decoding starts there; then the number of frames."""
-        return np.append(np.searchsorted(self.pts[self.presentation], self.pts[self.keys]), self.num_frames)
+        return np.append(np.searchsorted(self.pts[self.presentation], self.pts[self.key_samples]), self.num_frames)
 
     def gop_of_frame(self, frames: Integers) -> Integers:
         """Returns int64 `(n,)`: the GOP to start decoding at for frames of the file: the last whose key frame is not presented later."""
-        return np.searchsorted(self.pts[self.keys], self.pts[self.presentation[frames]], side="right") - 1
+        return np.searchsorted(self.pts[self.key_samples], self.pts[self.presentation[frames]], side="right") - 1
 
     def gop_lengths(self) -> Integers:
         """Returns int64 `(gops,)`: pictures of each GOP."""
-        return np.diff(self.keys, append=self.num_samples)
+        return np.diff(self.key_samples, append=self.num_samples)
 
 
 def read_sample_table(file_size_bytes: int, *, where: str, is_moov_last: bool = False) -> SampleTableReader:
@@ -236,7 +235,7 @@ def _parse_tracks(moov: Bytes, file_size_bytes: int, where: str) -> SampleTable:
         offsets=offsets,
         sizes=sizes,
         pts=pts,
-        keys=keys,
+        key_samples=keys,
         presentation=presentation,
         is_plain=len(presentation) == len(pts) and bool((np.diff(presentation) == 1).all() and (np.diff(offsets) > 0).all()),
     )

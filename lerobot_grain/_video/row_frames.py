@@ -29,10 +29,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._video.mp4 import SampleTable
 
-Integers = npt.NDArray[np.int64]
 Seconds = npt.NDArray[np.float64]
 # Episodes, int64 (n,) -> of each the timestamps of its rows, float64 (rows,), or None where the data set has none.
 ReadTimestamps = Callable[[Integers], Sequence[npt.NDArray[np.floating[Any]] | None]]

@@ -25,16 +25,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._video.boxes import box
 from lerobot_grain._video.codecs.bitstreams import HAS_NAL_UNITS, NotAStartError, later_headers, start_of
 from lerobot_grain._video.codecs.track import VideoFormat
 from lerobot_grain._video.mp4 import SampleTable
-
-Integers = npt.NDArray[np.int64]
 
 # Ticks per second, and per picture, as lerobot and FFmpeg write them; any values serve, since frames are addressed by number.
 TIMESCALE, TICKS_PER_FRAME = 15360, 512
@@ -63,7 +61,7 @@ class Unit(NamedTuple):
 
 def unit_of_frames(table: SampleTable, gop: int, frames: Integers) -> Unit:
     """Returns the unit that gives `frames`, int64 `(k,)`, ascending frames of the file, all with `gop_of_frame` == gop."""
-    key = table.keys.item(gop)
+    key = table.key_samples.item(gop)
     if table.is_plain:
         # Stored in the order of presentation: no leading pictures, a picture's rank is its place.
         last = frames.item(-1)

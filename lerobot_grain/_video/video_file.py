@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._format.episodes import EpisodeTable
@@ -19,8 +20,6 @@ from lerobot_grain._video.codecs.track import VideoFormat
 from lerobot_grain._video.mp4 import SampleTable
 from lerobot_grain._video.row_frames import ReadTimestamps, link_rows
 from lerobot_grain._video.small_mp4 import Unit, unit_of_frames
-
-Integers = npt.NDArray[np.int64]
 
 
 class VideoFile:
@@ -84,7 +83,7 @@ class VideoFile:
         self._number_of: dict[int, int] = dict(zip(held.tolist(), episodes.numbers_of(held).tolist(), strict=True))
         # GOPs follow each other in presentation order.
         self.gop_starts = table.gop_starts()
-        self.nbytes = sum(a.nbytes for a in (table.offsets, table.sizes, table.pts, table.keys, table.presentation, self.gop_starts))
+        self.nbytes = sum(a.nbytes for a in (table.offsets, table.sizes, table.pts, table.key_samples, table.presentation, self.gop_starts))
         self.nbytes += len(contents or b"")
         self.estimated_bytes = int(table.sizes.sum()) * int(episodes.lengths.sum()) // max(1, int(episodes.lengths[held].sum()))
 
@@ -129,12 +128,12 @@ class VideoFile:
           Episode of this file -> those that it is together with, itself among them, in the order of the file.
         """
         first_gops, last_gops = self.gops_of_episodes(self._episodes)
-        keys = np.append(self.table.keys, self.table.num_samples)
+        keys = np.append(self.table.key_samples, self.table.num_samples)
         before = np.append(0, np.cumsum(self.table.sizes))
         lengths = before[keys[last_gops + 1]] - before[keys[first_gops]]
         has_problem = np.isin(self._episodes, list(self.problems))
         may_join = is_expected[self._episodes] & ~has_problem & (lengths <= piece_bytes)
-        pieces = self.table.offsets[self.table.keys[first_gops]] // piece_bytes
+        pieces = self.table.offsets[self.table.key_samples[first_gops]] // piece_bytes
         order = np.lexsort((last_gops, first_gops))
         left, right = order[:-1], order[1:]
         joins = may_join[left] & may_join[right] & (pieces[left] == pieces[right]) & (first_gops[right] <= last_gops[left] + 1)
@@ -155,7 +154,7 @@ class VideoFile:
 
     def num_pictures(self, gop: int, frames: Sequence[int] | Integers) -> int:
         """Returns the number of pictures that have to be decoded for ascending `frames` of `frames_of(gop)`."""
-        return int(frames[-1]) + 1 - self.table.keys.item(gop) if self.table.is_plain else len(self.unit(gop, frames).samples)
+        return int(frames[-1]) + 1 - self.table.key_samples.item(gop) if self.table.is_plain else len(self.unit(gop, frames).samples)
 
     def byte_range(self, gop: int) -> ByteRange:
         """Returns the bytes that `unit` needs for any frames of a GOP."""

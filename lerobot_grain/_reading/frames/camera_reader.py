@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import LeRobotGrainError
 from lerobot_grain._format.info import Feature
 from lerobot_grain._order.windows import WindowBlock
@@ -37,8 +38,6 @@ from lerobot_grain._repository.repository import Repository
 from lerobot_grain._video.decoder import Coded, Frames, OpenGop, OpenVideo, Piece, RgbVideo, decode_pieces
 from lerobot_grain._video.depth import DepthVideo
 from lerobot_grain._video.video_file import VideoFile, WantedGop, decode_groups
-
-Integers = npt.NDArray[np.int64]
 
 # Wanted frames of one decode task: the speed of sequential decoding is reached at 16 to 64. More where frames are small: a task takes
 # Python's lock a dozen times, each time against a consumer that may hold it for milliseconds.
@@ -376,4 +375,4 @@ class CameraReader:
 
     def _window(self, block: WindowBlock) -> Integers:
         """Returns int64 `(examples, time)`: the frames of the episode that the camera's windows consist of."""
-        return block.windows.get(self._camera, block.frames[:, None])
+        return block.frames.get(self._camera, block.anchor_frames[:, None])

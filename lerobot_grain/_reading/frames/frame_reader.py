@@ -100,7 +100,7 @@ class FrameReader:
     def example_bytes(self, block: WindowBlock) -> int:
         """Returns the bytes of the frames of one example."""
         return sum(
-            camera.store.frame_bytes * (block.windows[key].shape[1] if key in block.windows else 1) for key, camera in self._cameras.items()
+            camera.store.frame_bytes * (block.frames[key].shape[1] if key in block.frames else 1) for key, camera in self._cameras.items()
         )
 
     def know(self, block: WindowBlock) -> Places:
@@ -155,7 +155,7 @@ class FrameReader:
     def shape_of(self, key: str, block: WindowBlock) -> tuple[int, ...]:
         """Returns the shape of an example's value: `(height, width, channels)`, or with the time in front."""
         shape: tuple[int, ...] = self._cameras[key].store.frames.shape[1:]
-        return (block.windows[key].shape[1], *shape) if key in block.windows else shape
+        return (block.frames[key].shape[1], *shape) if key in block.frames else shape
 
     def _choose(
         self, wanted: Mapping[str, list[Wanted]], coming: Sequence[Places], number: int, room: int, *, is_urgent: bool

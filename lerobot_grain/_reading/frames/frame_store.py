@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Integers = npt.NDArray[np.int64]
+from lerobot_grain._base.arrays import Integers
 
 # What `slots` holds for a frame that is not decoded, and for one that cannot be.
 NO_SLOT, FAILED = -1, -2

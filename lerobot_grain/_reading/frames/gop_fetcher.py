@@ -31,7 +31,6 @@ from lerobot_grain._storage.base import Storage
 from lerobot_grain._video.decoder import Coded, OpenGop
 from lerobot_grain._video.video_file import VideoFile
 
-Integers = npt.NDArray[np.int64]
 # Of a GOP: number of the file, episode, number in the file.
 GopKey = tuple[int, int, int]
 

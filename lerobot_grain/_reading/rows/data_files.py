@@ -23,7 +23,7 @@ from lerobot_grain._parquet.columns import LanguageColumn, reordered, to_encoded
 from lerobot_grain._parquet.table import ParquetTable, open_table
 from lerobot_grain._reading.rows.order_reader import OrderReader, integer
 from lerobot_grain._repository.repository import Repository
-from lerobot_grain._repository.selection import INDEX_OF, Selection, texts_of
+from lerobot_grain._repository.selection import INDEX_OF, FeatureSelection, texts_of
 
 _EPISODE_INDEX, _TIMESTAMP = "episode_index", "timestamp"
 
@@ -115,14 +115,14 @@ def open_data_file(repository: Repository, number: int) -> DataFile:
     return DataFile(table, number)
 
 
-def selected_columns(file: DataFile, selection: Selection) -> list[str]:
+def selected_columns(file: DataFile, selection: FeatureSelection) -> list[str]:
     """Returns the columns of a data file that are selected, and those that check and name what is read."""
     names = [feature.key for feature in selection.columns]
     extra = [_EPISODE_INDEX, *(INDEX_OF[key] for key in selection.texts)]
     return names + [name for name in extra if name in file.table.leaves and name not in names]
 
 
-def columns_to_read(repository: Repository, file: DataFile, group: int, selection: Selection) -> list[str]:
+def columns_to_read(repository: Repository, file: DataFile, group: int, selection: FeatureSelection) -> list[str]:
     """Returns the columns that are read of a row group: the selected ones, and the one that orders rows unless their order is known.
 
     Of a row group that is kept on disk they are always the same, since it is found there by its byte ranges.
@@ -133,12 +133,12 @@ def columns_to_read(repository: Repository, file: DataFile, group: int, selectio
     return selected_columns(file, selection)
 
 
-def _all_columns(file: DataFile, selection: Selection) -> list[str]:
+def _all_columns(file: DataFile, selection: FeatureSelection) -> list[str]:
     names, order = selected_columns(file, selection), order_column(file.table.leaves)
     return names if order is None or order in names else [*names, order]
 
 
-def load_group(repository: Repository, file: DataFile, group: int, selection: Selection) -> RowGroup:
+def load_group(repository: Repository, file: DataFile, group: int, selection: FeatureSelection) -> RowGroup:
     """Reads the selected columns of a row group.
 
     Raises:
@@ -149,7 +149,7 @@ def load_group(repository: Repository, file: DataFile, group: int, selection: Se
         return _load_group(repository, file, group, selection)
 
 
-def _load_group(repository: Repository, file: DataFile, group: int, selection: Selection) -> RowGroup:
+def _load_group(repository: Repository, file: DataFile, group: int, selection: FeatureSelection) -> RowGroup:
     table = file.table
     where = f"{table.where}, row group {group}"
     first_row, stop_row = table.group_starts[group], table.group_starts[group + 1]
@@ -223,7 +223,7 @@ def _learn_orders(repository: Repository, file: DataFile, groups: Sequence[int])
         unknown = [group for group in groups if (file.number, group) not in repository.row_orders]
         if not unknown:
             return
-        nothing = Selection((), (), ())
+        nothing = FeatureSelection((), (), ())
         if not file.table.is_in_memory:
             # The file at hand may hold other row groups only.
             whole = replace(file, table=replace(file.table, storage=repository.storage))
@@ -233,7 +233,9 @@ def _learn_orders(repository: Repository, file: DataFile, groups: Sequence[int])
             _orders_of(repository, file).learn(group, found)
 
 
-def neighbours_of(repository: Repository, file: DataFile, group: int, selection: Selection, is_expected: npt.NDArray[np.bool_]) -> range:
+def neighbours_of(
+    repository: Repository, file: DataFile, group: int, selection: FeatureSelection, is_expected: npt.NDArray[np.bool_]
+) -> range:
     """Returns the row groups to fetch together with one, itself among them, where all of them are kept in memory.
 
     Those next to it that have rows of expected episodes and begin in the same piece of the file: so it does not matter which of them is
@@ -270,7 +272,7 @@ def neighbours_of(repository: Repository, file: DataFile, group: int, selection:
     return range(begin, end)
 
 
-def fetch_groups(repository: Repository, file: DataFile, groups: Sequence[int], selection: Selection) -> DataFile:
+def fetch_groups(repository: Repository, file: DataFile, groups: Sequence[int], selection: FeatureSelection) -> DataFile:
     """Reads the bytes of some row groups, in one request where they are neighbours; returns their file, with these in memory.
 
     Raises:
@@ -302,7 +304,7 @@ def episode_timestamps(repository: Repository, episodes: npt.NDArray[np.int64]) 
     table = repository.episodes
     files = table.data.file_of_episode[episodes]
     found: list[npt.NDArray[np.float64] | None] = [None] * len(episodes)
-    selection = Selection((Feature(_TIMESTAMP, "float64", (1,)),), (), ())
+    selection = FeatureSelection((Feature(_TIMESTAMP, "float64", (1,)),), (), ())
     for number in np.unique(files).tolist():
         file = open_data_file(repository, number)
         if _TIMESTAMP not in file.table.leaves:
@@ -317,7 +319,7 @@ def episode_timestamps(repository: Repository, episodes: npt.NDArray[np.int64]) 
 
 
 def _timestamps_of_rows(
-    repository: Repository, file: DataFile, selection: Selection, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]
+    repository: Repository, file: DataFile, selection: FeatureSelection, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]
 ) -> list[tuple[int, npt.NDArray[np.float64]]]:
     """Returns the timestamps of the row groups that hold rows `[start, stop)` of the file: the first row of each, and its values."""
     bounds = np.array(file.table.group_starts)
@@ -354,12 +356,12 @@ class _Fetched:
         raise AssertionError(f"{path}: its footer, of {length} bytes or less ({keep=}), is known already")
 
 
-def load_rows(repository: Repository, file: DataFile, group: int, selection: Selection, rows: npt.NDArray[np.int64]) -> RowGroup:
+def load_rows(repository: Repository, file: DataFile, group: int, selection: FeatureSelection, rows: npt.NDArray[np.int64]) -> RowGroup:
     """Reads a row group for some of its rows, as `load_group` does; they become rows 0, 1, 2, ..."""
     return load_group(repository, file, group, selection).only(rows)
 
 
-def _is_to_be_kept(repository: Repository, file: DataFile, group: int, selection: Selection) -> bool:
+def _is_to_be_kept(repository: Repository, file: DataFile, group: int, selection: FeatureSelection) -> bool:
     """Returns whether a row group is kept on disk: numbers and texts, not pictures, of which many rows come for each that is wanted.
 
     Only where those of the whole data set, if all its row groups are like this one, take less than half of what may be kept. Otherwise the

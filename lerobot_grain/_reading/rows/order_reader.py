@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._format.info import Feature
 from lerobot_grain._format.row_order import (
@@ -29,8 +29,6 @@ from lerobot_grain._format.row_order import (
 from lerobot_grain._parquet.columns import to_numpy
 from lerobot_grain._parquet.table import ParquetTable
 from lerobot_grain._repository.repository import Repository
-
-Integers = npt.NDArray[np.int64]
 
 _EPISODE, _FRAME, _INDEX = "episode_index", "frame_index", "index"
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import DatasetFormatError, LeRobotGrainError, LeRobotGrainWarning
 from lerobot_grain._format.info import Feature
 from lerobot_grain._order.windows import WindowBlock
@@ -41,10 +42,8 @@ from lerobot_grain._reading.rows.data_files import (
     selected_columns,
 )
 from lerobot_grain._repository.repository import Repository
-from lerobot_grain._repository.selection import Selection
+from lerobot_grain._repository.selection import FeatureSelection
 from lerobot_grain._video.decoder import decode_depth_image, decode_image
-
-Integers = npt.NDArray[np.int64]
 
 # Opened data files that are kept: so many bytes of them, and so many of them at least.
 _MAX_OPEN_BYTES, _MIN_OPEN_DATA_FILES = 64 << 20, 256
@@ -107,7 +106,7 @@ class RowReader:
     def __init__(
         self,
         repository: Repository,
-        selection: Selection,
+        selection: FeatureSelection,
         *,
         image_size: tuple[int, int] | None,
         memory_bytes: int,
@@ -154,10 +153,10 @@ class RowReader:
         episodes = self._repository.episodes
         files = episodes.data.file_of_episode[block.episodes]
         offsets = episodes.data_offsets[block.episodes]
-        keys = [feature.key for feature in self._selection.columns if feature.key in block.windows]
+        keys = [feature.key for feature in self._selection.columns if feature.key in block.frames]
         # Features with equal windows share their array.
-        distinct = {id(block.windows[key]): block.windows[key] + offsets[:, None] for key in keys}
-        rows = [offsets + block.frames, *(window.reshape(-1) for window in distinct.values())]
+        distinct = {id(block.frames[key]): block.frames[key] + offsets[:, None] for key in keys}
+        rows = [offsets + block.anchor_frames, *(window.reshape(-1) for window in distinct.values())]
         files_of = np.concatenate([files, *(np.repeat(files, window.shape[1]) for window in distinct.values())])
         all_rows = np.concatenate(rows)
         places = np.full(len(all_rows), -1, np.int64)
@@ -189,7 +188,7 @@ class RowReader:
             name: _Cells(cell.groups.reshape(window.shape), cell.rows.reshape(window.shape))
             for (name, window), cell in zip(distinct.items(), cells[1:], strict=True)
         }
-        return PendingRows(groups, cells[0], {key: windows[id(block.windows[key])] for key in keys}, problems, files)
+        return PendingRows(groups, cells[0], {key: windows[id(block.frames[key])] for key in keys}, problems, files)
 
     def values(self, pending: PendingRows | None) -> tuple[Batch, tuple[int, Exception] | None]:
         """Waits for the row groups of a block.

@@ -31,7 +31,7 @@ class Interruptible(Protocol):
         """Breaks the connection that it uses, if any, so that who waits for it gets an error."""
 
 
-class RequestScope:
+class CancelScope:
     """The requests of some threads, which can be ended together.
 
     Attributes:
@@ -84,7 +84,7 @@ class RequestScope:
         return False
 
 
-_SCOPES: weakref.WeakSet[RequestScope] = weakref.WeakSet()
+_SCOPES: weakref.WeakSet[CancelScope] = weakref.WeakSet()
 
 
 def end_all() -> None:
@@ -97,6 +97,6 @@ def end_all() -> None:
             request.interrupt()
 
 
-def scope_of_thread() -> RequestScope | None:
+def scope_of_thread() -> CancelScope | None:
     """Returns the scope that the calling thread has entered, if any."""
     return getattr(_THREAD, "scope", None)

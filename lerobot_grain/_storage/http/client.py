@@ -1,7 +1,7 @@
 """HTTP requests that are bounded, counted and tried again: the layer between `_storage/hub/session` and the network.
 
-The idea: one function, `_send`, talks HTTP; everything around it decides when. A caller passes an *attempt* to `Transport.retry` and uses
-`Transport.exchange` inside it; what may succeed later raises `TransientFailure`, what cannot raises `StorageError`.
+The idea: one function, `_send`, talks HTTP; everything around it decides when. A caller passes an *attempt* to `HttpClient.retry` and uses
+`HttpClient.exchange` inside it; what may succeed later raises `RetryableError`, what cannot raises `StorageError`.
 
 Rules:
 * At most `num_connections` requests of a dataset are under way. Waiting for one of these slots, for a connection of the process, or for
@@ -9,7 +9,7 @@ Rules:
   stood still (`_storage/http/watchdog`).
 * At its deadline the connection of a request is broken, wherever the request then waits.
 * Redirects are never followed here, and a body is never decompressed: a range of a compressed answer would be a range of something else.
-* A request ends with its scope (`_storage/http/cancellation`) or with the transport, wherever it is.
+* A request ends with its scope (`_storage/http/cancellation`) or with the client, wherever it is.
 
 It knows nothing of repositories. Forking after the first request is not supported: a client's connections cannot be shared by two
 processes.
@@ -31,15 +31,15 @@ import httpx2
 
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import StorageError
-from lerobot_grain._storage.http.cancellation import CHECK_SECONDS, RequestScope, scope_of_thread
+from lerobot_grain._storage.http.cancellation import CHECK_SECONDS, CancelScope, scope_of_thread
 from lerobot_grain._storage.http.connections import Connection, connections
-from lerobot_grain._storage.http.rate_limits import LONGEST_LIMIT_SECONDS, Limit, Pacer, limit_of, refusal_seconds
+from lerobot_grain._storage.http.rate_limits import LONGEST_LIMIT_SECONDS, Limit, RateLimiter, limit_of, refusal_seconds
 from lerobot_grain._storage.http.responses import (
     REDIRECTS,
-    Answer,
     LinkRefused,
     RangeSource,
-    TransientFailure,
+    Response,
+    RetryableError,
     accept_range,
     cut,
     describe_url,
@@ -77,11 +77,11 @@ _UNWANTED_BODY_BYTES = 16 * 1024
 MAX_HOPS = 5
 
 
-class RequestsEndedError(StorageError):
-    """The request was given up because its scope or the transport was closed."""
+class RequestCancelledError(StorageError):
+    """The request was given up because its scope or the client was closed."""
 
 
-class Unreachable(TransientFailure):
+class UnreachableError(RetryableError):
     """No connection was made: refused, no such name, no route. It costs nothing, so only the deadline limits how often it is tried."""
 
 
@@ -111,7 +111,7 @@ class Deadline:
 
     def check(self) -> None:
         if self.remaining_seconds() <= 0:
-            raise TransientFailure(self.reason)
+            raise RetryableError(self.reason)
 
     @property
     def reason(self) -> str:
@@ -140,17 +140,17 @@ _LOGGERS = (
 )
 
 
-class Transport:
+class HttpClient:
     """The requests of one dataset: their limits, their slots and their counters. For one process; thread-safe."""
 
     def __init__(self, options: StorageOptions) -> None:
         self.options = options
         self.counters = Counters()
-        self._pacer = Pacer()
+        self._rate_limiter = RateLimiter()
         self._usual_seconds = _LEAST_PATIENCE_SECONDS / _FIRST_PATIENCE  # until an answer begins
         self._usual_rate = float(_SLOW_RATE)  # bytes a second
         self._slots = threading.BoundedSemaphore(options.num_connections)
-        self._all = RequestScope()
+        self._all = CancelScope()
         self._origins: set[tuple[str, str, int | None]] = set()
         for name in _LOGGERS:
             logging.getLogger(name).addFilter(_WITHOUT_QUERIES)  # adding it twice does nothing
@@ -161,12 +161,12 @@ class Transport:
         connections().close_idle(self._origins)
 
     def check_not_ended(self, subject: str) -> None:
-        """Raises `RequestsEndedError` in a thread whose requests were ended."""
+        """Raises `RequestCancelledError` in a thread whose requests were ended."""
         scope = scope_of_thread()
         if self._all.is_ended:
-            raise RequestsEndedError(f"{subject}: the storage was closed while it was in use")
+            raise RequestCancelledError(f"{subject}: the storage was closed while it was in use")
         if scope is not None and scope.is_ended:
-            raise RequestsEndedError(f"{subject}: the reader was closed while it was in use")
+            raise RequestCancelledError(f"{subject}: the reader was closed while it was in use")
 
     def retry(self, subject: str, seconds: float, attempt: Callable[[Deadline], _T]) -> _T:
         """Calls `attempt` until it returns, at most `max_attempts` times and `seconds` long.
@@ -174,7 +174,7 @@ class Transport:
         Args:
           subject: what is being done to what; begins the error message.
           seconds: for all attempts together, not counting waits for a slot or a rate limit.
-          attempt: returns, or raises `TransientFailure` for another try; any other exception passes through.
+          attempt: returns, or raises `RetryableError` for another try; any other exception passes through.
 
         Raises:
           StorageError: all attempts failed.
@@ -189,11 +189,11 @@ class Transport:
                 deadline.num_attempts += 1
                 try:
                     return attempt(deadline)
-                except TransientFailure as failure:
+                except RetryableError as failure:
                     # That the time was up says less than why it was.
                     if num_unreachable == 0 or str(failure) != deadline.reason:
                         reason = str(failure)
-                    if isinstance(failure, Unreachable):
+                    if isinstance(failure, UnreachableError):
                         deadline.num_attempts -= 1
                         num_unreachable += 1
                         if num_unreachable == _SAID_UNREACHABLE:
@@ -219,14 +219,14 @@ class Transport:
     def _wait_for_turn(self, limit: Limit, subject: str) -> float:
         """Waits until a rate limit allows the next request; returns the seconds."""
         started = time.monotonic()
-        self._wait_for(limit, self._pacer.take_turn(limit), subject)
+        self._wait_for(limit, self._rate_limiter.reserve(limit), subject)
         # Again and again, because another thread may have been told to wait longer in the meantime.
-        while (left := self._pacer.held_seconds(limit)) > 0:
+        while (left := self._rate_limiter.held_seconds(limit)) > 0:
             self._wait_for(limit, left, subject)
         return time.monotonic() - started
 
     def _wait_for(self, limit: Limit, seconds: float, subject: str) -> None:
-        if seconds > _SAID_SECONDS and self._pacer.is_to_be_said(limit, seconds):
+        if seconds > _SAID_SECONDS and self._rate_limiter.is_to_be_said(limit, seconds):
             _LOGGER.warning("%s: waiting for %.0f s, as long as %s asks to be left alone", subject, seconds, cut(limit[0][1]))
         self._sleep(seconds, subject)
 
@@ -238,9 +238,9 @@ class Transport:
         *,
         subject: str,
         deadline: Deadline,
-        accept: Callable[[Answer], int | None],
+        accept: Callable[[Response], int | None],
         body: list[bytes],
-    ) -> Answer:
+    ) -> Response:
         """Sends one request and reads its answer.
 
         Args:
@@ -250,7 +250,7 @@ class Transport:
           body: the wanted bytes are appended here as they come, so they are not lost when the connection breaks.
 
         Raises:
-          TransientFailure: timeout, broken connection, a status that says "later", or an answer that would not end before `deadline`.
+          RetryableError: timeout, broken connection, a status that says "later", or an answer that would not end before `deadline`.
           StorageError: it cannot be sent at all, the body is longer than accepted, or the rate limit lasts longer than any window of the
             Hub.
         """
@@ -269,7 +269,7 @@ class Transport:
                 seconds = time.monotonic() - sent
                 received = sum(map(len, body)) - received
                 self.counters.add(StorageStatistics(1, received, request_seconds=seconds, pause_seconds=paused))
-        self._pacer.heed(limit, answer.headers)
+        self._rate_limiter.observe(limit, answer.headers)
         if answer.status in _TRANSIENT_STATUSES:
             host = host_of(url)
             told_seconds = refusal_seconds(answer.status, answer.headers)
@@ -279,8 +279,8 @@ class Transport:
                     "ask less often, or with a token, which has a higher limit"
                 )
             if told_seconds is not None:
-                self._pacer.hold(limit, told_seconds)
-            raise TransientFailure(f"HTTP {answer.status} from {host}")
+                self._rate_limiter.pause(limit, told_seconds)
+            raise RetryableError(f"HTTP {answer.status} from {host}")
         return answer
 
     def read_range(self, source: RangeSource, wanted: ByteRange, pieces: list[bytes], *, subject: str, deadline: Deadline) -> bytes:
@@ -290,7 +290,7 @@ class Transport:
           pieces: the bytes from `wanted.start` on that earlier attempts got; what this one gets is appended, even if it fails.
 
         Raises:
-          TransientFailure: the answer is not what was asked for, or broke; the next attempt, with the same `pieces`, goes on behind them.
+          RetryableError: the answer is not what was asked for, or broke; the next attempt, with the same `pieces`, goes on behind them.
           LinkRefused: the link is of no use (any more).
           StorageError: it leads away from HTTP, or from https to http.
         """
@@ -314,15 +314,15 @@ class Transport:
             if 400 <= answer.status < 500 and answer.status != 416:
                 raise LinkRefused(f"HTTP {answer.status} from {host_of(url)}")
             if answer.status not in (200, 206):
-                raise TransientFailure(f"{describe_url(url)} answered with HTTP {answer.status}, expected 206")
+                raise RetryableError(f"{describe_url(url)} answered with HTTP {answer.status}, expected 206")
             if (received := sum(map(len, pieces))) < wanted.length:
-                raise TransientFailure(f"the answer ended after {received} of {wanted.length} bytes")
+                raise RetryableError(f"the answer ended after {received} of {wanted.length} bytes")
             return b"".join(pieces)
-        raise TransientFailure(f"more than {MAX_HOPS} redirects, the last one to {describe_url(url)}")
+        raise RetryableError(f"more than {MAX_HOPS} redirects, the last one to {describe_url(url)}")
 
     def _on_connection(
         self, method: str, url: str, headers: Mapping[str, str], *, subject: str, deadline: Deadline, **of_answer: Any
-    ) -> Answer:
+    ) -> Response:
         """Sends a request on a connection that is broken at the deadline, wherever it then waits."""
         self._origins.add(origin_of(url))
         check = functools.partial(self.check_not_ended, subject)
@@ -346,9 +346,9 @@ class Transport:
         *,
         subject: str,
         deadline: Deadline,
-        accept: Callable[[Answer], int | None],
+        accept: Callable[[Response], int | None],
         body: list[bytes],
-    ) -> Answer:
+    ) -> Response:
         """The only place that talks HTTP: to replace httpx2, replace this and `_storage/http/connections`."""
         left = max(deadline.remaining_seconds(), 0.001)
         patience = min(_patience_seconds(self.options.read_timeout_seconds, deadline.num_attempts, self._usual_seconds), left)
@@ -368,7 +368,7 @@ class Transport:
                 response = connection.client.send(request, stream=True)
             self._usual_seconds += 0.1 * (time.monotonic() - sent - self._usual_seconds)
             try:
-                answer = Answer(response.status_code, response.headers)
+                answer = Response(response.status_code, response.headers)
                 limit = None if answer.status in _TRANSIENT_STATUSES else accept(answer)
                 self._read_body(response, body, limit, sent=sent, patience=patience, subject=subject, deadline=deadline)
                 return answer
@@ -388,9 +388,9 @@ class Transport:
         if reason := untrusted_certificate(error):
             return StorageError(f"{subject}: {host} {reason}")
         if deadline.remaining_seconds() <= 0:
-            return TransientFailure(deadline.reason)
+            return RetryableError(deadline.reason)
         text = f"{type(error).__name__} at {host}: {cut(redact(str(error)))}"
-        return Unreachable(text) if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout) else TransientFailure(text)
+        return UnreachableError(text) if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout) else RetryableError(text)
 
     def _read_body(
         self,
@@ -406,7 +406,7 @@ class Transport:
         """Appends the body of an answer to `body`, as it comes; with the limit `None` throws it away.
 
         Raises:
-          TransientFailure: it would not end in time, or drips.
+          RetryableError: it would not end in time, or drips.
           StorageError: it is longer than the limit.
         """
         server = cut(response.request.url.host)
@@ -426,7 +426,7 @@ class Transport:
                 drips = deadline.num_attempts < _PATIENT_ATTEMPT and received * _DRIP_PART < self._usual_rate * seconds
                 allowed = min(deadline.remaining_seconds(), patience if drips else math.inf)
                 if seconds > patience and (length - received) * seconds > received * allowed:
-                    raise TransientFailure(f"{server} sent {received} of {length} bytes in {seconds:.3g} s, too slowly to end in time")
+                    raise RetryableError(f"{server} sent {received} of {length} bytes in {seconds:.3g} s, too slowly to end in time")
         finally:
             # Also of those that were given up: when a link has become slow, nothing on it drips.
             if limit is not None and length >= _MEASURED_BYTES:

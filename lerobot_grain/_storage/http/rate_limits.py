@@ -64,7 +64,7 @@ class _Pace:
     ends_at: float
 
 
-class Pacer:
+class RateLimiter:
     """The limits of one process. Thread-safe."""
 
     def __init__(self) -> None:
@@ -73,12 +73,12 @@ class Pacer:
         self._paces: dict[Limit, _Pace] = {}
         self._said_until: dict[Limit, float] = {}
 
-    def hold(self, limit: Limit, seconds: float) -> None:
+    def pause(self, limit: Limit, seconds: float) -> None:
         """Lets no request pass for `seconds` and a little longer."""
         with self._lock:
             self._open_at[limit] = max(self._open_at.get(limit, 0.0), time.monotonic() + _later(seconds))
 
-    def heed(self, limit: Limit, headers: Mapping[str, str]) -> None:
+    def observe(self, limit: Limit, headers: Mapping[str, str]) -> None:
         """Takes note of what an answer tells of its limit."""
         told, quota = _RATE_LIMIT.search(headers.get("RateLimit", "")), _QUOTA.search(headers.get("RateLimit-Policy", ""))
         if told is None or quota is None:
@@ -95,7 +95,7 @@ class Pacer:
             before = self._paces.get(limit)
             self._paces[limit] = _Pace(interval, before.next_at if before else now + interval, now + seconds)
 
-    def take_turn(self, limit: Limit) -> float:
+    def reserve(self, limit: Limit) -> float:
         """Returns in how many seconds the next request may be sent, and counts it: who asks then comes after it."""
         now = time.monotonic()
         with self._lock:

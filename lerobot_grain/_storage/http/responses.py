@@ -5,7 +5,7 @@ asked for again, and what is never right becomes the error.
 
 Rules:
 * Texts hold scheme, host and path of a URL, never its query (a signed link is a key to the file for an hour) and never a header.
-* What may be right the next time is a `TransientFailure`; what must not be tried again (a redirect away from https) is a `StorageError`.
+* What may be right the next time is a `RetryableError`; what must not be tried again (a redirect away from https) is a `StorageError`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SIZE = re.compile(r"\d{1,18}")
 _URL_QUERY = re.compile(r"(/[^\s?#'\"]*)[?#][^\s'\"]*")
 
 
-class TransientFailure(Exception):  # noqa: N818 (an error only when all attempts met one)
+class RetryableError(Exception):
     """An attempt failed in a way that the next one may not; the text says how, free of secrets."""
 
 
@@ -66,8 +66,8 @@ class RangeSource:
     may_be_pointer: bool = False
 
 
-class Answer(NamedTuple):
-    """Status and headers of an answer; the body went where `Transport.exchange` was told to put it. `headers` ignores case."""
+class Response(NamedTuple):
+    """Status and headers of an answer; the body went where `HttpClient.exchange` was told to put it. `headers` ignores case."""
 
     status: int
     headers: Mapping[str, str]
@@ -139,13 +139,13 @@ def lifetime_seconds(url: str, date: str | None) -> float:
     return min(seconds) - _LINK_MARGIN_SECONDS
 
 
-def accept_range(answer: Answer, *, source: RangeSource, asked: ByteRange) -> int | None:
+def accept_range(answer: Response, *, source: RangeSource, asked: ByteRange) -> int | None:
     """Returns the length of the body if the answer is exactly the range `asked`, None if its status says something else.
 
     A whole file may be answered with status 200, RFC 9110 section 14.2.
 
     Raises:
-      TransientFailure: it is a body, but another one. The RFC allows a server to ignore a range and send everything; CloudFront does for
+      RetryableError: it is a body, but another one. The RFC allows a server to ignore a range and send everything; CloudFront does for
         compressed answers.
     """
     is_whole = asked == (0, source.file_bytes)
@@ -153,26 +153,26 @@ def accept_range(answer: Answer, *, source: RangeSource, asked: ByteRange) -> in
     if answer.status not in (200, 206):
         return None
     if answer.status == 200 and not is_whole:
-        raise TransientFailure(f"{describe_url(source.url)} ignores byte ranges (HTTP 200 with the whole file, expected 206)")
+        raise RetryableError(f"{describe_url(source.url)} ignores byte ranges (HTTP 200 with the whole file, expected 206)")
     found = answer.headers.get("Content-Range", "none")
     expected = f"bytes {asked.start}-{asked.stop - 1}/{source.file_bytes}"
     if answer.status == 206 and found != expected:
         told = _CONTENT_RANGE.fullmatch(found)
         changed = "; the file was changed" if told and int(told[1]) != source.file_bytes else ""
-        raise TransientFailure(f"answered with Content-Range {cut(found)!r}, expected {expected!r}{changed}")
+        raise RetryableError(f"answered with Content-Range {cut(found)!r}, expected {expected!r}{changed}")
     encoding = answer.headers.get("Content-Encoding", "identity")
     length = answer.headers.get("Content-Length", str(asked.length))
     if encoding != "identity" or length != str(asked.length):
-        raise TransientFailure(f"answered with {cut(length)} bytes, encoding {cut(encoding)!r}; expected {asked.length} bytes as they are")
+        raise RetryableError(f"answered with {cut(length)} bytes, encoding {cut(encoding)!r}; expected {asked.length} bytes as they are")
     etag = answer.headers.get("ETag")
     if source.etag is None:
         source.etag = etag
     elif etag != source.etag:
-        raise TransientFailure(f"the file was changed while it was read (ETag {cut(str(etag))}, before {cut(source.etag)})")
+        raise RetryableError(f"the file was changed while it was read (ETag {cut(str(etag))}, before {cut(source.etag)})")
     return asked.length
 
 
-def _may_be_pointer(answer: Answer, file_bytes: int) -> bool:
+def _may_be_pointer(answer: Response, file_bytes: int) -> bool:
     size = str(file_bytes)
     if answer.status in (206, 416):
         told = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
@@ -182,7 +182,7 @@ def _may_be_pointer(answer: Answer, file_bytes: int) -> bool:
     return bool(_SIZE.fullmatch(size)) and int(size) <= MAX_POINTER_BYTES and int(size) != file_bytes
 
 
-def size_in(answer: Answer, size_header: str, etag_header: str) -> int | None:
+def size_in(answer: Response, size_header: str, etag_header: str) -> int | None:
     """Returns the size of a file that an answer about it tells; None if it tells none that can be right.
 
     Mirrors that do not know it, or whose answers to HEAD are those of a handler without a body, tell 0: only an ETag that is the hash of

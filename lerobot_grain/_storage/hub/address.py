@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import enum
 import functools
 import importlib.metadata
 import os
 import re
-from collections.abc import Iterable
-from typing import ClassVar, NamedTuple, NoReturn
+from typing import ClassVar, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 import huggingface_hub
@@ -26,8 +26,6 @@ from lerobot_grain._storage.options import StorageOptions
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # No user and password, which would come back in messages; a path, because mirrors may have one.
 _ENDPOINT = re.compile(r"https?://([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[\w./~-]*)?")
-# Of the versions of the format that are read.
-_VERSION_TAG = re.compile(r"v(2\.[01]|3\.[0-9]{1,9}(\.[0-9]{1,9})?)")
 _REPO_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
 
@@ -47,8 +45,21 @@ class ListedFile(NamedTuple):
     content_hash: str = ""
 
 
+class Refusal(enum.Enum):
+    """Why the Hub does not give what is asked for, as its answers say (`hub/api`), or why it is not asked."""
+
+    GATED = enum.auto()
+    MISSING_REPOSITORY = enum.auto()
+    MISSING_REVISION = enum.auto()
+    MISSING_FILE = enum.auto()
+    DISABLED = enum.auto()
+    BAD_TOKEN = enum.auto()
+    OFFLINE = enum.auto()
+    OTHER = enum.auto()
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
-class HubRepository(abc.ABC):
+class HubAddress(abc.ABC):
     """Names something on the Hub that holds files, and how it is read: a data set, or a bucket. Of each file one *version* is read.
 
     The token is what the user gave: None (of the environment, the normal case), True, False, or the token itself. Only in the last case it
@@ -136,23 +147,30 @@ class HubRepository(abc.ABC):
             return None
         return name if name != self.repo_id else None
 
-    def fail(self, kind: str, subject: str, detail: str = "") -> NoReturn:
-        """Raises the error for what `_kind_of_answer` returned; `detail` is the text for what has none here."""
+    def refusal(self, kind: Refusal, subject: str, detail: str = "") -> StorageError:
+        """Returns the error for a refusal; `detail` is the text of `Refusal.OTHER`."""
         page = f"{self.endpoint}/{self.kind}/{self.repo_id}"
-        texts = {
-            "gated": f"{self.repo_id} is gated: ask for access on its page {page} and pass a token ({self._token_hint()})",
-            "missing repository": (
-                f"there is no {self.noun} {self.repo_id} on {self.endpoint}, or it is private, which looks the same without access "
-                f"({self._token_hint()})"
-            ),
-            "missing revision": "the repository has no such revision",
-            "missing file": "the repository has no such file at this revision",
-            "disabled": f"access to {self.repo_id} has been disabled by the Hub or its owner, see {page}",
-            "bad token": f"{self.endpoint} does not accept the token: make a new one, or pass token=False for a public {self.noun}",
-            "offline": f"HF_HUB_OFFLINE=1 forbids to read from {self.endpoint}: unset it",
-        }
-        failure = MissingFileError if kind == "missing file" else StorageError
-        raise failure(f"{subject}: {texts.get(kind, detail or kind)}") from None
+        match kind:
+            case Refusal.GATED:
+                text = f"{self.repo_id} is gated: ask for access on its page {page} and pass a token ({self._token_hint()})"
+            case Refusal.MISSING_REPOSITORY:
+                text = (
+                    f"there is no {self.noun} {self.repo_id} on {self.endpoint}, or it is private, which looks the same without access "
+                    f"({self._token_hint()})"
+                )
+            case Refusal.MISSING_REVISION:
+                text = "the repository has no such revision"
+            case Refusal.MISSING_FILE:
+                return MissingFileError(f"{subject}: the repository has no such file at this revision")
+            case Refusal.DISABLED:
+                text = f"access to {self.repo_id} has been disabled by the Hub or its owner, see {page}"
+            case Refusal.BAD_TOKEN:
+                text = f"{self.endpoint} does not accept the token: make a new one, or pass token=False for a public {self.noun}"
+            case Refusal.OFFLINE:
+                text = f"HF_HUB_OFFLINE=1 forbids to read from {self.endpoint}: unset it"
+            case Refusal.OTHER:
+                text = detail
+        return StorageError(f"{subject}: {text}")
 
     def _token_hint(self) -> str:
         if "authorization" in self.headers():
@@ -161,7 +179,7 @@ class HubRepository(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class DatasetRepository(HubRepository):
+class RepositoryAddress(HubAddress):
     """Names a data set repository; the version of each of its files is a commit."""
 
     kind = "datasets"
@@ -183,8 +201,8 @@ class DatasetRepository(HubRepository):
 
 def name_repository(
     repo_id: str, *, endpoint: str | None, cache_dir: str | os.PathLike[str] | None, token: str | bool | None, options: StorageOptions
-) -> DatasetRepository:
-    """Returns a checked `DatasetRepository`; what is None is taken from the environment, as huggingface_hub does it.
+) -> RepositoryAddress:
+    """Returns a checked `RepositoryAddress`; what is None is taken from the environment, as huggingface_hub does it.
 
     Raises:
       InvalidRequestError: no such repository, endpoint or token can exist.
@@ -203,7 +221,7 @@ def name_repository(
             "token: expected printable characters without blanks around them; pass None for the one of the environment"
         )
     directory = os.path.abspath(os.path.expanduser(cache_dir or huggingface_hub.constants.HF_HUB_CACHE))
-    return DatasetRepository(repo_id, endpoint, directory, token, options)
+    return RepositoryAddress(repo_id, endpoint, directory, token, options)
 
 
 def disk_cache_directory(cache_dir: str) -> str:
@@ -216,16 +234,6 @@ def disk_cache_directory(cache_dir: str) -> str:
     parent = constants.HF_HOME if cache_dir == usual else cache_dir
     root = os.environ.get("LEROBOT_GRAIN_CACHE") or os.path.join(parent, "lerobot_grain")
     return os.path.join(os.path.abspath(os.path.expanduser(root)), "ranges")
-
-
-def newest_version_tag(names: Iterable[str]) -> str:
-    """Returns the newest of `v3.x`, `v2.1` and `v2.0` by number, or "main" when there is none of them.
-
-    As lerobot does: a tag stands for a version of the format, and moves when a data set is uploaded again. Converters have made branches
-    of these names instead, so `names` are those of tags and branches. `main` may be anything.
-    """
-    found = [name for name in names if _VERSION_TAG.fullmatch(name)]
-    return max(found, key=lambda tag: [int(number) for number in tag[1:].split(".")], default="main")
 
 
 def is_offline() -> bool:

@@ -23,19 +23,18 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lerobot_grain._base.errors import StorageError
+from lerobot_grain._format.layout import INFO_PATH
 from lerobot_grain._storage.git_files import hash_in
 from lerobot_grain._storage.http.cancellation import CHECK_SECONDS
-from lerobot_grain._storage.http.client import MAX_HOPS, Deadline, RequestsEndedError, Transport
-from lerobot_grain._storage.http.responses import REDIRECTS, Answer, TransientFailure, cut, describe_url, next_hop, origin_of
-from lerobot_grain._storage.hub.address import COMMIT, HubRepository, ListedFile
+from lerobot_grain._storage.http.client import MAX_HOPS, Deadline, HttpClient, RequestCancelledError
+from lerobot_grain._storage.http.responses import REDIRECTS, Response, RetryableError, cut, describe_url, next_hop, origin_of
+from lerobot_grain._storage.hub.address import COMMIT, HubAddress, ListedFile, Refusal
 
 # The Hub sends 1,000 entries a page, about 200 bytes each; both limits are far above what a `meta/` needs.
 _MAX_JSON_BYTES = 32 * 1024 * 1024
 _MAX_PAGES = 1000
 # Tags and branches in a message.
 _MAX_NAMED = 20
-# Where there is a dataset, `meta/info.json` lies in it.
-_INFO_PATH = "/meta/info.json"
 
 _NEXT_PAGE = re.compile(r'<([^<>]*)>\s*;\s*rel="?next"?')
 
@@ -51,26 +50,26 @@ class _ElsewhereError(StorageError):
     """A redirect that is not followed; the text says what to do."""
 
 
-def kind_of_answer(answer: Answer) -> str | None:
-    """Returns what an answer of the Hub complains about, or None. `X-Error-Code` is its own word, as huggingface_hub reads it."""
+def refusal_in(answer: Response) -> Refusal | None:
+    """Returns what an answer of the Hub refuses, or None. `X-Error-Code` is its own word, as huggingface_hub reads it."""
     code = answer.headers.get("X-Error-Code")
     message = answer.headers.get("X-Error-Message", "")
     by_code = {
-        "GatedRepo": "gated",
-        "RepoNotFound": "missing repository",
-        "RevisionNotFound": "missing revision",
-        "EntryNotFound": "missing file",
+        "GatedRepo": Refusal.GATED,
+        "RepoNotFound": Refusal.MISSING_REPOSITORY,
+        "RevisionNotFound": Refusal.MISSING_REVISION,
+        "EntryNotFound": Refusal.MISSING_FILE,
     }
     if answer.status < 400:
         return None
     if code in by_code:
         return by_code[code]
     if message == "Access to this resource is disabled.":
-        return "disabled"
+        return Refusal.DISABLED
     if answer.status == 401:
         # huggingface_hub tells these two apart in the same way: without access, everything looks missing.
-        return "bad token" if message == "Invalid credentials in Authorization header" else "missing repository"
-    return f"HTTP {answer.status}"
+        return Refusal.BAD_TOKEN if message == "Invalid credentials in Authorization header" else Refusal.MISSING_REPOSITORY
+    return Refusal.OTHER
 
 
 class HubApi:
@@ -80,9 +79,9 @@ class HubApi:
       repository: as the Hub calls it now, as far as is known.
     """
 
-    def __init__(self, repository: HubRepository, transport: Transport) -> None:
+    def __init__(self, repository: HubAddress, client: HttpClient) -> None:
         self.repository = repository
-        self._transport = transport
+        self._client = client
         self._lock = threading.Lock()
         self._asked_for = repository.repo_id
         self._folders: dict[str, list[str]] = {}
@@ -100,15 +99,15 @@ class HubApi:
         remedy = 'give revision= ("main", or another branch, a tag or a commit) to do without it'
         try:
             answer, found = self.get_json(repository.api_url("refs"), subject)
-        except (RequestsEndedError, _ElsewhereError):
+        except (RequestCancelledError, _ElsewhereError):
             raise
         except StorageError as error:
             raise StorageError(f"{error}; if only this list cannot be had, {remedy}") from None
-        if kind_of_answer(answer) == f"HTTP {answer.status}":
+        if refusal_in(answer) is Refusal.OTHER:
             raise StorageError(
                 f"{subject}: {repository.endpoint} answered with HTTP {answer.status}; if it is a mirror that has no such list, {remedy}"
             )
-        self.check_kind(answer, repository.repo_id)
+        self.check_refusal(answer, repository.repo_id)
         if not isinstance(found, dict) or not all(isinstance(found.get(kind), list | None) for kind in ("tags", "branches")):
             raise StorageError(f"{subject}: {repository.endpoint} sent one that is not understood; {remedy}")
         return References(_named(found.get("tags")), _named(found.get("branches")))
@@ -124,9 +123,10 @@ class HubApi:
                 return revision, revision
             subject = f"{self.repository.repo_id}@{revision}"
             answer, found = self.get_json(self.repository.api_url("revision", revision), subject)
-            if kind_of_answer(answer) in ("missing revision", "HTTP 404"):
+            refusal = refusal_in(answer)
+            if refusal is Refusal.MISSING_REVISION or (refusal is Refusal.OTHER and answer.status == 404):
                 continue
-            self.check_kind(answer, subject)
+            self.check_refusal(answer, subject)
             sha = found.get("sha") if isinstance(found, dict) else None
             if not isinstance(sha, str) or not COMMIT.fullmatch(sha):
                 raise StorageError(f"{subject}: {self.repository.endpoint} told no commit hash for the revision")
@@ -139,7 +139,7 @@ class HubApi:
             more = [f"and {len(found_names) - _MAX_NAMED} more"] if len(found_names) > _MAX_NAMED else []
             known = f"its tags and branches: {', '.join(found_names[:_MAX_NAMED] + more) or 'none'}"
         names = " or ".join(map(repr, revisions))
-        if kind_of_answer(answer) == "missing revision":
+        if refusal_in(answer) is Refusal.MISSING_REVISION:
             raise StorageError(f"{subject}: the repository has no revision {names}; {known}")
         told = f"{self.repository.endpoint} answered with HTTP {answer.status}"
         raise StorageError(f"{subject}: {told}: it has no revision {names}, or no such repository; {known}")
@@ -165,9 +165,9 @@ class HubApi:
         for _ in range(_MAX_PAGES):
             url = self.repository.tree_url(version, directory, recursive=recursive)
             answer, entries = self.get_json(f"{url.partition('?')[0]}?{query}" if query else url, subject, version)
-            if kind_of_answer(answer) == "missing file":
+            if refusal_in(answer) is Refusal.MISSING_FILE:
                 return files
-            self.check_kind(answer, subject)
+            self.check_refusal(answer, subject)
             for entry in entries if isinstance(entries, list) else [None]:
                 file = _listed(entry)
                 if file is None:
@@ -187,7 +187,7 @@ class HubApi:
         directory = path.rpartition("/")[0]
         # One thread asks, and others who wait for it can be ended.
         while not self._listing.acquire(timeout=CHECK_SECONDS):
-            self._transport.check_not_ended(f"{self.repository.at(version)}: {path}")
+            self._client.check_not_ended(f"{self.repository.at(version)}: {path}")
         try:
             if directory not in self._sizes:
                 self._sizes[directory] = {file.path: file.size_bytes for file in self.list_tree(version, directory, recursive=False)}
@@ -226,10 +226,10 @@ class HubApi:
             f"is for {self.repository.endpoint} only; {remedy}"
         )
 
-    def get_json(self, url: str, subject: str, version: str | None = None) -> tuple[Answer, Any]:
+    def get_json(self, url: str, subject: str, version: str | None = None) -> tuple[Response, Any]:
         """Returns the answer and, if it is a good one, its parsed body. It must not be that for another version than `version`."""
 
-        def attempt(deadline: Deadline) -> tuple[Answer, Any]:
+        def attempt(deadline: Deadline) -> tuple[Response, Any]:
             body: list[bytes] = []
             answer = self._get(url, subject, deadline, body)
             if answer.status != 200:
@@ -240,15 +240,15 @@ class HubApi:
                 return answer, json.loads(b"".join(body))
             except (ValueError, RecursionError):
                 problem = f"{describe_url(url)} answered with something that is not JSON"
-            raise TransientFailure(problem)
+            raise RetryableError(problem)
 
-        return self._transport.retry(subject, self.repository.options.deadline_seconds, attempt)
+        return self._client.retry(subject, self.repository.options.deadline_seconds, attempt)
 
-    def _get(self, url: str, subject: str, deadline: Deadline, body: list[bytes]) -> Answer:
+    def _get(self, url: str, subject: str, deadline: Deadline, body: list[bytes]) -> Response:
         """Sends one request, and those that redirects lead to; appends the body of a good answer to `body`."""
         asked = [url]
         while len(asked) <= MAX_HOPS + 1:
-            answer = self._transport.exchange(
+            answer = self._client.exchange(
                 "GET",
                 asked[-1],
                 self.repository.headers(),
@@ -265,7 +265,7 @@ class HubApi:
             asked.append(following)
         raise circle(subject, asked)
 
-    def _next_address(self, asked: str, answer: Answer, subject: str) -> str:
+    def _next_address(self, asked: str, answer: Response, subject: str) -> str:
         repository = self.repository
         target = next_hop(asked, answer.headers.get("Location"), subject=subject)
         if not self.adopt_name(asked, target, subject):
@@ -276,12 +276,12 @@ class HubApi:
         rest, kind = asked.removeprefix(repository.endpoint), repository.kind
         return repository.endpoint + rest.replace(f"/{kind}/{repository.repo_id}/", f"/{kind}/{self.repository.repo_id}/", 1)
 
-    def check_kind(self, answer: Answer, subject: str) -> None:
-        """Raises the error for an answer that is a complaint."""
-        if kind := kind_of_answer(answer):
-            self.repository.fail(kind, subject, f"{self.repository.endpoint} answered with HTTP {answer.status}")
+    def check_refusal(self, answer: Response, subject: str) -> None:
+        """Raises the error for an answer that is a refusal."""
+        if refusal := refusal_in(answer):
+            raise self.repository.refusal(refusal, subject, f"{self.repository.endpoint} answered with HTTP {answer.status}") from None
 
-    def check_version(self, answer: Answer, version: str, default: str, subject: str) -> None:
+    def check_version(self, answer: Response, version: str, default: str, subject: str) -> None:
         """Raises an error for an answer about another version; one that tells none is about `default`."""
         repository = self.repository
         if (found := answer.headers.get(repository.version_header, default)) != version:
@@ -289,7 +289,7 @@ class HubApi:
             told = f"{repository.endpoint}{untold} answered for {repository.version_noun} {cut(found)}, expected {version}"
             if repository.version_remedy and found != "none":
                 raise StorageError(f"{subject}: {told}{repository.version_remedy}")
-            raise TransientFailure(told)
+            raise RetryableError(told)
 
 
 def circle(subject: str, asked: list[str]) -> StorageError:
@@ -327,4 +327,5 @@ def _folders_in(found: object) -> list[str]:
     """Returns the folders with a dataset in what the Hub says of a commit: `siblings` are all its files."""
     siblings = found.get("siblings") if isinstance(found, dict) else None
     names = [sibling.get("rfilename") for sibling in siblings if isinstance(sibling, dict)] if isinstance(siblings, list) else []
-    return sorted(cut(name.removesuffix(_INFO_PATH)) for name in names if isinstance(name, str) and name.endswith(_INFO_PATH))
+    ending = f"/{INFO_PATH}"
+    return sorted(cut(name.removesuffix(ending)) for name in names if isinstance(name, str) and name.endswith(ending))

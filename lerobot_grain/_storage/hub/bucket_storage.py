@@ -19,17 +19,19 @@ import dataclasses
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 from urllib.parse import quote
 
-from lerobot_grain._base.errors import InvalidRequestError, StorageError
-from lerobot_grain._storage.hub.address import HubRepository, ListedFile, name_repository
-from lerobot_grain._storage.hub.session import HubSession
+from lerobot_grain._base.byte_ranges import ByteRange
+from lerobot_grain._base.errors import InvalidRequestError, MissingFileError, StorageError
+from lerobot_grain._format.layout import FOLDERS, METADATA
+from lerobot_grain._storage.base import check_path
+from lerobot_grain._storage.hub.address import HubAddress, ListedFile, name_repository
+from lerobot_grain._storage.hub.session import HubSession, OnHub
 from lerobot_grain._storage.options import StorageOptions
 
 BUCKET_SCHEME = "hf://buckets/"
-# The folders of the format. lerobot has always written these, although info.json could name others.
-_FOLDERS = ("meta", "data", "videos")
 _BUCKET_URI = re.compile(r"hf://buckets/([^/]+/[^/]+)/?(.*)")
 # Ends the messages about a file that is not the one that was pinned.
 CHANGED = (
@@ -39,7 +41,7 @@ CHANGED = (
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class HubBucket(HubRepository):
+class BucketAddress(HubAddress):
     """Names a data set in a bucket; the version of each of its files is the hash that Xet uses."""
 
     kind = "buckets"
@@ -67,8 +69,8 @@ def name_bucket(
     cache_dir: str | os.PathLike[str] | None,
     token: str | bool | None,
     options: StorageOptions,
-) -> HubBucket:
-    """Returns a checked `HubBucket` of `hf://buckets/org/name[/prefix]`.
+) -> BucketAddress:
+    """Returns a checked `BucketAddress` of `hf://buckets/org/name[/prefix]`.
 
     Raises:
       InvalidRequestError: no such bucket, endpoint or token can exist, or a revision is asked for.
@@ -81,17 +83,17 @@ def name_bucket(
     named = name_repository(match[1], endpoint=endpoint, cache_dir=cache_dir, token=token, options=options)
     folder = match[2].rstrip("/")
     prefix = f"{folder}/" if folder else ""
-    return HubBucket(named.repo_id, named.endpoint, named.cache_dir, named.token, named.options, prefix)
+    return BucketAddress(named.repo_id, named.endpoint, named.cache_dir, named.token, named.options, prefix)
 
 
-def list_bucket(session: HubSession, bucket: HubBucket) -> list[ListedFile]:
+def list_bucket(session: HubSession, bucket: BucketAddress) -> list[ListedFile]:
     """Returns the files of the data set, by path behind the prefix, in order. Three requests, and one for each further 1,000 files.
 
     Raises:
       StorageError: the bucket does not exist, is not accessible, or lists files without a hash.
     """
     files = []
-    for folder in _FOLDERS:
+    for folder in FOLDERS:
         for file in session.api.list_tree("", folder):
             if not file.xet_hash:
                 path = bucket.prefix + file.path
@@ -106,3 +108,43 @@ def commit_of_files(files: Iterable[ListedFile]) -> str:
     for file in files:
         digest.update(f"{file.path} {file.size_bytes} {file.xet_hash}\n".encode())
     return digest.hexdigest()[:40]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BucketStorage(OnHub):
+    """The files that a bucket held when it was opened, each pinned by its size and hash.
+
+    Their list travels with it, so that all processes read the same. A token does as with `HubStorage`.
+    """
+
+    description: str
+    commit: str
+    options: StorageOptions
+    repository: BucketAddress
+    files: Mapping[str, ListedFile] = dataclasses.field(repr=False, hash=False)
+    _process_state: dict[int, HubSession] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.description, self.commit, self.options, self.repository, self.files)
+
+    def list_metadata(self) -> Mapping[str, int]:
+        return {path: file.size_bytes for path, file in self.files.items() if path.startswith(f"{METADATA}/")}
+
+    def size_bytes(self, path: str) -> int:
+        check_path(self.description, path)
+        if (file := self.files.get(path)) is None:
+            raise MissingFileError(f"{self.description}: there is no file {path} (nor any outside of meta/, data/ and videos/)")
+        return file.size_bytes
+
+    def _disk_cache(self, path: str) -> None:  # noqa: ARG002 (never)
+        return None
+
+    def _read_range(self, path: str, wanted: ByteRange) -> bytes:
+        pinned, session = self.files[path], self._session()
+        try:
+            if (size := session.size_bytes(pinned.xet_hash, path)) != pinned.size_bytes:
+                raise StorageError(f"{self.description}: {path} has {size} bytes, {pinned.size_bytes} when it was listed; {CHANGED}")
+            return session.read_range(pinned.xet_hash, path, wanted)
+        except MissingFileError:
+            # It was there: no caller may take it for a file that the data set does without.
+            raise StorageError(f"{self.description}: {path} is gone; {CHANGED}") from None

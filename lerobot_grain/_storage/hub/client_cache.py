@@ -23,8 +23,9 @@ import uuid
 from collections.abc import Mapping
 
 from lerobot_grain._base.versions import cached_repo_tree
+from lerobot_grain._format.layout import newest_version_tag
 from lerobot_grain._storage.git_files import blob_name_of, hash_in
-from lerobot_grain._storage.hub.address import COMMIT, HubRepository, ListedFile, newest_version_tag
+from lerobot_grain._storage.hub.address import COMMIT, HubAddress, ListedFile
 
 # The names of unfinished files, ours and those of huggingface_hub 1.x, which nobody goes on with; and how long the slowest is written.
 _UNFINISHED, _UNFINISHED_SECONDS = re.compile(r"\.[0-9a-f]{8}\.incomplete$"), 86400.0
@@ -35,12 +36,12 @@ _PIECE_BYTES = 1 << 20
 _compared: dict[tuple[str, int, int, int, str], bool] = {}
 
 
-def snapshot_directory(repository: HubRepository, commit: str) -> str:
+def snapshot_directory(repository: HubAddress, commit: str) -> str:
     """Returns where all files of a commit lie, if any do; a data set in a folder lies in that folder of it."""
     return os.path.join(repository.cache_root, "snapshots", commit)
 
 
-def cached_commit(repository: HubRepository, revision: str | None) -> str | None:
+def cached_commit(repository: HubAddress, revision: str | None) -> str | None:
     """Returns the commit of a revision (None: of the newest version, or of `main`) when it was last downloaded by that name.
 
     None where it never was, or nothing is left of its files. Branches and tags lie in one folder.
@@ -56,7 +57,7 @@ def cached_commit(repository: HubRepository, revision: str | None) -> str | None
     return commit if COMMIT.fullmatch(commit) and os.path.isdir(snapshot_directory(repository, commit)) else None
 
 
-def cached_listing(repository: HubRepository, commit: str) -> Mapping[str, ListedFile] | None:
+def cached_listing(repository: HubAddress, commit: str) -> Mapping[str, ListedFile] | None:
     """Returns path in the repository -> file, of all files of a commit; None where the cache has no such list."""
     try:
         return _listing(repository.repo_id, repository.cache_dir, commit)

@@ -1,6 +1,6 @@
-"""The storages that read from the Hub: the files of one commit of a data set, and those of a bucket.
+"""The storage that reads a commit of a dataset repository: from huggingface_hub's cache where it has a file, else from the Hub.
 
-Both are values that pickle; the session with the Hub is made when a process first reads, and belongs to that process.
+It is a value that pickles; the session with the Hub is made when a process first reads, and belongs to that process (`OnHub`).
 """
 
 from __future__ import annotations
@@ -15,69 +15,22 @@ from typing import Any
 
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import LeRobotGrainError, LeRobotGrainWarning, MissingFileError, StorageError
-from lerobot_grain._storage.base import (
-    METADATA,
-    PROCESS_STATE_LOCK,
-    DirectoryStorage,
-    Storage,
-    check_path,
-    dataset_folders,
-    text_of_folders,
-)
+from lerobot_grain._format.layout import METADATA
+from lerobot_grain._storage.base import check_path, text_of_folders
+from lerobot_grain._storage.directory import DirectoryStorage, dataset_folders
 from lerobot_grain._storage.disk_cache import DiskCache
 from lerobot_grain._storage.git_files import LfsPointer, blob_name, hash_in, hash_like, lfs_pointer
-from lerobot_grain._storage.hub.address import HubRepository, ListedFile, is_offline
-from lerobot_grain._storage.hub.bucket_storage import CHANGED, HubBucket
+from lerobot_grain._storage.hub.address import HubAddress, ListedFile, is_offline
 from lerobot_grain._storage.hub.client_cache import cached_listing, is_as_told, keep_file, snapshot_directory
-from lerobot_grain._storage.hub.session import HubSession
+from lerobot_grain._storage.hub.session import HubSession, OnHub
 from lerobot_grain._storage.options import Counters, StorageOptions, StorageStatistics
 
 # Copies that were changed, and the hashes that they should have, of which this process has warned.
 _said: set[tuple[str, str]] = set()
 
 
-class _OnHub(Storage):
-    """The session of this process: what reading a data set of the Hub and a bucket have in common."""
-
-    __slots__ = ()
-
-    repository: HubRepository
-    _process_state: dict[int, HubSession]
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return self.repository.notes
-
-    def _about_pointer(self, path: str, pointer: LfsPointer) -> str:  # noqa: ARG002 (the message names it)
-        return (
-            f"the server sent {pointer}, in place of the file: {self.repository.endpoint} is a mirror without Git LFS, or the dataset was "
-            "uploaded from a clone without it; read it from the Hub itself, or run `git lfs pull` in that clone and upload it again"
-        )
-
-    def close(self) -> None:
-        with PROCESS_STATE_LOCK:
-            session = self._process_state.pop(os.getpid(), None)
-        if session is not None:
-            session.close()
-
-    @property
-    def statistics(self) -> StorageStatistics:
-        session = self._process_state.get(os.getpid())
-        return session.statistics() if session is not None else StorageStatistics()
-
-    def _session(self) -> HubSession:
-        # By process, since a connection must not be shared with a forked child. The parent's is left alone there: closing it could wait for
-        # a lock for ever.
-        if (session := self._process_state.get(os.getpid())) is not None:
-            return session
-        with PROCESS_STATE_LOCK:
-            if (session := self._process_state.get(os.getpid())) is None:
-                session = self._process_state[os.getpid()] = HubSession(self.repository)
-            return session
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
-class HubStorage(_OnHub):
+class HubStorage(OnHub):
     """The files of one commit of a data set repository on the Hub, or of one folder of it.
 
     A file that lies in the commit's snapshot in the cache of huggingface_hub is read there, once its size is that of the file on the Hub,
@@ -91,7 +44,7 @@ class HubStorage(_OnHub):
     description: str
     commit: str
     options: StorageOptions
-    repository: HubRepository
+    repository: HubAddress
     snapshot: DirectoryStorage = dataclasses.field(repr=False)
     metadata: tuple[ListedFile, ...] = dataclasses.field(repr=False)
     _process_state: dict[int, HubSession] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
@@ -245,11 +198,11 @@ class HubStorage(_OnHub):
 
     def _about_pointer(self, path: str, pointer: LfsPointer) -> str:
         if self._cached_bytes(path) is None:
-            return _OnHub._about_pointer(self, path, pointer)
+            return OnHub._about_pointer(self, path, pointer)
         return f"its copy {self._place(path)} is {pointer}; delete that, and it will be read from the Hub again"
 
     def _malformed(self, path: str, text: str) -> str | None:
-        told = _OnHub._malformed(self, path, text)
+        told = OnHub._malformed(self, path, text)
         if told is not None or is_offline() or self._listed(path) is not None or self._cached_bytes(path) is not None:
             return told
         session = self._session()
@@ -297,43 +250,3 @@ class HubStorage(_OnHub):
             # What was told of its size may be what is wrong.
             session.disk_cache.forget(self._file(path), "size")
             raise
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class BucketStorage(_OnHub):
-    """The files that a bucket held when it was opened, each pinned by its size and hash.
-
-    Their list travels with it, so that all processes read the same. A token does as with `HubStorage`.
-    """
-
-    description: str
-    commit: str
-    options: StorageOptions
-    repository: HubBucket
-    files: Mapping[str, ListedFile] = dataclasses.field(repr=False, hash=False)
-    _process_state: dict[int, HubSession] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.description, self.commit, self.options, self.repository, self.files)
-
-    def list_metadata(self) -> Mapping[str, int]:
-        return {path: file.size_bytes for path, file in self.files.items() if path.startswith(f"{METADATA}/")}
-
-    def size_bytes(self, path: str) -> int:
-        check_path(self.description, path)
-        if (file := self.files.get(path)) is None:
-            raise MissingFileError(f"{self.description}: there is no file {path} (nor any outside of meta/, data/ and videos/)")
-        return file.size_bytes
-
-    def _disk_cache(self, path: str) -> None:  # noqa: ARG002 (never)
-        return None
-
-    def _read_range(self, path: str, wanted: ByteRange) -> bytes:
-        pinned, session = self.files[path], self._session()
-        try:
-            if (size := session.size_bytes(pinned.xet_hash, path)) != pinned.size_bytes:
-                raise StorageError(f"{self.description}: {path} has {size} bytes, {pinned.size_bytes} when it was listed; {CHANGED}")
-            return session.read_range(pinned.xet_hash, path, wanted)
-        except MissingFileError:
-            # It was there: no caller may take it for a file that the data set does without.
-            raise StorageError(f"{self.description}: {path} is gone; {CHANGED}") from None

@@ -15,12 +15,16 @@ Rules:
 * A Git LFS pointer in place of a file is told by its contents, and never taken for the file.
 
 A bucket is read by the same session; `_storage/hub/bucket_storage` says what differs. No Xet chunks are read, and a range has no checksum:
-a flipped byte in rows or video is left to the decoders to find."""
+a flipped byte in rows or video is left to the decoders to find.
+
+`OnHub` is what the storages of commits and buckets have in common: each process makes its own session when it first reads.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import threading
 import time
 import weakref
@@ -30,16 +34,18 @@ from concurrent.futures import Future
 
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import LeRobotGrainError, StorageError
+from lerobot_grain._format.layout import newest_version_tag
+from lerobot_grain._storage.base import PROCESS_STATE_LOCK, Storage
 from lerobot_grain._storage.disk_cache import DiskCache
 from lerobot_grain._storage.git_files import MAX_POINTER_BYTES, LfsPointer, blob_name, hash_in, hash_like, lfs_pointer
 from lerobot_grain._storage.http.cancellation import CHECK_SECONDS
-from lerobot_grain._storage.http.client import MAX_HOPS, Deadline, RequestsEndedError, Transport
+from lerobot_grain._storage.http.client import MAX_HOPS, Deadline, HttpClient, RequestCancelledError
 from lerobot_grain._storage.http.responses import (
     REDIRECTS,
-    Answer,
     LinkRefused,
     RangeSource,
-    TransientFailure,
+    Response,
+    RetryableError,
     cut,
     describe_url,
     host_of,
@@ -48,7 +54,7 @@ from lerobot_grain._storage.http.responses import (
     origin_of,
     size_in,
 )
-from lerobot_grain._storage.hub.address import HubRepository, ListedFile, disk_cache_directory, is_offline, newest_version_tag
+from lerobot_grain._storage.hub.address import HubAddress, ListedFile, Refusal, disk_cache_directory, is_offline
 from lerobot_grain._storage.hub.api import HubApi, circle
 from lerobot_grain._storage.options import StorageStatistics
 
@@ -83,27 +89,27 @@ class HubSession:
       disk_cache: keeps what was read for other processes and runs.
     """
 
-    def __init__(self, repository: HubRepository) -> None:
+    def __init__(self, repository: HubAddress) -> None:
         if is_offline():
-            repository.fail("offline", repository.repo_id)
-        self._transport = Transport(repository.options)
-        self.api = HubApi(repository, self._transport)
+            raise repository.refusal(Refusal.OFFLINE, repository.repo_id)
+        self._client = HttpClient(repository.options)
+        self.api = HubApi(repository, self._client)
         self.disk_cache = DiskCache(disk_cache_directory(repository.cache_dir), repository.options.disk_cache_bytes)
         self._lock = threading.Lock()
         self._links: dict[str, _Link] = {}
         self._being_resolved: dict[str, Future[_Link]] = {}
         # A session that is simply forgotten closes its sockets too. Not at exit, where a forked child would run what its parent set up.
-        self._finalizer = weakref.finalize(self, self._transport.close)
+        self._finalizer = weakref.finalize(self, self._client.close)
         self._finalizer.atexit = False
 
     def close(self) -> None:
         self._finalizer()
 
     def statistics(self) -> StorageStatistics:
-        return self._transport.counters.snapshot()
+        return self._client.counters.snapshot()
 
     @property
-    def _repository(self) -> HubRepository:
+    def _repository(self) -> HubAddress:
         return self.api.repository
 
     def default_revision(self) -> str:
@@ -168,10 +174,10 @@ class HubSession:
             link = self._link(version, path, file_bytes, refused)
 
             def attempt(deadline: Deadline, link: _Link = link) -> bytes:
-                return self._transport.read_range(link, wanted, pieces, subject=subject, deadline=deadline)
+                return self._client.read_range(link, wanted, pieces, subject=subject, deadline=deadline)
 
             try:
-                return self._transport.retry(subject, seconds, attempt)
+                return self._client.retry(subject, seconds, attempt)
             except LinkRefused as refusal:
                 refused, reason = link, str(refusal)
             except StorageError:
@@ -192,9 +198,9 @@ class HubSession:
             return pointer
         body: list[bytes] = []
 
-        def attempt(deadline: Deadline) -> Answer:
+        def attempt(deadline: Deadline) -> Response:
             headers = {**link.headers, "Range": f"bytes=0-{MAX_POINTER_BYTES - 1}"}
-            return self._transport.exchange(
+            return self._client.exchange(
                 "GET",
                 link.url,
                 headers,
@@ -204,8 +210,8 @@ class HubSession:
                 body=body,
             )
 
-        with contextlib.suppress(StorageError, TransientFailure):
-            self._transport.retry(subject, self._repository.options.deadline_seconds, attempt)
+        with contextlib.suppress(StorageError, RetryableError):
+            self._client.retry(subject, self._repository.options.deadline_seconds, attempt)
         return lfs_pointer(b"".join(body))
 
     def _forget(self, path: str, link: _Link) -> None:
@@ -229,13 +235,13 @@ class HubSession:
                     mine = self._being_resolved[path] = Future()
                     break
             while not pending.done():
-                self._transport.check_not_ended(f"{self._repository.at(version)}: {path}")
+                self._client.check_not_ended(f"{self._repository.at(version)}: {path}")
                 futures.wait([pending], CHECK_SECONDS)
             problem = pending.exception()
             if problem is None:
                 return pending.result()
             # Where only the other thread was ended, this one asks itself.
-            if isinstance(problem, LeRobotGrainError) and not isinstance(problem, RequestsEndedError):
+            if isinstance(problem, LeRobotGrainError) and not isinstance(problem, RequestCancelledError):
                 raise type(problem)(str(problem))  # a new one: threads must not share a traceback
         try:
             link = self._resolve(version, path, file_bytes)
@@ -262,7 +268,7 @@ class HubSession:
             untold = str(problem)
         try:
             listed = self.api.listed_size(version, path)
-        except RequestsEndedError:
+        except RequestCancelledError:
             raise
         except StorageError:
             listed = None
@@ -276,8 +282,8 @@ class HubSession:
             is_first = True
             while len(asked) <= MAX_HOPS + 1:
                 url, headers = asked[-1], self._repository.headers()
-                answer = self._transport.exchange("HEAD", url, headers, subject=subject, deadline=deadline, accept=lambda _: None, body=[])
-                self.api.check_kind(answer, subject)
+                answer = self._client.exchange("HEAD", url, headers, subject=subject, deadline=deadline, accept=lambda _: None, body=[])
+                self.api.check_refusal(answer, subject)
                 location = answer.headers.get("Location")
                 if answer.status in REDIRECTS and self.api.adopt_name(url, next_hop(url, location, subject=subject), subject):
                     target = self._repository.file_url(version, path)
@@ -293,15 +299,15 @@ class HubSession:
                 if target in asked:
                     raise circle(subject, [*asked, target])
                 asked.append(target)
-            raise TransientFailure(f"more than {MAX_HOPS} redirects, the last one to {describe_url(asked[-1])}")
+            raise RetryableError(f"more than {MAX_HOPS} redirects, the last one to {describe_url(asked[-1])}")
 
-        return self._transport.retry(subject, self._repository.options.deadline_seconds, attempt)
+        return self._client.retry(subject, self._repository.options.deadline_seconds, attempt)
 
 
-def _link_from(answer: Answer, url: str, headers: Mapping[str, str], file_bytes: int | None, size_header: str, etag_header: str) -> _Link:
+def _link_from(answer: Response, url: str, headers: Mapping[str, str], file_bytes: int | None, size_header: str, etag_header: str) -> _Link:
     if file_bytes is None and (file_bytes := size_in(answer, size_header, etag_header)) is None:
         untold = f"the Hub told no size of the file ({size_header}: {cut(answer.headers.get(size_header, 'none'))})"
-        raise _UntoldSizeError(untold) if answer.status == 200 else TransientFailure(untold)
+        raise _UntoldSizeError(untold) if answer.status == 200 else RetryableError(untold)
     return _Link(
         url,
         headers,
@@ -309,3 +315,43 @@ def _link_from(answer: Answer, url: str, headers: Mapping[str, str], file_bytes:
         expires_at=time.monotonic() + lifetime_seconds(url, answer.headers.get("Date")),
         content_id=answer.headers.get(etag_header),
     )
+
+
+class OnHub(Storage):
+    """What the storages of a commit and of a bucket have in common: the session of this process."""
+
+    __slots__ = ()
+
+    repository: HubAddress
+    _process_state: dict[int, HubSession]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.repository.notes
+
+    def _about_pointer(self, path: str, pointer: LfsPointer) -> str:  # noqa: ARG002 (the message names it)
+        return (
+            f"the server sent {pointer}, in place of the file: {self.repository.endpoint} is a mirror without Git LFS, or the dataset was "
+            "uploaded from a clone without it; read it from the Hub itself, or run `git lfs pull` in that clone and upload it again"
+        )
+
+    def close(self) -> None:
+        with PROCESS_STATE_LOCK:
+            session = self._process_state.pop(os.getpid(), None)
+        if session is not None:
+            session.close()
+
+    @property
+    def statistics(self) -> StorageStatistics:
+        session = self._process_state.get(os.getpid())
+        return session.statistics() if session is not None else StorageStatistics()
+
+    def _session(self) -> HubSession:
+        # By process, since a connection must not be shared with a forked child. The parent's is left alone there: closing it could wait for
+        # a lock for ever.
+        if (session := self._process_state.get(os.getpid())) is not None:
+            return session
+        with PROCESS_STATE_LOCK:
+            if (session := self._process_state.get(os.getpid())) is None:
+                session = self._process_state[os.getpid()] = HubSession(self.repository)
+            return session

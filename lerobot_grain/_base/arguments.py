@@ -1,0 +1,31 @@
+"""Checks of arguments that are whole numbers.
+
+True and False are ints for Python; as a number they are a mistake.
+"""
+
+from __future__ import annotations
+
+from lerobot_grain._base.errors import InvalidRequestError
+
+
+def is_int(value: object, *, least: int | None = None) -> bool:
+    """Returns whether a value is an int and not a bool, and at least `least`."""
+    return isinstance(value, int) and not isinstance(value, bool) and (least is None or value >= least)
+
+
+def check_int(name: str, value: object, *, least: int, of: str = "", otherwise: str = "") -> None:
+    """Checks an argument.
+
+    Args:
+      name: of the argument.
+      value: what was given.
+      least: the smallest one that is right.
+      of: what the argument belongs to, `name=value` in brackets after it.
+      otherwise: ends the message: what else is right.
+
+    Raises:
+      InvalidRequestError: it is no int, or less than `least`.
+    """
+    if not is_int(value, least=least):
+        argument = f"{name}={value!r}"
+        raise InvalidRequestError(f"{f'{of}({argument})' if of else argument}: expected an int >= {least}{otherwise}")
