@@ -17,8 +17,9 @@ import pytest
 import lerobot_grain as lg
 from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._reading.frames import camera_reader
+from lerobot_grain._reading.frames.decoding import Piece, decode_pieces
 from lerobot_grain._repository.repository import sample_table
-from lerobot_grain._video.decoder import Piece, RgbVideo, decode_pieces
+from lerobot_grain._video.rgb import RgbVideo
 from lerobot_grain._video.small_mp4 import coded_unit, unit_of_frames
 from lerobot_grain.testing import Camera, WrittenDataset, read_barcodes, write_dataset
 from tests.helpers import decode_all, read_table

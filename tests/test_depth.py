@@ -18,9 +18,9 @@ from PIL import Image
 
 import lerobot_grain as lg
 from lerobot_grain._format.info import Depth
-from lerobot_grain._video import decoder as video_decoder
-from lerobot_grain._video.decoder import decode_depth_image, nearest
+from lerobot_grain._reading.frames import decoding
 from lerobot_grain._video.depth import DepthVideo, depths_of_codes, load_depth_decoder
+from lerobot_grain._video.images import decode_depth_image, nearest
 from lerobot_grain._video.small_mp4 import coded_unit, small_mp4, unit_of_frames
 from lerobot_grain.testing import Camera, WrittenDataset, read_barcodes, write_dataset
 from tests.helpers import encoded, read_table
@@ -138,8 +138,8 @@ def count_alone(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             problems.append(str(error))
             raise
 
-    together = video_decoder._decode_together
-    monkeypatch.setattr(video_decoder, "_decode_together", decode)
+    together = decoding._decode_together
+    monkeypatch.setattr(decoding, "_decode_together", decode)
     return problems
 
 

@@ -11,9 +11,10 @@ import pytest
 from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._format.episodes import EpisodeTable, episode_table
 from lerobot_grain._format.info import DatasetInfo, Feature, PathTemplate
+from lerobot_grain._reading.frames.decoding import WantedGop, decode_groups
 from lerobot_grain._video.mp4 import SampleTable
 from lerobot_grain._video.small_mp4 import unit_of_frames
-from lerobot_grain._video.video_file import VideoFile, WantedGop, decode_groups
+from lerobot_grain._video.video_file import VideoFile
 from tests.helpers import encoded, read_table
 
 INFO = DatasetInfo(

@@ -20,9 +20,9 @@ import pytest
 import lerobot_grain as lg
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._reading.frames import camera_reader, gop_fetcher
+from lerobot_grain._reading.frames.decoding import OpenGop
 from lerobot_grain._repository.repository import sample_table
 from lerobot_grain._storage.base import Storage
-from lerobot_grain._video.decoder import OpenGop
 from lerobot_grain.testing import Camera, WrittenDataset, read_barcodes, write_dataset
 
 AV1, H264, LONG, HEVC = (f"observation.images.{name}" for name in ("av1", "h264", "long", "hevc"))

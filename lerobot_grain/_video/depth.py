@@ -23,7 +23,8 @@ import numpy.typing as npt
 
 from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError
 from lerobot_grain._format.info import Depth
-from lerobot_grain._video.decoder import Frames, Integers, SmallVideo, nearest
+from lerobot_grain._video.decoder import Frames, Integers, SmallVideo
+from lerobot_grain._video.images import nearest
 from lerobot_grain._video.small_mp4 import TICKS_PER_FRAME
 
 _PIXEL_FORMAT = "gray12le"

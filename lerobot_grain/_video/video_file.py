@@ -1,4 +1,4 @@
-"""What to read and decode for the windows that are coming: frames of episodes -> GOPs of files -> byte ranges and decode groups. Pure.
+"""One video file with the episodes that it holds: frames of episodes -> GOPs of the file -> byte ranges. Pure.
 
 Which frame belongs to which row: `_video/row_frames`. What is wrong with an episode is found when its file is opened, and told before one
 of its frames is given out."""
@@ -6,8 +6,7 @@ of its frames is given out."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,6 @@ import numpy.typing as npt
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._format.episodes import EpisodeTable
-from lerobot_grain._video.codecs.track import VideoFormat
 from lerobot_grain._video.mp4 import SampleTable
 from lerobot_grain._video.row_frames import ReadTimestamps, link_rows
 from lerobot_grain._video.small_mp4 import Unit, unit_of_frames
@@ -170,45 +168,3 @@ class VideoFile:
             return self.byte_range(gops[0]).cover(self.byte_range(gops[-1]))
         # A unit that runs on into the next GOP, for its leading pictures, may end behind that GOP's own. All frames of a GOP may be hidden.
         return functools.reduce(ByteRange.cover, [self.byte_range(gop) for gop in gops if self.frames_of(gop)])
-
-
-class WantedGop(NamedTuple):
-    """One GOP of a file, and the frames that are wanted of it.
-
-    Attributes:
-      file: which holds it.
-      episode: whose frames are wanted.
-      gop: its number in the file.
-      frames: int64 `(n,)`: the wanted frames of the file, ascending.
-    """
-
-    file: VideoFile
-    episode: int
-    gop: int
-    frames: Integers
-
-    def __str__(self) -> str:
-        return f"{self.file.where}: episode {self.file.number_of(self.episode)}, camera {self.file.camera}, GOP {self.gop}"
-
-
-def decode_groups(gops: Iterable[WantedGop], *, max_pictures: int) -> list[list[int]]:
-    """Puts GOPs into groups that one small MP4 can hold: equal formats, up to about `max_pictures` wanted frames.
-
-    Args:
-      gops: in the order of their first use.
-
-    Returns:
-      The places in `gops` of each group.
-    """
-    groups: list[list[int]] = []
-    open_groups: dict[VideoFormat, int] = {}
-    pictures: dict[VideoFormat, int] = {}
-    for place, gop in enumerate(gops):
-        kind = gop.file.table.format
-        if kind not in open_groups or pictures[kind] + len(gop.frames) > max_pictures:
-            open_groups[kind] = len(groups)
-            pictures[kind] = 0
-            groups.append([])
-        groups[open_groups[kind]].append(place)
-        pictures[kind] += len(gop.frames)
-    return groups

@@ -29,14 +29,16 @@ import numpy.typing as npt
 from lerobot_grain._base.errors import LeRobotGrainError
 from lerobot_grain._format.info import Feature
 from lerobot_grain._order.windows import WindowBlock
+from lerobot_grain._reading.frames.decoding import Coded, OpenGop, Piece, WantedGop, decode_groups, decode_pieces
 from lerobot_grain._reading.frames.frame_store import FAILED, NO_SLOT, FrameStore, KnownFrames
 from lerobot_grain._reading.frames.gop_fetcher import CodedGop, CodedVideo, GopKey
 from lerobot_grain._reading.future_cache import Kept
 from lerobot_grain._reading.read_statistics import Meter
 from lerobot_grain._repository.repository import Repository
-from lerobot_grain._video.decoder import Coded, Frames, OpenGop, OpenVideo, Piece, RgbVideo, decode_pieces
+from lerobot_grain._video.decoder import Frames, OpenVideo
 from lerobot_grain._video.depth import DepthVideo
-from lerobot_grain._video.video_file import VideoFile, WantedGop, decode_groups
+from lerobot_grain._video.rgb import RgbVideo
+from lerobot_grain._video.video_file import VideoFile
 
 Integers = npt.NDArray[np.int64]
 

@@ -22,13 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.byte_ranges import ByteRange
+from lerobot_grain._reading.frames.decoding import Coded, OpenGop
 from lerobot_grain._reading.frames.frame_store import KnownFrames
 from lerobot_grain._reading.future_cache import Kept
 from lerobot_grain._reading.read_statistics import Meter
 from lerobot_grain._reading.video_files import MAX_FETCH_BYTES, open_video
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._storage.base import Storage
-from lerobot_grain._video.decoder import Coded, OpenGop
 from lerobot_grain._video.video_file import VideoFile
 
 Integers = npt.NDArray[np.int64]

@@ -42,7 +42,7 @@ from lerobot_grain._reading.rows.data_files import (
 )
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import Selection
-from lerobot_grain._video.decoder import decode_depth_image, decode_image
+from lerobot_grain._video.images import decode_depth_image, decode_image
 
 Integers = npt.NDArray[np.int64]
 
