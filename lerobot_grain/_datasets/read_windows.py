@@ -37,7 +37,8 @@ from lerobot_grain._order.windows import (
 from lerobot_grain._reading.batches import Batch, Example, num_examples, with_arrays_of_strings
 from lerobot_grain._reading.frames.frame_reader import load_decoders
 from lerobot_grain._reading.memory import give_back
-from lerobot_grain._reading.read_ahead import ReadAhead, ReadOptions
+from lerobot_grain._reading.options import ReadOptions
+from lerobot_grain._reading.read_ahead import ReadAhead
 from lerobot_grain._reading.read_statistics import ReadStatistics
 from lerobot_grain._repository.repository import Repository, open_leniently, warn_of_notes
 from lerobot_grain._repository.selection import EpisodeSelection, select_features

@@ -18,7 +18,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,51 +30,21 @@ from lerobot_grain._reading.array_pool import RecycledArrays
 from lerobot_grain._reading.batches import Batch, join, part_of
 from lerobot_grain._reading.daemon_pool import DaemonPool
 from lerobot_grain._reading.frames.frame_reader import FrameReader, Places
+from lerobot_grain._reading.options import MemoryBudget, ReadOptions
 from lerobot_grain._reading.read_statistics import Meter, ReadStatistics
 from lerobot_grain._reading.rows.row_reader import PendingRows, RowReader
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import Selection
 from lerobot_grain._storage.http.cancellation import RequestScope
-from lerobot_grain._storage.options import StorageOptions
 
 # Examples that are planned at a time, and whose GOPs are grouped into decode tasks: enough for arrays to pay, and pictures for sequential
-# speed; few enough for an early first batch. Their frames are at most so many bytes, and at most this part of the budget.
-_EXAMPLES_PER_BLOCK, _BLOCK_BYTES, _BLOCK_PART = 256, 96 << 20, 16
+# speed; few enough for an early first batch.
+_EXAMPLES_PER_BLOCK = 256
 # Frames of examples that are taken together only to be handed out one by one.
 _MAX_TAKEN_BYTES = 4 << 20
-# Parts of the budget: row groups that are kept, and coded bytes above which nothing is fetched ahead.
-_ROWS_PART, _CODED_PART = 8, 8
-# The same where there is no video, which leaves room.
-_ROWS_PART_ALONE = 2
 # At most this many blocks are decoded ahead, and examples fetched ahead of them, however large the budget is: more would not hide more
 # latency.
 _MAX_DECODED_BLOCKS, _MAX_FETCHED_AHEAD = 4, 1024
-
-
-@dataclass(frozen=True, slots=True)
-class ReadOptions:
-    """How examples are read; changes speed and memory, never what is read.
-
-    Attributes:
-      memory_budget_bytes: for coded bytes, decoded frames and rows that wait to be handed out.
-      num_decode_threads: `None`: one per core that this process may use.
-      storage: connections, merging of byte ranges, timeouts and retries.
-
-    Raises:
-      InvalidRequestError: a value is out of its range.
-    """
-
-    memory_budget_bytes: int = 3 << 29
-    num_decode_threads: int | None = None
-    storage: StorageOptions = field(default_factory=StorageOptions)
-
-    def __post_init__(self) -> None:
-        for name in ("memory_budget_bytes", "num_decode_threads"):
-            value = getattr(self, name)
-            if value is None and name == "num_decode_threads":
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InvalidRequestError(f"ReadOptions({name}={value!r}): expected an int >= 1")
 
 
 @dataclass(eq=False, slots=True)
@@ -122,7 +92,7 @@ class ReadAhead:
         is_expected: npt.NDArray[np.bool_],
     ) -> None:
         self._known_examples, self._pad_keys = known_examples, pad_keys
-        self._budget_bytes = options.memory_budget_bytes
+        self._budget = MemoryBudget.of(options.memory_budget_bytes, num_cameras=len(selection.videos))
         self._selection = selection
         self._pending: deque[_PendingBlock] = deque()
         self._num_pending = 0  # examples
@@ -133,12 +103,11 @@ class ReadAhead:
         self._fetchers = DaemonPool(options.storage.num_connections, "lerobot_grain fetch", self._requests.enter)
         # They seldom send a request: for what tells the order of rows in the row groups around one.
         self._decoders = DaemonPool(options.num_decode_threads or _num_cores(), "lerobot_grain decode", self._requests.enter)
-        rows_bytes = options.memory_budget_bytes // (_ROWS_PART if selection.videos else _ROWS_PART_ALONE)
         self._rows = RowReader(
             repository,
             selection,
             image_size=image_size,
-            memory_bytes=rows_bytes,
+            budget=self._budget,
             is_expected=is_expected,
             fetchers=self._fetchers,
             decoders=self._decoders,
@@ -149,7 +118,7 @@ class ReadAhead:
             repository,
             selection.videos,
             image_size=image_size,
-            budget_bytes=options.memory_budget_bytes - rows_bytes,
+            budget=self._budget,
             is_expected=is_expected,
             fetchers=self._fetchers,
             decoders=self._decoders,
@@ -179,13 +148,12 @@ class ReadAhead:
         """
         keys = mask_keys(block.is_pad, selected=self._selection.keys, pad_keys=self._pad_keys)
         needed = self._frames.example_bytes(block)
-        if needed > self._frames.budget_bytes:
+        if needed > self._budget.frames:
             raise InvalidRequestError(
-                f"ReadOptions(memory_budget_bytes={self._budget_bytes}): the camera frames of one example take {needed} bytes; "
-                f"expected at least {-(-needed * _ROWS_PART // (_ROWS_PART - 1))}"
+                f"ReadOptions(memory_budget_bytes={self._budget.total}): the camera frames of one example take {needed} bytes; "
+                f"expected at least {MemoryBudget.total_for(needed)}"
             )
-        block_bytes = min(_BLOCK_BYTES, self._frames.budget_bytes // _BLOCK_PART)
-        step = max(1, min(_EXAMPLES_PER_BLOCK, block_bytes // max(1, needed)))
+        step = max(1, min(_EXAMPLES_PER_BLOCK, self._budget.block // max(1, needed)))
         for start in range(0, len(block), step):
             part = block[start : start + step]
             self._rows.know(part)
@@ -237,7 +205,7 @@ class ReadAhead:
         """Returns what was read so far."""
         used_bytes = self._frames.used_bytes + self._rows.used_bytes
         return self._meter.statistics(
-            used_bytes=used_bytes, peak_bytes=max(used_bytes, self._frames.peak_bytes), budget_bytes=self._budget_bytes
+            used_bytes=used_bytes, peak_bytes=max(used_bytes, self._frames.peak_bytes), budget_bytes=self._budget.total
         )
 
     def end_requests(self) -> None:
@@ -308,9 +276,7 @@ class ReadAhead:
             self._num_decoded += 1
         num_examples = sum(len(blocks[number]) for number in range(self._num_decoded, self._num_fetched))
         while (
-            self._num_fetched < len(blocks)
-            and num_examples < _MAX_FETCHED_AHEAD
-            and self._frames.coded_bytes < self._budget_bytes // _CODED_PART
+            self._num_fetched < len(blocks) and num_examples < _MAX_FETCHED_AHEAD and self._frames.coded_bytes < self._budget.pending_coded
         ):
             num_examples += len(blocks[self._num_fetched])
             self._fetch_next()

@@ -33,6 +33,7 @@ from lerobot_grain._reading.frames.decoding import Coded, OpenGop, Piece, Wanted
 from lerobot_grain._reading.frames.frame_store import FAILED, NO_SLOT, FrameStore, KnownFrames
 from lerobot_grain._reading.frames.gop_fetcher import CodedGop, CodedVideo, GopKey
 from lerobot_grain._reading.future_cache import Kept
+from lerobot_grain._reading.options import MemoryBudget
 from lerobot_grain._reading.read_statistics import Meter
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._video.decoder import Frames, OpenVideo
@@ -87,8 +88,8 @@ class CameraReader:
       repository: the data set.
       feature: the camera.
       image_size: (height, width) to resize to, or `None`.
-      budget_bytes: for all cameras together; who calls keeps to it.
-      keep_bytes, is_expected: as for `CodedVideo`.
+      budget: of memory; the caller keeps to what it has for all cameras together.
+      is_expected: as for `CodedVideo`.
       fetchers, decoders: where reading and decoding run.
       files: of all cameras, by (camera, number of the file).
       meter: counts.
@@ -100,8 +101,7 @@ class CameraReader:
         feature: Feature,
         *,
         image_size: tuple[int, int] | None,
-        budget_bytes: int,
-        keep_bytes: int,
+        budget: MemoryBudget,
         is_expected: npt.NDArray[np.bool_],
         fetchers: Executor,
         decoders: Executor,
@@ -114,24 +114,22 @@ class CameraReader:
             self._open_video = functools.partial(RgbVideo, image_size=image_size)
         else:
             self._open_video = functools.partial(DepthVideo, depth=feature.depth, image_size=image_size)
-        self._budget_bytes = budget_bytes
+        self._budget = budget
         self._decoders, self._meter = decoders, meter
         self._camera = feature.key
         self._episodes = repository.episodes
         self._file_of_episode = repository.episodes.videos[feature.key].files.file_of_episode
         height, width = image_size or feature.shape[:2]
         self.known = KnownFrames()
-        # What the next example needs is decoded whatever the budget; so there must be slots for more.
         shape, dtype = (height, width, feature.num_channels), np.dtype(feature.frame_dtype)
-        self.store = FrameStore(shape, dtype, 2 * (budget_bytes // (math.prod(shape) * dtype.itemsize)) + 1)
+        self.store = FrameStore(shape, dtype, budget.num_slots(math.prod(shape) * dtype.itemsize))
         self._coded = CodedVideo(
             repository,
             feature.key,
             known=self.known,
             is_expected=is_expected,
             frame_bytes=self.store.frame_bytes,
-            budget_bytes=budget_bytes,
-            keep_bytes=keep_bytes,
+            budget=budget,
             fetchers=fetchers,
             files=files,
             meter=meter,
@@ -301,11 +299,11 @@ class CameraReader:
         self._coded.retire(key, coded)
 
     def _close_decoders(self, more_bytes: int) -> None:
-        """Gives up the least recently used decoders while all of them hold more than half of the budget; their GOPs begin anew when needed.
+        """Gives up the least recently used decoders while all of them hold more than they may; their GOPs begin anew when needed.
 
         A decoder goes when the pieces that were asked of it are done.
         """
-        while self._open and self.decoder_bytes + more_bytes > self._budget_bytes // 2:
+        while self._open and self.decoder_bytes + more_bytes > self._budget.open_decoders:
             _, coded = self._open.popitem(last=False)
             coded.decoder = None
             self.decoder_bytes -= coded.decoder_bytes

@@ -18,6 +18,7 @@ from lerobot_grain._format.info import Feature
 from lerobot_grain._order.windows import WindowBlock
 from lerobot_grain._reading.frames.camera_reader import CameraReader, Wanted
 from lerobot_grain._reading.future_cache import Kept
+from lerobot_grain._reading.options import MemoryBudget
 from lerobot_grain._reading.read_statistics import Meter
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._video.decoder import load_decoder
@@ -26,11 +27,6 @@ from lerobot_grain._video.video_file import VideoFile
 
 # By camera, the places of the frames that a block needs: int64 `(examples, time)`.
 Places = Mapping[str, npt.NDArray[np.int64]]
-
-# Sample tables that are kept, 30 bytes a picture: at most this, and at most this part of the budget.
-_MAX_TABLE_BYTES, _TABLES_PART = 256 << 20, 8
-# Coded bytes of small data sets that are kept, with their sample tables where files were fetched whole: at most this part of the budget.
-_KEPT_PART = 8
 
 
 def load_decoders(cameras: Sequence[Feature]) -> None:
@@ -50,7 +46,7 @@ class FrameReader:
       repository: the data set.
       cameras: which are read.
       image_size: (height, width) that they are resized to, or `None`.
-      budget_bytes: of coded bytes, decoded frames, open decoders and sample tables.
+      budget: of memory; its `frames` are kept to here.
       is_expected: bool `(episodes,)`: of which episodes something is needed in every epoch, as far as is known.
       fetchers, decoders: where reading and decoding run.
       meter: counts.
@@ -62,23 +58,20 @@ class FrameReader:
         cameras: Sequence[Feature],
         *,
         image_size: tuple[int, int] | None,
-        budget_bytes: int,
+        budget: MemoryBudget,
         is_expected: npt.NDArray[np.bool_],
         fetchers: Executor,
         decoders: Executor,
         meter: Meter,
     ) -> None:
-        self.budget_bytes = budget_bytes
-        self._files: Kept[tuple[str, int], VideoFile] = Kept(
-            limit=min(_MAX_TABLE_BYTES, budget_bytes // _TABLES_PART) + budget_bytes // _KEPT_PART, size=lambda file: file.nbytes
-        )
+        self._budget_bytes = budget.frames
+        self._files: Kept[tuple[str, int], VideoFile] = Kept(limit=budget.video_files, size=lambda file: file.nbytes)
         self._cameras = {
             feature.key: CameraReader(
                 repository,
                 feature,
                 image_size=image_size,
-                budget_bytes=budget_bytes,
-                keep_bytes=budget_bytes // _KEPT_PART // len(cameras),
+                budget=budget,
                 is_expected=is_expected,
                 fetchers=fetchers,
                 decoders=decoders,
@@ -125,7 +118,7 @@ class FrameReader:
           Whether it was started; if not, the budget is full of frames that are needed earlier.
         """
         wanted = {key: camera.survey(block, coming[number][key]) for key, camera in self._cameras.items()}
-        room = self.budget_bytes - self.used_bytes
+        room = self._budget_bytes - self.used_bytes
         if sum(len(item.places) * self._cameras[key].store.frame_bytes for key, items in wanted.items() for item in items) > room:
             chosen = self._choose(wanted, coming, number, room, is_urgent=is_urgent)
             if chosen is None:

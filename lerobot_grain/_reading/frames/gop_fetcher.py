@@ -25,6 +25,7 @@ from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._reading.frames.decoding import Coded, OpenGop
 from lerobot_grain._reading.frames.frame_store import KnownFrames
 from lerobot_grain._reading.future_cache import Kept
+from lerobot_grain._reading.options import MemoryBudget
 from lerobot_grain._reading.read_statistics import Meter
 from lerobot_grain._reading.video_files import MAX_FETCH_BYTES, open_video
 from lerobot_grain._repository.repository import Repository
@@ -37,9 +38,8 @@ GopKey = tuple[int, int, int]
 
 # Neighbouring GOPs are fetched in one request this many frames before and behind the one that is needed first.
 _MAX_FETCH_FRAMES = 64
-# A GOP is long if its frames are more than this part of the budget: 64 of them, one in every part of the order, would fill half of it.
-# One of a few frames never is: an open decoder takes more than they.
-_LONG_GOP_PART, _MIN_LONG_GOP = 128, 24
+# A GOP of fewer frames is never long (`MemoryBudget.long_gop`): an open decoder takes more than they.
+_MIN_LONG_GOP = 24
 
 
 @dataclass(eq=False, slots=True)
@@ -73,8 +73,7 @@ class CodedVideo:
       known: which frames are needed; those whose bytes are asked for are marked there.
       is_expected: bool `(episodes,)`: of which episodes the stream needs something in every epoch, as far as is known.
       frame_bytes: of a decoded frame.
-      budget_bytes: for all cameras together.
-      keep_bytes: of coded video: if that of the camera is not more, all of it is kept.
+      budget: of memory.
       fetchers: where reading runs.
       files: of all cameras, by (camera, number of the file).
       meter: counts.
@@ -93,15 +92,14 @@ class CodedVideo:
         known: KnownFrames,
         is_expected: npt.NDArray[np.bool_],
         frame_bytes: int,
-        budget_bytes: int,
-        keep_bytes: int,
+        budget: MemoryBudget,
         fetchers: Executor,
         files: Kept[tuple[str, int], VideoFile],
         meter: Meter,
     ) -> None:
         self._repository, self._camera, self._known = repository, camera, known
         self._is_expected = is_expected
-        self._frame_bytes, self._budget_bytes, self._keep_bytes = frame_bytes, budget_bytes, keep_bytes
+        self._frame_bytes, self._budget = frame_bytes, budget
         self._fetchers, self._files, self._meter = fetchers, files, meter
         self._episodes = repository.episodes
         self._file_of_episode = repository.episodes.videos[camera].files.file_of_episode
@@ -113,7 +111,7 @@ class CodedVideo:
         """Returns a file of the camera; asks for what tells where its pictures lie, if that is not known."""
         return self._files.get(
             (self._camera, number),
-            lambda: self._fetchers.submit(open_video, self._repository, self._camera, number, keep_bytes=self._keep_bytes),
+            lambda: self._fetchers.submit(open_video, self._repository, self._camera, number, keep_bytes=self._budget.kept_video),
         )
 
     def fetch(self, episode: int, frame: int) -> None:
@@ -128,7 +126,7 @@ class CodedVideo:
         first = file.first_frame(episode)
         stop = first + self._episodes.lengths.item(episode)
         frame += first
-        is_kept = file.contents is None and file.estimated_bytes <= self._keep_bytes
+        is_kept = file.contents is None and file.estimated_bytes <= self._budget.kept_video
         reach = stop if is_kept else _MAX_FETCH_FRAMES
         low, gop, high = file.gops_of(np.array([max(first, frame - reach), frame, min(stop - 1, frame + reach)])).tolist()
         starts = file.gop_starts[low : high + 2].copy()
@@ -187,7 +185,7 @@ class CodedVideo:
         all_gops = range(members[0][1].start, members[-1][1].stop)
         run = Run(coded, num_bytes, all_gops, sum(len(gops) for _, gops in members), is_kept)
         lengths = np.diff(file.gop_starts[all_gops.start : all_gops.stop + 1])
-        is_long = ((lengths >= _MIN_LONG_GOP) & (lengths * self._frame_bytes > self._budget_bytes // _LONG_GOP_PART)).tolist()
+        is_long = ((lengths >= _MIN_LONG_GOP) & (lengths * self._frame_bytes > self._budget.long_gop)).tolist()
         for episode, gops in members:
             for gop in gops:
                 self.gops[file.number, episode, gop] = CodedGop(run, is_long[gop - all_gops.start])

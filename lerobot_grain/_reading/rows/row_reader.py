@@ -28,6 +28,7 @@ from lerobot_grain._order.windows import WindowBlock
 from lerobot_grain._reading.batches import Batch
 from lerobot_grain._reading.daemon_pool import DaemonPool
 from lerobot_grain._reading.future_cache import Kept
+from lerobot_grain._reading.options import MemoryBudget
 from lerobot_grain._reading.read_statistics import Meter
 from lerobot_grain._reading.rows.data_files import (
     DataFile,
@@ -48,8 +49,6 @@ Integers = npt.NDArray[np.int64]
 
 # Opened data files that are kept: so many bytes of them, and so many of them at least.
 _MAX_OPEN_BYTES, _MIN_OPEN_DATA_FILES = 64 << 20, 256
-# Row groups of one block that are less together are never too large, however small the budget.
-_MIN_LARGE_BYTES = 16 << 20
 _MAX_LARGE_AT_ONCE = 8
 
 
@@ -97,7 +96,7 @@ class RowReader:
       repository: the data set.
       selection: what is read of it.
       image_size: (height, width) that embedded images are resized to, or `None`.
-      memory_bytes: row groups that are kept for later requests; twice as much where one block needs it.
+      budget: of memory: `rows` of it for row groups that are kept for later requests, up to `large_rows` where one block needs it.
       is_expected: bool `(episodes,)`: of which episodes something is needed in every epoch, as far as is known.
       fetchers, decoders: where reading, and decoding of embedded images run.
       start_thread: what threads of its own, which read large row groups, begin with.
@@ -110,7 +109,7 @@ class RowReader:
         selection: Selection,
         *,
         image_size: tuple[int, int] | None,
-        memory_bytes: int,
+        budget: MemoryBudget,
         is_expected: npt.NDArray[np.bool_],
         fetchers: Executor,
         decoders: Executor,
@@ -123,10 +122,10 @@ class RowReader:
         self._files: Kept[int, DataFile] = Kept(
             limit=_MAX_OPEN_BYTES, size=lambda file: min(file.table.estimated_bytes, _MAX_OPEN_BYTES // _MIN_OPEN_DATA_FILES)
         )
-        self._groups: Kept[tuple[int, int], RowGroup] = Kept(limit=memory_bytes, size=lambda rows: rows.nbytes)
-        self._memory_bytes, self._is_expected = memory_bytes, is_expected
+        self._groups: Kept[tuple[int, int], RowGroup] = Kept(limit=budget.rows, size=lambda rows: rows.nbytes)
+        self._budget, self._is_expected = budget, is_expected
         # Row groups that were fetched together, by the file and the first of them: for those of them that are not needed yet.
-        self._fetched: Kept[tuple[int, int], DataFile] = Kept(limit=memory_bytes, size=lambda file: file.nbytes)
+        self._fetched: Kept[tuple[int, int], DataFile] = Kept(limit=budget.rows, size=lambda file: file.nbytes)
         self._together: dict[tuple[int, int], range] = {}
         self._unpacked_bytes: dict[tuple[int, int], int] = {}
         self._start_thread = start_thread
@@ -285,7 +284,7 @@ class RowReader:
             # Judged by this one. With their coded bytes they take less than twice what they unpack to.
             needed = 2 * self._unpacked(file, group) * num_rows // max(1, starts[group + 1] - starts[group])
             groups = range(group, group + 1)
-            if needed <= self._memory_bytes:
+            if needed <= self._budget.rows:
                 groups = neighbours_of(self._repository, file, group, self._selection, self._is_expected)
             self._together.update(((file.number, each), groups) for each in groups)
         return self._together[file.number, group]
@@ -307,12 +306,12 @@ class RowReader:
     def _are_too_large(self, needed: Sequence[tuple[DataFile, int]], num_examples: int) -> bool:
         """Returns whether the row groups that a block needs are more than can be kept; says so the first time."""
         sizes = [self._unpacked(file, group) for file, group in needed]
-        limit = max(2 * self._memory_bytes, _MIN_LARGE_BYTES)
+        limit = self._budget.large_rows
         if sum(sizes) <= limit:
-            self._groups.limit = max(self._memory_bytes, sum(sizes))
+            self._groups.limit = max(self._budget.rows, sum(sizes))
             return False
         if self._large_fetchers is None:
-            at_once = max(1, min(_MAX_LARGE_AT_ONCE, self._memory_bytes // max(sizes)))
+            at_once = max(1, min(_MAX_LARGE_AT_ONCE, self._budget.rows // max(sizes)))
             self._large_fetchers = DaemonPool(at_once, "lerobot_grain rows", self._start_thread)
             warnings.warn(
                 f"{self._repository.description}: the {len(sizes)} row groups that {num_examples} examples need unpack to "
