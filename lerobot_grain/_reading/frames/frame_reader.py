@@ -1,8 +1,8 @@
 """The frames of all cameras, within one budget.
 
 What a block of examples needs is decoded at once, together with the frames of the same GOPs that are needed later, as far as the budget
-allows. When it does not allow all, those whose next use is farthest away are left out, or are dropped, and are read and decoded again
-later: slower, never wrong, never more memory.
+allows. When it does not allow all, `_reading/frames/eviction` chooses; frames that it leaves out or drops are read and decoded again later:
+slower, never wrong, never more memory.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from lerobot_grain._format.info import Feature
 from lerobot_grain._order.windows import WindowBlock
 from lerobot_grain._reading.frames.camera_reader import CameraReader, Wanted
+from lerobot_grain._reading.frames.eviction import frames_that_stay
 from lerobot_grain._reading.future_cache import Kept
 from lerobot_grain._reading.options import MemoryBudget
 from lerobot_grain._reading.read_statistics import Meter
@@ -25,8 +26,9 @@ from lerobot_grain._video.decoder import load_decoder
 from lerobot_grain._video.depth import load_depth_decoder
 from lerobot_grain._video.video_file import VideoFile
 
+Integers = npt.NDArray[np.int64]
 # By camera, the places of the frames that a block needs: int64 `(examples, time)`.
-Places = Mapping[str, npt.NDArray[np.int64]]
+Places = Mapping[str, Integers]
 
 
 def load_decoders(cameras: Sequence[Feature]) -> None:
@@ -154,30 +156,31 @@ class FrameReader:
         self, wanted: Mapping[str, list[Wanted]], coming: Sequence[Places], number: int, room: int, *, is_urgent: bool
     ) -> dict[str, list[Wanted]] | None:
         """Returns the part of `wanted` that there is room for, after dropping decoded frames that are needed later than the rest of it."""
-        # Who may stay, or come: next use, bytes, camera, place, whether it is still to be decoded.
-        rivals: list[tuple[npt.NDArray[np.int64], ...]] = []
-        for index, (key, camera) in enumerate(self._cameras.items()):
-            next_uses = camera.known.next_uses([places[key] for places in coming])
-            decoded = camera.droppable()
-            decoded = decoded[next_uses[decoded] > number]
-            later = np.concatenate([item.places[~item.is_now] for item in wanted[key]] or [np.zeros(0, np.int64)])
-            places = np.concatenate([decoded, later])
-            same = np.ones_like(places)
-            rivals.append(
-                (next_uses[places], camera.store.frame_bytes * same, index * same, places, np.repeat([0, 1], [len(decoded), len(later)]))
-            )
-            room += camera.store.frame_bytes * (len(decoded) - sum(int(item.is_now.sum()) for item in wanted[key]))
+        # Of each camera: the decoded frames that may go, and those that would be decoded for later blocks.
+        decoded: dict[str, Integers] = {}
+        later: dict[str, Integers] = {}
+        next_uses: list[Integers] = []
+        sizes: list[Integers] = []
+        for key, camera in self._cameras.items():
+            next_use = camera.known.next_uses([places[key] for places in coming])
+            droppable = camera.droppable()
+            decoded[key] = droppable[next_use[droppable] > number]
+            later[key] = np.concatenate([item.places[~item.is_now] for item in wanted[key]] or [np.zeros(0, np.int64)])
+            entries = np.concatenate([decoded[key], later[key]])
+            next_uses.append(next_use[entries])
+            sizes.append(np.full(len(entries), camera.store.frame_bytes))
+            room += camera.store.frame_bytes * (len(decoded[key]) - sum(int(item.is_now.sum()) for item in wanted[key]))
         if room < 0 and not is_urgent:
             return None
-        uses, sizes, cameras, places, to_come = (np.concatenate(column) for column in zip(*rivals, strict=True))
-        order = np.argsort(uses, kind="stable")
-        stays = np.zeros(len(order), np.bool_)
-        stays[order] = np.cumsum(sizes[order]) <= room
+        stays = frames_that_stay(np.concatenate(next_uses), np.concatenate(sizes), room)
         chosen = {}
-        for index, (key, camera) in enumerate(self._cameras.items()):
-            mine = cameras == index
-            camera.drop(places[mine & (to_come == 0) & ~stays])
+        begin = 0
+        for key, camera in self._cameras.items():
+            middle = begin + len(decoded[key])
+            end = middle + len(later[key])
+            camera.drop(decoded[key][~stays[begin:middle]])
             is_kept = np.zeros(len(camera.known.slots), np.bool_)
-            is_kept[places[mine & (to_come == 1) & stays]] = True
+            is_kept[later[key][stays[middle:end]]] = True
             chosen[key] = [item.only(item.is_now | is_kept[item.places]) for item in wanted[key]]
+            begin = end
         return chosen
