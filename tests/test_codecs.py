@@ -17,9 +17,9 @@ import pytest
 import lerobot_grain as lg
 from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._reading.frames import camera_reader
-from lerobot_grain._reading.frames.decoding import Piece, decode_pieces
+from lerobot_grain._reading.frames.decoding import DecodeJob, decode_jobs
 from lerobot_grain._repository.repository import sample_table
-from lerobot_grain._video.rgb import RgbVideo
+from lerobot_grain._video.rgb import RgbDecoder
 from lerobot_grain._video.small_mp4 import coded_unit, unit_of_frames
 from lerobot_grain.testing import Camera, WrittenDataset, read_barcodes, write_dataset
 from tests.helpers import decode_all, read_table
@@ -130,11 +130,11 @@ def test_files_of_one_camera_with_different_encodings(
     """GOPs of both files are needed side by side, and never go into one small MP4."""
     tasks: list[set[bytes]] = []
 
-    def decode(pieces: Sequence[Piece], *arguments: Any) -> Any:
-        tasks.append({piece.wanted.file.table.format.sample_description for piece in pieces})
-        return decode_pieces(pieces, *arguments)
+    def decode(jobs: Sequence[DecodeJob], *arguments: Any) -> Any:
+        tasks.append({job.wanted.file.table.format.sample_description for job in jobs})
+        return decode_jobs(jobs, *arguments)
 
-    monkeypatch.setattr(camera_reader, "decode_pieces", decode)
+    monkeypatch.setattr(camera_reader, "decode_jobs", decode)
     shutil.copytree(directories[first], tmp_path / "data")
     shutil.copy(video_files(directories[second])[1], video_files(tmp_path / "data")[1])
     tables = [read_table(path.read_bytes()) for path in video_files(tmp_path / "data")]
@@ -152,7 +152,7 @@ def test_a_decoder_meets_a_cra_picture_at_the_start_or_in_its_place(
     """Stitched behind GOPs of other places it would not clear FFmpeg 7.1 and later, which then predict from those."""
     starts: list[list[int]] = []
 
-    class Watched(RgbVideo):
+    class Watched(RgbDecoder):
         def __init__(self, mp4: bytes, where: str, rotation: int, **options: Any) -> None:
             super().__init__(mp4, where, rotation, **options)
             table = read_table(mp4)
@@ -161,7 +161,7 @@ def test_a_decoder_meets_a_cra_picture_at_the_start_or_in_its_place(
             numbers.append(sum(kind in (19, 20) for kind in kinds))
 
     numbers: list[int] = []
-    monkeypatch.setattr(camera_reader, "RgbVideo", Watched)
+    monkeypatch.setattr(camera_reader, "RgbDecoder", Watched)
     dataset = lg.LeRobotIterDataset(
         directories[name], shuffle=lg.Shuffle(seed=1, clip_length=1), num_epochs=1, features=[TOP, "index"], image_size=image_size
     )

@@ -19,7 +19,7 @@ from PIL import Image
 import lerobot_grain as lg
 from lerobot_grain._format.info import Depth
 from lerobot_grain._reading.frames import decoding
-from lerobot_grain._video.depth import DepthVideo, depths_of_codes, load_depth_decoder
+from lerobot_grain._video.depth import DepthDecoder, depths_of_codes, load_depth_decoder
 from lerobot_grain._video.images import decode_depth_image, nearest
 from lerobot_grain._video.small_mp4 import coded_unit, small_mp4, unit_of_frames
 from lerobot_grain.testing import Camera, WrittenDataset, read_barcodes, write_dataset
@@ -328,11 +328,11 @@ def depth_mp4(directory: Path) -> bytes:
     return small_mp4(table.format, [coded_unit(table, unit, data[unit.byte_range.start : unit.byte_range.stop], where="a.mp4")])
 
 
-def depth_video(mp4: bytes) -> DepthVideo:
-    return DepthVideo(mp4, "a.mp4", depth=Depth(), image_size=None)
+def depth_video(mp4: bytes) -> DepthDecoder:
+    return DepthDecoder(mp4, "a.mp4", depth=Depth(), image_size=None)
 
 
-def read_numbers(video: DepthVideo, numbers: list[int]) -> npt.NDArray[np.float32]:
+def read_numbers(video: DepthDecoder, numbers: list[int]) -> npt.NDArray[np.float32]:
     into = np.zeros((len(numbers), 65, 81, 1), np.float32)
     video.read(np.array(numbers), into, np.arange(len(numbers)))
     return into[..., 0]

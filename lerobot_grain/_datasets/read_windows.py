@@ -202,7 +202,7 @@ class _ReadWindowsIterator(grain.DatasetIterator[Example]):
             options=dataset._read_options,
             known_examples=dataset._known_examples,
             pad_keys=dataset._pad_keys,
-            is_expected=blocks.is_expected,
+            needed_every_epoch=blocks.needed_every_epoch,
         )
         return OpenStream(self._parent.get_state(), blocks, ahead)
 

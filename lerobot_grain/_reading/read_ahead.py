@@ -26,10 +26,10 @@ import numpy.typing as npt
 
 from lerobot_grain._base.errors import InvalidRequestError, LeRobotGrainError
 from lerobot_grain._order.windows import WindowBlock, mask_keys
-from lerobot_grain._reading.array_pool import RecycledArrays
+from lerobot_grain._reading.array_pool import ArrayPool
 from lerobot_grain._reading.batches import Batch, join, part_of
 from lerobot_grain._reading.daemon_pool import DaemonPool
-from lerobot_grain._reading.frames.frame_reader import FrameReader, Places
+from lerobot_grain._reading.frames.frame_reader import Entries, FrameReader
 from lerobot_grain._reading.options import MemoryBudget, ReadOptions
 from lerobot_grain._reading.read_statistics import Meter, ReadStatistics
 from lerobot_grain._reading.rows.row_reader import PendingRows, RowReader
@@ -52,7 +52,7 @@ class _PendingBlock:
     """A block that was asked for, and not taken to its end yet."""
 
     block: WindowBlock
-    places: Places
+    entries: Entries
     masks: Mapping[str, npt.NDArray[np.bool_]]  # of its windows, by their keys in examples
     rows: PendingRows | None = None
     values: Batch | None = None
@@ -73,8 +73,8 @@ class ReadAhead:
       options: memory and threads.
       known_examples: add this many examples ahead of `take`, where there are so many.
       pad_keys: feature key -> key of the mask of its window in examples, where that is not `{key}_is_pad`.
-      is_expected: bool `(episodes,)`: of which episodes something is needed in every epoch, as far as is known. What lies side by side of
-        them, and is small, is fetched together.
+      needed_every_epoch: bool `(episodes,)`: of which episodes something is needed in every epoch, as far as is known. Small ones that
+        lie side by side are fetched together.
     """
 
     # Here, since at the end of a process the names of a module may be gone before its objects.
@@ -89,7 +89,7 @@ class ReadAhead:
         options: ReadOptions,
         known_examples: int,
         pad_keys: Mapping[str, str],
-        is_expected: npt.NDArray[np.bool_],
+        needed_every_epoch: npt.NDArray[np.bool_],
     ) -> None:
         self._known_examples, self._pad_keys = known_examples, pad_keys
         self._budget = MemoryBudget.of(options.memory_budget_bytes, num_cameras=len(selection.videos))
@@ -98,7 +98,7 @@ class ReadAhead:
         self._num_pending = 0  # examples
         self._num_fetched = self._num_decoded = 0  # blocks
         self._meter = Meter(repository.storage)
-        self._arrays = RecycledArrays()
+        self._arrays = ArrayPool()
         self._requests = RequestScope()
         self._fetchers = DaemonPool(options.storage.num_connections, "lerobot_grain fetch", self._requests.enter)
         # They seldom send a request: for what tells the order of rows in the row groups around one.
@@ -108,7 +108,7 @@ class ReadAhead:
             selection,
             image_size=image_size,
             budget=self._budget,
-            is_expected=is_expected,
+            needed_every_epoch=needed_every_epoch,
             fetchers=self._fetchers,
             decoders=self._decoders,
             start_thread=self._requests.enter,
@@ -119,7 +119,7 @@ class ReadAhead:
             selection.videos,
             image_size=image_size,
             budget=self._budget,
-            is_expected=is_expected,
+            needed_every_epoch=needed_every_epoch,
             fetchers=self._fetchers,
             decoders=self._decoders,
             meter=self._meter,
@@ -156,9 +156,9 @@ class ReadAhead:
         step = max(1, min(_EXAMPLES_PER_BLOCK, self._budget.block // max(1, needed)))
         for start in range(0, len(block), step):
             part = block[start : start + step]
-            self._rows.know(part)
+            self._rows.announce(part)
             masks = {keys[feature]: mask for feature, mask in part.is_pad.items()}
-            self._pending.append(_PendingBlock(part, self._frames.know(part), masks))
+            self._pending.append(_PendingBlock(part, self._frames.announce(part), masks))
         self._num_pending += len(block)
 
     def take(self, count: int) -> Batch:
@@ -192,7 +192,7 @@ class ReadAhead:
                     for camera in self._selection.videos
                 }
             stop = done + examples.stop - examples.start
-            self._frames.put({key: array[done:stop] for key, array in frames.items()}, pending.places, examples)
+            self._frames.copy_frames({key: array[done:stop] for key, array in frames.items()}, pending.entries, examples)
             parts.append(values)
             done = stop
             self._advance(pending, examples)
@@ -237,7 +237,7 @@ class ReadAhead:
         start, stop = pending.num_taken, min(pending.num_taken + limit, len(pending.block))
         if pending.values is None:
             pending.values, pending.problem = self._rows.values(pending.rows)
-        problems = [pending.problem, self._frames.wait(pending.places, slice(start, stop))]
+        problems = [pending.problem, self._frames.wait(pending.entries, slice(start, stop))]
         for example, error in sorted((found for found in problems if found is not None), key=lambda found: found[0]):
             if example == start:
                 raise error
@@ -269,8 +269,8 @@ class ReadAhead:
             number = self._num_decoded
             pending = blocks[number]
             # Frames that were dropped since they were fetched are fetched again.
-            self._frames.fetch(pending.block, pending.places)
-            coming = [block.places for block in blocks]
+            self._frames.fetch(pending.block, pending.entries)
+            coming = [block.entries for block in blocks]
             if not self._frames.decode(pending.block, coming, number, is_urgent=number == 0):
                 break
             self._num_decoded += 1
@@ -285,7 +285,7 @@ class ReadAhead:
         pending = self._pending[self._num_fetched]
         self._num_fetched += 1
         pending.rows = self._rows.fetch(pending.block)
-        self._frames.fetch(pending.block, pending.places)
+        self._frames.fetch(pending.block, pending.entries)
 
 
 def _window_lengths(block: WindowBlock) -> dict[str, int]:

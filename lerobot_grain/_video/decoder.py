@@ -51,7 +51,7 @@ def _reason(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-class SmallVideo(abc.ABC):
+class FrameDecoder(abc.ABC):
     """Decodes frames of a small MP4, going on where it stopped. For one thread at a time.
 
     Args:
@@ -101,4 +101,4 @@ class SmallVideo(abc.ABC):
 
 
 # Opens the bytes of a small MP4, with a text that names it and the degrees clockwise that it turns frames by.
-OpenVideo = Callable[[bytes, str, int], SmallVideo]
+OpenVideo = Callable[[bytes, str, int], FrameDecoder]

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.versions import decoder_turns_frames, resized_frames, turned_frames
-from lerobot_grain._video.decoder import Frames, Integers, SmallVideo, load_decoder
+from lerobot_grain._video.decoder import FrameDecoder, Frames, Integers, load_decoder
 from lerobot_grain._video.small_mp4 import FRAMES_PER_SECOND
 
 # From about this size on, copying a frame costs more than taking the lock for it.
 _LARGE_FRAME_PIXELS = 360 * 480
 
 
-class RgbVideo(SmallVideo):
+class RgbDecoder(FrameDecoder):
     """Gives uint8 `(height, width, 3)`.
 
     Args:

@@ -113,14 +113,14 @@ class VideoFile:
         first = self._first_frames[places]
         return self.gops_of(first), self.gops_of(np.minimum(first + self._lengths[places], self.table.num_frames) - 1)
 
-    def together(self, is_expected: npt.NDArray[np.bool_], *, piece_bytes: int) -> dict[int, list[int]]:
+    def episodes_fetched_together(self, needed_every_epoch: npt.NDArray[np.bool_], *, piece_bytes: int) -> dict[int, list[int]]:
         """Puts the episodes into sets that are fetched together, where all of an episode is fetched.
 
         Episodes are together that are expected, begin in the same piece of the file, and have no GOP between them that belongs to neither.
         So it does not matter which of them is needed first, and a set takes at most two pieces.
 
         Args:
-          is_expected: bool `(all episodes,)`: of which something will be needed.
+          needed_every_epoch: bool `(all episodes,)`: of which something will be needed.
           piece_bytes: the file is cut into pieces of so many bytes. An episode that is longer is alone.
 
         Returns:
@@ -131,7 +131,7 @@ class VideoFile:
         before = np.append(0, np.cumsum(self.table.sizes))
         lengths = before[keys[last_gops + 1]] - before[keys[first_gops]]
         has_problem = np.isin(self._episodes, list(self.problems))
-        may_join = is_expected[self._episodes] & ~has_problem & (lengths <= piece_bytes)
+        may_join = needed_every_epoch[self._episodes] & ~has_problem & (lengths <= piece_bytes)
         pieces = self.table.offsets[self.table.keys[first_gops]] // piece_bytes
         order = np.lexsort((last_gops, first_gops))
         left, right = order[:-1], order[1:]

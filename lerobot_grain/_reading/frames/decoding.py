@@ -1,7 +1,7 @@
 """Decode tasks: GOPs whose coded bytes were asked for -> frames in slots. These wait for bytes, and are called from the decode threads.
 
-GOPs of equal format are put into groups (`decode_groups`), and each group is decoded as one small MP4 (`decode_pieces`). The decoder of a
-long GOP stays open between tasks, under a lock (`OpenGop`).
+GOPs of equal format are put into groups (`decode_groups`), and each group is decoded as one small MP4 (`decode_jobs`). The decoder of a
+long GOP stays open between tasks, under a lock (`LongGopDecoder`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy.typing as npt
 
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._video.codecs.track import VideoFormat
-from lerobot_grain._video.decoder import Frames, OpenVideo, SmallVideo
+from lerobot_grain._video.decoder import FrameDecoder, Frames, OpenVideo
 from lerobot_grain._video.small_mp4 import Unit, coded_unit, small_mp4, stitchable
 from lerobot_grain._video.video_file import VideoFile
 
 Integers = npt.NDArray[np.int64]
 
 
-class WantedGop(NamedTuple):
+class GopFrames(NamedTuple):
     """One GOP of a file, and the frames that are wanted of it.
 
     Attributes:
@@ -44,7 +44,7 @@ class WantedGop(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Coded:
+class PendingBytes:
     """Coded bytes of a file from byte `start` on, once they are there."""
 
     payload: Future[bytes]
@@ -55,15 +55,15 @@ class Coded:
         return memoryview(self.payload.result())[wanted.start - self.start : wanted.stop - self.start]
 
 
-class Piece(NamedTuple):
+class DecodeJob(NamedTuple):
     """A part of a decode task: what is wanted of a GOP, its coded bytes, and int64 `(n,)`, the slots that its frames are written to."""
 
-    wanted: WantedGop
-    coded: Coded
+    wanted: GopFrames
+    coded: PendingBytes
     slots: Integers
 
 
-def decode_groups(gops: Iterable[WantedGop], *, max_pictures: int) -> list[list[int]]:
+def decode_groups(gops: Iterable[GopFrames], *, max_pictures: int) -> list[list[int]]:
     """Puts GOPs into groups that one small MP4 can hold: equal formats, up to about `max_pictures` wanted frames.
 
     Args:
@@ -86,11 +86,11 @@ def decode_groups(gops: Iterable[WantedGop], *, max_pictures: int) -> list[list[
     return groups
 
 
-def decode_pieces(pieces: Sequence[Piece], into: Frames, open_video: OpenVideo) -> dict[int, Exception]:
+def decode_jobs(jobs: Sequence[DecodeJob], into: Frames, open_video: OpenVideo) -> dict[int, Exception]:
     """Decodes GOPs that share a sample description; waits for their bytes.
 
     Args:
-      pieces: what to decode.
+      jobs: what to decode.
       into: `(slots, height, width, channels)`; the wanted frames are written there.
       open_video: the decoder of the camera.
 
@@ -98,36 +98,36 @@ def decode_pieces(pieces: Sequence[Piece], into: Frames, open_video: OpenVideo) 
       Slot -> what is wrong with its frame; empty if all is well.
     """
     try:
-        _decode_together(pieces, into, open_video)
+        _decode_together(jobs, into, open_video)
     except Exception as error:
-        if len(pieces) == 1:
-            return dict.fromkeys(pieces[0].slots.tolist(), error)
+        if len(jobs) == 1:
+            return dict.fromkeys(jobs[0].slots.tolist(), error)
         # One GOP of the group is bad: alone, each gives its frames or its own error.
         problems = {}
-        for piece in pieces:
-            problems.update(decode_pieces([piece], into, open_video))
+        for job in jobs:
+            problems.update(decode_jobs([job], into, open_video))
         return problems
     return {}
 
 
-def _decode_together(pieces: Sequence[Piece], into: Frames, open_video: OpenVideo) -> None:
+def _decode_together(jobs: Sequence[DecodeJob], into: Frames, open_video: OpenVideo) -> None:
     units, coded = [], []
-    for piece in pieces:
-        file = piece.wanted.file
-        unit = file.unit(piece.wanted.gop, piece.wanted.frames)
+    for job in jobs:
+        file = job.wanted.file
+        unit = file.unit(job.wanted.gop, job.wanted.frames)
         units.append(unit)
-        coded.append(coded_unit(file.table, unit, piece.coded.bytes_of(unit.byte_range), where=piece.wanted))
+        coded.append(coded_unit(file.table, unit, job.coded.bytes_of(unit.byte_range), where=job.wanted))
     for places in stitchable(coded):
         before = np.cumsum([0, *(len(units[place].samples) for place in places)])
-        first = pieces[places[0]].wanted
+        first = jobs[places[0]].wanted
         where = f"{first}" if len(places) == 1 else f"{first} and {len(places) - 1} more"
         track = first.file.table.format
         video = open_video(small_mp4(track, [coded[place] for place in places]), where, track.rotation)
         numbers = np.concatenate([units[place].wanted + count for place, count in zip(places, before[:-1].tolist(), strict=True)])
-        video.read(numbers, into, np.concatenate([pieces[place].slots for place in places]))
+        video.read(numbers, into, np.concatenate([jobs[place].slots for place in places]))
 
 
-class OpenGop:
+class LongGopDecoder:
     """One long GOP, decoded in pieces by a decoder that stays open between them.
 
     Args:
@@ -135,14 +135,14 @@ class OpenGop:
       open_video: the decoder of the camera.
     """
 
-    def __init__(self, coded: Coded, open_video: OpenVideo) -> None:
+    def __init__(self, coded: PendingBytes, open_video: OpenVideo) -> None:
         self._coded, self._open_video = coded, open_video
         self._lock = threading.Lock()
-        self._video: SmallVideo | None = None
+        self._video: FrameDecoder | None = None
         self._unit: Unit | None = None  # all frames of the GOP, of which the small MP4 is made
 
-    def decode(self, wanted: WantedGop, into: Frames, slots: Integers) -> dict[int, Exception]:
-        """Decodes frames of the GOP, as `decode_pieces` does. Going back begins the GOP anew."""
+    def decode(self, wanted: GopFrames, into: Frames, slots: Integers) -> dict[int, Exception]:
+        """Decodes frames of the GOP, as `decode_jobs` does. Going back begins the GOP anew."""
         first = wanted.file.frames_of(wanted.gop)
         try:
             with self._lock:
@@ -155,7 +155,7 @@ class OpenGop:
             return dict.fromkeys(slots.tolist(), error)
         return {}
 
-    def _open(self, wanted: WantedGop, unit: Unit) -> SmallVideo:
+    def _open(self, wanted: GopFrames, unit: Unit) -> FrameDecoder:
         file = wanted.file
         coded = coded_unit(file.table, unit, self._coded.bytes_of(unit.byte_range), where=wanted)
         return self._open_video(small_mp4(file.table.format, [coded]), f"{wanted}", file.table.format.rotation)

@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from lerobot_grain._format.info import Feature
 from lerobot_grain._order.windows import WindowBlock
-from lerobot_grain._reading.frames.camera_reader import CameraReader, Wanted
+from lerobot_grain._reading.frames.camera_reader import CameraReader, DecodeCandidate
 from lerobot_grain._reading.frames.eviction import frames_that_stay
-from lerobot_grain._reading.future_cache import Kept
+from lerobot_grain._reading.future_cache import FutureCache
 from lerobot_grain._reading.options import MemoryBudget
 from lerobot_grain._reading.read_statistics import Meter
 from lerobot_grain._repository.repository import Repository
@@ -27,8 +27,8 @@ from lerobot_grain._video.depth import load_depth_decoder
 from lerobot_grain._video.video_file import VideoFile
 
 Integers = npt.NDArray[np.int64]
-# By camera, the places of the frames that a block needs: int64 `(examples, time)`.
-Places = Mapping[str, Integers]
+# By camera, the entries of the frames that a block needs: int64 `(examples, time)`.
+Entries = Mapping[str, Integers]
 
 
 def load_decoders(cameras: Sequence[Feature]) -> None:
@@ -49,7 +49,7 @@ class FrameReader:
       cameras: which are read.
       image_size: (height, width) that they are resized to, or `None`.
       budget: of memory; its `frames` are kept to here.
-      is_expected: bool `(episodes,)`: of which episodes something is needed in every epoch, as far as is known.
+      needed_every_epoch: bool `(episodes,)`: of which episodes something is needed in every epoch, as far as is known.
       fetchers, decoders: where reading and decoding run.
       meter: counts.
     """
@@ -61,20 +61,20 @@ class FrameReader:
         *,
         image_size: tuple[int, int] | None,
         budget: MemoryBudget,
-        is_expected: npt.NDArray[np.bool_],
+        needed_every_epoch: npt.NDArray[np.bool_],
         fetchers: Executor,
         decoders: Executor,
         meter: Meter,
     ) -> None:
         self._budget_bytes = budget.frames
-        self._files: Kept[tuple[str, int], VideoFile] = Kept(limit=budget.video_files, size=lambda file: file.nbytes)
+        self._files: FutureCache[tuple[str, int], VideoFile] = FutureCache(limit=budget.video_files, size=lambda file: file.nbytes)
         self._cameras = {
             feature.key: CameraReader(
                 repository,
                 feature,
                 image_size=image_size,
                 budget=budget,
-                is_expected=is_expected,
+                needed_every_epoch=needed_every_epoch,
                 fetchers=fetchers,
                 decoders=decoders,
                 files=self._files,
@@ -98,30 +98,30 @@ class FrameReader:
             camera.store.frame_bytes * (block.windows[key].shape[1] if key in block.windows else 1) for key, camera in self._cameras.items()
         )
 
-    def know(self, block: WindowBlock) -> Places:
+    def announce(self, block: WindowBlock) -> Entries:
         """Counts the frames that the next block needs; asks for the sample tables of files that are not known yet."""
-        return {key: camera.know(block) for key, camera in self._cameras.items()}
+        return {key: camera.announce(block) for key, camera in self._cameras.items()}
 
-    def fetch(self, block: WindowBlock, places: Places) -> None:
+    def fetch(self, block: WindowBlock, entries: Entries) -> None:
         """Asks for the coded bytes of frames that were not asked for yet, or were dropped since."""
         for key, camera in self._cameras.items():
-            camera.fetch(block, places[key])
+            camera.fetch(block, entries[key])
 
-    def decode(self, block: WindowBlock, coming: Sequence[Places], number: int, *, is_urgent: bool) -> bool:
+    def decode(self, block: WindowBlock, coming: Sequence[Entries], number: int, *, is_urgent: bool) -> bool:
         """Starts decoding what a block needs.
 
         Args:
           block: whose coded bytes were asked for.
-          coming: the places of all blocks that were not handed out.
+          coming: the entries of all blocks that were not handed out.
           number: of `block` among them; those before it were started.
           is_urgent: decode it even if the budget does not hold it.
 
         Returns:
           Whether it was started; if not, the budget is full of frames that are needed earlier.
         """
-        wanted = {key: camera.survey(block, coming[number][key]) for key, camera in self._cameras.items()}
+        wanted = {key: camera.frames_to_decode(block, coming[number][key]) for key, camera in self._cameras.items()}
         room = self._budget_bytes - self.used_bytes
-        if sum(len(item.places) * self._cameras[key].store.frame_bytes for key, items in wanted.items() for item in items) > room:
+        if sum(len(item.entries) * self._cameras[key].store.frame_bytes for key, items in wanted.items() for item in items) > room:
             chosen = self._choose(wanted, coming, number, room, is_urgent=is_urgent)
             if chosen is None:
                 return False
@@ -131,21 +131,21 @@ class FrameReader:
         self.peak_bytes = max(self.peak_bytes, self.used_bytes)
         return True
 
-    def wait(self, places: Places, examples: slice) -> tuple[int, Exception] | None:
+    def wait(self, entries: Entries, examples: slice) -> tuple[int, Exception] | None:
         """Waits for the frames of some examples of a block.
 
         Returns:
           `None`, or the first example of the block that cannot be had, and why.
         """
-        problems = [problem for key, camera in self._cameras.items() if (problem := camera.wait(places[key][examples])) is not None]
+        problems = [problem for key, camera in self._cameras.items() if (problem := camera.wait(entries[key][examples])) is not None]
         first = min(problems, key=lambda problem: problem[0], default=None)
         return None if first is None else (examples.start + first[0], first[1])
 
-    def put(self, out: Mapping[str, npt.NDArray[Any]], places: Places, examples: slice) -> None:
+    def copy_frames(self, out: Mapping[str, npt.NDArray[Any]], entries: Entries, examples: slice) -> None:
         """Copies the frames of some examples of a block, which were waited for, to `out`: camera -> `(examples, ..., channels)`."""
         for key, camera in self._cameras.items():
-            camera.put(places[key][examples], out[key])
-            camera.release(places[key][examples])
+            camera.copy_frames(entries[key][examples], out[key])
+            camera.release(entries[key][examples])
 
     def shape_of(self, key: str, block: WindowBlock) -> tuple[int, ...]:
         """Returns the shape of an example's value: `(height, width, channels)`, or with the time in front."""
@@ -153,8 +153,8 @@ class FrameReader:
         return (block.windows[key].shape[1], *shape) if key in block.windows else shape
 
     def _choose(
-        self, wanted: Mapping[str, list[Wanted]], coming: Sequence[Places], number: int, room: int, *, is_urgent: bool
-    ) -> dict[str, list[Wanted]] | None:
+        self, wanted: Mapping[str, list[DecodeCandidate]], coming: Sequence[Entries], number: int, room: int, *, is_urgent: bool
+    ) -> dict[str, list[DecodeCandidate]] | None:
         """Returns the part of `wanted` that there is room for, after dropping decoded frames that are needed later than the rest of it."""
         # Of each camera: the decoded frames that may go, and those that would be decoded for later blocks.
         decoded: dict[str, Integers] = {}
@@ -162,10 +162,10 @@ class FrameReader:
         next_uses: list[Integers] = []
         sizes: list[Integers] = []
         for key, camera in self._cameras.items():
-            next_use = camera.known.next_uses([places[key] for places in coming])
+            next_use = camera.demand.next_uses([entries[key] for entries in coming])
             droppable = camera.droppable()
             decoded[key] = droppable[next_use[droppable] > number]
-            later[key] = np.concatenate([item.places[~item.is_now] for item in wanted[key]] or [np.zeros(0, np.int64)])
+            later[key] = np.concatenate([item.entries[~item.is_now] for item in wanted[key]] or [np.zeros(0, np.int64)])
             entries = np.concatenate([decoded[key], later[key]])
             next_uses.append(next_use[entries])
             sizes.append(np.full(len(entries), camera.store.frame_bytes))
@@ -179,8 +179,8 @@ class FrameReader:
             middle = begin + len(decoded[key])
             end = middle + len(later[key])
             camera.drop(decoded[key][~stays[begin:middle]])
-            is_kept = np.zeros(len(camera.known.slots), np.bool_)
+            is_kept = np.zeros(len(camera.demand.slots), np.bool_)
             is_kept[later[key][stays[middle:end]]] = True
-            chosen[key] = [item.only(item.is_now | is_kept[item.places]) for item in wanted[key]]
+            chosen[key] = [item.only(item.is_now | is_kept[item.entries]) for item in wanted[key]]
             begin = end
         return chosen

@@ -233,14 +233,16 @@ def _learn_orders(repository: Repository, file: DataFile, groups: Sequence[int])
             _orders_of(repository, file).learn(group, found)
 
 
-def neighbours_of(repository: Repository, file: DataFile, group: int, selection: Selection, is_expected: npt.NDArray[np.bool_]) -> range:
+def row_groups_fetched_together(
+    repository: Repository, file: DataFile, group: int, selection: Selection, needed_every_epoch: npt.NDArray[np.bool_]
+) -> range:
     """Returns the row groups to fetch together with one, itself among them, where all of them are kept in memory.
 
     Those next to it that have rows of expected episodes and begin in the same piece of the file: so it does not matter which of them is
     needed first. What lies between their columns is fetched too. One that is longer than a piece, or kept on disk, is alone.
 
     Args:
-      is_expected: bool `(episodes,)`: of which something will be needed.
+      needed_every_epoch: bool `(episodes,)`: of which something will be needed.
     """
     piece_bytes = repository.storage.options.cost_bytes
     table = file.table
@@ -250,7 +252,7 @@ def neighbours_of(repository: Repository, file: DataFile, group: int, selection:
 
     def piece_of(number: int) -> int | None:
         first, last = np.searchsorted(stops, bounds[number : number + 2] - (0, 1), side="right").tolist()
-        if not is_expected[held[first : last + 1]].any():
+        if not needed_every_epoch[held[first : last + 1]].any():
             return None
         try:
             chunks = table.ranges(number, columns_to_read(repository, file, number, selection))

@@ -5,8 +5,8 @@ next block would find none of them, and all of them together may be more than th
 nevertheless, which is enough where a stream goes from one large file to the next. Above, a few are read at a time, only the rows that the
 block needs are kept of them, and a warning says what that costs and what helps.
 
-Where all row groups of the data set will be kept, those that lie side by side come in one request (`neighbours_of`). Each is unpacked when
-it is needed, so what is wrong with one is nothing to the others.
+Where all row groups of the data set will be kept, those that lie side by side come in one request (`row_groups_fetched_together`). Each is
+unpacked when it is needed, so a defect in one does not affect the others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lerobot_grain._format.info import Feature
 from lerobot_grain._order.windows import WindowBlock
 from lerobot_grain._reading.batches import Batch
 from lerobot_grain._reading.daemon_pool import DaemonPool
-from lerobot_grain._reading.future_cache import Kept
+from lerobot_grain._reading.future_cache import FutureCache
 from lerobot_grain._reading.options import MemoryBudget
 from lerobot_grain._reading.read_statistics import Meter
 from lerobot_grain._reading.rows.data_files import (
@@ -37,8 +37,8 @@ from lerobot_grain._reading.rows.data_files import (
     fetch_groups,
     load_group,
     load_rows,
-    neighbours_of,
     open_data_file,
+    row_groups_fetched_together,
     selected_columns,
 )
 from lerobot_grain._repository.repository import Repository
@@ -97,7 +97,7 @@ class RowReader:
       selection: what is read of it.
       image_size: (height, width) that embedded images are resized to, or `None`.
       budget: of memory: `rows` of it for row groups that are kept for later requests, up to `large_rows` where one block needs it.
-      is_expected: bool `(episodes,)`: of which episodes something is needed in every epoch, as far as is known.
+      needed_every_epoch: bool `(episodes,)`: of which episodes something is needed in every epoch, as far as is known.
       fetchers, decoders: where reading, and decoding of embedded images run.
       start_thread: what threads of its own, which read large row groups, begin with.
       meter: counts.
@@ -110,7 +110,7 @@ class RowReader:
         *,
         image_size: tuple[int, int] | None,
         budget: MemoryBudget,
-        is_expected: npt.NDArray[np.bool_],
+        needed_every_epoch: npt.NDArray[np.bool_],
         fetchers: Executor,
         decoders: Executor,
         start_thread: Callable[[], None],
@@ -119,13 +119,13 @@ class RowReader:
         self._repository, self._selection, self._image_size = repository, selection, image_size
         self._fetchers, self._decoders, self._meter = fetchers, decoders, meter
         self._is_needed = bool(selection.columns or selection.texts)
-        self._files: Kept[int, DataFile] = Kept(
+        self._files: FutureCache[int, DataFile] = FutureCache(
             limit=_MAX_OPEN_BYTES, size=lambda file: min(file.table.estimated_bytes, _MAX_OPEN_BYTES // _MIN_OPEN_DATA_FILES)
         )
-        self._groups: Kept[tuple[int, int], RowGroup] = Kept(limit=budget.rows, size=lambda rows: rows.nbytes)
-        self._budget, self._is_expected = budget, is_expected
+        self._groups: FutureCache[tuple[int, int], RowGroup] = FutureCache(limit=budget.rows, size=lambda rows: rows.nbytes)
+        self._budget, self._needed_every_epoch = budget, needed_every_epoch
         # Row groups that were fetched together, by the file and the first of them: for those of them that are not needed yet.
-        self._fetched: Kept[tuple[int, int], DataFile] = Kept(limit=budget.rows, size=lambda file: file.nbytes)
+        self._fetched: FutureCache[tuple[int, int], DataFile] = FutureCache(limit=budget.rows, size=lambda file: file.nbytes)
         self._together: dict[tuple[int, int], range] = {}
         self._unpacked_bytes: dict[tuple[int, int], int] = {}
         self._start_thread = start_thread
@@ -140,7 +140,7 @@ class RowReader:
         if self._large_fetchers is not None:
             self._large_fetchers.shutdown(wait=wait, cancel_futures=True)
 
-    def know(self, block: WindowBlock) -> None:
+    def announce(self, block: WindowBlock) -> None:
         """Asks for the footers of the files that a coming block will need."""
         if self._is_needed:
             for number in np.unique(self._repository.episodes.data.file_of_episode[block.episodes]).tolist():
@@ -285,7 +285,7 @@ class RowReader:
             needed = 2 * self._unpacked(file, group) * num_rows // max(1, starts[group + 1] - starts[group])
             groups = range(group, group + 1)
             if needed <= self._budget.rows:
-                groups = neighbours_of(self._repository, file, group, self._selection, self._is_expected)
+                groups = row_groups_fetched_together(self._repository, file, group, self._selection, self._needed_every_epoch)
             self._together.update(((file.number, each), groups) for each in groups)
         return self._together[file.number, group]
 
