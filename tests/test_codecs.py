@@ -5,6 +5,7 @@ The codec is told by the file; what info.json says of it is wrong in all of thes
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._reading.frames import camera_reader
 from lerobot_grain._reading.frames.decoding import DecodeJob, decode_jobs
 from lerobot_grain._repository.repository import sample_table
+from lerobot_grain._video.codecs.bitstreams import NotAStartError
+from lerobot_grain._video.codecs.table import CODEC_OF_SAMPLE_ENTRY, CODECS, Codec, start_of
+from lerobot_grain._video.codecs.video_format import VideoFormat
 from lerobot_grain._video.rgb import RgbDecoder
 from lerobot_grain._video.small_mp4 import coded_unit, unit_of_frames
 from lerobot_grain.testing import Camera, WrittenDataset, read_barcodes, write_dataset
@@ -208,3 +212,29 @@ def test_pictures_of_vp9_that_are_no_key_frames(directories: dict[str, Path]) ->
         padded = first[: unit.byte_range.length].ljust(unit.byte_range.length, b"\0") if first else bytes(unit.byte_range.length)
         with pytest.raises(DatasetFormatError, match=r"a.mp4, bytes .*: flagged as key frame, but it does not begin with a VP9 key frame"):
             coded_unit(table, unit, padded, where="a.mp4")
+
+
+# --- the table -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_codec_without_a_check_of_its_first_picture_cannot_be_added() -> None:
+    arguments: dict[str, Any] = {"name": "theora", "sample_entries": ("theo",)}
+    with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'start'"):
+        Codec(**arguments)
+    with pytest.raises(TypeError, match="codec theora: start=None; expected the check of a first picture"):
+        Codec(**arguments, start=None)
+
+
+def test_each_codec_refuses_what_is_not_its_key_frame() -> None:
+    """Of every codec of the table, so that a check that looks at nothing is found."""
+    configuration = bytes(4) + b"avcC" + bytes(30) + b"hvcC" + bytes(30)
+    for codec in CODECS.values():
+        for sample in (b"", bytes(30)):
+            with pytest.raises(NotAStartError):
+                start_of(VideoFormat(codec.name, 96, 64, configuration), sample)
+
+
+def test_a_sample_entry_and_an_alias_name_one_codec() -> None:
+    for names in ([codec.sample_entries for codec in CODECS.values()], [codec.aliases for codec in CODECS.values()]):
+        assert len(set(itertools.chain(*names))) == sum(map(len, names))
+    assert list(CODEC_OF_SAMPLE_ENTRY) == ["av01", "avc1", "avc3", "hvc1", "hev1", "mp4v", "vp09"]

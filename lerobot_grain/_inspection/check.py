@@ -24,6 +24,7 @@ from lerobot_grain._inspection.file_checks import DataFacts, Finding, VideoFacts
 from lerobot_grain._reading.daemon_pool import DaemonPool
 from lerobot_grain._repository.repository import INFO_PATH, Repository
 from lerobot_grain._repository.selection import select_episodes
+from lerobot_grain._video.codecs.table import CODECS
 
 Integers = npt.NDArray[np.int64]
 
@@ -33,15 +34,7 @@ _LONG_GOP = 64
 # default memory budget.
 _LARGE_GROUP_BYTES = 12 << 20
 # What encoders and boxes are called in `video.codec`, where it is not the name of the codec.
-_CODEC_NAMES = {
-    name: codec
-    for codec, names in {
-        "av1": ("libsvtav1", "libaom-av1", "av01"),
-        "h264": ("libx264", "avc1", "avc"),
-        "hevc": ("libx265", "h265", "hvc1", "hev1"),
-    }.items()
-    for name in names
-}
+_CODEC_NAMES = {alias: codec.name for codec in CODECS.values() for alias in codec.aliases}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,8 @@ import numpy.typing as npt
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._video.boxes import Bytes, box_header, boxes, only_box
-from lerobot_grain._video.codecs.track import VideoFormat, read_video_format
+from lerobot_grain._video.codecs.track import read_video_format
+from lerobot_grain._video.codecs.video_format import VideoFormat
 
 Integers = npt.NDArray[np.int64]
 

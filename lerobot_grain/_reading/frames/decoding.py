@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.byte_ranges import ByteRange
-from lerobot_grain._video.codecs.track import VideoFormat
+from lerobot_grain._video.codecs.video_format import VideoFormat
 from lerobot_grain._video.decoder import FrameDecoder, Frames, OpenVideo
 from lerobot_grain._video.small_mp4 import Unit, coded_unit, small_mp4, stitchable
 from lerobot_grain._video.video_file import VideoFile
