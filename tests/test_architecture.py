@@ -35,7 +35,7 @@ ALLOWED = {
     "_repository": {"_base", "_format", "_order", "_parquet", "_video", "_storage"},
     "_reading": {"_base", "_format", "_order", "_parquet", "_video", "_storage", "_repository"},
     "_datasets": {"_base", "_order", "_repository", "_reading"},
-    "_training": {"_base", "_repository", "_reading", "_datasets"},
+    "_training": {"_base", "_video", "_repository", "_reading", "_datasets"},
     "_inspection": {"_base", "_format", "_parquet", "_video", "_repository", "_reading", "_datasets"},
     "_cli": {"_inspection"},
     "testing": {"_base"},
@@ -45,6 +45,7 @@ ONLY = {
     ("_repository", "_order"): {"_order.shuffle"},
     ("_repository", "_video"): {"_video.mp4"},
     ("_reading", "_order"): {"_order.windows"},
+    ("_training", "_video"): {"_video.images"},
     ("_cli", "_inspection"): {"_inspection.profile"},
     ("testing", "_base"): {"_base.errors"},
 }

@@ -14,6 +14,8 @@ import av
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 import lerobot_grain as lg
@@ -175,6 +177,13 @@ def test_image_size_takes_the_nearest_pixels(written: WrittenDataset) -> None:
 @pytest.mark.parametrize(("size", "expected"), [(None, [0, 1, 2, 3, 4]), ((1, 5), [0, 1, 2, 3, 4]), ((1, 2), [1, 3]), ((1, 1), [2])])
 def test_nearest(size: tuple[int, int] | None, expected: list[int]) -> None:
     assert nearest(np.arange(5)[None], size).tolist() == [expected]
+
+
+@given(old=st.integers(1, 1 << 20), new=st.integers(1, 5000))
+def test_the_nearest_pixel_is_that_of_integer_arithmetic(old: int, new: int) -> None:
+    """The middle of a new pixel, in old ones, rounded down: no rounding of floats moves it."""
+    found = nearest(np.arange(old, dtype=np.int64)[None], (1, new))
+    assert np.array_equal(found[0], (np.arange(new) * 2 + 1) * old // (2 * new))
 
 
 def test_default_pictures_of_depth_carry_barcodes(tmp_path: Path) -> None:
