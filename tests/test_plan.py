@@ -11,6 +11,7 @@ import pytest
 from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._format.episodes import EpisodeTable, episode_table
 from lerobot_grain._format.info import DatasetInfo, Feature, PathTemplate
+from lerobot_grain._reading.fetch_groups import episodes_fetched_together
 from lerobot_grain._reading.frames.decoding import GopFrames, decode_groups
 from lerobot_grain._video.mp4 import SampleTable
 from lerobot_grain._video.small_mp4 import unit_of_frames
@@ -230,7 +231,7 @@ def test_episodes_that_are_fetched_together(name: str) -> None:
     lengths, starts, unexpected, expected = TOGETHER[name]
     file = video_file(lengths, starts, table=table_of("av1", gop=2))
     needed_every_epoch = ~np.isin(np.arange(len(lengths)), unexpected)
-    assert file.episodes_fetched_together(needed_every_epoch, piece_bytes=1 << 30) == {
+    assert episodes_fetched_together(file, needed_every_epoch, piece_bytes=1 << 30) == {
         episode: members for members in expected for episode in members
     }
 
@@ -245,7 +246,7 @@ def test_no_set_is_longer_than_two_pieces(options: dict[str, Any], piece_bytes: 
     lengths = [1, 4, 2, 3, 7, 1, 5, 6, 1]
     starts = np.cumsum([0, *lengths[:-1]]) / 10
     file = video_file(lengths, starts.tolist(), table=table_of(**options))
-    together = file.episodes_fetched_together(np.ones(len(lengths), np.bool_), piece_bytes=piece_bytes)
+    together = episodes_fetched_together(file, np.ones(len(lengths), np.bool_), piece_bytes=piece_bytes)
     assert sorted(together) == list(range(len(lengths)))
     for episode, members in together.items():
         assert episode in members

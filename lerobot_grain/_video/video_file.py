@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,25 @@ from lerobot_grain._video.row_frames import ReadTimestamps, link_rows
 from lerobot_grain._video.small_mp4 import Unit, unit_of_frames
 
 Integers = npt.NDArray[np.int64]
+
+
+class EpisodeExtents(NamedTuple):
+    """Where episodes lie in a video file.
+
+    Attributes:
+      episodes: int64 `(n,)`, ascending.
+      first_gops, last_gops: int64 `(n,)`: the first and the last GOP that holds frames of each.
+      starts: int64 `(n,)`: first byte of its first GOP.
+      lengths: int64 `(n,)`: bytes of all its GOPs.
+      has_problem: bool `(n,)`: whether `check` finds fault with it.
+    """
+
+    episodes: Integers
+    first_gops: Integers
+    last_gops: Integers
+    starts: Integers
+    lengths: Integers
+    has_problem: npt.NDArray[np.bool_]
 
 
 class VideoFile:
@@ -113,31 +133,19 @@ class VideoFile:
         first = self._first_frames[places]
         return self.gops_of(first), self.gops_of(np.minimum(first + self._lengths[places], self.table.num_frames) - 1)
 
-    def episodes_fetched_together(self, needed_every_epoch: npt.NDArray[np.bool_], *, piece_bytes: int) -> dict[int, list[int]]:
-        """Puts the episodes into sets that are fetched together, where all of an episode is fetched.
-
-        Episodes are together that are expected, begin in the same piece of the file, and have no GOP between them that belongs to neither.
-        So it does not matter which of them is needed first, and a set takes at most two pieces.
-
-        Args:
-          needed_every_epoch: bool `(all episodes,)`: of which something will be needed.
-          piece_bytes: the file is cut into pieces of so many bytes. An episode that is longer is alone.
-
-        Returns:
-          Episode of this file -> those that it is together with, itself among them, in the order of the file.
-        """
+    def episode_extents(self) -> EpisodeExtents:
+        """Returns where the GOPs of each episode of the file lie; of an episode that `check` finds fault with, any."""
         first_gops, last_gops = self.gops_of_episodes(self._episodes)
         keys = np.append(self.table.keys, self.table.num_samples)
         before = np.append(0, np.cumsum(self.table.sizes))
-        lengths = before[keys[last_gops + 1]] - before[keys[first_gops]]
-        has_problem = np.isin(self._episodes, list(self.problems))
-        may_join = needed_every_epoch[self._episodes] & ~has_problem & (lengths <= piece_bytes)
-        pieces = self.table.offsets[self.table.keys[first_gops]] // piece_bytes
-        order = np.lexsort((last_gops, first_gops))
-        left, right = order[:-1], order[1:]
-        joins = may_join[left] & may_join[right] & (pieces[left] == pieces[right]) & (first_gops[right] <= last_gops[left] + 1)
-        sets = [members.tolist() for members in np.split(self._episodes[order], np.flatnonzero(~joins) + 1)]
-        return {episode: members for members in sets for episode in members}
+        return EpisodeExtents(
+            self._episodes,
+            first_gops,
+            last_gops,
+            self.table.offsets[self.table.keys[first_gops]],
+            before[keys[last_gops + 1]] - before[keys[first_gops]],
+            np.isin(self._episodes, list(self.problems)),
+        )
 
     def gops_of(self, frames: Integers) -> Integers:
         """Returns int64 `(n,)`: the GOPs to start decoding at for frames of the file."""

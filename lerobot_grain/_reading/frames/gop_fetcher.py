@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.byte_ranges import ByteRange
+from lerobot_grain._reading.fetch_groups import episodes_fetched_together
 from lerobot_grain._reading.frames.decoding import LongGopDecoder, PendingBytes
 from lerobot_grain._reading.frames.frame_store import FrameDemand
 from lerobot_grain._reading.future_cache import FutureCache
@@ -103,7 +104,7 @@ class GopFetcher:
         self._fetchers, self._files, self._meter = fetchers, files, meter
         self._episodes = repository.episodes
         self._file_of_episode = repository.episodes.videos[camera].files.file_of_episode
-        self._together: dict[int, dict[int, list[int]]] = {}  # number of a file -> `VideoFile.episodes_fetched_together`
+        self._together: dict[int, dict[int, list[int]]] = {}  # number of a file -> `episodes_fetched_together`
         self.gops: dict[GopKey, FetchedGop] = {}
         self.coded_bytes = self.kept_bytes = 0
 
@@ -158,8 +159,8 @@ class GopFetcher:
     def _fetch_together(self, file: VideoFile, episode: int) -> bool:
         """Asks for an episode that is kept and those that it is fetched together with; returns whether there are such."""
         if file.number not in self._together:
-            self._together[file.number] = file.episodes_fetched_together(
-                self._needed_every_epoch, piece_bytes=self._repository.storage.options.cost_bytes
+            self._together[file.number] = episodes_fetched_together(
+                file, self._needed_every_epoch, piece_bytes=self._repository.storage.options.cost_bytes
             )
         episodes = self._together[file.number][episode]
         if len(episodes) == 1:

@@ -5,7 +5,7 @@ next block would find none of them, and all of them together may be more than th
 nevertheless, which is enough where a stream goes from one large file to the next. Above, a few are read at a time, only the rows that the
 block needs are kept of them, and a warning says what that costs and what helps.
 
-Where all row groups of the data set will be kept, those that lie side by side come in one request (`row_groups_fetched_together`). Each is
+Where all row groups of the data set will be kept, those that lie side by side come in one request (`_reading/fetch_groups`). Each is
 unpacked when it is needed, so a defect in one does not affect the others.
 """
 
@@ -27,6 +27,7 @@ from lerobot_grain._format.info import Feature
 from lerobot_grain._order.windows import WindowBlock
 from lerobot_grain._reading.batches import Batch
 from lerobot_grain._reading.daemon_pool import DaemonPool
+from lerobot_grain._reading.fetch_groups import row_groups_fetched_together
 from lerobot_grain._reading.future_cache import FutureCache
 from lerobot_grain._reading.options import MemoryBudget
 from lerobot_grain._reading.read_statistics import Meter
@@ -34,11 +35,11 @@ from lerobot_grain._reading.rows.data_files import (
     DataFile,
     RowGroup,
     columns_to_read,
+    extents_to_join,
     fetch_groups,
     load_group,
     load_rows,
     open_data_file,
-    row_groups_fetched_together,
     selected_columns,
 )
 from lerobot_grain._repository.repository import Repository
@@ -285,7 +286,9 @@ class RowReader:
             needed = 2 * self._unpacked(file, group) * num_rows // max(1, starts[group + 1] - starts[group])
             groups = range(group, group + 1)
             if needed <= self._budget.rows:
-                groups = row_groups_fetched_together(self._repository, file, group, self._selection, self._needed_every_epoch)
+                extents = extents_to_join(self._repository, file, self._selection, self._needed_every_epoch)
+                piece_bytes = self._repository.storage.options.cost_bytes
+                groups = row_groups_fetched_together(group, len(starts) - 1, extents, piece_bytes=piece_bytes)
             self._together.update(((file.number, each), groups) for each in groups)
         return self._together[file.number, group]
 
