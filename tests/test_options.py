@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import lerobot_grain as lg
 from lerobot_grain._reading.options import MemoryBudget
+from lerobot_grain._reading.rows.row_reader import limit_of_kept
 
 MIB = 1 << 20
 CASES = {
@@ -44,3 +45,11 @@ def test_the_least_budget_that_has_so_many_bytes_for_frames(frames: int) -> None
     least = MemoryBudget.total_for(frames)
     assert MemoryBudget.of(least, num_cameras=1).frames >= frames
     assert MemoryBudget.of(least - 2, num_cameras=1).frames < frames
+
+
+def test_row_groups_are_kept_up_to_twice_their_share() -> None:
+    budget = MemoryBudget.of(100 * MIB, num_cameras=0)
+    assert (budget.rows, budget.large_rows) == (50 * MIB, 100 * MIB)
+    assert limit_of_kept([], budget) == limit_of_kept([20 * MIB, 30 * MIB], budget) == 50 * MIB
+    assert limit_of_kept([60 * MIB, 40 * MIB], budget) == 100 * MIB
+    assert limit_of_kept([60 * MIB, 40 * MIB + 1], budget) is None
