@@ -17,7 +17,7 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain._base.errors import DatasetFormatError
-from lerobot_grain._reading.frames import camera_reader
+from lerobot_grain._reading.frames import camera_reader, gop_decoder
 from lerobot_grain._reading.frames.decoding import DecodeJob, decode_jobs
 from lerobot_grain._repository.repository import sample_table
 from lerobot_grain._video.codecs.bitstreams import NotAStartError
@@ -138,7 +138,7 @@ def test_files_of_one_camera_with_different_encodings(
         tasks.append({job.wanted.file.table.format.sample_description for job in jobs})
         return decode_jobs(jobs, *arguments)
 
-    monkeypatch.setattr(camera_reader, "decode_jobs", decode)
+    monkeypatch.setattr(gop_decoder, "decode_jobs", decode)
     shutil.copytree(directories[first], tmp_path / "data")
     shutil.copy(video_files(directories[second])[1], video_files(tmp_path / "data")[1])
     tables = [read_table(path.read_bytes()) for path in video_files(tmp_path / "data")]

@@ -1,11 +1,7 @@
 """Fetches and decodes the frames of one camera ahead, and keeps each until its last known use.
 
-Idea: every frame that a coming example needs is known, with its uses. A GOP is fetched (`_reading/frames/gop_fetcher`), decoded at its
-first use for all of its frames that are known to be needed, and each frame goes after its last use.
-
-* Short GOPs, of any episodes and files, are decoded in groups: one small MP4 for many.
-* A long GOP would fill the budget with frames that are needed much later. It is decoded in pieces: its decoder stays open and goes on
-  where it stopped.
+Idea: every frame that a coming example needs is known, with its uses. A GOP is fetched (`_reading/frames/gop_fetcher`) and decoded
+(`_reading/frames/gop_decoder`) at its first use, for all of its frames that are known to be needed, and each frame goes after its last use.
 
 Rules:
 * One thread, the consumer's, plans; pools run tasks that know everything they need. Only a long GOP's decoder is shared by tasks, under
@@ -17,11 +13,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import Executor, Future
-from dataclasses import dataclass
-from typing import NamedTuple
+from concurrent.futures import Executor
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +22,10 @@ import numpy.typing as npt
 from lerobot_grain._base.errors import LeRobotGrainError
 from lerobot_grain._format.info import Feature
 from lerobot_grain._order.windows import WindowBlock
-from lerobot_grain._reading.frames.decoding import DecodeJob, GopFrames, LongGopDecoder, PendingBytes, decode_groups, decode_jobs
+from lerobot_grain._reading.frames.decoding import GopFrames
 from lerobot_grain._reading.frames.frame_store import FAILED, NO_SLOT, FrameDemand, FrameStore
-from lerobot_grain._reading.frames.gop_fetcher import FetchedGop, GopFetcher, GopKey
+from lerobot_grain._reading.frames.gop_decoder import DecodeCandidate, GopDecoder
+from lerobot_grain._reading.frames.gop_fetcher import GopFetcher
 from lerobot_grain._reading.future_cache import FutureCache
 from lerobot_grain._reading.options import MemoryBudget
 from lerobot_grain._reading.read_statistics import Meter
@@ -42,43 +36,6 @@ from lerobot_grain._video.rgb import RgbDecoder
 from lerobot_grain._video.video_file import VideoFile
 
 Integers = npt.NDArray[np.int64]
-
-# Wanted frames of one decode task: the speed of sequential decoding is reached at 16 to 64. More where frames are small: a task takes
-# Python's lock a dozen times, each time against a consumer that may hold it for milliseconds.
-_PICTURES_PER_TASK, _TASK_BYTES = 64, 8 << 20
-# What an open decoder holds, in pictures of 12 bits a pixel: 5 MB at 640x480 (measured with 64 of them).
-_PICTURES_OF_DECODER = 12
-# GOPs that are remembered to count those that are decoded again; only a figure of the statistics.
-_MAX_LATELY_DECODED = 100_000
-
-
-class _Task(NamedTuple):
-    """A decode that was started, and the coded bytes that it waits for."""
-
-    problems: Future[dict[int, Exception]]
-    coded: list[PendingBytes]
-
-
-@dataclass(eq=False, slots=True)
-class DecodeCandidate:
-    """Frames that are to be decoded of a GOP.
-
-    Attributes:
-      gop: which, with the frames.
-      entries: int64 `(n,)`, of the frames.
-      is_now: bool `(n,)`: whether the block that is decoded next needs the frame.
-      is_last: whether no other frame of the GOP is known to be needed.
-    """
-
-    gop: GopFrames
-    entries: Integers
-    is_now: npt.NDArray[np.bool_]
-    is_last: bool
-
-    def only(self, keep: npt.NDArray[np.bool_]) -> DecodeCandidate:
-        """Returns this for a part of its frames."""
-        gop = self.gop._replace(frames=self.gop.frames[keep])
-        return DecodeCandidate(gop, self.entries[keep], self.is_now[keep], self.is_last and bool(keep.all()))
 
 
 class CameraReader:
@@ -109,13 +66,12 @@ class CameraReader:
         meter: Meter,
     ) -> None:
         self._repository = repository
-        self._open_video: OpenVideo
+        open_video: OpenVideo
         if feature.depth is None:
-            self._open_video = functools.partial(RgbDecoder, image_size=image_size)
+            open_video = functools.partial(RgbDecoder, image_size=image_size)
         else:
-            self._open_video = functools.partial(DepthDecoder, depth=feature.depth, image_size=image_size)
-        self._budget = budget
-        self._decoders, self._meter = decoders, meter
+            open_video = functools.partial(DepthDecoder, depth=feature.depth, image_size=image_size)
+        self._meter = meter
         self._camera = feature.key
         self._episodes = repository.episodes
         self._file_of_episode = repository.episodes.videos[feature.key].files.file_of_episode
@@ -134,14 +90,16 @@ class CameraReader:
             files=files,
             meter=meter,
         )
-        self._open: OrderedDict[GopKey, FetchedGop] = OrderedDict()  # those with an open decoder, the least recently used first
-        self._tasks: dict[int, _Task] = {}  # that were not waited for yet
-        self._num_tasks = 0
+        self._decoder = GopDecoder(
+            open_video,
+            demand=self.demand,
+            store=self.store,
+            fetcher=self._fetcher,
+            budget=budget,
+            decoders=decoders,
+            meter=meter,
+        )
         self._problems_of_entries: dict[int, Exception] = {}
-        self._problems_of_slots: dict[int, Exception] = {}
-        self._lately_decoded: set[tuple[int, int]] = set()
-        self._num_gops = self._num_gops_again = 0  # since `start` was called
-        self.decoder_bytes = 0
 
     @property
     def coded_bytes(self) -> int:
@@ -150,7 +108,7 @@ class CameraReader:
 
     @property
     def used_bytes(self) -> int:
-        return self._fetcher.coded_bytes + self._fetcher.kept_bytes + self.decoder_bytes + self.store.used_bytes
+        return self._fetcher.coded_bytes + self._fetcher.kept_bytes + self._decoder.decoder_bytes + self.store.used_bytes
 
     def announce(self, block: WindowBlock) -> Integers:
         """Counts the frames that a block needs; returns their entries, int64 `(examples, time)`.
@@ -237,100 +195,17 @@ class CameraReader:
 
     def start(self, wanted: Sequence[DecodeCandidate]) -> None:
         """Starts decoding."""
-        short = []
-        num_pictures = self._num_gops = self._num_gops_again = 0
-        for item in wanted:
-            key = item.gop.file.number, item.gop.episode, item.gop.gop
-            coded = self._fetcher.gops[key]
-            if coded.is_long:
-                self._start_piece(key, coded, item)
-            else:
-                short.append((item, coded))
-                self._count(item.gop)
-                num_pictures += item.gop.file.num_pictures(item.gop.gop, item.gop.frames)
-            if item.is_last:
-                self._release_gop(key, coded)
-        self._meter.count(gops_decoded=self._num_gops, gops_decoded_again=self._num_gops_again, pictures_decoded=num_pictures)
-        for group in decode_groups(
-            [item.gop for item, _ in short], max_pictures=max(_PICTURES_PER_TASK, _TASK_BYTES // self.store.frame_bytes)
-        ):
-            items = [short[index] for index in group]
-            slots = self._take_slots(np.concatenate([item.entries for item, _ in items]))
-            jobs, begin = [], 0
-            for item, coded in items:
-                end = begin + len(item.entries)
-                jobs.append(DecodeJob(item.gop, coded.run.coded, slots[begin:end]))
-                begin = end
-            problems = self._decoders.submit(decode_jobs, jobs, self.store.frames, self._open_video)
-            self._tasks[self._num_tasks] = _Task(problems, [coded.run.coded for _, coded in items])
-
-    def _start_piece(self, key: GopKey, coded: FetchedGop, wanted: DecodeCandidate) -> None:
-        """Starts decoding the next piece of a long GOP."""
-        gop = wanted.gop
-        start = gop.file.frames_of(gop.gop).start
-        if coded.decoder is None:
-            coded.decoder_bytes = gop.file.table.format.height * gop.file.table.format.width * 3 // 2 * _PICTURES_OF_DECODER
-            self._close_decoders(coded.decoder_bytes)
-            coded.decoder, coded.next_frame = LongGopDecoder(coded.run.coded, self._open_video), start
-            self.decoder_bytes += coded.decoder_bytes
-            self._open[key] = coded
-            self._count(gop)
-        self._open.move_to_end(key)
-        begin, end = gop.frames.item(0), gop.frames.item(-1) + 1
-        self._meter.count(pictures_decoded=end - (coded.next_frame if begin >= coded.next_frame else start))
-        coded.next_frame = end
-        slots = self._take_slots(wanted.entries)
-        problems = self._decoders.submit(coded.decoder.decode, gop, self.store.frames, slots)
-        self._tasks[self._num_tasks] = _Task(problems, [coded.run.coded])
-
-    def _take_slots(self, entries: Integers) -> Integers:
-        """Returns slots for frames that the next task is to decode."""
-        slots = self.store.take(len(entries))
-        self.demand.slots[entries] = slots
-        self.demand.is_requested[entries] = True
-        self._num_tasks += 1
-        self.store.task_of[slots] = self._num_tasks
-        return slots
-
-    def _release_gop(self, key: GopKey, coded: FetchedGop) -> None:
-        """Gives up the decoder of a GOP, and its coded bytes unless they are kept."""
-        if coded.decoder is not None:
-            del self._open[key]
-            coded.decoder = None
-            self.decoder_bytes -= coded.decoder_bytes
-        self._fetcher.release_bytes(key, coded)
-
-    def _close_decoders(self, more_bytes: int) -> None:
-        """Gives up the least recently used decoders while all of them hold more than they may; their GOPs begin anew when needed.
-
-        A decoder goes when the pieces that were asked of it are done.
-        """
-        while self._open and self.decoder_bytes + more_bytes > self._budget.open_decoders:
-            _, coded = self._open.popitem(last=False)
-            coded.decoder = None
-            self.decoder_bytes -= coded.decoder_bytes
-
-    def _count(self, gop: GopFrames) -> None:
-        """Counts a GOP that goes through a decoder."""
-        key = gop.file.number, gop.gop
-        self._num_gops += 1
-        if key in self._lately_decoded:
-            self._num_gops_again += 1
-        elif len(self._lately_decoded) >= _MAX_LATELY_DECODED:
-            self._lately_decoded.clear()
-        self._lately_decoded.add(key)
+        self._decoder.start(wanted)
 
     # Dropping
 
     def droppable(self) -> Integers:
         """Returns the entries of decoded frames that no task is writing, int64 `(n,)`."""
-        entries = np.flatnonzero(self.demand.slots >= 0)
-        running = [number for number, task in self._tasks.items() if not task.problems.done()]
-        return entries[~np.isin(self.store.task_of[self.demand.slots[entries]], running)] if running else entries
+        return self._decoder.not_being_written(np.flatnonzero(self.demand.slots >= 0))
 
     def drop(self, entries: Integers) -> None:
         """Forgets decoded frames; they are fetched and decoded again when they are needed."""
-        self._give_back(self.demand.slots[entries].astype(np.int64))
+        self._decoder.give_back(self.demand.slots[entries].astype(np.int64))
         self.demand.slots[entries] = NO_SLOT
         self.demand.is_requested[entries] = False
 
@@ -343,16 +218,11 @@ class CameraReader:
           `None`, or the first example that cannot be had, and why.
         """
         slots = self.demand.slots[entries]
-        for number in self._tasks.keys() & set(self.store.task_of[slots[slots >= 0]].tolist()):
-            task = self._tasks.pop(number)
-            is_fetched = task.problems.done() or all(coded.payload.done() for coded in task.coded)
-            problems = self._meter.wait(task.problems, "decode" if is_fetched else "fetch")
-            # A frame that was dropped may have left its slot to another one.
-            self._problems_of_slots.update({slot: error for slot, error in problems.items() if self.store.task_of[slot] == number})
-        if self._problems_of_slots or self._problems_of_entries:
+        problems = self._decoder.wait(slots[slots >= 0])
+        if problems or self._problems_of_entries:
             for example, window in enumerate(zip(entries.tolist(), slots.tolist(), strict=True)):
                 for entry, slot in zip(*window, strict=True):
-                    problem = self._problems_of_entries.get(entry) if slot == FAILED else self._problems_of_slots.get(slot)
+                    problem = self._problems_of_entries.get(entry) if slot == FAILED else problems.get(slot)
                     if problem is not None:
                         return example, problem
         return None
@@ -366,13 +236,7 @@ class CameraReader:
 
     def release(self, entries: Integers) -> None:
         """Counts a use of each of the frames; those that are needed no more go."""
-        self._give_back(self.demand.use(entries.reshape(-1)))
-
-    def _give_back(self, slots: Integers) -> None:
-        if self._problems_of_slots:
-            for slot in slots.tolist():
-                self._problems_of_slots.pop(slot, None)
-        self.store.give_back(slots)
+        self._decoder.give_back(self.demand.use(entries.reshape(-1)))
 
     # Windows
 

@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from lerobot_grain._format.info import Feature
 from lerobot_grain._order.windows import WindowBlock
-from lerobot_grain._reading.frames.camera_reader import CameraReader, DecodeCandidate
+from lerobot_grain._reading.frames.camera_reader import CameraReader
 from lerobot_grain._reading.frames.eviction import frames_that_stay
+from lerobot_grain._reading.frames.gop_decoder import DecodeCandidate
 from lerobot_grain._reading.future_cache import FutureCache
 from lerobot_grain._reading.options import MemoryBudget
 from lerobot_grain._reading.read_statistics import Meter
