@@ -22,7 +22,7 @@ from lerobot_grain._inspection.locate import FrameLocation, RowLocation, locate
 from lerobot_grain._inspection.plot import plot_example
 from lerobot_grain._order.shuffle import Shuffle
 from lerobot_grain._order.windows import WindowRequest
-from lerobot_grain._reading.read_ahead import ReadOptions
+from lerobot_grain._reading.options import ReadOptions
 from lerobot_grain._reading.read_statistics import ReadStatistics
 from lerobot_grain._repository.opening import open_repository
 from lerobot_grain._repository.repository import Repository

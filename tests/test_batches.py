@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lerobot_grain as lg
-from lerobot_grain._reading.array_pool import _MAX_FREE, _MIN_BYTES, RecycledArrays
+from lerobot_grain._reading.array_pool import _MAX_FREE, _MIN_BYTES, ArrayPool
 from lerobot_grain._reading.batches import Batch, join, num_examples, part_of, split
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, WrittenDataset, write_dataset
 
@@ -249,7 +249,7 @@ HOLDERS: dict[str, Callable[[np.ndarray], Any]] = {
 
 @pytest.mark.parametrize("name", HOLDERS)
 def test_an_array_that_somebody_refers_to_is_not_used_again(name: str) -> None:
-    arrays = RecycledArrays()
+    arrays = ArrayPool()
     array = arrays.empty("top", SHAPE, UINT8)
     array[...] = np.arange(array.size, dtype=np.uint8).reshape(SHAPE)
     first = address(array)
@@ -269,7 +269,7 @@ def test_an_array_that_somebody_refers_to_is_not_used_again(name: str) -> None:
 
 
 def test_memory_goes_to_arrays_of_any_dtype() -> None:
-    arrays = RecycledArrays()
+    arrays = ArrayPool()
     first = address(arrays.empty("depth", (2, 300, 400, 1), np.dtype(np.float32)))
     array = arrays.empty("depth", (3, 200, 400, 1), np.dtype(np.float32))
     assert address(array) == first
@@ -279,7 +279,7 @@ def test_memory_goes_to_arrays_of_any_dtype() -> None:
 
 
 def test_memory_goes_to_arrays_of_as_many_bytes() -> None:
-    arrays = RecycledArrays()
+    arrays = ArrayPool()
     array = arrays.empty("top", (4, 100, 1000), UINT8)
     first = address(array)
     assert array.dtype == np.uint8
@@ -293,20 +293,20 @@ def test_memory_goes_to_arrays_of_as_many_bytes() -> None:
 
 
 def test_small_arrays_are_left_to_numpy() -> None:
-    array = RecycledArrays().empty("top", (_MIN_BYTES - 1,), UINT8)
+    array = ArrayPool().empty("top", (_MIN_BYTES - 1,), UINT8)
     assert array.base is None
-    assert RecycledArrays().empty("top", (0, 5), UINT8).shape == (0, 5)
+    assert ArrayPool().empty("top", (0, 5), UINT8).shape == (0, 5)
 
 
 def test_only_a_few_free_arrays_are_kept() -> None:
-    arrays = RecycledArrays()
+    arrays = ArrayPool()
     many = [arrays.empty("top", SHAPE, UINT8) for _ in range(6)]
     del many
     assert [len(free) for free in arrays._free.values()] == [_MAX_FREE]
 
 
 def test_arrays_become_garbage_in_any_thread_and_outlive_their_maker() -> None:
-    arrays = RecycledArrays()
+    arrays = ArrayPool()
     held = [arrays.empty("top", SHAPE, UINT8)]
     first = address(held[0])
     thread = threading.Thread(target=held.clear)

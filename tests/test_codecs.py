@@ -5,6 +5,7 @@ The codec is told by the file; what info.json says of it is wrong in all of thes
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Sequence
@@ -16,9 +17,13 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain._base.errors import DatasetFormatError
-from lerobot_grain._reading.frames import camera_reader
+from lerobot_grain._reading.frames import camera_reader, gop_decoder
+from lerobot_grain._reading.frames.decoding import DecodeJob, decode_jobs
 from lerobot_grain._repository.sample_tables import sample_table
-from lerobot_grain._video.decoder import Piece, RgbVideo, decode_pieces
+from lerobot_grain._video.codecs.bitstreams import NotAStartError
+from lerobot_grain._video.codecs.table import CODEC_OF_SAMPLE_ENTRY, CODECS, Codec, start_of
+from lerobot_grain._video.codecs.video_format import VideoFormat
+from lerobot_grain._video.rgb import RgbDecoder
 from lerobot_grain._video.small_mp4 import coded_unit, unit_of_frames
 from lerobot_grain.testing import Camera, WrittenDataset, read_barcodes, write_dataset
 from tests.helpers import decode_all, read_table
@@ -129,11 +134,11 @@ def test_files_of_one_camera_with_different_encodings(
     """GOPs of both files are needed side by side, and never go into one small MP4."""
     tasks: list[set[bytes]] = []
 
-    def decode(pieces: Sequence[Piece], *arguments: Any) -> Any:
-        tasks.append({piece.wanted.file.table.format.sample_description for piece in pieces})
-        return decode_pieces(pieces, *arguments)
+    def decode(jobs: Sequence[DecodeJob], *arguments: Any) -> Any:
+        tasks.append({job.wanted.file.table.format.sample_description for job in jobs})
+        return decode_jobs(jobs, *arguments)
 
-    monkeypatch.setattr(camera_reader, "decode_pieces", decode)
+    monkeypatch.setattr(gop_decoder, "decode_jobs", decode)
     shutil.copytree(directories[first], tmp_path / "data")
     shutil.copy(video_files(directories[second])[1], video_files(tmp_path / "data")[1])
     tables = [read_table(path.read_bytes()) for path in video_files(tmp_path / "data")]
@@ -151,7 +156,7 @@ def test_a_decoder_meets_a_cra_picture_at_the_start_or_in_its_place(
     """Stitched behind GOPs of other places it would not clear FFmpeg 7.1 and later, which then predict from those."""
     starts: list[list[int]] = []
 
-    class Watched(RgbVideo):
+    class Watched(RgbDecoder):
         def __init__(self, mp4: bytes, where: str, rotation: int, **options: Any) -> None:
             super().__init__(mp4, where, rotation, **options)
             table = read_table(mp4)
@@ -160,7 +165,7 @@ def test_a_decoder_meets_a_cra_picture_at_the_start_or_in_its_place(
             numbers.append(sum(kind in (19, 20) for kind in kinds))
 
     numbers: list[int] = []
-    monkeypatch.setattr(camera_reader, "RgbVideo", Watched)
+    monkeypatch.setattr(camera_reader, "RgbDecoder", Watched)
     dataset = lg.LeRobotIterDataset(
         directories[name], shuffle=lg.Shuffle(seed=1, clip_length=1), num_epochs=1, features=[TOP, "index"], image_size=image_size
     )
@@ -207,3 +212,29 @@ def test_pictures_of_vp9_that_are_no_key_frames(directories: dict[str, Path]) ->
         padded = first[: unit.byte_range.length].ljust(unit.byte_range.length, b"\0") if first else bytes(unit.byte_range.length)
         with pytest.raises(DatasetFormatError, match=r"a.mp4, bytes .*: flagged as key frame, but it does not begin with a VP9 key frame"):
             coded_unit(table, unit, padded, where="a.mp4")
+
+
+# --- the table -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_codec_without_a_check_of_its_first_picture_cannot_be_added() -> None:
+    arguments: dict[str, Any] = {"name": "theora", "sample_entries": ("theo",)}
+    with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'start'"):
+        Codec(**arguments)
+    with pytest.raises(TypeError, match="codec theora: start=None; expected the check of a first picture"):
+        Codec(**arguments, start=None)
+
+
+def test_each_codec_refuses_what_is_not_its_key_frame() -> None:
+    """Of every codec of the table, so that a check that looks at nothing is found."""
+    configuration = bytes(4) + b"avcC" + bytes(30) + b"hvcC" + bytes(30)
+    for codec in CODECS.values():
+        for sample in (b"", bytes(30)):
+            with pytest.raises(NotAStartError):
+                start_of(VideoFormat(codec.name, 96, 64, configuration), sample)
+
+
+def test_a_sample_entry_and_an_alias_name_one_codec() -> None:
+    for names in ([codec.sample_entries for codec in CODECS.values()], [codec.aliases for codec in CODECS.values()]):
+        assert len(set(itertools.chain(*names))) == sum(map(len, names))
+    assert list(CODEC_OF_SAMPLE_ENTRY) == ["av01", "avc1", "avc3", "hvc1", "hev1", "mp4v", "vp09"]

@@ -14,13 +14,15 @@ import av
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 import lerobot_grain as lg
 from lerobot_grain._format.info import Depth
-from lerobot_grain._video import decoder as video_decoder
-from lerobot_grain._video.decoder import decode_depth_image, nearest
-from lerobot_grain._video.depth import DepthVideo, depths_of_codes, load_depth_decoder
+from lerobot_grain._reading.frames import decoding
+from lerobot_grain._video.depth import DepthDecoder, depths_of_codes, load_depth_decoder
+from lerobot_grain._video.images import decode_depth_image, nearest
 from lerobot_grain._video.small_mp4 import coded_unit, small_mp4, unit_of_frames
 from lerobot_grain.testing import Camera, WrittenDataset, read_barcodes, write_dataset
 from tests.helpers import encoded, read_table
@@ -138,8 +140,8 @@ def count_alone(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             problems.append(str(error))
             raise
 
-    together = video_decoder._decode_together
-    monkeypatch.setattr(video_decoder, "_decode_together", decode)
+    together = decoding._decode_together
+    monkeypatch.setattr(decoding, "_decode_together", decode)
     return problems
 
 
@@ -175,6 +177,13 @@ def test_image_size_takes_the_nearest_pixels(written: WrittenDataset) -> None:
 @pytest.mark.parametrize(("size", "expected"), [(None, [0, 1, 2, 3, 4]), ((1, 5), [0, 1, 2, 3, 4]), ((1, 2), [1, 3]), ((1, 1), [2])])
 def test_nearest(size: tuple[int, int] | None, expected: list[int]) -> None:
     assert nearest(np.arange(5)[None], size).tolist() == [expected]
+
+
+@given(old=st.integers(1, 1 << 20), new=st.integers(1, 5000))
+def test_the_nearest_pixel_is_that_of_integer_arithmetic(old: int, new: int) -> None:
+    """The middle of a new pixel, in old ones, rounded down: no rounding of floats moves it."""
+    found = nearest(np.arange(old, dtype=np.int64)[None], (1, new))
+    assert np.array_equal(found[0], (np.arange(new) * 2 + 1) * old // (2 * new))
 
 
 def test_default_pictures_of_depth_carry_barcodes(tmp_path: Path) -> None:
@@ -328,11 +337,11 @@ def depth_mp4(directory: Path) -> bytes:
     return small_mp4(table.format, [coded_unit(table, unit, data[unit.byte_range.start : unit.byte_range.stop], where="a.mp4")])
 
 
-def depth_video(mp4: bytes) -> DepthVideo:
-    return DepthVideo(mp4, "a.mp4", depth=Depth(), image_size=None)
+def depth_video(mp4: bytes) -> DepthDecoder:
+    return DepthDecoder(mp4, "a.mp4", depth=Depth(), image_size=None)
 
 
-def read_numbers(video: DepthVideo, numbers: list[int]) -> npt.NDArray[np.float32]:
+def read_numbers(video: DepthDecoder, numbers: list[int]) -> npt.NDArray[np.float32]:
     into = np.zeros((len(numbers), 65, 81, 1), np.float32)
     video.read(np.array(numbers), into, np.arange(len(numbers)))
     return into[..., 0]

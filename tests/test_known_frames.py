@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lerobot_grain._reading.frames.frame_store import _PAGE, NO_SLOT, FrameStore, KnownFrames
+from lerobot_grain._reading.frames.frame_store import _PAGE, NO_SLOT, FrameDemand, FrameStore
 
 # More pages than there are at first, rows at their borders, far apart and close together.
 ROWS = st.one_of(st.integers(0, 3 * _PAGE), st.integers(0, 60).map(lambda page: page * _PAGE + 7), st.just(10**12), st.just(_PAGE - 1))
@@ -17,11 +17,11 @@ BLOCKS = st.integers(1, 3).flatmap(
 )
 
 
-def assert_empty(known: KnownFrames) -> None:
+def assert_empty(known: FrameDemand) -> None:
     assert known._pages == {}
     assert sorted(known._free) == list(range(1, known._num_pages))
     assert not known.uses.any()
-    assert not known.is_asked.any()
+    assert not known.is_requested.any()
     assert not known._waiting_uses.any()
     assert (known.slots == NO_SLOT).all()
 
@@ -30,7 +30,7 @@ def assert_empty(known: KnownFrames) -> None:
 @given(blocks=st.lists(BLOCKS, min_size=1, max_size=12), ahead=st.integers(1, 6))
 def test_known_frames_are_a_dict_of_rows(blocks: list[np.ndarray], ahead: int) -> None:
     """Blocks are added, decoded and used in order, with `ahead` of them known at a time."""
-    known = KnownFrames()
+    known = FrameDemand()
     uses: Counter[int] = Counter()
     slots: dict[int, int] = {}
     pending: deque[tuple[np.ndarray, np.ndarray]] = deque()
@@ -38,54 +38,54 @@ def test_known_frames_are_a_dict_of_rows(blocks: list[np.ndarray], ahead: int) -
     for number in range(len(blocks) + ahead):
         if number < len(blocks):
             rows = blocks[number]
-            places = known.add(rows)
-            assert places.shape == rows.shape
-            assert (places > 0).all()
-            assert len(set(zip(rows.flat, places.flat, strict=True))) == len(set(rows.flat)) == len(set(places.flat))
+            entries = known.add(rows)
+            assert entries.shape == rows.shape
+            assert (entries > 0).all()
+            assert len(set(zip(rows.flat, entries.flat, strict=True))) == len(set(rows.flat)) == len(set(entries.flat))
             uses.update(rows.reshape(-1).tolist())
-            pending.append((rows, places))
+            pending.append((rows, entries))
         if number < ahead or not pending:
             continue
-        rows, places = pending.popleft()
-        for row, place in zip(rows.reshape(-1).tolist(), places.reshape(-1).tolist(), strict=True):
-            assert known.slots[place] == slots.get(row, NO_SLOT)
-            assert known.is_asked[place] == (row in slots)
+        rows, entries = pending.popleft()
+        for row, entry in zip(rows.reshape(-1).tolist(), entries.reshape(-1).tolist(), strict=True):
+            assert known.slots[entry] == slots.get(row, NO_SLOT)
+            assert known.is_requested[entry] == (row in slots)
             if row not in slots:
                 slots[row] = num_slots
-                known.slots[place], known.is_asked[place] = num_slots, True
+                known.slots[entry], known.is_requested[entry] = num_slots, True
                 num_slots += 1
         # One example after the other, as they are taken.
-        for example_rows, example_places in zip(rows.tolist(), places, strict=True):
+        for example_rows, example_entries in zip(rows.tolist(), entries, strict=True):
             uses.subtract(example_rows)
             gone = {row for row in example_rows if uses[row] == 0}
-            assert sorted(known.use(example_places).tolist()) == sorted(slots.pop(row) for row in gone)
+            assert sorted(known.use(example_entries).tolist()) == sorted(slots.pop(row) for row in gone)
         everything = np.array(sorted({*uses, 5, 2 * _PAGE, 10**15 + 1}), np.int64)
         found = known.find(everything)
         assert known.uses[found].tolist() == [max(0, uses[row]) for row in everything.tolist()]
         assert known.slots[found].tolist() == [slots.get(row, NO_SLOT) for row in everything.tolist()]
         assert found[-1] == known.find(everything[-1:])[0] == 0, "there is no page of this row"
-        assert (known.uses[0], known.slots[0], known.is_asked[0]) == (0, NO_SLOT, False)
+        assert (known.uses[0], known.slots[0], known.is_requested[0]) == (0, NO_SLOT, False)
     assert_empty(known)
 
 
 @settings(max_examples=50, deadline=None)
 @given(blocks=st.lists(BLOCKS, min_size=1, max_size=6))
 def test_the_next_use_is_the_first_coming_block(blocks: list[np.ndarray]) -> None:
-    known = KnownFrames()
+    known = FrameDemand()
     coming = [known.add(rows) for rows in blocks]
     found = known.next_uses(coming)
     assert len(found) == len(known.uses)
     first: dict[int, int] = {}
-    for number, places in enumerate(coming):
-        for place in places.reshape(-1).tolist():
-            first.setdefault(place, number)
+    for number, entries in enumerate(coming):
+        for entry in entries.reshape(-1).tolist():
+            first.setdefault(entry, number)
     never = np.iinfo(np.int64).max
-    assert found.tolist() == [first.get(place, never) for place in range(len(found))]
+    assert found.tolist() == [first.get(entry, never) for entry in range(len(found))]
 
 
 def test_pages_are_used_again() -> None:
     """However long the stream: memory is that of the rows that are known at a time."""
-    known = KnownFrames()
+    known = FrameDemand()
     pending: deque[np.ndarray] = deque()
     for page in range(1000):
         pending.append(known.add(np.array([[page * _PAGE, page * _PAGE + 9]])))

@@ -222,7 +222,7 @@ def test_a_row_without_its_task_is_an_error_where_it_is_read(directory: Path, ex
 
 
 def test_a_row_without_its_task_where_few_rows_are_kept(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lerobot_grain._reading.rows.row_reader._MIN_LARGE_BYTES", 0)
+    monkeypatch.setattr("lerobot_grain._reading.options._MIN_LARGE_BYTES", 0)
     number_tasks(directory, [0, 1, 8])
     options = lg.ReadOptions(memory_budget_bytes=200)
     dataset = lg.LeRobotIterDataset(directory, features=["index", "task"], shuffle=None, read_options=options)

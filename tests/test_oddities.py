@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 
 import lerobot_grain as lg
-from lerobot_grain._reading.rows import row_reader
+from lerobot_grain._reading import options as read_options
 from lerobot_grain.testing import Camera, Feature, LoopbackHub, WrittenDataset, read_barcodes, write_dataset
 from tests.datasets import change_info, change_table, examples_of
 
@@ -347,7 +347,7 @@ def test_row_groups_that_no_memory_holds_are_read_again_and_said_to_be(
     windows = {"note": [0.0, 0.1], "chunk": [-0.1, 0.0], "action": [0.3]} if with_windows else None
     arguments: dict[str, Any] = {"shuffle": lg.Shuffle(clip_length=2), "num_epochs": 2, "delta_timestamps": windows}
     expected = list(lg.LeRobotIterDataset(rows.directory, **arguments))
-    monkeypatch.setattr(row_reader, "_MIN_LARGE_BYTES", 0)
+    monkeypatch.setattr(read_options, "_MIN_LARGE_BYTES", 0)
     dataset = lg.LeRobotIterDataset(rows.directory, **arguments, read_options=lg.ReadOptions(memory_budget_bytes=2000))
     iterator = iter(dataset)
     text = r"the 4 row groups that \d+ examples need unpack to .* Shuffle\(num_parts=...\) or Shuffle\(open_files=...\)"

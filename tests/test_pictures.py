@@ -19,7 +19,7 @@ import pytest
 from PIL import ExifTags, Image, ImageOps
 
 import lerobot_grain as lg
-from lerobot_grain._video.decoder import decode_depth_image, decode_image
+from lerobot_grain._video.images import decode_depth_image, decode_image
 from lerobot_grain.testing import write_dataset
 
 Pixels = npt.NDArray[Any]

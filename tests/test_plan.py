@@ -11,9 +11,11 @@ import pytest
 from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._format.episodes import EpisodeTable, episode_table
 from lerobot_grain._format.info import DatasetInfo, Feature, PathTemplate
+from lerobot_grain._reading.fetch_groups import episodes_fetched_together
+from lerobot_grain._reading.frames.decoding import GopFrames, decode_groups
 from lerobot_grain._video.mp4 import SampleTable
 from lerobot_grain._video.small_mp4 import unit_of_frames
-from lerobot_grain._video.video_file import VideoFile, WantedGop, decode_groups
+from lerobot_grain._video.video_file import VideoFile
 from tests.helpers import encoded, read_table
 
 INFO = DatasetInfo(
@@ -228,8 +230,10 @@ TOGETHER: dict[str, tuple[list[int], list[float], list[int], list[list[int]]]] =
 def test_episodes_that_are_fetched_together(name: str) -> None:
     lengths, starts, unexpected, expected = TOGETHER[name]
     file = video_file(lengths, starts, table=table_of("av1", gop=2))
-    is_expected = ~np.isin(np.arange(len(lengths)), unexpected)
-    assert file.together(is_expected, piece_bytes=1 << 30) == {episode: members for members in expected for episode in members}
+    needed_every_epoch = ~np.isin(np.arange(len(lengths)), unexpected)
+    assert episodes_fetched_together(file, needed_every_epoch, piece_bytes=1 << 30) == {
+        episode: members for members in expected for episode in members
+    }
 
 
 @pytest.mark.parametrize(
@@ -242,7 +246,7 @@ def test_no_set_is_longer_than_two_pieces(options: dict[str, Any], piece_bytes: 
     lengths = [1, 4, 2, 3, 7, 1, 5, 6, 1]
     starts = np.cumsum([0, *lengths[:-1]]) / 10
     file = video_file(lengths, starts.tolist(), table=table_of(**options))
-    together = file.together(np.ones(len(lengths), np.bool_), piece_bytes=piece_bytes)
+    together = episodes_fetched_together(file, np.ones(len(lengths), np.bool_), piece_bytes=piece_bytes)
     assert sorted(together) == list(range(len(lengths)))
     for episode, members in together.items():
         assert episode in members
@@ -267,9 +271,9 @@ def files() -> list[VideoFile]:
     return [video_file([30], [0.0], table=table) for table in tables]
 
 
-def gops_of(files: list[VideoFile], wanted: list[tuple[int, int, int]]) -> list[WantedGop]:
+def gops_of(files: list[VideoFile], wanted: list[tuple[int, int, int]]) -> list[GopFrames]:
     """Makes wanted GOPs of (file, GOP, number of frames)."""
-    return [WantedGop(files[file], 0, gop, np.array(files[file].frames_of(gop))[:count]) for file, gop, count in wanted]
+    return [GopFrames(files[file], 0, gop, np.array(files[file].frames_of(gop))[:count]) for file, gop, count in wanted]
 
 
 @pytest.mark.parametrize(

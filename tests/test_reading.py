@@ -19,10 +19,10 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain._base.byte_ranges import ByteRange
-from lerobot_grain._reading.frames import camera_reader, gop_fetcher
+from lerobot_grain._reading.frames import gop_decoder, gop_fetcher
+from lerobot_grain._reading.frames.decoding import LongGopDecoder
 from lerobot_grain._repository.sample_tables import sample_table
 from lerobot_grain._storage.base import Storage
-from lerobot_grain._video.decoder import OpenGop
 from lerobot_grain.testing import Camera, WrittenDataset, read_barcodes, write_dataset
 
 AV1, H264, LONG, HEVC = (f"observation.images.{name}" for name in ("av1", "h264", "long", "hevc"))
@@ -83,8 +83,8 @@ class Delays:
         self.calls: Counter[str] = Counter()
         self._random, self._lock = random.Random(1), threading.Lock()
         monkeypatch.setattr(Storage, "read_ranges", self._late("fetch", Storage.read_ranges))
-        monkeypatch.setattr(camera_reader, "decode_pieces", self._late("group", camera_reader.decode_pieces))
-        monkeypatch.setattr(OpenGop, "decode", self._late("piece", OpenGop.decode))
+        monkeypatch.setattr(gop_decoder, "decode_jobs", self._late("group", gop_decoder.decode_jobs))
+        monkeypatch.setattr(LongGopDecoder, "decode", self._late("piece", LongGopDecoder.decode))
 
     def _late(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def late(*arguments: Any, **options: Any) -> Any:
@@ -413,18 +413,18 @@ def test_everything_is_given_back_at_the_end_of_the_stream(written: WrittenDatas
     assert (ahead._num_pending, ahead._num_fetched, ahead._num_decoded) == (0, 0, 0)
     frames = ahead._frames
     assert frames.coded_bytes == 0
-    assert frames.used_bytes == frames._files.total + sum(camera._coded.kept_bytes for camera in frames._cameras.values())
+    assert frames.used_bytes == frames._files.total + sum(camera._fetcher.kept_bytes for camera in frames._cameras.values())
     for camera in frames._cameras.values():
-        assert (camera.coded_bytes, camera.decoder_bytes, camera.store.num_used) == (0, 0, 0)
-        assert (camera.known._pages, camera._open, camera._problems_of_places, camera._problems_of_slots) == ({}, {}, {}, {})
-        assert all(coded.run.is_kept for coded in camera._coded.gops.values())
-        assert bool(camera._coded.gops) == (camera._coded.kept_bytes > 0)
-        assert camera._coded.kept_bytes == 0 or budget_bytes > SMALL_BYTES
+        assert (camera.coded_bytes, camera._decoder.decoder_bytes, camera.store.num_used) == (0, 0, 0)
+        assert (camera.demand._pages, camera._decoder._open, camera._problems_of_entries, camera._decoder._problems) == ({}, {}, {}, {})
+        assert all(coded.run.is_kept for coded in camera._fetcher.gops.values())
+        assert bool(camera._fetcher.gops) == (camera._fetcher.kept_bytes > 0)
+        assert camera._fetcher.kept_bytes == 0 or budget_bytes > SMALL_BYTES
         # Small files of one episode are kept as files.
         has_others = len(camera._episodes.videos[camera._camera].files.paths) < camera._episodes.num_episodes
-        assert camera._coded.kept_bytes > 0 or not has_others or budget_bytes < 3 << 29
-        assert all(task.problems.done() for task in camera._tasks.values())
-        assert camera._tasks == {}
+        assert camera._fetcher.kept_bytes > 0 or not has_others or budget_bytes < 3 << 29
+        assert all(task.problems.done() for task in camera._decoder._tasks.values())
+        assert camera._decoder._tasks == {}
         assert sorted(camera.store._free.tolist()) == list(range(len(camera.store.frames)))
     assert len(single._stream._pulled) == 1
     iterator.close()

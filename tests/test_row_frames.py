@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from lerobot_grain._base.errors import DatasetFormatError
-from lerobot_grain._video.codecs.track import VideoFormat
+from lerobot_grain._video.codecs.video_format import VideoFormat
 from lerobot_grain._video.mp4 import SampleTable
 from lerobot_grain._video.row_frames import RowFrames, link_rows
 

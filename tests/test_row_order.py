@@ -167,7 +167,7 @@ def test_windows_and_batches_of_them(directory: Path, written: WrittenDataset, s
 
 def test_row_groups_that_are_not_kept(directory: Path, expected: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where only the rows that are needed stay in memory."""
-    monkeypatch.setattr("lerobot_grain._reading.rows.row_reader._MIN_LARGE_BYTES", 0)
+    monkeypatch.setattr("lerobot_grain._reading.options._MIN_LARGE_BYTES", 0)
     change_data(directory, taken(ORDERS["episodes mixed"]))
     options = lg.ReadOptions(memory_budget_bytes=2000)
     keys = [key for key in expected[0] if key not in (TOP, PICTURE)]
@@ -594,7 +594,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, tuple[str, ...]]]:
 @pytest.mark.parametrize("order", [range(33), [*range(10, -1, -1), *range(11, 33)]], ids=["in order", "in no order"])
 def test_the_column_is_read_once_in_a_process(directory: Path, reads: Any, monkeypatch: pytest.MonkeyPatch, order: Any) -> None:
     """Of each row group, however often the group is read, by whatever data set of the repository."""
-    monkeypatch.setattr("lerobot_grain._reading.rows.row_reader._MIN_LARGE_BYTES", 0)
+    monkeypatch.setattr("lerobot_grain._reading.options._MIN_LARGE_BYTES", 0)
     change_data(directory, taken(order), row_group_size=11)
     repository = lg.open_repository(directory)
     options = lg.ReadOptions(memory_budget_bytes=200)

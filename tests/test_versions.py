@@ -16,7 +16,7 @@ import pytest
 import lerobot_grain as lg
 from lerobot_grain._base import versions
 from lerobot_grain._datasets import device
-from lerobot_grain._video import decoder
+from lerobot_grain._video import rgb
 from lerobot_grain.testing import Camera, write_dataset
 from tests.installed import own_lines
 
@@ -54,10 +54,10 @@ def test_lists_of_files_of_older_huggingface_hub(monkeypatch: pytest.MonkeyPatch
 def test_resizing_by_torchcodec_before_0_10(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: tuple[int, int]) -> None:
     camera = Camera(height=size[0], width=size[1])
     written = write_dataset(tmp_path / "data", episode_lengths=[4], fps=10, cameras=[camera])
-    decoders, transforms = decoder.load_decoder()
+    decoders, transforms = rgb.load_decoder()
     found = {}
     for name, had in {"old": None, "new": transforms}.items():
-        monkeypatch.setattr(decoder, "load_decoder", lambda had=had: (decoders, had))
+        monkeypatch.setattr(rgb, "load_decoder", lambda had=had: (decoders, had))
         dataset = lg.LeRobotIterDataset(written.directory, shuffle=None, num_epochs=1, image_size=(32, 48))
         found[name] = np.stack([example[camera.key] for example in dataset]).astype(int)
         assert found[name].shape == (4, 32, 48, 3)

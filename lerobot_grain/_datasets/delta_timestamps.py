@@ -93,7 +93,10 @@ class OrderedWindowsIterDataset(grain.IterDataset[WindowRequest]):
 
     def __iter__(self) -> OrderedWindowsIterator:
         return OrderedWindowsIterator(
-            self._parent.__iter__(), self._transformation, position_step=self._parent.position_step, is_expected=self._parent.is_expected
+            self._parent.__iter__(),
+            self._transformation,
+            position_step=self._parent.position_step,
+            needed_every_epoch=self._parent.needed_every_epoch,
         )
 
     def __str__(self) -> str:
@@ -104,18 +107,18 @@ class OrderedWindowsIterator(grain.DatasetIterator[WindowRequest]):
     """Yields requests one by one, or in blocks.
 
     Attributes:
-      is_expected: as of `FrameOrderIterDataset`.
+      needed_every_epoch: as of `FrameOrderIterDataset`.
     """
 
     # Of what is not made to its end, such as a copy that fails: there is nothing to close.
     _closed = True
 
     def __init__(
-        self, order: FrameOrderIterator, transformation: DeltaTimestamps, *, position_step: int, is_expected: npt.NDArray[np.bool_]
+        self, order: FrameOrderIterator, transformation: DeltaTimestamps, *, position_step: int, needed_every_epoch: npt.NDArray[np.bool_]
     ) -> None:
         super().__init__(order)
         self._transformation, self._position_step = transformation, position_step
-        self.is_expected = is_expected
+        self.needed_every_epoch = needed_every_epoch
 
     def __next__(self) -> WindowRequest:
         before = self._parent.get_state()
@@ -147,12 +150,12 @@ class WindowBlockBuilder:
     """Builds blocks of the requests of any iterator.
 
     Attributes:
-      is_expected: bool `(episodes,)`: of no episode, since nothing is known of what will come.
+      needed_every_epoch: bool `(episodes,)`: of no episode, since nothing is known of what will come.
     """
 
     def __init__(self, parent: grain.DatasetIterator[WindowRequest], repository: Repository) -> None:
         self._parent, self._episodes = parent, repository.episodes
-        self.is_expected = np.zeros(self._episodes.num_episodes, np.bool_)
+        self.needed_every_epoch = np.zeros(self._episodes.num_episodes, np.bool_)
         self._next: tuple[WindowRequest, dict[str, Any]] | None = None  # pulled, and not in a block
         self._error: Exception | None = None
 

@@ -114,7 +114,7 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
         return self._step
 
     @property
-    def is_expected(self) -> npt.NDArray[np.bool_]:
+    def needed_every_epoch(self) -> npt.NDArray[np.bool_]:
         """Bool `(episodes,)`: of which episodes this shard, or slice, needs something in every epoch.
 
         Without shards of all that are selected; else of those with so many clips that no more than one in twenty goes without.

@@ -21,7 +21,7 @@ from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
 from lerobot_grain._datasets.read_windows import ReadWindowsIterDataset
 from lerobot_grain._order.shuffle import Shuffle, lookahead_examples
 from lerobot_grain._order.windows import TOLERANCE_SECONDS
-from lerobot_grain._reading.read_ahead import ReadOptions
+from lerobot_grain._reading.options import ReadOptions
 from lerobot_grain._repository.opening import open_leniently, warn_of_notes
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import EpisodeSelection, select_features

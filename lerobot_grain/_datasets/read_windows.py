@@ -36,7 +36,8 @@ from lerobot_grain._order.windows import (
 from lerobot_grain._reading.batches import Batch, Example, num_examples, with_arrays_of_strings
 from lerobot_grain._reading.frames.frame_reader import load_decoders
 from lerobot_grain._reading.memory import give_back
-from lerobot_grain._reading.read_ahead import ReadAhead, ReadOptions
+from lerobot_grain._reading.options import ReadOptions
+from lerobot_grain._reading.read_ahead import ReadAhead
 from lerobot_grain._reading.read_statistics import ReadStatistics
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import select_features
@@ -196,7 +197,7 @@ class ReadWindowsIterator(grain.DatasetIterator[Example]):
             options=dataset._read_options,
             known_examples=dataset._known_examples,
             pad_keys=dataset._pad_keys,
-            is_expected=blocks.is_expected,
+            needed_every_epoch=blocks.needed_every_epoch,
         )
         return OpenStream(self._parent.get_state(), blocks, ahead)
 

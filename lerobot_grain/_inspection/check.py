@@ -25,20 +25,13 @@ from lerobot_grain._order.shuffle import LONG_GOP, default_clip_length
 from lerobot_grain._reading.daemon_pool import DaemonPool
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import select_episodes
+from lerobot_grain._video.codecs.table import CODECS
 
 # A row needs its whole row group. The 64 parts of the default shuffle read in 64 groups side by side, which at this size is the half of the
 # default memory budget.
 _LARGE_GROUP_BYTES = 12 << 20
 # What encoders and boxes are called in `video.codec`, where it is not the name of the codec.
-_CODEC_NAMES = {
-    name: codec
-    for codec, names in {
-        "av1": ("libsvtav1", "libaom-av1", "av01"),
-        "h264": ("libx264", "avc1", "avc"),
-        "hevc": ("libx265", "h265", "hvc1", "hev1"),
-    }.items()
-    for name in names
-}
+_CODEC_NAMES = {alias: codec.name for codec in CODECS.values() for alias in codec.aliases}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

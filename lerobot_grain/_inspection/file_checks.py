@@ -24,7 +24,7 @@ from lerobot_grain._parquet.table import ParquetTable
 from lerobot_grain._reading.rows.data_files import open_data_file
 from lerobot_grain._reading.video_files import open_video
 from lerobot_grain._repository.repository import Repository
-from lerobot_grain._video.codecs.track import VideoFormat
+from lerobot_grain._video.codecs.video_format import VideoFormat
 from lerobot_grain._video.row_frames import frames_until
 from lerobot_grain._video.video_file import VideoFile
 

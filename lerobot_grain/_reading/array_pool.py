@@ -15,7 +15,7 @@ _MIN_BYTES = 1 << 18
 _MAX_FREE = 1
 
 
-class RecycledArrays:
+class ArrayPool:
     """Makes arrays. The memory of one goes to another when it, and every view of it, is garbage."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Keeps what is costly to make, up to a limit: sample tables, footers, row groups."""
+"""A cache of futures, bounded by the total size of their results: sample tables, footers, row groups that are costly to make."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
-class Kept(Generic[Key, Value]):
+class FutureCache(Generic[Key, Value]):
     """Futures by key; above a limit the least recently used ones that are done are dropped. For one thread.
 
     Args:

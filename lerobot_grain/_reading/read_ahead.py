@@ -18,63 +18,33 @@ import os
 import sys
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.errors import InvalidRequestError, LeRobotGrainError
 from lerobot_grain._order.windows import WindowBlock, mask_keys
-from lerobot_grain._reading.array_pool import RecycledArrays
+from lerobot_grain._reading.array_pool import ArrayPool
 from lerobot_grain._reading.batches import Batch, join, part_of
 from lerobot_grain._reading.daemon_pool import DaemonPool
-from lerobot_grain._reading.frames.frame_reader import FrameReader, Places
+from lerobot_grain._reading.frames.frame_reader import Entries, FrameReader
+from lerobot_grain._reading.options import MemoryBudget, ReadOptions
 from lerobot_grain._reading.read_statistics import Meter, ReadStatistics
 from lerobot_grain._reading.rows.row_reader import PendingRows, RowReader
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import FeatureSelection
 from lerobot_grain._storage.http.cancellation import CancelScope
-from lerobot_grain._storage.options import StorageOptions
 
 # Examples that are planned at a time, and whose GOPs are grouped into decode tasks: enough for arrays to pay, and pictures for sequential
-# speed; few enough for an early first batch. Their frames are at most so many bytes, and at most this part of the budget.
-_EXAMPLES_PER_BLOCK, _BLOCK_BYTES, _BLOCK_PART = 256, 96 << 20, 16
+# speed; few enough for an early first batch.
+_EXAMPLES_PER_BLOCK = 256
 # Frames of examples that are taken together only to be handed out one by one.
 _MAX_TAKEN_BYTES = 4 << 20
-# Parts of the budget: row groups that are kept, and coded bytes above which nothing is fetched ahead.
-_ROWS_PART, _CODED_PART = 8, 8
-# The same where there is no video, which leaves room.
-_ROWS_PART_ALONE = 2
 # At most this many blocks are decoded ahead, and examples fetched ahead of them, however large the budget is: more would not hide more
 # latency.
 _MAX_DECODED_BLOCKS, _MAX_FETCHED_AHEAD = 4, 1024
-
-
-@dataclass(frozen=True, slots=True)
-class ReadOptions:
-    """How examples are read; changes speed and memory, never what is read.
-
-    Attributes:
-      memory_budget_bytes: for coded bytes, decoded frames and rows that wait to be handed out.
-      num_decode_threads: `None`: one per core that this process may use.
-      storage: connections, merging of byte ranges, timeouts and retries.
-
-    Raises:
-      InvalidRequestError: a value is out of its range.
-    """
-
-    memory_budget_bytes: int = 3 << 29
-    num_decode_threads: int | None = None
-    storage: StorageOptions = field(default_factory=StorageOptions)
-
-    def __post_init__(self) -> None:
-        for name in ("memory_budget_bytes", "num_decode_threads"):
-            value = getattr(self, name)
-            if value is None and name == "num_decode_threads":
-                continue
-            check_int(name, value, least=1, of="ReadOptions")
 
 
 @dataclass(eq=False, slots=True)
@@ -82,7 +52,7 @@ class _PendingBlock:
     """A block that was asked for, and not taken to its end yet."""
 
     block: WindowBlock
-    places: Places
+    entries: Entries
     masks: Mapping[str, npt.NDArray[np.bool_]]  # of its windows, by their keys in examples
     rows: PendingRows | None = None
     values: Batch | None = None
@@ -103,8 +73,8 @@ class ReadAhead:
       options: memory and threads.
       known_examples: add this many examples ahead of `take`, where there are so many.
       pad_keys: feature key -> key of the mask of its window in examples, where that is not `{key}_is_pad`.
-      is_expected: bool `(episodes,)`: of which episodes something is needed in every epoch, as far as is known. What lies side by side of
-        them, and is small, is fetched together.
+      needed_every_epoch: bool `(episodes,)`: of which episodes something is needed in every epoch, as far as is known. Small ones that
+        lie side by side are fetched together.
     """
 
     # Here, since at the end of a process the names of a module may be gone before its objects.
@@ -119,27 +89,26 @@ class ReadAhead:
         options: ReadOptions,
         known_examples: int,
         pad_keys: Mapping[str, str],
-        is_expected: npt.NDArray[np.bool_],
+        needed_every_epoch: npt.NDArray[np.bool_],
     ) -> None:
         self._known_examples, self._pad_keys = known_examples, pad_keys
-        self._budget_bytes = options.memory_budget_bytes
+        self._budget = MemoryBudget.of(options.memory_budget_bytes, num_cameras=len(selection.videos))
         self._selection = selection
         self._pending: deque[_PendingBlock] = deque()
         self._num_pending = 0  # examples
         self._num_fetched = self._num_decoded = 0  # blocks
         self._meter = Meter(repository.storage)
-        self._arrays = RecycledArrays()
+        self._arrays = ArrayPool()
         self._requests = CancelScope()
         self._fetchers = DaemonPool(options.storage.num_connections, "lerobot_grain fetch", self._requests.enter)
         # They seldom send a request: for what tells the order of rows in the row groups around one.
         self._decoders = DaemonPool(options.num_decode_threads or _num_cores(), "lerobot_grain decode", self._requests.enter)
-        rows_bytes = options.memory_budget_bytes // (_ROWS_PART if selection.videos else _ROWS_PART_ALONE)
         self._rows = RowReader(
             repository,
             selection,
             image_size=image_size,
-            memory_bytes=rows_bytes,
-            is_expected=is_expected,
+            budget=self._budget,
+            needed_every_epoch=needed_every_epoch,
             fetchers=self._fetchers,
             decoders=self._decoders,
             start_thread=self._requests.enter,
@@ -149,8 +118,8 @@ class ReadAhead:
             repository,
             selection.videos,
             image_size=image_size,
-            budget_bytes=options.memory_budget_bytes - rows_bytes,
-            is_expected=is_expected,
+            budget=self._budget,
+            needed_every_epoch=needed_every_epoch,
             fetchers=self._fetchers,
             decoders=self._decoders,
             meter=self._meter,
@@ -179,18 +148,17 @@ class ReadAhead:
         """
         keys = mask_keys(block.is_pad, selected=self._selection.keys, pad_keys=self._pad_keys)
         needed = self._frames.example_bytes(block)
-        if needed > self._frames.budget_bytes:
+        if needed > self._budget.frames:
             raise InvalidRequestError(
-                f"ReadOptions(memory_budget_bytes={self._budget_bytes}): the camera frames of one example take {needed} bytes; "
-                f"expected at least {-(-needed * _ROWS_PART // (_ROWS_PART - 1))}"
+                f"ReadOptions(memory_budget_bytes={self._budget.total}): the camera frames of one example take {needed} bytes; "
+                f"expected at least {MemoryBudget.total_for(needed)}"
             )
-        block_bytes = min(_BLOCK_BYTES, self._frames.budget_bytes // _BLOCK_PART)
-        step = max(1, min(_EXAMPLES_PER_BLOCK, block_bytes // max(1, needed)))
+        step = max(1, min(_EXAMPLES_PER_BLOCK, self._budget.block // max(1, needed)))
         for start in range(0, len(block), step):
             part = block[start : start + step]
-            self._rows.know(part)
+            self._rows.announce(part)
             masks = {keys[feature]: mask for feature, mask in part.is_pad.items()}
-            self._pending.append(_PendingBlock(part, self._frames.know(part), masks))
+            self._pending.append(_PendingBlock(part, self._frames.announce(part), masks))
         self._num_pending += len(block)
 
     def take(self, count: int) -> Batch:
@@ -224,7 +192,7 @@ class ReadAhead:
                     for camera in self._selection.videos
                 }
             stop = done + examples.stop - examples.start
-            self._frames.put({key: array[done:stop] for key, array in frames.items()}, pending.places, examples)
+            self._frames.copy_frames({key: array[done:stop] for key, array in frames.items()}, pending.entries, examples)
             parts.append(values)
             done = stop
             self._advance(pending, examples)
@@ -237,7 +205,7 @@ class ReadAhead:
         """Returns what was read so far."""
         used_bytes = self._frames.used_bytes + self._rows.used_bytes
         return self._meter.statistics(
-            used_bytes=used_bytes, peak_bytes=max(used_bytes, self._frames.peak_bytes), budget_bytes=self._budget_bytes
+            used_bytes=used_bytes, peak_bytes=max(used_bytes, self._frames.peak_bytes), budget_bytes=self._budget.total
         )
 
     def end_requests(self) -> None:
@@ -269,7 +237,7 @@ class ReadAhead:
         start, stop = pending.num_taken, min(pending.num_taken + limit, len(pending.block))
         if pending.values is None:
             pending.values, pending.problem = self._rows.values(pending.rows)
-        problems = [pending.problem, self._frames.wait(pending.places, slice(start, stop))]
+        problems = [pending.problem, self._frames.wait(pending.entries, slice(start, stop))]
         for example, error in sorted((found for found in problems if found is not None), key=lambda found: found[0]):
             if example == start:
                 raise error
@@ -301,16 +269,14 @@ class ReadAhead:
             number = self._num_decoded
             pending = blocks[number]
             # Frames that were dropped since they were fetched are fetched again.
-            self._frames.fetch(pending.block, pending.places)
-            coming = [block.places for block in blocks]
+            self._frames.fetch(pending.block, pending.entries)
+            coming = [block.entries for block in blocks]
             if not self._frames.decode(pending.block, coming, number, is_urgent=number == 0):
                 break
             self._num_decoded += 1
         num_examples = sum(len(blocks[number]) for number in range(self._num_decoded, self._num_fetched))
         while (
-            self._num_fetched < len(blocks)
-            and num_examples < _MAX_FETCHED_AHEAD
-            and self._frames.coded_bytes < self._budget_bytes // _CODED_PART
+            self._num_fetched < len(blocks) and num_examples < _MAX_FETCHED_AHEAD and self._frames.coded_bytes < self._budget.pending_coded
         ):
             num_examples += len(blocks[self._num_fetched])
             self._fetch_next()
@@ -319,7 +285,7 @@ class ReadAhead:
         pending = self._pending[self._num_fetched]
         self._num_fetched += 1
         pending.rows = self._rows.fetch(pending.block)
-        self._frames.fetch(pending.block, pending.places)
+        self._frames.fetch(pending.block, pending.entries)
 
 
 def _window_lengths(block: WindowBlock) -> dict[str, int]:

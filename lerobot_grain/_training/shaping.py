@@ -26,6 +26,7 @@ from lerobot_grain._base.arguments import is_int
 from lerobot_grain._base.errors import InvalidRequestError, short_repr
 from lerobot_grain._base.versions import array_namespace
 from lerobot_grain._reading.batches import has_window
+from lerobot_grain._video.images import nearest
 
 Values = npt.NDArray[Any]
 
@@ -214,14 +215,8 @@ def resize_with_pad(images: Values, size: tuple[int, int]) -> Values:
     count = math.prod(leading)
     rooms = padded.reshape(count, *size, channels)[:, top : top + inner[0], left : left + inner[1]]
     for room, image in zip(rooms, images.reshape(count, height, width, channels), strict=True):
-        room[:] = _nearest(image, inner) if is_depth else _bilinear(image, inner)
+        room[:] = nearest(image[..., 0], inner)[..., None] if is_depth else _bilinear(image, inner)
     return padded
-
-
-def _nearest(image: Values, size: tuple[int, int]) -> Values:
-    rows, columns = ((np.arange(new) * 2 + 1) * old // (2 * new) for new, old in zip(size, image.shape[:2], strict=True))
-    nearest: Values = image[rows[:, None], columns]
-    return nearest
 
 
 def _bilinear(image: Values, size: tuple[int, int]) -> Values:

@@ -24,7 +24,8 @@ import numpy.typing as npt
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError
 from lerobot_grain._format.info import Depth
-from lerobot_grain._video.decoder import Frames, SmallVideo, nearest
+from lerobot_grain._video.decoder import FrameDecoder, Frames
+from lerobot_grain._video.images import nearest
 from lerobot_grain._video.small_mp4 import TICKS_PER_FRAME
 
 _PIXEL_FORMAT = "gray12le"
@@ -65,7 +66,7 @@ def depths_of_codes(depth: Depth) -> npt.NDArray[np.float32]:
     return found
 
 
-class DepthVideo(SmallVideo):
+class DepthDecoder(FrameDecoder):
     """Gives float32 `(height, width, 1)`, in the unit of the camera.
 
     Args:

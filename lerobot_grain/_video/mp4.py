@@ -36,7 +36,8 @@ from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._video.boxes import Bytes, box_header, boxes, only_box
-from lerobot_grain._video.codecs.track import VideoFormat, read_video_format
+from lerobot_grain._video.codecs.track import read_video_format
+from lerobot_grain._video.codecs.video_format import VideoFormat
 
 # Holds the headers of `ftyp`, `free` and the next box in every file seen; one round trip instead of one per box.
 _HEAD_BYTES = 4096

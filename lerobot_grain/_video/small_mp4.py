@@ -30,8 +30,9 @@ from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._video.boxes import box
-from lerobot_grain._video.codecs.bitstreams import HAS_NAL_UNITS, NotAStartError, later_headers, start_of
-from lerobot_grain._video.codecs.track import VideoFormat
+from lerobot_grain._video.codecs.bitstreams import HAS_NAL_UNITS, NotAStartError, later_headers
+from lerobot_grain._video.codecs.table import start_of
+from lerobot_grain._video.codecs.video_format import VideoFormat
 from lerobot_grain._video.mp4 import SampleTable
 
 # Ticks per second, and per picture, as lerobot and FFmpeg write them; any values serve, since frames are addressed by number.

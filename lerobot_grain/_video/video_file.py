@@ -1,4 +1,4 @@
-"""What to read and decode for the windows that are coming: frames of episodes -> GOPs of files -> byte ranges and decode groups. Pure.
+"""One video file with the episodes that it holds: frames of episodes -> GOPs of the file -> byte ranges. Pure.
 
 Which frame belongs to which row: `_video/row_frames`. What is wrong with an episode is found when its file is opened, and told before one
 of its frames is given out."""
@@ -6,7 +6,7 @@ of its frames is given out."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +16,28 @@ from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._format.episodes import EpisodeTable
-from lerobot_grain._video.codecs.track import VideoFormat
 from lerobot_grain._video.mp4 import SampleTable
 from lerobot_grain._video.row_frames import ReadTimestamps, link_rows
 from lerobot_grain._video.small_mp4 import Unit, unit_of_frames
+
+
+class EpisodeExtents(NamedTuple):
+    """Where episodes lie in a video file.
+
+    Attributes:
+      episodes: int64 `(n,)`, ascending.
+      first_gops, last_gops: int64 `(n,)`: the first and the last GOP that holds frames of each.
+      starts: int64 `(n,)`: first byte of its first GOP.
+      lengths: int64 `(n,)`: bytes of all its GOPs.
+      has_problem: bool `(n,)`: whether `check` finds fault with it.
+    """
+
+    episodes: Integers
+    first_gops: Integers
+    last_gops: Integers
+    starts: Integers
+    lengths: Integers
+    has_problem: npt.NDArray[np.bool_]
 
 
 class VideoFile:
@@ -114,31 +132,19 @@ class VideoFile:
         first = self._first_frames[places]
         return self.gops_of(first), self.gops_of(np.minimum(first + self._lengths[places], self.table.num_frames) - 1)
 
-    def together(self, is_expected: npt.NDArray[np.bool_], *, piece_bytes: int) -> dict[int, list[int]]:
-        """Puts the episodes into sets that are fetched together, where all of an episode is fetched.
-
-        Episodes are together that are expected, begin in the same piece of the file, and have no GOP between them that belongs to neither.
-        So it does not matter which of them is needed first, and a set takes at most two pieces.
-
-        Args:
-          is_expected: bool `(all episodes,)`: of which something will be needed.
-          piece_bytes: the file is cut into pieces of so many bytes. An episode that is longer is alone.
-
-        Returns:
-          Episode of this file -> those that it is together with, itself among them, in the order of the file.
-        """
+    def episode_extents(self) -> EpisodeExtents:
+        """Returns where the GOPs of each episode of the file lie; of an episode that `check` finds fault with, any."""
         first_gops, last_gops = self.gops_of_episodes(self._episodes)
         keys = np.append(self.table.key_samples, self.table.num_samples)
         before = np.append(0, np.cumsum(self.table.sizes))
-        lengths = before[keys[last_gops + 1]] - before[keys[first_gops]]
-        has_problem = np.isin(self._episodes, list(self.problems))
-        may_join = is_expected[self._episodes] & ~has_problem & (lengths <= piece_bytes)
-        pieces = self.table.offsets[self.table.key_samples[first_gops]] // piece_bytes
-        order = np.lexsort((last_gops, first_gops))
-        left, right = order[:-1], order[1:]
-        joins = may_join[left] & may_join[right] & (pieces[left] == pieces[right]) & (first_gops[right] <= last_gops[left] + 1)
-        sets = [members.tolist() for members in np.split(self._episodes[order], np.flatnonzero(~joins) + 1)]
-        return {episode: members for members in sets for episode in members}
+        return EpisodeExtents(
+            self._episodes,
+            first_gops,
+            last_gops,
+            self.table.offsets[self.table.key_samples[first_gops]],
+            before[keys[last_gops + 1]] - before[keys[first_gops]],
+            np.isin(self._episodes, list(self.problems)),
+        )
 
     def gops_of(self, frames: Integers) -> Integers:
         """Returns int64 `(n,)`: the GOPs to start decoding at for frames of the file."""
@@ -169,45 +175,3 @@ class VideoFile:
             return self.byte_range(gops[0]).cover(self.byte_range(gops[-1]))
         # A unit that runs on into the next GOP, for its leading pictures, may end behind that GOP's own. All frames of a GOP may be hidden.
         return functools.reduce(ByteRange.cover, [self.byte_range(gop) for gop in gops if self.frames_of(gop)])
-
-
-class WantedGop(NamedTuple):
-    """One GOP of a file, and the frames that are wanted of it.
-
-    Attributes:
-      file: which holds it.
-      episode: whose frames are wanted.
-      gop: its number in the file.
-      frames: int64 `(n,)`: the wanted frames of the file, ascending.
-    """
-
-    file: VideoFile
-    episode: int
-    gop: int
-    frames: Integers
-
-    def __str__(self) -> str:
-        return f"{self.file.where}: episode {self.file.number_of(self.episode)}, camera {self.file.camera}, GOP {self.gop}"
-
-
-def decode_groups(gops: Iterable[WantedGop], *, max_pictures: int) -> list[list[int]]:
-    """Puts GOPs into groups that one small MP4 can hold: equal formats, up to about `max_pictures` wanted frames.
-
-    Args:
-      gops: in the order of their first use.
-
-    Returns:
-      The places in `gops` of each group.
-    """
-    groups: list[list[int]] = []
-    open_groups: dict[VideoFormat, int] = {}
-    pictures: dict[VideoFormat, int] = {}
-    for place, gop in enumerate(gops):
-        kind = gop.file.table.format
-        if kind not in open_groups or pictures[kind] + len(gop.frames) > max_pictures:
-            open_groups[kind] = len(groups)
-            pictures[kind] = 0
-            groups.append([])
-        groups[open_groups[kind]].append(place)
-        pictures[kind] += len(gop.frames)
-    return groups

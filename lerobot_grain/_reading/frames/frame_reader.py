@@ -1,8 +1,8 @@
 """The frames of all cameras, within one budget.
 
 What a block of examples needs is decoded at once, together with the frames of the same GOPs that are needed later, as far as the budget
-allows. When it does not allow all, those whose next use is farthest away are left out, or are dropped, and are read and decoded again
-later: slower, never wrong, never more memory.
+allows. When it does not allow all, `_reading/frames/eviction` chooses; frames that it leaves out or drops are read and decoded again later:
+slower, never wrong, never more memory.
 """
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arrays import Integers
 from lerobot_grain._format.info import Feature
 from lerobot_grain._order.windows import WindowBlock
-from lerobot_grain._reading.frames.camera_reader import CameraReader, Wanted
-from lerobot_grain._reading.future_cache import Kept
+from lerobot_grain._reading.frames.camera_reader import CameraReader
+from lerobot_grain._reading.frames.eviction import frames_that_stay
+from lerobot_grain._reading.frames.gop_decoder import DecodeCandidate
+from lerobot_grain._reading.future_cache import FutureCache
+from lerobot_grain._reading.options import MemoryBudget
 from lerobot_grain._reading.read_statistics import Meter
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._video.decoder import load_decoder
 from lerobot_grain._video.depth import load_depth_decoder
 from lerobot_grain._video.video_file import VideoFile
 
-# By camera, the places of the frames that a block needs: int64 `(examples, time)`.
-Places = Mapping[str, npt.NDArray[np.int64]]
-
-# Sample tables that are kept, 30 bytes a picture: at most this, and at most this part of the budget.
-_MAX_TABLE_BYTES, _TABLES_PART = 256 << 20, 8
-# Coded bytes of small data sets that are kept, with their sample tables where files were fetched whole: at most this part of the budget.
-_KEPT_PART = 8
+# By camera, the entries of the frames that a block needs: int64 `(examples, time)`.
+Entries = Mapping[str, Integers]
 
 
 def load_decoders(cameras: Sequence[Feature]) -> None:
@@ -50,8 +49,8 @@ class FrameReader:
       repository: the data set.
       cameras: which are read.
       image_size: (height, width) that they are resized to, or `None`.
-      budget_bytes: of coded bytes, decoded frames, open decoders and sample tables.
-      is_expected: bool `(episodes,)`: of which episodes something is needed in every epoch, as far as is known.
+      budget: of memory; its `frames` are kept to here.
+      needed_every_epoch: bool `(episodes,)`: of which episodes something is needed in every epoch, as far as is known.
       fetchers, decoders: where reading and decoding run.
       meter: counts.
     """
@@ -62,24 +61,21 @@ class FrameReader:
         cameras: Sequence[Feature],
         *,
         image_size: tuple[int, int] | None,
-        budget_bytes: int,
-        is_expected: npt.NDArray[np.bool_],
+        budget: MemoryBudget,
+        needed_every_epoch: npt.NDArray[np.bool_],
         fetchers: Executor,
         decoders: Executor,
         meter: Meter,
     ) -> None:
-        self.budget_bytes = budget_bytes
-        self._files: Kept[tuple[str, int], VideoFile] = Kept(
-            limit=min(_MAX_TABLE_BYTES, budget_bytes // _TABLES_PART) + budget_bytes // _KEPT_PART, size=lambda file: file.nbytes
-        )
+        self._budget_bytes = budget.frames
+        self._files: FutureCache[tuple[str, int], VideoFile] = FutureCache(limit=budget.video_files, size=lambda file: file.nbytes)
         self._cameras = {
             feature.key: CameraReader(
                 repository,
                 feature,
                 image_size=image_size,
-                budget_bytes=budget_bytes,
-                keep_bytes=budget_bytes // _KEPT_PART // len(cameras),
-                is_expected=is_expected,
+                budget=budget,
+                needed_every_epoch=needed_every_epoch,
                 fetchers=fetchers,
                 decoders=decoders,
                 files=self._files,
@@ -103,30 +99,30 @@ class FrameReader:
             camera.store.frame_bytes * (block.frames[key].shape[1] if key in block.frames else 1) for key, camera in self._cameras.items()
         )
 
-    def know(self, block: WindowBlock) -> Places:
+    def announce(self, block: WindowBlock) -> Entries:
         """Counts the frames that the next block needs; asks for the sample tables of files that are not known yet."""
-        return {key: camera.know(block) for key, camera in self._cameras.items()}
+        return {key: camera.announce(block) for key, camera in self._cameras.items()}
 
-    def fetch(self, block: WindowBlock, places: Places) -> None:
+    def fetch(self, block: WindowBlock, entries: Entries) -> None:
         """Asks for the coded bytes of frames that were not asked for yet, or were dropped since."""
         for key, camera in self._cameras.items():
-            camera.fetch(block, places[key])
+            camera.fetch(block, entries[key])
 
-    def decode(self, block: WindowBlock, coming: Sequence[Places], number: int, *, is_urgent: bool) -> bool:
+    def decode(self, block: WindowBlock, coming: Sequence[Entries], number: int, *, is_urgent: bool) -> bool:
         """Starts decoding what a block needs.
 
         Args:
           block: whose coded bytes were asked for.
-          coming: the places of all blocks that were not handed out.
+          coming: the entries of all blocks that were not handed out.
           number: of `block` among them; those before it were started.
           is_urgent: decode it even if the budget does not hold it.
 
         Returns:
           Whether it was started; if not, the budget is full of frames that are needed earlier.
         """
-        wanted = {key: camera.survey(block, coming[number][key]) for key, camera in self._cameras.items()}
-        room = self.budget_bytes - self.used_bytes
-        if sum(len(item.places) * self._cameras[key].store.frame_bytes for key, items in wanted.items() for item in items) > room:
+        wanted = {key: camera.frames_to_decode(block, coming[number][key]) for key, camera in self._cameras.items()}
+        room = self._budget_bytes - self.used_bytes
+        if sum(len(item.entries) * self._cameras[key].store.frame_bytes for key, items in wanted.items() for item in items) > room:
             chosen = self._choose(wanted, coming, number, room, is_urgent=is_urgent)
             if chosen is None:
                 return False
@@ -136,21 +132,21 @@ class FrameReader:
         self.peak_bytes = max(self.peak_bytes, self.used_bytes)
         return True
 
-    def wait(self, places: Places, examples: slice) -> tuple[int, Exception] | None:
+    def wait(self, entries: Entries, examples: slice) -> tuple[int, Exception] | None:
         """Waits for the frames of some examples of a block.
 
         Returns:
           `None`, or the first example of the block that cannot be had, and why.
         """
-        problems = [problem for key, camera in self._cameras.items() if (problem := camera.wait(places[key][examples])) is not None]
+        problems = [problem for key, camera in self._cameras.items() if (problem := camera.wait(entries[key][examples])) is not None]
         first = min(problems, key=lambda problem: problem[0], default=None)
         return None if first is None else (examples.start + first[0], first[1])
 
-    def put(self, out: Mapping[str, npt.NDArray[Any]], places: Places, examples: slice) -> None:
+    def copy_frames(self, out: Mapping[str, npt.NDArray[Any]], entries: Entries, examples: slice) -> None:
         """Copies the frames of some examples of a block, which were waited for, to `out`: camera -> `(examples, ..., channels)`."""
         for key, camera in self._cameras.items():
-            camera.put(places[key][examples], out[key])
-            camera.release(places[key][examples])
+            camera.copy_frames(entries[key][examples], out[key])
+            camera.release(entries[key][examples])
 
     def shape_of(self, key: str, block: WindowBlock) -> tuple[int, ...]:
         """Returns the shape of an example's value: `(height, width, channels)`, or with the time in front."""
@@ -158,33 +154,34 @@ class FrameReader:
         return (block.frames[key].shape[1], *shape) if key in block.frames else shape
 
     def _choose(
-        self, wanted: Mapping[str, list[Wanted]], coming: Sequence[Places], number: int, room: int, *, is_urgent: bool
-    ) -> dict[str, list[Wanted]] | None:
+        self, wanted: Mapping[str, list[DecodeCandidate]], coming: Sequence[Entries], number: int, room: int, *, is_urgent: bool
+    ) -> dict[str, list[DecodeCandidate]] | None:
         """Returns the part of `wanted` that there is room for, after dropping decoded frames that are needed later than the rest of it."""
-        # Who may stay, or come: next use, bytes, camera, place, whether it is still to be decoded.
-        rivals: list[tuple[npt.NDArray[np.int64], ...]] = []
-        for index, (key, camera) in enumerate(self._cameras.items()):
-            next_uses = camera.known.next_uses([places[key] for places in coming])
-            decoded = camera.droppable()
-            decoded = decoded[next_uses[decoded] > number]
-            later = np.concatenate([item.places[~item.is_now] for item in wanted[key]] or [np.zeros(0, np.int64)])
-            places = np.concatenate([decoded, later])
-            same = np.ones_like(places)
-            rivals.append(
-                (next_uses[places], camera.store.frame_bytes * same, index * same, places, np.repeat([0, 1], [len(decoded), len(later)]))
-            )
-            room += camera.store.frame_bytes * (len(decoded) - sum(int(item.is_now.sum()) for item in wanted[key]))
+        # Of each camera: the decoded frames that may go, and those that would be decoded for later blocks.
+        decoded: dict[str, Integers] = {}
+        later: dict[str, Integers] = {}
+        next_uses: list[Integers] = []
+        sizes: list[Integers] = []
+        for key, camera in self._cameras.items():
+            next_use = camera.demand.next_uses([entries[key] for entries in coming])
+            droppable = camera.droppable()
+            decoded[key] = droppable[next_use[droppable] > number]
+            later[key] = np.concatenate([item.entries[~item.is_now] for item in wanted[key]] or [np.zeros(0, np.int64)])
+            entries = np.concatenate([decoded[key], later[key]])
+            next_uses.append(next_use[entries])
+            sizes.append(np.full(len(entries), camera.store.frame_bytes))
+            room += camera.store.frame_bytes * (len(decoded[key]) - sum(int(item.is_now.sum()) for item in wanted[key]))
         if room < 0 and not is_urgent:
             return None
-        uses, sizes, cameras, places, to_come = (np.concatenate(column) for column in zip(*rivals, strict=True))
-        order = np.argsort(uses, kind="stable")
-        stays = np.zeros(len(order), np.bool_)
-        stays[order] = np.cumsum(sizes[order]) <= room
+        stays = frames_that_stay(np.concatenate(next_uses), np.concatenate(sizes), room)
         chosen = {}
-        for index, (key, camera) in enumerate(self._cameras.items()):
-            mine = cameras == index
-            camera.drop(places[mine & (to_come == 0) & ~stays])
-            is_kept = np.zeros(len(camera.known.slots), np.bool_)
-            is_kept[places[mine & (to_come == 1) & stays]] = True
-            chosen[key] = [item.only(item.is_now | is_kept[item.places]) for item in wanted[key]]
+        begin = 0
+        for key, camera in self._cameras.items():
+            middle = begin + len(decoded[key])
+            end = middle + len(later[key])
+            camera.drop(decoded[key][~stays[begin:middle]])
+            is_kept = np.zeros(len(camera.demand.slots), np.bool_)
+            is_kept[later[key][stays[middle:end]]] = True
+            chosen[key] = [item.only(item.is_now | is_kept[item.entries]) for item in wanted[key]]
+            begin = end
         return chosen

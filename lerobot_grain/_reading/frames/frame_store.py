@@ -2,7 +2,7 @@
 
 Frames are named by the row of the data set that they belong to. A data set may have many millions of rows, of which a few thousand are
 known to be needed, in short runs; so the arrays have pages of consecutive rows, made when a row of theirs becomes known and given up after
-its last use. The element that belongs to a row is its *place*. Pure.
+its last use. The elements that belong to a row are its *entry*. Pure.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _PAGE = 1 << _PAGE_BITS
 _MANY = np.iinfo(np.int64).max
 
 
-class KnownFrames:
+class FrameDemand:
     """The frames of one camera that are known to be needed.
 
     Attributes:
-      uses: int32 `(places,)`: how often a frame is still needed; 0 at place 0, which stands for all rows that are not known.
-      slots: int32 `(places,)`: where the decoded frame is, `NO_SLOT` or `FAILED`.
-      is_asked: bool `(places,)`: whether its coded bytes were asked for; stays true while it is decoded.
+      uses: int32 `(entries,)`: how often a frame is still needed; 0 at entry 0, which stands for all rows that are not known.
+      slots: int32 `(entries,)`: where the decoded frame is, `NO_SLOT` or `FAILED`.
+      is_requested: bool `(entries,)`: whether its coded bytes were asked for; stays true while it is decoded.
     """
 
     def __init__(self) -> None:
@@ -38,20 +38,20 @@ class KnownFrames:
         self._waiting_uses = np.zeros(0, np.int64)  # of all frames of a page
         self._numbers = np.zeros(0, np.int64)
         self.uses, self.slots = np.zeros(0, np.int32), np.zeros(0, np.int32)
-        self.is_asked = np.zeros(0, np.bool_)
+        self.is_requested = np.zeros(0, np.bool_)
         self._grow()
 
     def add(self, rows: Integers) -> Integers:
-        """Counts one more use for each of the rows, of any shape; returns their places, which hold until the last use."""
+        """Counts one more use for each of the rows, of any shape; returns their entries, which hold until the last use."""
         numbers, inverse, counts = np.unique(rows >> _PAGE_BITS, return_inverse=True, return_counts=True)
         pages = np.array([self._page(number) for number in numbers.tolist()], np.int64)
         self._waiting_uses[pages] += counts
-        places = (pages[inverse].reshape(rows.shape) << _PAGE_BITS) + (rows & _PAGE - 1)
-        np.add.at(self.uses, places.reshape(-1), 1)
-        return places
+        entries = (pages[inverse].reshape(rows.shape) << _PAGE_BITS) + (rows & _PAGE - 1)
+        np.add.at(self.uses, entries.reshape(-1), 1)
+        return entries
 
     def find(self, rows: Integers) -> Integers:
-        """Returns the places of ascending rows, int64 `(n,)`, n > 0: 0 where a row is not known."""
+        """Returns the entries of ascending rows, int64 `(n,)`, n > 0: 0 where a row is not known."""
         numbers = rows >> _PAGE_BITS
         bounds = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
         firsts = numbers[np.append(0, bounds)].tolist() if len(bounds) else [numbers.item(0)]
@@ -61,17 +61,17 @@ class KnownFrames:
             found: Integers = (rows & _PAGE - 1) + start if start else np.zeros_like(rows)
             return found
         all_pages = np.repeat(pages, np.diff(bounds, prepend=0, append=len(rows)))
-        places: Integers = np.where(all_pages > 0, (all_pages << _PAGE_BITS) + (rows & _PAGE - 1), 0)
-        return places
+        entries: Integers = np.where(all_pages > 0, (all_pages << _PAGE_BITS) + (rows & _PAGE - 1), 0)
+        return entries
 
-    def use(self, places: Integers) -> Integers:
-        """Counts one use less for each of the places, int64 `(n,)`; returns the slots of the frames that are needed no more."""
-        np.subtract.at(self.uses, places, 1)
-        gone = np.unique(places[self.uses[places] == 0])
+    def use(self, entries: Integers) -> Integers:
+        """Counts one use less for each of the entries, int64 `(n,)`; returns the slots of the frames that are needed no more."""
+        np.subtract.at(self.uses, entries, 1)
+        gone = np.unique(entries[self.uses[entries] == 0])
         slots: Integers = self.slots[gone].astype(np.int64)
         self.slots[gone] = NO_SLOT
-        self.is_asked[gone] = False
-        pages, counts = np.unique(places >> _PAGE_BITS, return_counts=True)
+        self.is_requested[gone] = False
+        pages, counts = np.unique(entries >> _PAGE_BITS, return_counts=True)
         self._waiting_uses[pages] -= counts
         for page in pages[self._waiting_uses[pages] == 0].tolist():
             del self._pages[int(self._numbers[page])]
@@ -79,7 +79,7 @@ class KnownFrames:
         return slots
 
     def next_uses(self, coming: list[Integers]) -> Integers:
-        """Returns for every place the first of the coming arrays of places that it is in; a very high number where it is in none."""
+        """Returns for every entry the first of the coming arrays of entries that it is in; a very high number where it is in none."""
         found = np.full(len(self.uses), _MANY, np.int64)
         for number in range(len(coming) - 1, -1, -1):
             found[coming[number].reshape(-1)] = number
@@ -103,7 +103,7 @@ class KnownFrames:
         self._numbers = np.concatenate([self._numbers, np.zeros(added, np.int64)])
         self.uses = np.concatenate([self.uses, np.zeros(added * _PAGE, np.int32)])
         self.slots = np.concatenate([self.slots, np.full(added * _PAGE, NO_SLOT, np.int32)])
-        self.is_asked = np.concatenate([self.is_asked, np.zeros(added * _PAGE, np.bool_)])
+        self.is_requested = np.concatenate([self.is_requested, np.zeros(added * _PAGE, np.bool_)])
 
 
 class FrameStore:

@@ -22,13 +22,15 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.byte_ranges import ByteRange
-from lerobot_grain._reading.frames.frame_store import KnownFrames
-from lerobot_grain._reading.future_cache import Kept
+from lerobot_grain._reading.fetch_groups import episodes_fetched_together
+from lerobot_grain._reading.frames.decoding import LongGopDecoder, PendingBytes
+from lerobot_grain._reading.frames.frame_store import FrameDemand
+from lerobot_grain._reading.future_cache import FutureCache
+from lerobot_grain._reading.options import MemoryBudget
 from lerobot_grain._reading.read_statistics import Meter
 from lerobot_grain._reading.video_files import MAX_FETCH_BYTES, open_video
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._storage.base import Storage
-from lerobot_grain._video.decoder import Coded, OpenGop
 from lerobot_grain._video.video_file import VideoFile
 
 # Of a GOP: number of the file, episode, number in the file.
@@ -36,16 +38,15 @@ GopKey = tuple[int, int, int]
 
 # Neighbouring GOPs are fetched in one request this many frames before and behind the one that is needed first.
 _MAX_FETCH_FRAMES = 64
-# A GOP is long if its frames are more than this part of the budget: 64 of them, one in every part of the order, would fill half of it.
-# One of a few frames never is: an open decoder takes more than they.
-_LONG_GOP_PART, _MIN_LONG_GOP = 128, 24
+# A GOP of fewer frames is never long (`MemoryBudget.long_gop`): an open decoder takes more than they.
+_MIN_LONG_GOP = 24
 
 
 @dataclass(eq=False, slots=True)
-class Run:
+class GopRun:
     """GOPs that follow each other in a file and were asked for in one request."""
 
-    coded: Coded
+    coded: PendingBytes
     num_bytes: int
     gops: range
     num_waiting: int  # GOPs that are not done with
@@ -53,27 +54,26 @@ class Run:
 
 
 @dataclass(eq=False, slots=True)
-class CodedGop:
+class FetchedGop:
     """A GOP whose coded bytes were asked for, until all frames that are known to be needed of it are being decoded."""
 
-    run: Run
+    run: GopRun
     is_long: bool
-    decoder: OpenGop | None = None
+    decoder: LongGopDecoder | None = None
     decoder_bytes: int = 0
     next_frame: int = 0  # of the file: where an open decoder goes on
 
 
-class CodedVideo:
+class GopFetcher:
     """The coded bytes of one camera.
 
     Args:
       repository: the data set.
       camera: its key.
-      known: which frames are needed; those whose bytes are asked for are marked there.
-      is_expected: bool `(episodes,)`: of which episodes the stream needs something in every epoch, as far as is known.
+      demand: which frames are needed; those whose bytes are asked for are marked there.
+      needed_every_epoch: bool `(episodes,)`: of which episodes the stream needs something in every epoch, as far as is known.
       frame_bytes: of a decoded frame.
-      budget_bytes: for all cameras together.
-      keep_bytes: of coded video: if that of the camera is not more, all of it is kept.
+      budget: of memory.
       fetchers: where reading runs.
       files: of all cameras, by (camera, number of the file).
       meter: counts.
@@ -89,30 +89,29 @@ class CodedVideo:
         repository: Repository,
         camera: str,
         *,
-        known: KnownFrames,
-        is_expected: npt.NDArray[np.bool_],
+        demand: FrameDemand,
+        needed_every_epoch: npt.NDArray[np.bool_],
         frame_bytes: int,
-        budget_bytes: int,
-        keep_bytes: int,
+        budget: MemoryBudget,
         fetchers: Executor,
-        files: Kept[tuple[str, int], VideoFile],
+        files: FutureCache[tuple[str, int], VideoFile],
         meter: Meter,
     ) -> None:
-        self._repository, self._camera, self._known = repository, camera, known
-        self._is_expected = is_expected
-        self._frame_bytes, self._budget_bytes, self._keep_bytes = frame_bytes, budget_bytes, keep_bytes
+        self._repository, self._camera, self._demand = repository, camera, demand
+        self._needed_every_epoch = needed_every_epoch
+        self._frame_bytes, self._budget = frame_bytes, budget
         self._fetchers, self._files, self._meter = fetchers, files, meter
         self._episodes = repository.episodes
         self._file_of_episode = repository.episodes.videos[camera].files.file_of_episode
-        self._together: dict[int, dict[int, list[int]]] = {}  # number of a file -> `VideoFile.together`
-        self.gops: dict[GopKey, CodedGop] = {}
+        self._together: dict[int, dict[int, list[int]]] = {}  # number of a file -> `episodes_fetched_together`
+        self.gops: dict[GopKey, FetchedGop] = {}
         self.coded_bytes = self.kept_bytes = 0
 
     def open(self, number: int) -> Future[VideoFile]:
         """Returns a file of the camera; asks for what tells where its pictures lie, if that is not known."""
         return self._files.get(
             (self._camera, number),
-            lambda: self._fetchers.submit(open_video, self._repository, self._camera, number, keep_bytes=self._keep_bytes),
+            lambda: self._fetchers.submit(open_video, self._repository, self._camera, number, keep_bytes=self._budget.kept_video),
         )
 
     def fetch(self, episode: int, frame: int) -> None:
@@ -127,15 +126,15 @@ class CodedVideo:
         first = file.first_frame(episode)
         stop = first + self._episodes.lengths.item(episode)
         frame += first
-        is_kept = file.contents is None and file.estimated_bytes <= self._keep_bytes
+        is_kept = file.contents is None and file.estimated_bytes <= self._budget.kept_video
         reach = stop if is_kept else _MAX_FETCH_FRAMES
         low, gop, high = file.gops_of(np.array([max(first, frame - reach), frame, min(stop - 1, frame + reach)])).tolist()
         starts = file.gop_starts[low : high + 2].copy()
         # The first and the last GOP may hold frames of other episodes.
         starts[0], starts[-1] = max(starts.item(0), first), min(starts.item(-1), stop)
-        known = self._known
-        places = known.find(np.arange(starts.item(0), starts.item(-1)) + (self._episodes.first_rows.item(episode) - first))
-        is_needed = (known.uses[places] > 0) & ~known.is_asked[places]
+        demand = self._demand
+        entries = demand.find(np.arange(starts.item(0), starts.item(-1)) + (self._episodes.first_rows.item(episode) - first))
+        is_needed = (demand.uses[entries] > 0) & ~demand.is_requested[entries]
         if (there := self.gops.get((number, episode, gop))) is not None:
             begin, end = (max(low, there.run.gops.start), min(high + 1, there.run.gops.stop)) if is_kept else (gop, gop + 1)
         elif is_kept and self._fetch_together(file, episode):
@@ -154,12 +153,14 @@ class CodedVideo:
                 wanted = file.byte_range_of(range(begin, end))
             self._fetch_run(file, [(episode, range(begin, end))], wanted, is_kept=is_kept)
         asked = slice(starts[begin - low] - starts[0], starts[end - low] - starts[0])
-        known.is_asked[places[asked][is_needed[asked]]] = True
+        demand.is_requested[entries[asked][is_needed[asked]]] = True
 
     def _fetch_together(self, file: VideoFile, episode: int) -> bool:
         """Asks for an episode that is kept and those that it is fetched together with; returns whether there are such."""
         if file.number not in self._together:
-            self._together[file.number] = file.together(self._is_expected, piece_bytes=self._repository.storage.options.cost_bytes)
+            self._together[file.number] = episodes_fetched_together(
+                file, self._needed_every_epoch, piece_bytes=self._repository.storage.options.cost_bytes
+            )
         episodes = self._together[file.number][episode]
         if len(episodes) == 1:
             return False
@@ -177,26 +178,26 @@ class CodedVideo:
     def _fetch_run(self, file: VideoFile, members: Sequence[tuple[int, range]], wanted: ByteRange, *, is_kept: bool) -> None:
         """Asks for GOPs that follow each other: of each episode, in the order of the file, a range of them."""
         if file.contents is None:
-            coded = Coded(self._fetchers.submit(_read_range, self._repository.storage, file.path, wanted), wanted.start)
+            coded = PendingBytes(self._fetchers.submit(_read_range, self._repository.storage, file.path, wanted), wanted.start)
             num_bytes = wanted.length
         else:
-            coded = Coded(Future(), 0)
+            coded = PendingBytes(Future(), 0)
             coded.payload.set_result(file.contents)
             num_bytes = 0  # counted, and kept, with the file
         all_gops = range(members[0][1].start, members[-1][1].stop)
-        run = Run(coded, num_bytes, all_gops, sum(len(gops) for _, gops in members), is_kept)
+        run = GopRun(coded, num_bytes, all_gops, sum(len(gops) for _, gops in members), is_kept)
         lengths = np.diff(file.gop_starts[all_gops.start : all_gops.stop + 1])
-        is_long = ((lengths >= _MIN_LONG_GOP) & (lengths * self._frame_bytes > self._budget_bytes // _LONG_GOP_PART)).tolist()
+        is_long = ((lengths >= _MIN_LONG_GOP) & (lengths * self._frame_bytes > self._budget.long_gop)).tolist()
         for episode, gops in members:
             for gop in gops:
-                self.gops[file.number, episode, gop] = CodedGop(run, is_long[gop - all_gops.start])
+                self.gops[file.number, episode, gop] = FetchedGop(run, is_long[gop - all_gops.start])
         if is_kept:
             self.kept_bytes += run.num_bytes
         else:
             self.coded_bytes += run.num_bytes
         self._meter.count(bytes_needed=wanted.length)
 
-    def retire(self, key: GopKey, coded: CodedGop) -> None:
+    def release_bytes(self, key: GopKey, coded: FetchedGop) -> None:
         """Gives up the coded bytes of a GOP unless they are kept."""
         if coded.run.is_kept:
             return

@@ -233,43 +233,35 @@ def _learn_orders(repository: Repository, file: DataFile, groups: Sequence[int])
             _orders_of(repository, file).learn(group, found)
 
 
-def neighbours_of(
-    repository: Repository, file: DataFile, group: int, selection: FeatureSelection, is_expected: npt.NDArray[np.bool_]
-) -> range:
-    """Returns the row groups to fetch together with one, itself among them, where all of them are kept in memory.
+def extents_to_join(
+    repository: Repository, file: DataFile, selection: FeatureSelection, needed_every_epoch: npt.NDArray[np.bool_]
+) -> Callable[[int], ByteRange | None]:
+    """Returns a function that tells where the bytes of a row group lie, if it may come with others (`_reading/fetch_groups`).
 
-    Those next to it that have rows of expected episodes and begin in the same piece of the file: so it does not matter which of them is
-    needed first. What lies between their columns is fetched too. One that is longer than a piece, or kept on disk, is alone.
+    That is one with rows of an episode that is needed, unless it is kept on disk. What lies between its columns counts too, since it is
+    fetched with them.
 
     Args:
-      is_expected: bool `(episodes,)`: of which something will be needed.
+      needed_every_epoch: bool `(episodes,)`: of which something will be needed.
     """
-    piece_bytes = repository.storage.options.cost_bytes
     table = file.table
     held = repository.episodes.data.episodes_in(file.number)
     stops = np.cumsum(repository.episodes.lengths[held])
     bounds = np.array(table.group_starts)
 
-    def piece_of(number: int) -> int | None:
+    def extent_of(number: int) -> ByteRange | None:
         first, last = np.searchsorted(stops, bounds[number : number + 2] - (0, 1), side="right").tolist()
-        if not is_expected[held[first : last + 1]].any():
+        if not needed_every_epoch[held[first : last + 1]].any():
             return None
         try:
             chunks = table.ranges(number, columns_to_read(repository, file, number, selection))
         except DatasetFormatError:
-            return None  # which is nothing to the others
+            return None  # a defect that does not affect the others
         if not chunks or _is_to_be_kept(repository, file, number, selection):
             return None
-        start, stop = min(chunk.start for chunk in chunks), max(chunk.stop for chunk in chunks)
-        return start // piece_bytes if stop - start <= piece_bytes else None
+        return ByteRange(min(chunk.start for chunk in chunks), max(chunk.stop for chunk in chunks))
 
-    begin, end = group, group + 1
-    if (piece := piece_of(group)) is not None:
-        while begin > 0 and piece_of(begin - 1) == piece:
-            begin -= 1
-        while end < len(bounds) - 1 and piece_of(end) == piece:
-            end += 1
-    return range(begin, end)
+    return extent_of
 
 
 def fetch_groups(repository: Repository, file: DataFile, groups: Sequence[int], selection: FeatureSelection) -> DataFile:

@@ -5,14 +5,13 @@ next block would find none of them, and all of them together may be more than th
 nevertheless, which is enough where a stream goes from one large file to the next. Above, a few are read at a time, only the rows that the
 block needs are kept of them, and a warning says what that costs and what helps.
 
-Where all row groups of the data set will be kept, those that lie side by side come in one request (`neighbours_of`). Each is unpacked when
-it is needed, so what is wrong with one is nothing to the others.
+Where all row groups of the data set will be kept, those that lie side by side come in one request (`_reading/fetch_groups`). Each is
+unpacked when it is needed, so a defect in one does not affect the others.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
@@ -28,44 +27,29 @@ from lerobot_grain._format.info import Feature
 from lerobot_grain._order.windows import WindowBlock
 from lerobot_grain._reading.batches import Batch
 from lerobot_grain._reading.daemon_pool import DaemonPool
-from lerobot_grain._reading.future_cache import Kept
+from lerobot_grain._reading.fetch_groups import row_groups_fetched_together
+from lerobot_grain._reading.future_cache import FutureCache
+from lerobot_grain._reading.options import MemoryBudget
 from lerobot_grain._reading.read_statistics import Meter
+from lerobot_grain._reading.rows.cells import Cells, array_of, gather, list_column, look_up, records_of
 from lerobot_grain._reading.rows.data_files import (
     DataFile,
     RowGroup,
     columns_to_read,
+    extents_to_join,
     fetch_groups,
     load_group,
     load_rows,
-    neighbours_of,
     open_data_file,
     selected_columns,
 )
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import FeatureSelection
-from lerobot_grain._video.decoder import decode_depth_image, decode_image
+from lerobot_grain._video.images import decode_depth_image, decode_image
 
 # Opened data files that are kept: so many bytes of them, and so many of them at least.
 _MAX_OPEN_BYTES, _MIN_OPEN_DATA_FILES = 64 << 20, 256
-# Row groups of one block that are less together are never too large, however small the budget.
-_MIN_LARGE_BYTES = 16 << 20
 _MAX_LARGE_AT_ONCE = 8
-
-
-@dataclass(frozen=True, slots=True)
-class _Cells:
-    """Where values lie.
-
-    Attributes:
-      groups: int64 `(examples,)` or `(examples, time)`: places in `PendingRows.groups`; -1: the file could not be opened.
-      rows: of the same shape: rows, counted as those of the group are.
-    """
-
-    groups: Integers
-    rows: Integers
-
-    def __getitem__(self, examples: slice) -> _Cells:
-        return _Cells(self.groups[examples], self.rows[examples])
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +66,8 @@ class PendingRows:
     """
 
     groups: list[Future[RowGroup]]
-    anchors: _Cells
-    windows: dict[str, _Cells]
+    anchors: Cells
+    windows: dict[str, Cells]
     problems: dict[int, Exception]
     files: Integers
     loaded: list[RowGroup | None] = field(default_factory=list)
@@ -96,8 +80,8 @@ class RowReader:
       repository: the data set.
       selection: what is read of it.
       image_size: (height, width) that embedded images are resized to, or `None`.
-      memory_bytes: row groups that are kept for later requests; twice as much where one block needs it.
-      is_expected: bool `(episodes,)`: of which episodes something is needed in every epoch, as far as is known.
+      budget: of memory: `rows` of it for row groups that are kept for later requests, up to `large_rows` where one block needs it.
+      needed_every_epoch: bool `(episodes,)`: of which episodes something is needed in every epoch, as far as is known.
       fetchers, decoders: where reading, and decoding of embedded images run.
       start_thread: what threads of its own, which read large row groups, begin with.
       meter: counts.
@@ -109,8 +93,8 @@ class RowReader:
         selection: FeatureSelection,
         *,
         image_size: tuple[int, int] | None,
-        memory_bytes: int,
-        is_expected: npt.NDArray[np.bool_],
+        budget: MemoryBudget,
+        needed_every_epoch: npt.NDArray[np.bool_],
         fetchers: Executor,
         decoders: Executor,
         start_thread: Callable[[], None],
@@ -119,13 +103,13 @@ class RowReader:
         self._repository, self._selection, self._image_size = repository, selection, image_size
         self._fetchers, self._decoders, self._meter = fetchers, decoders, meter
         self._is_needed = bool(selection.columns or selection.texts)
-        self._files: Kept[int, DataFile] = Kept(
+        self._files: FutureCache[int, DataFile] = FutureCache(
             limit=_MAX_OPEN_BYTES, size=lambda file: min(file.table.estimated_bytes, _MAX_OPEN_BYTES // _MIN_OPEN_DATA_FILES)
         )
-        self._groups: Kept[tuple[int, int], RowGroup] = Kept(limit=memory_bytes, size=lambda rows: rows.nbytes)
-        self._memory_bytes, self._is_expected = memory_bytes, is_expected
+        self._groups: FutureCache[tuple[int, int], RowGroup] = FutureCache(limit=budget.rows, size=lambda rows: rows.nbytes)
+        self._budget, self._needed_every_epoch = budget, needed_every_epoch
         # Row groups that were fetched together, by the file and the first of them: for those of them that are not needed yet.
-        self._fetched: Kept[tuple[int, int], DataFile] = Kept(limit=memory_bytes, size=lambda file: file.nbytes)
+        self._fetched: FutureCache[tuple[int, int], DataFile] = FutureCache(limit=budget.rows, size=lambda file: file.nbytes)
         self._together: dict[tuple[int, int], range] = {}
         self._unpacked_bytes: dict[tuple[int, int], int] = {}
         self._start_thread = start_thread
@@ -140,7 +124,7 @@ class RowReader:
         if self._large_fetchers is not None:
             self._large_fetchers.shutdown(wait=wait, cancel_futures=True)
 
-    def know(self, block: WindowBlock) -> None:
+    def announce(self, block: WindowBlock) -> None:
         """Asks for the footers of the files that a coming block will need."""
         if self._is_needed:
             for number in np.unique(self._repository.episodes.data.file_of_episode[block.episodes]).tolist():
@@ -172,20 +156,24 @@ class RowReader:
             numbers, inverse = np.unique(np.searchsorted(file.table.group_starts, all_rows[members], side="right") - 1, return_inverse=True)
             places[members] = len(needed) + inverse
             needed += [(file, group) for group in numbers.tolist()]
-        if self._are_too_large(needed, len(block)):
+        sizes = [self._unpacked(file, group) for file, group in needed]
+        limit = limit_of_kept(sizes, self._budget)
+        if limit is None:
+            self._start_large_fetchers(sizes, len(block))
             groups = []
             for place, (file, group) in enumerate(needed):
                 members = np.flatnonzero(places == place)
                 wanted, all_rows[members] = np.unique(all_rows[members], return_inverse=True)
                 groups.append(self._rows_of(file, group, wanted))
         else:
+            self._groups.limit = limit
             groups = [self._group(file, group) for file, group in needed]
         cells, begin = [], 0
         for part in rows:
-            cells.append(_Cells(places[begin : begin + len(part)], all_rows[begin : begin + len(part)]))
+            cells.append(Cells(places[begin : begin + len(part)], all_rows[begin : begin + len(part)]))
             begin += len(part)
         windows = {
-            name: _Cells(cell.groups.reshape(window.shape), cell.rows.reshape(window.shape))
+            name: Cells(cell.groups.reshape(window.shape), cell.rows.reshape(window.shape))
             for (name, window), cell in zip(distinct.items(), cells[1:], strict=True)
         }
         return PendingRows(groups, cells[0], {key: windows[id(block.frames[key])] for key in keys}, problems, files)
@@ -227,22 +215,22 @@ class RowReader:
         groups, anchors, columns = pending.loaded, pending.anchors[examples], self._selection.columns
         arrays = tuple(f.key for f in columns if f.key not in pending.windows and f.is_array and 0 not in f.shape)
         if arrays:
-            found.update(_records(groups, arrays, anchors))
+            found.update(records_of(groups, arrays, anchors))
         for feature in columns:
             key = feature.key
             if key in found or feature.is_camera:
                 continue
             cells = pending.windows[key][examples] if key in pending.windows else anchors
             if feature.dtype == "string":
-                values = _look_up(groups, cells, functools.partial(_column, key))
+                values = look_up(groups, cells, functools.partial(list_column, key))
                 time = cells.rows.shape[1] if cells.rows.ndim == 2 else 0
                 found[key] = [values[i : i + time] for i in range(0, len(values), time)] if time else values
             elif feature.dtype == "language":
-                found[key] = _array_of(_look_up(groups, cells, functools.partial(_column, key)), cells.rows.shape)
+                found[key] = array_of(look_up(groups, cells, functools.partial(list_column, key)), cells.rows.shape)
             else:
-                found[key] = _gather(groups, key, cells)
+                found[key] = gather(groups, key, cells)
         for key in self._selection.texts:
-            found[key] = _look_up(groups, anchors, functools.partial(_column, key))
+            found[key] = look_up(groups, anchors, functools.partial(list_column, key))
         return found
 
     def pictures(self, block: WindowBlock, pending: PendingRows | None, examples: slice) -> Batch:
@@ -255,7 +243,7 @@ class RowReader:
         for feature in self._selection.columns:
             if feature.is_camera and pending is not None:
                 cells = pending.windows.get(feature.key, pending.anchors)[examples]
-                encoded = _look_up(pending.loaded, cells, functools.partial(_column, feature.key))
+                encoded = look_up(pending.loaded, cells, functools.partial(list_column, feature.key))
                 found[feature.key] = self._decoded(feature, encoded, block.episodes[examples], cells.rows.shape)
         return found
 
@@ -284,8 +272,10 @@ class RowReader:
             # Judged by this one. With their coded bytes they take less than twice what they unpack to.
             needed = 2 * self._unpacked(file, group) * num_rows // max(1, starts[group + 1] - starts[group])
             groups = range(group, group + 1)
-            if needed <= self._memory_bytes:
-                groups = neighbours_of(self._repository, file, group, self._selection, self._is_expected)
+            if needed <= self._budget.rows:
+                extents = extents_to_join(self._repository, file, self._selection, self._needed_every_epoch)
+                piece_bytes = self._repository.storage.options.cost_bytes
+                groups = row_groups_fetched_together(group, len(starts) - 1, extents, piece_bytes=piece_bytes)
             self._together.update(((file.number, each), groups) for each in groups)
         return self._together[file.number, group]
 
@@ -303,25 +293,20 @@ class RowReader:
         columns = columns_to_read(self._repository, file, group, self._selection)
         self._meter.count(bytes_needed=sum(chunk.length for chunk in file.table.ranges(group, columns)))
 
-    def _are_too_large(self, needed: Sequence[tuple[DataFile, int]], num_examples: int) -> bool:
-        """Returns whether the row groups that a block needs are more than can be kept; says so the first time."""
-        sizes = [self._unpacked(file, group) for file, group in needed]
-        limit = max(2 * self._memory_bytes, _MIN_LARGE_BYTES)
-        if sum(sizes) <= limit:
-            self._groups.limit = max(self._memory_bytes, sum(sizes))
-            return False
-        if self._large_fetchers is None:
-            at_once = max(1, min(_MAX_LARGE_AT_ONCE, self._memory_bytes // max(sizes)))
-            self._large_fetchers = DaemonPool(at_once, "lerobot_grain rows", self._start_thread)
-            warnings.warn(
-                f"{self._repository.description}: the {len(sizes)} row groups that {num_examples} examples need unpack to "
-                f"{sum(sizes) >> 20} MiB; at most {limit >> 20} MiB are kept, so they are read again for the next examples, which is "
-                "slow. Read fewer of them at a time with Shuffle(num_parts=...) or Shuffle(open_files=...), fewer columns with "
-                "features=[...], or keep more with ReadOptions(memory_budget_bytes=...)",
-                LeRobotGrainWarning,
-                stacklevel=2,
-            )
-        return True
+    def _start_large_fetchers(self, sizes: Sequence[int], num_examples: int) -> None:
+        """Starts the threads that read large row groups, the first time, and warns."""
+        if self._large_fetchers is not None:
+            return
+        at_once = max(1, min(_MAX_LARGE_AT_ONCE, self._budget.rows // max(sizes)))
+        self._large_fetchers = DaemonPool(at_once, "lerobot_grain rows", self._start_thread)
+        warnings.warn(
+            f"{self._repository.description}: the {len(sizes)} row groups that {num_examples} examples need unpack to "
+            f"{sum(sizes) >> 20} MiB; at most {self._budget.large_rows >> 20} MiB are kept, so they are read again for the next examples, "
+            "which is slow. Read fewer of them at a time with Shuffle(num_parts=...) or Shuffle(open_files=...), fewer columns with "
+            "features=[...], or keep more with ReadOptions(memory_budget_bytes=...)",
+            LeRobotGrainWarning,
+            stacklevel=2,
+        )
 
     def _unpacked(self, file: DataFile, group: int) -> int:
         place = (file.number, group)
@@ -346,6 +331,17 @@ class RowReader:
         return pixels.reshape(*shape, *expected)
 
 
+def limit_of_kept(sizes: Sequence[int], budget: MemoryBudget) -> int | None:
+    """Returns how many bytes of row groups are kept while a block is read; `None`: those that it needs are too large to be kept.
+
+    Args:
+      sizes: bytes that each of the row groups that the block needs unpacks to.
+      budget: of memory.
+    """
+    needed = sum(sizes)
+    return max(budget.rows, needed) if needed <= budget.large_rows else None
+
+
 def _after(fetched: Future[DataFile], pool: Executor, load: Callable[[DataFile], RowGroup]) -> Future[RowGroup]:
     """Calls `load` when a file is there: in the thread that has fetched it, or, where it is there already, in a pool."""
     if fetched.done():
@@ -360,62 +356,3 @@ def _after(fetched: Future[DataFile], pool: Executor, load: Callable[[DataFile],
 
     fetched.add_done_callback(finish)
     return loaded
-
-
-def _records(groups: list[RowGroup | None], keys: tuple[str, ...], cells: _Cells) -> dict[str, npt.NDArray[Any]]:
-    """Returns the values of single cells of several columns that are arrays."""
-    of_group = {place: (group.first_row, group.records(keys)) for place, group in enumerate(groups) if group is not None}
-    dtype = next(iter(of_group.values()))[1].dtype
-    size = dtype.itemsize
-    pieces = []
-    for place, row in zip(cells.groups.tolist(), cells.rows.tolist(), strict=True):
-        first_row, records = of_group[place]
-        start = (row - first_row) * size
-        pieces.append(records.rows[start : start + size])
-    table = np.frombuffer(bytearray().join(pieces), dtype)
-    return {key: np.ascontiguousarray(table[key]) for key in keys}
-
-
-def _gather(groups: list[RowGroup | None], key: str, cells: _Cells) -> npt.NDArray[Any]:
-    """Returns the values of cells, in their shape, of a column that is an array."""
-    places, rows = cells.groups.reshape(-1), cells.rows.reshape(-1)
-    by_group = np.argsort(places, kind="stable")
-    places, rows = places[by_group], rows[by_group]
-    bounds = [0, *(np.flatnonzero(places[1:] != places[:-1]) + 1).tolist(), len(places)]
-    found: npt.NDArray[Any] | None = None
-    for begin, end in itertools.pairwise(bounds):
-        group = groups[places.item(begin)]
-        assert group is not None
-        column = group.columns[key]
-        assert isinstance(column, np.ndarray)
-        if found is None:
-            found = np.empty((len(rows), *column.shape[1:]), column.dtype)
-        np.take(column, rows[begin:end] - group.first_row, axis=0, out=found[begin:end], mode="clip")
-    assert found is not None
-    if len(bounds) > 2:
-        sorted_values, found = found, np.empty_like(found)
-        found[by_group] = sorted_values
-    return found.reshape(*cells.rows.shape, *found.shape[1:])
-
-
-def _array_of(values: list[Any], shape: tuple[int, ...]) -> npt.NDArray[np.object_]:
-    """Returns objects as an array of them: what holds lists must not be taken for more axes, here and by whoever stacks or maps trees."""
-    found = np.empty(len(values), object)
-    found[:] = values
-    return found.reshape(shape)
-
-
-def _column(key: str, group: RowGroup) -> Sequence[Any]:
-    column = group.columns[key]
-    assert not isinstance(column, np.ndarray)
-    return column
-
-
-def _look_up(groups: list[RowGroup | None], cells: _Cells, column: Callable[[RowGroup], Sequence[Any]]) -> list[Any]:
-    """Returns the values of cells of a column that is a list."""
-    of_group = {place: (group.first_row, column(group)) for place, group in enumerate(groups) if group is not None}
-    values = []
-    for place, row in zip(cells.groups.reshape(-1).tolist(), cells.rows.reshape(-1).tolist(), strict=True):
-        first_row, found = of_group[place]
-        values.append(found[row - first_row])
-    return values

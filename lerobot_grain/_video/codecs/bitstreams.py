@@ -1,7 +1,7 @@
 """What a coded picture says of itself: whether a decoder can start at it, and which headers it brings along. Bits only, no I/O.
 
-A codec of the table (`CODECS` in `_video/codecs/track`) must have an entry in `_STARTS` here: one whose first pictures nobody looks at
-could be stitched wrongly without an error.
+Each codec of the table (`_video/codecs/table`) has a function here that looks at the first picture of a unit, `*_start`: one whose first
+pictures nobody looks at could be stitched wrongly without an error.
 
 Headers are what a decoder remembers from one picture to the next: parameter sets (H.264, HEVC), sequence headers (AV1), and the layers
 above a picture (MPEG-4 Part 2). Most files have them in the sample description alone. Files that were joined from recordings of different
@@ -13,10 +13,10 @@ Rule: NAL units follow their lengths (ISO/IEC 14496-15); inside of one, a start 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from lerobot_grain._video.codecs.track import VideoFormat
+from lerobot_grain._video.codecs.video_format import VideoFormat
 
 Bytes = bytes | memoryview
 
@@ -49,15 +49,6 @@ class Start(NamedTuple):
     sample: Bytes
     headers: bytes
     forgets: bool = True
-
-
-def start_of(video: VideoFormat, sample: Bytes) -> Start:
-    """Looks at the first picture of a unit.
-
-    Raises:
-      NotAStartError: a decoder cannot start there.
-    """
-    return _STARTS[video.codec](video, sample)
 
 
 def later_headers(video: VideoFormat, samples: Iterable[Bytes]) -> set[bytes]:
@@ -132,7 +123,8 @@ def _header(sample: Bytes, begin: int, stop: int) -> bytes:
     return (stop - begin).to_bytes(4) + bytes(sample[begin:stop])
 
 
-def _hevc_start(video: VideoFormat, sample: Bytes) -> Start:
+def hevc_start(video: VideoFormat, sample: Bytes) -> Start:
+    """Looks for an IDR, CRA or BLA picture, rewrites CRA to BLA; raises `NotAStartError` if a decoder cannot start there."""
     rewritten, headers, num_pictures, forgets = None, [], 0, True
     for kind, begin, stop in _nal_units(video, sample):
         if not _is_picture(video, kind):
@@ -153,7 +145,8 @@ def _hevc_start(video: VideoFormat, sample: Bytes) -> Start:
     return Start(sample if rewritten is None else bytes(rewritten), b"".join(headers), forgets)
 
 
-def _h264_start(video: VideoFormat, sample: Bytes) -> Start:
+def h264_start(video: VideoFormat, sample: Bytes) -> Start:
+    """Looks for an IDR picture; raises `NotAStartError` if a decoder cannot start there."""
     units = list(_nal_units(video, sample))
     kinds = [kind for kind, _, _ in units]
     pictures = [kind for kind in kinds if _is_picture(video, kind)]
@@ -164,7 +157,8 @@ def _h264_start(video: VideoFormat, sample: Bytes) -> Start:
     return Start(sample, b"".join(_header(sample, begin, stop) for kind, begin, stop in units if kind in _H264_HEADERS))
 
 
-def _av1_start(video: VideoFormat, sample: Bytes) -> Start:
+def av1_start(video: VideoFormat, sample: Bytes) -> Start:
+    """Looks for a key frame; raises `NotAStartError` if a decoder cannot start there."""
     del video
     cursor, headers = 0, b""
     while cursor < len(sample):
@@ -192,7 +186,8 @@ def _av1_start(video: VideoFormat, sample: Bytes) -> Start:
     raise NotAStartError("flagged as key frame, but it does not begin with an AV1 key frame")
 
 
-def _mpeg4_start(video: VideoFormat, sample: Bytes) -> Start:
+def mpeg4_start(video: VideoFormat, sample: Bytes) -> Start:
+    """Looks for an intra picture; raises `NotAStartError` if a decoder cannot start there."""
     del video
     # ISO/IEC 14496-2, 6.2.5: vop_start_code, then vop_coding_type (2 bits), 0 is an I-VOP.
     data = bytes(sample)
@@ -205,7 +200,8 @@ def _mpeg4_start(video: VideoFormat, sample: Bytes) -> Start:
     return Start(sample, b"".join(_START_CODE + piece for piece in pieces if piece and piece[0] != 0xB3))
 
 
-def _vp9_start(video: VideoFormat, sample: Bytes) -> Start:
+def vp9_start(video: VideoFormat, sample: Bytes) -> Start:
+    """Looks for a key frame; raises `NotAStartError` if a decoder cannot start there."""
     del video
     # VP9 bitstream specification, 6.2: frame_marker (2 bits, 2), profile (2 bits, the lower one first), a reserved bit in profile 3,
     # show_existing_frame (1 bit), frame_type (1 bit), 0 is KEY_FRAME.
@@ -214,12 +210,3 @@ def _vp9_start(video: VideoFormat, sample: Bytes) -> Start:
     if header >> 6 != 2 or header >> place & 3 != 0:
         raise NotAStartError("flagged as key frame, but it does not begin with a VP9 key frame")
     return Start(sample, b"")
-
-
-_STARTS: dict[str, Callable[[VideoFormat, Bytes], Start]] = {
-    "av1": _av1_start,
-    "h264": _h264_start,
-    "hevc": _hevc_start,
-    "mpeg4": _mpeg4_start,
-    "vp9": _vp9_start,
-}

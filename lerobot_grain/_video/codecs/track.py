@@ -1,4 +1,4 @@
-"""What a decoder has to be told of a video track: codec, size, headers, and how the picture is turned. Pure.
+"""Reads what a decoder has to be told of a video track: codec, size, headers, and how the picture is turned. Pure.
 
 A sample description (`stsd`) has one sample entry; its name tells the codec, and for `mp4v` the descriptors in it do. The matrices of the
 movie and of the track together say how a picture is turned for display, as phones that are held upright have it; torchcodec, and so
@@ -8,13 +8,12 @@ lerobot, gives frames turned.
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._video.boxes import Bytes, box, boxes, only_box
+from lerobot_grain._video.codecs.table import CODEC_OF_SAMPLE_ENTRY
+from lerobot_grain._video.codecs.video_format import IDENTITY, VideoFormat
 
-# Sample entries (fourcc) that FFmpeg's decoders are given, and the names that lerobot uses for them.
-CODECS = {"av01": "av1", "avc1": "h264", "avc3": "h264", "hvc1": "hevc", "hev1": "hevc", "mp4v": "mpeg4", "vp09": "vp9"}
 # `mp4v` stands for whatever the object type in its `esds` box says (the registration authority's list; FFmpeg's `ff_mp4_obj_type`).
 _MPEG4_OBJECT_TYPE = 0x20
 _OBJECT_TYPES = {
@@ -34,31 +33,6 @@ _VISUAL_FIELDS_BYTES = 78
 # The first four numbers of a matrix (a, b, c, d of 14496-12, 8.3.2), by their signs, and the degrees that the picture is turned by
 # clockwise. The others mirror it, or do nothing that has a name.
 _TURNS = {(1, 0, 0, 1): 0, (0, 1, -1, 0): 90, (-1, 0, 0, -1): 180, (0, -1, 1, 0): 270}
-_IDENTITY = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
-
-
-class VideoFormat(NamedTuple):
-    """What a decoder is told of the samples of a file. Samples of files with equal formats can be decoded together.
-
-    Attributes:
-      codec: `av1`, `h264`, `hevc`, `mpeg4` or `vp9`, told by the file.
-      width, height: pixels, as coded.
-      sample_description: the `stsd` box, without bit rates.
-      matrices: those of the movie and of the track, 36 bytes each: how the picture is turned for display.
-      rotation: degrees clockwise that they turn it by: 0, 90, 180 or 270.
-    """
-
-    codec: str
-    width: int
-    height: int
-    sample_description: bytes
-    matrices: tuple[bytes, bytes] = (_IDENTITY, _IDENTITY)
-    rotation: int = 0
-
-    @property
-    def frame_size(self) -> tuple[int, int]:
-        """(height, width) of a frame, turned."""
-        return (self.width, self.height) if self.rotation in (90, 270) else (self.height, self.width)
 
 
 def read_video_format(stsd: Bytes, movie: bytes, track: Bytes, where: str) -> VideoFormat:
@@ -75,8 +49,8 @@ def read_video_format(stsd: Bytes, movie: bytes, track: Bytes, where: str) -> Vi
     if len(entries) != 1:
         raise DatasetFormatError(f"{where}: found {len(entries)} sample descriptions; an encoding that changes half-way is not supported")
     kind, entry = entries[0]
-    if kind not in CODECS:
-        raise DatasetFormatError(f"{where}: unsupported codec {kind!r}; expected one of {', '.join(CODECS)}")
+    if kind not in CODEC_OF_SAMPLE_ENTRY:
+        raise DatasetFormatError(f"{where}: unsupported codec {kind!r}; expected one of {', '.join(CODEC_OF_SAMPLE_ENTRY)}")
     width, height = struct.unpack_from(">HH", entry, 24)
     children = list(boxes(entry[_VISUAL_FIELDS_BYTES:], where, kind))
     if kind == "mp4v" and (other := _other_codec([payload for name, payload in children if name == "esds"])):
@@ -86,7 +60,7 @@ def read_video_format(stsd: Bytes, movie: bytes, track: Bytes, where: str) -> Vi
     kept = [box(name, payload) for name, payload in children if name != "btrt"]
     description = box("stsd", bytes(stsd[:8]) + box(kind, b"".join([entry[:_VISUAL_FIELDS_BYTES], *kept])))
     matrices, rotation = _matrices(movie, track, where)
-    return VideoFormat(CODECS[kind], width, height, description, matrices, rotation)
+    return VideoFormat(CODEC_OF_SAMPLE_ENTRY[kind].name, width, height, description, matrices, rotation)
 
 
 def _other_codec(esds_boxes: list[Bytes]) -> str | None:
@@ -117,14 +91,14 @@ def _matrices(movie: bytes, track: Bytes, where: str) -> tuple[tuple[bytes, byte
     # 14496-12, 8.2.2 and 8.3.2: behind the times, whose width depends on the version, and other fields.
     places = ((movie, 48 if movie[:1] == b"\1" else 36), (header, 52 if header[:1] == b"\1" else 40))
     found = [data[place : place + 36] for data, place in places]
-    of_movie, of_track = (matrix if len(matrix) == 36 else _IDENTITY for matrix in found)
-    if of_movie == of_track == _IDENTITY:
-        return (_IDENTITY, _IDENTITY), 0
+    of_movie, of_track = (matrix if len(matrix) == 36 else IDENTITY for matrix in found)
+    if of_movie == of_track == IDENTITY:
+        return (IDENTITY, IDENTITY), 0
     a, b, _, c, d, *_ = struct.unpack(">9i", of_track)
     e, f, _, g, h, *_ = struct.unpack(">9i", of_movie)
     product = (a * e + b * g, a * f + b * h, c * e + d * g, c * f + d * h)
     if not any(product):
-        return (_IDENTITY, _IDENTITY), 0  # written by tools that leave the field empty; players show the picture as it is
+        return (IDENTITY, IDENTITY), 0  # written by tools that leave the field empty; players show the picture as it is
     # Written by rounding sines and cosines: what is less than a thousandth of the largest turns nothing.
     least = max(abs(number) for number in product) // 1000
     signs = tuple((number > least) - (number < -least) for number in product)

@@ -1,0 +1,209 @@
+"""Starts the decode tasks of one camera, and holds what belongs to them: which slot a task writes, what failed, and open decoders.
+
+* Short GOPs, of any episodes and files, are decoded in groups: one small MP4 for many.
+* A long GOP would fill the budget with frames that are needed much later. It is decoded in pieces: its decoder stays open and goes on
+  where it stopped, until too many are open.
+
+For one thread, the consumer's.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lerobot_grain._base.arrays import Integers
+from lerobot_grain._reading.frames.decoding import DecodeJob, GopFrames, LongGopDecoder, PendingBytes, decode_groups, decode_jobs
+from lerobot_grain._reading.frames.frame_store import FrameDemand, FrameStore
+from lerobot_grain._reading.frames.gop_fetcher import FetchedGop, GopFetcher, GopKey
+from lerobot_grain._reading.options import MemoryBudget
+from lerobot_grain._reading.read_statistics import Meter
+from lerobot_grain._video.decoder import OpenVideo
+
+# Wanted frames of one decode task: the speed of sequential decoding is reached at 16 to 64. More where frames are small: a task takes
+# Python's lock a dozen times, each time against a consumer that may hold it for milliseconds.
+_PICTURES_PER_TASK, _TASK_BYTES = 64, 8 << 20
+# What an open decoder holds, in pictures of 12 bits a pixel: 5 MB at 640x480 (measured with 64 of them).
+_PICTURES_OF_DECODER = 12
+# GOPs that are remembered to count those that are decoded again; only a figure of the statistics.
+_MAX_LATELY_DECODED = 100_000
+
+
+class _Task(NamedTuple):
+    """A decode that was started, and the coded bytes that it waits for."""
+
+    problems: Future[dict[int, Exception]]
+    coded: list[PendingBytes]
+
+
+@dataclass(eq=False, slots=True)
+class DecodeCandidate:
+    """Frames that are to be decoded of a GOP.
+
+    Attributes:
+      gop: which, with the frames.
+      entries: int64 `(n,)`, of the frames.
+      is_now: bool `(n,)`: whether the block that is decoded next needs the frame.
+      is_last: whether no other frame of the GOP is known to be needed.
+    """
+
+    gop: GopFrames
+    entries: Integers
+    is_now: npt.NDArray[np.bool_]
+    is_last: bool
+
+    def only(self, keep: npt.NDArray[np.bool_]) -> DecodeCandidate:
+        """Returns this for a part of its frames."""
+        gop = self.gop._replace(frames=self.gop.frames[keep])
+        return DecodeCandidate(gop, self.entries[keep], self.is_now[keep], self.is_last and bool(keep.all()))
+
+
+class GopDecoder:
+    """Decodes GOPs of one camera.
+
+    Args:
+      open_video: the decoder of the camera.
+      demand: which frames are needed; slots are marked there.
+      store: memory for frames.
+      fetcher: has the coded bytes.
+      budget: of memory.
+      decoders: where decoding runs.
+      meter: counts.
+
+    Attributes:
+      decoder_bytes: of the open decoders.
+    """
+
+    def __init__(
+        self,
+        open_video: OpenVideo,
+        *,
+        demand: FrameDemand,
+        store: FrameStore,
+        fetcher: GopFetcher,
+        budget: MemoryBudget,
+        decoders: Executor,
+        meter: Meter,
+    ) -> None:
+        self._open_video, self._demand, self._store, self._fetcher = open_video, demand, store, fetcher
+        self._budget, self._decoders, self._meter = budget, decoders, meter
+        self._open: OrderedDict[GopKey, FetchedGop] = OrderedDict()  # those with an open decoder, the least recently used first
+        self._tasks: dict[int, _Task] = {}  # that were not waited for yet
+        self._num_tasks = 0
+        self._problems: dict[int, Exception] = {}  # by slot
+        self._lately_decoded: set[tuple[int, int]] = set()
+        self._num_gops = self._num_gops_again = 0  # since `start` was called
+        self.decoder_bytes = 0
+
+    def start(self, wanted: Sequence[DecodeCandidate]) -> None:
+        """Starts decoding."""
+        short = []
+        num_pictures = self._num_gops = self._num_gops_again = 0
+        for item in wanted:
+            key = item.gop.file.number, item.gop.episode, item.gop.gop
+            coded = self._fetcher.gops[key]
+            if coded.is_long:
+                self._start_piece(key, coded, item)
+            else:
+                short.append((item, coded))
+                self._count(item.gop)
+                num_pictures += item.gop.file.num_pictures(item.gop.gop, item.gop.frames)
+            if item.is_last:
+                self._release_gop(key, coded)
+        self._meter.count(gops_decoded=self._num_gops, gops_decoded_again=self._num_gops_again, pictures_decoded=num_pictures)
+        for group in decode_groups(
+            [item.gop for item, _ in short], max_pictures=max(_PICTURES_PER_TASK, _TASK_BYTES // self._store.frame_bytes)
+        ):
+            items = [short[index] for index in group]
+            slots = self._take_slots(np.concatenate([item.entries for item, _ in items]))
+            jobs, begin = [], 0
+            for item, coded in items:
+                end = begin + len(item.entries)
+                jobs.append(DecodeJob(item.gop, coded.run.coded, slots[begin:end]))
+                begin = end
+            problems = self._decoders.submit(decode_jobs, jobs, self._store.frames, self._open_video)
+            self._tasks[self._num_tasks] = _Task(problems, [coded.run.coded for _, coded in items])
+
+    def _start_piece(self, key: GopKey, coded: FetchedGop, wanted: DecodeCandidate) -> None:
+        """Starts decoding the next piece of a long GOP."""
+        gop = wanted.gop
+        start = gop.file.frames_of(gop.gop).start
+        if coded.decoder is None:
+            coded.decoder_bytes = gop.file.table.format.height * gop.file.table.format.width * 3 // 2 * _PICTURES_OF_DECODER
+            self._close_decoders(coded.decoder_bytes)
+            coded.decoder, coded.next_frame = LongGopDecoder(coded.run.coded, self._open_video), start
+            self.decoder_bytes += coded.decoder_bytes
+            self._open[key] = coded
+            self._count(gop)
+        self._open.move_to_end(key)
+        begin, end = gop.frames.item(0), gop.frames.item(-1) + 1
+        self._meter.count(pictures_decoded=end - (coded.next_frame if begin >= coded.next_frame else start))
+        coded.next_frame = end
+        slots = self._take_slots(wanted.entries)
+        problems = self._decoders.submit(coded.decoder.decode, gop, self._store.frames, slots)
+        self._tasks[self._num_tasks] = _Task(problems, [coded.run.coded])
+
+    def _take_slots(self, entries: Integers) -> Integers:
+        """Returns slots for frames that the next task is to decode."""
+        slots = self._store.take(len(entries))
+        self._demand.slots[entries] = slots
+        self._demand.is_requested[entries] = True
+        self._num_tasks += 1
+        self._store.task_of[slots] = self._num_tasks
+        return slots
+
+    def _release_gop(self, key: GopKey, coded: FetchedGop) -> None:
+        """Gives up the decoder of a GOP, and its coded bytes unless they are kept."""
+        if coded.decoder is not None:
+            del self._open[key]
+            coded.decoder = None
+            self.decoder_bytes -= coded.decoder_bytes
+        self._fetcher.release_bytes(key, coded)
+
+    def _close_decoders(self, more_bytes: int) -> None:
+        """Gives up the least recently used decoders while all of them hold more than they may; their GOPs begin anew when needed.
+
+        A decoder goes when the pieces that were asked of it are done.
+        """
+        while self._open and self.decoder_bytes + more_bytes > self._budget.open_decoders:
+            _, coded = self._open.popitem(last=False)
+            coded.decoder = None
+            self.decoder_bytes -= coded.decoder_bytes
+
+    def _count(self, gop: GopFrames) -> None:
+        """Counts a GOP that goes through a decoder."""
+        key = gop.file.number, gop.gop
+        self._num_gops += 1
+        if key in self._lately_decoded:
+            self._num_gops_again += 1
+        elif len(self._lately_decoded) >= _MAX_LATELY_DECODED:
+            self._lately_decoded.clear()
+        self._lately_decoded.add(key)
+
+    def not_being_written(self, entries: Integers) -> Integers:
+        """Returns those of the entries of frames with a slot that no task is writing, int64 `(n,)`."""
+        running = [number for number, task in self._tasks.items() if not task.problems.done()]
+        return entries[~np.isin(self._store.task_of[self._demand.slots[entries]], running)] if running else entries
+
+    def wait(self, slots: npt.NDArray[np.integer[Any]]) -> dict[int, Exception]:
+        """Waits for the tasks that write slots, `(n,)`; returns slot -> what is wrong with its frame, for all where something is."""
+        for number in self._tasks.keys() & set(self._store.task_of[slots].tolist()):
+            task = self._tasks.pop(number)
+            is_fetched = task.problems.done() or all(coded.payload.done() for coded in task.coded)
+            problems = self._meter.wait(task.problems, "decode" if is_fetched else "fetch")
+            # A frame that was dropped may have left its slot to another one.
+            self._problems.update({slot: error for slot, error in problems.items() if self._store.task_of[slot] == number})
+        return self._problems
+
+    def give_back(self, slots: Integers) -> None:
+        """Gives back the slots of frames that are needed no more."""
+        if self._problems:
+            for slot in slots.tolist():
+                self._problems.pop(slot, None)
+        self._store.give_back(slots)

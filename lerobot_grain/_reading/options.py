@@ -1,0 +1,124 @@
+"""How much memory and how many threads reading takes: `ReadOptions`, and the one table of what the memory budget is divided into. Pure.
+
+Names of amounts: B is `ReadOptions.memory_budget_bytes`, R the part of it for rows, F the rest, which is for camera frames. The shares are
+explained in docs/architecture/reading.md ("The budget").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lerobot_grain._base.errors import InvalidRequestError
+from lerobot_grain._storage.options import StorageOptions
+
+# R is this part of B, where there is video.
+_ROWS_PART = 8
+# The same where there is no video, which leaves room.
+_ROWS_PART_ALONE = 2
+# Row groups that one block needs are kept up to this many times R: enough where a stream goes from one large file to the next.
+_ROWS_OF_ONE_BLOCK = 2
+# Row groups of one block that are less together are never too large, however small the budget.
+_MIN_LARGE_BYTES = 16 << 20
+# Coded bytes above which nothing is fetched ahead: this part of B.
+_CODED_PART = 8
+# The frames of the examples that are planned at a time: at most so many bytes, and at most this part of F.
+_BLOCK_BYTES = 96 << 20
+_BLOCK_PART = 16
+# Sample tables that are kept, 30 bytes a picture: at most this, and at most this part of F.
+_MAX_TABLE_BYTES = 256 << 20
+_TABLES_PART = 8
+# Coded bytes of small datasets that are kept, with their sample tables where files were fetched whole: at most this part of F.
+_KEPT_PART = 8
+# A GOP is long if its frames are more than this part of F: 64 of them, one in every part of the order, would fill half of it.
+_LONG_GOP_PART = 128
+# The open decoders of long GOPs, of each camera: at most this part of F.
+_DECODERS_PART = 2
+# What the next example needs is decoded whatever the budget; so there are slots for this many times F.
+_SLOTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How examples are read; changes speed and memory, never what is read.
+
+    Attributes:
+      memory_budget_bytes: for coded bytes, decoded frames and rows that wait to be handed out.
+      num_decode_threads: `None`: one per core that this process may use.
+      storage: connections, merging of byte ranges, timeouts and retries.
+
+    Raises:
+      InvalidRequestError: a value is out of its range.
+    """
+
+    memory_budget_bytes: int = 3 << 29
+    num_decode_threads: int | None = None
+    storage: StorageOptions = field(default_factory=StorageOptions)
+
+    def __post_init__(self) -> None:
+        for name in ("memory_budget_bytes", "num_decode_threads"):
+            value = getattr(self, name)
+            if value is None and name == "num_decode_threads":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InvalidRequestError(f"ReadOptions({name}={value!r}): expected an int >= 1")
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBudget:
+    """The shares of the memory budget, in bytes.
+
+    Attributes:
+      total: B.
+      rows: R: row groups that are kept, unpacked; and as much again for those that were fetched together and are not unpacked yet.
+      large_rows: if one block needs row groups of more than this, they are not kept.
+      frames: F: coded bytes, decoded frames, open decoders and sample tables of all cameras.
+      pending_coded: from this much coded video on, of all cameras, nothing is fetched ahead.
+      block: the frames of the examples that are planned at a time.
+      video_files: sample tables, and small files that were fetched whole.
+      kept_video: of each camera: if its coded video is not more, all of it is kept.
+      long_gop: a GOP whose frames are more is long.
+      open_decoders: of each camera: the decoders of its long GOPs.
+    """
+
+    total: int
+    rows: int
+    large_rows: int
+    frames: int
+    pending_coded: int
+    block: int
+    video_files: int
+    kept_video: int
+    long_gop: int
+    open_decoders: int
+
+    @classmethod
+    def of(cls, total: int, *, num_cameras: int) -> MemoryBudget:
+        """Divides a budget.
+
+        Args:
+          total: bytes, B.
+          num_cameras: of which videos are read.
+        """
+        rows = total // (_ROWS_PART if num_cameras else _ROWS_PART_ALONE)
+        frames = total - rows
+        return cls(
+            total=total,
+            rows=rows,
+            large_rows=max(_ROWS_OF_ONE_BLOCK * rows, _MIN_LARGE_BYTES),
+            frames=frames,
+            pending_coded=total // _CODED_PART,
+            block=min(_BLOCK_BYTES, frames // _BLOCK_PART),
+            video_files=min(_MAX_TABLE_BYTES, frames // _TABLES_PART) + frames // _KEPT_PART,
+            kept_video=frames // _KEPT_PART // max(1, num_cameras),
+            long_gop=frames // _LONG_GOP_PART,
+            open_decoders=frames // _DECODERS_PART,
+        )
+
+    def num_slots(self, frame_bytes: int) -> int:
+        """Returns for how many decoded frames a camera has memory, which is taken from the system only when it is used."""
+        return _SLOTS * (self.frames // frame_bytes) + 1
+
+    @staticmethod
+    def total_for(frames: int) -> int:
+        """Returns the least budget, B, of which so many bytes are for camera frames."""
+        return -(-frames * _ROWS_PART // (_ROWS_PART - 1))

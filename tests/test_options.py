@@ -1,0 +1,55 @@
+"""What the memory budget is divided into: the figures of docs/architecture/reading.md. Wrong options: test_dataset."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lerobot_grain as lg
+from lerobot_grain._reading.options import MemoryBudget
+from lerobot_grain._reading.rows.row_reader import limit_of_kept
+
+MIB = 1 << 20
+CASES = {
+    "by default, two cameras": (
+        3 << 29,
+        2,
+        (192 * MIB, 384 * MIB, 1344 * MIB, 192 * MIB, 84 * MIB, 336 * MIB, 84 * MIB, 11010048, 672 * MIB),
+    ),
+    "by default, no video": (3 << 29, 0, (768 * MIB, 1536 * MIB, 768 * MIB, 192 * MIB, 48 * MIB, 192 * MIB, 96 * MIB, 6 * MIB, 384 * MIB)),
+    "large": (1 << 34, 1, (2048 * MIB, 4096 * MIB, 14336 * MIB, 2048 * MIB, 96 * MIB, 2048 * MIB, 1792 * MIB, 112 * MIB, 7168 * MIB)),
+    "tiny": (1000, 3, (125, 16 * MIB, 875, 125, 54, 218, 36, 6, 437)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_shares(name: str) -> None:
+    total, num_cameras, shares = CASES[name]
+    assert dataclasses.astuple(MemoryBudget.of(total, num_cameras=num_cameras)) == (total, *shares)
+
+
+def test_the_default_is_that_of_the_options() -> None:
+    assert lg.ReadOptions().memory_budget_bytes == CASES["by default, two cameras"][0]
+
+
+def test_slots_for_twice_the_frames_and_one_more() -> None:
+    budget = MemoryBudget.of(8000, num_cameras=1)
+    assert [budget.num_slots(size) for size in (7001, 7000, 3500, 3499)] == [1, 3, 5, 5]
+
+
+@given(st.integers(1, 1 << 40))
+def test_the_least_budget_that_has_so_many_bytes_for_frames(frames: int) -> None:
+    least = MemoryBudget.total_for(frames)
+    assert MemoryBudget.of(least, num_cameras=1).frames >= frames
+    assert MemoryBudget.of(least - 2, num_cameras=1).frames < frames
+
+
+def test_row_groups_are_kept_up_to_twice_their_share() -> None:
+    budget = MemoryBudget.of(100 * MIB, num_cameras=0)
+    assert (budget.rows, budget.large_rows) == (50 * MIB, 100 * MIB)
+    assert limit_of_kept([], budget) == limit_of_kept([20 * MIB, 30 * MIB], budget) == 50 * MIB
+    assert limit_of_kept([60 * MIB, 40 * MIB], budget) == 100 * MIB
+    assert limit_of_kept([60 * MIB, 40 * MIB + 1], budget) is None
