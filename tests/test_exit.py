@@ -180,6 +180,38 @@ while len(started) < 2:
     assert (done.returncode, done.stdout, own_lines(done.stderr)) == (0, "2\n", "")
 
 
+def test_a_call_into_the_decoder_is_waited_for_however_long_it_takes() -> None:
+    """On a machine that is overloaded it takes longer than everything else is waited for."""
+    code = """
+import atexit, time
+lines = []
+atexit.register(lambda: print(*lines))  # what is registered first runs last
+from lerobot_grain._base.errors import StorageError
+from lerobot_grain._reading import daemon_pool
+
+daemon_pool._EXIT_SECONDS = 0.1
+
+def task():
+    with daemon_pool.holding_off_exit():
+        lines.append("begun")
+        time.sleep(1)
+        lines.append("ended")
+    try:
+        with daemon_pool.holding_off_exit():
+            lines.append("begun again")
+    except StorageError as error:
+        lines.append(str(error))
+
+pool = daemon_pool.DaemonPool(1, "test")
+pool.submit(task)
+while not lines:
+    time.sleep(0.01)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, own_lines(done.stderr)) == (0, "")
+    assert done.stdout in ("begun ended the program is ending\n", "begun ended\n")
+
+
 def test_a_program_that_ends_while_much_is_to_be_decoded(shared: Path) -> None:
     code = """
 import sys

@@ -15,7 +15,7 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,10 +25,10 @@ from lerobot_grain._storage.http.cancellation import end_all
 
 _T = TypeVar("_T")
 
-# What is being computed at the end of the program, such as a few frames that are decoded, may end: it takes tenths of a second, and where
-# Python ends a thread that is inside of C++, the program is aborted. What has not begun by then is dropped.
+# Tasks that run at the end of the program may end, for this long. What has not begun by then is dropped.
 _EXIT_SECONDS = 2.0
-
+# The same for calls into C++ (`holding_off_exit`). Each takes tenths of a second, but more on a machine that is overloaded.
+_EXIT_SECONDS_IN_CPP = 60.0
 
 # Threads of the process besides one of each pool: as many as there may be connections, or more where one pool is allowed more.
 _MAX_SHARED = 128
@@ -186,9 +186,30 @@ def _work(task: _Task) -> None:
         _busy.discard(task)
 
 
-# Tasks that are run now, in all pools; and whether the program ends, so that none is begun.
+# Tasks that are run now, in all pools; calls into C++ among them; and whether the program ends, so that none of either is begun.
 _busy: set[_Task] = set()
+_in_cpp: set[object] = set()
 _is_ending = threading.Event()
+
+
+@contextlib.contextmanager
+def holding_off_exit() -> Iterator[None]:
+    """The program does not end inside of this block: for calls into C++.
+
+    Python ends a daemon thread at the moment when it comes back from such a call. In C++ that is an exception, which the decoder does not
+    let through: the program is aborted. So what computes, and waits for no server, is waited for.
+
+    Raises:
+      StorageError: the program is ending; the block is not begun.
+    """
+    call = object()
+    _in_cpp.add(call)  # first, so that at the end of the program it is either waited for or not begun
+    try:
+        if _is_ending.is_set():
+            raise StorageError("the program is ending")
+        yield
+    finally:
+        _in_cpp.discard(call)
 
 
 def _let_tasks_end() -> None:
@@ -196,6 +217,9 @@ def _let_tasks_end() -> None:
     end_all()
     gives_up_at = time.monotonic() + _EXIT_SECONDS
     while _busy and time.monotonic() < gives_up_at:
+        time.sleep(0.01)
+    gives_up_at += _EXIT_SECONDS_IN_CPP
+    while _in_cpp and time.monotonic() < gives_up_at:
         time.sleep(0.01)
 
 

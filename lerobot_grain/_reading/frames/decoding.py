@@ -16,6 +16,7 @@ import numpy as np
 
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.byte_ranges import ByteRange
+from lerobot_grain._reading.daemon_pool import holding_off_exit
 from lerobot_grain._video.codecs.video_format import VideoFormat
 from lerobot_grain._video.decoder import FrameDecoder, Frames, OpenVideo
 from lerobot_grain._video.small_mp4 import Unit, coded_unit, small_mp4, stitchable
@@ -120,9 +121,11 @@ def _decode_together(jobs: Sequence[DecodeJob], into: Frames, open_video: OpenVi
         first = jobs[places[0]].wanted
         where = f"{first}" if len(places) == 1 else f"{first} and {len(places) - 1} more"
         track = first.file.table.format
-        video = open_video(small_mp4(track, [coded[place] for place in places]), where, track.rotation)
         numbers = np.concatenate([units[place].wanted + count for place, count in zip(places, before[:-1].tolist(), strict=True)])
-        video.read(numbers, into, np.concatenate([jobs[place].slots for place in places]))
+        with holding_off_exit():
+            video = open_video(small_mp4(track, [coded[place] for place in places]), where, track.rotation)
+            video.read(numbers, into, np.concatenate([jobs[place].slots for place in places]))
+            del video
 
 
 class LongGopDecoder:
@@ -148,7 +151,8 @@ class LongGopDecoder:
                     self._unit = wanted.file.unit(wanted.gop, first)
                     self._video = self._open(wanted, self._unit)
                 assert self._unit is not None
-                self._video.read(self._unit.wanted[wanted.frames - first.start], into, slots)
+                with holding_off_exit():
+                    self._video.read(self._unit.wanted[wanted.frames - first.start], into, slots)
         except Exception as error:
             return dict.fromkeys(slots.tolist(), error)
         return {}
@@ -156,4 +160,6 @@ class LongGopDecoder:
     def _open(self, wanted: GopFrames, unit: Unit) -> FrameDecoder:
         file = wanted.file
         coded = coded_unit(file.table, unit, self._coded.bytes_of(unit.byte_range), where=wanted)
-        return self._open_video(small_mp4(file.table.format, [coded]), f"{wanted}", file.table.format.rotation)
+        mp4 = small_mp4(file.table.format, [coded])
+        with holding_off_exit():
+            return self._open_video(mp4, f"{wanted}", file.table.format.rotation)
