@@ -11,8 +11,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export no_proxy="${no_proxy:-${NO_PROXY:-}},localhost,127.0.0.1"
 
 # One file of tests for each dependency, and what works with all of them.
-BRIEF=(tests/test_versions.py tests/test_golden.py tests/test_dataset.py tests/test_device.py tests/test_hub_stream.py tests/test_pictures.py
-    tests/test_state.py tests/test_normalize.py tests/test_mixture.py tests/test_checkpoint.py tests/test_depth.py)
+BRIEF=(tests/base/test_versions.py tests/promises/test_golden.py tests/datasets/test_lerobot_dataset.py tests/datasets/test_device.py tests/promises/test_hub_stream.py tests/video/test_images.py
+    tests/datasets/test_state.py tests/training/test_normalization.py tests/datasets/test_mixture.py tests/datasets/test_checkpoint.py tests/video/test_depth.py)
 
 mode=suite
 case "${1:-}" in --resolve | --brief) mode=${1#--}; shift ;; esac

@@ -20,10 +20,32 @@ SHARED = Path(__file__).parents[2] / "shared"
 # The files that take more than 8 s of a process, the longest first. They are begun first, so that none of them runs at the end, while the
 # other processes have nothing to do. pytest-xdist by itself begins with the files of the most tests: those of one long test come last.
 LONGEST_FIRST = [
-    *("test_notebooks.py", "test_examples.py", "test_faults.py", "test_workers.py", "test_storage.py", "test_resume.py", "test_reading.py"),
-    *("test_state.py", "test_benchmark.py", "test_golden.py", "test_multihost.py", "test_hub_stream.py", "test_v2.py", "test_secrets.py"),
-    *("test_mirrors.py", "test_hostile_server.py", "test_interruptions.py", "test_exit.py", "test_many_datasets.py"),
-    *("test_mixture.py", "test_writer.py", "test_hostile.py", "test_matrix.py", "test_repository.py", "test_economy.py", "test_shaping.py"),
+    "test_notebooks.py",
+    "test_examples.py",
+    "test_faults.py",
+    "test_workers.py",
+    "test_storage.py",
+    "test_resume.py",
+    "test_read_ahead.py",
+    "test_state.py",
+    "test_benchmark.py",
+    "test_golden.py",
+    "test_multihost.py",
+    "test_hub_stream.py",
+    "test_metadata_v2.py",
+    "test_secrets.py",
+    "test_mirrors.py",
+    "test_hostile_server.py",
+    "test_interruptions.py",
+    "test_exit.py",
+    "test_connections.py",
+    "test_mixture.py",
+    "test_writer.py",
+    "test_hostile.py",
+    "test_matrix.py",
+    "test_repository.py",
+    "test_economy.py",
+    "test_shaping.py",
 ]
 
 # Several devices to shard over. Here, because it has to be said before anything asks JAX for one.

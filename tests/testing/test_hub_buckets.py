@@ -14,7 +14,7 @@ from huggingface_hub import HfApi, HfFileSystem
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
 from lerobot_grain.testing import LoopbackHub
-from tests.installed import has_buckets
+from tests.support.installed import has_buckets
 
 pytestmark = has_buckets
 

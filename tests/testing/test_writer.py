@@ -28,7 +28,7 @@ from lerobot_grain.testing._writer.large_metadata import write_synthetic_metadat
 from lerobot_grain.testing._writer.pictures import disc_centre, disc_radius, draw_pictures
 from lerobot_grain.testing._writer.rows import EXTRA_FEATURES, Feature, expert_action
 from lerobot_grain.testing._writer.video import Camera, encode_episode, stitch_episodes
-from tests.installed import own_lines
+from tests.support.installed import own_lines
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 DATA = "data/chunk-000/file-000.parquet"
