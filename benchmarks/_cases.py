@@ -13,8 +13,9 @@ from pathlib import Path
 from lerobot_grain.testing import Camera, write_dataset
 
 FPS = 30
-# As noisy as a robot's camera pictures (`write_dataset`). Without noise, decoders are far faster (96x96 AV1: 28,000
-# frames/s against 10,300, 2 cores), and it would be measured how fast Python can be called.
+# As noisy as a robot's camera pictures (`write_dataset`). Without noise, decoders are far faster
+# (96x96 AV1: 28,000 frames/s against 10,300, 2 cores), and it would be measured how fast Python can
+# be called.
 CAMERA_NOISE = 0.1
 # Files of each camera, so that the sequential limit has work for every core until its end.
 _NUM_FILES = 8
@@ -64,7 +65,14 @@ def _h264(height: int, width: int, gop: int) -> Camera:
 ACTIONS = tuple(range(16))
 CASES = (
     # 4,200 clips of 16. Long enough, as the others, for the start not to count.
-    Case(name="small", cameras=(_camera("top", 96, 96),), episodes=600, episode_length=100, target_of_limit=0.6, target_of_naive=3),
+    Case(
+        name="small",
+        cameras=(_camera("top", 96, 96),),
+        episodes=600,
+        episode_length=100,
+        target_of_limit=0.6,
+        target_of_naive=3,
+    ),
     Case(
         name="vga3",
         cameras=tuple(_camera(name, 480, 640) for name in ("top", "left", "right")),
@@ -74,9 +82,23 @@ CASES = (
         target_of_naive=1.5,
     ),
     # 1,024 clips of one GOP.
-    Case(name="h264_g30", cameras=(_h264(240, 320, 30),), episodes=256, episode_length=120, target_of_limit=0.6, target_of_naive=10),
+    Case(
+        name="h264_g30",
+        cameras=(_h264(240, 320, 30),),
+        episodes=256,
+        episode_length=120,
+        target_of_limit=0.6,
+        target_of_naive=10,
+    ),
     # 64 clips of one GOP; 1,000 would take minutes.
-    Case(name="h264_g250", cameras=(_h264(360, 640, 250),), episodes=32, episode_length=500, target_of_limit=0.5, target_of_naive=20),
+    Case(
+        name="h264_g250",
+        cameras=(_h264(360, 640, 250),),
+        episodes=32,
+        episode_length=500,
+        target_of_limit=0.5,
+        target_of_naive=20,
+    ),
     Case(
         name="vga_windows",
         cameras=(_camera("top", 480, 640),),
@@ -88,7 +110,9 @@ CASES = (
         target_of_naive=2.5,
         target_of_plain=0.85,
     ),
-    Case(name="state", episodes=1000, episode_length=1000, windows={"action": ACTIONS}, pinned=True),
+    Case(
+        name="state", episodes=1000, episode_length=1000, windows={"action": ACTIONS}, pinned=True
+    ),
 )
 
 
@@ -107,7 +131,9 @@ def prepare(case: Case, *, cache: Path, scale: float) -> Path:
         episodes, length = _NUM_FILES, _TINY_EPISODE_LENGTH
     episodes = max(_NUM_FILES, episodes)
     # Another definition of the case is another directory.
-    digest = hashlib.sha256(repr((case.cameras, case.noise, FPS, _NUM_FILES)).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(repr((case.cameras, case.noise, FPS, _NUM_FILES)).encode()).hexdigest()[
+        :8
+    ]
     directory = cache / f"{case.name}-{episodes}x{length}-{digest}"
     if directory.is_dir():
         return directory

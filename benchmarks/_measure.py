@@ -1,6 +1,8 @@
-"""One measurement, in a process of its own: `python benchmarks/_measure.py JOB`, JSON in and out. Started by `throughput.py`.
+"""One measurement, in a process of its own: `python benchmarks/_measure.py JOB`, JSON in and out.
+Started by `throughput.py`.
 
-A fresh process, so that import, caches, allocator and peak memory are those of this measurement alone.
+A fresh process, so that import, caches, allocator and peak memory are those of this measurement
+alone.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ from torchcodec.decoders import VideoDecoder
 
 from lerobot_grain import LeRobotIterDataset, ReadOptions, Shuffle, open_repository, read_statistics
 
-# The steady state: without the beginning, when everything is still to be fetched, and without the end, when nothing is left to fetch.
+# The steady state: without the beginning, when everything is still to be fetched, and without the
+# end, when nothing is left to fetch.
 _STEADY = (0.1, 0.9)
-# The sequential limit asks for 16 small pictures, or 1 large one, at a time, whichever is faster: 96x96, 30,000 frames/s against 25,000;
-# 640x360, 4,250 against 4,300; 640x480, 1,060 against 1,080 (2 cores).
+# The sequential limit asks for 16 small pictures, or 1 large one, at a time, whichever is faster:
+# 96x96, 30,000 frames/s against 25,000; 640x360, 4,250 against 4,300; 640x480, 1,060 against 1,080
+# (2 cores).
 _SMALL_PICTURE_BYTES, _SMALL_PICTURES = 1 << 18, 16
 
 
@@ -57,12 +61,18 @@ class Job:
 def measure_ours(job: Job) -> dict[str, Any]:
     """Reads one epoch in batches, with the default order."""
     defaults = ReadOptions()
-    read_options = ReadOptions(memory_budget_bytes=job.budget_bytes or defaults.memory_budget_bytes, num_decode_threads=job.threads)
+    read_options = ReadOptions(
+        memory_budget_bytes=job.budget_bytes or defaults.memory_budget_bytes,
+        num_decode_threads=job.threads,
+    )
     start = time.perf_counter()
     repository = open_repository(job.repository, endpoint=job.endpoint, cache_dir=job.cache_dir)
     dataset = LeRobotIterDataset(
         repository,
-        delta_timestamps={key: [offset / repository.fps for offset in offsets] for key, offsets in job.windows.items()},
+        delta_timestamps={
+            key: [offset / repository.fps for offset in offsets]
+            for key, offsets in job.windows.items()
+        },
         shuffle=Shuffle(clip_length=job.clip_length),
         num_epochs=1,
         read_options=read_options,
@@ -114,7 +124,11 @@ def _memory_bytes(name: str) -> int | None:
     status = Path("/proc/self/status")
     if not status.exists():
         return None
-    return next(int(line.split()[1]) << 10 for line in status.read_text().splitlines() if line.startswith(f"{name}:"))
+    return next(
+        int(line.split()[1]) << 10
+        for line in status.read_text().splitlines()
+        if line.startswith(f"{name}:")
+    )
 
 
 def _reset_peak() -> None:
@@ -134,11 +148,17 @@ def measure_limit(job: Job) -> dict[str, Any]:
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         frames = sum(pool.map(_decode_file, files))
     seconds = time.perf_counter() - start
-    return {"frames": frames, "seconds": seconds, "examples_per_second": frames / len(videos) / seconds}
+    return {
+        "frames": frames,
+        "seconds": seconds,
+        "examples_per_second": frames / len(videos) / seconds,
+    }
 
 
 def _decode_file(file: Path) -> int:
-    decoder = VideoDecoder(file, seek_mode="approximate", dimension_order="NHWC", num_ffmpeg_threads=1)
+    decoder = VideoDecoder(
+        file, seek_mode="approximate", dimension_order="NHWC", num_ffmpeg_threads=1
+    )
     num_frames = len(decoder)
     metadata = decoder.metadata
     if (metadata.height or 0) * (metadata.width or 0) * 3 <= _SMALL_PICTURE_BYTES:
@@ -159,4 +179,10 @@ def measure_naive(job: Job) -> dict[str, Any]:
 
 if __name__ == "__main__":
     asked = Job(**json.loads(sys.argv[1]))
-    print(json.dumps({"ours": measure_ours, "limit": measure_limit, "naive": measure_naive}[asked.kind](asked)))
+    print(
+        json.dumps(
+            {"ours": measure_ours, "limit": measure_limit, "naive": measure_naive}[asked.kind](
+                asked
+            )
+        )
+    )

@@ -1,6 +1,7 @@
 """Measurements -> medians, ratios and tables. Pure.
 
-A ratio is the median of the ratios inside each repetition: what else the machine does then disturbs both sides of it alike.
+A ratio is the median of the ratios inside each repetition: what else the machine does then disturbs
+both sides of it alike.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def summarize(case: Case, results: Results) -> dict[str, Any]:
     """
     summary: dict[str, Any] = {"case": case.name, "medians": {}, "ratios": {}}
     for kind, repetitions in results.items():
-        summary["medians"][kind] = {name: value for name in _MEDIANS if (value := _median(repetitions, name)) is not None}
+        summary["medians"][kind] = {
+            name: value for name in _MEDIANS if (value := _median(repetitions, name)) is not None
+        }
         if "statistics" in repetitions[0]:
             summary["medians"][kind] |= _counts(repetitions)
     for name, ((kind, field), (other, other_field)) in _RATIOS.items():
@@ -61,8 +64,12 @@ def _counts(repetitions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "batch_bytes": first["batch_bytes"],
         "budget_bytes": statistics[0]["budget_bytes"],
         "budget_peak_bytes": median(one["budget_peak_bytes"] for one in statistics),
-        "pictures_per_row": median(one["pictures_decoded"] for one in statistics) / examples / (pictures_per_example or 1),
-        "fetched_over_needed": median(one["bytes_fetched"] / max(1, one["bytes_needed"]) for one in statistics),
+        "pictures_per_row": median(one["pictures_decoded"] for one in statistics)
+        / examples
+        / (pictures_per_example or 1),
+        "fetched_over_needed": median(
+            one["bytes_fetched"] / max(1, one["bytes_needed"]) for one in statistics
+        ),
         "requests_per_example": median(one["requests"] for one in statistics) / examples,
         "waited_for_fetch_seconds": median(one["waited_for_fetch_seconds"] for one in statistics),
         "waited_for_decode_seconds": median(one["waited_for_decode_seconds"] for one in statistics),
@@ -97,10 +104,14 @@ def _local_row(case: Case, summary: Mapping[str, Any]) -> dict[str, str]:
         "ours / limit": _ratio(ratios.get("ours/limit"), case.target_of_limit),
         "ours / naive": _ratio(ratios.get("ours/naive"), case.target_of_naive),
         "ours / without windows": _ratio(ratios.get("ours/plain"), case.target_of_plain),
-        "pictures decoded per row and camera": f"{ours['pictures_per_row']:.3f}" if ours["cameras"] else "",
+        "pictures decoded per row and camera": f"{ours['pictures_per_row']:.3f}"
+        if ours["cameras"]
+        else "",
         "open, s": f"{ours['open_seconds']:.2f}",
         "first batch, s": f"{ours['first_batch_seconds']:.2f}",
-        "memory growth / budget in use / budget, MB": ("?" if growth is None else f"{growth / 1e6:,.0f}")
+        "memory growth / budget in use / budget, MB": (
+            "?" if growth is None else f"{growth / 1e6:,.0f}"
+        )
         + f" / {ours['budget_peak_bytes'] / 1e6:,.0f} / {ours['budget_bytes'] / 1e6:,.0f}",
     }
 
@@ -111,9 +122,12 @@ def _hub_row(summary: Mapping[str, Any], kind: str, latency: str) -> dict[str, s
         "Hub on this machine": summary["case"],
         "latency": latency,
         "steady, examples/s": f"{found[STEADY]:,.1f}",
-        "Hub / local, steady": _ratio(summary["ratios"].get(f"{kind}/local"), 0.9 if kind == "hub50" else None),
+        "Hub / local, steady": _ratio(
+            summary["ratios"].get(f"{kind}/local"), 0.9 if kind == "hub50" else None
+        ),
         "bytes fetched / needed": f"{found['fetched_over_needed']:.3f} (<= 1.05)",
-        "requests per example": f"{found['requests_per_example']:.4f} (<= {found['cameras'] / 8:g})",
+        "requests per example": f"{found['requests_per_example']:.4f} (<= "
+        f"{found['cameras'] / 8:g})",
         "waited for fetch, s": f"{found['waited_for_fetch_seconds']:.2f}",
         "open, s": f"{found['open_seconds']:.2f}",
         "first batch, s": f"{found['first_batch_seconds']:.2f}",
@@ -135,4 +149,6 @@ def _table(rows: Sequence[Mapping[str, str]]) -> str:
     names = [name for name in rows[0] if any(row[name] for row in rows)]
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
     lines = [{name: name for name in names}, {name: "-" * widths[name] for name in names}, *rows]
-    return "\n".join("| " + " | ".join(line[name].ljust(widths[name]) for name in names) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(line[name].ljust(widths[name]) for name in names) + " |" for line in lines
+    )

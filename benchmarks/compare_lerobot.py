@@ -1,12 +1,14 @@
-"""Compares the stream with lerobot's map-style reader, value by value, in one process, and measures both of lerobot's readers beside it.
+"""Compares the stream with lerobot's map-style reader, value by value, in one process, and measures
+both of lerobot's readers beside it.
 
     python benchmarks/compare_lerobot.py                    # the golden data sets of ../shared
     python benchmarks/compare_lerobot.py DIRECTORY [...]    # any of v3.0, whole, local
 
-For an environment with lerobot, such as environments/lerobot.txt; exits with status 77 where it is not installed. Every row of each data
-set is read by both, with a window of two frames of each camera, and of sixteen actions. What lerobot itself cannot read is counted. The
-rates are of single examples, one epoch each, shuffled: lerobot's readers in the process itself (no workers), the stream with its default
-options.
+For an environment with lerobot, such as environments/lerobot.txt; exits with status 77 where it is
+not installed. Every row of each data set is read by both, with a window of two frames of each
+camera, and of sixteen actions. What lerobot itself cannot read is counted. The rates are of single
+examples, one epoch each, shuffled: lerobot's readers in the process itself (no workers), the stream
+with its default options.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ NOT_INSTALLED = 77
 def main() -> int:
     """Runs the comparison with the command line's options."""
     assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("directories", nargs="*", type=Path, metavar="DIRECTORY")
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -45,21 +49,33 @@ def main() -> int:
     warnings.simplefilter("ignore")
     directories = options.directories or sorted(path for path in GOLDEN.iterdir() if path.is_dir())
     print(
-        "| data set | rows | compared values | not read by lerobot | different | lerobot, map-style | lerobot, streaming | lerobot_grain |"
+        "| data set | rows | compared values | not read by lerobot | different | lerobot, "
+        "map-style | lerobot, streaming | lerobot_grain |"
     )
     print("|---|---|---|---|---|---|---|---|")
     num_different = 0
     for directory in directories:
         repository = lg.open_repository(directory)
         deltas = windows(repository)
-        theirs = LeRobotDataset(f"local/{directory.name}", root=directory, delta_timestamps=deltas, return_uint8=True)
+        theirs = LeRobotDataset(
+            f"local/{directory.name}", root=directory, delta_timestamps=deltas, return_uint8=True
+        )
         ours = lg.LeRobotIterDataset(repository, delta_timestamps=deltas, num_epochs=1)
         compared, unread, different = compare(ours, theirs, deltas)
         num_different += len(different)
         order = np.random.default_rng(0).permutation(repository.episodes.num_rows).tolist()
-        streaming = StreamingLeRobotDataset(f"local/{directory.name}", root=directory, delta_timestamps=deltas, return_uint8=True)
+        streaming = StreamingLeRobotDataset(
+            f"local/{directory.name}", root=directory, delta_timestamps=deltas, return_uint8=True
+        )
         rates = [rate(readable(theirs, order)), rate(iter(streaming)), rate(ours)]
-        cells = [directory.name, repository.episodes.num_rows, compared, unread, len(different), *(f"{each}" for each in rates)]
+        cells = [
+            directory.name,
+            repository.episodes.num_rows,
+            compared,
+            unread,
+            len(different),
+            *(f"{each}" for each in rates),
+        ]
         print(f"| {' | '.join(str(cell) for cell in cells)} |", flush=True)
         for line in different[:5]:
             print(f"  {line}", file=sys.stderr)
@@ -75,8 +91,12 @@ def windows(repository: lg.Repository) -> dict[str, list[float]]:
     return found
 
 
-def compare(ours: Iterable[dict[str, Any]], theirs: Any, deltas: dict[str, list[float]]) -> tuple[int, int, list[str]]:
-    """Returns how many values were compared, how many rows lerobot could not read, and a line for each value that differs."""
+def compare(
+    ours: Iterable[dict[str, Any]], theirs: Any, deltas: dict[str, list[float]]
+) -> tuple[int, int, list[str]]:
+    """Returns how many values were compared, how many rows lerobot could not read, and a line for
+    each value that differs.
+    """
     compared, unread, different = 0, 0, []
     for example in ours:
         row = int(example["index"])
@@ -93,10 +113,14 @@ def compare(ours: Iterable[dict[str, Any]], theirs: Any, deltas: dict[str, list[
             if wanted.ndim >= 3 and key in deltas and found.shape != wanted.shape:
                 found = np.moveaxis(found, -1, -3)  # lerobot's channels come first
             if found.dtype == np.uint8 and wanted.dtype == np.float32:
-                wanted = np.round(wanted * 255).astype(np.uint8)  # embedded images, also with return_uint8
+                # embedded images, also with return_uint8
+                wanted = np.round(wanted * 255).astype(np.uint8)
             compared += 1
             if not np.array_equal(found, wanted):
-                different.append(f"row {row}: {key}: {found.dtype} {found.shape} is not {wanted.dtype} {wanted.shape}")
+                different.append(
+                    f"row {row}: {key}: {found.dtype} {found.shape} is not {wanted.dtype} "
+                    f"{wanted.shape}"
+                )
     return compared, unread, different
 
 

@@ -1,23 +1,31 @@
-"""Measures, side by side and several times in one run, how fast data sets are read, and prints medians and ratios.
+"""Measures, side by side and several times in one run, how fast data sets are read, and prints
+medians and ratios.
 
-    python benchmarks/throughput.py                                        # everything: about 20 minutes on 2 cores
+    # everything: about 20 minutes on 2 cores
+    python benchmarks/throughput.py
     python benchmarks/throughput.py --cases small h264_g30 --kinds ours limit
-    python benchmarks/throughput.py --directory ~/data/pusht               # a data set that is there already
-    python benchmarks/throughput.py --markdown --json throughput.json      # what docs/performance.md shows
+    # a dataset that is there already
+    python benchmarks/throughput.py --directory ~/data/pusht
+    # what docs/performance.md shows
+    python benchmarks/throughput.py --markdown --json throughput.json
 
-Kinds of measurement, each in a fresh process, taken in turn so that what else the machine does hits all of them alike:
+Kinds of measurement, each in a fresh process, taken in turn so that what else the machine does hits
+all of them alike:
 
     ours    one epoch of `LeRobotIterDataset(...).batch(64)`, default order
     plain   the same without windows, for cases that have windows
-    limit   every video file decoded once from start to end, by one torchcodec decoder with one FFmpeg thread, as many files at a time as
+    limit   every video file decoded once from start to end, by one torchcodec decoder with
+            one FFmpeg thread, as many files at a time as
             there are cores
-    naive   two processes that read random frames, one torchcodec decoder a file (`_naive.py`); stopped after --naive-seconds
+    naive   two processes that read random frames, one torchcodec decoder a file
+            (`_naive.py`); stopped after --naive-seconds
     hub0    `ours` from a Hub on this machine
     hub50   the same, with 50 ms from each request to the first byte of its answer
 
-Rates are examples a second over the whole epoch, the time to the first batch among it. "Steady" leaves out the first and last tenth of the
-batches. Memory growth is the peak resident memory less what was resident after import and construction. The data sets (`_cases.py`) are
-written into --cache once, which takes some minutes and 1 GB.
+Rates are examples a second over the whole epoch, the time to the first batch among it. "Steady"
+leaves out the first and last tenth of the batches. Memory growth is the peak resident memory less
+what was resident after import and construction. The data sets (`_cases.py`) are written into
+--cache once, which takes some minutes and 1 GB.
 """
 
 from __future__ import annotations
@@ -55,40 +63,91 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the benchmark with the command line's options."""
     options = _parser().parse_args(arguments)
     options.cache.mkdir(parents=True, exist_ok=True)
-    cases = [Case(name=options.directory.name, directory=options.directory)] if options.directory else _chosen(options.cases, options.noise)
+    cases = (
+        [Case(name=options.directory.name, directory=options.directory)]
+        if options.directory
+        else _chosen(options.cases, options.noise)
+    )
     results, summaries = {}, []
     for case in cases:
         results[case.name] = _measure_case(case, options)
         summaries.append(summarize(case, results[case.name]))
-    command = " ".join(["python benchmarks/throughput.py", *(sys.argv[1:] if arguments is None else arguments)])
-    about = {"date": time.strftime("%Y-%m-%d"), "machine": _machine(), "command": command, "repeats": options.repeats}
+    command = " ".join(
+        ["python benchmarks/throughput.py", *(sys.argv[1:] if arguments is None else arguments)]
+    )
+    about = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": _machine(),
+        "command": command,
+        "repeats": options.repeats,
+    }
     if options.json is not None:
-        options.json.write_text(json.dumps({**about, "summaries": summaries, "results": results}, indent=2) + "\n")
+        options.json.write_text(
+            json.dumps({**about, "summaries": summaries, "results": results}, indent=2) + "\n"
+        )
     if options.markdown:
-        print(f"{about['date']}, {about['machine']}, medians of {options.repeats}.\n\n    {command}\n")
+        print(
+            f"{about['date']}, {about['machine']}, medians of {options.repeats}.\n\n    {command}\n"
+        )
     print(tables(cases, summaries))
 
 
 def _parser() -> argparse.ArgumentParser:
     assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--cases", nargs="+", choices=[case.name for case in CASES], metavar="CASE", help=", ".join(case.name for case in CASES)
+        "--cases",
+        nargs="+",
+        choices=[case.name for case in CASES],
+        metavar="CASE",
+        help=", ".join(case.name for case in CASES),
     )
     parser.add_argument("--directory", type=Path, help="measure this data set instead")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, metavar="KIND", help="of measurement (default: all)")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--noise", type=float, default=CAMERA_NOISE, metavar="X", help="of the pictures, 0 to 1 (default: %(default)s)")
-    parser.add_argument("--scale", type=_scale, default=1.0, metavar="X", help="multiplies the episodes of the data sets; or: tiny")
     parser.add_argument(
-        "--cache", type=Path, default=Path(tempfile.gettempdir()) / "lerobot_grain-benchmark", help="of data sets (default: %(default)s)"
+        "--kinds",
+        nargs="+",
+        choices=KINDS,
+        default=KINDS,
+        metavar="KIND",
+        help="of measurement (default: all)",
     )
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="(default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)"
+    )
+    parser.add_argument(
+        "--noise",
+        type=float,
+        default=CAMERA_NOISE,
+        metavar="X",
+        help="of the pictures, 0 to 1 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--scale",
+        type=_scale,
+        default=1.0,
+        metavar="X",
+        help="multiplies the episodes of the data sets; or: tiny",
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "lerobot_grain-benchmark",
+        help="of data sets (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=64, metavar="N", help="(default: %(default)s)"
+    )
     parser.add_argument("--budget", type=int, metavar="BYTES", help="of our reader")
     parser.add_argument("--threads", type=int, metavar="N", help="of our reader that decode")
-    parser.add_argument("--naive-seconds", type=float, default=15.0, metavar="S", help="(default: %(default)s)")
+    parser.add_argument(
+        "--naive-seconds", type=float, default=15.0, metavar="S", help="(default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every result")
-    parser.add_argument("--markdown", action="store_true", help="print date, machine and command above the tables")
+    parser.add_argument(
+        "--markdown", action="store_true", help="print date, machine and command above the tables"
+    )
     return parser
 
 
@@ -116,14 +175,20 @@ def _measure_case(case: Case, options: argparse.Namespace) -> dict[str, list[dic
             for kind in kinds:
                 result = _measure(case, directory, kind, hub, options)
                 results[kind].append(result)
-                _say(f"{case.name}: {kind} {repetition + 1}/{options.repeats}: {result[RATE]:,.1f} examples/s")
+                _say(
+                    f"{case.name}: {kind} {repetition + 1}/{options.repeats}: {result[RATE]:,.1f} "
+                    "examples/s"
+                )
     return results
 
 
 def _kinds_of(case: Case, directory: Path, wanted: Sequence[str]) -> list[str]:
     """Leaves out what a data set without videos, or a case without windows, does not have."""
     has_video = bool(open_repository(directory).episodes.videos)
-    possible = dict.fromkeys(KINDS, has_video) | {"ours": True, "plain": has_video and bool(case.windows)}
+    possible = dict.fromkeys(KINDS, has_video) | {
+        "ours": True,
+        "plain": has_video and bool(case.windows),
+    }
     return [kind for kind in KINDS if kind in wanted and possible[kind]]
 
 
@@ -133,7 +198,9 @@ def _warm_page_cache(directory: Path) -> None:
             path.read_bytes()
 
 
-def _measure(case: Case, directory: Path, kind: str, hub: LoopbackHub | None, options: argparse.Namespace) -> dict[str, Any]:
+def _measure(
+    case: Case, directory: Path, kind: str, hub: LoopbackHub | None, options: argparse.Namespace
+) -> dict[str, Any]:
     """Runs one measurement in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="lerobot_grain-") as scratch:
         on_hub = kind in _LATENCIES
@@ -159,18 +226,30 @@ def _measure(case: Case, directory: Path, kind: str, hub: LoopbackHub | None, op
             result["hub"] = {
                 "requests": len(records),
                 "requests_for_contents": sum(record.origin == "cdn" for record in records),
-                "bytes_of_contents": sum(record.body_bytes_sent for record in records if record.origin == "cdn"),
+                "bytes_of_contents": sum(
+                    record.body_bytes_sent for record in records if record.origin == "cdn"
+                ),
             }
     return result
 
 
 def _run(job: Mapping[str, Any], scratch: str, *, pinned: bool) -> dict[str, Any]:
     # Proxies are not to be asked for this machine's Hub, nor the user's Hub settings.
-    environment = {name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "HF_ENDPOINT")}
-    environment |= {"HF_HOME": scratch, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_VERBOSITY": "error", "no_proxy": "localhost,127.0.0.1"}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "HF_ENDPOINT")
+    }
+    environment |= {
+        "HF_HOME": scratch,
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_VERBOSITY": "error",
+        "no_proxy": "localhost,127.0.0.1",
+    }
     environment["NO_PROXY"] = environment["no_proxy"]
-    # In the child before its imports, because some libraries count the cores when they are imported.
-    pin: Callable[[], None] | None = partial(os.sched_setaffinity, 0, {min(os.sched_getaffinity(0))}) if pinned else None
+    # In the child before its imports, because some libraries count the cores when they are
+    # imported.
+    pin: Callable[[], None] | None = (
+        partial(os.sched_setaffinity, 0, {min(os.sched_getaffinity(0))}) if pinned else None
+    )
     done = subprocess.run(
         [sys.executable, str(_MEASURE), json.dumps(job)],
         env=environment,
@@ -181,7 +260,10 @@ def _run(job: Mapping[str, Any], scratch: str, *, pinned: bool) -> dict[str, Any
         preexec_fn=pin,
     )
     if done.returncode:
-        raise SystemExit(f"throughput.py: the measurement {json.dumps(job)} ended with status {done.returncode}; its error stands above")
+        raise SystemExit(
+            f"throughput.py: the measurement {json.dumps(job)} ended with status "
+            f"{done.returncode}; its error stands above"
+        )
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -190,9 +272,17 @@ def _machine() -> str:
     processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("lerobot_grain", "torchcodec", "grain", "numpy"))
-    return f"{len(os.sched_getaffinity(0))} cores of {processor}, Python {platform.python_version()}, {versions}"
+        processor = next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    versions = ", ".join(
+        f"{name} {importlib.metadata.version(name)}"
+        for name in ("lerobot_grain", "torchcodec", "grain", "numpy")
+    )
+    return (
+        f"{len(os.sched_getaffinity(0))} cores of {processor}, Python "
+        f"{platform.python_version()}, {versions}"
+    )
 
 
 def _say(text: str) -> None:

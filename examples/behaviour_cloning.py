@@ -3,8 +3,8 @@
     python examples/behaviour_cloning.py
     python examples/behaviour_cloning.py --repository lerobot/pusht --steps 5000
 
-No camera is named, so no video is fetched. In the data set that is written by default the state tells where a point is that circles around
-the middle, and the action is its velocity.
+No camera is named, so no video is fetched. In the data set that is written by default the state
+tells where a point is that circles around the middle, and the action is its velocity.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ import jax.numpy as jnp
 from flax import nnx
 from training import Batch, Result, masked_mean, opened, parser, train
 
-from lerobot_grain import LeRobotIterDataset, Normalizer, Repository, Shuffle, normalizer, train_eval_split
+from lerobot_grain import (
+    LeRobotIterDataset,
+    Normalizer,
+    Repository,
+    Shuffle,
+    normalizer,
+    train_eval_split,
+)
 from lerobot_grain.testing import write_dataset
 
 NUM_ACTIONS = 4
@@ -37,13 +44,24 @@ def stream(repository: Repository, **kind: Any) -> LeRobotIterDataset:
 class Policy(nnx.Module):
     """State -> `(batch, NUM_ACTIONS, action_size)`, normalized."""
 
-    def __init__(self, repository: Repository, normalizer: Normalizer, *, width: int, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, repository: Repository, normalizer: Normalizer, *, width: int, rngs: nnx.Rngs
+    ) -> None:
         self.normalizer = nnx.data(normalizer)
-        state_size, action_size = (math.prod(repository.features[key].shape) for key in ("observation.state", "action"))
+        state_size, action_size = (
+            math.prod(repository.features[key].shape) for key in ("observation.state", "action")
+        )
         self.layers = nnx.Sequential(
-            *(nnx.Linear(state_size, width, rngs=rngs), nnx.gelu, nnx.Linear(width, width, rngs=rngs), nnx.gelu),
+            *(
+                nnx.Linear(state_size, width, rngs=rngs),
+                nnx.gelu,
+                nnx.Linear(width, width, rngs=rngs),
+                nnx.gelu,
+            ),
             # Begins with the mean action, so what is below the first error has been learnt.
-            nnx.Linear(width, NUM_ACTIONS * action_size, kernel_init=nnx.initializers.zeros, rngs=rngs),
+            nnx.Linear(
+                width, NUM_ACTIONS * action_size, kernel_init=nnx.initializers.zeros, rngs=rngs
+            ),
         )
 
     def __call__(self, state: jax.Array) -> jax.Array:
@@ -53,8 +71,12 @@ class Policy(nnx.Module):
 def error(policy: Policy, batch: Batch, key: jax.Array) -> jax.Array:
     del key
     batch = policy.normalizer.normalize(batch)
-    # Behind the end of an episode the last action is repeated. It was never taken there, so it is not learnt.
-    return masked_mean(jnp.square(policy(batch["observation.state"]) - batch["action"]), ~batch["action_is_pad"][..., None])
+    # Behind the end of an episode the last action is repeated. It was never taken there, so it is
+    # not learnt.
+    return masked_mean(
+        jnp.square(policy(batch["observation.state"]) - batch["action"]),
+        ~batch["action_is_pad"][..., None],
+    )
 
 
 def loss(policy: Policy, batch: Batch, key: jax.Array) -> jax.Array:
@@ -62,7 +84,9 @@ def loss(policy: Policy, batch: Batch, key: jax.Array) -> jax.Array:
 
 
 def write_circles(directory: Path) -> None:
-    write_dataset(directory, episode_lengths=[100] * 50, fps=10, cameras=[], state_size=2, action_size=2)
+    write_dataset(
+        directory, episode_lengths=[100] * 50, fps=10, cameras=[], state_size=2, action_size=2
+    )
 
 
 def main(argv: list[str] | None = None) -> Result:
@@ -70,7 +94,9 @@ def main(argv: list[str] | None = None) -> Result:
     with opened(options, options.repository or write_circles) as repository:
         episodes, held_out = train_eval_split(repository)
         return train(
-            Policy(repository, normalizer(repository), width=options.width, rngs=nnx.Rngs(options.seed)),
+            Policy(
+                repository, normalizer(repository), width=options.width, rngs=nnx.Rngs(options.seed)
+            ),
             stream(repository, episodes=episodes, shuffle=Shuffle(seed=options.seed)),
             {"held-out": stream(repository, episodes=held_out, num_epochs=1)},
             loss=loss,

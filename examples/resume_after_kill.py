@@ -1,11 +1,14 @@
-"""Trains a small policy that may be killed at any moment, also with SIGKILL, and goes on as if nothing had happened.
+"""Trains a small policy that may be killed at any moment, also with SIGKILL, and goes on as if
+nothing had happened.
 
     python examples/resume_after_kill.py --repository lerobot/pusht --directory run
     python examples/resume_after_kill.py --repository lerobot/pusht --directory run --resume
 
-A checkpoint holds the model (with the random numbers of its dropout), the optimizer, and the state of the stream: a few numbers as JSON,
-the same on every host. `losses.txt` in the directory gets a line per step: the step, the loss without rounding, a hash of the batch.
-`examples/kill_and_compare.py` kills this script many times and compares those lines with those of a training that was left alone.
+A checkpoint holds the model (with the random numbers of its dropout), the optimizer, and the state
+of the stream: a few numbers as JSON, the same on every host. `losses.txt` in the directory gets a
+line per step: the step, the loss without rounding, a hash of the batch.
+`examples/kill_and_compare.py` kills this script many times and compares those lines with those of a
+training that was left alone.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ IMAGE_SIZE = (32, 32)
 
 
 class Policy(nnx.Module):
-    """One frame, uint8 (batch, height, width, 3) -> actions, float32 (batch, NUM_ACTIONS, action_size)."""
+    """One frame, uint8 (batch, height, width, 3) -> actions, float32 (batch, NUM_ACTIONS,
+    action_size).
+    """
 
     def __init__(self, *, action_size: int, rngs: nnx.Rngs) -> None:
         self.action_size = action_size
@@ -46,8 +51,12 @@ class Policy(nnx.Module):
 
 
 @nnx.jit
-def train_step(model: Policy, optimizer: nnx.Optimizer, frames: jax.Array, actions: jax.Array) -> jax.Array:
-    loss, gradients = nnx.value_and_grad(lambda model: jnp.square(model(frames) - actions).mean())(model)
+def train_step(
+    model: Policy, optimizer: nnx.Optimizer, frames: jax.Array, actions: jax.Array
+) -> jax.Array:
+    loss, gradients = nnx.value_and_grad(lambda model: jnp.square(model(frames) - actions).mean())(
+        model
+    )
     optimizer.update(model, gradients)
     return loss
 
@@ -57,8 +66,12 @@ class Trainer:
 
     def __init__(self, repository: Repository, options: argparse.Namespace) -> None:
         self.camera = next(iter(repository.cameras))
-        statistics = (repository.stats or {}).get("action", {"mean": np.zeros(1), "std": np.ones(1)})
-        self.mean, self.std = (statistics[name].astype(np.float32).reshape(-1) for name in ("mean", "std"))
+        statistics = (repository.stats or {}).get(
+            "action", {"mean": np.zeros(1), "std": np.ones(1)}
+        )
+        self.mean, self.std = (
+            statistics[name].astype(np.float32).reshape(-1) for name in ("mean", "std")
+        )
         action_size = int(np.prod(repository.features["action"].shape))
         self.model = Policy(action_size=action_size, rngs=nnx.Rngs(options.seed))
         self.optimizer = nnx.Optimizer(self.model, optax.adam(1e-3), wrt=nnx.Param)
@@ -72,21 +85,34 @@ class Trainer:
         self.batches = iter(dataset.batch(options.batch_size))
 
     def train_step(self) -> tuple[float, str]:
-        """Trains on the next batch. Returns the loss, and a hash of the rows, pixels and actions of the batch."""
+        """Trains on the next batch.
+
+        Returns the loss, and a hash of the rows, pixels and actions of the batch.
+        """
         batch: dict[str, Any] = next(self.batches)
-        actions = (batch["action"].reshape(*batch["action"].shape[:2], -1) - self.mean) / (self.std + 1e-6)
+        actions = (batch["action"].reshape(*batch["action"].shape[:2], -1) - self.mean) / (
+            self.std + 1e-6
+        )
         loss = train_step(self.model, self.optimizer, batch[self.camera], actions)
-        digest = hashlib.sha256(b"".join(batch[key].tobytes() for key in ("index", self.camera, "action")))
+        digest = hashlib.sha256(
+            b"".join(batch[key].tobytes() for key in ("index", self.camera, "action"))
+        )
         return float(loss), digest.hexdigest()[:16]
 
     def save(self, checkpoints: ocp.CheckpointManager, step: int) -> None:
-        # Returns before everything is written: the training goes on meanwhile. Until then the checkpoint does not count as one.
+        # Returns before everything is written: the training goes on meanwhile. Until then the
+        # checkpoint does not count as one.
         state = ocp.args.StandardSave(nnx.state((self.model, self.optimizer)))
-        checkpoints.save(step, args=ocp.args.Composite(state=state, data=ocp.args.JsonSave(self.batches.get_state())))
+        checkpoints.save(
+            step,
+            args=ocp.args.Composite(state=state, data=ocp.args.JsonSave(self.batches.get_state())),
+        )
 
     def restore(self, checkpoints: ocp.CheckpointManager, step: int) -> None:
         state = ocp.args.StandardRestore(nnx.state((self.model, self.optimizer)))
-        restored = checkpoints.restore(step, args=ocp.args.Composite(state=state, data=ocp.args.JsonRestore()))
+        restored = checkpoints.restore(
+            step, args=ocp.args.Composite(state=state, data=ocp.args.JsonRestore())
+        )
         nnx.update((self.model, self.optimizer), restored["state"])
         self.batches.set_state(restored["data"])
 
@@ -95,11 +121,19 @@ class Trainer:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repository", required=True, help="org/name on the Hub, or a directory")
     parser.add_argument("--revision", help="branch, tag or commit; by default the newest v3.x tag")
-    parser.add_argument("--directory", type=Path, required=True, help="of the checkpoints and of losses.txt")
-    parser.add_argument("--resume", action="store_true", help="go on from the last complete checkpoint, if there is one")
+    parser.add_argument(
+        "--directory", type=Path, required=True, help="of the checkpoints and of losses.txt"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the last complete checkpoint, if there is one",
+    )
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--save-every", type=int, default=10, help="steps between two checkpoints")
     parser.add_argument("--batch-size", type=int, default=16)
@@ -107,14 +141,21 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     log_path = options.directory / "losses.txt"
     if log_path.exists() and not options.resume:
-        raise SystemExit(f"{options.directory} holds a training already; go on with --resume, or choose another --directory")
+        raise SystemExit(
+            f"{options.directory} holds a training already; go on with --resume, or choose "
+            "another --directory"
+        )
     options.directory.mkdir(parents=True, exist_ok=True)
     # What a killed process left unfinished is removed at the start.
     keeping = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
     repository = open_repository(options.repository, revision=options.revision)
     with (
         contextlib.closing(repository.storage),  # its connections
-        ocp.CheckpointManager((options.directory / "checkpoints").absolute(), item_names=("state", "data"), options=keeping) as checkpoints,
+        ocp.CheckpointManager(
+            (options.directory / "checkpoints").absolute(),
+            item_names=("state", "data"),
+            options=keeping,
+        ) as checkpoints,
         contextlib.closing(Trainer(repository, options)) as trainer,
         log_path.open("a") as log,
     ):

@@ -1,8 +1,10 @@
-"""The training loop of all examples: Flax NNX, Optax, Orbax, a progress bar, held-out episodes, `--resume`, a plot of the losses.
+"""The training loop of all examples: Flax NNX, Optax, Orbax, a progress bar, held-out episodes,
+`--resume`, a plot of the losses.
 
-An example says what it reads, what its policy is and what it costs; everything else is here, once. A checkpoint holds the policy, the
-optimizer and the state of the stream. Random numbers (noise, styles) come from a key that is a function of the seed and the step, so they
-need not be saved. A run that is stopped and resumed therefore ends with the same parameters, to the last bit.
+An example says what it reads, what its policy is and what it costs; everything else is here, once.
+A checkpoint holds the policy, the optimizer and the state of the stream. Random numbers (noise,
+styles) come from a key that is a function of the seed and the step, so they need not be saved. A
+run that is stopped and resumed therefore ends with the same parameters, to the last bit.
 """
 
 from __future__ import annotations
@@ -55,16 +57,34 @@ class Result:
     policy: nnx.Module
 
 
-def parser(description: str | None, *, name: str, steps: int, batch_size: int = 32) -> argparse.ArgumentParser:
+def parser(
+    description: str | None, *, name: str, steps: int, batch_size: int = 32
+) -> argparse.ArgumentParser:
     """Returns the options that all examples have."""
-    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = found.add_argument
-    add("--repository", help="org/name on the Hub, or a directory; by default a data set is written, and served by a Hub on this machine")
+    add(
+        "--repository",
+        help="org/name on the Hub, or a directory; by default a data set is written, and served "
+        "by a Hub on this machine",
+    )
     add("--revision", help="branch, tag or commit; by default the newest version tag")
-    add("--directory", type=Path, default=Path("runs") / name, help="of checkpoints and losses (default: %(default)s)")
+    add(
+        "--directory",
+        type=Path,
+        default=Path("runs") / name,
+        help="of checkpoints and losses (default: %(default)s)",
+    )
     add("--resume", action="store_true", help="go on from the last checkpoint in the directory")
     add("--steps", type=int, default=steps, help="(default: %(default)s)")
-    add("--stop-at", type=int, metavar="STEP", help="stop here, as if interrupted; go on with --resume")
+    add(
+        "--stop-at",
+        type=int,
+        metavar="STEP",
+        help="stop here, as if interrupted; go on with --resume",
+    )
     add("--batch-size", type=int, default=batch_size, help="(default: %(default)s)")
     add("--learning-rate", type=float, default=1e-3, help="(default: %(default)s)")
     add(
@@ -75,22 +95,50 @@ def parser(description: str | None, *, name: str, steps: int, batch_size: int = 
         metavar=("HEIGHT", "WIDTH"),
         help="that cameras are decoded to (default: 96 96)",
     )
-    add("--width", type=int, default=128, help="of the policy; 512 and more on an accelerator (default: %(default)s)")
-    add("--save-every", type=int, default=100, metavar="STEPS", help="save a checkpoint and evaluate (default: %(default)s)")
-    add("--eval-batches", type=int, default=50, metavar="N", help="held-out batches of an evaluation (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of the order, of the first parameters and of all noise (default: %(default)s)")
-    add("--blind", action="store_true", help="hide what the actions depend on, to see what can be learnt without")
+    add(
+        "--width",
+        type=int,
+        default=128,
+        help="of the policy; 512 and more on an accelerator (default: %(default)s)",
+    )
+    add(
+        "--save-every",
+        type=int,
+        default=100,
+        metavar="STEPS",
+        help="save a checkpoint and evaluate (default: %(default)s)",
+    )
+    add(
+        "--eval-batches",
+        type=int,
+        default=50,
+        metavar="N",
+        help="held-out batches of an evaluation (default: %(default)s)",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the order, of the first parameters and of all noise (default: %(default)s)",
+    )
+    add(
+        "--blind",
+        action="store_true",
+        help="hide what the actions depend on, to see what can be learnt without",
+    )
     return found
 
 
 @contextlib.contextmanager
-def opened(options: argparse.Namespace, source: str | Callable[[Path], object], *, name: str = "robot") -> Iterator[Repository]:
+def opened(
+    options: argparse.Namespace, source: str | Callable[[Path], object], *, name: str = "robot"
+) -> Iterator[Repository]:
     """Opens a data set, and says what is in it.
 
     Args:
       options: of the command line.
-      source: org/name on the Hub, or a directory; or what writes a data set into a directory: then that is done once, in the directory
-        of the run, and it is served by a Hub on this machine.
+      source: org/name on the Hub, or a directory; or what writes a data set into a directory: then
+        that is done once, in the directory of the run, and it is served by a Hub on this machine.
       name: of the data set that is written.
     """
     with contextlib.ExitStack() as stack:
@@ -100,21 +148,32 @@ def opened(options: argparse.Namespace, source: str | Callable[[Path], object], 
             directory = options.directory / name
             if not directory.exists():
                 print(f"writing a small data set into {directory}")
-                unfinished = options.directory / f"{name}.unfinished"  # perhaps by a run that was killed meanwhile
+                # perhaps by a run that was killed meanwhile
+                unfinished = options.directory / f"{name}.unfinished"
                 shutil.rmtree(unfinished, ignore_errors=True)
                 source(unfinished)
                 unfinished.rename(directory)
             hub = stack.enter_context(LoopbackHub())
             hub.add_repository(f"demo/{name}", directory, tags=["v3.0"])
-            found = open_repository(f"demo/{name}", endpoint=hub.endpoint, token=False, cache_dir=options.directory / "cache")
+            found = open_repository(
+                f"demo/{name}",
+                endpoint=hub.endpoint,
+                token=False,
+                cache_dir=options.directory / "cache",
+            )
         stack.enter_context(contextlib.closing(found.storage))  # its connections
         episodes = found.episodes
-        print(f"{found.description}: {episodes.num_episodes} episodes, {episodes.num_rows:,} frames at {found.fps:g} fps")
+        print(
+            f"{found.description}: {episodes.num_episodes} episodes, {episodes.num_rows:,} frames "
+            f"at {found.fps:g} fps"
+        )
         yield found
 
 
 def masked_mean(errors: jax.Array, is_real: jax.Array) -> jax.Array:
-    """Returns float32 `(batch,)`: the mean over all other axes of what is real; 0 where nothing is."""
+    """Returns float32 `(batch,)`: the mean over all other axes of what is real; 0 where
+    nothing is.
+    """
     axes = tuple(range(1, errors.ndim))
     is_real = jnp.broadcast_to(is_real, errors.shape)
     return jnp.where(is_real, errors, 0).sum(axes) / jnp.maximum(is_real.sum(axes), 1)
@@ -137,25 +196,43 @@ def train(
       dataset: of examples to train on, shuffled and without an end.
       held_out: name -> examples of other episodes, shuffled, one pass.
       loss: (policy, batch, random key) -> scalar: what is minimized.
-      error: (policy, batch, random key) -> `(batch,)`: how far the policy's actions are from those of the data set.
+      error: (policy, batch, random key) -> `(batch,)`: how far the policy's actions are from those
+        of the data set.
       options: of the command line.
       blind_to: keys of what is zeros with `--blind`.
     """
     directory = options.directory.absolute()
     log = _Log(directory / "losses.jsonl")
     if log.lines and not options.resume:
-        raise SystemExit(f"{options.directory} holds a training already; go on with --resume, or choose another --directory")
+        raise SystemExit(
+            f"{options.directory} holds a training already; go on with --resume, or choose "
+            "another --directory"
+        )
 
     def batched(dataset: grain.IterDataset[Batch], **kind: Any) -> grain.IterDataset[Batch]:
         batches = dataset.batch(options.batch_size, **kind)
-        return batches.map(lambda batch: batch | {key: 0 * batch[key] for key in blind_to}) if options.blind else batches
+        return (
+            batches.map(lambda batch: batch | {key: 0 * batch[key] for key in blind_to})
+            if options.blind
+            else batches
+        )
 
     trainer = _Trainer(policy, batched(dataset), loss=loss, options=options)
-    evaluate = _Evaluation({name: batched(examples, drop_remainder=True) for name, examples in held_out.items()}, error, options)
+    evaluate = _Evaluation(
+        {name: batched(examples, drop_remainder=True) for name, examples in held_out.items()},
+        error,
+        options,
+    )
     # What a killed process left unfinished is removed at the start.
     keeping = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
-    checkpoints = ocp.CheckpointManager(directory / "checkpoints", item_names=("state", "data"), options=keeping)
-    with contextlib.closing(trainer), checkpoints, tqdm(total=options.steps, unit="step", mininterval=0.5) as bar:
+    checkpoints = ocp.CheckpointManager(
+        directory / "checkpoints", item_names=("state", "data"), options=keeping
+    )
+    with (
+        contextlib.closing(trainer),
+        checkpoints,
+        tqdm(total=options.steps, unit="step", mininterval=0.5) as bar,
+    ):
         done = checkpoints.latest_step() or 0
         if done:
             trainer.restore(checkpoints, done)
@@ -166,7 +243,11 @@ def train(
             bar.write(f"step 0: {told(log.errors[0])}")
         for step in range(done + 1, (options.stop_at or options.steps) + 1):
             log.note(step, loss=trainer.train_step(step))
-            bar.set_postfix(loss=f"{log.lines[-1]['loss']:.4f}", data_wait=f"{trainer.data_wait:.1%}", refresh=False)
+            bar.set_postfix(
+                loss=f"{log.lines[-1]['loss']:.4f}",
+                data_wait=f"{trainer.data_wait:.1%}",
+                refresh=False,
+            )
             bar.update()
             if step % options.save_every == 0 or step == options.steps:
                 log.note(step, errors=evaluate(policy))
@@ -175,8 +256,9 @@ def train(
     log.plot(directory / "losses.png")
     last = max(log.errors)
     print(
-        f"step {last}: {told(log.errors[last])}; at the start {told(log.errors[0])}. {trainer.step_seconds * 1000:.0f} ms a step, "
-        f"{trainer.data_wait:.1%} of the time spent waiting for data. {options.directory / 'losses.png'}"
+        f"step {last}: {told(log.errors[last])}; at the start {told(log.errors[0])}. "
+        f"{trainer.step_seconds * 1000:.0f} ms a step, {trainer.data_wait:.1%} of the time spent "
+        f"waiting for data. {options.directory / 'losses.png'}"
     )
     return Result(log.errors, trainer.step_seconds, trainer.data_wait, policy)
 
@@ -186,7 +268,9 @@ def told(errors: Errors) -> str:
 
 
 class _Evaluation:
-    """The errors of a policy on the first batches of each held-out stream, which are shuffled, and the same each time."""
+    """The errors of a policy on the first batches of each held-out stream, which are shuffled, and
+    the same each time.
+    """
 
     def __init__(
         self,
@@ -201,9 +285,14 @@ class _Evaluation:
         for name, dataset in self._held_out.items():
             with contextlib.closing(iter(dataset)) as batches:
                 numbered = enumerate(itertools.islice(batches, self._options.eval_batches))
-                found = [self._error(policy, batch, jax.random.key(number)) for number, batch in numbered]
+                found = [
+                    self._error(policy, batch, jax.random.key(number)) for number, batch in numbered
+                ]
             if not found:
-                raise SystemExit(f"{name}: fewer rows than --batch-size {self._options.batch_size} are held out; make it smaller")
+                raise SystemExit(
+                    f"{name}: fewer rows than --batch-size {self._options.batch_size} are held "
+                    "out; make it smaller"
+                )
             errors[name] = float(np.mean(found))
         return errors
 
@@ -219,7 +308,9 @@ class _Trainer:
         loss: Callable[[Any, Batch, jax.Array], jax.Array],
         options: argparse.Namespace,
     ) -> None:
-        schedule = optax.warmup_cosine_decay_schedule(0.0, options.learning_rate, max(1, options.steps // 20), options.steps)
+        schedule = optax.warmup_cosine_decay_schedule(
+            0.0, options.learning_rate, max(1, options.steps // 20), options.steps
+        )
         adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule))
         self._policy, self._optimizer = policy, nnx.Optimizer(policy, adam, wrt=nnx.Param)
         self._batches = iter(batches.pipe(DeviceIterDataset))
@@ -227,7 +318,9 @@ class _Trainer:
         self._times: list[tuple[float, float]] = []  # (waiting for the batch, all of the step)
 
         @nnx.jit
-        def train_step(policy: nnx.Module, optimizer: nnx.Optimizer, batch: Batch, key: jax.Array) -> jax.Array:
+        def train_step(
+            policy: nnx.Module, optimizer: nnx.Optimizer, batch: Batch, key: jax.Array
+        ) -> jax.Array:
             value, gradients = nnx.value_and_grad(loss)(policy, batch, key)
             optimizer.update(policy, gradients)
             return value
@@ -239,13 +332,22 @@ class _Trainer:
         started = time.perf_counter()
         batch = next(self._batches)
         received = time.perf_counter()
-        value = float(self._jitted(self._policy, self._optimizer, batch, jax.random.fold_in(self._key, step)))
+        value = float(
+            self._jitted(self._policy, self._optimizer, batch, jax.random.fold_in(self._key, step))
+        )
         self._times.append((received - started, time.perf_counter() - started))
         return value
 
     @property
     def step_seconds(self) -> float:
-        return float(np.median([seconds for _, seconds in self._times[WARM_UP_STEPS:] or self._times or [(0.0, 0.0)]]))
+        return float(
+            np.median(
+                [
+                    seconds
+                    for _, seconds in self._times[WARM_UP_STEPS:] or self._times or [(0.0, 0.0)]
+                ]
+            )
+        )
 
     @property
     def data_wait(self) -> float:
@@ -253,14 +355,24 @@ class _Trainer:
         return float(waits / steps)
 
     def save(self, checkpoints: ocp.CheckpointManager, step: int) -> None:
-        # Returns before everything is written: the training goes on meanwhile. Until then the checkpoint does not count as one.
+        # Returns before everything is written: the training goes on meanwhile. Until then the
+        # checkpoint does not count as one.
         state = ocp.args.StandardSave(nnx.state((self._policy, self._optimizer)))
-        checkpoints.save(step, args=ocp.args.Composite(state=state, data=grain.checkpoint.CheckpointSave(self._batches)))
+        checkpoints.save(
+            step,
+            args=ocp.args.Composite(
+                state=state, data=grain.checkpoint.CheckpointSave(self._batches)
+            ),
+        )
 
     def restore(self, checkpoints: ocp.CheckpointManager, step: int) -> None:
         state = ocp.args.StandardRestore(nnx.state((self._policy, self._optimizer)))
-        arguments = ocp.args.Composite(state=state, data=grain.checkpoint.CheckpointRestore(self._batches))
-        nnx.update((self._policy, self._optimizer), checkpoints.restore(step, args=arguments)["state"])
+        arguments = ocp.args.Composite(
+            state=state, data=grain.checkpoint.CheckpointRestore(self._batches)
+        )
+        nnx.update(
+            (self._policy, self._optimizer), checkpoints.restore(step, args=arguments)["state"]
+        )
 
     def close(self) -> None:
         self._batches.close()  # and with it the threads that read ahead
@@ -271,7 +383,9 @@ class _Log:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.lines: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        self.lines: list[dict[str, Any]] = (
+            [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        )
 
     @property
     def errors(self) -> dict[int, Errors]:
@@ -294,7 +408,12 @@ class _Log:
         losses = [(line["step"], line["loss"]) for line in self.lines if "loss" in line]
         axes.plot(*np.transpose(losses), linewidth=0.7, alpha=0.6, label="training loss")
         for name in self.errors[0]:
-            axes.plot(list(self.errors), [errors[name] for errors in self.errors.values()], "o-", label=f"{name} error")
+            axes.plot(
+                list(self.errors),
+                [errors[name] for errors in self.errors.values()],
+                "o-",
+                label=f"{name} error",
+            )
         axes.set(xlabel="step", yscale="log")
         axes.legend()
         figure.savefig(path, dpi=120)

@@ -1,8 +1,9 @@
 """The data sets that the examples train on when none is named: balls circle, and hands follow them.
 
-Each hand has a camera that shows its ball, and its two actions are the velocity of that ball, in units per second. The state is of joints
-that have nothing to do with it. So a policy that sees nothing can learn no more than the mean action. With `both_ways` the balls circle
-clockwise in some episodes and the other way round in others, which a single picture does not show.
+Each hand has a camera that shows its ball, and its two actions are the velocity of that ball, in
+units per second. The state is of joints that have nothing to do with it. So a policy that sees
+nothing can learn no more than the mean action. With `both_ways` the balls circle clockwise in some
+episodes and the other way round in others, which a single picture does not show.
 """
 
 from __future__ import annotations
@@ -35,9 +36,14 @@ def write_world(
     height, width = image_size
 
     def balls(episode: int) -> npt.NDArray[np.float64]:
-        """Returns float64 (length, hands, 4): position, 0 to 1 from the left and the top, and velocity."""
+        """Returns float64 (length, hands, 4): position, 0 to 1 from the left and the top, and
+        velocity.
+        """
         rng = np.random.default_rng([seed, episode])
-        radius, start = rng.uniform(0.15, 0.4, len(cameras)), rng.uniform(0, 2 * np.pi, len(cameras))
+        radius, start = (
+            rng.uniform(0.15, 0.4, len(cameras)),
+            rng.uniform(0, 2 * np.pi, len(cameras)),
+        )
         speed = RADIANS_PER_SECOND * (rng.choice([-1, 1]) if both_ways else 1)
         angle = start + speed * np.arange(episode_length)[:, None] / fps
         cos, sin = radius * np.cos(angle), radius * np.sin(angle)
@@ -54,10 +60,14 @@ def write_world(
     def picture(episode: int, frame: int, camera: int) -> npt.NDArray[np.uint8]:
         """Returns a ball on a floor whose colours are others in every episode."""
         rng = np.random.default_rng([seed, episode, camera, 2])
-        floor = rng.uniform(30, 100, 3) + (np.stack([x / width, y / height], -1) @ rng.uniform(-40, 40, (2, 3)))
+        floor = rng.uniform(30, 100, 3) + (
+            np.stack([x / width, y / height], -1) @ rng.uniform(-40, 40, (2, 3))
+        )
         column, row = paths[episode][frame, camera] * (width, height)
         ball = np.clip(height / 10 + 0.5 - np.hypot(x - column, y - row), 0, 1)[..., None]
-        picture: npt.NDArray[np.uint8] = (floor + ball * ([255, 220, 120] - floor)).round().astype(np.uint8)
+        picture: npt.NDArray[np.uint8] = (
+            (floor + ball * ([255, 220, 120] - floor)).round().astype(np.uint8)
+        )
         return picture
 
     write_dataset(

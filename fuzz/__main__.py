@@ -21,7 +21,8 @@ from fuzz.targets import TARGETS
 _WORKER = (sys.executable, "-m", "fuzz.worker")
 # A worker that stays at one input for so long hangs in native code, where no signal reaches Python.
 _STALLED_SECONDS = 60.0
-# Inputs of one process, times the share of its target: many, since a process takes two seconds to begin.
+# Inputs of one process, times the share of its target: many, since a process takes two seconds to
+# begin.
 _PART = 5000
 
 
@@ -37,15 +38,25 @@ class Counts:
     def line(self, name: str) -> str:
         """Returns one line for people."""
         rate = self.inputs / self.seconds if self.seconds else 0.0
-        return f"{name:9} {self.inputs:9} inputs, {self.accepted:8} read, {rate:6.0f} a second, {self.findings.total()} findings"
+        return (
+            f"{name:9} {self.inputs:9} inputs, {self.accepted:8} read, {rate:6.0f} a second, "
+            f"{self.findings.total()} findings"
+        )
 
 
-def run_worker(name: str, corpus: Path, counts: Counts, *, seed: int, start: int, stop: int, folder: Path) -> int:
-    """Runs inputs `[start, stop)` in a process of its own, and returns the number after the last one that was run."""
+def run_worker(
+    name: str, corpus: Path, counts: Counts, *, seed: int, start: int, stop: int, folder: Path
+) -> int:
+    """Runs inputs `[start, stop)` in a process of its own, and returns the number after the last
+    one that was run.
+    """
     command = [*_WORKER, name, str(corpus / name), *map(str, (seed, start, stop, folder))]
     (folder / "progress").write_bytes(struct.pack("<Q", start))
     # Standard error goes to a file: what native code says when it ends the process.
-    with (folder / "stderr").open("w+b") as stderr, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as worker:
+    with (
+        (folder / "stderr").open("w+b") as stderr,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as worker,
+    ):
         started, changed, last = time.monotonic(), time.monotonic(), -1
         while worker.poll() is None:
             time.sleep(0.05)
@@ -69,7 +80,11 @@ def run_worker(name: str, corpus: Path, counts: Counts, *, seed: int, start: int
     if worker.returncode > 0:
         raise SystemExit(f"the worker of {name} failed:\n{said}")
     number = running_input(folder)
-    kind = "native code hung" if worker.returncode == -signal.SIGKILL else f"native code died of signal {-worker.returncode}"
+    kind = (
+        "native code hung"
+        if worker.returncode == -signal.SIGKILL
+        else f"native code died of signal {-worker.returncode}"
+    )
     print(f"{name} input {number}: {kind}: {said[-300:]}", flush=True)
     counts.inputs += number + 1 - start
     counts.seconds += time.monotonic() - started
@@ -88,11 +103,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--inputs", type=int, default=2_000_000, help="of all targets together")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="no process begins after so long")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="no process begins after so long"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--round", type=int, default=0, help="to go on after so many rounds of an earlier run with the same seed")
+    parser.add_argument(
+        "--round",
+        type=int,
+        default=0,
+        help="to go on after so many rounds of an earlier run with the same seed",
+    )
     parser.add_argument("--folder", type=Path, help="where inputs with findings are kept")
-    parser.add_argument("--replay", type=Path, help="runs one kept input of the (only) target and shows what it raises")
+    parser.add_argument(
+        "--replay",
+        type=Path,
+        help="runs one kept input of the (only) target and shows what it raises",
+    )
     given = parser.parse_args()
     if given.replay:
         TARGETS[given.targets[0]].run(given.replay.read_bytes())
@@ -115,8 +141,21 @@ def main() -> None:
             inputs = part * TARGETS[name].share
             number, stop = round_number * inputs, (round_number + 1) * inputs
             while number < stop and time.monotonic() < until:
-                number = run_worker(name, corpus, counts[name], seed=given.seed, start=number, stop=stop, folder=folder)
-        print(f"round {round_number}", *(count.line(name) for name, count in counts.items()), sep="\n", flush=True)
+                number = run_worker(
+                    name,
+                    corpus,
+                    counts[name],
+                    seed=given.seed,
+                    start=number,
+                    stop=stop,
+                    folder=folder,
+                )
+        print(
+            f"round {round_number}",
+            *(count.line(name) for name, count in counts.items()),
+            sep="\n",
+            flush=True,
+        )
         if time.monotonic() > until:
             break
     raise SystemExit(1 if any(count.findings for count in counts.values()) else 0)

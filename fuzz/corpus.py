@@ -1,4 +1,6 @@
-"""The files that the fuzzer damages: small, of every kind that the readers know, made when they are needed."""
+"""The files that the fuzzer damages: small, of every kind that the readers know, made when they are
+needed.
+"""
 
 from __future__ import annotations
 
@@ -47,22 +49,35 @@ def make_seeds() -> Seeds:
         "mp4": tuple(len(video).to_bytes(8, "big") + video for video in videos),
         "info": (info,),
         "episodes": (_episode_columns(tables),),
-        # Uncompressed, a changed byte is a changed value; compressed, most are only a page that does not unpack.
-        "parquet": tuple(_rewritten(table, compression) for table in tables for compression in ("none", "snappy")),
+        # Uncompressed, a changed byte is a changed value; compressed, most are only a page that
+        # does not unpack.
+        "parquet": tuple(
+            _rewritten(table, compression) for table in tables for compression in ("none", "snappy")
+        ),
     }
 
 
 def _rewritten(table: bytes, compression: str) -> bytes:
     sink = io.BytesIO()
-    pq.write_table(pq.read_table(io.BytesIO(table)), sink, compression=compression, row_group_size=6)
+    pq.write_table(
+        pq.read_table(io.BytesIO(table)), sink, compression=compression, row_group_size=6
+    )
     return sink.getvalue()
 
 
 def _episode_columns(tables: list[bytes]) -> bytes:
-    """Returns the columns of the episode table as the JSON that the target `episodes` takes: name -> {"dtype", "values"}."""
-    found: list[pa.Table] = [table for data in tables if "length" in (table := pq.read_table(io.BytesIO(data))).column_names]
+    """Returns the columns of the episode table as the JSON that the target `episodes` takes: name
+    -> {"dtype", "values"}.
+    """
+    found: list[pa.Table] = [
+        table
+        for data in tables
+        if "length" in (table := pq.read_table(io.BytesIO(data))).column_names
+    ]
     columns: dict[str, Any] = {}
     for field in found[0].schema:
-        if field.name in ("episode_index", "length") or field.name.startswith(("dataset_", "data/", "videos/")):
+        if field.name in ("episode_index", "length") or field.name.startswith(
+            ("dataset_", "data/", "videos/")
+        ):
             columns[field.name] = {"dtype": None, "values": found[0][field.name].to_pylist()}
     return json.dumps(columns).encode()

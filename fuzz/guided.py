@@ -1,8 +1,11 @@
-"""The same targets under atheris (libFuzzer), which keeps the inputs that reach new code. Optional: `pip install atheris` first.
+"""The same targets under atheris (libFuzzer), which keeps the inputs that reach new code.
 
-    python -m fuzz.guided TARGET [libFuzzer's options, such as -max_total_time=600] [folders of inputs]
+Optional: `pip install atheris` first.
 
-libFuzzer stops at the first finding and writes its input to a file, which `python -m fuzz --targets TARGET --replay FILE` runs again.
+    python -m fuzz.guided TARGET [options of libFuzzer, such as -max_total_time=600] [folders]
+
+libFuzzer stops at the first finding and writes its input to a file, which `python -m fuzz --targets
+TARGET --replay FILE` runs again.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ def main() -> None:
     def mutate(data: bytes, max_size: int, seed: int) -> bytes:
         try:
             return target.mutate(Random(seed), bytes(data))[:max_size]
-        except (ValueError, TypeError, LookupError, OverflowError, RecursionError):  # damaged too much to have a structure
+        except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
+            # damaged too much to have a structure
             return mutate_bytes(Random(seed), bytes(data))[:max_size]
 
     def run(data: bytes) -> None:

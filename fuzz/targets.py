@@ -1,4 +1,5 @@
-"""What is fuzzed: a target takes the bytes of an input, reads them as the package does, and checks what it got.
+"""What is fuzzed: a target takes the bytes of an input, reads them as the package does, and checks
+what it got.
 
 Whatever a target lets out other than `DatasetFormatError`, which it swallows, is a finding.
 """
@@ -31,7 +32,10 @@ _WHERE = "org/name@1a2b, a file"
 _INFO = DatasetInfo(
     codebase_version="v3.0",
     fps=FPS,
-    features={camera.key: Feature(camera.key, camera.kind, (camera.height, camera.width, 3)) for camera in CAMERAS},
+    features={
+        camera.key: Feature(camera.key, camera.kind, (camera.height, camera.width, 3))
+        for camera in CAMERAS
+    },
     total_episodes=None,
     total_frames=None,
     data_path=PathTemplate("data/{chunk_index}-{file_index}"),
@@ -41,9 +45,21 @@ _INFO = DatasetInfo(
 )
 # As info.json of the corpus declares them, and some as it does not.
 _FEATURES = (
-    *(Feature("action", "float32", (7,)), Feature("observation.state", "float32", (7,)), Feature("observation.matrix", "float32", (2, 3))),
-    *(Feature("timestamp", "float32", (1,)), Feature("episode_index", "int64", (1,)), Feature("next.done", "bool", (1,))),
-    *(Feature("observation.note", "string", (1,)), Feature("png", "image", (32, 80, 3)), Feature("task_index", "int8", (1,))),
+    *(
+        Feature("action", "float32", (7,)),
+        Feature("observation.state", "float32", (7,)),
+        Feature("observation.matrix", "float32", (2, 3)),
+    ),
+    *(
+        Feature("timestamp", "float32", (1,)),
+        Feature("episode_index", "int64", (1,)),
+        Feature("next.done", "bool", (1,)),
+    ),
+    *(
+        Feature("observation.note", "string", (1,)),
+        Feature("png", "image", (32, 80, 3)),
+        Feature("task_index", "int8", (1,)),
+    ),
 )
 # More bytes than this are not asked of a file that is said to be larger than its bytes.
 _MAX_READ_BYTES = 1 << 20
@@ -69,18 +85,24 @@ class Target:
             self.run(data)
         except DatasetFormatError as error:
             if not str(error).startswith("org/name@1a2b"):
-                raise AssertionError(f"the message does not begin with the place: {str(error)[:200]}") from error
+                raise AssertionError(
+                    f"the message does not begin with the place: {str(error)[:200]}"
+                ) from error
             if len(str(error)) > 4000:
-                raise AssertionError(f"the message has {len(str(error))} characters: {str(error)[:200]}...") from error
+                raise AssertionError(
+                    f"the message has {len(str(error))} characters: {str(error)[:200]}..."
+                ) from error
             return False
         return True
 
 
-# --- MP4 -----------------------------------------------------------------------------------------------------------------------------
+# --- MP4 -----------------------------------------------------------------------------------------
 
 
 def _run_mp4(data: bytes) -> None:
-    """Reads a file of a declared size (8 bytes, big-endian) that has the following bytes, and zeros behind them."""
+    """Reads a file of a declared size (8 bytes, big-endian) that has the following bytes, and zeros
+    behind them.
+    """
     size, file = int.from_bytes(data[:8], "big"), data[8:]
 
     def read(start: int, stop: int) -> bytes:
@@ -106,7 +128,9 @@ def _run_mp4(data: bytes) -> None:
         number=0,
         episodes=_EPISODES,
         fps=FPS,
-        read_timestamps=lambda episodes: [np.arange(_EPISODES.lengths[episode]) / FPS for episode in episodes],
+        read_timestamps=lambda episodes: [
+            np.arange(_EPISODES.lengths[episode]) / FPS for episode in episodes
+        ],
         where=_WHERE,
     )
     for gop in (0, len(table.key_samples) // 2, len(table.key_samples) - 1):
@@ -126,7 +150,7 @@ def _run_mp4(data: bytes) -> None:
             video.check(episode)
 
 
-# --- metadata ------------------------------------------------------------------------------------------------------------------------
+# --- metadata ------------------------------------------------------------------------------------
 
 
 def _run_info(data: bytes) -> None:
@@ -135,14 +159,20 @@ def _run_info(data: bytes) -> None:
     for template in (info.data_path, info.video_path):
         if template is not None:
             for key in info.features:
-                assert len(template.path(chunk_index=1 << 40, file_index=1 << 40, video_key=key)) < 10_000
+                assert (
+                    len(template.path(chunk_index=1 << 40, file_index=1 << 40, video_key=key))
+                    < 10_000
+                )
     for feature in info.features.values():
         np.empty((0, *feature.shape))
     episode_columns(info)
 
 
 def _run_episodes(data: bytes) -> None:
-    """Makes the table of columns in JSON: name -> {"dtype": of NumPy or null, "values": list}. What no parquet file gives is left out."""
+    """Makes the table of columns in JSON: name -> {"dtype": of NumPy or null, "values": list}.
+
+    What no parquet file gives is left out.
+    """
     try:
         declared = json.loads(data)
         lengths = [len(column["values"]) for column in declared.values()]
@@ -167,10 +197,14 @@ def _column(column: Mapping[str, Any]) -> npt.NDArray[Any]:
         array[:] = values
         return array
     with np.errstate(all="ignore"):
-        return np.array(values) if column["dtype"] is None else np.array(values).astype(column["dtype"])
+        return (
+            np.array(values)
+            if column["dtype"] is None
+            else np.array(values).astype(column["dtype"])
+        )
 
 
-# --- parquet -------------------------------------------------------------------------------------------------------------------------
+# --- parquet -------------------------------------------------------------------------------------
 
 
 def _run_parquet(data: bytes) -> None:
@@ -196,7 +230,9 @@ def _run_parquet(data: bytes) -> None:
 
 def _episodes_of_corpus() -> EpisodeTable:
     count = len(EPISODE_LENGTHS)
-    columns = {name: np.zeros(count, np.int64) for name in episode_columns(_INFO) if "dataset" not in name}
+    columns = {
+        name: np.zeros(count, np.int64) for name in episode_columns(_INFO) if "dataset" not in name
+    }
     starts = np.cumsum(EPISODE_LENGTHS) - np.array(EPISODE_LENGTHS)
     columns |= {"episode_index": np.arange(count), "length": np.array(EPISODE_LENGTHS)}
     columns |= {f"videos/{camera.key}/from_timestamp": starts / FPS for camera in CAMERAS}

@@ -1,9 +1,12 @@
-"""Runs a batch of inputs of one target under limits of time and memory. A process of its own: a crash of native code ends only it.
+"""Runs a batch of inputs of one target under limits of time and memory.
+
+A process of its own: a crash of native code ends only it.
 
     python -m fuzz.worker TARGET CORPUS SEED START STOP FOLDER
 
-CORPUS is a folder of seeds. The number of the input that is running is put into FOLDER/progress (8 bytes, which must be there), for whom
-finds the process dead. Every finding is a line of JSON on standard output, and its input a file in FOLDER; the last line counts.
+CORPUS is a folder of seeds. The number of the input that is running is put into FOLDER/progress (8
+bytes, which must be there), for whom finds the process dead. Every finding is a line of JSON on
+standard output, and its input a file in FOLDER; the last line counts.
 """
 
 from __future__ import annotations
@@ -36,7 +39,10 @@ _KEPT_INPUTS = 3
 
 
 class _TooSlow(BaseException):
-    """An input took more than `_MAX_SECONDS`. Not an `Exception`, which the code under test might catch."""
+    """An input took more than `_MAX_SECONDS`.
+
+    Not an `Exception`, which the code under test might catch.
+    """
 
 
 def _stop(_: int, __: FrameType | None) -> None:
@@ -49,12 +55,17 @@ def peak_bytes() -> int:
 
 
 def place_of(error: BaseException) -> str:
-    """Returns what findings are told apart by: the kind of the error and the innermost functions."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{type(error).__name__} in {' < '.join(f'{Path(f.filename).name}:{f.name}:{f.lineno}' for f in reversed(frames[-3:]))}"
+    """Returns what findings are told apart by: the kind of the error and the innermost
+    functions.
+    """
+    innermost = reversed(traceback.extract_tb(error.__traceback__)[-3:])
+    where = [f"{Path(f.filename).name}:{f.name}:{f.lineno}" for f in innermost]
+    return f"{type(error).__name__} in {' < '.join(where)}"
 
 
-def run_batch(name: str, seeds: tuple[bytes, ...], *, seed: int, start: int, stop: int, folder: Path) -> dict[str, Any]:
+def run_batch(
+    name: str, seeds: tuple[bytes, ...], *, seed: int, start: int, stop: int, folder: Path
+) -> dict[str, Any]:
     """Runs inputs `[start, stop)`, prints the findings, and returns the counts."""
     target = TARGETS[name]
     # What is made once belongs to nobody's input.
@@ -79,14 +90,26 @@ def run_batch(name: str, seeds: tuple[bytes, ...], *, seed: int, start: int, sto
                 with contextlib.suppress(_TooSlow):
                     signal.setitimer(signal.ITIMER_PROF, 0)
             if not found and peak_bytes() > max(limit, peak + (64 << 20)):
-                found, text, peak = "too much memory", f"the peak is {peak_bytes() >> 20} MiB", peak_bytes()
+                found, text, peak = (
+                    "too much memory",
+                    f"the peak is {peak_bytes() >> 20} MiB",
+                    peak_bytes(),
+                )
             if found:
                 seen[found] += 1
                 if seen[found] <= _KEPT_INPUTS:
                     (folder / f"{name}-{seed}-{number}").write_bytes(data)
-                    print(json.dumps({"number": number, "found": found, "text": text[:300]}), flush=True)
+                    print(
+                        json.dumps({"number": number, "found": found, "text": text[:300]}),
+                        flush=True,
+                    )
     signal.signal(signal.SIGPROF, before)
-    return {"inputs": stop - start, "accepted": accepted, "seconds": time.monotonic() - started, "findings": seen}
+    return {
+        "inputs": stop - start,
+        "accepted": accepted,
+        "seconds": time.monotonic() - started,
+        "findings": seen,
+    }
 
 
 def main() -> None:
@@ -96,7 +119,13 @@ def main() -> None:
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + _MAX_ADDRESSES, resource.RLIM_INFINITY))
     seeds = tuple(path.read_bytes() for path in sorted(Path(corpus).iterdir()))
-    print(json.dumps(run_batch(name, seeds, seed=int(seed), start=int(start), stop=int(stop), folder=Path(folder))))
+    print(
+        json.dumps(
+            run_batch(
+                name, seeds, seed=int(seed), start=int(start), stop=int(stop), folder=Path(folder)
+            )
+        )
+    )
 
 
 if __name__ == "__main__":

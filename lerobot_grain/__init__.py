@@ -1,4 +1,6 @@
-"""Streams LeRobotDataset v3.x, v2.1 and v2.0 data sets from the Hugging Face Hub as a Grain IterDataset: shuffled, windowed, resumable."""
+"""Streams LeRobotDataset v3.x, v2.1 and v2.0 data sets from the Hugging Face Hub as a Grain
+IterDataset: shuffled, windowed, resumable.
+"""
 
 from lerobot_grain._base.errors import (
     DatasetFormatError,
@@ -31,7 +33,12 @@ from lerobot_grain._storage.options import StorageOptions
 from lerobot_grain._training.augmentation import augment_images, example_keys
 from lerobot_grain._training.normalization import Normalizer, normalizer
 from lerobot_grain._training.openpi import OpenPiDataLoader, OpenPiFormat
-from lerobot_grain._training.shaping import DeltaActions, PadDimensions, ResizeWithPad, resize_with_pad
+from lerobot_grain._training.shaping import (
+    DeltaActions,
+    PadDimensions,
+    ResizeWithPad,
+    resize_with_pad,
+)
 from lerobot_grain._training.statistics import compute_stats, stats_of
 
 __version__ = "0.1.0"
@@ -82,7 +89,8 @@ __all__ = [
     "worker_init",
 ]
 
-# Tracebacks, and pickles that go to other processes, name an exception by the path that users import it from.
+# Tracebacks, and pickles that go to other processes, name an exception by the path that users
+# import it from.
 for _exception in (
     DatasetFormatError,
     InvalidRequestError,

@@ -1,4 +1,5 @@
-"""Fixtures of all tests: where the shared data sets lie, and an environment without network and without the user's Hub settings.
+"""Fixtures of all tests: where the shared data sets lie, and an environment without network and
+without the user's Hub settings.
 
 Also the order of the files.
 """
@@ -10,6 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import jax
 import pytest
 
@@ -17,8 +19,9 @@ from lerobot_grain.testing import LoopbackHub
 
 SHARED = Path(__file__).parents[2] / "shared"
 
-# The files that take more than 8 s of a process, the longest first. They are begun first, so that none of them runs at the end, while the
-# other processes have nothing to do. pytest-xdist by itself begins with the files of the most tests: those of one long test come last.
+# The files that take more than 8 s of a process, the longest first. They are begun first, so that
+# none of them runs at the end, while the other processes have nothing to do. pytest-xdist by itself
+# begins with the files of the most tests: those of one long test come last.
 LONGEST_FIRST = [
     "test_notebooks.py",
     "test_examples.py",
@@ -50,9 +53,13 @@ LONGEST_FIRST = [
 
 # Several devices to shard over. Here, because it has to be said before anything asks JAX for one.
 jax.config.update("jax_num_cpu_devices", 4)
-# The policies of tests are small: compiling them takes longer than running them. The environment is that of the processes that tests start.
+# The policies of tests are small: compiling them takes longer than running them. The environment is
+# that of the processes that tests start.
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# How long an example takes says something of the machine only.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 # A hanging test dumps the stacks of all threads before pytest-timeout ends it.
 faulthandler.enable()
 

@@ -1,9 +1,12 @@
-"""Runs the notebooks from top to bottom, against a Hub on this machine that has small data sets under the names of the real ones.
+"""Runs the notebooks from top to bottom, against a Hub on this machine that has small data sets
+under the names of the real ones.
 
     python examples/notebooks/run.py            # says whether they run
-    python examples/notebooks/run.py --keep     # and keeps their outputs, with the pictures, in the files
+    # and keeps their outputs, with the pictures, in the files
+    python examples/notebooks/run.py --keep
 
-The notebooks do not know of it: `HF_ENDPOINT` leads them here, as it leads all programs that use huggingface_hub.
+The notebooks do not know of it: `HF_ENDPOINT` leads them here, as it leads all programs that use
+huggingface_hub.
 """
 
 from __future__ import annotations
@@ -33,16 +36,26 @@ from worlds import write_world  # noqa: E402 (scripts of examples/ are no packag
 def stand_ins(directory: Path) -> Iterator[dict[str, str]]:
     """Writes and serves the data sets; yields the environment in which notebooks find them."""
     write_world(directory / "pusht", cameras=("observation.image",), num_episodes=60)
-    write_world(directory / "svla_so101_pickplace", cameras=("observation.images.up", "observation.images.side"))
+    write_world(
+        directory / "svla_so101_pickplace",
+        cameras=("observation.images.up", "observation.images.side"),
+    )
     with LoopbackHub() as hub:
         for name in ("pusht", "svla_so101_pickplace"):
             hub.add_repository(f"lerobot/{name}", directory / name, tags=["v3.0"])
-        here = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(directory / "home"), "HF_HUB_DISABLE_TELEMETRY": "1", "JAX_PLATFORMS": "cpu"}
+        here = {
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_HOME": str(directory / "home"),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "JAX_PLATFORMS": "cpu",
+        }
         no_proxy = ",".join(filter(None, (os.environ.get("no_proxy"), "localhost,127.0.0.1")))
         yield os.environ | here | {"no_proxy": no_proxy, "NO_PROXY": no_proxy}
 
 
-def execute(path: Path, environment: Mapping[str, str], *, parameters: Mapping[str, Any] = {}) -> nbformat.NotebookNode:
+def execute(
+    path: Path, environment: Mapping[str, str], *, parameters: Mapping[str, Any] = {}
+) -> nbformat.NotebookNode:
     """Returns a notebook with the outputs of a run.
 
     Args:
@@ -60,13 +73,21 @@ def execute(path: Path, environment: Mapping[str, str], *, parameters: Mapping[s
     # In an empty folder, as a notebook of one's own.
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}
-        client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources, extra_arguments=["--log-level=40"])
+        client = NotebookClient(
+            notebook,
+            timeout=600,
+            kernel_name="python3",
+            resources=resources,
+            extra_arguments=["--log-level=40"],
+        )
         client.execute(env=dict(environment))
     return notebook
 
 
 def keep(path: Path, notebook: nbformat.NotebookNode) -> None:
-    """Writes a notebook with its outputs, but for the times of the run, progress bars and warnings, which are of this machine."""
+    """Writes a notebook with its outputs, but for the times of the run, progress bars and warnings,
+    which are of this machine.
+    """
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if "outputs" in cell:
@@ -75,11 +96,22 @@ def keep(path: Path, notebook: nbformat.NotebookNode) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("notebooks", nargs="*", type=Path, default=sorted(NOTEBOOKS.glob("*.ipynb")), help="(default: all)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "notebooks",
+        nargs="*",
+        type=Path,
+        default=sorted(NOTEBOOKS.glob("*.ipynb")),
+        help="(default: all)",
+    )
     parser.add_argument("--keep", action="store_true", help="write the outputs into the files")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="lerobot_grain-") as directory, stand_ins(Path(directory)) as environment:
+    with (
+        tempfile.TemporaryDirectory(prefix="lerobot_grain-") as directory,
+        stand_ins(Path(directory)) as environment,
+    ):
         for path in options.notebooks:
             start = time.perf_counter()
             notebook = execute(path, environment)

@@ -10,7 +10,9 @@ from lerobot_grain._base.errors import InvalidRequestError
 
 def is_int(value: object, *, least: int | None = None) -> bool:
     """Returns whether a value is an int and not a bool, and at least `least`."""
-    return isinstance(value, int) and not isinstance(value, bool) and (least is None or value >= least)
+    return (
+        isinstance(value, int) and not isinstance(value, bool) and (least is None or value >= least)
+    )
 
 
 def check_int(name: str, value: object, *, least: int, of: str = "", otherwise: str = "") -> None:
@@ -28,4 +30,6 @@ def check_int(name: str, value: object, *, least: int, of: str = "", otherwise: 
     """
     if not is_int(value, least=least):
         argument = f"{name}={value!r}"
-        raise InvalidRequestError(f"{f'{of}({argument})' if of else argument}: expected an int >= {least}{otherwise}")
+        raise InvalidRequestError(
+            f"{f'{of}({argument})' if of else argument}: expected an int >= {least}{otherwise}"
+        )

@@ -1,7 +1,8 @@
 """Half-open byte ranges, and merging neighbouring ones into fewer requests.
 
-A range request costs about the same up to a size of latency x bandwidth (50 ms x 20 MB/s = 1 MB), so ranges with a small gap between
-them are cheaper to read as one. Pure: what reads them is in `_storage`.
+A range request costs about the same up to a size of latency x bandwidth (50 ms x 20 MB/s = 1 MB),
+so ranges with a small gap between them are cheaper to read as one. Pure: what reads them is in
+`_storage`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def merge_ranges(ranges: Iterable[ByteRange], *, gap_bytes: int, max_bytes: int)
     Args:
       ranges: any order, may overlap; empty ranges are dropped.
       gap_bytes: two ranges are merged when at most this many bytes lie between them.
-      max_bytes: no merge makes a range longer than this. Overlapping ranges are merged whatever the length, so that no byte is read twice.
+      max_bytes: no merge makes a range longer than this. Overlapping ranges are merged whatever the
+        length, so that no byte is read twice.
     """
     disjoint: list[ByteRange] = []
     for current in sorted(r for r in ranges if r.length > 0):
@@ -42,10 +44,14 @@ def merge_ranges(ranges: Iterable[ByteRange], *, gap_bytes: int, max_bytes: int)
             disjoint[-1] = ByteRange(disjoint[-1].start, max(disjoint[-1].stop, current.stop))
         else:
             disjoint.append(current)
-    # Gaps second: a merge over a gap must know how long the overlapping ranges behind it are together.
+    # Gaps second: a merge over a gap must know how long the overlapping ranges behind it are
+    # together.
     merged = disjoint[:1]
     for current in disjoint[1:]:
-        if current.start - merged[-1].stop <= gap_bytes and current.stop - merged[-1].start <= max_bytes:
+        if (
+            current.start - merged[-1].stop <= gap_bytes
+            and current.stop - merged[-1].start <= max_bytes
+        ):
             merged[-1] = ByteRange(merged[-1].start, current.stop)
         else:
             merged.append(current)
@@ -53,7 +59,9 @@ def merge_ranges(ranges: Iterable[ByteRange], *, gap_bytes: int, max_bytes: int)
 
 
 def slice_from(merged: Sequence[ByteRange], payloads: Sequence[bytes], wanted: ByteRange) -> bytes:
-    """Returns the bytes of `wanted`, which must lie inside one of the `merged` ranges whose contents are `payloads`."""
+    """Returns the bytes of `wanted`, which must lie inside one of the `merged` ranges whose
+    contents are `payloads`.
+    """
     if wanted.length == 0:
         return b""
     for covering, payload in zip(merged, payloads, strict=True):

@@ -3,17 +3,19 @@
     LeRobotGrainError
     +-- InvalidRequestError (also a ValueError)   the caller asked for something that cannot be
     |   +-- StateMismatchError                    a state that does not belong to this stream
-    +-- DatasetFormatError                        the data set is not what the format (or we) can read
+    +-- DatasetFormatError                        the dataset is not what the format (or this
+    |                                             package) can read
     +-- StorageError (also an OSError)            the Hub, the network or the file system failed
         +-- MissingFileError                      a file of the data set that is not there
 
-    LeRobotGrainWarning (a UserWarning)           the data set is odd, or slow to read, and what is read is right nevertheless
+    LeRobotGrainWarning (a UserWarning)           the dataset is odd, or slow to read; what is read
+                                                  is right nevertheless
 
 Rules:
-* Every message says what was found, what was expected and where (repository@commit, path, episode, camera, byte range), and the remedy if
-  there is one.
-* Every exception takes exactly one string, so that it survives pickling between processes (Grain's worker processes hang on exceptions
-  that do not).
+* Every message says what was found, what was expected and where (repository@commit, path, episode,
+  camera, byte range), and the remedy if there is one.
+* Every exception takes exactly one string, so that it survives pickling between processes (Grain's
+  worker processes hang on exceptions that do not).
 * No message holds a token or a signed URL.
 * No message is longer than a few lines, whatever a file holds: `short_repr`.
 """
@@ -31,7 +33,9 @@ _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 12
 
 
 def short_repr(value: object) -> str:
-    """Returns a value that was found in a file for a message: as `repr` gives it, cut where it is long or nested deeply."""
+    """Returns a value that was found in a file for a message: as `repr` gives it, cut where it is
+    long or nested deeply.
+    """
     text = _SHORT.repr(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
@@ -52,11 +56,15 @@ class StateMismatchError(InvalidRequestError):
 
 
 class DatasetFormatError(LeRobotGrainError):
-    """A file of the data set is malformed, contradicts another one, or uses something that is not supported."""
+    """A file of the data set is malformed, contradicts another one, or uses something that is not
+    supported.
+    """
 
 
 class StorageError(LeRobotGrainError, OSError):
-    """Bytes could not be had: missing or gated repository, missing file, network failure, wrong answer."""
+    """Bytes could not be had: missing or gated repository, missing file, network failure, wrong
+    answer.
+    """
 
 
 class MissingFileError(StorageError):
@@ -64,4 +72,6 @@ class MissingFileError(StorageError):
 
 
 class LeRobotGrainWarning(UserWarning):
-    """Something about a data set that does not change what is read: a repair, an oddity (`Repository.notes`), or what makes it slow."""
+    """Something about a data set that does not change what is read: a repair, an oddity
+    (`Repository.notes`), or what makes it slow.
+    """

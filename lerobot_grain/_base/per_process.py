@@ -1,4 +1,6 @@
-"""Values of which each process has one of its own: what belongs to threads and sockets does not survive a fork."""
+"""Values of which each process has one of its own: what belongs to threads and sockets does not
+survive a fork.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""What versions of our dependencies that are still in use lack, each with the version from which on it is superfluous.
+"""What versions of our dependencies that are still in use lack, each with the version from which on
+it is superfluous.
 
-Nothing else of the package asks for a version. Each dependency is imported when it is asked for, by the module that needs it.
+Nothing else of the package asks for a version. Each dependency is imported when it is asked for, by
+the module that needs it.
 """
 
 from __future__ import annotations
@@ -30,12 +32,16 @@ def installed(*names: str) -> str:
 
 
 def array_namespace(array: Any) -> Any:
-    """Returns `array.__array_namespace__()`, the module with the functions of its kind of arrays (NumPy 2.0; before, arrays have none)."""
+    """Returns `array.__array_namespace__()`, the module with the functions of its kind of arrays
+    (NumPy 2.0; before, arrays have none).
+    """
     return np if isinstance(array, np.ndarray) else array.__array_namespace__()
 
 
 def jax_enable_x64(enabled: bool) -> AbstractContextManager[Any]:
-    """Returns `jax.enable_x64(enabled)`, a context of this thread (JAX 0.8; before, `jax.experimental` has it)."""
+    """Returns `jax.enable_x64(enabled)`, a context of this thread (JAX 0.8; before,
+    `jax.experimental` has it).
+    """
     import jax
 
     has_it: Any = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
@@ -44,7 +50,9 @@ def jax_enable_x64(enabled: bool) -> AbstractContextManager[Any]:
 
 
 def hub_is_offline() -> bool:
-    """Returns `huggingface_hub.is_offline_mode()` (huggingface_hub 1.10 has it, 1.0 has only a constant)."""
+    """Returns `huggingface_hub.is_offline_mode()` (huggingface_hub 1.10 has it, 1.0 has only a
+    constant).
+    """
     import huggingface_hub
 
     if hasattr(huggingface_hub, "is_offline_mode"):
@@ -53,7 +61,8 @@ def hub_is_offline() -> bool:
 
 
 def cached_repo_tree(repo_id: str, *, revision: str, cache_dir: str) -> list[Any] | None:
-    """Returns the files of a dataset's commit, as huggingface_hub keeps their list beside a download (1.23).
+    """Returns the files of a dataset's commit, as huggingface_hub keeps their list beside a
+    download (1.23).
 
     None where the list was not kept: older versions keep none.
     """
@@ -62,35 +71,50 @@ def cached_repo_tree(repo_id: str, *, revision: str, cache_dir: str) -> list[Any
     if not hasattr(huggingface_hub, "get_cached_repo_tree"):
         return None
     try:
-        return list(huggingface_hub.get_cached_repo_tree(repo_id, repo_type="dataset", revision=revision, cache_dir=cache_dir))
+        return list(
+            huggingface_hub.get_cached_repo_tree(
+                repo_id, repo_type="dataset", revision=revision, cache_dir=cache_dir
+            )
+        )
     except huggingface_hub.errors.CachedRepoTreeNotFoundError:
         return None
 
 
 def decoder_transforms() -> Any | None:
-    """Returns `torchcodec.transforms` (torchcodec 0.10); None where it has none, and `resized_frames` is used."""
+    """Returns `torchcodec.transforms` (torchcodec 0.10); None where it has none, and
+    `resized_frames` is used.
+    """
     if importlib.util.find_spec("torchcodec.transforms") is None:
         return None
     return importlib.import_module("torchcodec.transforms")
 
 
 def resized_frames(frames: Any, image_size: tuple[int, int]) -> Any:
-    """Returns uint8 tensors `(frames, height, width, 3)` in another size, bilinear and anti-aliased (torchcodec 0.10 does it itself).
+    """Returns uint8 tensors `(frames, height, width, 3)` in another size, bilinear and anti-aliased
+    (torchcodec 0.10 does it itself).
 
     Its `Resize` is FFmpeg's, so pixels differ a little.
     """
     functional = importlib.import_module("torch.nn.functional")
-    resized = functional.interpolate(frames.permute(0, 3, 1, 2), size=image_size, mode="bilinear", antialias=True)
+    resized = functional.interpolate(
+        frames.permute(0, 3, 1, 2), size=image_size, mode="bilinear", antialias=True
+    )
     return resized.permute(0, 2, 3, 1)
 
 
 def decoder_turns_frames(decoders: Any) -> bool:
-    """Returns whether `torchcodec.decoders` turns frames as their file says (torchcodec 0.11); where not, `turned_frames` does."""
-    return any(field.name == "rotation" for field in dataclasses.fields(decoders.VideoStreamMetadata))
+    """Returns whether `torchcodec.decoders` turns frames as their file says (torchcodec 0.11);
+    where not, `turned_frames` does.
+    """
+    return any(
+        field.name == "rotation" for field in dataclasses.fields(decoders.VideoStreamMetadata)
+    )
 
 
 def turned_frames(frames: Any, degrees: int) -> Any:
-    """Returns tensors `(frames, height, width, 3)` turned clockwise by 90, 180 or 270 degrees (torchcodec 0.11 does it itself)."""
+    """Returns tensors `(frames, height, width, 3)` turned clockwise by 90, 180 or 270 degrees
+    (torchcodec 0.11 does it itself).
+    """
     return importlib.import_module("torch").rot90(frames, -degrees // 90, (1, 2))
 
 
@@ -98,9 +122,10 @@ def turned_frames(frames: Any, degrees: int) -> Any:
 def triton_hidden_from_torch() -> Iterator[None]:
     """Lets torch be imported after TensorFlow: as if Triton was not installed.
 
-    torchcodec imports torch._dynamo, which imports Triton where it is installed, as torch's default build for Linux has it. After
-    TensorFlow that was reported to end the interpreter with a segmentation fault; the test has stand-ins for both. torch remembers that
-    there is no Triton, so it does not try again later.
+    torchcodec imports torch._dynamo, which imports Triton where it is installed, as torch's default
+    build for Linux has it. After TensorFlow that was reported to end the interpreter with a
+    segmentation fault; the test has stand-ins for both. torch remembers that there is no Triton, so
+    it does not try again later.
     """
     if "tensorflow" not in sys.modules or "triton" in sys.modules:
         yield

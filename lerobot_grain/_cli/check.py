@@ -1,4 +1,6 @@
-"""`lerobot-grain check`: prints what `check` finds, and ends with status 1 where it found a problem."""
+"""`lerobot-grain check`: prints what `check` finds, and ends with status 1 where it found a
+problem.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,17 @@ _SHOWN = 3
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this command to those that every command has."""
     parser.add_argument(
-        "--max-files", type=int, metavar="N", help="check so many files of each camera and so many data files, evenly spaced (default: all)"
+        "--max-files",
+        type=int,
+        metavar="N",
+        help="check so many files of each camera and so many data files, evenly spaced (default: "
+        "all)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text, with all findings")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object instead of the text, with all findings",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -33,7 +43,9 @@ def run(options: argparse.Namespace) -> int:
       LeRobotGrainError: the data set cannot be opened.
     """
     start = time.perf_counter()
-    repository = open_repository(options.repository, revision=options.revision, endpoint=options.endpoint)
+    repository = open_repository(
+        options.repository, revision=options.revision, endpoint=options.endpoint
+    )
     with closing(repository.storage):
         progress = ProgressLine()
         try:
@@ -45,23 +57,41 @@ def run(options: argparse.Namespace) -> int:
         finally:
             progress.clear()
     seconds = time.perf_counter() - start
-    print(json.dumps(_as_json(report, seconds), indent=2) if options.json else _as_text(report, seconds))
+    print(
+        json.dumps(_as_json(report, seconds), indent=2)
+        if options.json
+        else _as_text(report, seconds)
+    )
     return 0 if report.is_fine else 1
 
 
 def _as_json(report: CheckReport, seconds: float) -> dict[str, Any]:
-    derived = ("is_fine", "usable_episodes", "bytes_per_example", "bytes_per_epoch", "requests_per_epoch")
+    derived = (
+        "is_fine",
+        "usable_episodes",
+        "bytes_per_example",
+        "bytes_per_epoch",
+        "requests_per_epoch",
+    )
     return asdict(report) | {name: getattr(report, name) for name in derived} | {"seconds": seconds}
 
 
 def _as_text(report: CheckReport, seconds: float) -> str:
     count = f"{report.num_files_checked:,} of {report.num_files:,} files checked in {seconds:.1f} s"
-    lines = [f"{report.dataset}: {report.num_episodes:,} episodes, {report.num_rows:,} rows at {report.fps:g} fps", count]
+    lines = [
+        f"{report.dataset}: {report.num_episodes:,} episodes, {report.num_rows:,} rows at "
+        f"{report.fps:g} fps",
+        count,
+    ]
     if report.num_files_checked < report.num_files:
         lines[-1] += "; a sample: what it finds is there, and there may be more of it"
     for title, is_problem in (("problems", True), ("notes", False)):
         findings = [finding for finding in report.findings if finding.is_problem == is_problem]
-        lines += ["", f"{title}: {'none' if not findings else ''}".rstrip(), *_finding_lines(findings)]
+        lines += [
+            "",
+            f"{title}: {'none' if not findings else ''}".rstrip(),
+            *_finding_lines(findings),
+        ]
     lines += ["", "costs, each byte fetched once:", *_cost_lines(report)]
     if not report.is_fine:
         lines += ["", *_remedy_lines(report)]
@@ -75,7 +105,9 @@ def _finding_lines(findings: Sequence[Finding]) -> Iterable[str]:
     for (name, feature), group in groupby(sorted(findings, key=kind), kind):
         alike = list(group)
         episodes = len({episode for finding in alike for episode in finding.episodes})
-        about = [feature] * bool(feature) + [f"{episodes:,} episode{'s' * (episodes > 1)}"] * bool(episodes)
+        about = [feature] * bool(feature) + [f"{episodes:,} episode{'s' * (episodes > 1)}"] * bool(
+            episodes
+        )
         yield f"  {', '.join([name, *about])}"
         yield from (f"    {finding.text}" for finding in alike[:_SHOWN])
         if len(alike) > _SHOWN:
@@ -87,13 +119,25 @@ def _cost_lines(report: CheckReport) -> Iterable[str]:
     for camera in report.cameras:
         sizes = " and ".join(f"{height}x{width}" for height, width in camera.sizes)
         gops = f"{camera.gop_length} ({camera.gop_min} to {camera.gop_max})"
-        rows.append((camera.key, f"{', '.join(camera.codecs)} {sizes}, GOP {gops}, {camera.bytes_per_frame:,.0f} bytes a frame"))
+        rows.append(
+            (
+                camera.key,
+                f"{', '.join(camera.codecs)} {sizes}, GOP {gops}, {camera.bytes_per_frame:,.0f} "
+                "bytes a frame",
+            )
+        )
     if report.rows is not None:
         size = sum(report.rows.bytes_per_row.values())
         largest = f"the largest {report.rows.largest_group_bytes / 1e6:,.2f} MB"
-        rows.append(("rows", f"{size:,.0f} bytes a row, {report.rows.num_groups:,} row groups, {largest}"))
+        rows.append(
+            ("rows", f"{size:,.0f} bytes a row, {report.rows.num_groups:,} row groups, {largest}")
+        )
     rows.append(("an example", f"{report.bytes_per_example:,.0f} bytes"))
-    requests = "" if report.requests_per_epoch is None else f" in at most about {report.requests_per_epoch:,} requests"
+    requests = (
+        ""
+        if report.requests_per_epoch is None
+        else f" in at most about {report.requests_per_epoch:,} requests"
+    )
     rows.append(("an epoch", f"{report.bytes_per_epoch / 1e6:,.1f} MB{requests}"))
     if report.clip_length is not None:
         rows.append(("clip_length", f"{report.clip_length} frames, the default of Shuffle here"))
@@ -103,11 +147,20 @@ def _cost_lines(report: CheckReport) -> Iterable[str]:
 
 def _remedy_lines(report: CheckReport) -> Iterable[str]:
     if report.unusable_features:
-        yield f"no episode can be read with {', '.join(report.unusable_features)}: leave that out of features=[...]"
+        yield (
+            f"no episode can be read with {', '.join(report.unusable_features)}: leave that out "
+            "of features=[...]"
+        )
     if not report.unusable_episodes:
         return
     if len(report.unusable_episodes) == report.num_episodes:
         yield "no episode can be read"
         return
-    yield f"{len(report.usable_episodes):,} of {report.num_episodes:,} episodes can be read; to leave the others out:"
-    yield f"  episodes=lambda episode: episode.index not in {{{', '.join(map(str, report.unusable_episodes))}}}"
+    yield (
+        f"{len(report.usable_episodes):,} of {report.num_episodes:,} episodes can be read; to "
+        "leave the others out:"
+    )
+    yield (
+        "  episodes=lambda episode: episode.index not in "
+        f"{{{', '.join(map(str, report.unusable_episodes))}}}"
+    )

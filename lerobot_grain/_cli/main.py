@@ -5,9 +5,10 @@
     lerobot-grain show org/name       where are a row and its frames stored?
 
 Rules:
-* The result goes to standard output: a table, or one JSON object. Progress goes to standard error, and only to a terminal.
-* What the package raises on purpose ends the command with status 2 and one line on standard error; anything else is a defect of ours and
-  shows its traceback.
+* The result goes to standard output: a table, or one JSON object. Progress goes to standard error,
+  and only to a terminal.
+* What the package raises on purpose ends the command with status 2 and one line on standard error;
+  anything else is a defect of ours and shows its traceback.
 """
 
 from __future__ import annotations
@@ -36,24 +37,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lerobot-grain", description="Streams LeRobotDataset data sets as Grain data sets.")
+    parser = argparse.ArgumentParser(
+        prog="lerobot-grain", description="Streams LeRobotDataset data sets as Grain data sets."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     profile = commands.add_parser(
         "profile",
         help="measure how fast and how well mixed a data set streams",
-        description="Streams a data set for a while: how fast that is, what is waited for, what is read, and how random its order is.",
+        description="Streams a data set for a while: how fast that is, what is waited for, what "
+        "is read, and how random its order is.",
     )
     check = commands.add_parser(
         "check",
         help="find damaged files and rows without a frame before training does",
-        description="Reads the metadata and the indices of all files, no picture and no row: whether every row has its frame, where files "
-        "disagree, which episodes cannot be read, and what an epoch costs. Status 0: fine, 1: problems were found, 2: it cannot be read.",
+        description="Reads the metadata and the indices of all files, no picture and no row: "
+        "whether every row has its frame, where files disagree, which episodes cannot "
+        "be read, and what an epoch costs. Status 0: fine, 1: problems were found, 2: "
+        "it cannot be read.",
     )
     show = commands.add_parser(
         "show",
         help="print where a row and its frames are stored",
-        description="Prints the episode of a row, its data file and row group, and for each camera the video file, frame, time, GOP and "
-        "bytes. Reads the indexes of these files, and decodes no frame.",
+        description="Prints the episode of a row, its data file and row group, and for each "
+        "camera the video file, frame, time, GOP and bytes. Reads the indexes of "
+        "these files, and decodes no frame.",
     )
     for command, room in ((profile, cli_profile), (check, cli_check), (show, cli_show)):
         add = command.add_argument
@@ -62,7 +69,10 @@ def _parser() -> argparse.ArgumentParser:
             metavar="ORG/NAME|DIRECTORY",
             help="a dataset on the Hub (or ORG/NAME/FOLDER), in hf://buckets/..., or a directory",
         )
-        add("--revision", help="branch, tag or commit (default: the newest tag or branch v3.x, v2.1 or v2.0)")
+        add(
+            "--revision",
+            help="branch, tag or commit (default: the newest tag or branch v3.x, v2.1 or v2.0)",
+        )
         add("--endpoint", help="of the Hub (default: huggingface.co, or HF_ENDPOINT)")
         room.add_arguments(command)
         command.set_defaults(run=room.run)

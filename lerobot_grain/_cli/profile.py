@@ -1,4 +1,5 @@
-"""`lerobot-grain profile`: streams a data set for a while, and prints how fast and how well mixed that is on this machine.
+"""`lerobot-grain profile`: streams a data set for a while, and prints how fast and how well mixed
+that is on this machine.
 
 matplotlib is optional: only `--plot` needs it, and it is asked for before anything is measured.
 """
@@ -18,7 +19,13 @@ import numpy as np
 
 from lerobot_grain import InvalidRequestError, LeRobotIterDataset, ReadOptions, Shuffle
 from lerobot_grain._cli.progress import ProgressLine
-from lerobot_grain._inspection.profile import MAX_ORDER_ROWS, Randomness, Reading, measure_randomness, measure_reading
+from lerobot_grain._inspection.profile import (
+    MAX_ORDER_ROWS,
+    Randomness,
+    Reading,
+    measure_randomness,
+    measure_reading,
+)
 
 try:
     from matplotlib.figure import Figure
@@ -45,26 +52,66 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=SECONDS,...",
         help="window of a feature, such as action=0,0.1,0.2; may be given for several",
     )
-    add("--image-size", type=_image_size, metavar="HxW", help="resize all cameras, such as 96x128 (height x width)")
-    add("--batch-size", type=_positive, default=64, metavar="N", help="examples a batch (default: %(default)s)")
+    add(
+        "--image-size",
+        type=_image_size,
+        metavar="HxW",
+        help="resize all cameras, such as 96x128 (height x width)",
+    )
+    add(
+        "--batch-size",
+        type=_positive,
+        default=64,
+        metavar="N",
+        help="examples a batch (default: %(default)s)",
+    )
     limit = parser.add_mutually_exclusive_group()
     limit.add_argument("--batches", type=_positive, metavar="N", help="stop after so many batches")
-    limit.add_argument("--seconds", type=float, metavar="S", help=f"stop after so many seconds (default: {DEFAULT_SECONDS:g})")
+    limit.add_argument(
+        "--seconds",
+        type=float,
+        metavar="S",
+        help=f"stop after so many seconds (default: {DEFAULT_SECONDS:g})",
+    )
     order = parser.add_argument_group("order")
     order.add_argument("--sequential", action="store_true", help="episode by episode, not shuffled")
     order.add_argument("--seed", type=int, metavar="N", help=f"(default: {defaults.seed})")
-    order.add_argument("--buffer-size", type=int, metavar="ROWS", help=f"(default: {defaults.buffer_size})")
-    order.add_argument("--clip-length", type=int, metavar="FRAMES", help="(default: a multiple of the GOP length, at least 16)")
-    order.add_argument("--num-parts", type=int, metavar="N", help=f"(default: {defaults.num_parts})")
-    order.add_argument("--open-files", type=int, metavar="N", help="finish so many data files before the next ones (default: all at once)")
+    order.add_argument(
+        "--buffer-size", type=int, metavar="ROWS", help=f"(default: {defaults.buffer_size})"
+    )
+    order.add_argument(
+        "--clip-length",
+        type=int,
+        metavar="FRAMES",
+        help="(default: a multiple of the GOP length, at least 16)",
+    )
+    order.add_argument(
+        "--num-parts", type=int, metavar="N", help=f"(default: {defaults.num_parts})"
+    )
+    order.add_argument(
+        "--open-files",
+        type=int,
+        metavar="N",
+        help="finish so many data files before the next ones (default: all at once)",
+    )
     machine = parser.add_argument_group("machine")
     machine.add_argument(
-        "--budget", type=int, default=reading.memory_budget_bytes, metavar="BYTES", help="memory to read ahead into (default: %(default)s)"
+        "--budget",
+        type=int,
+        default=reading.memory_budget_bytes,
+        metavar="BYTES",
+        help="memory to read ahead into (default: %(default)s)",
     )
-    machine.add_argument("--threads", type=int, metavar="N", help="that decode (default: one per core)")
+    machine.add_argument(
+        "--threads", type=int, metavar="N", help="that decode (default: one per core)"
+    )
     output = parser.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-    output.add_argument("--plot", type=Path, metavar="FILE.png", help="write four plots; needs matplotlib")
+    output.add_argument(
+        "--json", action="store_true", help="print one JSON object instead of the table"
+    )
+    output.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="write four plots; needs matplotlib"
+    )
 
 
 def _delta(text: str) -> tuple[str, list[float]]:
@@ -74,7 +121,9 @@ def _delta(text: str) -> tuple[str, list[float]]:
             raise ValueError
         return key, [float(value) for value in values.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected KEY=SECONDS,SECONDS,... such as action=0,0.1,0.2") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected KEY=SECONDS,SECONDS,... such as action=0,0.1,0.2"
+        ) from None
 
 
 def _image_size(text: str) -> tuple[int, int]:
@@ -96,7 +145,10 @@ def _shuffle(options: argparse.Namespace) -> Shuffle | None:
     if not options.sequential:
         return Shuffle(**given)
     if given:
-        raise InvalidRequestError(f"--{next(iter(given)).replace('_', '-')} belongs to a shuffled order; leave it out, or --sequential")
+        raise InvalidRequestError(
+            f"--{next(iter(given)).replace('_', '-')} belongs to a shuffled order; leave it out, "
+            "or --sequential"
+        )
     return None
 
 
@@ -108,11 +160,17 @@ def run(options: argparse.Namespace) -> int:
     """
     shuffle, plot = _shuffle(options), options.plot
     if plot is not None and Figure is None:
-        raise InvalidRequestError('--plot needs matplotlib; install it with: pip install "lerobot_grain[examples]"')
+        raise InvalidRequestError(
+            '--plot needs matplotlib; install it with: pip install "lerobot_grain[examples]"'
+        )
     if plot is not None and not plot.parent.is_dir():
         raise InvalidRequestError(f"--plot {plot}: there is no directory {plot.parent}")
-    read_options = ReadOptions(memory_budget_bytes=options.budget, num_decode_threads=options.threads)
-    seconds = DEFAULT_SECONDS if options.seconds is None and options.batches is None else options.seconds
+    read_options = ReadOptions(
+        memory_budget_bytes=options.budget, num_decode_threads=options.threads
+    )
+    seconds = (
+        DEFAULT_SECONDS if options.seconds is None and options.batches is None else options.seconds
+    )
     start = time.perf_counter()
     dataset = LeRobotIterDataset(
         options.repository,
@@ -129,15 +187,23 @@ def run(options: argparse.Namespace) -> int:
         progress = ProgressLine()
 
         def on_batch(examples: int, seconds: float) -> None:
-            progress.show(f"{seconds:.1f} s, {examples:,} examples, {examples / seconds:,.0f} a second")
+            progress.show(
+                f"{seconds:.1f} s, {examples:,} examples, {examples / seconds:,.0f} a second"
+            )
 
         try:
             reading = measure_reading(
-                dataset, batch_size=options.batch_size, max_batches=options.batches, max_seconds=seconds, on_batch=on_batch
+                dataset,
+                batch_size=options.batch_size,
+                max_batches=options.batches,
+                max_seconds=seconds,
+                on_batch=on_batch,
             )
         finally:
             progress.clear()
-        randomness = measure_randomness(dataset, batch_size=options.batch_size, max_rows=MAX_ORDER_ROWS)
+        randomness = measure_randomness(
+            dataset, batch_size=options.batch_size, max_rows=MAX_ORDER_ROWS
+        )
     report = _report(dataset, open_seconds, reading, randomness)
     if plot is not None:
         _write_plots(plot, dataset.repository.description, reading, randomness)
@@ -145,7 +211,9 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _report(dataset: LeRobotIterDataset, open_seconds: float, reading: Reading, randomness: Randomness) -> dict[str, Any]:
+def _report(
+    dataset: LeRobotIterDataset, open_seconds: float, reading: Reading, randomness: Randomness
+) -> dict[str, Any]:
     """Returns the JSON object: what was measured, units in names."""
     statistics, repository = reading.statistics, dataset.repository
     episodes, gaps = randomness.episodes_per_batch, randomness.gaps
@@ -181,7 +249,8 @@ def _report(dataset: LeRobotIterDataset, open_seconds: float, reading: Reading, 
             "gap_90_percent": float(np.quantile(gaps, 0.9)) if len(gaps) else None,
             "global_shuffle_gap_median": randomness.global_median_gap,
             "gap_histogram": [
-                {"start": 1 << k, "stop": 2 << k, "count": count} for k, count in enumerate(randomness.gap_histogram.tolist())
+                {"start": 1 << k, "stop": 2 << k, "count": count}
+                for k, count in enumerate(randomness.gap_histogram.tolist())
             ],
         },
     }
@@ -191,13 +260,19 @@ def _table(report: Mapping[str, Any]) -> str:
     """Returns the report as text, for people."""
     shuffle = report["shuffle"]
     lines = [
-        f"{report['dataset']}: {report['num_episodes']:,} episodes, {report['num_rows']:,} rows at {report['fps']:g} fps",
+        f"{report['dataset']}: {report['num_episodes']:,} episodes, {report['num_rows']:,} rows "
+        f"at {report['fps']:g} fps",
         "sequential, episode by episode"
         if shuffle is None
-        else f"shuffled: {', '.join(f'{name} {value}' for name, value in shuffle.items() if value is not None)}",
+        else "shuffled: "
+        f"{', '.join(f'{name} {value}' for name, value in shuffle.items() if value is not None)}",
         "",
     ]
-    rows = [*_throughput_rows(report), *_reading_rows(report), *_randomness_rows(report["randomness"])]
+    rows = [
+        *_throughput_rows(report),
+        *_reading_rows(report),
+        *_randomness_rows(report["randomness"]),
+    ]
     width = max(len(label) for label, _ in rows)
     return "\n".join(lines + [f"{label:<{width}}  {value}" for label, value in rows])
 
@@ -205,25 +280,38 @@ def _table(report: Mapping[str, Any]) -> str:
 def _throughput_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     throughput, waited = report["throughput"], report["waited_seconds"]
     steady = throughput["steady_examples_per_second"]
-    shares = (f"{name} {value:.2f} s ({value / throughput['seconds']:.0%})" for name, value in waited.items())
+    shares = (
+        f"{name} {value:.2f} s ({value / throughput['seconds']:.0%})"
+        for name, value in waited.items()
+    )
     return [
         (
             "throughput",
-            f"{throughput['examples_per_second']:,.1f} examples/s: {throughput['batches']:,} batches of {throughput['batch_size']} "
-            f"in {throughput['seconds']:.2f} s" + ("" if steady is None else f"; {steady:,.1f} after the first batch"),
+            f"{throughput['examples_per_second']:,.1f} examples/s: {throughput['batches']:,} "
+            f"batches of {throughput['batch_size']} in {throughput['seconds']:.2f} s"
+            + ("" if steady is None else f"; {steady:,.1f} after the first batch"),
         ),
-        ("first batch", f"{throughput['first_batch_seconds']:.2f} s, after {throughput['open_seconds']:.2f} s to open the data set"),
+        (
+            "first batch",
+            f"{throughput['first_batch_seconds']:.2f} s, after {throughput['open_seconds']:.2f} s "
+            "to open the data set",
+        ),
         ("time", ", ".join(shares)),
     ]
 
 
 def _reading_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     reading, examples = report["reading"], report["throughput"]["examples"]
-    fetched, needed, frames = reading["bytes_fetched"], reading["bytes_needed"], reading["frames_handed_out"]
+    fetched, needed, frames = (
+        reading["bytes_fetched"],
+        reading["bytes_needed"],
+        reading["frames_handed_out"],
+    )
     result = [
         (
             "fetched",
-            f"{fetched / 1e6:,.2f} MB in {reading['requests']:,} requests ({reading['requests'] / examples:.3f} an example)"
+            f"{fetched / 1e6:,.2f} MB in {reading['requests']:,} requests "
+            f"({reading['requests'] / examples:.3f} an example)"
             + (f", {fetched / needed:.3f} of what was needed" if needed else ""),
         )
     ]
@@ -231,44 +319,61 @@ def _reading_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         result.append(
             (
                 "the Hub",
-                f"{reading['retries']:,} further attempts; {reading['pause_seconds']:.1f} s of pauses and rate limits, over all threads",
+                f"{reading['retries']:,} further attempts; {reading['pause_seconds']:.1f} s of "
+                "pauses and rate limits, over all threads",
             )
         )
     if frames:
         result.append(
             (
                 "decoded",
-                f"{reading['gops_decoded']:,} GOPs, {reading['gops_decoded_again']:,} of them again; "
-                f"{reading['pictures_decoded'] / frames:.2f} pictures a frame handed out, those decoded ahead among them",
+                f"{reading['gops_decoded']:,} GOPs, {reading['gops_decoded_again']:,} of them "
+                f"again; {reading['pictures_decoded'] / frames:.2f} pictures a frame handed out, "
+                "those decoded ahead among them",
             )
         )
     peak, budget = reading["budget_peak_bytes"], reading["budget_bytes"]
-    return [*result, ("memory budget", f"{peak / 1e6:,.1f} of {budget / 1e6:,.1f} MB at most in use")]
+    return [
+        *result,
+        ("memory budget", f"{peak / 1e6:,.1f} of {budget / 1e6:,.1f} MB at most in use"),
+    ]
 
 
 def _randomness_rows(randomness: Mapping[str, Any]) -> list[tuple[str, str]]:
-    result = [("|corr(row, iteration)|", f"{randomness['correlation']:.3f} over {randomness['rows']:,} rows")]
+    result = [
+        (
+            "|corr(row, iteration)|",
+            f"{randomness['correlation']:.3f} over {randomness['rows']:,} rows",
+        )
+    ]
     if randomness["episodes_per_batch_mean"] is not None:
         result.append(
             (
                 "episodes in a batch",
-                f"{randomness['episodes_per_batch_mean']:.1f} (fewest {randomness['episodes_per_batch_min']}); "
-                f"a global shuffle: {randomness['global_shuffle_episodes_per_batch']:.1f}",
+                f"{randomness['episodes_per_batch_mean']:.1f} (fewest "
+                f"{randomness['episodes_per_batch_min']}); a global shuffle: "
+                f"{randomness['global_shuffle_episodes_per_batch']:.1f}",
             )
         )
     if randomness["gap_median"] is not None:
         result.append(
             (
                 "gap of two neighbours",
-                f"median {randomness['gap_median']:,.0f} iterations, 90 % within {randomness['gap_90_percent']:,.0f}; "
-                f"a global shuffle: median {randomness['global_shuffle_gap_median']:,.0f}",
+                f"median {randomness['gap_median']:,.0f} iterations, 90 % within "
+                f"{randomness['gap_90_percent']:,.0f}; a global shuffle: median "
+                f"{randomness['global_shuffle_gap_median']:,.0f}",
             )
         )
     histogram = randomness["gap_histogram"]
     total = sum(bin_["count"] for bin_ in histogram)
     for bin_ in histogram:
         share = bin_["count"] / total
-        result.append((f"  {bin_['start']:,} to {bin_['stop'] - 1:,}", f"{share:6.1%} {'#' * round(share * 50)}".rstrip()))
+        result.append(
+            (
+                f"  {bin_['start']:,} to {bin_['stop'] - 1:,}",
+                f"{share:6.1%} {'#' * round(share * 50)}".rstrip(),
+            )
+        )
     return result
 
 
@@ -289,13 +394,24 @@ def _plot_rows(plot: Any, randomness: Randomness) -> None:
     step = -(-len(randomness.rows) // _PLOTTED_POINTS)
     iterations = np.arange(0, len(randomness.rows), step)
     plot.plot(iterations, randomness.rows[::step], ".", markersize=1.5)
-    plot.set(title=f"|corr(row, iteration)| = {randomness.correlation:.3f}", xlabel="iteration", ylabel="row")
+    plot.set(
+        title=f"|corr(row, iteration)| = {randomness.correlation:.3f}",
+        xlabel="iteration",
+        ylabel="row",
+    )
 
 
 def _plot_episodes(plot: Any, randomness: Randomness) -> None:
     plot.plot(randomness.episodes_per_batch, linewidth=0.8, label="this order")
-    plot.axhline(randomness.global_episodes_per_batch, color="black", linestyle="--", label="global shuffle, expected")
-    plot.set(title="different episodes in a batch", xlabel="batch", ylabel="episodes", ylim=(0, None))
+    plot.axhline(
+        randomness.global_episodes_per_batch,
+        color="black",
+        linestyle="--",
+        label="global shuffle, expected",
+    )
+    plot.set(
+        title="different episodes in a batch", xlabel="batch", ylabel="episodes", ylim=(0, None)
+    )
     plot.legend(loc="lower right")
 
 
@@ -305,7 +421,8 @@ def _plot_gaps(plot: Any, randomness: Randomness) -> None:
     plot.set_xticks(range(len(counts)), [f"{1 << k:,}" for k in range(len(counts))], rotation=45)
     median = randomness.median_gap
     plot.set(
-        title="gap between neighbouring frames" + ("" if median is None else f": median {median:,.0f}"),
+        title="gap between neighbouring frames"
+        + ("" if median is None else f": median {median:,.0f}"),
         xlabel="iterations, from this to twice as many",
         ylabel="pairs of frames",
     )
@@ -317,5 +434,8 @@ def _plot_throughput(plot: Any, reading: Reading) -> None:
     counts, edges = np.histogram(reading.batch_seconds, bins=num_bins, range=(0, reading.seconds))
     plot.stairs(counts * reading.batch_size / np.diff(edges), edges)
     plot.set(
-        title=f"{reading.examples_per_second:,.0f} examples/s", xlabel="seconds since the first next", ylabel="examples/s", ylim=(0, None)
+        title=f"{reading.examples_per_second:,.0f} examples/s",
+        xlabel="seconds since the first next",
+        ylabel="examples/s",
+        ylim=(0, None),
     )

@@ -1,4 +1,6 @@
-"""The Grain transformation from rows to window requests; and requests in blocks, as the reader plans them, of any order or parent."""
+"""The Grain transformation from rows to window requests; and requests in blocks, as the reader
+plans them, of any order or parent.
+"""
 
 from __future__ import annotations
 
@@ -31,17 +33,21 @@ _EXAMPLES_PER_BLOCK = 256
 
 
 class DeltaTimestamps(grain.transforms.Map):
-    """Custom Grain transformation: row -> `WindowRequest`, the frames that the example at that row needs.
+    """Custom Grain transformation: row -> `WindowRequest`, the frames that the example at that row
+    needs.
 
-    Pure arithmetic on the episode table; nothing is read. Use it as `.map(DeltaTimestamps(repository, {...}))` on any data set of rows.
+    Pure arithmetic on the episode table; nothing is read. Use it as
+    `.map(DeltaTimestamps(repository, {...}))` on any data set of rows.
 
     Args:
       repository: an opened data set.
-      delta_timestamps: feature key -> distances in seconds from the row, such as `{"action": [0.0, 0.1, 0.2]}`.
+      delta_timestamps: feature key -> distances in seconds from the row, such as `{"action": [0.0,
+        0.1, 0.2]}`.
       tolerance_seconds: a delta may be off a whole number of frames by this much.
 
     Raises:
-      InvalidRequestError: no such feature, or a delta is not a whole number of frames; the message names the nearest ones.
+      InvalidRequestError: no such feature, or a delta is not a whole number of frames; the message
+        names the nearest ones.
     """
 
     def __init__(
@@ -53,7 +59,10 @@ class DeltaTimestamps(grain.transforms.Map):
     ) -> None:
         self._episodes = repository.episodes
         self._offsets = window_offsets(
-            delta_timestamps or {}, fps=repository.fps, tolerance_seconds=tolerance_seconds, known_keys=tuple(repository.features)
+            delta_timestamps or {},
+            fps=repository.fps,
+            tolerance_seconds=tolerance_seconds,
+            known_keys=tuple(repository.features),
         )
 
     @property
@@ -64,22 +73,35 @@ class DeltaTimestamps(grain.transforms.Map):
     def map(self, element: int) -> WindowRequest:
         episodes = self._episodes
         position, frame = episodes.place_of(element)
-        return self._offsets.request(row=element, episode=episodes.number_of(position), frame=frame, length=episodes.lengths.item(position))
+        return self._offsets.request(
+            row=element,
+            episode=episodes.number_of(position),
+            frame=frame,
+            length=episodes.lengths.item(position),
+        )
 
     def block(self, rows: npt.NDArray[np.int64]) -> WindowBlock:
         """Returns the requests of rows, int64 `(n,)`, which exist."""
         episodes, frames = self._episodes.locate_all(rows)
-        return self._offsets.block(episodes=episodes, frames=frames, lengths=self._episodes.lengths[episodes])
+        return self._offsets.block(
+            episodes=episodes, frames=frames, lengths=self._episodes.lengths[episodes]
+        )
 
 
 def windows_of(requests: grain.IterDataset[Any]) -> tuple[str, ...] | None:
-    """Returns the keys of the features that requests have windows of, as far as their pipeline tells it; `None` where it does not."""
+    """Returns the keys of the features that requests have windows of, as far as their pipeline
+    tells it; `None` where it does not.
+    """
     for value in vars(requests).values():
         # Grain keeps the method of a transformation.
         transformation = getattr(value, "__self__", value)
         if isinstance(transformation, DeltaTimestamps):
             return transformation.keys
-    found = [windows_of(parent) for parent in getattr(requests, "_parents", ()) if isinstance(parent, grain.IterDataset)]
+    found = [
+        windows_of(parent)
+        for parent in getattr(requests, "_parents", ())
+        if isinstance(parent, grain.IterDataset)
+    ]
     known = [keys for keys in found if keys is not None]
     return tuple(dict.fromkeys(key for keys in known for key in keys)) if known else None
 
@@ -114,7 +136,12 @@ class OrderedWindowsIterator(grain.DatasetIterator[WindowRequest]):
     _closed = True
 
     def __init__(
-        self, order: FrameOrderIterator, transformation: DeltaTimestamps, *, position_step: int, needed_every_epoch: npt.NDArray[np.bool_]
+        self,
+        order: FrameOrderIterator,
+        transformation: DeltaTimestamps,
+        *,
+        position_step: int,
+        needed_every_epoch: npt.NDArray[np.bool_],
     ) -> None:
         super().__init__(order)
         self._transformation, self._position_step = transformation, position_step
@@ -136,7 +163,10 @@ class OrderedWindowsIterator(grain.DatasetIterator[WindowRequest]):
         """
         rows = self._parent.next_rows(_EXAMPLES_PER_BLOCK)
         state, step, count = self._parent.get_state(), self._position_step, len(rows)
-        return self._transformation.block(rows), lambda taken: {**state, "position": state["position"] - (count - taken) * step}
+        return self._transformation.block(rows), lambda taken: {
+            **state,
+            "position": state["position"] - (count - taken) * step,
+        }
 
     def get_state(self) -> dict[str, Any]:
         state: dict[str, Any] = self._parent.get_state()
@@ -150,17 +180,22 @@ class WindowBlockBuilder:
     """Builds blocks of the requests of any iterator.
 
     Attributes:
-      needed_every_epoch: bool `(episodes,)`: of no episode, since nothing is known of what will come.
+      needed_every_epoch: bool `(episodes,)`: of no episode, since nothing is known of what will
+        come.
     """
 
-    def __init__(self, parent: grain.DatasetIterator[WindowRequest], repository: Repository) -> None:
+    def __init__(
+        self, parent: grain.DatasetIterator[WindowRequest], repository: Repository
+    ) -> None:
         self._parent, self._episodes = parent, repository.episodes
         self.needed_every_epoch = np.zeros(self._episodes.num_episodes, np.bool_)
         self._next: tuple[WindowRequest, dict[str, Any]] | None = None  # pulled, and not in a block
         self._error: Exception | None = None
 
     def next_block(self) -> tuple[WindowBlock, StateAfter]:
-        """As `OrderedWindowsIterator.next_block`; any error of the parent, or in a request, comes after the requests before it."""
+        """As `OrderedWindowsIterator.next_block`; any error of the parent, or in a request, comes
+        after the requests before it.
+        """
         requests: list[WindowRequest] = []
         states: list[dict[str, Any]] = []
         while len(requests) < _EXAMPLES_PER_BLOCK and self._pull() is not None:
@@ -175,7 +210,9 @@ class WindowBlockBuilder:
             raise self._error
         block, episodes = stack_requests(requests), self._episodes
         positions = episodes.positions_of(block.episodes)
-        problem = first_invalid(block, positions, episodes.lengths, shown_episodes=episodes.shown_numbers)
+        problem = first_invalid(
+            block, positions, episodes.lengths, shown_episodes=episodes.shown_numbers
+        )
         block = replace(block, episodes=positions)
         if problem is not None:
             index, text = problem

@@ -1,22 +1,30 @@
-"""The device feed: from host batches to `jax.Array`s, on one device, on the devices of one host, or of several.
+"""The device feed: from host batches to `jax.Array`s, on one device, on the devices of one host, or
+of several.
 
-A thread takes the next batch from the parent and brings it to the devices while the consumer computes on the one before. It is a data set
-of its own, because what Grain 0.2.18 has (`grain.experimental.device_put`, made of `ThreadPrefetchIterDataset`) differs where it matters:
+A thread takes the next batch from the parent and brings it to the devices while the consumer
+computes on the one before. It is a data set of its own, because what Grain 0.2.18 has
+(`grain.experimental.device_put`, made of `ThreadPrefetchIterDataset`) differs where it matters:
 
 * It knows no sharding over several processes, and fails on batches that hold text.
-* What is read ahead is lost when a state is refused, and when an error comes in the middle of a batch: the stream goes on behind it. Here
-  the parent is put back to the last batch that was handed out, so nothing is skipped.
-* Its thread does not see what the consumer set with `jax.default_device` or `jax.enable_x64`, which JAX keeps per thread.
-* It hands out arrays that may share memory with the host's: on CPU, JAX takes over a NumPy array that happens to be aligned instead of
-  copying it, also with `device_put(may_alias=False)` (JAX 0.10.2). On accelerators the transfer may still read the host's memory when
-  `device_put` has returned.
+* What is read ahead is lost when a state is refused, and when an error comes in the middle of a
+  batch: the stream goes on behind it. Here the parent is put back to the last batch that was handed
+  out, so nothing is skipped.
+* Its thread does not see what the consumer set with `jax.default_device` or `jax.enable_x64`, which
+  JAX keeps per thread.
+* It hands out arrays that may share memory with the host's: on CPU, JAX takes over a NumPy array
+  that happens to be aligned instead of copying it, also with `device_put(may_alias=False)` (JAX
+  0.10.2). On accelerators the transfer may still read the host's memory when `device_put` has
+  returned.
 
 Rules:
-* The parent is used by one thread at a time: by the feed's, or, while that is stopped, by the consumer's.
-* A host batch is copied (CPU) or transferred to the end (accelerators) before the parent is asked for the next one. So whatever happens to
-  the memory of a host batch afterwards, what was handed out does not change.
+* The parent is used by one thread at a time: by the feed's, or, while that is stopped, by the
+  consumer's.
+* A host batch is copied (CPU) or transferred to the end (accelerators) before the parent is asked
+  for the next one. So whatever happens to the memory of a host batch afterwards, what was handed
+  out does not change.
 * At most `buffer_size` batches wait on the devices, besides the one that the consumer holds.
-* A feed that is stopped waits for no server: what the streams under it read ahead is ended, and read again after the parent was put back.
+* A feed that is stopped waits for no server: what the streams under it read ahead is ended, and
+  read again after the parent was put back.
 
 What it does not do: sharding keys differently, or moving anything back to the host.
 """
@@ -42,8 +50,8 @@ from lerobot_grain._base.versions import jax_enable_x64
 from lerobot_grain._datasets.open_stream import OneThread
 from lerobot_grain._datasets.pipelines import end_reading, sources_under
 
-# A batch that is being made may come to its end; then the requests of the streams under it are ended, which takes half a second. At the end
-# of the program nothing is waited for any longer.
+# A batch that is being made may come to its end; then the requests of the streams under it are
+# ended, which takes half a second. At the end of the program nothing is waited for any longer.
 _GRACE_SECONDS, _EXIT_SECONDS = 0.3, 1.0
 
 _NUMBERS = (np.ndarray, np.generic, jax.Array, bool, int, float, complex)
@@ -52,35 +60,51 @@ _NUMBERS = (np.ndarray, np.generic, jax.Array, bool, int, float, complex)
 class DeviceIterDataset(grain.IterDataset[Any]):
     """Brings the batches of its parent to the devices, in a thread, ahead of the consumer.
 
-        batches = dataset.batch(64).pipe(DeviceIterDataset)                           # the default device
-        batches = dataset.batch(64).pipe(DeviceIterDataset, sharding=sharding)        # the devices of the sharding
+        # the default device
+        batches = dataset.batch(64).pipe(DeviceIterDataset)
+        # the devices of the sharding
+        batches = dataset.batch(64).pipe(DeviceIterDataset, sharding=sharding)
 
-    It goes last, behind `.map`, `.filter`, `.batch` and `.mix`. A batch is any PyTree. Arrays and numbers become `jax.Array`s of the same
-    shape and dtype (uint8 travels as uint8); text and other objects, and arrays of them, stay as they are, on the host. Dtypes follow
-    JAX: unless `jax_enable_x64` is set, (u)int64 becomes (u)int32 and float64 float32. Values that do not fit are an error, never wrapped.
+    It goes last, behind `.map`, `.filter`, `.batch` and `.mix`. A batch is any PyTree. Arrays and
+    numbers become `jax.Array`s of the same shape and dtype (uint8 travels as uint8); text and other
+    objects, and arrays of them, stay as they are, on the host. Dtypes follow JAX: unless
+    `jax_enable_x64` is set, (u)int64 becomes (u)int32 and float64 float32. Values that do not fit
+    are an error, never wrapped.
 
-    The state is the parent's at the last batch that was handed out; what waits on the devices is read again after a restore.
+    The state is the parent's at the last batch that was handed out; what waits on the devices is
+    read again after a restore.
 
     Args:
       parent: data set of batches.
-      sharding: `None`: the default device, as for `jax.device_put`. A `jax.sharding.Sharding`, such as
-        `NamedSharding(mesh, PartitionSpec("data"))`: how every array is laid out. Where it spans several processes, each gives its own
-        part of the batch, `(rows of this process, ...)`, and all get the same global array, `(rows of all processes, ...)`.
-      buffer_size: batches that wait on the devices, besides the one that is computed on; at least 1.
+      sharding: `None`: the default device, as for `jax.device_put`. A `jax.sharding.Sharding`, such
+        as `NamedSharding(mesh, PartitionSpec("data"))`: how every array is laid out. Where it spans
+        several processes, each gives its own part of the batch, `(rows of this process, ...)`, and
+        all get the same global array, `(rows of all processes, ...)`.
+      buffer_size: batches that wait on the devices, besides the one that is computed on; at least
+        1.
 
     Raises:
-      InvalidRequestError: at construction: `buffer_size` or `sharding` is not one; processes that hold the same part of the batch would
-        stream different shards; or the shards of a finite stream may end at different steps, on which programs of several processes hang.
-        At a batch: an array that the sharding cannot divide, such as the last, shorter batch; a value too large for 32 bits.
+      InvalidRequestError: at construction: `buffer_size` or `sharding` is not one; processes that
+        hold the same part of the batch would stream different shards; or the shards of a finite
+        stream may end at different steps, on which programs of several processes hang. At a batch:
+        an array that the sharding cannot divide, such as the last, shorter batch; a value too large
+        for 32 bits.
     """
 
-    def __init__(self, parent: grain.IterDataset[Any], *, sharding: jax.sharding.Sharding | None = None, buffer_size: int = 2) -> None:
+    def __init__(
+        self,
+        parent: grain.IterDataset[Any],
+        *,
+        sharding: jax.sharding.Sharding | None = None,
+        buffer_size: int = 2,
+    ) -> None:
         super().__init__(parent)
         check_int("buffer_size", buffer_size, least=1)
         if sharding is not None:
             if not isinstance(sharding, jax.sharding.Sharding):
                 raise InvalidRequestError(
-                    f"sharding={sharding!r}: expected a jax.sharding.Sharding, such as NamedSharding(mesh, PartitionSpec('data')), or None"
+                    f"sharding={sharding!r}: expected a jax.sharding.Sharding, such as "
+                    "NamedSharding(mesh, PartitionSpec('data')), or None"
                 )
             _check_shards(parent, sharding)
         self._sharding = sharding
@@ -99,7 +123,8 @@ class _DeviceIterator(grain.DatasetIterator[Any]):
     def __init__(self, dataset: DeviceIterDataset, parent: grain.DatasetIterator[Any]) -> None:
         super().__init__(parent)
         self._dataset = dataset
-        self._state: dict[str, Any] | None = None  # the parent's at the last batch handed out; None: as the parent stands
+        # the parent's at the last batch handed out; None: as the parent stands
+        self._state: dict[str, Any] | None = None
         self._feed: _Feed | None = None
         self._one_thread = OneThread()
 
@@ -112,7 +137,11 @@ class _DeviceIterator(grain.DatasetIterator[Any]):
         if self._feed is None:
             if self._state is None:
                 self._state = copy.deepcopy(self._parent.get_state())
-            self._feed = _Feed(self._parent, sharding=self._dataset._sharding, buffer_size=self._dataset._buffer_size)
+            self._feed = _Feed(
+                self._parent,
+                sharding=self._dataset._sharding,
+                buffer_size=self._dataset._buffer_size,
+            )
         return self._feed
 
     def __next__(self) -> Any:
@@ -135,7 +164,8 @@ class _DeviceIterator(grain.DatasetIterator[Any]):
             self._stop()
             raise
         except BaseException:
-            # Nothing was handed out: the next call reads the same batch again. (Another thread that is inside goes on.)
+            # Nothing was handed out: the next call reads the same batch again. (Another thread that
+            # is inside goes on.)
             if is_inside:
                 if before is not None:  # else what `_started` has found, if it has
                     self._state = before
@@ -143,7 +173,9 @@ class _DeviceIterator(grain.DatasetIterator[Any]):
             raise
 
     def get_state(self) -> dict[str, Any]:
-        state: dict[str, Any] = copy.deepcopy(self._parent.get_state() if self._state is None else self._state)
+        state: dict[str, Any] = copy.deepcopy(
+            self._parent.get_state() if self._state is None else self._state
+        )
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -177,22 +209,38 @@ class _DeviceIterator(grain.DatasetIterator[Any]):
 
 
 class _Feed:
-    """The thread, and the batches that wait for the consumer. Does not hold the iterator, so one that is not closed is collected."""
+    """The thread, and the batches that wait for the consumer.
 
-    def __init__(self, parent: grain.DatasetIterator[Any], *, sharding: jax.sharding.Sharding | None, buffer_size: int) -> None:
-        self._ready: queue.SimpleQueue[tuple[Any, dict[str, Any], BaseException | None]] = queue.SimpleQueue()
+    Does not hold the iterator, so one that is not closed is collected.
+    """
+
+    def __init__(
+        self,
+        parent: grain.DatasetIterator[Any],
+        *,
+        sharding: jax.sharding.Sharding | None,
+        buffer_size: int,
+    ) -> None:
+        self._ready: queue.SimpleQueue[tuple[Any, dict[str, Any], BaseException | None]] = (
+            queue.SimpleQueue()
+        )
         self._room = threading.Semaphore(buffer_size)
         stop = threading.Event()
         # JAX keeps these two per thread; the feed's takes over those of its consumer.
         configuration = jax.config.jax_enable_x64, jax.config.jax_default_device
         arguments = (parent, sharding, configuration, self._ready, self._room, stop)
-        thread = threading.Thread(target=_run, args=arguments, daemon=True, name="lerobot_grain device")
-        # Also called when the feed is collected, and at the end of the program, while JAX is still there.
+        thread = threading.Thread(
+            target=_run, args=arguments, daemon=True, name="lerobot_grain device"
+        )
+        # Also called when the feed is collected, and at the end of the program, while JAX is still
+        # there.
         self.close = weakref.finalize(self, _end, parent, thread, self._room, stop)
         thread.start()
 
     def take(self) -> tuple[Any, dict[str, Any]]:
-        """Returns the next batch and the parent's state behind it; raises what the parent or the transfer raised at this place."""
+        """Returns the next batch and the parent's state behind it; raises what the parent or the
+        transfer raised at this place.
+        """
         batch, state, error = self._ready.get()
         if error is not None:
             raise error
@@ -220,30 +268,40 @@ def _run(
                     return
                 ready.put((put(batch), state, None))
                 del batch  # not needed while the parent makes the next one
-    except BaseException as error:  # also StopIteration: the consumer raises it, behind the batches before it
+    except BaseException as error:
+        # also StopIteration: the consumer raises it, behind the batches before it
         ready.put((None, {}, error))
 
 
-def _end(parent: grain.DatasetIterator[Any], thread: threading.Thread, room: threading.Semaphore, stop: threading.Event) -> None:
+def _end(
+    parent: grain.DatasetIterator[Any],
+    thread: threading.Thread,
+    room: threading.Semaphore,
+    stop: threading.Event,
+) -> None:
     stop.set()
     room.release()
-    # The garbage collector may run in any thread; and one may never have been started, where a signal handler raised before.
+    # The garbage collector may run in any thread; and one may never have been started, where a
+    # signal handler raised before.
     if thread.ident is None or thread is threading.current_thread():
         return
     thread.join(_GRACE_SECONDS)
     gives_up_at = time.monotonic() + _EXIT_SECONDS
     # Again and again, since the thread may have begun a stream at this moment.
-    while thread.is_alive() and (threading.main_thread().is_alive() or time.monotonic() < gives_up_at):
+    while thread.is_alive() and (
+        threading.main_thread().is_alive() or time.monotonic() < gives_up_at
+    ):
         end_reading(parent)
         thread.join(_GRACE_SECONDS)
 
 
-# --- one batch -----------------------------------------------------------------------------------------------------------------------
+# --- one batch -----------------------------------------------------------------------------------
 
 
 def _put_on(sharding: jax.sharding.Sharding | None) -> Callable[[Any], Any]:
     """Returns the function that brings a batch to the devices, and returns when it is there."""
-    # The only way to learn the default device that holds for every form in which it can be configured is to use it.
+    # The only way to learn the default device that holds for every form in which it can be
+    # configured is to use it.
     devices = jax.device_put(np.uint8(0)).devices() if sharding is None else sharding.device_set
     may_alias = any(device.platform == "cpu" for device in devices)
 
@@ -257,7 +315,9 @@ def _put_on(sharding: jax.sharding.Sharding | None) -> Callable[[Any], Any]:
             key = jax.tree_util.keystr(path, simple=True, separator="/")
             narrowed = _narrowed(numbers, key)
             host = narrowed.copy() if may_alias and narrowed is numbers else narrowed
-            placed[number] = jax.device_put(host) if sharding is None else _sharded(host, sharding, key)
+            placed[number] = (
+                jax.device_put(host) if sharding is None else _sharded(host, sharding, key)
+            )
         jax.block_until_ready([leaf for leaf in placed if isinstance(leaf, jax.Array)])
         return jax.tree_util.tree_unflatten(structure, placed)
 
@@ -265,28 +325,35 @@ def _put_on(sharding: jax.sharding.Sharding | None) -> Callable[[Any], Any]:
 
 
 def _numbers(leaf: Any) -> npt.NDArray[Any] | None:
-    """Returns a leaf as an array, where it is one of numbers (or bools); `None`: it stays on the host."""
+    """Returns a leaf as an array, where it is one of numbers (or bools); `None`: it stays on the
+    host.
+    """
     if not isinstance(leaf, _NUMBERS):
         return None
     array = np.asarray(leaf)
     # JAX's hierarchy of dtypes, which knows bfloat16 and its kin; NumPy's does not.
-    numeric = jax.dtypes.issubdtype(array.dtype, np.number) or jax.dtypes.issubdtype(array.dtype, np.bool_)
+    numeric = jax.dtypes.issubdtype(array.dtype, np.number) or jax.dtypes.issubdtype(
+        array.dtype, np.bool_
+    )
     return array if numeric else None
 
 
 def _narrowed(array: npt.NDArray[Any], key: str) -> npt.NDArray[Any]:
-    """Returns the array in the dtype that JAX has for it: its own, or one of 32 bits, and in the byte order of the machine."""
+    """Returns the array in the dtype that JAX has for it: its own, or one of 32 bits, and in the
+    byte order of the machine.
+    """
     dtype = jax.dtypes.canonicalize_dtype(array.dtype).newbyteorder("=")
     if dtype == array.dtype:
         return array
     with np.errstate(over="ignore"):
         narrowed = array.astype(dtype)
-    # JAX would wrap integers, and make infinities of floats, without a word. (What does not fit is infinite only afterwards.)
+    # JAX would wrap integers, and make infinities of floats, without a word. (What does not fit is
+    # infinite only afterwards.)
     lost = narrowed != array if array.dtype.kind in "iu" else np.isinf(narrowed) & ~np.isinf(array)
     if lost.any():
         raise InvalidRequestError(
-            f"{key}: {array[lost].flat[0]} ({array.dtype}) does not fit into {dtype}, which JAX makes of it; "
-            "set jax_enable_x64, or change the key in a .map before the device feed"
+            f"{key}: {array[lost].flat[0]} ({array.dtype}) does not fit into {dtype}, which JAX "
+            "makes of it; set jax_enable_x64, or change the key in a .map before the device feed"
         )
     return narrowed
 
@@ -294,20 +361,25 @@ def _narrowed(array: npt.NDArray[Any], key: str) -> npt.NDArray[Any]:
 def _sharded(host: npt.NDArray[Any], sharding: jax.sharding.Sharding, key: str) -> jax.Array:
     try:
         return jax.make_array_from_process_local_data(sharding, host)
-    except (ValueError, AssertionError) as error:  # for an array without axes, JAX 0.10.2 has no more than an assertion
+    except (ValueError, AssertionError) as error:
+        # for an array without axes, JAX 0.10.2 has no more than an assertion
         here = len(sharding.addressable_devices)
         raise InvalidRequestError(
-            f"{key}: shape {host.shape} on this process cannot be laid out over {sharding.num_devices} devices ({here} of this process) by "
-            f"{getattr(sharding, 'spec', sharding)}: {error}; take a batch size that the sharding divides, leave out a last shorter batch "
-            "with .batch(size, drop_remainder=True), and drop keys without a batch axis in a .map"
+            f"{key}: shape {host.shape} on this process cannot be laid out over "
+            f"{sharding.num_devices} devices ({here} of this process) by "
+            f"{getattr(sharding, 'spec', sharding)}: {error}; take a batch size that the sharding "
+            "divides, leave out a last shorter batch with .batch(size, drop_remainder=True), and "
+            "drop keys without a batch axis in a .map"
         ) from error
 
 
-# --- several processes ---------------------------------------------------------------------------------------------------------------
+# --- several processes ---------------------------------------------------------------------------
 
 
 def _check_shards(parent: grain.IterDataset[Any], sharding: jax.sharding.Sharding) -> None:
-    """Refuses streams that give processes arrays that differ where they must not, or leave one waiting for the others."""
+    """Refuses streams that give processes arrays that differ where they must not, or leave one
+    waiting for the others.
+    """
     if sharding.is_fully_addressable:
         return
     index, count = _part_of_batch(sharding)
@@ -315,19 +387,24 @@ def _check_shards(parent: grain.IterDataset[Any], sharding: jax.sharding.Shardin
         shard = source._shard_options
         if shard.shard_count > count:
             raise InvalidRequestError(
-                f"the stream is shard {shard.shard_index} of {shard.shard_count}, but the sharding {getattr(sharding, 'spec', sharding)} "
-                f"cuts the batch into {count} for the processes: some hold the same rows and must stream the same shard; "
-                f"use shard_options=grain.sharding.ShardOptions({index}, {count}, drop_remainder=True) on this process"
+                f"the stream is shard {shard.shard_index} of {shard.shard_count}, but the "
+                f"sharding {getattr(sharding, 'spec', sharding)} cuts the batch into {count} for "
+                "the processes: some hold the same rows and must stream the same shard; use "
+                f"shard_options=grain.sharding.ShardOptions({index}, {count}, "
+                "drop_remainder=True) on this process"
             )
         if source._num_epochs is not None and shard.shard_count > 1 and not shard.drop_remainder:
             raise InvalidRequestError(
-                f"num_epochs={source._num_epochs}: {shard.shard_count} shards may end at different steps, on which all processes wait for "
-                "each other; use shard_options=grain.sharding.ShardByJaxProcess(drop_remainder=True)"
+                f"num_epochs={source._num_epochs}: {shard.shard_count} shards may end at "
+                "different steps, on which all processes wait for each other; use "
+                "shard_options=grain.sharding.ShardByJaxProcess(drop_remainder=True)"
             )
 
 
 def _part_of_batch(sharding: jax.sharding.Sharding) -> tuple[int, int]:
-    """Returns (index, count): which of the different parts of the first axis this process holds, and how many there are."""
+    """Returns (index, count): which of the different parts of the first axis this process holds,
+    and how many there are.
+    """
     # A shape that every sharding over so many devices divides.
     shape = (sharding.num_devices,) * max(1, len(getattr(sharding, "spec", ())))
     rows: dict[int, set[int]] = {}

@@ -1,10 +1,13 @@
 """The Grain source of rows in the order of `_order`, sharded, sliced and resumed by one number.
 
 Rules, most of them forced by Grain 0.2.18:
-* Iterators do no I/O: Grain makes them, and asks for their states, in processes that will never read.
-* `get_state` returns a fresh dict of plain ints and strings that holds nothing of the shard: it is the same on every host and worker.
+* Iterators do no I/O: Grain makes them, and asks for their states, in processes that will never
+  read.
+* `get_state` returns a fresh dict of plain ints and strings that holds nothing of the shard: it is
+  the same on every host and worker.
 * `set_state` compares first (`_datasets/state`) and changes nothing when something differs.
-* Epochs are counted inside: `RepeatIterDataset` would repeat one order, and loses data above `mp_prefetch`.
+* Epochs are counted inside: `RepeatIterDataset` would repeat one order, and loses data above
+  `mp_prefetch`.
 """
 
 from __future__ import annotations
@@ -20,12 +23,18 @@ import numpy.typing as npt
 from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._datasets.state import checked_position
-from lerobot_grain._order.shuffle import ORDER_VERSION, EpochOrder, FrameOrder, Shuffle, default_clip_length
+from lerobot_grain._order.shuffle import (
+    ORDER_VERSION,
+    EpochOrder,
+    FrameOrder,
+    Shuffle,
+    default_clip_length,
+)
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import EpisodeSelection, select_episodes
 
-# An epoch has clips of an episode for each of n shards with certainty where there is one shard, and else, with so many clips for each of
-# them, in 95 of 100 cases (1 - e^-3).
+# An epoch has clips of an episode for each of n shards with certainty where there is one shard, and
+# else, with so many clips for each of them, in 95 of 100 cases (1 - e^-3).
 _CLIPS_PER_SHARD = 3
 # Positions whose rows are computed at a time: a microsecond each, where one by one they take 100.
 _POSITIONS_AT_A_TIME = 1024
@@ -36,18 +45,20 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
 
     Args:
       repository: an opened data set.
-      episodes: numbers of episodes, a slice of all in the order of their numbers, the name of a split of info.json, or a function of an
-        `Episode` that says whether it is selected, which is called now; `None`: all. Their order does not matter.
-      drop_first_frames, drop_last_frames: so many rows at the start and the end of every episode are left out; windows still reach them.
-        Episodes that have no other rows are left out.
+      episodes: numbers of episodes, a slice of all in the order of their numbers, the name of a
+        split of info.json, or a function of an `Episode` that says whether it is selected, which is
+        called now; `None`: all. Their order does not matter.
+      drop_first_frames, drop_last_frames: so many rows at the start and the end of every episode
+        are left out; windows still reach them. Episodes that have no other rows are left out.
       shuffle: `None`: sequential, episode by episode.
       num_epochs: the stream ends after this many; `None`: it never does.
-      shard_options: shard i of n gets positions i, i + n, ...; nothing is dropped at the end of an epoch. With `drop_remainder` all
-        shards of a finite stream get the same number of rows.
+      shard_options: shard i of n gets positions i, i + n, ...; nothing is dropped at the end of an
+        epoch. With `drop_remainder` all shards of a finite stream get the same number of rows.
 
     Raises:
       InvalidRequestError: an argument is out of its range.
-      DatasetFormatError, StorageError: `clip_length` is to be found from the video, which cannot be read.
+      DatasetFormatError, StorageError: `clip_length` is to be found from the video, which cannot be
+        read.
     """
 
     def __init__(
@@ -63,22 +74,31 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
     ) -> None:
         super().__init__()
         if num_epochs is not None:
-            check_int("num_epochs", num_epochs, least=1, otherwise=", or None for an endless stream")
+            check_int(
+                "num_epochs", num_epochs, least=1, otherwise=", or None for an endless stream"
+            )
         if shuffle is not None and shuffle.clip_length is None:
             shuffle = replace(shuffle, clip_length=default_clip_length(repository.gop_length()))
         table = repository.episodes
-        for name, count in (("drop_first_frames", drop_first_frames), ("drop_last_frames", drop_last_frames)):
+        for name, count in (
+            ("drop_first_frames", drop_first_frames),
+            ("drop_last_frames", drop_last_frames),
+        ):
             check_int(name, count, least=0)
         selected = select_episodes(repository, episodes)
         dropped = drop_first_frames + drop_last_frames
         selected = selected[table.lengths[selected] > dropped]
         if selected.size == 0:
             raise InvalidRequestError(
-                f"drop_first_frames={drop_first_frames}, drop_last_frames={drop_last_frames}: no selected episode has more rows than these"
+                f"drop_first_frames={drop_first_frames}, drop_last_frames={drop_last_frames}: no "
+                "selected episode has more rows than these"
             )
         lengths = table.lengths[selected] - dropped
         self._selected, self._num_episodes = selected, len(table.lengths)
-        self._num_clips = -(-lengths // (1 if shuffle is None or shuffle.clip_length is None else shuffle.clip_length))
+        self._num_clips = -(
+            -lengths
+            // (1 if shuffle is None or shuffle.clip_length is None else shuffle.clip_length)
+        )
         self._order = FrameOrder(
             first_rows=table.first_rows[selected] + drop_first_frames,
             lengths=lengths,
@@ -87,7 +107,8 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
         )
         self._num_epochs = num_epochs
         self._shard_options = shard_options
-        # Element k of this shard is position base + start + k * step, where base is 0 or comes from a restored state.
+        # Element k of this shard is position base + start + k * step, where base is 0 or comes from
+        # a restored state.
         self._start: int = shard_options.shard_index
         self._step: int = shard_options.shard_count
         self._identity = {
@@ -110,28 +131,39 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
 
     @property
     def position_step(self) -> int:
-        """Positions from one row of this shard, or slice, to its next: the number of shards (times that of workers, in a worker)."""
+        """Positions from one row of this shard, or slice, to its next: the number of shards (times
+        that of workers, in a worker).
+        """
         return self._step
 
     @property
     def needed_every_epoch(self) -> npt.NDArray[np.bool_]:
-        """Bool `(episodes,)`: of which episodes this shard, or slice, needs something in every epoch.
+        """Bool `(episodes,)`: of which episodes this shard, or slice, needs something in every
+        epoch.
 
-        Without shards of all that are selected; else of those with so many clips that no more than one in twenty goes without.
+        Without shards of all that are selected; else of those with so many clips that no more than
+        one in twenty goes without.
         """
         found = np.zeros(self._num_episodes, np.bool_)
-        found[self._selected] = (self._step == 1) | (self._num_clips >= _CLIPS_PER_SHARD * self._step)
+        found[self._selected] = (self._step == 1) | (
+            self._num_clips >= _CLIPS_PER_SHARD * self._step
+        )
         return found
 
     def set_slice(self, sl: slice, sequential_slice: bool = False) -> None:
-        """Takes every `sl.step`-th row of this shard from the `sl.start`-th on: what Grain's `mp_prefetch` calls for each worker."""
+        """Takes every `sl.step`-th row of this shard from the `sl.start`-th on: what Grain's
+        `mp_prefetch` calls for each worker.
+        """
         if sequential_slice:
             raise NotImplementedError(
-                "lerobot_grain: contiguous slices (sequential_slice) are not supported; every worker takes every n-th row"
+                "lerobot_grain: contiguous slices (sequential_slice) are not supported; every "
+                "worker takes every n-th row"
             )
         start, step = sl.start or 0, sl.step or 1
         if sl.stop is not None or start < 0 or step < 1:
-            raise InvalidRequestError(f"set_slice({sl}): expected slice(start, None, step) with start >= 0 and step >= 1")
+            raise InvalidRequestError(
+                f"set_slice({sl}): expected slice(start, None, step) with start >= 0 and step >= 1"
+            )
         self._start, self._step = self._start + start * self._step, self._step * step
 
     def __iter__(self) -> FrameOrderIterator:
@@ -157,8 +189,9 @@ class FrameOrderIterator(grain.DatasetIterator[int]):
         # Elements handed out since `base`; the global position is base + handed_out * step.
         self._base = self._handed_out = 0
         self._epoch: tuple[int, EpochOrder] | None = None
-        # Rows that were computed, and how many elements were handed out before the first of them. Assigned in one step, as `_handed_out`
-        # is: wherever an exception of a signal handler strikes, both are right.
+        # Rows that were computed, and how many elements were handed out before the first of them.
+        # Assigned in one step, as `_handed_out` is: wherever an exception of a signal handler
+        # strikes, both are right.
         self._computed: tuple[int, npt.NDArray[np.int64]] = (0, np.empty(0, np.int64))
 
     def __next__(self) -> int:
@@ -172,7 +205,8 @@ class FrameOrderIterator(grain.DatasetIterator[int]):
             raise
 
     def next_rows(self, count: int) -> npt.NDArray[np.int64]:
-        """Returns the next 1 to `count` rows, int64 `(n,)`, read-only: fewer where they are computed in another piece.
+        """Returns the next 1 to `count` rows, int64 `(n,)`, read-only: fewer where they are
+        computed in another piece.
 
         Raises:
           StopIteration: there are no more.
@@ -185,7 +219,9 @@ class FrameOrderIterator(grain.DatasetIterator[int]):
         return rows
 
     def _compute_rows(self) -> npt.NDArray[np.int64]:
-        """Returns the next rows of this shard, up to the end of an epoch, from the position alone."""
+        """Returns the next rows of this shard, up to the end of an epoch, from the position
+        alone.
+        """
         dataset = self._dataset
         num_rows = dataset.num_rows
         first = self._base + dataset._start + self._handed_out * dataset._step
@@ -200,13 +236,16 @@ class FrameOrderIterator(grain.DatasetIterator[int]):
         return self._epoch[1].rows(positions[positions < limit] - epoch * num_rows)
 
     def _stop_position(self) -> int | None:
-        """Returns the position, not counting this shard's start, at which the stream ends; `None`: never."""
+        """Returns the position, not counting this shard's start, at which the stream ends; `None`:
+        never.
+        """
         dataset = self._dataset
         if dataset._num_epochs is None:
             return None
         stop: int = dataset._num_epochs * dataset.num_rows
         if dataset._shard_options.drop_remainder:
-            # All shards together take whole rounds from the base on. A worker's slice ends at the same position as its host's shard.
+            # All shards together take whole rounds from the base on. A worker's slice ends at the
+            # same position as its host's shard.
             count: int = dataset._shard_options.shard_count
             stop = self._base + (stop - self._base) // count * count
         return stop
@@ -227,9 +266,12 @@ class FrameOrderIterator(grain.DatasetIterator[int]):
         return str(self._dataset)
 
 
-def _hash_of(episodes: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], first_frame: int) -> str:
-    # Of the numbers as little-endian 64-bit integers, so that it is the same on every machine. A first frame of 0, the usual one, adds
-    # nothing; rows of the same lengths that begin elsewhere are others.
+def _hash_of(
+    episodes: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], first_frame: int
+) -> str:
+    # Of the numbers as little-endian 64-bit integers, so that it is the same on every machine. A
+    # first frame of 0, the usual one, adds nothing; rows of the same lengths that begin elsewhere
+    # are others.
     numbers = np.concatenate((episodes, lengths, np.full(1 if first_frame else 0, first_frame)))
     return hashlib.sha256(numbers.astype("<i8").tobytes()).hexdigest()[:16]
 
@@ -237,4 +279,7 @@ def _hash_of(episodes: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], fi
 def _shuffle_state(shuffle: Shuffle | None) -> dict[str, Any]:
     names = ("seed", "clip_length", "num_parts", "buffer_size", "open_files")
     # The sequential order depends on none of them; the keys of a state are always the same.
-    return {"shuffled": int(shuffle is not None), **{name: -1 if shuffle is None else (getattr(shuffle, name) or 0) for name in names}}
+    return {
+        "shuffled": int(shuffle is not None),
+        **{name: -1 if shuffle is None else (getattr(shuffle, name) or 0) for name in names},
+    }

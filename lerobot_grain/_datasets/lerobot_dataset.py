@@ -1,8 +1,11 @@
 """The public front: a LeRobotDataset as one Grain dataset, built from keyword arguments.
 
-    FrameOrderIterDataset              source: yields rows in the order of `_order`; state = the position
-        .map(DeltaTimestamps(...))     `_datasets/delta_timestamps`: row -> WindowRequest, 1:1, so slicing the source never tears a window
-        ReadWindowsIterDataset         `_datasets/read_windows`: WindowRequest -> example; pulls its parent ahead, yields in order
+    FrameOrderIterDataset              source: yields rows in the order of `_order`; its state is
+                                       the position
+        .map(DeltaTimestamps(...))     row -> WindowRequest, 1:1, so slicing the source never tears
+                                       a window
+        ReadWindowsIterDataset         WindowRequest -> example; pulls its parent ahead, yields in
+                                       order
     LeRobotIterDataset                 builds the three
 
 It also decides how far ahead the reader must know the order, so that each GOP is decoded once.
@@ -28,39 +31,49 @@ from lerobot_grain._repository.selection import EpisodeSelection, select_feature
 
 
 class LeRobotIterDataset(ReadWindowsIterDataset):
-    """A LeRobotDataset, streamed as a shuffled, windowed, exactly resumable Grain data set of examples.
+    """A LeRobotDataset, streamed as a shuffled, windowed, exactly resumable Grain data set of
+    examples.
 
-        dataset = LeRobotIterDataset("lerobot/pusht", delta_timestamps={"action": [i / 10 for i in range(16)]})
+        chunk = {"action": [i / 10 for i in range(16)]}
+        dataset = LeRobotIterDataset("lerobot/pusht", delta_timestamps=chunk)
         for batch in dataset.batch(64): ...
 
-    `.map`, `.filter`, `.batch`, `grain.IterDataset.mix`, `mp_prefetch` and Grain's checkpoints work on it. What an example looks like:
-    `ReadWindowsIterDataset`.
+    `.map`, `.filter`, `.batch`, `grain.IterDataset.mix`, `mp_prefetch` and Grain's checkpoints work
+    on it. What an example looks like: `ReadWindowsIterDataset`.
 
     Args:
-      repository: `org/name` on the Hub or `org/name/folder`, `hf://buckets/org/name/folder`, a directory, or an opened `Repository`.
-      revision: branch, tag or commit; by default the newest tag or branch `v3.x`, `v2.1` or `v2.0`, and `main` where there is none.
-      episodes: numbers of episodes, a slice of all in the order of their numbers, the name of a split of info.json, or a function of an
-        `Episode` that says whether it is selected, which is called now; `None`: all. Their order does not matter.
-      drop_first_frames, drop_last_frames: so many rows at the start and the end of every episode are left out; windows still reach them.
-        Episodes that have no other rows are left out.
-      features: keys to read, among them `task`; `None`: all. A camera that is not read costs no byte.
+      repository: `org/name` on the Hub or `org/name/folder`, `hf://buckets/org/name/folder`, a
+        directory, or an opened `Repository`.
+      revision: branch, tag or commit; by default the newest tag or branch `v3.x`, `v2.1` or `v2.0`,
+        and `main` where there is none.
+      episodes: numbers of episodes, a slice of all in the order of their numbers, the name of a
+        split of info.json, or a function of an `Episode` that says whether it is selected, which is
+        called now; `None`: all. Their order does not matter.
+      drop_first_frames, drop_last_frames: so many rows at the start and the end of every episode
+        are left out; windows still reach them. Episodes that have no other rows are left out.
+      features: keys to read, among them `task`; `None`: all. A camera that is not read costs no
+        byte.
       delta_timestamps: feature key -> distances in seconds from the row of the example.
-      pad_keys: feature key -> key of the mask of its window in examples, in place of `{key}_is_pad`: for data sets with a feature of that
-        name, such as `action_is_pad`.
+      pad_keys: feature key -> key of the mask of its window in examples, in place of
+        `{key}_is_pad`: for data sets with a feature of that name, such as `action_is_pad`.
       shuffle: `None`: sequential, episode by episode.
       num_epochs: the stream ends after this many; `None`: it never does.
-      shard_options: which shard of the stream; `grain.sharding.ShardByJaxProcess()` for one shard a host.
-      image_size: (height, width) that all cameras are resized to, depth by its nearest pixels, or `None`.
+      shard_options: which shard of the stream; `grain.sharding.ShardByJaxProcess()` for one shard a
+        host.
+      image_size: (height, width) that all cameras are resized to, depth by its nearest pixels, or
+        `None`.
       read_options: memory and threads, and connections where this opens the repository.
       tolerance_seconds: a delta may be off a whole number of frames by this much.
       endpoint, token, cache_dir: as for `open_repository`.
 
     Raises:
-      InvalidRequestError: an argument is out of its range, or asks for what the data set does not have; the mask of a window would have
-        the key of a feature that is selected, or of another mask.
-      DatasetFormatError: it is not a LeRobotDataset v2.0, v2.1 or v3.x, or is malformed. A feature or a table of texts that cannot be
-        read is an error where it is selected.
-      StorageError: missing, private or gated repository, wrong revision, or the Hub could not be reached.
+      InvalidRequestError: an argument is out of its range, or asks for what the data set does not
+        have; the mask of a window would have the key of a feature that is selected, or of another
+        mask.
+      DatasetFormatError: it is not a LeRobotDataset v2.0, v2.1 or v3.x, or is malformed. A feature
+        or a table of texts that cannot be read is an error where it is selected.
+      StorageError: missing, private or gated repository, wrong revision, or the Hub could not be
+        reached.
     """
 
     def __init__(
@@ -89,10 +102,18 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         if opened is not repository:
             warn_of_notes(opened)
         windows = delta_timestamps or {}
-        if unread := [key for key in windows if key not in {feature.key for feature in selection.columns + selection.videos}]:
+        if unread := [
+            key
+            for key in windows
+            if key not in {feature.key for feature in selection.columns + selection.videos}
+        ]:
             raise InvalidRequestError(
                 f"delta_timestamps[{unread[0]!r}]: "
-                + ("it is not among features=" if unread[0] in opened.features else "there is no such feature; ")
+                + (
+                    "it is not among features="
+                    if unread[0] in opened.features
+                    else "there is no such feature; "
+                )
                 + ", ".join(feature.key for feature in selection.columns + selection.videos)
             )
         transformation = DeltaTimestamps(opened, windows, tolerance_seconds=tolerance_seconds)
@@ -133,7 +154,9 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What in the data set is odd or was repaired, and does not change what is read: `Repository.notes`."""
+        """What in the data set is odd or was repaired, and does not change what is read:
+        `Repository.notes`.
+        """
         return self._repository.notes
 
     def __str__(self) -> str:
@@ -151,8 +174,16 @@ def _opened(
     """Returns the repository that was given, or the one that was named."""
     if not isinstance(repository, Repository):
         return open_leniently(
-            repository, revision=revision, endpoint=endpoint, token=token, cache_dir=cache_dir, storage_options=read_options.storage
+            repository,
+            revision=revision,
+            endpoint=endpoint,
+            token=token,
+            cache_dir=cache_dir,
+            storage_options=read_options.storage,
         )
     if not (revision is endpoint is token is cache_dir is None):
-        raise InvalidRequestError("revision, endpoint, token and cache_dir belong to open_repository; the repository given is open already")
+        raise InvalidRequestError(
+            "revision, endpoint, token and cache_dir belong to open_repository; the repository "
+            "given is open already"
+        )
     return repository

@@ -1,12 +1,16 @@
-"""A stream that is being read, from one state on: what was pulled of its parent, what was read ahead, and what was handed out.
+"""A stream that is being read, from one state on: what was pulled of its parent, what was read
+ahead, and what was handed out.
 
-A signal handler may raise anywhere (Ctrl-C, a scheduler's SIGTERM), and the program may go on: with `next`, or with the state that it saves
-then. So there is one number that says what the consumer has, and it is assigned last, in one step; everything else is only read ahead.
+A signal handler may raise anywhere (Ctrl-C, a scheduler's SIGTERM), and the program may go on: with
+`next`, or with the state that it saves then. So there is one number that says what the consumer
+has, and it is assigned last, in one step; everything else is only read ahead.
 
 Rules:
-* `num_handed_out` is the truth. The state is computed from it and from what was noted of the blocks that were pulled, never kept beside it.
-* While something that reads ahead is changed, the stream is marked as torn. What is torn is not gone on with: the parent is put back to the
-  state of `num_handed_out`, and everything behind that is read again (`ReadWindowsIterator._mended`).
+* `num_handed_out` is the truth. The state is computed from it and from what was noted of the blocks
+  that were pulled, never kept beside it.
+* While something that reads ahead is changed, the stream is marked as torn. What is torn is not
+  gone on with: the parent is put back to the state of `num_handed_out`, and everything behind that
+  is read again (`ReadWindowsIterator._mended`).
 """
 
 from __future__ import annotations
@@ -19,14 +23,21 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from lerobot_grain._base.errors import InvalidRequestError
-from lerobot_grain._datasets.delta_timestamps import OrderedWindowsIterator, StateAfter, WindowBlockBuilder
+from lerobot_grain._datasets.delta_timestamps import (
+    OrderedWindowsIterator,
+    StateAfter,
+    WindowBlockBuilder,
+)
 from lerobot_grain._reading.batches import Batch, Example, join, num_examples, split
 from lerobot_grain._reading.read_ahead import ReadAhead
 from lerobot_grain._reading.read_statistics import ReadStatistics
 
 
 class OneThread:
-    """Refuses a second thread inside of what is for one at a time. Not a lock, which a signal handler that raises could leave locked."""
+    """Refuses a second thread inside of what is for one at a time.
+
+    Not a lock, which a signal handler that raises could leave locked.
+    """
 
     def __init__(self) -> None:
         self._inside: dict[str, int] = {}
@@ -40,8 +51,9 @@ class OneThread:
         me = threading.get_ident()
         if self._inside.setdefault("thread", me) != me:
             raise InvalidRequestError(
-                "next was called while another thread is inside of next of the same iterator; an iterator is for one thread at a time, "
-                "give each thread an iterator of its own, with shard_options"
+                "next was called while another thread is inside of next of the same iterator; an "
+                "iterator is for one thread at a time, give each thread an iterator of its own, "
+                "with shard_options"
             )
 
     def leave(self) -> None:
@@ -49,7 +61,9 @@ class OneThread:
 
 
 class _Block(NamedTuple):
-    """Examples that were pulled: the first one, counted as `num_handed_out` is, how many, and the parent's state after n of them."""
+    """Examples that were pulled: the first one, counted as `num_handed_out` is, how many, and the
+    parent's state after n of them.
+    """
 
     first: int
     length: int
@@ -65,12 +79,19 @@ class OpenStream:
       ahead: reads them.
 
     Attributes:
-      num_handed_out: examples that the consumer has. Assigned by who hands them out, after everything else was done.
-      is_torn: whether an exception struck while this was changed; then it must not be used but for `state`.
+      num_handed_out: examples that the consumer has. Assigned by who hands them out, after
+        everything else was done.
+      is_torn: whether an exception struck while this was changed; then it must not be used but for
+        `state`.
       has_ended: whether the parent has ended and all was handed out.
     """
 
-    def __init__(self, begin: dict[str, Any], blocks: OrderedWindowsIterator | WindowBlockBuilder, ahead: ReadAhead) -> None:
+    def __init__(
+        self,
+        begin: dict[str, Any],
+        blocks: OrderedWindowsIterator | WindowBlockBuilder,
+        ahead: ReadAhead,
+    ) -> None:
         self._begin, self._blocks, self._ahead = begin, blocks, ahead
         self._pulled: deque[_Block] = deque()
         self._num_pulled = 0
@@ -89,7 +110,8 @@ class OpenStream:
         return dict(self._begin)
 
     def next_example(self) -> Example:
-        """Returns the example that comes next; again and again the same one, until it is counted in `num_handed_out`.
+        """Returns the example that comes next; again and again the same one, until it is counted in
+        `num_handed_out`.
 
         Raises:
           StopIteration: there is none. Any other error: it cannot be read.
@@ -98,11 +120,15 @@ class OpenStream:
         if self.num_handed_out == first + len(examples):
             with self._changing():
                 ahead = self._filled()
-                self._taken = first, examples = self.num_handed_out, split(ahead.take(ahead.convenient_count))
+                self._taken = first, examples = (
+                    self.num_handed_out,
+                    split(ahead.take(ahead.convenient_count)),
+                )
         return examples[self.num_handed_out - first]
 
     def take_batch(self, batch_size: int) -> Batch:
-        """Returns the next `batch_size` examples, or all that are left; to be counted in `num_handed_out`, or the stream is torn.
+        """Returns the next `batch_size` examples, or all that are left; to be counted in
+        `num_handed_out`, or the stream is torn.
 
         Raises:
           StopIteration: there is none. Any other error: one of them cannot be read.
@@ -127,10 +153,15 @@ class OpenStream:
         """Returns what was read, and how many examples were handed out."""
         found = self._ahead.statistics()
         first, examples = self._taken
-        return replace(found, examples=found.examples - max(0, first + len(examples) - self.num_handed_out))
+        return replace(
+            found, examples=found.examples - max(0, first + len(examples) - self.num_handed_out)
+        )
 
     def end_requests(self) -> None:
-        """Ends the requests that are under way and those to come; for any thread. Then nothing more can be read, and `take` raises."""
+        """Ends the requests that are under way and those to come; for any thread.
+
+        Then nothing more can be read, and `take` raises.
+        """
         self._ahead.end_requests()
 
     def close(self) -> None:
@@ -141,7 +172,8 @@ class OpenStream:
         """Returns the reader with as many examples as it wants to know, where there are so many.
 
         Raises:
-          StopIteration: there is none. Any other error: the parent has raised it, or what it asks for cannot be read.
+          StopIteration: there is none. Any other error: the parent has raised it, or what it asks
+            for cannot be read.
         """
         while len(self._pulled) > 1 and self._pulled[1].first < self.num_handed_out:
             self._pulled.popleft()
@@ -149,7 +181,8 @@ class OpenStream:
             try:
                 block, state_after = self._blocks.next_block()
                 self._ahead.add(block)
-            except Exception as error:  # also StopIteration: the examples before it are handed out first
+            except Exception as error:
+                # also StopIteration: the examples before it are handed out first
                 self._parent_error = error
             else:
                 self._pulled.append(_Block(self._num_pulled, len(block), state_after))

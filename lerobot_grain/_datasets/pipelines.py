@@ -1,7 +1,8 @@
 """Finds our streams under a Grain pipeline, whatever transformations come after them.
 
 A pipeline is a tree of datasets, or of their iterators. The search does not look under a node that
-it was looking for. Streams in other processes, those of `mp_prefetch`, are not under an iterator of this one.
+it was looking for. Streams in other processes, those of `mp_prefetch`, are not under an iterator of
+this one.
 """
 
 from __future__ import annotations
@@ -35,30 +36,41 @@ def only_source_under(dataset: grain.IterDataset[Any], *, asked_by: str) -> Fram
     """
     found = sources_under(dataset)
     if len(found) != 1:
-        raise InvalidRequestError(f"{asked_by}: found {len(found)} lerobot_grain streams in {dataset}; expected one")
+        raise InvalidRequestError(
+            f"{asked_by}: found {len(found)} lerobot_grain streams in {dataset}; expected one"
+        )
     return found[0]
 
 
 def read_statistics(iterator: grain.DatasetIterator[Any]) -> ReadStatistics:
-    """Returns what the stream under any Grain iterator, such as that of `.batch(64)`, has read so far.
+    """Returns what the stream under any Grain iterator, such as that of `.batch(64)`, has read so
+    far.
 
     Raises:
-      InvalidRequestError: there is not exactly one stream of ours under it in this process (those of `mp_prefetch` are in others).
+      InvalidRequestError: there is not exactly one stream of ours under it in this process (those
+        of `mp_prefetch` are in others).
     """
     found = _nodes_under(iterator, ReadWindowsIterator)
     if len(found) != 1:
-        raise InvalidRequestError(f"read_statistics: found {len(found)} lerobot_grain streams under {iterator}; expected one")
+        raise InvalidRequestError(
+            f"read_statistics: found {len(found)} lerobot_grain streams under {iterator}; "
+            "expected one"
+        )
     return found[0].statistics()
 
 
 def end_reading(iterator: grain.DatasetIterator[Any]) -> None:
-    """Ends what all our streams under an iterator read ahead: a `next` in another thread that waits for it raises `StorageError`."""
+    """Ends what all our streams under an iterator read ahead: a `next` in another thread that waits
+    for it raises `StorageError`.
+    """
     for stream in _nodes_under(iterator, ReadWindowsIterator):
         stream.end_reading()
 
 
 def _nodes_under(pipeline: object, kind: type[Node]) -> list[Node]:
-    """Returns the datasets or iterators of a kind in a pipeline, each subtree in the order of the parents."""
+    """Returns the datasets or iterators of a kind in a pipeline, each subtree in the order of the
+    parents.
+    """
     found: list[Node] = []
     waiting = [pipeline]
     while waiting:

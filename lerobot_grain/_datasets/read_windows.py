@@ -5,8 +5,10 @@ the video, and yields examples in the order of its parent. The state is the pare
 example that was handed out.
 
 Rules:
-* Nothing does I/O before the first `next`. Datasets and iterators hold no client, lock, thread or file before it: they pickle.
-* An exception hands out nothing and loses nothing: the next call reads the same examples again (`_datasets/open_stream`).
+* Nothing does I/O before the first `next`. Datasets and iterators hold no client, lock, thread or
+  file before it: they pickle.
+* An exception hands out nothing and loses nothing: the next call reads the same examples again
+  (`_datasets/open_stream`).
 
 The public front, which builds the whole pipeline: `_datasets/lerobot_dataset`.
 """
@@ -48,29 +50,39 @@ Taken = TypeVar("Taken")
 class ReadWindowsIterDataset(grain.IterDataset[Example]):
     """Reads the example of every `WindowRequest` of its parent: rows, and video decoded on the fly.
 
-    Its parent may be any data set of requests, such as `FrameOrderIterDataset(...).filter(...).map(DeltaTimestamps(...))`. It is pulled
-    ahead of the consumer; examples leave in its order, and the state is the parent's at the last example handed out.
+    Its parent may be any data set of requests, such as
+    `FrameOrderIterDataset(...).filter(...).map(DeltaTimestamps(...))`. It is pulled ahead of the
+    consumer; examples leave in its order, and the state is the parent's at the last example handed
+    out.
 
-    An example is a flat dict with the keys of the data set: NumPy arrays of the declared dtype and shape `(*shape)`, scalars for features
-    of shape `(1,)`; `(time, *shape)` and a mask `{key}_is_pad`, bool `(time,)`, for keys with delta timestamps; cameras uint8 `(height,
-    width, 3)` or `(time, height, width, 3)`; depth cameras float32 `(height, width, 1)` or `(time, height, width, 1)`, in metres or
-    millimetres as `repository.features[key].depth.unit` says; strings as str or lists of str; the text of the task under `task`, and of the
-    subtask under `subtask` where there are subtasks; language as a list of dicts, which a batch holds in an array of objects.
+    An example is a flat dict with the keys of the data set: NumPy arrays of the declared dtype and
+    shape `(*shape)`, scalars for features of shape `(1,)`; `(time, *shape)` and a mask
+    `{key}_is_pad`, bool `(time,)`, for keys with delta timestamps; cameras uint8 `(height, width,
+    3)` or `(time, height, width, 3)`; depth cameras float32 `(height, width, 1)` or `(time, height,
+    width, 1)`, in metres or millimetres as `repository.features[key].depth.unit` says; strings as
+    str or lists of str; the text of the task under `task`, and of the subtask under `subtask` where
+    there are subtasks; language as a list of dicts, which a batch holds in an array of objects.
 
     Args:
       parent: data set of `WindowRequest`.
       repository: the opened data set that they belong to.
-      features: keys to read, among them `task`; `None`: all. A camera that is not read costs no byte.
-      image_size: (height, width) that all cameras are resized to, depth by its nearest pixels, or `None`.
+      features: keys to read, among them `task`; `None`: all. A camera that is not read costs no
+        byte.
+      image_size: (height, width) that all cameras are resized to, depth by its nearest pixels, or
+        `None`.
       read_options: memory and threads.
-      pad_keys: feature key -> key of the mask of its window in examples, in place of `{key}_is_pad`: for data sets with a feature of that
-        name, such as `action_is_pad`. `plot_example` and the shaping transformations find masks that are named `{key}_is_pad`.
-      known_examples: requests that are pulled ahead; frames that are needed twice within this many examples are decoded once.
+      pad_keys: feature key -> key of the mask of its window in examples, in place of
+        `{key}_is_pad`: for data sets with a feature of that name, such as `action_is_pad`.
+        `plot_example` and the shaping transformations find masks that are named `{key}_is_pad`.
+      known_examples: requests that are pulled ahead; frames that are needed twice within this many
+        examples are decoded once.
 
     Raises:
-      InvalidRequestError: an argument is out of its range, asks for a feature that does not exist or is not supported, or the mask of a
-        window would have the key of a feature that is selected, or of another mask. Where the windows are not known yet, since `parent` is
-        not made by `DeltaTimestamps`, the last is raised when the first example with such a window is taken.
+      InvalidRequestError: an argument is out of its range, asks for a feature that does not exist
+        or is not supported, or the mask of a window would have the key of a feature that is
+        selected, or of another mask. Where the windows are not known yet, since `parent` is not
+        made by `DeltaTimestamps`, the last is raised when the first example with such a window is
+        taken.
     """
 
     def __init__(
@@ -88,7 +100,9 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
         self._repository = repository
         self._selection = select_features(repository, features)
         windows = windows_of(parent)
-        self._pad_keys = checked_pad_keys(pad_keys, known_keys=tuple(repository.features) if windows is None else windows)
+        self._pad_keys = checked_pad_keys(
+            pad_keys, known_keys=tuple(repository.features) if windows is None else windows
+        )
         mask_keys(windows or (), selected=self._selection.keys, pad_keys=self._pad_keys)
         self._image_size = _checked_image_size(image_size)
         # Now, so that what is not installed is said here.
@@ -109,12 +123,14 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
         drop_remainder: bool = False,
         batch_fn: Callable[[Sequence[Example]], Any] | None = None,
     ) -> grain.IterDataset[Any]:
-        """Returns a data set of batches, the same as Grain's `batch`, put together without making single examples first.
+        """Returns a data set of batches, the same as Grain's `batch`, put together without making
+        single examples first.
 
         Args:
           batch_size: examples of a batch.
           drop_remainder: whether a last, shorter batch is left out.
-          batch_fn: examples -> batch; `None`: arrays with a new first axis, strings as an array of them.
+          batch_fn: examples -> batch; `None`: arrays with a new first axis, strings as an array of
+            them.
 
         Raises:
           InvalidRequestError: `batch_size` is not an int >= 1.
@@ -131,7 +147,9 @@ class ReadWindowsIterator(grain.DatasetIterator[Example]):
     # Of what is not made to its end, such as a copy that fails: there is nothing to close.
     _closed = True
 
-    def __init__(self, dataset: ReadWindowsIterDataset, parent: grain.DatasetIterator[WindowRequest]) -> None:
+    def __init__(
+        self, dataset: ReadWindowsIterDataset, parent: grain.DatasetIterator[WindowRequest]
+    ) -> None:
         super().__init__(parent)
         self._dataset = dataset
         self._stream: OpenStream | None = None
@@ -142,7 +160,8 @@ class ReadWindowsIterator(grain.DatasetIterator[Example]):
         return self.hand_out(_take_example, self._stats)
 
     def hand_out(self, take: Callable[[OpenStream], tuple[Taken, int]], stats: Any) -> Taken:
-        """Returns what `take` takes of the stream, and counts it: both, or, whatever is raised wherever, neither.
+        """Returns what `take` takes of the stream, and counts it: both, or, whatever is raised
+        wherever, neither.
 
         Args:
           take: returns it, and how many examples it is.
@@ -164,12 +183,14 @@ class ReadWindowsIterator(grain.DatasetIterator[Example]):
         except BaseException as error:
             if held is not None:
                 self._take_back(*held, error)
-            if isinstance(error, CancelledError):  # of what was waited for, by `close` in another thread
+            if isinstance(error, CancelledError):
+                # of what was waited for, by `close` in another thread
                 raise StorageError("the reader was closed while it was in use") from None
             raise
 
     def _mended(self) -> tuple[OpenStream, int]:
-        """Returns the open stream, and how many examples of it were handed out; opens it, again where it was torn.
+        """Returns the open stream, and how many examples of it were handed out; opens it, again
+        where it was torn.
 
         Raises:
           StopIteration: it has ended.
@@ -202,7 +223,9 @@ class ReadWindowsIterator(grain.DatasetIterator[Example]):
         return OpenStream(self._parent.get_state(), blocks, ahead)
 
     def _take_back(self, stream: OpenStream, num_handed_out: int, error: BaseException) -> None:
-        """Puts the stream to where it was before `next` raised; the next call reads the same examples again."""
+        """Puts the stream to where it was before `next` raised; the next call reads the same
+        examples again.
+        """
         if isinstance(error, StopIteration):
             self._statistics = self.statistics()
             stream.is_torn, stream.has_ended = False, True
@@ -218,13 +241,19 @@ class ReadWindowsIterator(grain.DatasetIterator[Example]):
         self._forget()
 
     def end_reading(self) -> None:
-        """Ends what is being read, in any thread: a `next` that waits for it raises, and the one after it begins to read anew."""
+        """Ends what is being read, in any thread: a `next` that waits for it raises, and the one
+        after it begins to read anew.
+        """
         if (stream := self._stream) is not None:
             stream.end_requests()
 
     def statistics(self) -> ReadStatistics:
         """Returns what was read since the stream was begun or restored."""
-        return self._statistics if self._stream is None or self._stream.has_ended else self._stream.statistics()
+        return (
+            self._statistics
+            if self._stream is None or self._stream.has_ended
+            else self._stream.statistics()
+        )
 
     def _forget(self) -> None:
         """Stops reading ahead; the parent stands where it was pulled to, or was put back to."""
@@ -236,7 +265,9 @@ class ReadWindowsIterator(grain.DatasetIterator[Example]):
             give_back()
 
     def get_state(self) -> dict[str, Any]:
-        state: dict[str, Any] = self._parent.get_state() if self._stream is None else self._stream.state()
+        state: dict[str, Any] = (
+            self._parent.get_state() if self._stream is None else self._stream.state()
+        )
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -262,7 +293,8 @@ class ReadWindowsIterator(grain.DatasetIterator[Example]):
     def __getstate__(self) -> dict[str, Any]:
         if self._stream is not None:
             raise TypeError(
-                "an iterator that was begun cannot be copied or pickled; make another one of its data set, with this one's get_state()"
+                "an iterator that was begun cannot be copied or pickled; make another one of its "
+                "data set, with this one's get_state()"
             )
         return self.__dict__
 
@@ -277,21 +309,30 @@ def _take_example(stream: OpenStream) -> tuple[Example, int]:
 class _BatchIterDataset(grain.IterDataset[Batch]):
     """Batches, put together without making single examples first."""
 
-    def __init__(self, parent: ReadWindowsIterDataset, batch_size: int, *, drop_remainder: bool) -> None:
+    def __init__(
+        self, parent: ReadWindowsIterDataset, batch_size: int, *, drop_remainder: bool
+    ) -> None:
         super().__init__(parent)
         self._batch_size, self._drop_remainder = batch_size, drop_remainder
 
     def __iter__(self) -> grain.DatasetIterator[Batch]:
-        return _BatchIterator(self._parent.__iter__(), self._batch_size, drop_remainder=self._drop_remainder)
+        return _BatchIterator(
+            self._parent.__iter__(), self._batch_size, drop_remainder=self._drop_remainder
+        )
 
     def __str__(self) -> str:
-        return f"BatchIterDataset(batch_size={self._batch_size}, drop_remainder={self._drop_remainder})"
+        return (
+            f"BatchIterDataset(batch_size={self._batch_size}, "
+            f"drop_remainder={self._drop_remainder})"
+        )
 
 
 class _BatchIterator(grain.DatasetIterator[Batch]):
     _closed = True
 
-    def __init__(self, parent: ReadWindowsIterator, batch_size: int, *, drop_remainder: bool) -> None:
+    def __init__(
+        self, parent: ReadWindowsIterator, batch_size: int, *, drop_remainder: bool
+    ) -> None:
         super().__init__(parent)
         self._batch_size, self._drop_remainder = batch_size, drop_remainder
 
@@ -315,7 +356,10 @@ class _BatchIterator(grain.DatasetIterator[Batch]):
         self._parent.set_state(state)
 
     def __str__(self) -> str:
-        return f"BatchDatasetIterator(batch_size={self._batch_size}, drop_remainder={self._drop_remainder})"
+        return (
+            f"BatchDatasetIterator(batch_size={self._batch_size}, "
+            f"drop_remainder={self._drop_remainder})"
+        )
 
 
 def _checked_image_size(image_size: tuple[int, int] | None) -> tuple[int, int] | None:

@@ -28,49 +28,69 @@ _POSITION_LIMIT = 1 << 62
 _REMEDY = "make the data set with the same shuffle, or begin a new stream"
 _REMEDIES = {
     "commit": (
-        "open the data set with revision= that commit (of a directory it is a hash of its meta/, of a bucket of the list of its files), "
-        "or begin a new stream"
+        "open the data set with revision= that commit (of a directory it is a hash of its meta/, "
+        "of a bucket of the list of its files), or begin a new stream"
     ),
     "episodes": (
-        "select the same episodes, with the same drop_first_frames and drop_last_frames (this is a hash of the numbers of the episodes and "
-        "of their rows), or begin a new stream"
+        "select the same episodes, with the same drop_first_frames and drop_last_frames (this is "
+        "a hash of the numbers of the episodes and of their rows), or begin a new stream"
     ),
     "num_rows": "select the same episodes, or begin a new stream",
 }
 
 
 def checked_position(state: object, identity: Mapping[str, Any]) -> int:
-    """Returns the position in a state of the stream with this identity; raises StateMismatchError for every other one."""
+    """Returns the position in a state of the stream with this identity; raises StateMismatchError
+    for every other one.
+    """
     if not isinstance(state, Mapping) or "format" not in state:
-        raise StateMismatchError(f"this is not a state of a lerobot_grain stream: {_described(state)}; expected {_EXPECTED}")
+        raise StateMismatchError(
+            f"this is not a state of a lerobot_grain stream: {_described(state)}; expected "
+            f"{_EXPECTED}"
+        )
     format_version = _as_int(state["format"])
     if format_version != ORDER_VERSION:
         raise StateMismatchError(
-            f"the state has format {state['format']!r}, this version of lerobot_grain reads {ORDER_VERSION}; "
-            "resume with the version of lerobot_grain that wrote it, or begin a new stream"
+            f"the state has format {state['format']!r}, this version of lerobot_grain reads "
+            f"{ORDER_VERSION}; resume with the version of lerobot_grain that wrote it, or begin a "
+            "new stream"
         )
     names = ("position", *identity)
     if missing := [name for name in names if name not in state]:
-        raise StateMismatchError(f"the state has no {missing[0]!r}: it is truncated, or of something else; expected {_EXPECTED}")
+        raise StateMismatchError(
+            f"the state has no {missing[0]!r}: it is truncated, or of something else; expected "
+            f"{_EXPECTED}"
+        )
     if unknown := [name for name in state if name not in ("format", *names)]:
-        raise StateMismatchError(f"the state has {unknown[0]!r}, which no lerobot_grain stream writes; expected {_EXPECTED}")
+        raise StateMismatchError(
+            f"the state has {unknown[0]!r}, which no lerobot_grain stream writes; expected "
+            f"{_EXPECTED}"
+        )
     for name, expected in identity.items():
         value = state[name]
         # Compared as what it is to be: an array of something else has no single truth value.
-        if not (_as_int(value) == expected if isinstance(expected, int) else isinstance(value, str) and value == expected):
+        if not (
+            _as_int(value) == expected
+            if isinstance(expected, int)
+            else isinstance(value, str) and value == expected
+        ):
             raise StateMismatchError(
-                f"the state was taken with {name} = {value!r}, this stream has {expected!r}; {_REMEDIES.get(name, _REMEDY)}"
+                f"the state was taken with {name} = {value!r}, this stream has {expected!r}; "
+                f"{_REMEDIES.get(name, _REMEDY)}"
             )
     position = _as_int(state["position"])
     if position is None or not 0 <= position < _POSITION_LIMIT:
         raise StateMismatchError(
-            f"the state has position {state['position']!r}; expected an int, 0 <= position < 2**62; restore an older checkpoint"
+            f"the state has position {state['position']!r}; expected an int, 0 <= position < "
+            "2**62; restore an older checkpoint"
         )
     return position
 
 
 def _as_int(value: object) -> int | None:
-    """Returns an int, also of the NumPy and JAX scalars that Orbax makes of one; `None` for everything else, bools included."""
+    """Returns an int, also of the NumPy and JAX scalars that Orbax makes of one; `None` for
+    everything else, bools included.
+    """
     try:
         # NumPy below 2.3 has an index for its bools, with a warning.
         return None if isinstance(value, bool | np.bool_) else operator.index(value)  # type: ignore[arg-type]

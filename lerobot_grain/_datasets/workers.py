@@ -1,19 +1,26 @@
-"""Worker processes: what each does when it starts, and a Grain data set that reads with them and resumes with any number of them.
+"""Worker processes: what each does when it starts, and a Grain data set that reads with them and
+resumes with any number of them.
 
-Threads in one process are the default way to be parallel; processes help where the user's own Python code is what takes the time.
+Threads in one process are the default way to be parallel; processes help where the user's own
+Python code is what takes the time.
 
-Grain's `mp_prefetch` deals the positions out in turn, so its order is that of one process. The rest needs care (Grain 0.2.18):
+Grain's `mp_prefetch` deals the positions out in turn, so its order is that of one process. The rest
+needs care (Grain 0.2.18):
 
 * A worker outlives its parent when that is killed. `worker_init` ends it.
-* Its state holds one state a worker, and restores only with the same number of them. Here the state is the source's one position: the
-  k-th example of n workers is the k-th of one process, whatever n is.
-* When a worker raised or was killed, and the consumer goes on, Grain goes on without that worker: its examples are missing. Here the next
-  call starts all workers again, behind the last example that was handed out.
-* A `StopIteration` out of the user's function ends that worker without a word, and an exception or an example that does not pickle is
-  lost on the way, so that the consumer waits for ever. Here all of these are errors.
+* Its state holds one state a worker, and restores only with the same number of them. Here the state
+  is the source's one position: the k-th example of n workers is the k-th of one process, whatever n
+  is.
+* When a worker raised or was killed, and the consumer goes on, Grain goes on without that worker:
+  its examples are missing. Here the next call starts all workers again, behind the last example
+  that was handed out.
+* A `StopIteration` out of the user's function ends that worker without a word, and an exception or
+  an example that does not pickle is lost on the way, so that the consumer waits for ever. Here all
+  of these are errors.
 
-Not here: a worker that blocks for ever in the user's code blocks `next` and `close`, and one that leaves through `os._exit(0)` blocks
-`next`: Grain waits for it inside a thread that cannot be interrupted.
+Not here: a worker that blocks for ever in the user's code blocks `next` and `close`, and one that
+leaves through `os._exit(0)` blocks `next`: Grain waits for it inside a thread that cannot be
+interrupted.
 """
 
 from __future__ import annotations
@@ -37,18 +44,22 @@ from lerobot_grain._datasets.pipelines import only_source_under
 
 Element = TypeVar("Element")
 
-# Between two looks at the number of the parent; a dead parent is usually noticed at once, by its sentinel.
+# Between two looks at the number of the parent; a dead parent is usually noticed at once, by its
+# sentinel.
 _WATCH_SECONDS = 1.0
-# Grain's default of 0 gives every small array a shared-memory block of its own: 1,300 microseconds for a dict of 16 of them instead of 72.
+# Grain's default of 0 gives every small array a shared-memory block of its own: 1,300 microseconds
+# for a dict of 16 of them instead of 72.
 _MIN_SHARED_BYTES = 64 << 10
 
 
 def worker_init(worker_index: int, worker_count: int) -> None:  # noqa: ARG001 (Grain passes both)
     """Prepares a worker process of Grain's `mp_prefetch`; pass it as `worker_init_fn=worker_init`.
 
-    The worker ends when its parent process does, however that ends; it keeps JAX on the CPU, so that it does not take memory of the
-    accelerator; it leaves Ctrl-C to its parent; and absl's flags count as parsed in it, without which Grain raises where a program does
-    not run under `absl.app.run`. The parent must do the last itself: `absl.flags.FLAGS.mark_as_parsed()`, before the first `next`.
+    The worker ends when its parent process does, however that ends; it keeps JAX on the CPU, so
+    that it does not take memory of the accelerator; it leaves Ctrl-C to its parent; and absl's
+    flags count as parsed in it, without which Grain raises where a program does not run under
+    `absl.app.run`. The parent must do the last itself: `absl.flags.FLAGS.mark_as_parsed()`, before
+    the first `next`.
 
     Args:
       worker_index: of this worker, 0 <= worker_index < worker_count.
@@ -58,23 +69,31 @@ def worker_init(worker_index: int, worker_count: int) -> None:  # noqa: ARG001 (
       InvalidRequestError: this is not a process that `multiprocessing` started.
     """
     if multiprocessing.parent_process() is None:
-        raise InvalidRequestError("worker_init: expected to run in a worker process; pass it to mp_prefetch as worker_init_fn=worker_init")
+        raise InvalidRequestError(
+            "worker_init: expected to run in a worker process; pass it to mp_prefetch as "
+            "worker_init_fn=worker_init"
+        )
     _mark_flags_as_parsed()
-    # The variable counts where JAX is not imported yet, as in programs that import it inside a function.
+    # The variable counts where JAX is not imported yet, as in programs that import it inside a
+    # function.
     os.environ["JAX_PLATFORMS"] = "cpu"
     if (jax := sys.modules.get("jax")) is not None:
         jax.config.update("jax_platforms", "cpu")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, name="lerobot_grain-parent-watch", daemon=True).start()
+    threading.Thread(
+        target=_end_with_parent, name="lerobot_grain-parent-watch", daemon=True
+    ).start()
 
 
 def _end_with_parent() -> None:
-    # Linux would send a signal by itself (PR_SET_PDEATHSIG), but when the *thread* ends that started this process. Grain starts it from a
-    # thread that ends in `set_state`: tried, the worker was killed there and the consumer waited for ever.
+    # Linux would send a signal by itself (PR_SET_PDEATHSIG), but when the *thread* ends that
+    # started this process. Grain starts it from a thread that ends in `set_state`: tried, the
+    # worker was killed there and the consumer waited for ever.
     parent = multiprocessing.parent_process()
     assert parent is not None
-    # The sentinel is a pipe that a process forked from the parent would hold open, so the number of the parent is looked at, too. Where it
-    # was another one from the start, a process stands in between, and only the sentinel counts.
+    # The sentinel is a pipe that a process forked from the parent would hold open, so the number of
+    # the parent is looked at, too. Where it was another one from the start, a process stands in
+    # between, and only the sentinel counts.
     watched = os.getppid() == parent.pid
     while not connection.wait([parent.sentinel], timeout=_WATCH_SECONDS):
         if watched and os.getppid() != parent.pid:
@@ -89,19 +108,22 @@ def _mark_flags_as_parsed() -> None:
 
 
 class WorkerPrefetchIterDataset(grain.IterDataset[Element]):
-    """Reads its parent in worker processes: the same examples in the same order, and a state that restores with any number of workers.
+    """Reads its parent in worker processes: the same examples in the same order, and a state that
+    restores with any number of workers.
 
         dataset = LeRobotIterDataset("lerobot/pusht").map(slow_function)
         for batch in WorkerPrefetchIterDataset(dataset, num_workers=4).batch(64): ...
 
-    The state is that of the parent at the last example handed out: it restores with another number of workers, without workers, and on
-    another number of shards. After an error, a worker that was killed included, the next `next` starts the workers again and reads the
-    example where the error was.
+    The state is that of the parent at the last example handed out: it restores with another number
+    of workers, without workers, and on another number of shards. After an error, a worker that was
+    killed included, the next `next` starts the workers again and reads the example where the error
+    was.
 
-    Between the source of rows and here, every row must give one example: `.map` may stand there, `.filter`, `.batch`, `.random_map` and
-    `.mix` go behind. Each worker has a memory budget, decoding threads and connections of its own. Arrays of 64 KiB and more come
-    through shared memory, about `2 * buffer_size + 2` examples a worker. As always with processes that are spawned, a script needs `if
-    __name__ == "__main__":`, and iterators are to be closed.
+    Between the source of rows and here, every row must give one example: `.map` may stand there,
+    `.filter`, `.batch`, `.random_map` and `.mix` go behind. Each worker has a memory budget,
+    decoding threads and connections of its own. Arrays of 64 KiB and more come through shared
+    memory, about `2 * buffer_size + 2` examples a worker. As always with processes that are
+    spawned, a script needs `if __name__ == "__main__":`, and iterators are to be closed.
 
     Args:
       parent: a stream of ours, or `.map` on one.
@@ -109,17 +131,26 @@ class WorkerPrefetchIterDataset(grain.IterDataset[Element]):
       buffer_size: examples that each worker holds ready.
 
     Raises:
-      InvalidRequestError: an argument is out of its range, or `parent` has a state of its own. From `next`: a function in `parent` raised
-        `StopIteration`, dropped a row or put rows together, or made an example that does not pickle.
+      InvalidRequestError: an argument is out of its range, or `parent` has a state of its own. From
+        `next`: a function in `parent` raised `StopIteration`, dropped a row or put rows together,
+        or made an example that does not pickle.
     """
 
-    def __init__(self, parent: grain.IterDataset[Element], *, num_workers: int, buffer_size: int = 2) -> None:
+    def __init__(
+        self, parent: grain.IterDataset[Element], *, num_workers: int, buffer_size: int = 2
+    ) -> None:
         super().__init__(parent)
-        for name, value, least in (("num_workers", num_workers, 0), ("buffer_size", buffer_size, 1)):
+        for name, value, least in (
+            ("num_workers", num_workers, 0),
+            ("buffer_size", buffer_size, 1),
+        ):
             check_int(name, value, least=least, of="WorkerPrefetchIterDataset")
         self._source = only_source_under(parent, asked_by="WorkerPrefetchIterDataset")
         if parent.__iter__().get_state().keys() != self._source.__iter__().get_state().keys():
-            raise InvalidRequestError(f"WorkerPrefetchIterDataset: {parent} adds something to the state of the stream; {_ONE_TO_ONE}")
+            raise InvalidRequestError(
+                f"WorkerPrefetchIterDataset: {parent} adds something to the state of the stream; "
+                f"{_ONE_TO_ONE}"
+            )
         self._num_workers, self._buffer_size = num_workers, buffer_size
 
     def __iter__(self) -> grain.DatasetIterator[Element]:
@@ -136,10 +167,13 @@ class WorkerPrefetchIterDataset(grain.IterDataset[Element]):
 class _WorkerPrefetchIterator(grain.DatasetIterator[Element]):
     _closed = True
 
-    def __init__(self, dataset: WorkerPrefetchIterDataset[Element], unread: grain.DatasetIterator[Element]) -> None:
+    def __init__(
+        self, dataset: WorkerPrefetchIterDataset[Element], unread: grain.DatasetIterator[Element]
+    ) -> None:
         super().__init__()
         self._dataset = dataset
-        # Never asked for an example: it says what a state looks like, and refuses those of other streams.
+        # Never asked for an example: it says what a state looks like, and refuses those of other
+        # streams.
         self._unread = unread
         self._base: dict[str, Any] = unread.get_state()
         self._handed_out = 0  # since the base
@@ -160,7 +194,8 @@ class _WorkerPrefetchIterator(grain.DatasetIterator[Element]):
                 self._handed_out = before + 1
                 return element
         except BaseException as error:
-            # Nothing was handed out: the next call starts the workers again, and reads the same element.
+            # Nothing was handed out: the next call starts the workers again, and reads the same
+            # element.
             self._handed_out = before
             self._exhausted = isinstance(error, StopIteration)
             self._stop()
@@ -176,7 +211,9 @@ class _WorkerPrefetchIterator(grain.DatasetIterator[Element]):
         options = grain.multiprocessing.MultiprocessingOptions(
             num_workers=dataset._num_workers, per_worker_buffer_size=dataset._buffer_size
         )
-        workers: grain.DatasetIterator[Element] = reading.mp_prefetch(options, worker_init_fn=worker_init).__iter__()
+        workers: grain.DatasetIterator[Element] = reading.mp_prefetch(
+            options, worker_init_fn=worker_init
+        ).__iter__()
         return workers
 
     def _stop(self) -> None:
@@ -185,7 +222,11 @@ class _WorkerPrefetchIterator(grain.DatasetIterator[Element]):
             workers.close()
 
     def get_state(self) -> dict[str, Any]:
-        return {**self._base, "position": self._base["position"] + self._handed_out * self._dataset._source.position_step}
+        return {
+            **self._base,
+            "position": self._base["position"]
+            + self._handed_out * self._dataset._source.position_step,
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._unread.set_state(state)  # raises before anything has changed
@@ -205,9 +246,16 @@ class _WorkerPrefetchIterator(grain.DatasetIterator[Element]):
 
 
 class _OneToOneIterDataset(grain.IterDataset[Element]):
-    """Its parent from a state on, in the worker process; checks that every row gives one example, and that what comes out can be sent."""
+    """Its parent from a state on, in the worker process; checks that every row gives one example,
+    and that what comes out can be sent.
+    """
 
-    def __init__(self, parent: grain.IterDataset[Element], source: FrameOrderIterDataset, state: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        parent: grain.IterDataset[Element],
+        source: FrameOrderIterDataset,
+        state: dict[str, Any],
+    ) -> None:
         super().__init__(parent)
         # The same object as under `parent`, also after pickling, so it is sliced with it.
         self._source = source
@@ -225,7 +273,9 @@ class _OneToOneIterDataset(grain.IterDataset[Element]):
 class _OneToOneIterator(grain.DatasetIterator[Element]):
     _closed = True
 
-    def __init__(self, dataset: _OneToOneIterDataset[Element], parent: grain.DatasetIterator[Element]) -> None:
+    def __init__(
+        self, dataset: _OneToOneIterDataset[Element], parent: grain.DatasetIterator[Element]
+    ) -> None:
         super().__init__(parent)
         self._source = dataset._source
         self._sent_one = False
@@ -242,7 +292,8 @@ class _OneToOneIterator(grain.DatasetIterator[Element]):
         advanced = self._parent.get_state()["position"] - before["position"]
         if advanced != self._source.position_step:
             raise InvalidRequestError(
-                f"WorkerPrefetchIterDataset: one example took {advanced // self._source.position_step} rows; {_ONE_TO_ONE}"
+                "WorkerPrefetchIterDataset: one example took "
+                f"{advanced // self._source.position_step} rows; {_ONE_TO_ONE}"
             )
         if not self._sent_one:
             _expect_sendable(element)
@@ -254,8 +305,9 @@ class _OneToOneIterator(grain.DatasetIterator[Element]):
         order.set_state(state)
         if next(order, None) is not None:
             raise InvalidRequestError(
-                f"WorkerPrefetchIterDataset: StopIteration at position {state['position']}, which is not the end of the stream: "
-                "a function in .map raised it, perhaps through next(); catch it there"
+                f"WorkerPrefetchIterDataset: StopIteration at position {state['position']}, which "
+                "is not the end of the stream: a function in .map raised it, perhaps through "
+                "next(); catch it there"
             )
 
     def get_state(self) -> dict[str, Any]:
@@ -266,7 +318,10 @@ class _OneToOneIterator(grain.DatasetIterator[Element]):
         self._parent.set_state(state)
 
 
-_ONE_TO_ONE = "expected one example for every row: put .filter, .batch, .random_map and .mix behind WorkerPrefetchIterDataset"
+_ONE_TO_ONE = (
+    "expected one example for every row: put .filter, .batch, .random_map and .mix "
+    "behind WorkerPrefetchIterDataset"
+)
 
 
 def _sendable(error: BaseException) -> Exception:
@@ -276,7 +331,8 @@ def _sendable(error: BaseException) -> Exception:
             if type(pickle.loads(pickle.dumps(error))) is type(error):
                 return error
         except Exception:
-            # Whatever a pickling method of another library raises: it is the reason to replace the error, and says nothing more.
+            # Whatever a pickling method of another library raises: it is the reason to replace the
+            # error, and says nothing more.
             pass
     return RuntimeError(f"{type(error).__qualname__} in a worker process: {error}")
 
@@ -286,5 +342,6 @@ def _expect_sendable(element: object) -> None:
         pickle.dumps(element)
     except Exception as error:
         raise InvalidRequestError(
-            f"WorkerPrefetchIterDataset: an example does not pickle ({error}); expected NumPy arrays, numbers and strings"
+            f"WorkerPrefetchIterDataset: an example does not pickle ({error}); expected NumPy "
+            "arrays, numbers and strings"
         ) from None

@@ -1,12 +1,16 @@
-"""The episode table: what `meta/episodes` says, as arrays. Row <-> (episode, frame), and where each episode lies in its files.
+"""The episode table: what `meta/episodes` says, as arrays.
 
-Structs of read-only arrays, one element an episode, in the order of their rows: 130,000 episodes of three cameras are 20 MB. Everything
-about files follows the chunk and file indices of the table; nothing is found by listing (one real data set holds a second copy of its
-table under a name that a glob would match).
+Row <-> (episode, frame), and where each episode lies in its files.
 
-An episode has a number, by which users, files and messages know it, and a position in the table, by which everything here counts. They are
-the same but where numbers have gaps, as in some datasets of v2.x, which have the number in the name of every file. The positions are in the
-order of the numbers.
+Structs of read-only arrays, one element an episode, in the order of their rows: 130,000 episodes of
+three cameras are 20 MB. Everything about files follows the chunk and file indices of the table;
+nothing is found by listing (one real data set holds a second copy of its table under a name that a
+glob would match).
+
+An episode has a number, by which users, files and messages know it, and a position in the table, by
+which everything here counts. They are the same but where numbers have gaps, as in some datasets of
+v2.x, which have the number in the name of every file. The positions are in the order of the
+numbers.
 """
 
 from __future__ import annotations
@@ -56,7 +60,9 @@ class FileSpans:
     by_file: Integers
 
     def episodes_in(self, file: int) -> Integers:
-        """Returns the positions in the table of the episodes in a file, in the order of their rows."""
+        """Returns the positions in the table of the episodes in a file, in the order of
+        their rows.
+        """
         return self.by_file[self.first_of_file[file] : self.first_of_file[file + 1]]
 
 
@@ -81,10 +87,13 @@ class EpisodeTable:
       first_rows: int64 `(episodes,)`, row of frame 0.
       lengths: int64 `(episodes,)`, frames, > 0.
       data: in which data file.
-      data_offsets: int64 `(episodes,)`, place of frame 0 in its data file, in rows: the rows of a file are those of its episodes in order.
-      videos: camera key -> where in its video. A declared camera that the table says nothing about is absent.
+      data_offsets: int64 `(episodes,)`, place of frame 0 in its data file, in rows: the rows of a
+        file are those of its episodes in order.
+      videos: camera key -> where in its video. A declared camera that the table says nothing about
+        is absent.
       notes: what was repaired and does not change what is read.
-      own_numbers: int64 `(episodes,)`, ascending: the numbers of the episodes, where they have gaps; `None`: they are 0, 1, 2, ...
+      own_numbers: int64 `(episodes,)`, ascending: the numbers of the episodes, where they have
+        gaps; `None`: they are 0, 1, 2, ...
     """
 
     first_rows: Integers
@@ -138,7 +147,9 @@ class EpisodeTable:
         return episodes, rows - self.first_rows[episodes]
 
     def positions_of(self, numbers: Integers) -> Integers:
-        """Returns int64 `(n,)`: the positions of episodes by their numbers; -1 where there is none."""
+        """Returns int64 `(n,)`: the positions of episodes by their numbers; -1 where there
+        is none.
+        """
         if self.own_numbers is None:
             return np.where((numbers >= 0) & (numbers < self.num_episodes), numbers, -1)
         positions = np.minimum(np.searchsorted(self.own_numbers, numbers), self.num_episodes - 1)
@@ -153,12 +164,14 @@ class EpisodeTable:
         return f"{head}, ..., {self.own_numbers[-1]}" if self.num_episodes > _MAX_SHOWN else head
 
 
-def episode_table(columns: Mapping[str, npt.NDArray[Any]], *, info: DatasetInfo, where: str) -> EpisodeTable:
+def episode_table(
+    columns: Mapping[str, npt.NDArray[Any]], *, info: DatasetInfo, where: str
+) -> EpisodeTable:
     """Checks the columns of `meta/episodes` and makes the table of them.
 
     Args:
-      columns: name -> array `(episodes,)` of the columns that `episode_columns` names, of all files of the table, one after the other.
-        Those that no file has are absent.
+      columns: name -> array `(episodes,)` of the columns that `episode_columns` names, of all files
+        of the table, one after the other. Those that no file has are absent.
       info: of the same data set.
       where: names the table in messages.
 
@@ -173,22 +186,38 @@ def episode_table(columns: Mapping[str, npt.NDArray[Any]], *, info: DatasetInfo,
     may_have_gaps = info.major_version == 2 and "{episode_index" in info.data_path.text
     numbers = _checked_numbers(episodes[order], where, may_have_gaps=may_have_gaps)
     notes: list[str] = []
-    columns = _with_usual_names({name: values[order] for name, values in columns.items()}, notes) | {"episode_index": numbers}
+    columns = _with_usual_names(
+        {name: values[order] for name, values in columns.items()}, notes
+    ) | {"episode_index": numbers}
     lengths = _integers(columns, "length", where)
     if (bad := np.flatnonzero(lengths <= 0)).size:
-        raise DatasetFormatError(f"{where}: episode {numbers[bad[0]]} has length {lengths[bad[0]]}; expected at least 1 frame")
+        raise DatasetFormatError(
+            f"{where}: episode {numbers[bad[0]]} has length {lengths[bad[0]]}; expected at least "
+            "1 frame"
+        )
     if lengths.sum(dtype=np.float64) > _MAX_ROWS:
-        raise DatasetFormatError(f"{where}: the lengths add up to more than {_MAX_ROWS} frames, which no data set holds")
+        raise DatasetFormatError(
+            f"{where}: the lengths add up to more than {_MAX_ROWS} frames, which no data set holds"
+        )
     first_rows = np.cumsum(lengths) - lengths
-    for name, expected in (("dataset_from_index", first_rows), ("dataset_to_index", first_rows + lengths)):
+    for name, expected in (
+        ("dataset_from_index", first_rows),
+        ("dataset_to_index", first_rows + lengths),
+    ):
         if name in columns:
             found = _integers(columns, name, where)
             if (bad := np.flatnonzero(found != expected)).size:
                 raise DatasetFormatError(
-                    f"{where}: episode {numbers[bad[0]]} has {name} {found[bad[0]]}; expected {expected[bad[0]]}, since the lengths of the "
-                    f"episodes before it add up to {first_rows[bad[0]]} and its own is {lengths[bad[0]]}"
+                    f"{where}: episode {numbers[bad[0]]} has {name} {found[bad[0]]}; expected "
+                    f"{expected[bad[0]]}, since the lengths of the episodes before it add up to "
+                    f"{first_rows[bad[0]]} and its own is {lengths[bad[0]]}"
                 )
-    data = _spans(columns, "data", where, lambda chunk, file: info.data_path.path(chunk_index=chunk, file_index=file))
+    data = _spans(
+        columns,
+        "data",
+        where,
+        lambda chunk, file: info.data_path.path(chunk_index=chunk, file_index=file),
+    )
     return EpisodeTable(
         first_rows=read_only(first_rows),
         lengths=read_only(lengths),
@@ -196,7 +225,9 @@ def episode_table(columns: Mapping[str, npt.NDArray[Any]], *, info: DatasetInfo,
         data_offsets=read_only(_offsets_in_files(data, lengths)),
         videos=_video_spans(columns, info, where, notes),
         notes=tuple(notes),
-        own_numbers=None if np.array_equal(numbers, np.arange(len(numbers))) else read_only(numbers),
+        own_numbers=None
+        if np.array_equal(numbers, np.arange(len(numbers)))
+        else read_only(numbers),
     )
 
 
@@ -204,21 +235,32 @@ def _checked_numbers(numbers: Integers, where: str, *, may_have_gaps: bool) -> I
     """Returns the sorted numbers of the episodes."""
     if may_have_gaps:
         if numbers[0] < 0:
-            raise DatasetFormatError(f"{where}: episode_index is {numbers[0]}; expected integers >= 0")
+            raise DatasetFormatError(
+                f"{where}: episode_index is {numbers[0]}; expected integers >= 0"
+            )
         if (again := np.flatnonzero(numbers[1:] == numbers[:-1])).size:
-            raise DatasetFormatError(f"{where}: episode_index {numbers[again[0]]} is there more than once; expected every episode once")
+            raise DatasetFormatError(
+                f"{where}: episode_index {numbers[again[0]]} is there more than once; expected "
+                "every episode once"
+            )
     elif (odd := np.flatnonzero(numbers != np.arange(len(numbers)))).size:
         raise DatasetFormatError(
-            f"{where}: episode_index should be 0, 1, 2, ... once each; found {numbers[odd[0]]} where {odd[0]} was expected"
+            f"{where}: episode_index should be 0, 1, 2, ... once each; found {numbers[odd[0]]} "
+            f"where {odd[0]} was expected"
         )
     return numbers
 
 
 def episode_columns(info: DatasetInfo) -> tuple[str, ...]:
-    """Returns the columns of `meta/episodes` that the table is made of. The many `stats/...` columns are not among them."""
+    """Returns the columns of `meta/episodes` that the table is made of.
+
+    The many `stats/...` columns are not among them.
+    """
     names = ["episode_index", "length", "dataset_from_index", "dataset_to_index", *_OTHER_NAMES]
     for key in _video_keys(info):
-        names += [f"videos/{key}/{field}" for field in ("chunk_index", "file_index", "from_timestamp")]
+        names += [
+            f"videos/{key}/{field}" for field in ("chunk_index", "file_index", "from_timestamp")
+        ]
     return (*names, *_OTHER_NAMES.values())
 
 
@@ -226,7 +268,9 @@ def _video_keys(info: DatasetInfo) -> Sequence[str]:
     return [key for key, feature in info.features.items() if feature.is_video]
 
 
-def _with_usual_names(columns: dict[str, npt.NDArray[Any]], notes: list[str]) -> dict[str, npt.NDArray[Any]]:
+def _with_usual_names(
+    columns: dict[str, npt.NDArray[Any]], notes: list[str]
+) -> dict[str, npt.NDArray[Any]]:
     for usual, other in _OTHER_NAMES.items():
         if usual not in columns and other in columns:
             columns[usual] = columns[other]
@@ -234,27 +278,43 @@ def _with_usual_names(columns: dict[str, npt.NDArray[Any]], notes: list[str]) ->
     return columns
 
 
-def _video_spans(columns: Mapping[str, npt.NDArray[Any]], info: DatasetInfo, where: str, notes: list[str]) -> dict[str, VideoSpans]:
+def _video_spans(
+    columns: Mapping[str, npt.NDArray[Any]], info: DatasetInfo, where: str, notes: list[str]
+) -> dict[str, VideoSpans]:
     videos = {}
     for key in _video_keys(info):
-        if info.video_path is None or not any(name.startswith(f"videos/{key}/") for name in columns):
-            continue  # a camera without video: an error for those who select it, not for those who do not
+        if info.video_path is None or not any(
+            name.startswith(f"videos/{key}/") for name in columns
+        ):
+            # a camera without video: an error for those who select it, not for those who do not
+            continue
         path = functools.partial(_video_path, info.video_path, key)
         spans = _spans(columns, f"videos/{key}", where, path)
         name = f"videos/{key}/from_timestamp"
         if name not in columns and len(spans.paths) == len(spans.by_file):
             found = np.zeros(len(spans.by_file))
-            notes.append(f"there is no column {name}; every episode has a video file of its own, and begins with it")
+            notes.append(
+                f"there is no column {name}; every episode has a video file of its own, and "
+                "begins with it"
+            )
         elif name not in columns:
-            raise DatasetFormatError(f"{where}: there is no column {name}; expected the seconds at which each episode starts in its video")
+            raise DatasetFormatError(
+                f"{where}: there is no column {name}; expected the seconds at which each episode "
+                "starts in its video"
+            )
         else:
             found = columns[name]
         if found.dtype.kind not in "fiu":
-            raise DatasetFormatError(f"{where}: column {name} has values of type {found.dtype}; expected seconds")
+            raise DatasetFormatError(
+                f"{where}: column {name} has values of type {found.dtype}; expected seconds"
+            )
         starts = np.asarray(found, np.float64)
         if (bad := np.flatnonzero(~((starts >= 0) & (starts < _MAX_SECONDS)))).size:
             number = columns["episode_index"][bad[0]]
-            raise DatasetFormatError(f"{where}: episode {number} has {name} {starts[bad[0]]}; expected seconds >= 0 and < {_MAX_SECONDS:g}")
+            raise DatasetFormatError(
+                f"{where}: episode {number} has {name} {starts[bad[0]]}; expected seconds >= 0 "
+                f"and < {_MAX_SECONDS:g}"
+            )
         videos[key] = VideoSpans(spans, read_only(starts))
     return videos
 
@@ -263,20 +323,27 @@ def _video_path(template: PathTemplate, key: str, chunk: int, file: int) -> str:
     return template.path(video_key=key, chunk_index=chunk, file_index=file)
 
 
-def _spans(columns: Mapping[str, npt.NDArray[Any]], prefix: str, where: str, path: Callable[[int, int], str]) -> FileSpans:
+def _spans(
+    columns: Mapping[str, npt.NDArray[Any]],
+    prefix: str,
+    where: str,
+    path: Callable[[int, int], str],
+) -> FileSpans:
     chunks = _integers(columns, f"{prefix}/chunk_index", where)
     files = _integers(columns, f"{prefix}/file_index", where)
     if (bad := np.flatnonzero((chunks < 0) | (files < 0))).size:
         raise DatasetFormatError(
-            f"{where}: episode {columns['episode_index'][bad[0]]} has {prefix}/chunk_index {chunks[bad[0]]} and file_index "
-            f"{files[bad[0]]}; expected both >= 0"
+            f"{where}: episode {columns['episode_index'][bad[0]]} has {prefix}/chunk_index "
+            f"{chunks[bad[0]]} and file_index {files[bad[0]]}; expected both >= 0"
         )
     distinct, file_of_episode = np.unique(np.stack((chunks, files)), axis=1, return_inverse=True)
     file_of_episode = file_of_episode.reshape(-1).astype(np.int64)
     by_file = np.argsort(file_of_episode, kind="stable")
     first_of_file = np.searchsorted(file_of_episode[by_file], np.arange(distinct.shape[1] + 1))
     paths = tuple(path(int(chunk), int(file)) for chunk, file in distinct.T)
-    return FileSpans(paths, read_only(file_of_episode), read_only(first_of_file), read_only(by_file))
+    return FileSpans(
+        paths, read_only(file_of_episode), read_only(first_of_file), read_only(by_file)
+    )
 
 
 def _offsets_in_files(spans: FileSpans, lengths: Integers) -> Integers:
@@ -284,21 +351,30 @@ def _offsets_in_files(spans: FileSpans, lengths: Integers) -> Integers:
     ordered = lengths[spans.by_file]
     before = np.cumsum(ordered) - ordered
     offsets = np.empty(len(lengths), np.int64)
-    offsets[spans.by_file] = before - before[spans.first_of_file[spans.file_of_episode[spans.by_file]]]
+    offsets[spans.by_file] = (
+        before - before[spans.first_of_file[spans.file_of_episode[spans.by_file]]]
+    )
     return offsets
 
 
 def _integers(columns: Mapping[str, npt.NDArray[Any]], name: str, where: str) -> Integers:
     if name not in columns:
         raise DatasetFormatError(
-            f"{where}: there is no column {name}; the table has {', '.join(columns)[:400] or 'none of the columns that are needed'}"
+            f"{where}: there is no column {name}; the table has "
+            f"{', '.join(columns)[:400] or 'none of the columns that are needed'}"
         )
     values = columns[name]
     if values.dtype == np.float16:
         values = values.astype(np.float64)  # half a float does not hold the limit below
     # Other recorders write integers as doubles; a missing value arrives as NaN.
-    if values.dtype.kind not in "fiu" or not (np.isfinite(values).all() and (values == np.floor(values)).all()):
-        raise DatasetFormatError(f"{where}: column {name} has values of type {values.dtype} that are not all integers")
+    if values.dtype.kind not in "fiu" or not (
+        np.isfinite(values).all() and (values == np.floor(values)).all()
+    ):
+        raise DatasetFormatError(
+            f"{where}: column {name} has values of type {values.dtype} that are not all integers"
+        )
     if len(values) and (values.max() > _MAX_INTEGER or values.min() < -_MAX_INTEGER):
-        raise DatasetFormatError(f"{where}: column {name} has values above {_MAX_INTEGER}, which no data set holds")
+        raise DatasetFormatError(
+            f"{where}: column {name} has values above {_MAX_INTEGER}, which no data set holds"
+        )
     return values.astype(np.int64)

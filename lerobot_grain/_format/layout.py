@@ -1,11 +1,13 @@
-"""Where the files of a dataset are, and which versions of the format are read: the one place that says so. Pure.
+"""Where the files of a dataset are, and which versions of the format are read: the one place that
+says so. Pure.
 
     meta/   info.json, the episode table, the texts of tasks and subtasks, statistics
     data/   rows, in parquet files
     videos/ video, in MP4 files
 
-The files of `data/` and `videos/` are where the templates of info.json say: `TEMPLATES` are lerobot's. In v2.0 and v2.1 every episode is a
-file of `data/` and of each camera, and the tables of `meta/` are lines of JSON.
+The files of `data/` and `videos/` are where the templates of info.json say: `TEMPLATES` are
+lerobot's. In v2.0 and v2.1 every episode is a file of `data/` and of each camera, and the tables of
+`meta/` are lines of JSON.
 
 To read another version: docs/architecture/extending.md.
 """
@@ -38,7 +40,8 @@ EPISODES_STATS_PATH_V2 = "meta/episodes_stats.jsonl"
 TEMPLATES = {
     2: {
         "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
-        "video_path": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+        "video_path": "videos/chunk-{episode_chunk:03d}/{video_key}/"
+        "episode_{episode_index:06d}.mp4",
     },
     3: {
         "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
@@ -66,13 +69,17 @@ def versions_read(conjunction: str) -> str:
 
 
 def newest_version_tag(names: Iterable[str]) -> str:
-    """Returns the newest of `v3.x`, `v2.1` and `v2.0` by number, or "main" when there is none of them.
+    """Returns the newest of `v3.x`, `v2.1` and `v2.0` by number, or "main" when there is none of
+    them.
 
-    As lerobot does: a tag stands for a version of the format, and moves when a dataset is uploaded again. Converters have made branches of
-    these names instead, so `names` are those of tags and branches. `main` may be anything.
+    As lerobot does: a tag stands for a version of the format, and moves when a dataset is uploaded
+    again. Converters have made branches of these names instead, so `names` are those of tags and
+    branches. `main` may be anything.
     """
     found = [name for name in names if _VERSION_TAG.fullmatch(name)]
-    return max(found, key=lambda tag: [int(number) for number in tag[1:].split(".")], default=_NO_VERSION)
+    return max(
+        found, key=lambda tag: [int(number) for number in tag[1:].split(".")], default=_NO_VERSION
+    )
 
 
 def default_revisions() -> str:

@@ -1,6 +1,7 @@
 """Tables of texts: `meta/tasks.parquet` and `meta/subtasks.parquet`, number -> text. Pure.
 
-Rows name a text by its number, so a table may have its rows in any order, numbers with gaps, and more of them than are used.
+Rows name a text by its number, so a table may have its rows in any order, numbers with gaps, and
+more of them than are used.
 """
 
 from __future__ import annotations
@@ -13,17 +14,21 @@ import numpy.typing as npt
 
 from lerobot_grain._base.errors import DatasetFormatError, short_repr
 
-# What the texts are called by the version of lerobot that wrote the table: they are the index of one of pandas.
+# What the texts are called by the version of lerobot that wrote the table: they are the index of
+# one of pandas.
 _PANDAS_INDEX = "__index_level_0__"
 _MAX_SHOWN = 8
 
 
-def texts_of_table(columns: Mapping[str, npt.NDArray[Any]], kind: str, *, where: str) -> dict[int, str]:
+def texts_of_table(
+    columns: Mapping[str, npt.NDArray[Any]], kind: str, *, where: str
+) -> dict[int, str]:
     """Returns the texts by their number.
 
     Args:
       columns: name -> array `(rows,)`, all that the file has.
-      kind: `task` or `subtask`: the name of the column of texts, where there are several; `{kind}_index` numbers them.
+      kind: `task` or `subtask`: the name of the column of texts, where there are several;
+        `{kind}_index` numbers them.
       where: names the file in messages.
 
     Raises:
@@ -33,27 +38,45 @@ def texts_of_table(columns: Mapping[str, npt.NDArray[Any]], kind: str, *, where:
     texts = [name for name, values in columns.items() if name != index and values.dtype == object]
     if len(texts) > 1:
         # Lists are objects too.
-        texts = [name for name in texts if name == kind or all(isinstance(value, str | None) for value in columns[name])]
+        texts = [
+            name
+            for name in texts
+            if name == kind or all(isinstance(value, str | None) for value in columns[name])
+        ]
     texts = next(([name] for name in (kind, _PANDAS_INDEX) if name in texts), texts)
     if index not in columns or len(texts) != 1:
-        raise DatasetFormatError(f"{where}: found the columns {', '.join(columns)[:400]}; expected {index} and one of texts")
+        raise DatasetFormatError(
+            f"{where}: found the columns {', '.join(columns)[:400]}; expected {index} and one of "
+            "texts"
+        )
     numbers, values = columns[index], columns[texts[0]]
     if numbers.dtype.kind not in "iuf" or not _are_integers(numbers):
-        raise DatasetFormatError(f"{where}: {index} is {short_repr(numbers[:8].tolist())}...; expected integers")
+        raise DatasetFormatError(
+            f"{where}: {index} is {short_repr(numbers[:8].tolist())}...; expected integers"
+        )
     if odd := [value for value in values if not isinstance(value, str)]:
-        raise DatasetFormatError(f"{where}: found {short_repr(odd[0])} in column {texts[0][:400]}; expected texts")
+        raise DatasetFormatError(
+            f"{where}: found {short_repr(odd[0])} in column {texts[0][:400]}; expected texts"
+        )
     found: dict[int, str] = {}
     for number, text in zip(numbers.astype(np.int64).tolist(), values.tolist(), strict=True):
         if found.setdefault(number, text) != text:
             raise DatasetFormatError(
-                f"{where}: {index} {number} is {short_repr(found[number])} and {short_repr(text)}; expected one text for a number"
+                f"{where}: {index} {number} is {short_repr(found[number])} and "
+                f"{short_repr(text)}; expected one text for a number"
             )
     return found
 
 
 def _are_integers(numbers: npt.NDArray[Any]) -> bool:
     as_double = numbers.astype(np.float64)
-    return bool((np.isfinite(as_double) & (as_double == np.floor(as_double)) & (np.abs(as_double) < 2.0**53)).all())
+    return bool(
+        (
+            np.isfinite(as_double)
+            & (as_double == np.floor(as_double))
+            & (np.abs(as_double) < 2.0**53)
+        ).all()
+    )
 
 
 def numbers_shown(texts: Mapping[int, str]) -> str:
@@ -63,11 +86,14 @@ def numbers_shown(texts: Mapping[int, str]) -> str:
         return "none"
     if numbers[-1] - numbers[0] == len(numbers) - 1:
         return f"{numbers[0]} to {numbers[-1]}"
-    return ", ".join(map(str, numbers[:_MAX_SHOWN])) + (", ..." if len(numbers) > _MAX_SHOWN else "")
+    return ", ".join(map(str, numbers[:_MAX_SHOWN])) + (
+        ", ..." if len(numbers) > _MAX_SHOWN else ""
+    )
 
 
 class UnreadableTexts(Mapping[int, str]):
-    """A table of texts that is missing or malformed: an error for whoever looks into it, and for nobody else.
+    """A table of texts that is missing or malformed: an error for whoever looks into it, and for
+    nobody else.
 
     Attributes:
       problem: what is wrong.

@@ -2,7 +2,8 @@
 
 For people who look at a frame that seems wrong. Every figure comes from the tables that the reader
 uses (the episode table, `VideoFile`, the order of a row group), so this module and a stream cannot
-disagree. It reads indexes, and of the row group the columns that order its rows. It decodes nothing.
+disagree. It reads indexes, and of the row group the columns that order its rows. It decodes
+nothing.
 """
 
 from __future__ import annotations
@@ -51,9 +52,10 @@ class FrameLocation:
             return f"{self.camera}: an image embedded in {self.path}"
         start, stop = self.byte_range
         return (
-            f"{self.camera}: frame {self.frame} of {self.path}, at {self.time_seconds:.6f} s\n"
-            f"  GOP {self.gop}: bytes [{start}, {stop}), {stop - start} bytes\n"
-            f"  decoded for it: {len(self.samples)} coded picture{'s' * (len(self.samples) > 1)}, samples {_runs(self.samples)}"
+            f"{self.camera}: frame {self.frame} of {self.path}, at {self.time_seconds:.6f} s\n  "
+            f"GOP {self.gop}: bytes [{start}, {stop}), {stop - start} bytes\n  decoded for it: "
+            f"{len(self.samples)} coded picture{'s' * (len(self.samples) > 1)}, samples "
+            f"{_runs(self.samples)}"
         )
 
 
@@ -89,7 +91,8 @@ class RowLocation:
     def __str__(self) -> str:
         lines = [
             f"{self.dataset}, row {self.row}",
-            f"episode {self.episode} (position {self.episode_position} in the episode table): frame {self.frame} of {self.episode_length}",
+            f"episode {self.episode} (position {self.episode_position} in the episode table): "
+            f"frame {self.frame} of {self.episode_length}",
             f"row {self.row_in_group} of row group {self.row_group} of {self.path}",
             *map(str, self.cameras.values()),
         ]
@@ -123,7 +126,8 @@ def locate(repository: Repository, row: int, camera: str | None = None) -> RowLo
     file = open_data_file(repository, episodes.data.file_of_episode.item(position))
     row_in_file = episodes.data_offsets.item(position) + frame
     group = file.table.group_of_row(row_in_file)
-    # This learns the order of the rows of the group, and checks that they are those of the episode table.
+    # This learns the order of the rows of the group, and checks that they are those of the episode
+    # table.
     load_group(repository, file, group, FeatureSelection((), (), ()))
     order = repository.row_orders[file.number, group]
     row_in_group = row_in_file - file.table.group_starts[group]
@@ -137,22 +141,33 @@ def locate(repository: Repository, row: int, camera: str | None = None) -> RowLo
         path=file.table.path,
         row_group=group,
         row_in_group=row_in_group if order.places is None else order.places.item(row_in_group),
-        cameras={key: _frame_location(repository, key, position, frame, data_path=file.table.path) for key in cameras},
+        cameras={
+            key: _frame_location(repository, key, position, frame, data_path=file.table.path)
+            for key in cameras
+        },
     )
 
 
 def _existing(repository: Repository, camera: str) -> str:
     if camera not in repository.cameras and camera not in repository.info.unreadable:
         known = ", ".join(repository.cameras) or "no cameras"
-        raise InvalidRequestError(f"{repository.description}: there is no camera {camera!r}; there are {known}")
+        raise InvalidRequestError(
+            f"{repository.description}: there is no camera {camera!r}; there are {known}"
+        )
     return camera
 
 
-def _frame_location(repository: Repository, camera: str, position: int, frame: int, *, data_path: str) -> FrameLocation:
-    """Returns where a camera's frame of an episode is; `position` is that of the episode in the table."""
+def _frame_location(
+    repository: Repository, camera: str, position: int, frame: int, *, data_path: str
+) -> FrameLocation:
+    """Returns where a camera's frame of an episode is; `position` is that of the episode in the
+    table.
+    """
     if not select_features(repository, [camera]).videos:
         return FrameLocation(camera=camera, path=data_path)
-    file = open_video(repository, camera, repository.episodes.videos[camera].files.file_of_episode.item(position))
+    file = open_video(
+        repository, camera, repository.episodes.videos[camera].files.file_of_episode.item(position)
+    )
     file.check(position)
     in_file, table = file.first_frame(position) + frame, file.table
     gop, sample = file.gops_of(np.array([in_file])).item(0), table.presentation.item(in_file)

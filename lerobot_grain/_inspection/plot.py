@@ -1,12 +1,15 @@
-"""A picture of one example: camera frames over time, actions and states over time with their pads, the text of the task.
+"""A picture of one example: camera frames over time, actions and states over time with their pads,
+the text of the task.
 
-Made to be looked at before a training starts: whether the windows are the right ones, which camera is which, where the padding is, and
-what shaping and augmentation made of it.
+Made to be looked at before a training starts: whether the windows are the right ones, which camera
+is which, where the padding is, and what shaping and augmentation made of it.
 
 Rules:
-* It draws into a `matplotlib.figure.Figure` of its own; pyplot, and so any global state, is not touched.
+* It draws into a `matplotlib.figure.Figure` of its own; pyplot, and so any global state, is not
+  touched.
 * matplotlib is optional, and only asked for when something is drawn.
-* What a value is, the data set says where it is given, and the shape where not: three axes, the last of 1, 3 or 4, are a picture.
+* What a value is, the data set says where it is given, and the shape where not: three axes, the
+  last of 1, 3 or 4, are a picture.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ Values = npt.NDArray[Any]
 _WIDTH_INCHES, _CAMERA_INCHES, _PANEL_INCHES = 11.0, 1.9, 2.3
 # More than these are not told apart by colour, or not readable.
 _MAX_NAMED_DIMENSIONS, _MAX_CURVES = 8, 16
-# Smaller than any picture, larger than any matrix that is a feature and has a last axis of 1, 3 or 4.
+# Smaller than any picture, larger than any matrix that is a feature and has a last axis of 1, 3 or
+# 4.
 _MIN_PICTURE_PIXELS = 8
 
 
@@ -48,41 +52,63 @@ def plot_example(
 
         plot_example(next(iter(dataset)), dataset.repository).savefig("example.png")
 
-    Cameras are rows of frames, features with a window curves over time (frames behind the ends of the episode are framed in red and
-    shaded), or a map of colours where there are many dimensions, other vectors stems. Numbers and texts stand below, the task is the title.
+    Cameras are rows of frames, features with a window curves over time (frames behind the ends of
+    the episode are framed in red and shaded), or a map of colours where there are many dimensions,
+    other vectors stems. Numbers and texts stand below, the task is the title.
 
     Args:
-      example: flat dict of arrays, numbers and texts, as the data set hands it out, also after `.map`. Arrays may be on a device.
+      example: flat dict of arrays, numbers and texts, as the data set hands it out, also after
+        `.map`. Arrays may be on a device.
       repository: names the dimensions and says which features are cameras.
       index: which example, where `example` is a batch; `None`: it is one example.
-      delta_timestamps: those that it was read with; then time is in seconds from the row of the example, otherwise in frames of the window.
+      delta_timestamps: those that it was read with; then time is in seconds from the row of the
+        example, otherwise in frames of the window.
       max_frames: of a camera's window that are shown, evenly spread over it.
 
     Returns:
-      A `matplotlib.figure.Figure`: `figure.savefig(path)`. As the last value of a notebook's cell it shows, after `%matplotlib inline`.
+      A `matplotlib.figure.Figure`: `figure.savefig(path)`. As the last value of a notebook's cell
+        it shows, after `%matplotlib inline`.
 
     Raises:
-      InvalidRequestError: matplotlib is missing; there is nothing to draw; `index` is not in the batch; `delta_timestamps` has another
-        length than the window.
+      InvalidRequestError: matplotlib is missing; there is nothing to draw; `index` is not in the
+        batch; `delta_timestamps` has another length than the window.
     """
     try:
         # Not with the package: it takes half a second, also in every worker process.
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ModuleNotFoundError:
-        raise InvalidRequestError('plot_example needs matplotlib; install it with: pip install "lerobot_grain[examples]"') from None
+        raise InvalidRequestError(
+            'plot_example needs matplotlib; install it with: pip install "lerobot_grain[examples]"'
+        ) from None
     if max_frames < 1:
         raise InvalidRequestError(f"max_frames={max_frames!r}: expected an int >= 1")
     parts = _parts(_one_example(example, index), repository, delta_timestamps or {})
     if not parts.num_values:
-        raise InvalidRequestError(f"plot_example: there is nothing to draw; the example has {', '.join(example) or 'no keys'}")
-    heights = [_CAMERA_INCHES] * len(parts.cameras) + [_PANEL_INCHES] * math.ceil(len(parts.panels) / 2)
-    figure = Figure(figsize=(_WIDTH_INCHES, sum(heights) + 0.9), layout=ConstrainedLayoutEngine(w_pad=0.08))
+        raise InvalidRequestError(
+            "plot_example: there is nothing to draw; the example has "
+            f"{', '.join(example) or 'no keys'}"
+        )
+    heights = [_CAMERA_INCHES] * len(parts.cameras) + [_PANEL_INCHES] * math.ceil(
+        len(parts.panels) / 2
+    )
+    figure = Figure(
+        figsize=(_WIDTH_INCHES, sum(heights) + 0.9), layout=ConstrainedLayoutEngine(w_pad=0.08)
+    )
     if parts.task is not None:
         figure.suptitle(_wrapped(_as_text(parts.task), 90), fontsize="large", fontweight="bold")
     if parts.words:
-        figure.supxlabel(_wrapped("    ".join(f"{key}: {_as_text(value)}" for key, value in parts.words.items()), 160), fontsize="small")
-    strips: Any = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0] if heights else ()
+        figure.supxlabel(
+            _wrapped(
+                "    ".join(f"{key}: {_as_text(value)}" for key, value in parts.words.items()), 160
+            ),
+            fontsize="small",
+        )
+    strips: Any = (
+        figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+        if heights
+        else ()
+    )
     for strip, key in zip(strips, parts.cameras, strict=False):
         _draw_camera(strip, key, parts, max_frames)
     for row, strip in enumerate(strips[len(parts.cameras) :]):
@@ -114,23 +140,37 @@ class _Parts:
     words: dict[str, Values]
 
 
-def _parts(example: Mapping[str, Values], repository: Repository | None, delta_timestamps: Mapping[str, Sequence[float]]) -> _Parts:
+def _parts(
+    example: Mapping[str, Values],
+    repository: Repository | None,
+    delta_timestamps: Mapping[str, Sequence[float]],
+) -> _Parts:
     names = {key: key.removesuffix("_is_pad") for key in example if key.endswith("_is_pad")}
     masks = {mask for mask, key in names.items() if key not in example or has_window(example, key)}
     values = {key: value for key, value in example.items() if key not in masks}
     pads = {key: example[f"{key}_is_pad"] for key in values if f"{key}_is_pad" in masks}
-    frames = {key: value if key in pads else value[None] for key, value in values.items() if value.dtype.kind in "biuf"}
+    frames = {
+        key: value if key in pads else value[None]
+        for key, value in values.items()
+        if value.dtype.kind in "biuf"
+    }
     cameras = [key for key, value in frames.items() if _is_camera(key, value, repository)]
     panels = [key for key in frames if key not in cameras and (key in pads or frames[key].size > 1)]
     return _Parts(
         num_values=len(values),
         frames=frames,
         pads=pads,
-        times={key: _times(key, len(is_pad), delta_timestamps.get(key)) for key, is_pad in pads.items()},
+        times={
+            key: _times(key, len(is_pad), delta_timestamps.get(key)) for key, is_pad in pads.items()
+        },
         cameras=cameras,
         panels=panels,
         task=values.get("task"),
-        words={key: value for key, value in values.items() if key not in cameras and key not in panels and key != "task"},
+        words={
+            key: value
+            for key, value in values.items()
+            if key not in cameras and key not in panels and key != "task"
+        },
     )
 
 
@@ -138,10 +178,12 @@ def _one_example(example: Mapping[str, Any], index: int | None) -> dict[str, Val
     if index is None:
         return {key: np.asarray(value) for key, value in example.items()}
     lengths = {key: np.shape(value)[:1] for key, value in example.items()}
-    if bad := [key for key, length in lengths.items() if not length or not -length[0] <= index < length[0]]:
+    if bad := [
+        key for key, length in lengths.items() if not length or not -length[0] <= index < length[0]
+    ]:
         raise InvalidRequestError(
-            f"index={index}: there is no such example in a batch whose {bad[0]!r} has shape {np.shape(example[bad[0]])}; "
-            "leave index out for a single example"
+            f"index={index}: there is no such example in a batch whose {bad[0]!r} has shape "
+            f"{np.shape(example[bad[0]])}; leave index out for a single example"
         )
     return {key: np.asarray(value[index]) for key, value in example.items()}
 
@@ -150,7 +192,10 @@ def _times(key: str, num_frames: int, deltas: Sequence[float] | None) -> Values:
     if deltas is None:
         return np.arange(num_frames)
     if len(deltas) != num_frames:
-        raise InvalidRequestError(f"delta_timestamps[{key!r}] has {len(deltas)} deltas; the window of the example has {num_frames} frames")
+        raise InvalidRequestError(
+            f"delta_timestamps[{key!r}] has {len(deltas)} deltas; the window of the example has "
+            f"{num_frames} frames"
+        )
     return np.asarray(deltas, np.float64)
 
 
@@ -164,34 +209,52 @@ def _is_camera(key: str, frames: Values, repository: Repository | None) -> bool:
 
 def _names(key: str, size: int, repository: Repository | None) -> tuple[str, ...]:
     """Returns the names of the dimensions where the data set has them, else their numbers."""
-    names = repository.features[key].names if repository is not None and key in repository.features else None
+    names = (
+        repository.features[key].names
+        if repository is not None and key in repository.features
+        else None
+    )
     return names if names is not None and len(names) == size else tuple(map(str, range(size)))
 
 
-# --- drawing -------------------------------------------------------------------------------------------------------------------------
+# --- drawing -------------------------------------------------------------------------------------
 
 
 def _draw_camera(strip: Any, key: str, parts: _Parts, max_frames: int) -> None:
     frames, is_pad, times = parts.frames[key], parts.pads.get(key), parts.times.get(key)
-    shown = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), max_frames)).round().astype(int))
-    strip.suptitle(_plain(f"{key}  {frames.dtype} {frames.shape[1:]}"), x=0.01, ha="left", fontsize="medium")
+    shown = np.unique(
+        np.linspace(0, len(frames) - 1, min(len(frames), max_frames)).round().astype(int)
+    )
+    strip.suptitle(
+        _plain(f"{key}  {frames.dtype} {frames.shape[1:]}"), x=0.01, ha="left", fontsize="medium"
+    )
     axes = np.atleast_1d(strip.subplots(1, len(shown)))
     is_map = frames.shape[-1] == 1
-    style: dict[str, Any] = {"cmap": "gray" if frames.dtype == np.uint8 else "viridis"} | _limits(frames) if is_map else {}
+    style: dict[str, Any] = (
+        {"cmap": "gray" if frames.dtype == np.uint8 else "viridis"} | _limits(frames)
+        if is_map
+        else {}
+    )
     pictures = frames[..., 0] if is_map else _colours(frames)
     for plot, frame in zip(axes, shown, strict=True):
         image = plot.imshow(pictures[frame], **style)
         plot.set(xticks=[], yticks=[])
         padded = is_pad is not None and bool(is_pad[frame])
         if times is not None:
-            plot.set_xlabel(_time(times[frame]) + (", pad" if padded else ""), fontsize="small", color="red" if padded else "black")
+            plot.set_xlabel(
+                _time(times[frame]) + (", pad" if padded else ""),
+                fontsize="small",
+                color="red" if padded else "black",
+            )
         for spine in plot.spines.values():
             spine.set(color="red" if padded else "black", linewidth=2 if padded else 0.5)
     if is_map and frames.dtype != np.uint8:
         strip.colorbar(image, ax=list(axes), pad=0.01).ax.tick_params(labelsize="small")
 
 
-def _draw_panels(strip: Any, keys: Sequence[str], parts: _Parts, repository: Repository | None) -> None:
+def _draw_panels(
+    strip: Any, keys: Sequence[str], parts: _Parts, repository: Repository | None
+) -> None:
     """Draws one or two features side by side."""
     axes = strip.subplots(1, 2)
     for plot, key in zip(axes, keys, strict=False):
@@ -217,13 +280,18 @@ def _limits(frames: Values) -> dict[str, float]:
 
 
 def _colours(frames: Values) -> Values:
-    """Returns pictures as matplotlib takes them: uint8, or floats in [0, 1]. Some policies take floats in [-1, 1]."""
+    """Returns pictures as matplotlib takes them: uint8, or floats in [0, 1].
+
+    Some policies take floats in [-1, 1].
+    """
     if frames.dtype.kind != "f":
         return frames
     return np.clip((frames + 1) / 2 if frames.min() < 0 else frames, 0, 1).astype(np.float32)
 
 
-def _draw_curves(plot: Any, curves: Values, is_pad: Values, times: Values, names: tuple[str, ...]) -> None:
+def _draw_curves(
+    plot: Any, curves: Values, is_pad: Values, times: Values, names: tuple[str, ...]
+) -> None:
     order = np.argsort(times, kind="stable")
     times, curves, is_pad = times[order], curves[order], is_pad[order]
     middles = (times[1:] + times[:-1]) / 2
@@ -235,9 +303,17 @@ def _draw_curves(plot: Any, curves: Values, is_pad: Values, times: Values, names
         plot.plot(times, curves, ".-", linewidth=1)
     for frame in np.flatnonzero(is_pad):
         plot.axvspan(edges[frame], edges[frame + 1], color="grey", alpha=0.3, linewidth=0)
-    plot.set_xlabel("seconds" if times.dtype.kind == "f" else "frame of the window", fontsize="small")
+    plot.set_xlabel(
+        "seconds" if times.dtype.kind == "f" else "frame of the window", fontsize="small"
+    )
     if 1 < len(plot.lines) <= _MAX_NAMED_DIMENSIONS:
-        plot.legend(plot.lines, map(_plain, names), fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
+        plot.legend(
+            plot.lines,
+            map(_plain, names),
+            fontsize="x-small",
+            loc="center left",
+            bbox_to_anchor=(1, 0.5),
+        )
 
 
 def _draw_stems(plot: Any, values: Values, names: tuple[str, ...]) -> None:
@@ -246,7 +322,7 @@ def _draw_stems(plot: Any, values: Values, names: tuple[str, ...]) -> None:
         plot.set_xticks(range(len(values)), map(_plain, names))
 
 
-# --- texts ---------------------------------------------------------------------------------------------------------------------------
+# --- texts ---------------------------------------------------------------------------------------
 
 
 def _time(time: Any) -> str:

@@ -1,9 +1,12 @@
-"""Measures a stream: how fast it is read, what the reader waited for, and how well its order is mixed. No printing: that is `_cli`.
+"""Measures a stream: how fast it is read, what the reader waited for, and how well its order is
+mixed. No printing: that is `_cli`.
 
 Rules:
-* Reading is measured through `.batch()`, as training reads; what it counts comes from the reader's own statistics.
-* Randomness is measured on the order alone, a whole epoch of it and no byte read: the few thousand rows that are read in some seconds are
-  too few for a correlation. Tests hold that the stream has this order.
+* Reading is measured through `.batch()`, as training reads; what it counts comes from the reader's
+  own statistics.
+* Randomness is measured on the order alone, a whole epoch of it and no byte read: the few thousand
+  rows that are read in some seconds are too few for a correlation. Tests hold that the stream has
+  this order.
 * Beside each figure of randomness stands what a global shuffle of all frames would give.
 """
 
@@ -26,7 +29,8 @@ from lerobot_grain._reading.read_statistics import ReadStatistics
 
 Floats = npt.NDArray[np.float64]
 
-# Rows of the order that are looked at: 3 microseconds each, and enough for a correlation to within 0.01.
+# Rows of the order that are looked at: 3 microseconds each, and enough for a correlation to within
+# 0.01.
 MAX_ORDER_ROWS = 1 << 18
 
 
@@ -61,12 +65,21 @@ class Reading:
         """Without the first batch and the time to it; `None` where there is no other."""
         if len(self.batch_seconds) == 1:
             return None
-        return (self.num_examples - self.batch_size) / float(self.batch_seconds[-1] - self.batch_seconds[0])
+        return (self.num_examples - self.batch_size) / float(
+            self.batch_seconds[-1] - self.batch_seconds[0]
+        )
 
     @property
     def other_seconds(self) -> float:
-        """Time in which nothing was waited for: planning, assembling and batching in the consumer's thread."""
-        return max(0.0, self.seconds - self.statistics.waited_for_fetch_seconds - self.statistics.waited_for_decode_seconds)
+        """Time in which nothing was waited for: planning, assembling and batching in the consumer's
+        thread.
+        """
+        return max(
+            0.0,
+            self.seconds
+            - self.statistics.waited_for_fetch_seconds
+            - self.statistics.waited_for_decode_seconds,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +89,12 @@ class Randomness:
     Attributes:
       rows: int64 `(iterations,)`, the row at each iteration.
       num_rows: rows of the whole epoch; more than `len(rows)` where the order was cut off.
-      correlation: |Pearson's correlation| of row and iteration: 0 is mixed, 1 is the order of the file.
+      correlation: |Pearson's correlation| of row and iteration: 0 is mixed, 1 is the order of the
+        file.
       episodes_per_batch: int64 `(batches,)`, different episodes in each whole batch.
       global_episodes_per_batch: the number expected from a global shuffle of all frames.
-      gaps: int64, ascending: iterations between every two consecutive frames of one episode that are both among `rows`.
+      gaps: int64, ascending: iterations between every two consecutive frames of one episode that
+        are both among `rows`.
       gap_histogram: int64 `(bins,)`: bin k counts gaps in `[2**k, 2**(k + 1))`.
     """
 
@@ -97,7 +112,9 @@ class Randomness:
 
     @property
     def global_median_gap(self) -> float:
-        """The median of the distance of two of `rows` in a random permutation of them: a share 1 - sqrt(1/2)."""
+        """The median of the distance of two of `rows` in a random permutation of them: a share 1 -
+        sqrt(1/2).
+        """
         return len(self.rows) * (1 - math.sqrt(0.5))
 
 
@@ -136,11 +153,18 @@ def measure_reading(
         statistics = read_statistics(iterator)
     finally:
         iterator.close()
-    return Reading(batch_size=batch_size, batch_seconds=np.array(batch_seconds), statistics=statistics)
+    return Reading(
+        batch_size=batch_size, batch_seconds=np.array(batch_seconds), statistics=statistics
+    )
 
 
-def measure_randomness(dataset: LeRobotIterDataset, *, batch_size: int, max_rows: int) -> Randomness:
-    """Computes the order of the first epoch, up to `max_rows`, and how well it is mixed. Reads nothing."""
+def measure_randomness(
+    dataset: LeRobotIterDataset, *, batch_size: int, max_rows: int
+) -> Randomness:
+    """Computes the order of the first epoch, up to `max_rows`, and how well it is mixed.
+
+    Reads nothing.
+    """
     table = dataset.repository.episodes
     order = FrameOrderIterDataset(dataset.repository, shuffle=dataset.shuffle, num_epochs=1)
     rows = np.fromiter(islice(iter(order), max_rows), np.int64)
@@ -152,11 +176,15 @@ def measure_randomness(dataset: LeRobotIterDataset, *, batch_size: int, max_rows
         rows=rows,
         num_rows=table.num_rows,
         # Undefined for a single row.
-        correlation=abs(float(np.corrcoef(rows, np.arange(len(rows)))[0, 1])) if len(rows) > 1 else 1.0,
+        correlation=abs(float(np.corrcoef(rows, np.arange(len(rows)))[0, 1]))
+        if len(rows) > 1
+        else 1.0,
         episodes_per_batch=1 + (np.diff(batches, axis=1) > 0).sum(axis=1),
         global_episodes_per_batch=expected_episodes(table.lengths, min(batch_size, table.num_rows)),
         gaps=gaps,
-        gap_histogram=np.bincount(np.log2(gaps).astype(np.int64)) if len(gaps) else np.zeros(0, np.int64),
+        gap_histogram=np.bincount(np.log2(gaps).astype(np.int64))
+        if len(gaps)
+        else np.zeros(0, np.int64),
     )
 
 
@@ -174,7 +202,8 @@ def consecutive_gaps(rows: Integers, first_rows: Integers) -> Integers:
 
 
 def expected_episodes(lengths: Integers, batch_size: int) -> float:
-    """Returns how many different episodes a batch has on average, when it is drawn from all frames without replacement.
+    """Returns how many different episodes a batch has on average, when it is drawn from all frames
+    without replacement.
 
     Args:
       lengths: int64 `(episodes,)`, frames of each.
@@ -185,7 +214,9 @@ def expected_episodes(lengths: Integers, batch_size: int) -> float:
     missing = 0.0
     for length, count in zip(*np.unique(lengths, return_counts=True), strict=True):
         if total - length >= batch_size:
-            missing += int(count) * math.exp(_log_choose(total - int(length), batch_size) - _log_choose(total, batch_size))
+            missing += int(count) * math.exp(
+                _log_choose(total - int(length), batch_size) - _log_choose(total, batch_size)
+            )
     return len(lengths) - missing
 
 

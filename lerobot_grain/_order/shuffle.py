@@ -1,21 +1,25 @@
 """The order of the stream: (seed, position) -> row, computed and never buffered.
 
-The stream is one endless sequence of rows, numbered by its *position* over all epochs: with N selected rows, position g is element
-g % N of the order of epoch g // N, and the order of an epoch holds every selected row exactly once. It is made like this
-(docs/architecture/order.md defines it):
+The stream is one endless sequence of rows, numbered by its *position* over all epochs: with N
+selected rows, position g is element g % N of the order of epoch g // N, and the order of an epoch
+holds every selected row exactly once. It is made like this (docs/architecture/order.md defines it):
 
 1. cut every selected episode into clips of `clip_length` frames (the last one shorter);
-2. permute the clips, keyed by (seed, epoch); with `open_files=n` permute the data files, and do the rest for n files at a time;
-3. cut the rows, in that order, into V parts of equal length; the first (rows % V) parts have one row more. V is `num_parts`,
-   halved until there are at least 2 clips a part;
-4. inside each part, permute blocks of `buffer_size // V` rows; the first block of part v is shortened by the fraction v / V, so that the
-   parts change blocks at different times and the load is even;
+2. permute the clips, keyed by (seed, epoch); with `open_files=n` permute the data files, and do the
+   rest for n files at a time;
+3. cut the rows, in that order, into V parts of equal length; the first (rows % V) parts have one
+   row more. V is `num_parts`, halved until there are at least 2 clips a part;
+4. inside each part, permute blocks of `buffer_size // V` rows; the first block of part v is
+   shortened by the fraction v / V, so that the parts change blocks at different times and the load
+   is even;
 5. deal the parts out in turn: element p is element p // V of part p % V.
 
 Rules:
-* A position is found without replaying the ones before it. Setting up an epoch costs one sort of its clips.
+* A position is found without replaying the ones before it. Setting up an epoch costs one sort of
+  its clips.
 * All randomness is that of `_order/philox`.
-* People hold checkpoints of this order, so it cannot change; `ORDER_VERSION` is in every state, and the tests hold a golden order.
+* People hold checkpoints of this order, so it cannot change; `ORDER_VERSION` is in every state, and
+  the tests hold a golden order.
 """
 
 from __future__ import annotations
@@ -45,12 +49,15 @@ class Shuffle:
 
     Attributes:
       seed: 0 <= seed < 2**64. Another seed is another order.
-      buffer_size: rows that are mixed at a time, over all parts. Rows of one clip are spread over about this many positions.
-      clip_length: frames of one episode that are read together. `None`: the smallest multiple of the data set's GOP length that is at least
-        16, so that no picture is decoded for two clips; 16 where there is no video.
-      num_parts: places of the epoch that are read side by side: examples that follow each other come from this many episodes.
-      open_files: `None`, or: finish this many data files before the next ones are begun, for data sets whose files are costly to open.
-        Mixes less.
+      buffer_size: rows that are mixed at a time, over all parts. Rows of one clip are spread over
+        about this many positions.
+      clip_length: frames of one episode that are read together. `None`: the smallest multiple of
+        the data set's GOP length that is at least 16, so that no picture is decoded for two clips;
+        16 where there is no video.
+      num_parts: places of the epoch that are read side by side: examples that follow each other
+        come from this many episodes.
+      open_files: `None`, or: finish this many data files before the next ones are begun, for data
+        sets whose files are costly to open. Mixes less.
 
     Raises:
       InvalidRequestError: a value is out of its range.
@@ -64,12 +71,16 @@ class Shuffle:
 
     def __post_init__(self) -> None:
         if not (is_int(self.seed, least=0) and self.seed < 2**64):
-            raise InvalidRequestError(f"Shuffle(seed={self.seed!r}): expected an int, 0 <= seed < 2**64")
+            raise InvalidRequestError(
+                f"Shuffle(seed={self.seed!r}): expected an int, 0 <= seed < 2**64"
+            )
         for name in ("buffer_size", "clip_length", "num_parts", "open_files"):
             value = getattr(self, name)
             optional = name in ("clip_length", "open_files")
             if not (optional and value is None):
-                check_int(name, value, least=1, of="Shuffle", otherwise=" or None" if optional else "")
+                check_int(
+                    name, value, least=1, of="Shuffle", otherwise=" or None" if optional else ""
+                )
 
 
 class FrameOrder:
@@ -78,28 +89,43 @@ class FrameOrder:
     Args:
       first_rows: int64 `(episodes,)`, row of frame 0 of each selected episode.
       lengths: int64 `(episodes,)`, frames of each, > 0.
-      data_files: int64 `(episodes,)`, number of the data file of each; only used with `shuffle.open_files`.
+      data_files: int64 `(episodes,)`, number of the data file of each; only used with
+        `shuffle.open_files`.
       shuffle: with `clip_length` filled in; `None` is the sequential order, the episodes as given.
     """
 
-    def __init__(self, *, first_rows: Integers, lengths: Integers, data_files: Integers, shuffle: Shuffle | None) -> None:
+    def __init__(
+        self,
+        *,
+        first_rows: Integers,
+        lengths: Integers,
+        data_files: Integers,
+        shuffle: Shuffle | None,
+    ) -> None:
         assert shuffle is None or shuffle.clip_length is not None
         self.shuffle = shuffle
         self.num_rows = int(lengths.sum())
         self._first_rows, self._lengths, self._data_files = first_rows, lengths, data_files
 
     def epoch(self, number: int) -> EpochOrder:
-        """Returns the order of one epoch. Costs a sort of its clips; keep it while positions of the same epoch are asked for."""
+        """Returns the order of one epoch.
+
+        Costs a sort of its clips; keep it while positions of the same epoch are asked for.
+        """
         if self.shuffle is None:
             return _SequentialEpoch(self._first_rows, self._lengths)
-        return _ShuffledEpoch(self._first_rows, self._lengths, self._data_files, self.shuffle, number)
+        return _ShuffledEpoch(
+            self._first_rows, self._lengths, self._data_files, self.shuffle, number
+        )
 
 
 class EpochOrder:
     """The order of one epoch: element p, 0 <= p < number of selected rows, -> row."""
 
     def rows(self, elements: Integers) -> Integers:
-        """Returns int64 `(n,)`: the rows at `elements`, int64 `(n,)`, each in `[0, num_rows)`, in any order."""
+        """Returns int64 `(n,)`: the rows at `elements`, int64 `(n,)`, each in `[0, num_rows)`, in
+        any order.
+        """
         raise NotImplementedError
 
 
@@ -112,13 +138,28 @@ class _SequentialEpoch(EpochOrder):
 
 
 class _ShuffledEpoch(EpochOrder):
-    def __init__(self, first_rows: Integers, lengths: Integers, data_files: Integers, shuffle: Shuffle, epoch: int) -> None:
+    def __init__(
+        self,
+        first_rows: Integers,
+        lengths: Integers,
+        data_files: Integers,
+        shuffle: Shuffle,
+        epoch: int,
+    ) -> None:
         assert shuffle.clip_length is not None
-        clip_first, clip_lengths, clip_episodes = _cut_into_clips(first_rows, lengths, shuffle.clip_length)
+        clip_first, clip_lengths, clip_episodes = _cut_into_clips(
+            first_rows, lengths, shuffle.clip_length
+        )
         everything = [np.arange(len(clip_first))]
-        members = everything if shuffle.open_files is None else _group_by_files(data_files[clip_episodes], shuffle, epoch)
+        members = (
+            everything
+            if shuffle.open_files is None
+            else _group_by_files(data_files[clip_episodes], shuffle, epoch)
+        )
         self._groups = [
-            _Group(clip_first[clips], clip_lengths[clips], shuffle=shuffle, epoch=epoch, number=number)
+            _Group(
+                clip_first[clips], clip_lengths[clips], shuffle=shuffle, epoch=epoch, number=number
+            )
             for number, clips in enumerate(members)
         ]
         self._group_starts = np.cumsum([0] + [group.num_rows for group in self._groups])
@@ -130,14 +171,24 @@ class _ShuffledEpoch(EpochOrder):
         numbers = np.searchsorted(self._group_starts, elements, side="right") - 1
         for number in np.unique(numbers):
             chosen = numbers == number
-            result[chosen] = self._groups[number].rows(elements[chosen] - self._group_starts[number])
+            result[chosen] = self._groups[number].rows(
+                elements[chosen] - self._group_starts[number]
+            )
         return result
 
 
 class _Group:
     """Steps 2 to 5 for the clips of one group; permutes the clips when it is first asked."""
 
-    def __init__(self, clip_first: Integers, clip_lengths: Integers, *, shuffle: Shuffle, epoch: int, number: int) -> None:
+    def __init__(
+        self,
+        clip_first: Integers,
+        clip_lengths: Integers,
+        *,
+        shuffle: Shuffle,
+        epoch: int,
+        number: int,
+    ) -> None:
         self._clip_first, self._clip_lengths = clip_first, clip_lengths
         self._seed, self._epoch, self._number = shuffle.seed, epoch, number
         self.num_rows = int(clip_lengths.sum())
@@ -149,7 +200,13 @@ class _Group:
 
     def rows(self, elements: Integers) -> Integers:
         if self._runs is None:
-            order = permutation(len(self._clip_first), Stream.CLIPS, seed=self._seed, epoch=self._epoch, group=self._number)
+            order = permutation(
+                len(self._clip_first),
+                Stream.CLIPS,
+                seed=self._seed,
+                epoch=self._epoch,
+                group=self._number,
+            )
             self._runs = _Runs(self._clip_first[order], self._clip_lengths[order])
         index, part = np.divmod(elements, self._num_parts)
         full = self._block_length
@@ -162,7 +219,9 @@ class _Group:
         return self._runs.rows(part_start + block_start + offset)
 
     def _shuffle_blocks(self, part: Integers, block: Integers, offset: Integers) -> None:
-        """Replaces each `offset` inside its (part, block) by its image under that block's permutation, in place."""
+        """Replaces each `offset` inside its (part, block) by its image under that block's
+        permutation, in place.
+        """
         by_block = np.lexsort((block, part))
         changes = np.flatnonzero(np.diff(part[by_block]) | np.diff(block[by_block])) + 1
         used: dict[tuple[int, int], Integers] = {}
@@ -182,7 +241,15 @@ class _Group:
         first_length = self._block_length - part * self._block_length // self._num_parts
         start = 0 if block == 0 else first_length + (block - 1) * self._block_length
         length = min(first_length if block == 0 else self._block_length, part_length - start)
-        return permutation(length, Stream.BLOCK, seed=self._seed, epoch=self._epoch, group=self._number, block=block, part=part)
+        return permutation(
+            length,
+            Stream.BLOCK,
+            seed=self._seed,
+            epoch=self._epoch,
+            group=self._number,
+            block=block,
+            part=part,
+        )
 
 
 class _Runs:
@@ -198,16 +265,21 @@ class _Runs:
 
 
 def default_clip_length(gop_length: int | None) -> int:
-    """Returns the smallest multiple of the GOP length that is at least 16; 16 where there is no video, and no GOP length."""
+    """Returns the smallest multiple of the GOP length that is at least 16; 16 where there is no
+    video, and no GOP length.
+    """
     length = gop_length or 1
     return -(-_DEFAULT_CLIP_LENGTH // length) * length
 
 
 def lookahead_examples(shuffle: Shuffle | None) -> int:
-    """Returns how far ahead the rows of one GOP must be known, so that it is decoded once for all of them."""
+    """Returns how far ahead the rows of one GOP must be known, so that it is decoded once for all
+    of them.
+    """
     if shuffle is None:
         return LOOKAHEAD_EXAMPLES
-    # They follow each other in a part, but for its blocks: so they are spread over at most their number and two blocks, times the parts.
+    # They follow each other in a part, but for its blocks: so they are spread over at most their
+    # number and two blocks, times the parts.
     assert shuffle.clip_length is not None
     block = max(1, shuffle.buffer_size // shuffle.num_parts)
     return (min(shuffle.clip_length, LONG_GOP) + 2 * block) * shuffle.num_parts + LOOKAHEAD_EXAMPLES
@@ -220,17 +292,25 @@ def halve_parts(num_parts: int, num_clips: int) -> int:
     return num_parts
 
 
-def _cut_into_clips(first_rows: Integers, lengths: Integers, clip_length: int) -> tuple[Integers, Integers, Integers]:
+def _cut_into_clips(
+    first_rows: Integers, lengths: Integers, clip_length: int
+) -> tuple[Integers, Integers, Integers]:
     """Returns the first row, the length and the number of the episode of every clip."""
     clips_of = -(-lengths // clip_length)
     episodes = np.repeat(np.arange(len(lengths)), clips_of)
     within = np.arange(len(episodes)) - np.repeat(np.cumsum(clips_of) - clips_of, clips_of)
     starts = within * clip_length
-    return first_rows[episodes] + starts, np.minimum(clip_length, lengths[episodes] - starts), episodes
+    return (
+        first_rows[episodes] + starts,
+        np.minimum(clip_length, lengths[episodes] - starts),
+        episodes,
+    )
 
 
 def _group_by_files(files: Integers, shuffle: Shuffle, epoch: int) -> list[Integers]:
-    """Returns the clips of each group of `open_files` files, as numbers of clips in ascending order."""
+    """Returns the clips of each group of `open_files` files, as numbers of clips in ascending
+    order.
+    """
     assert shuffle.open_files is not None
     distinct = np.unique(files)
     order = permutation(len(distinct), Stream.FILES, seed=shuffle.seed, epoch=epoch)

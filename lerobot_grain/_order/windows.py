@@ -1,8 +1,12 @@
-"""Windows: delta timestamps -> offsets in frames -> frames of the episode, with a pad mask. Arithmetic only, before any byte is read.
+"""Windows: delta timestamps -> offsets in frames -> frames of the episode, with a pad mask.
 
-A delta timestamp is a distance in seconds from the anchor (the row that an example is "at"); times fps it must be a whole number of
-frames. Frames before the first or behind the last one of the episode are clamped to it and marked in the mask: `is_pad` true. That is what
-the map-style reader of lerobot does, for low-dimensional features and cameras alike; there is no limit on the size of a delta.
+Arithmetic only, before any byte is read.
+
+A delta timestamp is a distance in seconds from the anchor (the row that an example is "at"); times
+fps it must be a whole number of frames. Frames before the first or behind the last one of the
+episode are clamped to it and marked in the mask: `is_pad` true. That is what the map-style reader
+of lerobot does, for low-dimensional features and cameras alike; there is no limit on the size of a
+delta.
 """
 
 from __future__ import annotations
@@ -26,13 +30,15 @@ _MAX_OFFSET = 1 << 40
 
 @dataclass(frozen=True, slots=True)
 class WindowRequest:
-    """What one example needs: its anchor and, for every feature with delta timestamps, the frames of its window.
+    """What one example needs: its anchor and, for every feature with delta timestamps, the frames
+    of its window.
 
     Attributes:
       row: row of the anchor.
       episode: its episode (the data set's own number).
       frame: its frame in the episode, from 0.
-      frames: feature key -> int64 `(time,)`, frames of the episode in the order of the deltas, clamped to the episode.
+      frames: feature key -> int64 `(time,)`, frames of the episode in the order of the deltas,
+        clamped to the episode.
       is_pad: feature key -> bool `(time,)`, true where the frame was clamped.
     """
 
@@ -45,12 +51,15 @@ class WindowRequest:
 
 @dataclass(frozen=True, slots=True)
 class WindowBlock:
-    """The requests of several examples that follow each other, as arrays. All windows of a feature have the same length.
+    """The requests of several examples that follow each other, as arrays.
+
+    All windows of a feature have the same length.
 
     Attributes:
       episodes: int64 `(examples,)`, positions in the episode table.
       anchor_frames: int64 `(examples,)`, frames of the anchors in their episodes.
-      frames: feature key -> int64 `(examples, time)`, as `WindowRequest.frames`. Features with equal windows share the array.
+      frames: feature key -> int64 `(examples, time)`, as `WindowRequest.frames`. Features with
+        equal windows share the array.
       is_pad: feature key -> bool `(examples, time)`.
     """
 
@@ -82,7 +91,13 @@ class WindowOffsets:
         for key, values in self._offsets.items():
             distinct.setdefault(tuple(values.tolist()), []).append(key)
         self._distinct = [
-            (min(values), max(values), np.array(values, np.int64), keys, read_only(np.zeros(len(values), np.bool_)))
+            (
+                min(values),
+                max(values),
+                np.array(values, np.int64),
+                keys,
+                read_only(np.zeros(len(values), np.bool_)),
+            )
             for values, keys in distinct.items()
         ]
 
@@ -126,7 +141,9 @@ class WindowOffsets:
 
 
 def stack_requests(requests: Sequence[WindowRequest]) -> WindowBlock:
-    """Returns the block of requests that fit together (`same_windows`); its episodes are numbers, as those of the requests."""
+    """Returns the block of requests that fit together (`same_windows`); its episodes are numbers,
+    as those of the requests.
+    """
     first = requests[0]
     return WindowBlock(
         np.array([request.episode for request in requests], np.int64),
@@ -136,8 +153,11 @@ def stack_requests(requests: Sequence[WindowRequest]) -> WindowBlock:
     )
 
 
-def first_invalid(block: WindowBlock, positions: Integers, lengths: Integers, *, shown_episodes: str) -> tuple[int, str] | None:
-    """Returns the first request that asks for what is not there, and what that is; `None` if there is none.
+def first_invalid(
+    block: WindowBlock, positions: Integers, lengths: Integers, *, shown_episodes: str
+) -> tuple[int, str] | None:
+    """Returns the first request that asks for what is not there, and what that is; `None` if there
+    is none.
 
     Args:
       block: requests that somebody made, with the numbers of their episodes.
@@ -158,43 +178,76 @@ def first_invalid(block: WindowBlock, positions: Integers, lengths: Integers, *,
     episode = block.episodes.item(index)
     if no_episode[index]:
         return index, f"there is no episode {episode}; the data set has episodes {shown_episodes}"
-    asked = {"frame": block.anchor_frames[index : index + 1]} | {f"frames[{key!r}]": window[index] for key, window in block.frames.items()}
-    name, frames = next((name, frames) for name, frames in asked.items() if ((frames < 0) | (frames >= stops[index])).any())
-    return index, f"{name} is {frames.tolist()}; expected frames of episode {episode}, which are 0 to {stops.item(index) - 1}"
+    asked = {"frame": block.anchor_frames[index : index + 1]} | {
+        f"frames[{key!r}]": window[index] for key, window in block.frames.items()
+    }
+    name, frames = next(
+        (name, frames)
+        for name, frames in asked.items()
+        if ((frames < 0) | (frames >= stops[index])).any()
+    )
+    return (
+        index,
+        f"{name} is {frames.tolist()}; expected frames of episode {episode}, which are 0 to "
+        f"{stops.item(index) - 1}",
+    )
 
 
 def same_windows(one: WindowRequest, other: WindowRequest) -> bool:
     """Returns whether two requests have windows of the same features and lengths."""
-    return one.frames.keys() == other.frames.keys() and all(len(window) == len(other.frames[key]) for key, window in one.frames.items())
+    return one.frames.keys() == other.frames.keys() and all(
+        len(window) == len(other.frames[key]) for key, window in one.frames.items()
+    )
 
 
 def window_offsets(
-    delta_timestamps: Mapping[str, Sequence[float]], *, fps: float, tolerance_seconds: float, known_keys: Sequence[str]
+    delta_timestamps: Mapping[str, Sequence[float]],
+    *,
+    fps: float,
+    tolerance_seconds: float,
+    known_keys: Sequence[str],
 ) -> WindowOffsets:
     """Returns the offsets, in frames, of delta timestamps in seconds.
 
     Raises:
-      InvalidRequestError: a key is not in `known_keys`, has no delta, or a delta is not a whole number of frames within
+      InvalidRequestError: a key is not in `known_keys`, has no delta, or a delta is not a whole
+        number of frames within
       `tolerance_seconds`.
     """
     if not (isinstance(tolerance_seconds, int | float) and 0 <= tolerance_seconds < math.inf):
-        raise InvalidRequestError(f"tolerance_seconds={tolerance_seconds!r}: expected a number of seconds >= 0")
+        raise InvalidRequestError(
+            f"tolerance_seconds={tolerance_seconds!r}: expected a number of seconds >= 0"
+        )
     offsets = {}
     for key, deltas in delta_timestamps.items():
         if key not in known_keys:
-            raise InvalidRequestError(f"delta_timestamps[{key!r}]: no such feature is read; there are {', '.join(known_keys)}")
+            raise InvalidRequestError(
+                f"delta_timestamps[{key!r}]: no such feature is read; there are "
+                f"{', '.join(known_keys)}"
+            )
         if isinstance(deltas, str) or not isinstance(deltas, Iterable):
-            raise InvalidRequestError(f"delta_timestamps[{key!r}] is {deltas!r}; expected a list of deltas in seconds, such as [0.0]")
+            raise InvalidRequestError(
+                f"delta_timestamps[{key!r}] is {deltas!r}; expected a list of deltas in seconds, "
+                "such as [0.0]"
+            )
         deltas = list(deltas)
         if not deltas:
-            raise InvalidRequestError(f"delta_timestamps[{key!r}] is empty; expected at least one delta in seconds, such as [0.0]")
-        values = [_offset(key, delta, fps=fps, tolerance_seconds=tolerance_seconds) for delta in deltas]
+            raise InvalidRequestError(
+                f"delta_timestamps[{key!r}] is empty; expected at least one delta in seconds, "
+                "such as [0.0]"
+            )
+        values = [
+            _offset(key, delta, fps=fps, tolerance_seconds=tolerance_seconds) for delta in deltas
+        ]
         offsets[key] = read_only(np.array(values, np.int64))
     return WindowOffsets(offsets)
 
 
-def mask_keys(windows: Iterable[str], *, selected: Iterable[str], pad_keys: Mapping[str, str]) -> dict[str, str]:
-    """Returns windowed feature -> the key that the mask of its window has in examples: `{key}_is_pad`, or what `pad_keys` says.
+def mask_keys(
+    windows: Iterable[str], *, selected: Iterable[str], pad_keys: Mapping[str, str]
+) -> dict[str, str]:
+    """Returns windowed feature -> the key that the mask of its window has in examples:
+    `{key}_is_pad`, or what `pad_keys` says.
 
     Args:
       windows: keys of the features with windows.
@@ -209,13 +262,19 @@ def mask_keys(windows: Iterable[str], *, selected: Iterable[str], pad_keys: Mapp
     for key in windows:
         mask = pad_keys.get(key, f"{key}_is_pad")
         if mask in taken:
-            named = f"pad_keys={{{key!r}: {mask!r}}}" if key in pad_keys else f"delta_timestamps[{key!r}]"
+            named = (
+                f"pad_keys={{{key!r}: {mask!r}}}"
+                if key in pad_keys
+                else f"delta_timestamps[{key!r}]"
+            )
             other = next(
-                (f"the mask of {other!r}" for other, its in masks.items() if its == mask), f"the feature {mask!r}, which is selected,"
+                (f"the mask of {other!r}" for other, its in masks.items() if its == mask),
+                f"the feature {mask!r}, which is selected,",
             )
             raise InvalidRequestError(
-                f"{named}: the mask of the window of {key!r} and {other} would both be {mask!r} in examples; give the mask another key, "
-                f"such as pad_keys={{{key!r}: {key + '_window_is_pad'!r}}}"
+                f"{named}: the mask of the window of {key!r} and {other} would both be {mask!r} "
+                f"in examples; give the mask another key, such as pad_keys={{{key!r}: "
+                f"{key + '_window_is_pad'!r}}}"
                 + ("" if mask in masks.values() else f", or leave {mask!r} out of features=[...]")
             )
         masks[key] = mask
@@ -223,37 +282,50 @@ def mask_keys(windows: Iterable[str], *, selected: Iterable[str], pad_keys: Mapp
     return masks
 
 
-def checked_pad_keys(pad_keys: Mapping[str, str] | None, *, known_keys: Sequence[str]) -> dict[str, str]:
+def checked_pad_keys(
+    pad_keys: Mapping[str, str] | None, *, known_keys: Sequence[str]
+) -> dict[str, str]:
     """Returns what `pad_keys=` says.
 
     Raises:
-      InvalidRequestError: it is no mapping of one of `known_keys`, those with windows, to a text that is not empty.
+      InvalidRequestError: it is no mapping of one of `known_keys`, those with windows, to a text
+        that is not empty.
     """
     if pad_keys is None:
         return {}
     if not isinstance(pad_keys, Mapping):
-        raise InvalidRequestError(f"pad_keys={pad_keys!r}: expected a mapping, such as {{'action': 'action_window_is_pad'}}")
+        raise InvalidRequestError(
+            f"pad_keys={pad_keys!r}: expected a mapping, such as {{'action': "
+            f"'action_window_is_pad'}}"
+        )
     for key, mask in pad_keys.items():
         if key not in known_keys:
             raise InvalidRequestError(
-                f"pad_keys[{key!r}]: there is no window of it; there are those of {', '.join(known_keys) or 'no feature'}"
+                f"pad_keys[{key!r}]: there is no window of it; there are those of "
+                f"{', '.join(known_keys) or 'no feature'}"
             )
         if not isinstance(mask, str) or not mask:
-            raise InvalidRequestError(f"pad_keys[{key!r}] is {mask!r}; expected the key that the mask of its window has in examples")
+            raise InvalidRequestError(
+                f"pad_keys[{key!r}] is {mask!r}; expected the key that the mask of its window has "
+                "in examples"
+            )
     return dict(pad_keys)
 
 
 def _offset(key: str, delta: float, *, fps: float, tolerance_seconds: float) -> int:
     frames = _frames(delta, fps)
     if not math.isfinite(frames):
-        raise InvalidRequestError(f"delta_timestamps[{key!r}] holds {delta!r}; expected a finite number of seconds")
+        raise InvalidRequestError(
+            f"delta_timestamps[{key!r}] holds {delta!r}; expected a finite number of seconds"
+        )
     offset = round(frames)
     if abs(frames - offset) / fps > tolerance_seconds:
         below = math.floor(frames)
         raise InvalidRequestError(
-            f"delta_timestamps[{key!r}]: {float(delta)!r} s is {frames:.6g} frames at {fps:g} fps; expected a whole number of "
-            f"frames within tolerance_seconds={tolerance_seconds:g}. The nearest ones are {below / fps!r} s ({below} frames) "
-            f"and {(below + 1) / fps!r} s ({below + 1} frames)"
+            f"delta_timestamps[{key!r}]: {float(delta)!r} s is {frames:.6g} frames at {fps:g} "
+            "fps; expected a whole number of frames within "
+            f"tolerance_seconds={tolerance_seconds:g}. The nearest ones are {below / fps!r} s "
+            f"({below} frames) and {(below + 1) / fps!r} s ({below + 1} frames)"
         )
     # Farther than any episode reaches, and far from the end of the integers.
     return max(-_MAX_OFFSET, min(_MAX_OFFSET, offset))
@@ -261,8 +333,11 @@ def _offset(key: str, delta: float, *, fps: float, tolerance_seconds: float) -> 
 
 def _frames(delta: object, fps: float) -> float:
     """Returns a delta in frames; NaN for what is not a number of seconds."""
-    # NumPy's numbers are welcome (`np.arange(16) / fps`); a bool is a mistake, and so is a timedelta64, an integer to NumPy.
-    if isinstance(delta, bool | np.timedelta64) or not isinstance(delta, int | float | np.integer | np.floating):
+    # NumPy's numbers are welcome (`np.arange(16) / fps`); a bool is a mistake, and so is a
+    # timedelta64, an integer to NumPy.
+    if isinstance(delta, bool | np.timedelta64) or not isinstance(
+        delta, int | float | np.integer | np.floating
+    ):
         return math.nan
     try:
         return float(delta) * fps

@@ -1,4 +1,5 @@
 """Parquet bytes to NumPy columns: the only importer of pyarrow.
 
-Gets ranges of bytes from a reader that it is given, and never opens anything. Files may be malicious: what they can cost is bounded before
-it is spent."""
+Gets ranges of bytes from a reader that it is given, and never opens anything. Files may be
+malicious: what they can cost is bounded before it is spent.
+"""

@@ -1,9 +1,10 @@
 """Arrow columns -> NumPy arrays, texts, encoded pictures and messages, as info.json declares them.
 
 Rules:
-* What a column holds is checked against the declared feature; nothing is converted that would become another value.
-* Arrow does not look into values that it reads from a file: a text that is not UTF-8, or a date that Python does not have, is an error
-  only here, when it becomes a Python object.
+* What a column holds is checked against the declared feature; nothing is converted that would
+  become another value.
+* Arrow does not look into values that it reads from a file: a text that is not UTF-8, or a date
+  that Python does not have, is an error only here, when it becomes a Python object.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ _MAX_EXAMPLE_VALUES = 1 << 20
 
 
 def to_numpy(column: pa.ChunkedArray, feature: Feature, *, where: str) -> npt.NDArray[Any]:
-    """Returns the values of a low-dimensional feature, `(rows, *shape)`, `(rows,)` for a scalar, of its declared dtype.
+    """Returns the values of a low-dimensional feature, `(rows, *shape)`, `(rows,)` for a scalar, of
+    its declared dtype.
 
     Raises:
-      DatasetFormatError: a value is missing, has another shape than declared, or does not fit the declared dtype.
+      DatasetFormatError: a value is missing, has another shape than declared, or does not fit the
+        declared dtype.
     """
     values = column.combine_chunks()
     if isinstance(values, pa.ExtensionArray):
@@ -46,17 +49,27 @@ def to_numpy(column: pa.ChunkedArray, feature: Feature, *, where: str) -> npt.ND
     for axis, length in enumerate(shape):
         values = _flatten(values, length, f"{where}: feature {feature.key!r}", axis)
     if _is_list(values.type):
-        raise DatasetFormatError(f"{where}: feature {feature.key!r} has more dimensions than its declared shape {feature.shape}")
+        raise DatasetFormatError(
+            f"{where}: feature {feature.key!r} has more dimensions than its declared shape "
+            f"{feature.shape}"
+        )
     if values.null_count:
-        raise DatasetFormatError(f"{where}: feature {feature.key!r} has {values.null_count} missing values; every row needs one")
+        raise DatasetFormatError(
+            f"{where}: feature {feature.key!r} has {values.null_count} missing values; every row "
+            "needs one"
+        )
     with as_format_error(f"{where}: feature {feature.key!r}"):
         array = np.asarray(values.to_numpy(zero_copy_only=False))
     cast = _cast(array, feature, where)
-    return np.ascontiguousarray(cast.reshape((rows,) if feature.is_scalar else (rows, *feature.shape)))
+    return np.ascontiguousarray(
+        cast.reshape((rows,) if feature.is_scalar else (rows, *feature.shape))
+    )
 
 
 def reordered(table: pa.Table, places: npt.NDArray[np.integer[Any]]) -> pa.Table:
-    """Returns the rows of a table in another order; `places`, `(rows,)`, says where each of them lies."""
+    """Returns the rows of a table in another order; `places`, `(rows,)`, says where each of them
+    lies.
+    """
     return pa.table({name: _taken(table.column(name), places) for name in table.column_names})
 
 
@@ -64,7 +77,8 @@ def _taken(column: pa.ChunkedArray, places: npt.NDArray[np.integer[Any]]) -> pa.
     try:
         return column.take(pa.array(places))
     except pa.ArrowNotImplementedError:
-        # Types that Arrow does not take rows of, such as views of strings; it puts together slices of all of them.
+        # Types that Arrow does not take rows of, such as views of strings; it puts together slices
+        # of all of them.
         values = column.combine_chunks()
         return pa.chunked_array([values.slice(place, 1) for place in places.tolist()], column.type)
 
@@ -76,29 +90,36 @@ def to_strings(column: pa.ChunkedArray, feature: Feature, *, where: str) -> list
     for row, value in enumerate(values):
         if not isinstance(value, str):
             raise DatasetFormatError(
-                f"{where}: feature {feature.key!r} has {short_repr(value)} in row {row} of its group; expected a string"
+                f"{where}: feature {feature.key!r} has {short_repr(value)} in row {row} of its "
+                "group; expected a string"
             )
     return values
 
 
 def to_encoded_images(column: pa.ChunkedArray, feature: Feature, *, where: str) -> list[bytes]:
-    """Returns the encoded pictures of an image feature: a struct with the field `bytes` (as lerobot embeds them), or plain binary."""
+    """Returns the encoded pictures of an image feature: a struct with the field `bytes` (as lerobot
+    embeds them), or plain binary.
+    """
     values = column.combine_chunks()
     if pa.types.is_struct(values.type):
         if values.type.get_field_index("bytes") < 0:
-            raise DatasetFormatError(f"{where}: image {feature.key!r} is a {str(values.type)[:400]}; expected a struct with a field bytes")
+            raise DatasetFormatError(
+                f"{where}: image {feature.key!r} is a {str(values.type)[:400]}; expected a struct "
+                "with a field bytes"
+            )
         values = values.field("bytes")
     elif not (pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type)):
         raise DatasetFormatError(
-            f"{where}: image {feature.key!r} is stored as {short_repr(str(values.type))}; expected encoded pictures, as bytes or as a "
-            "struct with a field bytes"
+            f"{where}: image {feature.key!r} is stored as {short_repr(str(values.type))}; "
+            "expected encoded pictures, as bytes or as a struct with a field bytes"
         )
     with as_format_error(f"{where}: image {feature.key!r}"):
         images: list[bytes] = values.to_pylist()
     for row, image in enumerate(images):
         if not isinstance(image, bytes) or not image:
             raise DatasetFormatError(
-                f"{where}: image {feature.key!r} has no bytes in row {row} of its group; pictures outside the table are not read"
+                f"{where}: image {feature.key!r} has no bytes in row {row} of its group; pictures "
+                "outside the table are not read"
             )
     return images
 
@@ -106,7 +127,8 @@ def to_encoded_images(column: pa.ChunkedArray, feature: Feature, *, where: str) 
 class LanguageColumn(Sequence[list[dict[str, Any]]]):
     """The values of a language feature, `(rows,)`: messages as lists of dicts.
 
-    Every row of an episode repeats the same messages, so a value becomes Python objects when it is asked for, and not before.
+    Every row of an episode repeats the same messages, so a value becomes Python objects when it is
+    asked for, and not before.
 
     Args:
       column: lists of structs, as lerobot 0.6 writes them (its `datasets/language.py`).
@@ -121,7 +143,10 @@ class LanguageColumn(Sequence[list[dict[str, Any]]]):
         self._values = column.combine_chunks()
         subject, kind = f"{where}: feature {feature.key!r}", self._values.type
         if not (pa.types.is_null(kind) or (_is_list(kind) and pa.types.is_struct(kind.value_type))):
-            raise DatasetFormatError(f"{subject} is stored as {short_repr(str(kind))}; expected lists of messages, which are structs")
+            raise DatasetFormatError(
+                f"{subject} is stored as {short_repr(str(kind))}; expected lists of messages, "
+                "which are structs"
+            )
         with as_format_error(subject):
             self._values.validate(full=True)
 
@@ -129,7 +154,9 @@ class LanguageColumn(Sequence[list[dict[str, Any]]]):
         return len(self._values)
 
     def __getitem__(self, row: Any) -> Any:
-        """Returns the messages of a row, none for a missing value; `tool_calls`, which are JSON texts in the file, as what they say."""
+        """Returns the messages of a row, none for a missing value; `tool_calls`, which are JSON
+        texts in the file, as what they say.
+        """
         messages: list[dict[str, Any]] = self._values[row].as_py() or []
         for message in messages:
             if message and message.get("tool_calls"):
@@ -144,12 +171,21 @@ def _decoded(call: Any) -> Any:
         return call  # no JSON, or decoded already
 
 
-def _flatten(values: pa.Array, length: int, subject: str, axis: int, *, may_be_empty: bool = False) -> pa.Array:
-    """Returns the elements of lists that must all have `length` elements, or, where that may be, all none."""
+def _flatten(
+    values: pa.Array, length: int, subject: str, axis: int, *, may_be_empty: bool = False
+) -> pa.Array:
+    """Returns the elements of lists that must all have `length` elements, or, where that may be,
+    all none.
+    """
     if not _is_list(values.type):
-        raise DatasetFormatError(f"{subject} has values of type {str(values.type)[:400]} at axis {axis}; expected lists of {length}")
+        raise DatasetFormatError(
+            f"{subject} has values of type {str(values.type)[:400]} at axis {axis}; expected "
+            f"lists of {length}"
+        )
     if values.null_count:
-        raise DatasetFormatError(f"{subject} has {values.null_count} missing values; every row needs one")
+        raise DatasetFormatError(
+            f"{subject} has {values.null_count} missing values; every row needs one"
+        )
     if pa.types.is_fixed_size_list(values.type):
         lengths = np.array([values.type.list_size])
     else:
@@ -157,14 +193,19 @@ def _flatten(values: pa.Array, length: int, subject: str, axis: int, *, may_be_e
     if may_be_empty and not lengths.any():
         return values.flatten()
     if len(values) and (odd := lengths[lengths != length]).size:
-        raise DatasetFormatError(f"{subject} has {odd[0]} values at axis {axis} in some row; expected {length} everywhere")
+        raise DatasetFormatError(
+            f"{subject} has {odd[0]} values at axis {axis} in some row; expected {length} "
+            "everywhere"
+        )
     return values.flatten()
 
 
 def _check_empty(values: pa.Array, shape: tuple[int, ...], subject: str) -> None:
-    """Checks lists that are to hold no value: those of the axis of length 0 are empty, or all lists of an axis before it.
+    """Checks lists that are to hold no value: those of the axis of length 0 are empty, or all lists
+    of an axis before it.
 
-    What would be in them does not matter: a writer that has seen no value may call them lists of nulls, or of anything.
+    What would be in them does not matter: a writer that has seen no value may call them lists of
+    nulls, or of anything.
     """
     for axis, length in enumerate(shape):
         values = _flatten(values, length, subject, axis, may_be_empty=True)
@@ -177,34 +218,43 @@ def _cast(array: npt.NDArray[Any], feature: Feature, where: str) -> npt.NDArray[
     if array.dtype == dtype:
         return array
     if array.dtype.kind not in "biuf":
-        raise DatasetFormatError(f"{where}: feature {feature.key!r} is stored as {array.dtype}; its declared dtype is {dtype}")
+        raise DatasetFormatError(
+            f"{where}: feature {feature.key!r} is stored as {array.dtype}; its declared dtype is "
+            f"{dtype}"
+        )
     if array.dtype.kind in "iu" and dtype.kind in "iu" and len(array):
         limits = np.iinfo(dtype)
         # A cast back would bring a wrapped negative number home again.
         if int(array.min()) < limits.min or int(array.max()) > limits.max:
             raise DatasetFormatError(
-                f"{where}: feature {feature.key!r} is stored as {array.dtype} with values that its declared dtype {dtype} cannot hold"
+                f"{where}: feature {feature.key!r} is stored as {array.dtype} with values that "
+                f"its declared dtype {dtype} cannot hold"
             )
     with np.errstate(invalid="ignore", over="ignore"):
         cast = array.astype(dtype)
-        # Floating point may lose digits, as a declared float32 of stored doubles does in lerobot; an integer or a bool must stay what it
-        # is.
+        # Floating point may lose digits, as a declared float32 of stored doubles does in lerobot;
+        # an integer or a bool must stay what it is.
         exact = dtype.kind == "f" or bool((cast.astype(array.dtype) == array).all())
     if not exact:
         raise DatasetFormatError(
-            f"{where}: feature {feature.key!r} is stored as {array.dtype} with values that its declared dtype {dtype} cannot hold"
+            f"{where}: feature {feature.key!r} is stored as {array.dtype} with values that its "
+            f"declared dtype {dtype} cannot hold"
         )
     return cast
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+    return bool(
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
 
 
 def example_column(kind: pa.DataType, feature: Feature) -> pa.ChunkedArray | None:
-    """Returns a column of this type with one row of zeros and short texts, in lists as long as declared where the type leaves it open.
+    """Returns a column of this type with one row of zeros and short texts, in lists as long as
+    declared where the type leaves it open.
 
-    What the type of a column alone makes unreadable is found by converting this one. `None` where a row has too many values for that.
+    What the type of a column alone makes unreadable is found by converting this one. `None` where a
+    row has too many values for that.
     """
     if isinstance(kind, pa.BaseExtensionType):
         kind = kind.storage_type
@@ -225,7 +275,9 @@ def example_column(kind: pa.DataType, feature: Feature) -> pa.ChunkedArray | Non
 
 
 def element_dtype(kind: pa.DataType) -> str:
-    """Returns the NumPy name of the numbers of a column, in lists or not; Arrow's name of the type of anything else."""
+    """Returns the NumPy name of the numbers of a column, in lists or not; Arrow's name of the type
+    of anything else.
+    """
     if isinstance(kind, pa.BaseExtensionType):
         kind = kind.storage_type
     while _is_list(kind):
@@ -240,7 +292,10 @@ def _example_value(kind: pa.DataType) -> object:
         kind = kind.value_type
     if pa.types.is_struct(kind):
         fields = [kind.field(i) for i in range(kind.num_fields)]
-        return {field.name: None if pa.types.is_nested(field.type) else _example_value(field.type) for field in fields}
+        return {
+            field.name: None if pa.types.is_nested(field.type) else _example_value(field.type)
+            for field in fields
+        }
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return 0
     if pa.types.is_boolean(kind):

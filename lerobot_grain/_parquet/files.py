@@ -1,7 +1,9 @@
-"""The bytes that parquet is read from: a reader of ranges, and bytes in memory that stand for a file.
+"""The bytes that parquet is read from: a reader of ranges, and bytes in memory that stand for a
+file.
 
-A `RangeReader` gives ranges of the files of a dataset; storages are readers. `InMemoryFile` takes the place of a reader where a whole file
-is in memory. pyarrow reads from a file object: `SparseFile` is one of which some ranges are known, `UnreadFile` one of which none is.
+A `RangeReader` gives ranges of the files of a dataset; storages are readers. `InMemoryFile` takes
+the place of a reader where a whole file is in memory. pyarrow reads from a file object:
+`SparseFile` is one of which some ranges are known, `UnreadFile` one of which none is.
 
 Nothing here opens a file or knows parquet.
 """
@@ -22,7 +24,9 @@ class RangeReader(Protocol):
 
     @property
     def description(self) -> str: ...
-    def read_ranges(self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False) -> list[bytes]: ...
+    def read_ranges(
+        self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False
+    ) -> list[bytes]: ...
     def read_tail(self, path: str, length: int, *, keep: bool = False) -> tuple[bytes, int]: ...
 
 
@@ -33,7 +37,9 @@ class InMemoryFile:
     description: str
     data: bytes
 
-    def read_ranges(self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False) -> list[bytes]:
+    def read_ranges(
+        self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False
+    ) -> list[bytes]:
         del path, keep
         return [self.data[start:stop] for start, stop in ranges]
 
@@ -67,14 +73,17 @@ class UnreadFile(io.RawIOBase):
         return self._size
 
     def read(self, size: int = -1) -> bytes:
-        # Not an error: pyarrow 26 never lets go of one that is raised in its threads, nor of what its traceback refers to.
+        # Not an error: pyarrow 26 never lets go of one that is raised in its threads, nor of what
+        # its traceback refers to.
         del size
         self.was_asked = True
         return b""
 
 
 class SparseFile(UnreadFile):
-    """A file of which only some ranges are known; reading anything else is an error (the footer lied)."""
+    """A file of which only some ranges are known; reading anything else is an error (the footer
+    lied).
+    """
 
     def __init__(self, ranges: Sequence[ByteRange], payloads: Sequence[bytes]) -> None:
         super().__init__(max((piece.stop for piece in ranges), default=0))
@@ -93,6 +102,9 @@ class SparseFile(UnreadFile):
     def read(self, size: int = -1) -> bytes:
         data = bytes(self.view(ByteRange(self._position, self._position + max(0, size))))
         if len(data) != size:
-            raise EOFError(f"bytes [{self._position}, {self._position + size}) are not those of the column chunks")
+            raise EOFError(
+                f"bytes [{self._position}, {self._position + size}) are not those of the column "
+                "chunks"
+            )
         self._position += size
         return data

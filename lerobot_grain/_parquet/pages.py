@@ -1,11 +1,14 @@
-"""Page headers of a parquet column chunk: how much its pages hold, told before anything is unpacked.
+"""Page headers of a parquet column chunk: how much its pages hold, told before anything is
+unpacked.
 
-The sizes in a footer are claims that nothing checks: a few KB of pages may unpack to gigabytes. The header in front of each page is what
-the decoder itself goes by, so what it says bounds the memory that decoding takes.
+The sizes in a footer are claims that nothing checks: a few KB of pages may unpack to gigabytes. The
+header in front of each page is what the decoder itself goes by, so what it says bounds the memory
+that decoding takes.
 
-Headers are Thrift structs in the compact protocol (`PageHeader` in parquet.thrift; the protocol: thrift-compact-protocol.md of Apache
-Thrift). They are read here as pyarrow reads them: fields of another type than expected are passed over, of two equal ones the last counts,
-and pages behind the last expected value are not looked at.
+Headers are Thrift structs in the compact protocol (`PageHeader` in parquet.thrift; the protocol:
+thrift-compact-protocol.md of Apache Thrift). They are read here as pyarrow reads them: fields of
+another type than expected are passed over, of two equal ones the last counts, and pages behind the
+last expected value are not looked at.
 """
 
 from __future__ import annotations
@@ -53,10 +56,20 @@ def chunk_contents(chunk: bytes | memoryview, num_values: int) -> ChunkContents:
         try:
             header, at = _read_struct(chunk, at, 0)
         except IndexError:
-            raise ValueError(f"the chunk ends inside of the page header at its byte {start}") from None
+            raise ValueError(
+                f"the chunk ends inside of the page header at its byte {start}"
+            ) from None
         unpacked, packed = header.get(2), header.get(3)
-        if not isinstance(unpacked, int) or not isinstance(packed, int) or unpacked < 0 or not 0 <= packed <= len(chunk) - at:
-            raise ValueError(f"the page at byte {start} of {len(chunk)} is said to have {packed} bytes, and {unpacked} unpacked")
+        if (
+            not isinstance(unpacked, int)
+            or not isinstance(packed, int)
+            or unpacked < 0
+            or not 0 <= packed <= len(chunk) - at
+        ):
+            raise ValueError(
+                f"the page at byte {start} of {len(chunk)} is said to have {packed} bytes, and "
+                f"{unpacked} unpacked"
+            )
         at += packed
         nbytes += unpacked
         largest = max(largest, unpacked)
@@ -126,7 +139,9 @@ def _skip(data: bytes | memoryview, at: int, kind: int, depth: int) -> int:
     else:
         raise ValueError(f"a page header has a field of the unknown type {kind}")
     if length > len(data) - at:
-        raise ValueError(f"a page header has a list of {length} elements with {len(data) - at} bytes left")
+        raise ValueError(
+            f"a page header has a list of {length} elements with {len(data) - at} bytes left"
+        )
     for _ in range(length):
         for element in kinds:
             at = _skip(data, at, element, depth + 1)

@@ -1,4 +1,6 @@
-"""Arrays whose memory is used again once nobody refers to them: fresh memory for every batch costs more than filling it. Pure."""
+"""Arrays whose memory is used again once nobody refers to them: fresh memory for every batch costs
+more than filling it. Pure.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ class ArrayPool:
         self._free: dict[tuple[str, int], deque[npt.NDArray[np.uint8]]] = {}
 
     def empty(self, purpose: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        """Returns an array with any contents, in memory of an earlier one of the same purpose and size if there is one."""
+        """Returns an array with any contents, in memory of an earlier one of the same purpose and
+        size if there is one.
+        """
         num_bytes = math.prod(shape) * dtype.itemsize
         if num_bytes < _MIN_BYTES:
             return np.empty(shape, dtype)
@@ -35,13 +39,22 @@ class ArrayPool:
 
 
 class _Lease:
-    """What an array, and so every view of it, keeps alive: NumPy's views refer to it, and not to the memory."""
+    """What an array, and so every view of it, keeps alive: NumPy's views refer to it, and not to
+    the memory.
+    """
 
     def __init__(
-        self, memory: npt.NDArray[np.uint8], shape: tuple[int, ...], dtype: np.dtype[Any], free: deque[npt.NDArray[np.uint8]]
+        self,
+        memory: npt.NDArray[np.uint8],
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        free: deque[npt.NDArray[np.uint8]],
     ) -> None:
         self._memory, self._free = memory, free
-        self.__array_interface__: dict[str, Any] = {**memory.view(dtype).__array_interface__, "shape": shape}
+        self.__array_interface__: dict[str, Any] = {
+            **memory.view(dtype).__array_interface__,
+            "shape": shape,
+        }
 
     def __del__(self) -> None:
         # From any thread: appending is atomic.

@@ -1,4 +1,6 @@
-"""Batches of examples: dicts of feature key -> array `(examples, ...)`; strings are lists of str, or lists of lists. Pure."""
+"""Batches of examples: dicts of feature key -> array `(examples, ...)`; strings are lists of str,
+or lists of lists. Pure.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from lerobot_grain._base.errors import InvalidRequestError
 Batch = dict[str, Any]
 Example = dict[str, Any]
 
-# Values up to this size may share the memory of the batch that they were cut from; larger ones, kept by somebody, would keep it all.
+# Values up to this size may share the memory of the batch that they were cut from; larger ones,
+# kept by somebody, would keep it all.
 _MAX_SHARED_BYTES = 1024
 
 
@@ -35,19 +38,27 @@ def join(batches: Sequence[Batch]) -> Batch:
         if different := [key for key in (first | other) if first.get(key) != other.get(key)]:
             key = different[0]
             raise InvalidRequestError(
-                f"a batch: {key!r} has shape {first.get(key, 'none')} in one example and {other.get(key, 'none')} in another; "
-                "expected windows of the same features and lengths in all examples of a batch"
+                f"a batch: {key!r} has shape {first.get(key, 'none')} in one example and "
+                f"{other.get(key, 'none')} in another; expected windows of the same features and "
+                "lengths in all examples of a batch"
             )
     return {key: _joined([batch[key] for batch in batches]) for key in batches[0]}
 
 
 def _shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
     """Returns the shape of each value of one example."""
-    return {key: value.shape[1:] if isinstance(value, np.ndarray) else np.shape(value[0]) for key, value in batch.items()}
+    return {
+        key: value.shape[1:] if isinstance(value, np.ndarray) else np.shape(value[0])
+        for key, value in batch.items()
+    }
 
 
 def _joined(values: list[Any]) -> Any:
-    return np.concatenate(values) if isinstance(values[0], np.ndarray) else list(itertools.chain.from_iterable(values))
+    return (
+        np.concatenate(values)
+        if isinstance(values[0], np.ndarray)
+        else list(itertools.chain.from_iterable(values))
+    )
 
 
 def part_of(batch: Batch, examples: slice) -> Batch:
@@ -58,17 +69,29 @@ def part_of(batch: Batch, examples: slice) -> Batch:
 def split(batch: Batch) -> list[Example]:
     """Returns the examples of a batch. None of their arrays overlap."""
     count = num_examples(batch)
-    return [{key: _cut(value, index, is_only=count == 1) for key, value in batch.items()} for index in range(count)]
+    return [
+        {key: _cut(value, index, is_only=count == 1) for key, value in batch.items()}
+        for index in range(count)
+    ]
 
 
 def _cut(value: Any, index: int, *, is_only: bool) -> Any:
     found = value[index]
-    return found.copy() if isinstance(found, np.ndarray) and found.nbytes > _MAX_SHARED_BYTES and not is_only else found
+    return (
+        found.copy()
+        if isinstance(found, np.ndarray) and found.nbytes > _MAX_SHARED_BYTES and not is_only
+        else found
+    )
 
 
 def with_arrays_of_strings(batch: Batch) -> Batch:
-    """Returns a batch as Grain stacks examples: str become one array of them, lists of str a list of arrays."""
-    return {key: value if isinstance(value, np.ndarray) else _stacked(value) for key, value in batch.items()}
+    """Returns a batch as Grain stacks examples: str become one array of them, lists of str a list
+    of arrays.
+    """
+    return {
+        key: value if isinstance(value, np.ndarray) else _stacked(value)
+        for key, value in batch.items()
+    }
 
 
 def _stacked(values: list[Any]) -> Any:
@@ -78,11 +101,15 @@ def _stacked(values: list[Any]) -> Any:
 
 
 def has_window(example: Mapping[str, Any], key: str) -> bool:
-    """Returns whether a feature was read with delta timestamps, and so has a time axis: a feature may be called `{key}_is_pad` too."""
+    """Returns whether a feature was read with delta timestamps, and so has a time axis: a feature
+    may be called `{key}_is_pad` too.
+    """
     return f"{key}_is_pad" in example and is_mask_of(example[f"{key}_is_pad"], example[key])
 
 
 def is_mask_of(mask: Any, values: Any) -> bool:
-    """Returns whether an array can be the mask of a window: bools in the shape of the first axes of its values."""
+    """Returns whether an array can be the mask of a window: bools in the shape of the first axes of
+    its values.
+    """
     found, shape = np.asarray(mask), np.shape(values)
     return found.dtype == np.bool_ and found.ndim >= 1 and found.shape == shape[: found.ndim]

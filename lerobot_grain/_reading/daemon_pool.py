@@ -1,10 +1,11 @@
 """Threads that do not keep a program from ending.
 
-`concurrent.futures.ThreadPoolExecutor` waits for all its threads at the end of the program, also for one that waits for a server, or in the
-pause of a rate limit. The threads here are daemons: the program ends with its own status, whatever a server does.
+`concurrent.futures.ThreadPoolExecutor` waits for all its threads at the end of the program, also
+for one that waits for a server, or in the pause of a rate limit. The threads here are daemons: the
+program ends with its own status, whatever a server does.
 
-With 60 datasets in one process there are 180 pools, of which few have much to do at a time. So each keeps one thread, and all others are
-counted together, and end when they have nothing to do.
+With 60 datasets in one process there are 180 pools, of which few have much to do at a time. So each
+keeps one thread, and all others are counted together, and end when they have nothing to do.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ from lerobot_grain._storage.http.cancellation import end_all
 
 _T = TypeVar("_T")
 
-# Tasks that run at the end of the program may end, for this long. What has not begun by then is dropped.
+# Tasks that run at the end of the program may end, for this long. What has not begun by then is
+# dropped.
 _EXIT_SECONDS = 2.0
-# The same for calls into C++ (`holding_off_exit`). Each takes tenths of a second, but more on a machine that is overloaded.
+# The same for calls into C++ (`holding_off_exit`). Each takes tenths of a second, but more on a
+# machine that is overloaded.
 _EXIT_SECONDS_IN_CPP = 60.0
 
-# Threads of the process besides one of each pool: as many as there may be connections, or more where one pool is allowed more.
+# Threads of the process besides one of each pool: as many as there may be connections, or more
+# where one pool is allowed more.
 _MAX_SHARED = 128
 # After this time without a task a thread ends. To start one takes a tenth of a millisecond.
 _IDLE_SECONDS = 5.0
@@ -56,8 +60,9 @@ class _Task(NamedTuple):
 class DaemonPool(Executor):
     """Runs calls in threads, which are started when they are needed.
 
-    There is no lock: an exception of a signal handler that strikes while one is released would leave it locked for ever. What is submitted
-    after `shutdown`, by another thread than the one that closed, raises `StorageError`.
+    There is no lock: an exception of a signal handler that strikes while one is released would
+    leave it locked for ever. What is submitted after `shutdown`, by another thread than the one
+    that closed, raises `StorageError`.
 
     Args:
       max_threads: at most so many, and where other pools are busy fewer, but at least one.
@@ -65,10 +70,13 @@ class DaemonPool(Executor):
       start_thread: what each begins with.
     """
 
-    def __init__(self, max_threads: int, name: str, start_thread: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, max_threads: int, name: str, start_thread: Callable[[], None] | None = None
+    ) -> None:
         self._name, self._start_thread = name, start_thread
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
-        # One for each thread that waits for a task, and the numbers of those that may still be started.
+        # One for each thread that waits for a task, and the numbers of those that may still be
+        # started.
         self._idle: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._unstarted: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number in range(max_threads):
@@ -96,7 +104,9 @@ class DaemonPool(Executor):
         number = _claim(self._unstarted)
         if number is not None:
             arguments = (number, self._tasks, self._idle, self._unstarted, self._start_thread)
-            thread = threading.Thread(target=_run, args=arguments, daemon=True, name=f"{self._name}_{number}")
+            thread = threading.Thread(
+                target=_run, args=arguments, daemon=True, name=f"{self._name}_{number}"
+            )
             thread.start()
             self._threads = [*(each for each in self._threads if each.is_alive()), thread]
 
@@ -147,7 +157,11 @@ def _run(
     unstarted: queue.SimpleQueue[int],
     start_thread: Callable[[], None] | None,
 ) -> None:
-    """A thread of a pool. The first one of each stays, so that no task is ever left; another one ends when none comes for a while."""
+    """A thread of a pool.
+
+    The first one of each stays, so that no task is ever left; another one ends when none comes for
+    a while.
+    """
     if start_thread is not None:
         start_thread()
     number: int | None = first_number
@@ -155,7 +169,8 @@ def _run(
         try:
             task = tasks.get(timeout=_IDLE_SECONDS if number else None)
         except queue.Empty:
-            with contextlib.suppress(queue.Empty):  # else a task is coming that was put for this thread
+            with contextlib.suppress(queue.Empty):
+                # else a task is coming that was put for this thread
                 idle.get_nowait()
                 _release(number, unstarted)
                 # For a task that came meanwhile and found no thread.
@@ -186,7 +201,8 @@ def _work(task: _Task) -> None:
         _busy.discard(task)
 
 
-# Tasks that are run now, in all pools; calls into C++ among them; and whether the program ends, so that none of either is begun.
+# Tasks that are run now, in all pools; calls into C++ among them; and whether the program ends, so
+# that none of either is begun.
 _busy: set[_Task] = set()
 _in_cpp: set[object] = set()
 _is_ending = threading.Event()
@@ -196,14 +212,16 @@ _is_ending = threading.Event()
 def holding_off_exit() -> Iterator[None]:
     """The program does not end inside of this block: for calls into C++.
 
-    Python ends a daemon thread at the moment when it comes back from such a call. In C++ that is an exception, which the decoder does not
-    let through: the program is aborted. So what computes, and waits for no server, is waited for.
+    Python ends a daemon thread at the moment when it comes back from such a call. In C++ that is an
+    exception, which the decoder does not let through: the program is aborted. So what computes, and
+    waits for no server, is waited for.
 
     Raises:
       StorageError: the program is ending; the block is not begun.
     """
     call = object()
-    _in_cpp.add(call)  # first, so that at the end of the program it is either waited for or not begun
+    # first, so that at the end of the program it is either waited for or not begun
+    _in_cpp.add(call)
     try:
         if _is_ending.is_set():
             raise StorageError("the program is ending")
@@ -224,5 +242,6 @@ def _let_tasks_end() -> None:
 
 
 atexit.register(_let_tasks_end)
-# Before threads of others are waited for, in which an iterator of ours may be read: as concurrent.futures does it, where that is there.
+# Before threads of others are waited for, in which an iterator of ours may be read: as
+# concurrent.futures does it, where that is there.
 getattr(threading, "_register_atexit", atexit.register)(end_all)

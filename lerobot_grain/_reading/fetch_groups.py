@@ -1,9 +1,12 @@
-"""What is fetched together: neighbours in a file, episodes of a video file or row groups of a data file, come in one request. Pure.
+"""What is fetched together: neighbours in a file, episodes of a video file or row groups of a data
+file, come in one request. Pure.
 
-A request costs as much as some hundred KiB, so the file is cut into fixed pieces of that size. Neighbours that begin in the same piece come
-together, if all of them will be needed sooner or later, and stay in memory until then. Fixed pieces, and not the surroundings of whatever
-is needed first: so no small rest stays between two requests, and it does not matter which of them is needed first. What begins in a piece
-may end in the next one, so a request takes at most two pieces. What is longer than a piece comes alone.
+A request costs as much as some hundred KiB, so the file is cut into fixed pieces of that size.
+Neighbours that begin in the same piece come together, if all of them will be needed sooner or
+later, and stay in memory until then. Fixed pieces, and not the surroundings of whatever is needed
+first: so no small rest stays between two requests, and it does not matter which of them is needed
+first. What begins in a piece may end in the next one, so a request takes at most two pieces. What
+is longer than a piece comes alone.
 """
 
 from __future__ import annotations
@@ -21,7 +24,9 @@ from lerobot_grain._video.video_file import VideoFile
 ALONE = -1
 
 
-def pieces_of(starts: Integers, lengths: Integers, may_join: npt.NDArray[np.bool_], *, piece_bytes: int) -> Integers:
+def pieces_of(
+    starts: Integers, lengths: Integers, may_join: npt.NDArray[np.bool_], *, piece_bytes: int
+) -> Integers:
     """Returns the piece that each part of a file begins in, int64 `(n,)`, or `ALONE`.
 
     Args:
@@ -39,17 +44,22 @@ def joins(pieces: Integers) -> npt.NDArray[np.bool_]:
     return found
 
 
-def episodes_fetched_together(file: VideoFile, needed_every_epoch: npt.NDArray[np.bool_], *, piece_bytes: int) -> dict[int, list[int]]:
-    """Puts the episodes of a video file into sets that are fetched together, where all of an episode is fetched.
+def episodes_fetched_together(
+    file: VideoFile, needed_every_epoch: npt.NDArray[np.bool_], *, piece_bytes: int
+) -> dict[int, list[int]]:
+    """Puts the episodes of a video file into sets that are fetched together, where all of an
+    episode is fetched.
 
-    Episodes are together that are needed in every epoch, begin in the same piece, and have no GOP between them that belongs to neither.
+    Episodes are together that are needed in every epoch, begin in the same piece, and have no GOP
+    between them that belongs to neither.
 
     Args:
       needed_every_epoch: bool `(all episodes,)`: of which something will be needed.
       piece_bytes: as of `pieces_of`.
 
     Returns:
-      Episode of the file -> those that it is together with, itself among them, in the order of the file.
+      Episode of the file -> those that it is together with, itself among them, in the order of the
+      file.
     """
     extents = file.episode_extents()
     may_join = needed_every_epoch[extents.episodes] & ~extents.has_problem
@@ -57,26 +67,36 @@ def episodes_fetched_together(file: VideoFile, needed_every_epoch: npt.NDArray[n
     order = np.lexsort((extents.last_gops, extents.first_gops))
     are_neighbours = extents.first_gops[order[1:]] <= extents.last_gops[order[:-1]] + 1
     is_together = joins(pieces[order]) & are_neighbours
-    sets = [members.tolist() for members in np.split(extents.episodes[order], np.flatnonzero(~is_together) + 1)]
+    sets = [
+        members.tolist()
+        for members in np.split(extents.episodes[order], np.flatnonzero(~is_together) + 1)
+    ]
     return {episode: members for members in sets for episode in members}
 
 
 def row_groups_fetched_together(
-    group: int, num_groups: int, extent_to_join: Callable[[int], ByteRange | None], *, piece_bytes: int
+    group: int,
+    num_groups: int,
+    extent_to_join: Callable[[int], ByteRange | None],
+    *,
+    piece_bytes: int,
 ) -> range:
     """Returns the row groups of a data file to fetch together with one, itself among them.
 
     Args:
       group: which.
       num_groups: of the file.
-      extent_to_join: returns the bytes of a row group that are read, from the first to the last; `None`: it comes alone. It is asked only
-        for as many as are needed, for each of which it looks into the footer.
+      extent_to_join: returns the bytes of a row group that are read, from the first to the last;
+        `None`: it comes alone. It is asked only for as many as are needed, for each of which it
+        looks into the footer.
       piece_bytes: as of `pieces_of`.
     """
 
     def piece_of(number: int) -> int:
         extent = extent_to_join(number)
-        return ALONE if extent is None or extent.length > piece_bytes else extent.start // piece_bytes
+        return (
+            ALONE if extent is None or extent.length > piece_bytes else extent.start // piece_bytes
+        )
 
     begin, end = group, group + 1
     if (piece := piece_of(group)) != ALONE:

@@ -1,4 +1,6 @@
-"""A cache of futures, bounded by the total size of their results: sample tables, footers, row groups that are costly to make."""
+"""A cache of futures, bounded by the total size of their results: sample tables, footers, row
+groups that are costly to make.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ Value = TypeVar("Value")
 
 
 class FutureCache(Generic[Key, Value]):
-    """Futures by key; above a limit the least recently used ones that are done are dropped. For one thread.
+    """Futures by key; above a limit the least recently used ones that are done are dropped.
+
+    For one thread.
 
     Args:
       limit: on the sum of the sizes.

@@ -1,7 +1,8 @@
-"""How much memory and how many threads reading takes: `ReadOptions`, and the one table of what the memory budget is divided into. Pure.
+"""How much memory and how many threads reading takes: `ReadOptions`, and the one table of what the
+memory budget is divided into. Pure.
 
-Names of amounts: B is `ReadOptions.memory_budget_bytes`, R the part of it for rows, F the rest, which is for camera frames. The shares are
-explained in docs/architecture/reading.md ("The budget").
+Names of amounts: B is `ReadOptions.memory_budget_bytes`, R the part of it for rows, F the rest,
+which is for camera frames. The shares are explained in docs/architecture/reading.md ("The budget").
 """
 
 from __future__ import annotations
@@ -15,25 +16,30 @@ from lerobot_grain._storage.options import StorageOptions
 _ROWS_PART = 8
 # The same where there is no video, which leaves room.
 _ROWS_PART_ALONE = 2
-# Row groups that one block needs are kept up to this many times R: enough where a stream goes from one large file to the next.
+# Row groups that one block needs are kept up to this many times R: enough where a stream goes from
+# one large file to the next.
 _ROWS_OF_ONE_BLOCK = 2
 # Row groups of one block that are less together are never too large, however small the budget.
 _MIN_LARGE_BYTES = 16 << 20
 # Coded bytes above which nothing is fetched ahead: this part of B.
 _CODED_PART = 8
-# The frames of the examples that are planned at a time: at most so many bytes, and at most this part of F.
+# The frames of the examples that are planned at a time: at most so many bytes, and at most this
+# part of F.
 _BLOCK_BYTES = 96 << 20
 _BLOCK_PART = 16
 # Sample tables that are kept, 30 bytes a picture: at most this, and at most this part of F.
 _MAX_TABLE_BYTES = 256 << 20
 _TABLES_PART = 8
-# Coded bytes of small datasets that are kept, with their sample tables where files were fetched whole: at most this part of F.
+# Coded bytes of small datasets that are kept, with their sample tables where files were fetched
+# whole: at most this part of F.
 _KEPT_PART = 8
-# A GOP is long if its frames are more than this part of F: 64 of them, one in every part of the order, would fill half of it.
+# A GOP is long if its frames are more than this part of F: 64 of them, one in every part of the
+# order, would fill half of it.
 _LONG_GOP_PART = 128
 # The open decoders of long GOPs, of each camera: at most this part of F.
 _DECODERS_PART = 2
-# What the next example needs is decoded whatever the budget; so there are slots for this many times F.
+# What the next example needs is decoded whatever the budget; so there are slots for this many times
+# F.
 _SLOTS = 2
 
 
@@ -69,7 +75,8 @@ class MemoryBudget:
 
     Attributes:
       total: B.
-      rows: R: row groups that are kept, unpacked; and as much again for those that were fetched together and are not unpacked yet.
+      rows: R: row groups that are kept, unpacked; and as much again for those that were fetched
+        together and are not unpacked yet.
       large_rows: if one block needs row groups of more than this, they are not kept.
       frames: F: coded bytes, decoded frames, open decoders and sample tables of all cameras.
       pending_coded: from this much coded video on, of all cameras, nothing is fetched ahead.
@@ -115,7 +122,9 @@ class MemoryBudget:
         )
 
     def num_slots(self, frame_bytes: int) -> int:
-        """Returns for how many decoded frames a camera has memory, which is taken from the system only when it is used."""
+        """Returns for how many decoded frames a camera has memory, which is taken from the system
+        only when it is used.
+        """
         return _SLOTS * (self.frames // frame_bytes) + 1
 
     @staticmethod

@@ -1,15 +1,20 @@
 """Runs the plan ahead of the consumer: fetches, decodes and assembles examples, strictly in order.
 
-The order of windows is known long before they are needed, and this makes use of it. Requests come in blocks of a few dozen examples, which
-are planned together, as arrays. Every block passes three horizons, nearest last:
+The order of windows is known long before they are needed, and this makes use of it. Requests come
+in blocks of a few dozen examples, which are planned together, as arrays. Every block passes three
+horizons, nearest last:
 
-1. *known* (`add`): only integers. Every frame is counted with its uses, so it is known which frames a GOP will have to give, and when.
+1. *known* (`add`): only integers. Every frame is counted with its uses, so it is known which frames
+   a GOP will have to give, and when.
 2. *fetched*: the coded bytes of its GOPs and its row groups are asked for.
-3. *decoded*: GOPs of many episodes and files are decoded together, a few batches ahead; a frame is kept until its last known use.
+3. *decoded*: GOPs of many episodes and files are decoded together, a few batches ahead; a frame is
+   kept until its last known use.
 
 Rules:
-* One thread, the consumer's, plans; the pools only run tasks that know everything they need. So the order of completion does not matter.
-* An error belongs to the example that needs what failed: it is kept, and raised when that example is taken.
+* One thread, the consumer's, plans; the pools only run tasks that know everything they need. So the
+  order of completion does not matter.
+* An error belongs to the example that needs what failed: it is kept, and raised when that example
+  is taken.
 """
 
 from __future__ import annotations
@@ -37,13 +42,13 @@ from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import FeatureSelection
 from lerobot_grain._storage.http.cancellation import CancelScope
 
-# Examples that are planned at a time, and whose GOPs are grouped into decode tasks: enough for arrays to pay, and pictures for sequential
-# speed; few enough for an early first batch.
+# Examples that are planned at a time, and whose GOPs are grouped into decode tasks: enough for
+# arrays to pay, and pictures for sequential speed; few enough for an early first batch.
 _EXAMPLES_PER_BLOCK = 256
 # Frames of examples that are taken together only to be handed out one by one.
 _MAX_TAKEN_BYTES = 4 << 20
-# At most this many blocks are decoded ahead, and examples fetched ahead of them, however large the budget is: more would not hide more
-# latency.
+# At most this many blocks are decoded ahead, and examples fetched ahead of them, however large the
+# budget is: more would not hide more latency.
 _MAX_DECODED_BLOCKS, _MAX_FETCHED_AHEAD = 4, 1024
 
 
@@ -56,7 +61,8 @@ class _PendingBlock:
     masks: Mapping[str, npt.NDArray[np.bool_]]  # of its windows, by their keys in examples
     rows: PendingRows | None = None
     values: Batch | None = None
-    problem: tuple[int, Exception] | None = None  # the first example whose values cannot be had, and why
+    # the first example whose values cannot be had, and why
+    problem: tuple[int, Exception] | None = None
     num_taken: int = 0
 
     def __len__(self) -> int:
@@ -72,9 +78,10 @@ class ReadAhead:
       image_size: (height, width) that cameras are resized to, or `None`.
       options: memory and threads.
       known_examples: add this many examples ahead of `take`, where there are so many.
-      pad_keys: feature key -> key of the mask of its window in examples, where that is not `{key}_is_pad`.
-      needed_every_epoch: bool `(episodes,)`: of which episodes something is needed in every epoch, as far as is known. Small ones that
-        lie side by side are fetched together.
+      pad_keys: feature key -> key of the mask of its window in examples, where that is not
+        `{key}_is_pad`.
+      needed_every_epoch: bool `(episodes,)`: of which episodes something is needed in every epoch,
+        as far as is known. Small ones that lie side by side are fetched together.
     """
 
     # Here, since at the end of a process the names of a module may be gone before its objects.
@@ -92,7 +99,9 @@ class ReadAhead:
         needed_every_epoch: npt.NDArray[np.bool_],
     ) -> None:
         self._known_examples, self._pad_keys = known_examples, pad_keys
-        self._budget = MemoryBudget.of(options.memory_budget_bytes, num_cameras=len(selection.videos))
+        self._budget = MemoryBudget.of(
+            options.memory_budget_bytes, num_cameras=len(selection.videos)
+        )
         self._selection = selection
         self._pending: deque[_PendingBlock] = deque()
         self._num_pending = 0  # examples
@@ -100,9 +109,13 @@ class ReadAhead:
         self._meter = Meter(repository.storage)
         self._arrays = ArrayPool()
         self._requests = CancelScope()
-        self._fetchers = DaemonPool(options.storage.num_connections, "lerobot_grain fetch", self._requests.enter)
+        self._fetchers = DaemonPool(
+            options.storage.num_connections, "lerobot_grain fetch", self._requests.enter
+        )
         # They seldom send a request: for what tells the order of rows in the row groups around one.
-        self._decoders = DaemonPool(options.num_decode_threads or _num_cores(), "lerobot_grain decode", self._requests.enter)
+        self._decoders = DaemonPool(
+            options.num_decode_threads or _num_cores(), "lerobot_grain decode", self._requests.enter
+        )
         self._rows = RowReader(
             repository,
             selection,
@@ -136,7 +149,9 @@ class ReadAhead:
 
     @property
     def convenient_count(self) -> int:
-        """How many of the next examples, at least 1, to take at a time where they are handed out one by one."""
+        """How many of the next examples, at least 1, to take at a time where they are handed out
+        one by one.
+        """
         example_bytes = self._frames.example_bytes(self._pending[0].block) if self._pending else 0
         return _EXAMPLES_PER_BLOCK if example_bytes * _EXAMPLES_PER_BLOCK <= _MAX_TAKEN_BYTES else 1
 
@@ -144,14 +159,15 @@ class ReadAhead:
         """Adds the requests of the examples that come next.
 
         Raises:
-          InvalidRequestError: the memory budget does not hold one example, or the mask of a window has the key of something else.
+          InvalidRequestError: the memory budget does not hold one example, or the mask of a window
+            has the key of something else.
         """
         keys = mask_keys(block.is_pad, selected=self._selection.keys, pad_keys=self._pad_keys)
         needed = self._frames.example_bytes(block)
         if needed > self._budget.frames:
             raise InvalidRequestError(
-                f"ReadOptions(memory_budget_bytes={self._budget.total}): the camera frames of one example take {needed} bytes; "
-                f"expected at least {MemoryBudget.total_for(needed)}"
+                f"ReadOptions(memory_budget_bytes={self._budget.total}): the camera frames of one "
+                f"example take {needed} bytes; expected at least {MemoryBudget.total_for(needed)}"
             )
         step = max(1, min(_EXAMPLES_PER_BLOCK, self._budget.block // max(1, needed)))
         for start in range(0, len(block), step):
@@ -164,10 +180,12 @@ class ReadAhead:
     def take(self, count: int) -> Batch:
         """Returns the next examples: `count`, or fewer, but at least one.
 
-        Fewer, where the next one cannot be read or has windows of other lengths, or where there are no more.
+        Fewer, where the next one cannot be read or has windows of other lengths, or where there are
+        no more.
 
         Raises:
-          LeRobotGrainError: something that the next example needs could not be read; the reader must be closed.
+          LeRobotGrainError: something that the next example needs could not be read; the reader
+            must be closed.
         """
         parts: list[Batch] = []
         frames: dict[str, npt.NDArray[Any]] = {}
@@ -187,12 +205,16 @@ class ReadAhead:
             if not frames:
                 frames = {
                     camera.key: self._arrays.empty(
-                        camera.key, (count, *self._frames.shape_of(camera.key, pending.block)), np.dtype(camera.frame_dtype)
+                        camera.key,
+                        (count, *self._frames.shape_of(camera.key, pending.block)),
+                        np.dtype(camera.frame_dtype),
                     )
                     for camera in self._selection.videos
                 }
             stop = done + examples.stop - examples.start
-            self._frames.copy_frames({key: array[done:stop] for key, array in frames.items()}, pending.entries, examples)
+            self._frames.copy_frames(
+                {key: array[done:stop] for key, array in frames.items()}, pending.entries, examples
+            )
             parts.append(values)
             done = stop
             self._advance(pending, examples)
@@ -205,7 +227,9 @@ class ReadAhead:
         """Returns what was read so far."""
         used_bytes = self._frames.used_bytes + self._rows.used_bytes
         return self._meter.statistics(
-            used_bytes=used_bytes, peak_bytes=max(used_bytes, self._frames.peak_bytes), budget_bytes=self._budget.total
+            used_bytes=used_bytes,
+            peak_bytes=max(used_bytes, self._frames.peak_bytes),
+            budget_bytes=self._budget.total,
         )
 
     def end_requests(self) -> None:
@@ -213,7 +237,11 @@ class ReadAhead:
         self._requests.end()
 
     def close(self) -> None:
-        """Stops all threads. Tasks that have not begun are dropped, requests are ended; what is being decoded is waited for."""
+        """Stops all threads.
+
+        Tasks that have not begun are dropped, requests are ended; what is being decoded is waited
+        for.
+        """
         if self._is_finalizing():
             return  # Python has ended the threads
         for pool in (self._fetchers, self._decoders):
@@ -226,7 +254,8 @@ class ReadAhead:
         self._rows.close(wait=has_ended)
 
     def _next_part(self, pending: _PendingBlock, limit: int) -> tuple[slice, Batch]:
-        """Waits for examples of a block, up to `limit`, and up to the first one that cannot be read.
+        """Waits for examples of a block, up to `limit`, and up to the first one that cannot be
+        read.
 
         Returns:
           Which examples of the block, and everything of them but the frames of videos.
@@ -238,7 +267,9 @@ class ReadAhead:
         if pending.values is None:
             pending.values, pending.problem = self._rows.values(pending.rows)
         problems = [pending.problem, self._frames.wait(pending.entries, slice(start, stop))]
-        for example, error in sorted((found for found in problems if found is not None), key=lambda found: found[0]):
+        for example, error in sorted(
+            (found for found in problems if found is not None), key=lambda found: found[0]
+        ):
             if example == start:
                 raise error
             stop = min(stop, example)
@@ -261,7 +292,9 @@ class ReadAhead:
             self._num_decoded -= 1
 
     def _run_ahead(self) -> None:
-        """Starts what can be started: fetches and decodes, as far ahead as the budget allows, and at least what the next example needs."""
+        """Starts what can be started: fetches and decodes, as far ahead as the budget allows, and
+        at least what the next example needs.
+        """
         blocks = self._pending
         while self._num_decoded < min(len(blocks), _MAX_DECODED_BLOCKS):
             if self._num_fetched == self._num_decoded:
@@ -274,9 +307,13 @@ class ReadAhead:
             if not self._frames.decode(pending.block, coming, number, is_urgent=number == 0):
                 break
             self._num_decoded += 1
-        num_examples = sum(len(blocks[number]) for number in range(self._num_decoded, self._num_fetched))
+        num_examples = sum(
+            len(blocks[number]) for number in range(self._num_decoded, self._num_fetched)
+        )
         while (
-            self._num_fetched < len(blocks) and num_examples < _MAX_FETCHED_AHEAD and self._frames.coded_bytes < self._budget.pending_coded
+            self._num_fetched < len(blocks)
+            and num_examples < _MAX_FETCHED_AHEAD
+            and self._frames.coded_bytes < self._budget.pending_coded
         ):
             num_examples += len(blocks[self._num_fetched])
             self._fetch_next()

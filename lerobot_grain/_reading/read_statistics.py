@@ -20,17 +20,20 @@ class ReadStatistics:
     Attributes:
       examples: handed out.
       seconds: since the first one was asked for.
-      bytes_fetched, requests: of the data set's storage, since then; other iterators on the same `Repository` are counted too.
-      retries, pause_seconds: attempts after the first, and the time between attempts and in rate limits, summed over threads; counted as
-        `requests` are.
-      bytes_needed: coded bytes of the GOPs and column chunks of the row groups that were read, once for every time they were needed anew.
+      bytes_fetched, requests: of the data set's storage, since then; other iterators on the same
+        `Repository` are counted too.
+      retries, pause_seconds: attempts after the first, and the time between attempts and in rate
+        limits, summed over threads; counted as `requests` are.
+      bytes_needed: coded bytes of the GOPs and column chunks of the row groups that were read, once
+        for every time they were needed anew.
       gops_decoded: GOPs that went through a decoder.
-      gops_decoded_again: those of them that had been decoded not long before, and whose frames had gone.
+      gops_decoded_again: those of them that had been decoded not long before, and whose frames had
+        gone.
       pictures_decoded: coded pictures that went through a decoder.
       frames_handed_out: camera frames in examples.
       waited_for_fetch_seconds, waited_for_decode_seconds: for which the consumer was held up.
-      budget_used_bytes, budget_peak_bytes, budget_bytes: coded bytes, decoded frames, open decoders, sample tables and row groups that are
-        held, at most were held, and may be held.
+      budget_used_bytes, budget_peak_bytes, budget_bytes: coded bytes, decoded frames, open
+        decoders, sample tables and row groups that are held, at most were held, and may be held.
     """
 
     examples: int = 0

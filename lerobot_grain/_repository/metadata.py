@@ -1,7 +1,8 @@
 """`meta/` of a dataset: the episode table, the texts of tasks and subtasks, and the statistics.
 
-The tables of v3 are read here, the files of v2.x by `_repository/metadata_v2`, which gives the same columns. Of the episode tables only the
-few columns that are needed are read: the statistics of every episode would be a hundred times as much.
+The tables of v3 are read here, the files of v2.x by `_repository/metadata_v2`, which gives the same
+columns. Of the episode tables only the few columns that are needed are read: the statistics of
+every episode would be a hundred times as much.
 """
 
 from __future__ import annotations
@@ -15,7 +16,13 @@ import numpy.typing as npt
 from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._format.episodes import EpisodeTable, episode_columns, episode_table
 from lerobot_grain._format.info import DatasetInfo
-from lerobot_grain._format.layout import EPISODES_FOLDER, EPISODES_PATH, EPISODES_PATH_V2, EPISODES_STATS_PATH_V2, STATS_PATH
+from lerobot_grain._format.layout import (
+    EPISODES_FOLDER,
+    EPISODES_PATH,
+    EPISODES_PATH_V2,
+    EPISODES_STATS_PATH_V2,
+    STATS_PATH,
+)
 from lerobot_grain._format.texts import texts_of_table
 from lerobot_grain._parquet.files import InMemoryFile
 from lerobot_grain._parquet.table import open_table, read_columns
@@ -23,12 +30,14 @@ from lerobot_grain._repository import metadata_v2 as v2
 from lerobot_grain._repository.stats_file import Statistics, parse_stats
 from lerobot_grain._storage.base import Storage
 
-# A metadata file is refused above these sizes before it is read; the largest public data sets have a hundredth of them.
+# A metadata file is refused above these sizes before it is read; the largest public data sets have
+# a hundredth of them.
 _MAX_STATS_BYTES, _MAX_TABLE_BYTES = 8 << 20, 1 << 30
-# Rows may be packed to nothing. The largest public data sets have 2 million episodes and 100,000 tasks.
+# Rows may be packed to nothing. The largest public data sets have 2 million episodes and 100,000
+# tasks.
 _MAX_EPISODES, MAX_TASKS = 1 << 22, 1 << 20
-# Up to this size a table is fetched whole, into the Hub's cache, where it costs nothing the next time; above, only its projected columns
-# are read.
+# Up to this size a table is fetched whole, into the Hub's cache, where it costs nothing the next
+# time; above, only its projected columns are read.
 _WHOLE_TABLE_BYTES = 8 << 20
 
 
@@ -40,19 +49,35 @@ def read_episodes(storage: Storage, listing: Mapping[str, int], info: DatasetInf
       StorageError: the bytes could not be read.
     """
     if info.major_version == 2:
-        path, columns = EPISODES_PATH_V2, v2.read_episode_columns(storage, listing, info, max_episodes=_MAX_EPISODES)
+        path, columns = (
+            EPISODES_PATH_V2,
+            v2.read_episode_columns(storage, listing, info, max_episodes=_MAX_EPISODES),
+        )
     else:
-        path, columns = EPISODES_FOLDER, read_episode_columns(storage, listing, episode_columns(info))
+        path, columns = (
+            EPISODES_FOLDER,
+            read_episode_columns(storage, listing, episode_columns(info)),
+        )
     return episode_table(columns, info=info, where=f"{storage.description}, {path}")
 
 
-def read_episode_columns(storage: Storage, listing: Mapping[str, int], wanted: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
-    """Returns name -> array `(episodes,)`, in the order of the files, of the columns of `meta/episodes` that there are."""
-    # Only names of the format count: a real data set holds a second copy of its table in another folder under meta/episodes.
-    numbered = sorted((int(match[1]), int(match[2]), path) for path in listing if (match := EPISODES_PATH.fullmatch(path)))
+def read_episode_columns(
+    storage: Storage, listing: Mapping[str, int], wanted: tuple[str, ...]
+) -> dict[str, npt.NDArray[Any]]:
+    """Returns name -> array `(episodes,)`, in the order of the files, of the columns of
+    `meta/episodes` that there are.
+    """
+    # Only names of the format count: a real data set holds a second copy of its table in another
+    # folder under meta/episodes.
+    numbered = sorted(
+        (int(match[1]), int(match[2]), path)
+        for path in listing
+        if (match := EPISODES_PATH.fullmatch(path))
+    )
     if not numbered:
         raise DatasetFormatError(
-            f"{storage.description}, {EPISODES_FOLDER}: there is no episode table; expected meta/episodes/chunk-000/file-000.parquet"
+            f"{storage.description}, {EPISODES_FOLDER}: there is no episode table; expected "
+            "meta/episodes/chunk-000/file-000.parquet"
         )
     pieces: list[dict[str, npt.NDArray[Any]]] = []
     left = _MAX_EPISODES
@@ -63,7 +88,8 @@ def read_episode_columns(storage: Storage, listing: Mapping[str, int], wanted: t
     for (_, _, path), piece in zip(numbered, pieces, strict=True):
         if missing := [name for name in names if name not in piece]:
             raise DatasetFormatError(
-                f"{storage.description}, {path}: there is no column {missing[0]}, which other files of the episode table have"
+                f"{storage.description}, {path}: there is no column {missing[0]}, which other "
+                "files of the episode table have"
             )
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
 
@@ -75,21 +101,34 @@ def _read_table(
         if size_bytes > _WHOLE_TABLE_BYTES:
             table = open_table(storage, path)
         else:
-            table = open_table(InMemoryFile(storage.description, storage.read_metadata(path, max_bytes=_MAX_TABLE_BYTES)), path)
+            table = open_table(
+                InMemoryFile(
+                    storage.description, storage.read_metadata(path, max_bytes=_MAX_TABLE_BYTES)
+                ),
+                path,
+            )
         if table.num_rows > max_rows:
-            raise DatasetFormatError(f"{table.where}: it has {table.num_rows} rows; at most {max_rows} are read")
+            raise DatasetFormatError(
+                f"{table.where}: it has {table.num_rows} rows; at most {max_rows} are read"
+            )
         return read_columns(table, columns)
 
 
-def read_texts(storage: Storage, listing: Mapping[str, int], path: str, kind: str) -> dict[int, str]:
+def read_texts(
+    storage: Storage, listing: Mapping[str, int], path: str, kind: str
+) -> dict[int, str]:
     """Returns the texts of tasks or subtasks by their number."""
     if path not in listing:
-        raise DatasetFormatError(f"{storage.description}: there is no {path}; expected the table of {kind} texts")
+        raise DatasetFormatError(
+            f"{storage.description}: there is no {path}; expected the table of {kind} texts"
+        )
     columns = _read_table(storage, path, listing[path], None, max_rows=MAX_TASKS)
     return texts_of_table(columns, kind, where=f"{storage.description}, {path}")
 
 
-def read_stats(storage: Storage, info: DatasetInfo, episodes: EpisodeTable) -> tuple[Statistics | None, tuple[str, ...]]:
+def read_stats(
+    storage: Storage, info: DatasetInfo, episodes: EpisodeTable
+) -> tuple[Statistics | None, tuple[str, ...]]:
     """Returns the statistics, and notes about them."""
     listing = storage.list_metadata()
     if info.major_version == 2 and EPISODES_STATS_PATH_V2 in listing:
@@ -97,7 +136,10 @@ def read_stats(storage: Storage, info: DatasetInfo, episodes: EpisodeTable) -> t
     if STATS_PATH not in listing:
         return None, ()
     with storage.checked(STATS_PATH):
-        return parse_stats(storage.read_metadata(STATS_PATH, max_bytes=_MAX_STATS_BYTES), where=f"{storage.description}, {STATS_PATH}")
+        return parse_stats(
+            storage.read_metadata(STATS_PATH, max_bytes=_MAX_STATS_BYTES),
+            where=f"{storage.description}, {STATS_PATH}",
+        )
 
 
 def stats_path(info: DatasetInfo) -> str:

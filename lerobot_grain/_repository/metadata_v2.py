@@ -1,14 +1,18 @@
-"""`meta/` of LeRobotDataset v2.0 and v2.1 -> what the episode table, the tasks and the statistics of v3 are made of.
+"""`meta/` of LeRobotDataset v2.0 and v2.1 -> what the episode table, the tasks and the statistics
+of v3 are made of.
 
-In v2.x every episode has a parquet file and a video file of each camera of its own, named by its number; `meta/` holds lines of JSON:
+In v2.x every episode has a parquet file and a video file of each camera of its own, named by its
+number; `meta/` holds lines of JSON:
 
     meta/episodes.jsonl        {"episode_index": 0, "tasks": [...], "length": 197}
     meta/tasks.jsonl           {"task_index": 0, "task": "pick the cube"}
     meta/stats.json            (v2.0) of the data set, as in v3
-    meta/episodes_stats.jsonl  (v2.1) {"episode_index": 0, "stats": {"action": {"min": [...], "max", "mean", "std", "count"}}}
+    meta/episodes_stats.jsonl  (v2.1) {"episode_index": 0, "stats": {"action": {"min": [...], "max",
+                               "mean", "std", "count"}}}
 
-So an episode begins at row 0 of its data file and at 0 s of its video files, and its number divided by `chunks_size` is its folder's.
-The format is the one of lerobot 0.1 to 0.3; nothing above `_repository` knows it.
+So an episode begins at row 0 of its data file and at 0 s of its video files, and its number divided
+by `chunks_size` is its folder's. The format is the one of lerobot 0.1 to 0.3; nothing above
+`_repository` knows it.
 """
 
 from __future__ import annotations
@@ -40,14 +44,17 @@ _REMEDY = "compute_stats(repository) makes others"
 def read_episode_columns(
     storage: Storage, listing: Mapping[str, int], info: DatasetInfo, *, max_episodes: int
 ) -> dict[str, npt.NDArray[Any]]:
-    """Reads `meta/episodes.jsonl` as the columns that `meta/episodes` of a v3 data set would have, int64 or float64 `(episodes,)`.
+    """Reads `meta/episodes.jsonl` as the columns that `meta/episodes` of a v3 data set would have,
+    int64 or float64 `(episodes,)`.
 
     Raises:
       DatasetFormatError: it is missing or malformed, or has more than `max_episodes`.
       StorageError: the bytes could not be had.
     """
     numbers, lengths = array("q"), array("q")
-    for where, line in json_lines(storage, EPISODES_PATH_V2, _size_of(EPISODES_PATH_V2, storage, listing)):
+    for where, line in json_lines(
+        storage, EPISODES_PATH_V2, _size_of(EPISODES_PATH_V2, storage, listing)
+    ):
         if len(numbers) == max_episodes:
             raise DatasetFormatError(f"{where}: at most {max_episodes} episodes are read")
         numbers.append(_number(line, "episode_index", where))
@@ -70,15 +77,20 @@ def read_episode_columns(
     return columns
 
 
-def read_column(storage: Storage, listing: Mapping[str, int], name: str) -> dict[str, npt.NDArray[Any]]:
-    """Reads a field of the lines of `meta/episodes.jsonl`, such as `tasks`: with `episode_index`, `(episodes,)` each, objects or integers.
+def read_column(
+    storage: Storage, listing: Mapping[str, int], name: str
+) -> dict[str, npt.NDArray[Any]]:
+    """Reads a field of the lines of `meta/episodes.jsonl`, such as `tasks`: with `episode_index`,
+    `(episodes,)` each, objects or integers.
 
     Raises:
       DatasetFormatError: a line is malformed, or has no such field where others have it.
       StorageError: the bytes could not be had.
     """
     numbers, values = array("q"), []
-    for where, line in json_lines(storage, EPISODES_PATH_V2, _size_of(EPISODES_PATH_V2, storage, listing)):
+    for where, line in json_lines(
+        storage, EPISODES_PATH_V2, _size_of(EPISODES_PATH_V2, storage, listing)
+    ):
         numbers.append(_number(line, "episode_index", where))
         if name in line:
             values.append(line[name])
@@ -98,7 +110,9 @@ def read_tasks(storage: Storage, listing: Mapping[str, int], *, max_tasks: int) 
       StorageError: the bytes could not be had.
     """
     tasks: dict[int, str] = {}
-    for where, line in json_lines(storage, TASKS_PATH_V2, _size_of(TASKS_PATH_V2, storage, listing)):
+    for where, line in json_lines(
+        storage, TASKS_PATH_V2, _size_of(TASKS_PATH_V2, storage, listing)
+    ):
         if len(tasks) == max_tasks:
             raise DatasetFormatError(f"{where}: at most {max_tasks} tasks are read")
         number, text = _number(line, "task_index", where, least=-_MAX_NUMBER), line.get("task")
@@ -106,7 +120,8 @@ def read_tasks(storage: Storage, listing: Mapping[str, int], *, max_tasks: int) 
             raise DatasetFormatError(f"{where}: task is {short_repr(text)}; expected a text")
         if tasks.setdefault(number, text) != text:
             raise DatasetFormatError(
-                f"{where}: task_index {number} is {short_repr(text)}, but {short_repr(tasks[number])} in a line before it"
+                f"{where}: task_index {number} is {short_repr(text)}, but "
+                f"{short_repr(tasks[number])} in a line before it"
             )
     return tasks
 
@@ -114,52 +129,74 @@ def read_tasks(storage: Storage, listing: Mapping[str, int], *, max_tasks: int) 
 def read_episodes_stats(
     storage: Storage, listing: Mapping[str, int], info: DatasetInfo, episodes: npt.NDArray[np.int64]
 ) -> dict[str, dict[str, Values]]:
-    """Reads `meta/episodes_stats.jsonl` and adds the episodes up to statistics of the data set, as lerobot does when it converts to v3.
+    """Reads `meta/episodes_stats.jsonl` and adds the episodes up to statistics of the data set, as
+    lerobot does when it converts to v3.
 
-    `min` and `max` are those of all episodes, `count` their sum; `mean` and quantiles are weighted by `count`, `std` follows from them.
-    The file has up to 10 KB an episode; one piece of it is in memory at a time. What some recorders write for texts, and for what info.json
-    does not declare, is left out where it cannot be added up, with a warning; so is a quantile that only some episodes have.
+    `min` and `max` are those of all episodes, `count` their sum; `mean` and quantiles are weighted
+    by `count`, `std` follows from them. The file has up to 10 KB an episode; one piece of it is in
+    memory at a time. What some recorders write for texts, and for what info.json does not declare,
+    is left out where it cannot be added up, with a warning; so is a quantile that only some
+    episodes have.
 
     Args:
       storage, listing, info: of the dataset.
       episodes: int64 `(episodes,)`: the numbers of all its episodes; each has one line.
 
     Raises:
-      DatasetFormatError: it is malformed, does not have one line for each episode, or the statistics of a feature of numbers or pictures
-        are those of some episodes only.
+      DatasetFormatError: it is malformed, does not have one line for each episode, or the
+        statistics of a feature of numbers or pictures are those of some episodes only.
       StorageError: the bytes could not be had.
     """
     totals: dict[str, _Total] = {}
     left_out: dict[str, str] = {}
     missing = set(episodes.tolist())
     with np.errstate(over="ignore", invalid="ignore"):
-        for where, line in json_lines(storage, EPISODES_STATS_PATH_V2, _size_of(EPISODES_STATS_PATH_V2, storage, listing)):
+        for where, line in json_lines(
+            storage, EPISODES_STATS_PATH_V2, _size_of(EPISODES_STATS_PATH_V2, storage, listing)
+        ):
             stats = line.get("stats")
             if not isinstance(stats, dict):
-                raise DatasetFormatError(f"{where}: stats is {short_repr(stats)}; expected feature -> statistic -> numbers")
+                raise DatasetFormatError(
+                    f"{where}: stats is {short_repr(stats)}; expected feature -> statistic -> "
+                    "numbers"
+                )
             for key in {**stats, **totals}:
                 if key in left_out:
                     continue
                 try:
-                    _add(totals, key, stats, f"{where}, feature {short_repr(key)}", is_first=len(missing) == len(episodes))
+                    _add(
+                        totals,
+                        key,
+                        stats,
+                        f"{where}, feature {short_repr(key)}",
+                        is_first=len(missing) == len(episodes),
+                    )
                 except DatasetFormatError as error:
                     feature = info.features.get(key)
                     if feature is not None and (feature.is_array or feature.is_camera):
                         raise
                     left_out[key] = f"{error}; it has no statistics"
             if (number := _number(line, "episode_index", where)) not in missing:
-                problem = "has a line before it" if number in episodes else f"is not in {EPISODES_PATH_V2}"
-                raise DatasetFormatError(f"{where}: episode {number} {problem}; expected one line for each episode; {_REMEDY}")
+                problem = (
+                    "has a line before it"
+                    if number in episodes
+                    else f"is not in {EPISODES_PATH_V2}"
+                )
+                raise DatasetFormatError(
+                    f"{where}: episode {number} {problem}; expected one line for each episode; "
+                    f"{_REMEDY}"
+                )
             missing.remove(number)
     if missing:
         raise DatasetFormatError(
-            f"{storage.description}, {EPISODES_STATS_PATH_V2}: there is no line for episode {min(missing)} (and {len(missing) - 1} others)"
-            f"; expected one for each of the {len(episodes)} episodes; {_REMEDY}"
+            f"{storage.description}, {EPISODES_STATS_PATH_V2}: there is no line for episode "
+            f"{min(missing)} (and {len(missing) - 1} others); expected one for each of the "
+            f"{len(episodes)} episodes; {_REMEDY}"
         )
     totals = {key: total for key, total in totals.items() if key not in left_out}
     partial = [
-        f"{storage.description}, {EPISODES_STATS_PATH_V2}: {', '.join(sorted(total.dropped))} of feature {short_repr(key)} is left out: "
-        "only some episodes have it"
+        f"{storage.description}, {EPISODES_STATS_PATH_V2}: {', '.join(sorted(total.dropped))} of "
+        f"feature {short_repr(key)} is left out: only some episodes have it"
         for key, total in totals.items()
         if total.dropped
     ]
@@ -168,17 +205,23 @@ def read_episodes_stats(
     return {key: total.statistics() for key, total in totals.items()}
 
 
-def _add(totals: dict[str, _Total], key: str, stats: Mapping[str, Any], place: str, *, is_first: bool) -> None:
+def _add(
+    totals: dict[str, _Total], key: str, stats: Mapping[str, Any], place: str, *, is_first: bool
+) -> None:
     """Adds the statistics of one feature in one line."""
     if key not in stats:
-        raise DatasetFormatError(f"{place}: it has no statistics, which it has in the lines before; {_REMEDY}")
+        raise DatasetFormatError(
+            f"{place}: it has no statistics, which it has in the lines before; {_REMEDY}"
+        )
     found = _arrays(stats[key], place)
     if key in totals:
         totals[key].add(found, place)
     elif is_first:
         totals[key] = _Total(found)
     else:
-        raise DatasetFormatError(f"{place}: found statistics, which it has not in the lines before; {_REMEDY}")
+        raise DatasetFormatError(
+            f"{place}: found statistics, which it has not in the lines before; {_REMEDY}"
+        )
 
 
 class _Total:
@@ -191,7 +234,8 @@ class _Total:
     def __init__(self, first: Mapping[str, Values]) -> None:
         self._values = dict(first)
         self.dropped: set[str] = set()
-        # Sum of squared distances from the mean: added up in this form, no digits are lost where the mean is far larger than `std`.
+        # Sum of squared distances from the mean: added up in this form, no digits are lost where
+        # the mean is far larger than `std`.
         self._squares = first["std"] ** 2 * first["count"]
 
     def add(self, more: Mapping[str, Values], where: str) -> None:
@@ -201,11 +245,16 @@ class _Total:
         for name in self.dropped & mine.keys():
             del mine[name]
         if odd := [name for name in mine if mine[name].shape != more[name].shape]:
-            raise DatasetFormatError(f"{where}: found {_described(more, odd[0])}; the episodes before it have {_described(mine, odd[0])}")
+            raise DatasetFormatError(
+                f"{where}: found {_described(more, odd[0])}; the episodes before it have "
+                f"{_described(mine, odd[0])}"
+            )
         count = mine["count"] + more["count"]
         share = more["count"] / count
         distance = more["mean"] - mine["mean"]
-        self._squares = self._squares + more["std"] ** 2 * more["count"] + distance**2 * (mine["count"] * share)
+        self._squares = (
+            self._squares + more["std"] ** 2 * more["count"] + distance**2 * (mine["count"] * share)
+        )
         for name in mine:
             if name == "min":
                 mine[name] = np.minimum(mine[name], more[name])
@@ -217,24 +266,49 @@ class _Total:
                 mine[name] = mine[name] + (more[name] - mine[name]) * share
 
     def statistics(self) -> dict[str, Values]:
-        return {name: np.sqrt(self._squares / self._values["count"]) if name == "std" else value for name, value in self._values.items()}
+        return {
+            name: np.sqrt(self._squares / self._values["count"]) if name == "std" else value
+            for name, value in self._values.items()
+        }
 
 
 def _arrays(statistics: object, where: str) -> dict[str, Values]:
-    """Returns the statistics of a feature in one episode: those that can be added up, `count` so that it divides the others."""
+    """Returns the statistics of a feature in one episode: those that can be added up, `count` so
+    that it divides the others.
+    """
     if not isinstance(statistics, dict):
-        raise DatasetFormatError(f"{where}: found {short_repr(statistics)}; expected statistic -> numbers")
+        raise DatasetFormatError(
+            f"{where}: found {short_repr(statistics)}; expected statistic -> numbers"
+        )
     found = {}
-    for name in ("min", "max", "mean", "std", "count", *(name for name in statistics if _QUANTILE.fullmatch(name))):
+    for name in (
+        "min",
+        "max",
+        "mean",
+        "std",
+        "count",
+        *(name for name in statistics if _QUANTILE.fullmatch(name)),
+    ):
         if name not in statistics:
-            raise DatasetFormatError(f"{where}: there is no {name}; found {short_repr(list(statistics))}")
+            raise DatasetFormatError(
+                f"{where}: there is no {name}; found {short_repr(list(statistics))}"
+            )
         if (numbers := numbers_of(statistics[name])) is None:
-            raise DatasetFormatError(f"{where}: {name} is {short_repr(statistics[name])}; expected numbers (in lists of one length)")
+            raise DatasetFormatError(
+                f"{where}: {name} is {short_repr(statistics[name])}; expected numbers (in lists "
+                "of one length)"
+            )
         found[name] = numbers
     if found["count"].size != 1 or not 1 <= found["count"].item() <= _MAX_NUMBER:
-        raise DatasetFormatError(f"{where}: count is {short_repr(statistics['count'])}; expected one number >= 1")
-    if odd := [name for name in found if name != "count" and found[name].shape != found["mean"].shape]:
-        raise DatasetFormatError(f"{where}: {odd[0]} has shape {found[odd[0]].shape}, but mean {found['mean'].shape}")
+        raise DatasetFormatError(
+            f"{where}: count is {short_repr(statistics['count'])}; expected one number >= 1"
+        )
+    if odd := [
+        name for name in found if name != "count" and found[name].shape != found["mean"].shape
+    ]:
+        raise DatasetFormatError(
+            f"{where}: {odd[0]} has shape {found[odd[0]].shape}, but mean {found['mean'].shape}"
+        )
     return found
 
 
@@ -245,12 +319,22 @@ def _described(statistics: Mapping[str, Values], name: str) -> str:
 def _number(line: Mapping[str, Any], field: str, where: str, *, least: int = 0) -> int:
     value = line.get(field)
     # Other recorders write integers as doubles.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= _MAX_NUMBER or value != int(value):
-        raise DatasetFormatError(f"{where}: {field} is {short_repr(value)}; expected an integer{' >= 0' if least == 0 else ''}")
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not least <= value <= _MAX_NUMBER
+        or value != int(value)
+    ):
+        raise DatasetFormatError(
+            f"{where}: {field} is {short_repr(value)}; expected an "
+            f"integer{' >= 0' if least == 0 else ''}"
+        )
     return int(value)
 
 
 def _size_of(path: str, storage: Storage, listing: Mapping[str, int]) -> int:
     if path not in listing:
-        raise DatasetFormatError(f"{storage.description}: there is no {path}, which a LeRobotDataset v2.x has")
+        raise DatasetFormatError(
+            f"{storage.description}: there is no {path}, which a LeRobotDataset v2.x has"
+        )
     return listing[path]

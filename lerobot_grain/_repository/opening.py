@@ -1,11 +1,13 @@
 """Opens one pinned revision of a dataset: what it holds, and where. Reads `meta/` and nothing else.
 
 Rules:
-* The revision is resolved to a commit once; after that nothing can change under a stream. A bucket and a directory have no commits; a hash
-  of the list of files, or of `meta/`, stands for it.
-* Files that disagree are an error where it could change what is read. Where it could not, a note says so, and a warning once.
-* Statistics are not needed to read rows. What is wrong with their file is a note, and an error for who asks for them. That the bytes could
-  not be had is an error all the same: it says nothing about the dataset, and what the Hub has is to be in the cache afterwards.
+* The revision is resolved to a commit once; after that nothing can change under a stream. A bucket
+  and a directory have no commits; a hash of the list of files, or of `meta/`, stands for it.
+* Files that disagree are an error where it could change what is read. Where it could not, a note
+  says so, and a warning once.
+* Statistics are not needed to read rows. What is wrong with their file is a note, and an error for
+  who asks for them. That the bytes could not be had is an error all the same: it says nothing about
+  the dataset, and what the Hub has is to be in the cache afterwards.
 """
 
 from __future__ import annotations
@@ -37,8 +39,8 @@ from lerobot_grain._storage.base import Storage
 from lerobot_grain._storage.opening import open_storage
 from lerobot_grain._storage.options import StorageOptions
 
-# A metadata file is refused above these sizes before it is read; the largest public data sets have a hundredth of them. JSON takes up to 40
-# times its size in memory.
+# A metadata file is refused above these sizes before it is read; the largest public data sets have
+# a hundredth of them. JSON takes up to 40 times its size in memory.
 _MAX_INFO_BYTES = 4 << 20
 
 
@@ -54,23 +56,31 @@ def open_repository(
     """Opens a data set on the Hub, in a bucket or in a directory. No row and no video is read.
 
     Args:
-      repository: `org/name` on the Hub, `org/name/folder` where the dataset lies in a folder of it, or a bucket
-        (`hf://buckets/org/name/folder`) or directory with the same layout.
-      revision: branch, tag or commit; by default the newest tag or branch `v3.x`, `v2.1` or `v2.0`, and `main` where there is none. Not for
-        buckets and directories.
+      repository: `org/name` on the Hub, `org/name/folder` where the dataset lies in a folder of it,
+        or a bucket (`hf://buckets/org/name/folder`) or directory with the same layout.
+      revision: branch, tag or commit; by default the newest tag or branch `v3.x`, `v2.1` or `v2.0`,
+        and `main` where there is none. Not for buckets and directories.
       endpoint: of the Hub; by default huggingface.co, or what `HF_ENDPOINT` says.
       token: a Hub token; by default the one that `huggingface_hub` finds; `False` sends none.
-      cache_dir: of the Hub client, for the files of `meta/`; by default its usual one. Pieces of other files are kept in the folder
-        `lerobot_grain` in it, by default in that of `HF_HOME`, or where `LEROBOT_GRAIN_CACHE` says.
+      cache_dir: of the Hub client, for the files of `meta/`; by default its usual one. Pieces of
+        other files are kept in the folder `lerobot_grain` in it, by default in that of `HF_HOME`,
+        or where `LEROBOT_GRAIN_CACHE` says.
       storage_options: connections, timeouts, merging of byte ranges, and what is kept on disk.
 
     Raises:
       InvalidRequestError: `repository` is neither a directory nor the name of a repository.
-      DatasetFormatError: it is not a LeRobotDataset v2.0, v2.1 or v3.x, or its metadata is malformed.
-      StorageError: missing, private or gated repository, wrong revision, or the Hub could not be reached.
+      DatasetFormatError: it is not a LeRobotDataset v2.0, v2.1 or v3.x, or its metadata is
+        malformed.
+      StorageError: missing, private or gated repository, wrong revision, or the Hub could not be
+        reached.
     """
     opened = open_leniently(
-        repository, revision=revision, endpoint=endpoint, token=token, cache_dir=cache_dir, storage_options=storage_options
+        repository,
+        revision=revision,
+        endpoint=endpoint,
+        token=token,
+        cache_dir=cache_dir,
+        storage_options=storage_options,
     )
     for texts in (opened.tasks, opened.subtasks):
         if isinstance(texts, UnreadableTexts):
@@ -88,12 +98,20 @@ def open_leniently(
     cache_dir: str | os.PathLike[str] | None = None,
     storage_options: StorageOptions | None = None,
 ) -> Repository:
-    """As `open_repository`, but a table of tasks or subtasks that cannot be read is an error for who asks for its texts, and else a note.
+    """As `open_repository`, but a table of tasks or subtasks that cannot be read is an error for
+    who asks for its texts, and else a note.
 
     The notes are not issued as warnings: `warn_of_notes` does that.
     """
     options = StorageOptions() if storage_options is None else storage_options
-    storage = open_storage(repository, revision=revision, endpoint=endpoint, token=token, cache_dir=cache_dir, options=options)
+    storage = open_storage(
+        repository,
+        revision=revision,
+        endpoint=endpoint,
+        token=token,
+        cache_dir=cache_dir,
+        options=options,
+    )
     listing = storage.list_metadata()
     if INFO_PATH not in listing:
         raise DatasetFormatError(
@@ -102,13 +120,24 @@ def open_leniently(
             + storage.elsewhere()
         )
     with storage.checked(INFO_PATH):
-        info = parse_info(storage.read_metadata(INFO_PATH, max_bytes=_MAX_INFO_BYTES), where=f"{storage.description}, {INFO_PATH}")
+        info = parse_info(
+            storage.read_metadata(INFO_PATH, max_bytes=_MAX_INFO_BYTES),
+            where=f"{storage.description}, {INFO_PATH}",
+        )
     episodes = read_episodes(storage, listing, info)
     is_v2 = info.major_version == 2
     tasks = _texts(
-        lambda: v2.read_tasks(storage, listing, max_tasks=MAX_TASKS) if is_v2 else read_texts(storage, listing, TASKS_PATH, "task")
+        lambda: (
+            v2.read_tasks(storage, listing, max_tasks=MAX_TASKS)
+            if is_v2
+            else read_texts(storage, listing, TASKS_PATH, "task")
+        )
     )
-    subtasks = _texts(lambda: read_texts(storage, listing, SUBTASKS_PATH, "subtask")) if SUBTASKS_PATH in listing else None
+    subtasks = (
+        _texts(lambda: read_texts(storage, listing, SUBTASKS_PATH, "subtask"))
+        if SUBTASKS_PATH in listing
+        else None
+    )
     stats: list[Statistics | None] = []
     odd: list[str] = []
     if EPISODES_STATS_PATH_V2 not in listing:
@@ -116,7 +145,9 @@ def open_leniently(
         try:
             found, odd_stats = read_stats(storage, info, episodes)
         except DatasetFormatError as error:
-            odd.append(f"{_note_of(error, storage, STATS_PATH)}; until then there are no statistics")
+            odd.append(
+                f"{_note_of(error, storage, STATS_PATH)}; until then there are no statistics"
+            )
         else:
             stats.append(found)
             odd += [f"{STATS_PATH}: {note}" for note in odd_stats]
@@ -126,7 +157,10 @@ def open_leniently(
         *(f"{EPISODES_FOLDER}: {note}" for note in episodes.notes),
         *(
             _note_of(texts.problem, storage, path)
-            for texts, path in ((tasks, TASKS_PATH_V2 if is_v2 else TASKS_PATH), (subtasks, SUBTASKS_PATH))
+            for texts, path in (
+                (tasks, TASKS_PATH_V2 if is_v2 else TASKS_PATH),
+                (subtasks, SUBTASKS_PATH),
+            )
             if isinstance(texts, UnreadableTexts)
         ),
         *odd,
@@ -152,7 +186,10 @@ def warn_of_notes(opened: Repository) -> None:
 
 
 def _odd_totals(info: DatasetInfo, episodes: EpisodeTable) -> list[str]:
-    totals = (("total_episodes", info.total_episodes, episodes.num_episodes), ("total_frames", info.total_frames, episodes.num_rows))
+    totals = (
+        ("total_episodes", info.total_episodes, episodes.num_episodes),
+        ("total_frames", info.total_frames, episodes.num_rows),
+    )
     return [
         f"{field} is {declared}, but the episode table has {found}, which is what is read"
         for field, declared, found in totals
@@ -169,7 +206,8 @@ def _texts(read: Callable[[], dict[int, str]]) -> Mapping[int, str]:
 
 def _note_of(error: DatasetFormatError | str, storage: Storage, path: str) -> str:
     """Returns a message as a note has it: after the path, and without the name of the dataset."""
-    return f"{path}: {str(error).removeprefix(storage.description).lstrip(',: ').removeprefix(path).lstrip(': ')}"
+    text = str(error).removeprefix(storage.description).lstrip(",: ")
+    return f"{path}: {text.removeprefix(path).lstrip(': ')}"
 
 
 def _hash_of_metadata(storage: Storage, listing: Mapping[str, int]) -> str:

@@ -22,7 +22,11 @@ def sample_table(storage: Storage, path: str, *, is_moov_last: bool = False) -> 
       StorageError: the bytes could not be had.
     """
     with storage.checked(path):
-        reader = read_sample_table(storage.size_bytes(path), where=f"{storage.description}, {path}", is_moov_last=is_moov_last)
+        reader = read_sample_table(
+            storage.size_bytes(path),
+            where=f"{storage.description}, {path}",
+            is_moov_last=is_moov_last,
+        )
         return _run(reader, lambda wanted: storage.read_ranges(path, [wanted], keep=True)[0])
 
 
@@ -32,7 +36,10 @@ def sample_table_in(contents: bytes, *, where: str) -> SampleTable:
     Raises:
       DatasetFormatError: not an MP4 file that can be read.
     """
-    return _run(read_sample_table(len(contents), where=where), lambda wanted: contents[wanted.start : wanted.stop])
+    return _run(
+        read_sample_table(len(contents), where=where),
+        lambda wanted: contents[wanted.start : wanted.stop],
+    )
 
 
 def _run(reader: SampleTableReader, read: Callable[[ByteRange], bytes]) -> SampleTable:

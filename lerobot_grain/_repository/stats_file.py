@@ -1,10 +1,13 @@
-"""`meta/stats.json` -> the statistics of each feature, as far as they are numbers, and what is odd about the rest. Pure.
+"""`meta/stats.json` -> the statistics of each feature, as far as they are numbers, and what is odd
+about the rest. Pure.
 
 Rules:
-* Rows do not need statistics: nothing here may keep them from being read. Who opens a dataset turns what is refused into a note.
+* Rows do not need statistics: nothing here may keep them from being read. Who opens a dataset turns
+  what is refused into a note.
 * `null` is a number that is not known, NaN: strict JSON has no other way to write it.
-* A statistic that is no numbers is left out, and so is an entry without any statistic but `count`: some recorders put texts, numbers of
-  their own and descriptions there. Where nothing is left of a file that has entries, it is refused.
+* A statistic that is no numbers is left out, and so is an entry without any statistic but `count`:
+  some recorders put texts, numbers of their own and descriptions there. Where nothing is left of a
+  file that has entries, it is refused.
 """
 
 from __future__ import annotations
@@ -36,7 +39,10 @@ def parse_stats(raw: bytes, *, where: str) -> tuple[Statistics, tuple[str, ...]]
     Raises:
       DatasetFormatError: it is no JSON object, or nothing in it is a statistic.
     """
-    expected, remedy = f"{where}: expected feature -> statistic -> numbers", "compute_stats(repository) makes others"
+    expected, remedy = (
+        f"{where}: expected feature -> statistic -> numbers",
+        "compute_stats(repository) makes others",
+    )
     try:
         entries = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -49,18 +55,35 @@ def parse_stats(raw: bytes, *, where: str) -> tuple[Statistics, tuple[str, ...]]
         if not isinstance(entry, dict):
             odd.append(f"{short_repr(key)} is {short_repr(entry)}")
             continue
-        found = {name: numbers for name, value in entry.items() if (numbers := numbers_of(value)) is not None}
-        odd += [f"{name} of {short_repr(key)} is {short_repr(value)}" for name, value in entry.items() if name not in found]
+        found = {
+            name: numbers
+            for name, value in entry.items()
+            if (numbers := numbers_of(value)) is not None
+        }
+        odd += [
+            f"{name} of {short_repr(key)} is {short_repr(value)}"
+            for name, value in entry.items()
+            if name not in found
+        ]
         if set(found) - {_COUNT} or not entry:
             stats[key] = found
     if odd and not stats:
         raise DatasetFormatError(f"{expected} ({odd[0]}); {remedy}")
-    notes = (f"{len(odd)} of its values are no numbers and are left out: {odd[0]}" + (", ..." if len(odd) > 1 else ""),) if odd else ()
+    notes = (
+        (
+            f"{len(odd)} of its values are no numbers and are left out: {odd[0]}"
+            + (", ..." if len(odd) > 1 else ""),
+        )
+        if odd
+        else ()
+    )
     return stats, notes
 
 
 def numbers_of(value: Any) -> npt.NDArray[np.float64] | None:
-    """Returns numbers in lists of one length, or one number, as float64; `None` for anything else, and where no number is known."""
+    """Returns numbers in lists of one length, or one number, as float64; `None` for anything else,
+    and where no number is known.
+    """
     try:
         array = np.asarray(value)
         if array.dtype.kind == "O":

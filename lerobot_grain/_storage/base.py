@@ -1,19 +1,22 @@
 """Reading byte ranges of a pinned dataset: the interface of all storages, and what they share.
 
-The idea: a `Storage` is a value. It names an unchanging tree of files (a commit, the list of a bucket's files with their hashes, or a
-directory nobody writes to) and travels to other processes by pickle; clients, locks and links are made when a process first reads, and
-belong to that process.
+The idea: a `Storage` is a value. It names an unchanging tree of files (a commit, the list of a
+bucket's files with their hashes, or a directory nobody writes to) and travels to other processes by
+pickle; clients, locks and links are made when a process first reads, and belong to that process.
 
 There are three: `DirectoryStorage`, `HubStorage` for a commit, and `BucketStorage`.
 
 Rules:
-* Files are listed once, when the storage is opened: `meta/`, and of a bucket `data/` and `videos/` too. Other files are known by the paths
-  that `meta/` gives, and those are not trusted: `check_path`.
-* Ranges are `[start, stop)`. A range that is not completely inside of its file is an error, never a shorter result.
-* Threads are the caller's: `read_ranges` works through its ranges one by one, and any number of threads may call it.
+* Files are listed once, when the storage is opened: `meta/`, and of a bucket `data/` and `videos/`
+  too. Other files are known by the paths that `meta/` gives, and those are not trusted:
+  `check_path`.
+* Ranges are `[start, stop)`. A range that is not completely inside of its file is an error, never a
+  shorter result.
+* Threads are the caller's: `read_ranges` works through its ranges one by one, and any number of
+  threads may call it.
 * Every error message begins with `description` and names the path and the range.
-* What could not be parsed is looked at once more: an empty file, and the pointer that lies in place of one that Git LFS has not fetched,
-  are told by their contents, for all formats here.
+* What could not be parsed is looked at once more: an empty file, and the pointer that lies in place
+  of one that Git LFS has not fetched, are told by their contents, for all formats here.
 
 It does not parse contents. What `keep` asks for stays on disk, where the storage has a disk cache.
 """
@@ -27,7 +30,12 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 from lerobot_grain._base.byte_ranges import ByteRange, merge_ranges, slice_from
-from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError, LeRobotGrainError, StorageError
+from lerobot_grain._base.errors import (
+    DatasetFormatError,
+    InvalidRequestError,
+    LeRobotGrainError,
+    StorageError,
+)
 from lerobot_grain._storage.disk_cache import DiskCache
 from lerobot_grain._storage.git_files import MAX_POINTER_BYTES, LfsPointer, lfs_pointer
 from lerobot_grain._storage.options import StorageOptions, StorageStatistics
@@ -38,22 +46,32 @@ _MAX_NAMED_FOLDERS = 8
 _EMPTY = "the file is empty (0 bytes): what wrote or copied it was interrupted"
 
 
-# Guards the making of what belongs to a process. One for all, so that a storage holds no lock, which could not be pickled.
+# Guards the making of what belongs to a process. One for all, so that a storage holds no lock,
+# which could not be pickled.
 PROCESS_STATE_LOCK = threading.Lock()
 
 
 def check_path(description: str, path: str) -> None:
-    """Checks that `path` names a file inside of the data set and nothing else, wherever it is put into a URL or a directory.
+    """Checks that `path` names a file inside of the data set and nothing else, wherever it is put
+    into a URL or a directory.
 
-    Metadata decides what is read. With `..` in it, a Hub client would fetch files of other repositories, with the user's token.
+    Metadata decides what is read. With `..` in it, a Hub client would fetch files of other
+    repositories, with the user's token.
 
     Raises:
-      DatasetFormatError: it is absolute, has an empty, `.` or `..` part, a backslash, a control character, `?`, `#` or `://`.
+      DatasetFormatError: it is absolute, has an empty, `.` or `..` part, a backslash, a control
+        character, `?`, `#` or `://`.
     """
     parts = path.split("/")
-    forbidden = any(c in "\\?#" or not c.isprintable() for c in path) or "://" in path or len(path) > _MAX_PATH_LENGTH
+    forbidden = (
+        any(c in "\\?#" or not c.isprintable() for c in path)
+        or "://" in path
+        or len(path) > _MAX_PATH_LENGTH
+    )
     if forbidden or any(part in ("", ".", "..") for part in parts):
-        raise DatasetFormatError(f"{description}: {path[:200]!r} is not the path of a file of a data set")
+        raise DatasetFormatError(
+            f"{description}: {path[:200]!r} is not the path of a file of a data set"
+        )
 
 
 class Storage(abc.ABC):
@@ -62,9 +80,10 @@ class Storage(abc.ABC):
     An immutable value that pickles; what is needed to read is made anew in each process.
 
     Attributes:
-      description: begins every error message: `org/name@1a2b3c4d5e6f`, `org/name/folder@1a2b3c4d5e6f`, `hf://buckets/org/name/folder`, or a
-        directory.
-      commit: 40 hexadecimal digits; of a bucket a hash of the list of its files; None for a directory, which has none.
+      description: begins every error message: `org/name@1a2b3c4d5e6f`,
+        `org/name/folder@1a2b3c4d5e6f`, `hf://buckets/org/name/folder`, or a directory.
+      commit: 40 hexadecimal digits; of a bucket a hash of the list of its files; None for a
+        directory, which has none.
       options: how it is read.
     """
 
@@ -76,7 +95,9 @@ class Storage(abc.ABC):
 
     @property
     def folder(self) -> str:
-        """The folder of a repository on the Hub that it is the files of; empty where it is those of the whole repository, or no commit."""
+        """The folder of a repository on the Hub that it is the files of; empty where it is those of
+        the whole repository, or no commit.
+        """
         return ""
 
     @property
@@ -85,28 +106,37 @@ class Storage(abc.ABC):
         return ()
 
     def elsewhere(self) -> str:
-        """Returns the end of a message that there is no dataset: where there are some instead, as far as is known. May ask the Hub once."""
+        """Returns the end of a message that there is no dataset: where there are some instead, as
+        far as is known. May ask the Hub once.
+        """
         return ""
 
     @abc.abstractmethod
     def list_metadata(self) -> Mapping[str, int]:
-        """Returns path -> size in bytes of all files under `meta/`, in order of paths, without those that `check_path` refuses."""
+        """Returns path -> size in bytes of all files under `meta/`, in order of paths, without
+        those that `check_path` refuses.
+        """
 
     def read_metadata(self, path: str, *, max_bytes: int) -> bytes:
         """Returns a whole file of those listed by `list_metadata`.
 
         Raises:
-          DatasetFormatError: it is listed as longer than `max_bytes`, and nothing is read; or it is a Git LFS pointer.
+          DatasetFormatError: it is listed as longer than `max_bytes`, and nothing is read; or it is
+            a Git LFS pointer.
           MissingFileError: there is no such file.
           StorageError: it cannot be read, or it has another size than listed.
         """
         contents = self.read_as_is(path, max_bytes=max_bytes)
         if (pointer := lfs_pointer(contents)) is not None:
-            raise DatasetFormatError(f"{self.description}, {path}: {self._about_pointer(path, pointer)}")
+            raise DatasetFormatError(
+                f"{self.description}, {path}: {self._about_pointer(path, pointer)}"
+            )
         return contents
 
     def read_as_is(self, path: str, *, max_bytes: int) -> bytes:
-        """As `read_metadata`, also a Git LFS pointer: for what is not parsed, or parsed inside of `checked`."""
+        """As `read_metadata`, also a Git LFS pointer: for what is not parsed, or parsed inside of
+        `checked`.
+        """
         size = self.size_bytes(path)
         self._check_size(path, size, max_bytes)
         return self._read_range(path, ByteRange(0, size)) if size else b""
@@ -123,7 +153,9 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Closes the connections of this process. A later call makes new ones; a call that is under way in another thread fails at once.
+        """Closes the connections of this process.
+
+        A later call makes new ones; a call that is under way in another thread fails at once.
 
         To end the calls of some threads only, such as those of one reader, there is `CancelScope`.
         """
@@ -131,26 +163,35 @@ class Storage(abc.ABC):
     @property
     @abc.abstractmethod
     def statistics(self) -> StorageStatistics:
-        """What this process has read so far, without what `read_metadata` downloads into the cache of huggingface_hub."""
+        """What this process has read so far, without what `read_metadata` downloads into the cache
+        of huggingface_hub.
+        """
 
     @abc.abstractmethod
     def _read_range(self, path: str, wanted: ByteRange) -> bytes:
-        """Returns the bytes of a range that is not empty, inside of the file and need not be merged."""
+        """Returns the bytes of a range that is not empty, inside of the file and need not be
+        merged.
+        """
 
     @abc.abstractmethod
     def _disk_cache(self, path: str) -> DiskCache | None:
-        """Returns where `read_ranges` keeps bytes of a file; None where it is on disk anyway, or may change."""
+        """Returns where `read_ranges` keeps bytes of a file; None where it is on disk anyway, or
+        may change.
+        """
 
-    def read_ranges(self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False) -> list[bytes]:
+    def read_ranges(
+        self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False
+    ) -> list[bytes]:
         """Returns the bytes of each range, in the order asked.
 
-        Ranges may overlap; empty ones give `b""`. Neighbours are read in one request, as `options` say.
+        Ranges may overlap; empty ones give `b""`. Neighbours are read in one request, as `options`
+        say.
 
         Args:
           path: of the file.
           ranges: of its bytes.
-          keep: whether the next process that asks for the same ranges should find them on disk. For what is small and costs requests; to
-            be used inside of `checked`.
+          keep: whether the next process that asks for the same ranges should find them on disk. For
+            what is small and costs requests; to be used inside of `checked`.
 
         Raises:
           InvalidRequestError: a range starts before 0 or stops before it starts.
@@ -159,7 +200,9 @@ class Storage(abc.ABC):
         """
         check_path(self.description, path)
         if backwards := [r for r in ranges if not 0 <= r.start <= r.stop]:
-            raise InvalidRequestError(f"{self.description}: {path} bytes {backwards[0]}: expected 0 <= start <= stop")
+            raise InvalidRequestError(
+                f"{self.description}: {path} bytes {backwards[0]}: expected 0 <= start <= stop"
+            )
         cache = self._disk_cache(path) if keep else None
         if cache is None:
             return self._read_ranges(path, ranges)
@@ -176,8 +219,9 @@ class Storage(abc.ABC):
     def checked(self, path: str) -> Iterator[None]:
         """Around code that parses a file.
 
-        If it is malformed, the next try fetches all of it again: it may have been sent wrongly. And if it is empty, or a Git LFS pointer
-        lies in its place, the error says that, which no parser knows.
+        If it is malformed, the next try fetches all of it again: it may have been sent wrongly. And
+        if it is empty, or a Git LFS pointer lies in its place, the error says that, which no parser
+        knows.
         """
         try:
             yield
@@ -190,12 +234,17 @@ class Storage(abc.ABC):
             raise
 
     def _malformed(self, path: str, text: str) -> str | None:
-        """Returns what to say of a file that a parser refuses with `text`; None if there is nothing more to say."""
+        """Returns what to say of a file that a parser refuses with `text`; None if there is nothing
+        more to say.
+        """
         with contextlib.suppress(LeRobotGrainError):
             size = self.size_bytes(path)
             if size == 0:
                 return text if _EMPTY in text else f"{text}; {_EMPTY}"
-            if size <= MAX_POINTER_BYTES and (pointer := lfs_pointer(self._read_range(path, ByteRange(0, size)))) is not None:
+            if (
+                size <= MAX_POINTER_BYTES
+                and (pointer := lfs_pointer(self._read_range(path, ByteRange(0, size)))) is not None
+            ):
                 return f"{self.description}, {path}: {self._about_pointer(path, pointer)}"
         return None
 
@@ -207,27 +256,36 @@ class Storage(abc.ABC):
         return (self.description, str(self.commit), path)
 
     def _read_ranges(self, path: str, ranges: Sequence[ByteRange]) -> list[bytes]:
-        merged = merge_ranges(ranges, gap_bytes=self.options.merge_gap_bytes, max_bytes=self.options.merge_max_bytes)
+        merged = merge_ranges(
+            ranges, gap_bytes=self.options.merge_gap_bytes, max_bytes=self.options.merge_max_bytes
+        )
         if merged and merged[-1].stop > (size := self.size_bytes(path)):
-            raise StorageError(f"{self.description}: {path} bytes {merged[-1]}: the file has only {size} bytes")
+            raise StorageError(
+                f"{self.description}: {path} bytes {merged[-1]}: the file has only {size} bytes"
+            )
         payloads = [self._read_range(path, r) for r in merged]
         return [slice_from(merged, payloads, r) for r in ranges]
 
     def read_tail(self, path: str, length: int, *, keep: bool = False) -> tuple[bytes, int]:
-        """Returns the last `length` bytes of a file, or all if it has fewer, and the size of the file. For footers; `keep` as above.
+        """Returns the last `length` bytes of a file, or all if it has fewer, and the size of the
+        file. For footers; `keep` as above.
 
         Raises:
           InvalidRequestError: `length` is negative.
           DatasetFormatError, StorageError: as `read_ranges`.
         """
         if length < 0:
-            raise InvalidRequestError(f"{self.description}: {path}: the last {length} bytes cannot be read")
+            raise InvalidRequestError(
+                f"{self.description}: {path}: the last {length} bytes cannot be read"
+            )
         size = self.size_bytes(path)
         return self.read_ranges(path, [ByteRange(max(0, size - length), size)], keep=keep)[0], size
 
     def _check_size(self, path: str, size: int, max_bytes: int) -> None:
         if size > max_bytes:
-            raise DatasetFormatError(f"{self.description}: {path} has {size} bytes, expected at most {max_bytes}")
+            raise DatasetFormatError(
+                f"{self.description}: {path} has {size} bytes, expected at most {max_bytes}"
+            )
 
 
 def text_of_folders(names: Sequence[str]) -> str:
@@ -235,7 +293,9 @@ def text_of_folders(names: Sequence[str]) -> str:
     if not names:
         return ""
     more = f" and {len(names) - _MAX_NAMED_FOLDERS} more" if len(names) > _MAX_NAMED_FOLDERS else ""
-    return f"; datasets lie in folders of it, so open {' or '.join(names[:_MAX_NAMED_FOLDERS])}{more}"
+    return (
+        f"; datasets lie in folders of it, so open {' or '.join(names[:_MAX_NAMED_FOLDERS])}{more}"
+    )
 
 
 def is_readable_path(path: str) -> bool:

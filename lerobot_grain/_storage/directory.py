@@ -1,6 +1,7 @@
 """A dataset in a directory: the simplest storage, and the example to write another one by.
 
-It has no commit, so nobody may change the files while they are read. Nothing is kept on disk, since the files are there.
+It has no commit, so nobody may change the files while they are read. Nothing is kept on disk, since
+the files are there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from typing import Any
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import MissingFileError, StorageError
 from lerobot_grain._format.layout import INFO_PATH, METADATA
-from lerobot_grain._storage.base import PROCESS_STATE_LOCK, Storage, check_path, is_readable_path, text_of_folders
+from lerobot_grain._storage.base import (
+    PROCESS_STATE_LOCK,
+    Storage,
+    check_path,
+    is_readable_path,
+    text_of_folders,
+)
 from lerobot_grain._storage.git_files import LfsPointer
 from lerobot_grain._storage.options import Counters, StorageOptions, StorageStatistics
 
@@ -28,8 +35,9 @@ _READ_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOC
 class DirectoryStorage(Storage):
     """The files under a directory, which nobody may change while they are read.
 
-    Symbolic links are followed, also those that lead out of the directory: the snapshots of huggingface_hub's cache consist of them. A file
-    is opened for each range: that takes 1 microsecond of a local disk, 3 with the 64 KiB read (2026-11), and leaves nothing to close.
+    Symbolic links are followed, also those that lead out of the directory: the snapshots of
+    huggingface_hub's cache consist of them. A file is opened for each range: that takes 1
+    microsecond of a local disk, 3 with the 64 KiB read (2026-11), and leaves nothing to close.
 
     Attributes:
       root: the absolute path of the directory.
@@ -39,7 +47,9 @@ class DirectoryStorage(Storage):
     root: str
     options: StorageOptions
     commit: str | None = None
-    _process_state: dict[int, Counters] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+    _process_state: dict[int, Counters] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.description, self.root, self.options, self.commit)
@@ -54,7 +64,9 @@ class DirectoryStorage(Storage):
             return sizes
         for directory, _, names in os.walk(top, onerror=fail, followlinks=True):
             for name in names:
-                path = os.path.relpath(os.path.join(directory, name), self.root).replace(os.sep, "/")
+                path = os.path.relpath(os.path.join(directory, name), self.root).replace(
+                    os.sep, "/"
+                )
                 place = os.path.join(directory, name)
                 is_special = os.path.exists(place) and not os.path.isfile(place)
                 if is_readable_path(path) and not is_special:
@@ -62,10 +74,15 @@ class DirectoryStorage(Storage):
         return dict(sorted(sizes.items()))
 
     def elsewhere(self) -> str:
-        return text_of_folders([os.path.join(self.root, folder) for folder in dataset_folders(self.root)])
+        return text_of_folders(
+            [os.path.join(self.root, folder) for folder in dataset_folders(self.root)]
+        )
 
     def _about_pointer(self, path: str, pointer: LfsPointer) -> str:  # noqa: ARG002 (the message names it)
-        return f"it is {pointer}: the directory was cloned without Git LFS; run `git lfs pull` in {self.root}"
+        return (
+            f"it is {pointer}: the directory was cloned without Git LFS; run `git lfs pull` in "
+            f"{self.root}"
+        )
 
     def size_bytes(self, path: str) -> int:
         check_path(self.description, path)
@@ -74,7 +91,11 @@ class DirectoryStorage(Storage):
         except OSError as error:
             raise self._failure(path, error) from None
         if not stat.S_ISREG(status.st_mode):
-            what = os.strerror(errno.EISDIR) if stat.S_ISDIR(status.st_mode) else "it is a pipe, a socket or a device, and no file"
+            what = (
+                os.strerror(errno.EISDIR)
+                if stat.S_ISDIR(status.st_mode)
+                else "it is a pipe, a socket or a device, and no file"
+            )
             raise StorageError(f"{self.description}: {path} cannot be read: {what}")
         return status.st_size
 
@@ -101,16 +122,23 @@ class DirectoryStorage(Storage):
             descriptor = os.open(os.path.join(self.root, path), _READ_FLAGS)
             try:
                 # Again until nothing comes: one read returns at most 2 GiB.
-                while len(data) < wanted.length and (more := os.pread(descriptor, wanted.length - len(data), wanted.start + len(data))):
+                while len(data) < wanted.length and (
+                    more := os.pread(
+                        descriptor, wanted.length - len(data), wanted.start + len(data)
+                    )
+                ):
                     data = data + more if data else more
             finally:
                 os.close(descriptor)
         except OSError as error:
             raise self._failure(path, error) from None
-        self._counters().add(StorageStatistics(1, len(data), request_seconds=time.perf_counter() - started))
+        self._counters().add(
+            StorageStatistics(1, len(data), request_seconds=time.perf_counter() - started)
+        )
         if len(data) < wanted.length:
             raise StorageError(
-                f"{self.description}: {path} bytes {wanted}: the file ended after {len(data)} of {wanted.length} bytes; was it changed?"
+                f"{self.description}: {path} bytes {wanted}: the file ended after {len(data)} of "
+                f"{wanted.length} bytes; was it changed?"
             )
         return data
 

@@ -1,14 +1,18 @@
 """Small pieces of files, kept on disk from one run to the next.
 
-The idea: one file an entry, named by hashes of its key, written under another name and then moved into place. A checksum over name and
-payload stands in front, so an entry that is cut off, damaged, of another version or of another key is the same as one that is not there.
-Nothing is locked; any number of threads and processes share a directory. (Libraries that do this keep pickles, or a database, whose locks
-network file systems do not have.)
+The idea: one file an entry, named by hashes of its key, written under another name and then moved
+into place. A checksum over name and payload stands in front, so an entry that is cut off, damaged,
+of another version or of another key is the same as one that is not there. Nothing is locked; any
+number of threads and processes share a directory. (Libraries that do this keep pickles, or a
+database, whose locks network file systems do not have.)
 
 Rules:
-* Nothing here fails. What cannot be read is absent, what cannot be written is not kept; the log says the latter once a process.
-* The bytes of a key never change, so it does not matter who wrote an entry, or how often. Keys therefore hold a commit.
-* The time of an entry's last change is when it was last used. Above the limit, those used longest ago are deleted.
+* Nothing here fails. What cannot be read is absent, what cannot be written is not kept; the log
+  says the latter once a process.
+* The bytes of a key never change, so it does not matter who wrote an entry, or how often. Keys
+  therefore hold a commit.
+* The time of an entry's last change is when it was last used. Above the limit, those used longest
+  ago are deleted.
 * Nothing is deleted but files with our names.
 
 It knows no formats: what it returns is checked like what comes from the network.
@@ -32,7 +36,8 @@ _LOG = logging.getLogger(__name__)
 _VERSION = "1"
 _SUFFIX = ".kept"
 _DIGEST_BYTES = 16
-# What one entry may take of the limit, and what is written before the directory is looked through again.
+# What one entry may take of the limit, and what is written before the directory is looked through
+# again.
 _SHARE = 16
 # File systems give files whole blocks, mostly of this size, and many entries are smaller.
 _BLOCK_BYTES = 4096
@@ -46,8 +51,9 @@ class DiskCache:
 
     Args:
       directory: need not exist, may be read-only, may be shared.
-      max_bytes: that its files take, plus a sixteenth for each further object, here or in another process, that writes at the same time.
-        An entry of more than a sixteenth is not kept; with 0 nothing is kept and nothing found.
+      max_bytes: that its files take, plus a sixteenth for each further object, here or in another
+        process, that writes at the same time. An entry of more than a sixteenth is not kept; with 0
+        nothing is kept and nothing found.
     """
 
     def __init__(self, directory: str, max_bytes: int) -> None:
@@ -94,7 +100,11 @@ class DiskCache:
             return  # somebody empties the directory at this moment
         except OSError as error:
             if next(_FAILURES) == 0:
-                _LOG.warning("nothing can be kept in %s (%s), so what was read will be fetched again", self._directory, error.strerror)
+                _LOG.warning(
+                    "nothing can be kept in %s (%s), so what was read will be fetched again",
+                    self._directory,
+                    error.strerror,
+                )
             return
         with self._lock:
             self._written += _on_disk(_DIGEST_BYTES + len(payload))
@@ -145,7 +155,13 @@ def _opened(path: str) -> BinaryIO:
     Raises:
       OSError: it cannot be opened, or is no regular file.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+    descriptor = os.open(
+        path,
+        os.O_RDONLY
+        | getattr(os, "O_NONBLOCK", 0)
+        | getattr(os, "O_CLOEXEC", 0)
+        | getattr(os, "O_BINARY", 0),
+    )
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "no regular file")

@@ -1,8 +1,11 @@
-"""What Git calls the contents of a file, and the pointer that Git LFS puts in its place. Without any I/O.
+"""What Git calls the contents of a file, and the pointer that Git LFS puts in its place.
 
-The Hub names a small file by the id of its git blob, a large one by its SHA-256: in listings, in ETags, and as file names in the cache of
-huggingface_hub. A repository that was cloned without Git LFS, and a mirror that knows nothing of it, has a *pointer* in place of each large
-file: a text of three lines (git-lfs, `docs/spec.md`).
+Without any I/O.
+
+The Hub names a small file by the id of its git blob, a large one by its SHA-256: in listings, in
+ETags, and as file names in the cache of huggingface_hub. A repository that was cloned without Git
+LFS, and a mirror that knows nothing of it, has a *pointer* in place of each large file: a text of
+three lines (git-lfs, `docs/spec.md`).
 
     version https://git-lfs.github.com/spec/v1
     oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393
@@ -46,7 +49,9 @@ def lfs_pointer(contents: bytes) -> LfsPointer | None:
 
 
 def hash_in(name: object) -> str:
-    """Returns the hash that an id in a listing or an ETag is, with or without quotes; `""` if it is none."""
+    """Returns the hash that an id in a listing or an ETag is, with or without quotes; `""` if it is
+    none.
+    """
     text = name.removeprefix("W/").strip('"') if isinstance(name, str) else ""
     return text if _HASH.fullmatch(text) and text != _NO_OBJECT else ""
 
@@ -57,19 +62,25 @@ def git_blob_id(contents: bytes) -> str:
 
 
 def blob_name(contents: bytes, told: str) -> str | None:
-    """Returns the name of contents in the cache of huggingface_hub, or None if they do not have the hash `told`.
+    """Returns the name of contents in the cache of huggingface_hub, or None if they do not have the
+    hash `told`.
 
     Args:
       contents: of a whole file.
-      told: a SHA-256; 40 digits: the id of the git blob of a file or (in lists that do not tell files of Git LFS from others) of its
-        pointer, or the SHA-1 that other servers use as ETag; `""` where nothing is known.
+      told: a SHA-256; 40 digits: the id of the git blob of a file or (in lists that do not tell
+        files of Git LFS from others) of its pointer, or the SHA-1 that other servers use as ETag;
+        `""` where nothing is known.
     """
     return blob_name_of([contents], len(contents), told)
 
 
 def blob_name_of(pieces: Iterable[bytes], num_bytes: int, told: str) -> str | None:
     """As `blob_name`, of contents in pieces, `num_bytes` together."""
-    all_hashes = sha256, git, plain = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % num_bytes), hashlib.sha1()
+    all_hashes = sha256, git, plain = (
+        hashlib.sha256(),
+        hashlib.sha1(b"blob %d\0" % num_bytes),
+        hashlib.sha1(),
+    )
     for piece in pieces:
         for each in all_hashes:
             each.update(piece)
@@ -77,7 +88,10 @@ def blob_name_of(pieces: Iterable[bytes], num_bytes: int, told: str) -> str | No
         return told
     if told in ("", git.hexdigest(), plain.hexdigest()):
         return git.hexdigest()
-    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256.hexdigest()}\nsize {num_bytes}\n".encode()
+    pointer = (
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256.hexdigest()}\nsize "
+        f"{num_bytes}\n"
+    ).encode()
     return sha256.hexdigest() if told == git_blob_id(pointer) else None
 
 

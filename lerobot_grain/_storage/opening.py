@@ -1,9 +1,11 @@
-"""What a user may name as a dataset: a directory, a dataset repository on the Hub or a folder of one, or a bucket; and opening it.
+"""What a user may name as a dataset: a directory, a dataset repository on the Hub or a folder of
+one, or a bucket; and opening it.
 
 Rules:
 * A directory that exists comes first: `org/name` may be one.
-* What follows `@` in a URI is a revision, and after that a folder: `hf://datasets/org/name@v3.0/arm`, as huggingface_hub reads it. A branch
-  may have slashes in its name too (`@feature/grip`), so the first part that the Hub knows as a revision is taken.
+* What follows `@` in a URI is a revision, and after that a folder:
+  `hf://datasets/org/name@v3.0/arm`, as huggingface_hub reads it. A branch may have slashes in its
+  name too (`@feature/grip`), so the first part that the Hub knows as a revision is taken.
 """
 
 from __future__ import annotations
@@ -19,9 +21,26 @@ from lerobot_grain._base.errors import InvalidRequestError, StorageError
 from lerobot_grain._format.layout import INFO_PATH, METADATA, default_revisions
 from lerobot_grain._storage.base import Storage, is_readable_path
 from lerobot_grain._storage.directory import DirectoryStorage
-from lerobot_grain._storage.hub.address import HubAddress, ListedFile, RepositoryAddress, is_offline, name_repository
-from lerobot_grain._storage.hub.bucket_storage import BUCKET_SCHEME, BucketAddress, BucketStorage, commit_of_files, list_bucket, name_bucket
-from lerobot_grain._storage.hub.client_cache import cached_commit, cached_listing, snapshot_directory
+from lerobot_grain._storage.hub.address import (
+    HubAddress,
+    ListedFile,
+    RepositoryAddress,
+    is_offline,
+    name_repository,
+)
+from lerobot_grain._storage.hub.bucket_storage import (
+    BUCKET_SCHEME,
+    BucketAddress,
+    BucketStorage,
+    commit_of_files,
+    list_bucket,
+    name_bucket,
+)
+from lerobot_grain._storage.hub.client_cache import (
+    cached_commit,
+    cached_listing,
+    snapshot_directory,
+)
 from lerobot_grain._storage.hub.commit_storage import HubStorage
 from lerobot_grain._storage.hub.session import HubSession
 from lerobot_grain._storage.options import StorageOptions
@@ -29,12 +48,15 @@ from lerobot_grain._storage.options import StorageOptions
 _HUB_URI = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/].*)|/(.*))?")
 # Revisions that have slashes in their names for huggingface_hub too.
 _SPECIAL_REVISION = re.compile(r"refs/(?:convert/\w+|pr/\d+)(?=/|$)")
-# How addresses of pages on the Hub begin: `datasets/org/name` is no folder of a repository `datasets/org`.
+# How addresses of pages on the Hub begin: `datasets/org/name` is no folder of a repository
+# `datasets/org`.
 _KINDS = ("datasets", "models", "spaces", "buckets")
 
 
 class _HubName(NamedTuple):
-    """What a text names: a repository, and which folder of it goes with which revision, in the order in which they are tried."""
+    """What a text names: a repository, and which folder of it goes with which revision, in the
+    order in which they are tried.
+    """
 
     repo_id: str
     folders: Mapping[str | None, str]
@@ -51,20 +73,23 @@ def open_storage(
 ) -> Storage:
     """Pins a data set and lists its metadata.
 
-    On the Hub that takes three requests, two when `revision` is given, one when it is a commit hash; one less when huggingface_hub has
-    downloaded that commit. With HF_HUB_OFFLINE=1 it takes none, and names mean what they meant when they were downloaded. Of a bucket all
-    files are listed, with three requests or one for each 1,000.
+    On the Hub that takes three requests, two when `revision` is given, one when it is a commit
+    hash; one less when huggingface_hub has downloaded that commit. With HF_HUB_OFFLINE=1 it takes
+    none, and names mean what they meant when they were downloaded. Of a bucket all files are
+    listed, with three requests or one for each 1,000.
 
     Args:
-      repository: a directory (any path object, or a text that is absolute, begins with `./`, `../` or `~`, or names an existing directory),
-        or a dataset on the Hub: `org/name` or `hf://datasets/org/name@revision`, with `/folder` where it lies in one, or in a bucket:
+      repository: a directory (any path object, or a text that is absolute, begins with `./`, `../`
+        or `~`, or names an existing directory), or a dataset on the Hub: `org/name` or
+        `hf://datasets/org/name@revision`, with `/folder` where it lies in one, or in a bucket:
         `hf://buckets/org/name/folder`.
-      revision: a branch, a tag or a commit of a dataset on the Hub; None for the newest tag or branch `v3.x`, `v2.1` or `v2.0`, or `main`
-        when there is none.
+      revision: a branch, a tag or a commit of a dataset on the Hub; None for the newest tag or
+        branch `v3.x`, `v2.1` or `v2.0`, or `main` when there is none.
       endpoint: address of the Hub; None for HF_ENDPOINT or https://huggingface.co.
-      token: None for the token of the environment, if any; True if there must be one; False to send none; or the token.
-      cache_dir: where metadata is kept; None for the cache of huggingface_hub. Pieces of other files are kept beside it, see
-        `disk_cache_directory`.
+      token: None for the token of the environment, if any; True if there must be one; False to send
+        none; or the token.
+      cache_dir: where metadata is kept; None for the cache of huggingface_hub. Pieces of other
+        files are kept beside it, see `disk_cache_directory`.
       options: how bytes are read.
 
     Raises:
@@ -74,15 +99,30 @@ def open_storage(
     name = os.fspath(repository)
     if not isinstance(repository, str) or _looks_like_directory(name):
         if revision is not None:
-            raise InvalidRequestError(f"{name} is a directory, which has no revision {revision!r}; leave it out")
+            raise InvalidRequestError(
+                f"{name} is a directory, which has no revision {revision!r}; leave it out"
+            )
         root = os.path.abspath(os.path.expanduser(name))
         if not os.path.isdir(root):
-            raise InvalidRequestError(f"{root} is not a directory; a data set on the Hub is named org/name")
+            raise InvalidRequestError(
+                f"{root} is not a directory; a data set on the Hub is named org/name"
+            )
         return DirectoryStorage(root, root, options)
     if name.startswith(BUCKET_SCHEME):
-        return _open_bucket(name_bucket(name, revision=revision, endpoint=endpoint, cache_dir=cache_dir, token=token, options=options))
+        return _open_bucket(
+            name_bucket(
+                name,
+                revision=revision,
+                endpoint=endpoint,
+                cache_dir=cache_dir,
+                token=token,
+                options=options,
+            )
+        )
     hub_name = _parse_hub_name(name, revision or None)
-    named = name_repository(hub_name.repo_id, endpoint=endpoint, cache_dir=cache_dir, token=token, options=options)
+    named = name_repository(
+        hub_name.repo_id, endpoint=endpoint, cache_dir=cache_dir, token=token, options=options
+    )
     if is_offline():
         return _open_offline(named, hub_name)
     session = HubSession(named)
@@ -104,7 +144,9 @@ def _open_on_hub(session: HubSession, name: _HubName) -> Storage:
     if revisions == [None]:
         found, commit = None, session.api.commit_of(session.default_revision())[1]
     else:
-        found, commit = session.api.commit_of(*(revision for revision in revisions if revision is not None))
+        found, commit = session.api.commit_of(
+            *(revision for revision in revisions if revision is not None)
+        )
     prefix = _prefix(name.folders[found])
     session.api.repository = repository = dataclasses.replace(session.api.repository, prefix=prefix)
     listing = _cached_files(repository, commit)
@@ -120,41 +162,64 @@ def _open_on_hub(session: HubSession, name: _HubName) -> Storage:
 
 def _open_bucket(bucket: BucketAddress) -> Storage:
     if bucket.prefix and not is_readable_path(bucket.prefix[:-1]):
-        raise InvalidRequestError(f"{bucket.at('')}: {bucket.prefix[:-1]!r} is no folder of a bucket")
+        raise InvalidRequestError(
+            f"{bucket.at('')}: {bucket.prefix[:-1]!r} is no folder of a bucket"
+        )
     session = HubSession(bucket)
     try:
         files = [file for file in list_bucket(session, bucket) if is_readable_path(file.path)]
     except BaseException:
         session.close()
         raise
-    bucket = dataclasses.replace(bucket, repo_id=session.api.repository.repo_id, notes=session.api.repository.notes)
-    storage = BucketStorage(bucket.at(""), commit_of_files(files), bucket.options, bucket, {file.path: file for file in files})
+    bucket = dataclasses.replace(
+        bucket, repo_id=session.api.repository.repo_id, notes=session.api.repository.notes
+    )
+    storage = BucketStorage(
+        bucket.at(""),
+        commit_of_files(files),
+        bucket.options,
+        bucket,
+        {file.path: file for file in files},
+    )
     storage._process_state[os.getpid()] = session
     return storage
 
 
 def _looks_like_directory(name: str) -> bool:
-    return os.path.isabs(name) or name in (".", "..") or name.startswith(("./", "../", "~")) or ("://" not in name and os.path.isdir(name))
+    return (
+        os.path.isabs(name)
+        or name in (".", "..")
+        or name.startswith(("./", "../", "~"))
+        or ("://" not in name and os.path.isdir(name))
+    )
 
 
 def _parse_hub_name(name: str, revision: str | None) -> _HubName:
-    """Returns what `org/name`, `org/name/folder` or `hf://datasets/org/name@revision/folder` names."""
+    """Returns what `org/name`, `org/name/folder` or
+    `hf://datasets/org/name@revision/folder` names.
+    """
     if match := _HUB_URI.fullmatch(name):
-        repo_id, after_at, folder = match[1], (match[2] or "").rstrip("/"), (match[3] or "").rstrip("/")
+        repo_id, after_at, folder = (
+            match[1],
+            (match[2] or "").rstrip("/"),
+            (match[3] or "").rstrip("/"),
+        )
     else:
         parts = name.rstrip("/").split("/")
         repo_id, after_at, folder = "/".join(parts[:2]), "", "/".join(parts[2:])
         if "://" in name or "/" not in repo_id or (folder and parts[0] in _KINDS):
             raise InvalidRequestError(
-                f"{name!r} is neither an existing directory nor a data set on the Hub, named org/name, org/name/folder or "
-                "hf://datasets/org/name@revision"
+                f"{name!r} is neither an existing directory nor a data set on the Hub, named "
+                "org/name, org/name/folder or hf://datasets/org/name@revision"
             )
     folders: dict[str | None, str] = {revision: folder}
     if after_at:
         folders = dict(_revisions_in(after_at))
         if revision is not None:
             if revision not in folders:
-                raise InvalidRequestError(f"{name} names another revision than revision={revision!r}; give it once")
+                raise InvalidRequestError(
+                    f"{name} names another revision than revision={revision!r}; give it once"
+                )
             folders = {revision: folders[revision]}
     for folder in folders.values():
         if folder and not is_readable_path(folder):
@@ -184,15 +249,20 @@ def _open_offline(named: RepositoryAddress, name: _HubName) -> HubStorage:
         revision, folder = next(iter(name.folders.items()))
         wanted = f"{named.repo_id}@{revision or default_revisions()}"
         raise StorageError(
-            f"{wanted}: HF_HUB_OFFLINE=1 and no such snapshot in the cache; unset it, or first run {repository.download_command(revision)}"
+            f"{wanted}: HF_HUB_OFFLINE=1 and no such snapshot in the cache; unset it, or first "
+            f"run {repository.download_command(revision)}"
         )
     listing = _cached_files(repository, commit)
     if listing is None:
-        listing = [ListedFile(path, size) for path, size in _snapshot(repository, commit).list_metadata().items()]
+        listing = [
+            ListedFile(path, size)
+            for path, size in _snapshot(repository, commit).list_metadata().items()
+        ]
     storage = _make_hub_storage(repository, commit, listing)
     if repository.prefix and INFO_PATH not in storage.list_metadata():
         raise StorageError(
-            f"{_without_dataset(storage)} in the cache; with HF_HUB_OFFLINE=1 it cannot be fetched, so unset that, or first run "
+            f"{_without_dataset(storage)} in the cache; with HF_HUB_OFFLINE=1 it cannot be "
+            "fetched, so unset that, or first run "
             f"{repository.download_command(commit)}{storage.elsewhere()}"
         )
     return storage
@@ -200,22 +270,51 @@ def _open_offline(named: RepositoryAddress, name: _HubName) -> HubStorage:
 
 def _without_dataset(storage: HubStorage) -> str:
     folder = storage.folder
-    remedy = f" (a revision stands before the folder: hf://datasets/{storage.repository.repo_id}@REVISION/FOLDER)" if "@" in folder else ""
-    return f"{storage.description}: the repository has no dataset in its folder {folder}: there is no {folder}/{INFO_PATH}{remedy}"
+    remedy = (
+        " (a revision stands before the folder: "
+        f"hf://datasets/{storage.repository.repo_id}@REVISION/FOLDER)"
+        if "@" in folder
+        else ""
+    )
+    return (
+        f"{storage.description}: the repository has no dataset in its folder {folder}: there "
+        f"is no {folder}/{INFO_PATH}{remedy}"
+    )
 
 
 def _cached_files(repository: HubAddress, commit: str) -> list[ListedFile] | None:
-    """Returns the files of `meta/` in the list of the commit in the cache of huggingface_hub; None if there is none."""
+    """Returns the files of `meta/` in the list of the commit in the cache of huggingface_hub; None
+    if there is none.
+    """
     listing, prefix = cached_listing(repository, commit), repository.prefix
     if listing is None:
         return None
     beginning = f"{prefix}{METADATA}/"
-    return [file._replace(path=path.removeprefix(prefix)) for path, file in listing.items() if path.startswith(beginning)]
+    return [
+        file._replace(path=path.removeprefix(prefix))
+        for path, file in listing.items()
+        if path.startswith(beginning)
+    ]
 
 
-def _make_hub_storage(repository: HubAddress, commit: str, listing: Iterable[ListedFile]) -> HubStorage:
-    metadata = tuple(sorted(file for file in listing if file.path.startswith(f"{METADATA}/") and is_readable_path(file.path)))
-    return HubStorage(repository.at(commit), commit, repository.options, repository, _snapshot(repository, commit), metadata)
+def _make_hub_storage(
+    repository: HubAddress, commit: str, listing: Iterable[ListedFile]
+) -> HubStorage:
+    metadata = tuple(
+        sorted(
+            file
+            for file in listing
+            if file.path.startswith(f"{METADATA}/") and is_readable_path(file.path)
+        )
+    )
+    return HubStorage(
+        repository.at(commit),
+        commit,
+        repository.options,
+        repository,
+        _snapshot(repository, commit),
+        metadata,
+    )
 
 
 def _snapshot(repository: HubAddress, commit: str) -> DirectoryStorage:

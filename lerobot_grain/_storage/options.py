@@ -1,4 +1,6 @@
-"""How bytes are read, and what is counted of it: the values that a user gives to a storage and gets from it."""
+"""How bytes are read, and what is counted of it: the values that a user gives to a storage and gets
+from it.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +17,25 @@ class StorageOptions:
 
     Attributes:
       num_connections: requests under way at the same time, for each data set and process.
-      merge_gap_bytes: two ranges of one call are read in one request when at most this many bytes lie between them. About latency x
-        bandwidth of one connection; 256 KiB made a prototype 2.8 times faster at 50 ms, for 2.8 times the bytes at worst. Small
-        episodes and row groups that begin within so many bytes are fetched together, before each of them is needed.
+      merge_gap_bytes: two ranges of one call are read in one request when at most this many bytes
+        lie between them. About latency x bandwidth of one connection; 256 KiB made a prototype 2.8
+        times faster at 50 ms, for 2.8 times the bytes at worst. Small episodes and row groups that
+        begin within so many bytes are fetched together, before each of them is needed.
       merge_max_bytes: no request becomes longer than this by merging.
       connect_timeout_seconds: until a connection stands.
-      read_timeout_seconds: until the next bytes of an answer arrive. Less for the first attempts (ten times what answers usually take, then
-        a fourth of it and a half): then it is more likely that a connection is dead than that a server is slow.
-      deadline_seconds: for one request with all its further attempts, and once more for every 8 MiB of it. Catches a server that sends a
-        byte now and then. Waiting for a connection or for the end of a rate limit does not count.
+      read_timeout_seconds: until the next bytes of an answer arrive. Less for the first attempts
+        (ten times what answers usually take, then a fourth of it and a half): then it is more
+        likely that a connection is dead than that a server is slow.
+      deadline_seconds: for one request with all its further attempts, and once more for every 8 MiB
+        of it. Catches a server that sends a byte now and then. Waiting for a connection or for the
+        end of a rate limit does not count.
       max_attempts: how often one request is sent before it counts as failed.
-      pause_seconds: between the first two attempts, times 0.5 to 1.5; doubled for each further one, up to 8 seconds.
-      disk_cache_bytes: what may be kept on disk from one run to the next, so that it is not fetched again: the indices of video and
-        parquet files, and the rows of large row groups; never pictures. For all data sets together; 0 keeps nothing. Of a directory
-        or bucket nothing is kept.
+      pause_seconds: between the first two attempts, times 0.5 to 1.5; doubled for each further one,
+        up to 8 seconds.
+      disk_cache_bytes: what may be kept on disk from one run to the next, so that it is not fetched
+        again: the indices of video and parquet files, and the rows of large row groups; never
+        pictures. For all data sets together; 0 keeps nothing. Of a directory or bucket nothing is
+        kept.
     """
 
     num_connections: int = 32
@@ -43,18 +50,24 @@ class StorageOptions:
 
     @property
     def cost_bytes(self) -> int:
-        """What a request costs as much as, in bytes: what is needed sooner or later is fetched together in pieces of this size."""
+        """What a request costs as much as, in bytes: what is needed sooner or later is fetched
+        together in pieces of this size.
+        """
         return max(1, min(self.merge_gap_bytes, self.merge_max_bytes // 2))
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             whole = field.type == "int"
-            allowed = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+            allowed = isinstance(value, int if whole else (int, float)) and not isinstance(
+                value, bool
+            )
             smallest = 0 if field.name.startswith(("merge_", "disk_")) else 1 if whole else 0.001
             if not allowed or not smallest <= value < float("inf"):
                 kind = "a whole number" if whole else "a number of seconds"
-                raise InvalidRequestError(f"{field.name}={value!r}: expected {kind} of at least {smallest}")
+                raise InvalidRequestError(
+                    f"{field.name}={value!r}: expected {kind} of at least {smallest}"
+                )
 
 
 class StorageStatistics(NamedTuple):
@@ -62,7 +75,8 @@ class StorageStatistics(NamedTuple):
 
     Attributes:
       requests: HTTP requests sent (for a directory: reads of a file).
-      bytes_received: bytes of contents and listings that arrived, with those of failed attempts and of the gaps between merged ranges.
+      bytes_received: bytes of contents and listings that arrived, with those of failed attempts and
+        of the gaps between merged ranges.
       retries: attempts after the first.
       request_seconds: time inside requests, summed over threads.
       pause_seconds: time between attempts and behind rate limits, summed over threads.

@@ -1,11 +1,15 @@
-"""Augmentation on the device: random keys for the examples of a batch, and a function of one picture brought to all of its cameras' frames.
+"""Augmentation on the device: random keys for the examples of a batch, and a function of one
+picture brought to all of its cameras' frames.
 
-The functions that change pictures are not here: libraries have them, such as `dm_pix` (crops, brightness, contrast, hue, ...) and
-`jax.image`. What they leave to the caller is, and it is easy to get wrong:
+The functions that change pictures are not here: libraries have them, such as `dm_pix` (crops,
+brightness, contrast, hue, ...) and `jax.image`. What they leave to the caller is, and it is easy to
+get wrong:
 
-* Keys are a function of (key, step, row), so a resumed training draws what the one that was not stopped would have drawn, on any number of
-  hosts and devices, as long as the global batches are the same. No state is needed for it.
-* All frames of an example are changed in the same way, so that motion between them stays what it was.
+* Keys are a function of (key, step, row), so a resumed training draws what the one that was not
+  stopped would have drawn, on any number of hosts and devices, as long as the global batches are
+  the same. No state is needed for it.
+* All frames of an example are changed in the same way, so that motion between them stays what it
+  was.
 * Pictures travel as uint8 and are floats in [0, 1] only inside of the compiled step.
 
 All functions are pure and work inside of `jax.jit`.
@@ -30,14 +34,19 @@ def example_keys(key: jax.Array, *, step: int | jax.Array, rows: jax.Array) -> j
       rows: integers `(batch,)`, that tell the examples of a batch apart: `batch["index"]`.
 
     Returns:
-      keys `(batch,)`; equal for equal arguments, whatever place in the batch an example has. Draw for several cameras independently with
-      `jax.vmap(jax.random.fold_in, (0, None))(keys, camera_number)`.
+      keys `(batch,)`; equal for equal arguments, whatever place in the batch an example has. Draw
+      for several cameras independently with `jax.vmap(jax.random.fold_in, (0, None))(keys,
+      camera_number)`.
     """
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, step), rows)
 
 
 def augment_images(
-    change: Callable[[jax.Array, jax.Array], jax.Array], keys: jax.Array, images: jax.Array, *, dtype: jnp.dtype | type = jnp.float32
+    change: Callable[[jax.Array, jax.Array], jax.Array],
+    keys: jax.Array,
+    images: jax.Array,
+    *,
+    dtype: jnp.dtype | type = jnp.float32,
 ) -> jax.Array:
     """Returns the pictures of a batch, changed by a random function of one picture.
 
@@ -46,20 +55,23 @@ def augment_images(
             image = pix.random_crop(crop_key, image, (80, 80, 3))
             return pix.random_brightness(light_key, image, 0.2)
 
-        images = augment_images(crop_and_jitter, example_keys(key, step=step, rows=batch["index"]), batch["observation.image"])
+        keys = example_keys(key, step=step, rows=batch["index"])
+        images = augment_images(crop_and_jitter, keys, batch["observation.image"])
 
     Args:
-      change: `(key, image) -> image`, for one picture, float32 `(height, width, channels)` in [0, 1]; may return another size. What it
-        returns outside of [0, 1] is clipped.
+      change: `(key, image) -> image`, for one picture, float32 `(height, width, channels)` in [0,
+        1]; may return another size. What it returns outside of [0, 1] is clipped.
       keys: `(batch,)`, of `example_keys`.
-      images: `(batch, [time,] height, width, channels)`, uint8 or floats in [0, 1]. The frames of one example get the same key.
+      images: `(batch, [time,] height, width, channels)`, uint8 or floats in [0, 1]. The frames of
+        one example get the same key.
       dtype: of the result: a float dtype, for values in [0, 1], or uint8.
 
     Returns:
       `(batch, [time,] height, width, channels)` of the given dtype.
 
     Raises:
-      InvalidRequestError: `images` or `keys` has another shape, or a dtype is neither uint8 nor float.
+      InvalidRequestError: `images` or `keys` has another shape, or a dtype is neither uint8 nor
+        float.
     """
     if images.ndim not in (4, 5) or keys.shape[:1] != images.shape[:1]:
         raise InvalidRequestError(

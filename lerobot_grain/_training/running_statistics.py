@@ -1,12 +1,17 @@
-"""Mean, standard deviation, extremes and quantiles of numbers that come in pieces. Pure, in float64.
+"""Mean, standard deviation, extremes and quantiles of numbers that come in pieces.
 
-Means and squares are merged as in Chan, Golub and LeVeque (1979), of distances from the first row: a column that never changes has a
-standard deviation of exactly 0, and a large offset costs no digits.
+Pure, in float64.
 
-Quantiles are exact (linear interpolation, as `numpy.quantile`) while the numbers take less than `MAX_HELD_BYTES`. Above, they are counted
-in bins by the first 20 bits of their distance from the first row as a float32: sign, exponent and 11 bits of the fraction. So a quantile
-is off the number of its rank by less than 1/2048 of the distance between that and the first row, which is less than 1/2048 of max - min.
-The counts of a column take 8 MiB however many rows there are. The result depends on the order of the rows only through the first one.
+Means and squares are merged as in Chan, Golub and LeVeque (1979), of distances from the first row:
+a column that never changes has a standard deviation of exactly 0, and a large offset costs no
+digits.
+
+Quantiles are exact (linear interpolation, as `numpy.quantile`) while the numbers take less than
+`MAX_HELD_BYTES`. Above, they are counted in bins by the first 20 bits of their distance from the
+first row as a float32: sign, exponent and 11 bits of the fraction. So a quantile is off the number
+of its rank by less than 1/2048 of the distance between that and the first row, which is less than
+1/2048 of max - min. The counts of a column take 8 MiB however many rows there are. The result
+depends on the order of the rows only through the first one.
 """
 
 from __future__ import annotations
@@ -18,7 +23,8 @@ import numpy.typing as npt
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 # 2.4 million rows of 7 float32: nearly all data sets.
 MAX_HELD_BYTES = 64 << 20
-# Of the 32 bits of a float32, those that do not count: finer bins take more memory, coarser ones show in the results.
+# Of the 32 bits of a float32, those that do not count: finer bins take more memory, coarser ones
+# show in the results.
 _DROPPED_BITS = 12
 _NUM_BINS = 1 << (32 - _DROPPED_BITS)
 
@@ -30,14 +36,16 @@ class RunningStats:
 
     def __init__(self, size: int) -> None:
         self.count, self.size = 0, size
-        self._origin = np.zeros(size)  # the first row; mean and squares are those of the distances from it
+        # the first row; mean and squares are those of the distances from it
+        self._origin = np.zeros(size)
         self._mean = np.zeros(size)
         self._squares = np.zeros(size)  # sums of squared distances from the mean
         self._min = np.full(size, np.inf)
         self._max = np.full(size, -np.inf)
         self._held: list[npt.NDArray[np.generic]] = []  # (size, rows)
         self._held_bytes = 0
-        self._counts: npt.NDArray[np.int64] | None = None  # (size, bins), once there are too many to hold
+        # (size, bins), once there are too many to hold
+        self._counts: npt.NDArray[np.int64] | None = None
 
     def update(self, rows: npt.NDArray[np.generic]) -> None:
         """Adds rows, `(n, size)`, of any numeric dtype or bool."""
@@ -53,7 +61,9 @@ class RunningStats:
             mean = distances.mean()
             shift = mean - self._mean[number]
             distances -= mean
-            self._squares[number] += distances @ distances + shift * shift * self.count * len(rows) / total
+            self._squares[number] += (
+                distances @ distances + shift * shift * self.count * len(rows) / total
+            )
             self._mean[number] += shift * len(rows) / total
         self._min = np.minimum(self._min, columns.min(axis=1))
         self._max = np.maximum(self._max, columns.max(axis=1))
@@ -64,9 +74,13 @@ class RunningStats:
             self._count_held()
 
     def result(self) -> dict[str, Floats]:
-        """Returns `min`, `max`, `mean`, `std` (of the population, as lerobot's), `q01`, `q10`, `q50`, `q90`, `q99`, each `(size,)`, and
-        `count`, `(1,)`. There must have been a row."""
-        quantiles = np.array([self._quantiles(number) for number in range(len(self._mean))]).reshape(-1, len(QUANTILES))
+        """Returns `min`, `max`, `mean`, `std` (of the population, as lerobot's), `q01`, `q10`,
+        `q50`, `q90`, `q99`, each `(size,)`, and
+        `count`, `(1,)`. There must have been a row.
+        """
+        quantiles = np.array(
+            [self._quantiles(number) for number in range(len(self._mean))]
+        ).reshape(-1, len(QUANTILES))
         return {
             "min": self._min.copy(),
             "max": self._max.copy(),
@@ -81,7 +95,9 @@ class RunningStats:
             self._counts = np.zeros((len(self._mean), _NUM_BINS), np.int64)
         for columns in self._held:
             for number, column in enumerate(columns):
-                distances = np.subtract(column, self._origin[number], dtype=np.float64).astype(np.float32)
+                distances = np.subtract(column, self._origin[number], dtype=np.float64).astype(
+                    np.float32
+                )
                 bins = _ordered(distances.view(np.int32)) >> _DROPPED_BITS
                 self._counts[number] += np.bincount(bins + _NUM_BINS // 2, minlength=_NUM_BINS)
         self._held.clear()

@@ -1,14 +1,19 @@
-"""Shapes that a policy wants: actions relative to the state, padded dimensions, pictures padded to a size. On the host, in NumPy.
+"""Shapes that a policy wants: actions relative to the state, padded dimensions, pictures padded to
+a size. On the host, in NumPy.
 
-Each is a `grain.transforms.Map` for `dataset.map(...)`. Nothing in it is random, so nothing of it is in a state. It counts axes from the
-last, so it works on examples and, behind `.batch`, on whole batches, which is quicker.
+Each is a `grain.transforms.Map` for `dataset.map(...)`. Nothing in it is random, so nothing of it
+is in a state. It counts axes from the last, so it works on examples and, behind `.batch`, on whole
+batches, which is quicker.
 
 Rules:
-* An example is never changed: what is handed out is a new dict, with new arrays where they differ, and the other values as they came.
-* The order that policies are trained with is: delta actions, normalisation, padding. A padded dimension is then 0 in every unit.
+* An example is never changed: what is handed out is a new dict, with new arrays where they differ,
+  and the other values as they came.
+* The order that policies are trained with is: delta actions, normalisation, padding. A padded
+  dimension is then 0 in every unit.
 
-What it does not do: anything random (`_training/augmentation`), normalisation (a subtraction and a division), renaming, tokenizing: a
-lambda does that."""
+What it does not do: anything random (`_training/augmentation`), normalisation (a subtraction and a
+division), renaming, tokenizing: a lambda does that.
+"""
 
 from __future__ import annotations
 
@@ -33,20 +38,23 @@ Values = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class PadDimensions(grain.transforms.Map):
-    """Pads the last axis of features with zeros, so that robots with fewer joints or motors fit together.
+    """Pads the last axis of features with zeros, so that robots with fewer joints or motors fit
+    together.
 
         dataset.map(PadDimensions({"observation.state": 32, "action": 32}))
 
-    Beside each padded key stands `{key}_dim_is_pad`, bool in the shape of the padded value, true where there is nothing of the robot.
+    Beside each padded key stands `{key}_dim_is_pad`, bool in the shape of the padded value, true
+    where there is nothing of the robot.
 
-    A feature that is one number a frame has no axis to pad; give it one before. (Scalars of a whole batch look like one vector: pad them
-    before `.batch`.)
+    A feature that is one number a frame has no axis to pad; give it one before. (Scalars of a whole
+    batch look like one vector: pad them before `.batch`.)
 
     Attributes:
       sizes: feature key -> size of its last axis afterwards.
 
     Raises:
-      InvalidRequestError: at construction: a size is not an int >= 1. At an example: a key is not there, has no axis, or more values.
+      InvalidRequestError: at construction: a size is not an int >= 1. At an example: a key is not
+        there, has no axis, or more values.
     """
 
     sizes: Mapping[str, int]
@@ -54,44 +62,59 @@ class PadDimensions(grain.transforms.Map):
     def __post_init__(self) -> None:
         for key, size in self.sizes.items():
             if not is_int(size, least=1):
-                raise InvalidRequestError(f"PadDimensions: the size of {key!r} is {size!r}; expected an int >= 1")
+                raise InvalidRequestError(
+                    f"PadDimensions: the size of {key!r} is {size!r}; expected an int >= 1"
+                )
 
     def map(self, example: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the example with padded features and their masks."""
         padded = dict(example)
         for key, size in self.sizes.items():
             values = array_at(example, key, "PadDimensions")
-            if values.ndim == 0 or (has_window(example, key) and values.shape == np.shape(example[f"{key}_is_pad"])):
+            if values.ndim == 0 or (
+                has_window(example, key) and values.shape == np.shape(example[f"{key}_is_pad"])
+            ):
                 raise InvalidRequestError(
-                    f"PadDimensions: {key!r} is one number a frame; expected a vector, so add an axis before: x[..., None]"
+                    f"PadDimensions: {key!r} is one number a frame; expected a vector, so add an "
+                    "axis before: x[..., None]"
                 )
             if values.shape[-1] > size:
-                raise InvalidRequestError(f"PadDimensions: {key!r} has {values.shape[-1]} dimensions; expected at most {size}")
+                raise InvalidRequestError(
+                    f"PadDimensions: {key!r} has {values.shape[-1]} dimensions; expected at most "
+                    f"{size}"
+                )
             widths = [(0, 0)] * (values.ndim - 1) + [(0, size - values.shape[-1])]
             padded[key] = np.pad(values, widths)
-            padded[f"{key}_dim_is_pad"] = np.pad(np.zeros(values.shape, np.bool_), widths, constant_values=True)
+            padded[f"{key}_dim_is_pad"] = np.pad(
+                np.zeros(values.shape, np.bool_), widths, constant_values=True
+            )
         return padded
 
 
 @dataclass(frozen=True, slots=True)
 class DeltaActions(grain.transforms.Map):
-    """Makes actions relative to the state of the example: action minus state, in the dimensions of a mask.
+    """Makes actions relative to the state of the example: action minus state, in the dimensions of
+    a mask.
 
-        delta = DeltaActions(mask=[True] * 6 + [False])             # six joints; the gripper stays absolute
+        # six joints; the gripper stays absolute
+        delta = DeltaActions(mask=[True] * 6 + [False])
         dataset = dataset.map(delta)
         actions = delta.to_absolute(policy(observation), state)     # on the robot
 
     All actions of a window are relative to the one state of the example, not to the action before.
 
     Attributes:
-      mask: true for the dimensions that become relative. Those behind its end stay absolute. Dimension i of the action belongs to
-        dimension i of the state.
-      action_key, state_key: features of floats, `([batch,] [time,] dimensions)` and `([batch,] dimensions)`.
-      state_frame: for a state with a window: which of its frames actions are relative to, such as -1 for the last.
+      mask: true for the dimensions that become relative. Those behind its end stay absolute.
+        Dimension i of the action belongs to dimension i of the state.
+      action_key, state_key: features of floats, `([batch,] [time,] dimensions)` and `([batch,]
+        dimensions)`.
+      state_frame: for a state with a window: which of its frames actions are relative to, such as
+        -1 for the last.
 
     Raises:
-      InvalidRequestError: at construction: the mask is not one of bools. At an example: a key is missing, not of floats, has fewer
-        dimensions than the mask, or action and state do not fit together.
+      InvalidRequestError: at construction: the mask is not one of bools. At an example: a key is
+        missing, not of floats, has fewer dimensions than the mask, or action and state do not fit
+        together.
     """
 
     mask: Sequence[bool]
@@ -101,20 +124,27 @@ class DeltaActions(grain.transforms.Map):
 
     def __post_init__(self) -> None:
         if not len(self.mask) or not all(isinstance(value, bool | np.bool_) for value in self.mask):
-            raise InvalidRequestError(f"DeltaActions: mask is {short_repr(self.mask)}; expected a bool for every dimension of the action")
+            raise InvalidRequestError(
+                f"DeltaActions: mask is {short_repr(self.mask)}; expected a bool for every "
+                "dimension of the action"
+            )
 
     def map(self, example: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the example with relative actions."""
-        actions, state = (array_at(example, key, "DeltaActions") for key in (self.action_key, self.state_key))
+        actions, state = (
+            array_at(example, key, "DeltaActions") for key in (self.action_key, self.state_key)
+        )
         if has_window(example, self.state_key) != (self.state_frame is not None):
             raise InvalidRequestError(
-                f"DeltaActions: {self.state_key!r} has shape {state.shape}, and state_frame is {self.state_frame}; "
-                "expected a frame number for a state with a window, such as -1, and None for one without"
+                f"DeltaActions: {self.state_key!r} has shape {state.shape}, and state_frame is "
+                f"{self.state_frame}; expected a frame number for a state with a window, such as "
+                "-1, and None for one without"
             )
         if self.state_frame is not None:
             if not -state.shape[-2] <= self.state_frame < state.shape[-2]:
                 raise InvalidRequestError(
-                    f"DeltaActions: state_frame is {self.state_frame}; {self.state_key!r} has {state.shape[-2]} frames"
+                    f"DeltaActions: state_frame is {self.state_frame}; {self.state_key!r} has "
+                    f"{state.shape[-2]} frames"
                 )
             state = state[..., self.state_frame, :]
         return {**example, self.action_key: actions - self._origin(actions, state)}
@@ -123,32 +153,43 @@ class DeltaActions(grain.transforms.Map):
         """Returns relative actions as absolute ones: the inverse of `map`.
 
         Args:
-          actions: `([batch,] [time,] dimensions)`, an array of NumPy or JAX, also inside of `jax.jit`.
+          actions: `([batch,] [time,] dimensions)`, an array of NumPy or JAX, also inside of
+            `jax.jit`.
           state: `([batch,] dimensions)`, of the same kind, from when the actions were predicted.
         """
         return actions + self._origin(actions, state)
 
     def _origin(self, actions: Any, state: Any) -> Any:
-        """Returns what the actions are relative to, in a shape that broadcasts to theirs: 0 where they are absolute."""
+        """Returns what the actions are relative to, in a shape that broadcasts to theirs: 0 where
+        they are absolute.
+        """
         for key, values in ((self.action_key, actions), (self.state_key, state)):
             if values.dtype.kind not in "fV":  # bfloat16 is a "V" to NumPy
-                raise InvalidRequestError(f"DeltaActions: {key!r} is {values.dtype}; expected floats")
+                raise InvalidRequestError(
+                    f"DeltaActions: {key!r} is {values.dtype}; expected floats"
+                )
             if values.ndim == 0 or values.shape[-1] < len(self.mask):
                 raise InvalidRequestError(
-                    f"DeltaActions: {key!r} has shape {values.shape}; expected at least the {len(self.mask)} dimensions of the mask"
+                    f"DeltaActions: {key!r} has shape {values.shape}; expected at least the "
+                    f"{len(self.mask)} dimensions of the mask"
                 )
         if actions.shape[:-2] == state.shape[:-1] and actions.ndim == state.ndim + 1:
             state = state[..., None, :]
         elif actions.shape[:-1] != state.shape[:-1]:
             raise InvalidRequestError(
-                f"DeltaActions: {self.action_key!r} has shape {actions.shape} and {self.state_key!r} {state.shape}; "
-                "expected ([batch,] [time,] dimensions) and ([batch,] dimensions)"
+                f"DeltaActions: {self.action_key!r} has shape {actions.shape} and "
+                f"{self.state_key!r} {state.shape}; expected ([batch,] [time,] dimensions) and "
+                "([batch,] dimensions)"
             )
         is_delta = np.zeros(actions.shape[-1], np.bool_)
         is_delta[: len(self.mask)] = self.mask
         # `where`, not a product: a NaN in a dimension that is left out stays out.
         same_place = np.where(is_delta, np.arange(len(is_delta)), 0)
-        return array_namespace(actions).where(is_delta, state[..., same_place], 0).astype(actions.dtype)
+        return (
+            array_namespace(actions)
+            .where(is_delta, state[..., same_place], 0)
+            .astype(actions.dtype)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,15 +198,17 @@ class ResizeWithPad(grain.transforms.Map):
 
         dataset.map(ResizeWithPad(["observation.images.top"], (224, 224)))
 
-    `image_size=` of the data set resizes while decoding, which is cheaper; asked for a size of the camera's own proportions, such as
-    (168, 224) for 480x640, it leaves only the borders to be added here.
+    `image_size=` of the data set resizes while decoding, which is cheaper; asked for a size of the
+    camera's own proportions, such as (168, 224) for 480x640, it leaves only the borders to be added
+    here.
 
     Attributes:
       keys: of the cameras.
       size: (height, width) in pixels.
 
     Raises:
-      InvalidRequestError: at construction: `size` or `keys` is not one. At an example: a key is missing or not of pictures.
+      InvalidRequestError: at construction: `size` or `keys` is not one. At an example: a key is
+        missing or not of pictures.
     """
 
     keys: Sequence[str]
@@ -173,23 +216,32 @@ class ResizeWithPad(grain.transforms.Map):
 
     def __post_init__(self) -> None:
         if isinstance(self.keys, str):
-            raise InvalidRequestError(f"ResizeWithPad: keys is {self.keys!r}; expected a list of keys, such as [{self.keys!r}]")
+            raise InvalidRequestError(
+                f"ResizeWithPad: keys is {self.keys!r}; expected a list of keys, such as "
+                f"[{self.keys!r}]"
+            )
         _check_size(self.size)
 
     def map(self, example: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the example with its cameras in the size."""
-        resized = {key: resize_with_pad(array_at(example, key, "ResizeWithPad"), self.size) for key in self.keys}
+        resized = {
+            key: resize_with_pad(array_at(example, key, "ResizeWithPad"), self.size)
+            for key in self.keys
+        }
         return {**example, **resized}
 
 
 def resize_with_pad(images: Values, size: tuple[int, int]) -> Values:
-    """Returns pictures as large as they fit into a size with their own proportions, in the middle, with zeros (black) around them.
+    """Returns pictures as large as they fit into a size with their own proportions, in the middle,
+    with zeros (black) around them.
 
-    Colours are interpolated by Pillow (bilinear, over all pixels that a new one covers), as openpi does it; depth takes the nearest pixel,
-    because a mixture of two distances is neither, and 0 often stands for "not known".
+    Colours are interpolated by Pillow (bilinear, over all pixels that a new one covers), as openpi
+    does it; depth takes the nearest pixel, because a mixture of two distances is neither, and 0
+    often stands for "not known".
 
     Args:
-      images: `(..., height, width, channels)`: uint8 with 1 or 3 channels, or another dtype with 1, which is depth.
+      images: `(..., height, width, channels)`: uint8 with 1 or 3 channels, or another dtype with 1,
+        which is depth.
       size: (height, width) in pixels.
 
     Raises:
@@ -197,7 +249,9 @@ def resize_with_pad(images: Values, size: tuple[int, int]) -> Values:
     """
     _check_size(size)
     is_depth = images.ndim >= 3 and images.dtype != np.uint8 and images.shape[-1] == 1
-    if not is_depth and (images.ndim < 3 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3)):
+    if not is_depth and (
+        images.ndim < 3 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3)
+    ):
         raise InvalidRequestError(
             f"resize_with_pad: found {images.dtype} {images.shape}; "
             "expected uint8 (..., height, width, 1 or 3), or depth (..., height, width, 1)"
@@ -233,5 +287,7 @@ def _check_size(size: Any) -> None:
 def array_at(example: Mapping[str, Any], key: str, subject: str) -> Values:
     """Returns the array of a key; `subject` is who asks, for the message."""
     if key not in example:
-        raise InvalidRequestError(f"{subject}: the example has no {key!r}; it has {', '.join(example)}")
+        raise InvalidRequestError(
+            f"{subject}: the example has no {key!r}; it has {', '.join(example)}"
+        )
     return np.asarray(example[key])

@@ -1,4 +1,7 @@
-"""Boxes of MP4 files (ISO/IEC 14496-12, 4.2): finding those inside of another one, and making them. Pure."""
+"""Boxes of MP4 files (ISO/IEC 14496-12, 4.2): finding those inside of another one, and making them.
+
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,12 @@ Bytes = bytes | memoryview
 _MAX_INNER_BOXES = 1000
 
 
-def box_header(data: Bytes, offset: int, space: int, where: str, place: int) -> tuple[str, int, int]:
-    """Returns (type, bytes of the header, bytes of the box) of the box at `offset`; what holds it ends after `space` bytes."""
+def box_header(
+    data: Bytes, offset: int, space: int, where: str, place: int
+) -> tuple[str, int, int]:
+    """Returns (type, bytes of the header, bytes of the box) of the box at `offset`; what holds it
+    ends after `space` bytes.
+    """
     size, kind = struct.unpack_from(">I4s", data, offset)
     header = 8
     if size == 1 and space >= 16:
@@ -26,18 +33,23 @@ def box_header(data: Bytes, offset: int, space: int, where: str, place: int) -> 
     name = kind.decode("latin-1")
     if not header <= size <= space:
         raise DatasetFormatError(
-            f"{where}: box {name!r} at byte {place} has {size} bytes, but {space} are left; the file is truncated or not an MP4 file"
+            f"{where}: box {name!r} at byte {place} has {size} bytes, but {space} are left; the "
+            "file is truncated or not an MP4 file"
         )
     return name, header, size
 
 
 def boxes(data: Bytes, where: str, parent: str) -> Iterator[tuple[str, Bytes]]:
-    """Yields (type, payload) of the boxes that fill `data`, which is the payload of a box `parent`."""
+    """Yields (type, payload) of the boxes that fill `data`, which is the payload of a box
+    `parent`.
+    """
     offset = 0
     for _ in range(_MAX_INNER_BOXES):
         if len(data) - offset < 8:
             return
-        kind, header, size = box_header(data, offset, len(data) - offset, f"{where}: in {parent}", offset)
+        kind, header, size = box_header(
+            data, offset, len(data) - offset, f"{where}: in {parent}", offset
+        )
         yield kind, data[offset + header : offset + size]
         offset += size
     raise DatasetFormatError(f"{where}: {parent} holds more than {_MAX_INNER_BOXES} boxes")

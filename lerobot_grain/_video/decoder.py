@@ -1,4 +1,5 @@
-"""Loads torchcodec, and says what every decoder of small MP4s does: `_video/rgb` and `_video/depth` are the two.
+"""Loads torchcodec, and says what every decoder of small MP4s does: `_video/rgb` and `_video/depth`
+are the two.
 
 Decoders release the GIL while they decode, so they are called from threads.
 """
@@ -24,9 +25,11 @@ Frames = npt.NDArray[Any]
 
 @functools.cache
 def load_decoder() -> tuple[Any, Any]:
-    """Returns `torchcodec.decoders` and `torchcodec.transforms`; None instead of these where torchcodec is older than they are.
+    """Returns `torchcodec.decoders` and `torchcodec.transforms`; None instead of these where
+    torchcodec is older than they are.
 
-    They are imported here and not above because they bring PyTorch: two seconds and 200 MB that data sets without video need not pay.
+    They are imported here and not above because they bring PyTorch: two seconds and 200 MB that
+    data sets without video need not pay.
 
     Raises:
       LeRobotGrainError: torchcodec, PyTorch or FFmpeg's shared libraries cannot be loaded.
@@ -38,13 +41,16 @@ def load_decoder() -> tuple[Any, Any]:
             return decoders, decoder_transforms()
     except (ImportError, OSError, RuntimeError) as error:
         raise LeRobotGrainError(
-            f"the video decoder cannot be loaded ({_reason(error)}); install FFmpeg's shared libraries (version 4 to 8) and a "
-            f"torchcodec that fits torch, or leave the cameras out of features=[...]; installed: {installed('torch', 'torchcodec')}"
+            f"the video decoder cannot be loaded ({_reason(error)}); install FFmpeg's shared "
+            "libraries (version 4 to 8) and a torchcodec that fits torch, or leave the cameras "
+            f"out of features=[...]; installed: {installed('torch', 'torchcodec')}"
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    """Returns why a library cannot be loaded. torchcodec's own first line does not say it: it has a traceback for each FFmpeg it tried."""
+    """Returns why a library cannot be loaded. torchcodec's own first line does not say it: it has a
+    traceback for each FFmpeg it tried.
+    """
     missing = dict.fromkeys(re.findall(r"(\S+): cannot open shared object file", str(error)))
     if others := [name for name in missing if not name.startswith(("libav", "libsw"))]:
         return f"{', '.join(others)} cannot be found"
@@ -76,12 +82,17 @@ class FrameDecoder(abc.ABC):
         # A decoder that drops a damaged picture goes on with the next one.
         if (odd := np.flatnonzero(np.abs(found - numbers) > 0.5)).size:
             raise DatasetFormatError(
-                f"{self.where}: asked for picture {numbers[odd[0]]}, the decoder gave {found[odd[0]]:g}; the video is damaged"
+                f"{self.where}: asked for picture {numbers[odd[0]]}, the decoder gave "
+                f"{found[odd[0]]:g}; the video is damaged"
             )
 
     @abc.abstractmethod
-    def _decode(self, numbers: Integers, into: Frames, slots: Integers) -> npt.NDArray[np.floating[Any]]:
-        """Does what `read` says; returns `(n,)`: the presentation times of the frames that the decoder gave, in frames of the small MP4."""
+    def _decode(
+        self, numbers: Integers, into: Frames, slots: Integers
+    ) -> npt.NDArray[np.floating[Any]]:
+        """Does what `read` says; returns `(n,)`: the presentation times of the frames that the
+        decoder gave, in frames of the small MP4.
+        """
 
     def check_shape(self, shape: Sequence[int], into: Frames) -> None:
         """Checks the shape of a decoded frame.
@@ -90,15 +101,20 @@ class FrameDecoder(abc.ABC):
           DatasetFormatError: it is not the one that is expected.
         """
         if tuple(shape) != into.shape[1:]:
-            raise DatasetFormatError(f"{self.where}: a frame has shape {tuple(shape)}; info.json declares {into.shape[1:]}")
+            raise DatasetFormatError(
+                f"{self.where}: a frame has shape {tuple(shape)}; info.json declares "
+                f"{into.shape[1:]}"
+            )
 
     def refused(self, error: Exception) -> DatasetFormatError:
         """Returns what to raise for an error of the decoder."""
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
         return DatasetFormatError(
-            f"{self.where}: the decoder refused the video ({message}); the file is damaged or uses a feature it does not know"
+            f"{self.where}: the decoder refused the video ({message}); the file is damaged or "
+            "uses a feature it does not know"
         )
 
 
-# Opens the bytes of a small MP4, with a text that names it and the degrees clockwise that it turns frames by.
+# Opens the bytes of a small MP4, with a text that names it and the degrees clockwise that it turns
+# frames by.
 OpenVideo = Callable[[bytes, str, int], FrameDecoder]

@@ -1,12 +1,16 @@
-"""Coded pictures of depth cameras -> depths: small MP4s through PyAV. Nothing else of the rooms imports it.
+"""Coded pictures of depth cameras -> depths: small MP4s through PyAV.
 
-lerobot 0.6 quantizes depth to codes of 12 bits and stores them as grey video (HEVC, `gray12le`, lossless). torchcodec gives 8 bits a
-channel (0.13), so these pictures go through PyAV, which comes with the extra `depth`.
+Nothing else of the rooms imports it.
+
+lerobot 0.6 quantizes depth to codes of 12 bits and stores them as grey video (HEVC, `gray12le`,
+lossless). torchcodec gives 8 bits a channel (0.13), so these pictures go through PyAV, which comes
+with the extra `depth`.
 
 Rules:
-* What a code stands for is lerobot's rule (`dequantize_depth` of its `datasets/depth_utils.py`), in its precision: all values in
-  millimetres are equal to those that it returns, those in metres but for a last bit (39 of the 4096). So code 0, which is also what a
-  pixel without a measurement was given, is the least depth.
+* What a code stands for is lerobot's rule (`dequantize_depth` of its `datasets/depth_utils.py`), in
+  its precision: all values in millimetres are equal to those that it returns, those in metres but
+  for a last bit (39 of the 4096). So code 0, which is also what a pixel without a measurement was
+  given, is the least depth.
 * Frames are resized by taking the nearest pixel.
 """
 
@@ -35,7 +39,8 @@ _MILLIMETRES_PER_METRE, _MAX_MILLIMETRES = 1000, 65535
 
 @functools.cache
 def load_depth_decoder() -> Any:
-    """Returns the module `av`; not imported above because data sets without depth video need not have it.
+    """Returns the module `av`; not imported above because data sets without depth video need not
+    have it.
 
     Raises:
       InvalidRequestError: it is not installed.
@@ -44,7 +49,8 @@ def load_depth_decoder() -> Any:
         import av
     except ImportError as error:
         raise InvalidRequestError(
-            f'depth video is read with PyAV, which cannot be loaded ({error}); pip install "lerobot_grain[depth]", '
+            f"depth video is read with PyAV, which cannot be loaded ({error}); pip install "
+            f'"lerobot_grain[depth]", '
             "or leave the depth cameras out of features=[...]"
         ) from error
     return av
@@ -52,12 +58,20 @@ def load_depth_decoder() -> Any:
 
 @functools.cache
 def depths_of_codes(depth: Depth) -> npt.NDArray[np.float32]:
-    """Returns float32 `(4096,)`: what each code stands for, in the unit of the camera. Read-only."""
+    """Returns float32 `(4096,)`: what each code stands for, in the unit of the camera.
+
+    Read-only.
+    """
     low, high, shift = depth.min_metres, depth.max_metres, depth.shift_metres
-    start, stop = (math.log(low + shift), math.log(high + shift)) if depth.is_logarithmic else (low, high)
-    found = np.arange(_NUM_CODES, dtype=np.float32) * np.float32((stop - start) / (_NUM_CODES - 1)) + np.float32(start)
+    start, stop = (
+        (math.log(low + shift), math.log(high + shift)) if depth.is_logarithmic else (low, high)
+    )
+    found = np.arange(_NUM_CODES, dtype=np.float32) * np.float32(
+        (stop - start) / (_NUM_CODES - 1)
+    ) + np.float32(start)
     if depth.is_logarithmic:
-        # Rounded from double precision: NumPy's own exp of float32 differs in the last bit from one processor to another.
+        # Rounded from double precision: NumPy's own exp of float32 differs in the last bit from one
+        # processor to another.
         found = np.exp(found.astype(np.float64)).astype(np.float32) - np.float32(shift)
     found = found.clip(np.float32(low), np.float32(high))
     if depth.unit == "mm":
@@ -77,7 +91,15 @@ class DepthDecoder(FrameDecoder):
       image_size: (height, width) to resize to, or `None`.
     """
 
-    def __init__(self, mp4: bytes, where: str, rotation: int = 0, *, depth: Depth, image_size: tuple[int, int] | None) -> None:
+    def __init__(
+        self,
+        mp4: bytes,
+        where: str,
+        rotation: int = 0,
+        *,
+        depth: Depth,
+        image_size: tuple[int, int] | None,
+    ) -> None:
         super().__init__(where)
         assert rotation == 0, "such a file is refused when it is opened"
         self._av = load_depth_decoder()
@@ -97,24 +119,37 @@ class DepthDecoder(FrameDecoder):
         except (self._av.FFmpegError, ValueError, IndexError) as error:
             raise self.refused(error) from None
 
-    def _decode(self, numbers: Integers, into: Frames, slots: Integers) -> npt.NDArray[np.floating[Any]]:
+    def _decode(
+        self, numbers: Integers, into: Frames, slots: Integers
+    ) -> npt.NDArray[np.floating[Any]]:
         if numbers.item(0) < self._next:
             self._frames = self._start()
-        return np.array([self._decode_frame(number, into, slot) for number, slot in zip(numbers.tolist(), slots.tolist(), strict=True)])
+        return np.array(
+            [
+                self._decode_frame(number, into, slot)
+                for number, slot in zip(numbers.tolist(), slots.tolist(), strict=True)
+            ]
+        )
 
     def _decode_frame(self, number: int, into: Frames, slot: int) -> float:
         for frame in self._frames:
             found = -1.0 if frame.pts is None else frame.pts / TICKS_PER_FRAME
             if found > number - 0.5:
                 self._next = number + 1
-                np.take(self._depths, self._codes(frame, into), out=into[slot, :, :, 0], mode="clip")
+                np.take(
+                    self._depths, self._codes(frame, into), out=into[slot, :, :, 0], mode="clip"
+                )
                 return found
-        raise DatasetFormatError(f"{self.where}: asked for picture {number}, but the decoder gave no more; the video is damaged")
+        raise DatasetFormatError(
+            f"{self.where}: asked for picture {number}, but the decoder gave no more; the video "
+            "is damaged"
+        )
 
     def _codes(self, frame: Any, into: Frames) -> npt.NDArray[np.uint16]:
         if frame.format.name != _PIXEL_FORMAT:
             raise DatasetFormatError(
-                f"{self.where}: the video of a depth camera has pixel format {frame.format.name}; expected {_PIXEL_FORMAT}"
+                f"{self.where}: the video of a depth camera has pixel format {frame.format.name}; "
+                f"expected {_PIXEL_FORMAT}"
             )
         plane = frame.planes[0]
         rows = np.frombuffer(plane, "<u2").reshape(frame.height, plane.line_size // 2)

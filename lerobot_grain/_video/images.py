@@ -1,4 +1,7 @@
-"""Decodes embedded images through Pillow, color and depth, and resizes depth. Of the reading folders only this module imports Pillow."""
+"""Decodes embedded images through Pillow, color and depth, and resizes depth.
+
+Of the reading folders only this module imports Pillow.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,11 @@ from PIL import ExifTags, Image, ImageOps
 from lerobot_grain._base.errors import DatasetFormatError
 
 
-def decode_image(encoded: bytes, *, image_size: tuple[int, int] | None, where: str) -> npt.NDArray[np.uint8]:
-    """Decodes an embedded PNG, JPEG or TIFF picture to uint8 `(height, width, 3)`, RGB, resized to `image_size` (height, width) if given.
+def decode_image(
+    encoded: bytes, *, image_size: tuple[int, int] | None, where: str
+) -> npt.NDArray[np.uint8]:
+    """Decodes an embedded PNG, JPEG or TIFF picture to uint8 `(height, width, 3)`, RGB, resized to
+    `image_size` (height, width) if given.
 
     It is turned and mirrored first, where its EXIF data says how it is to be shown.
 
@@ -27,15 +33,20 @@ def decode_image(encoded: bytes, *, image_size: tuple[int, int] | None, where: s
     return np.array(rgb)
 
 
-def decode_depth_image(encoded: bytes, *, image_size: tuple[int, int] | None, where: str) -> npt.NDArray[np.float32]:
-    """Decodes an embedded picture of one channel of 16 or 32 bits to float32 `(height, width, 1)`, as `decode_image` does.
+def decode_depth_image(
+    encoded: bytes, *, image_size: tuple[int, int] | None, where: str
+) -> npt.NDArray[np.float32]:
+    """Decodes an embedded picture of one channel of 16 or 32 bits to float32 `(height, width, 1)`,
+    as `decode_image` does.
 
     Resized by taking the nearest pixel.
 
     Raises:
       DatasetFormatError: not a picture, or not one of depth.
     """
-    picture = _opened(encoded, ("I;16", "I;16L", "I;16B", "I", "F"), "one channel of 16 or 32 bits", where)
+    picture = _opened(
+        encoded, ("I;16", "I;16L", "I;16B", "I", "F"), "one channel of 16 or 32 bits", where
+    )
     return nearest(np.array(picture), image_size)[..., None].astype(np.float32)
 
 
@@ -44,26 +55,37 @@ def _opened(encoded: bytes, modes: Sequence[str], expected: str, where: str) -> 
     try:
         with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG", "TIFF")) as image:
             if image.mode not in modes:
-                raise DatasetFormatError(f"{where}: a picture of mode {image.mode}; expected {expected}")
+                raise DatasetFormatError(
+                    f"{where}: a picture of mode {image.mode}; expected {expected}"
+                )
             image.load()
-            # PNG may have EXIF data behind its pixels. A TIFF picture was turned by Pillow, which has taken the tag out.
+            # PNG may have EXIF data behind its pixels. A TIFF picture was turned by Pillow, which
+            # has taken the tag out.
             if image.getexif().get(ExifTags.Base.Orientation) is None:
                 return image
             # As `datasets.Image` does it, and so lerobot.
             return ImageOps.exif_transpose(image)
     except (DatasetFormatError, MemoryError):
         raise
-    except Exception as error:  # of damaged pictures mostly OSError; of malformed EXIF data also errors of struct and of dicts
-        raise DatasetFormatError(f"{where}: not a picture that can be decoded ({str(error) or type(error).__name__})") from None
+    except Exception as error:
+        # of damaged pictures mostly OSError; of malformed EXIF data also errors of struct and of
+        # dicts
+        raise DatasetFormatError(
+            f"{where}: not a picture that can be decoded ({str(error) or type(error).__name__})"
+        ) from None
 
 
 def nearest(pixels: npt.NDArray[Any], image_size: tuple[int, int] | None) -> npt.NDArray[Any]:
-    """Resizes `(height, width)` to `image_size`, if given, by taking the pixel nearest to each centre.
+    """Resizes `(height, width)` to `image_size`, if given, by taking the pixel nearest to each
+    centre.
 
     For depth: a mean of near and far is a depth where nothing is.
     """
     if image_size is None or image_size == pixels.shape:
         return pixels
-    rows, columns = (((np.arange(new) + 0.5) * old / new).astype(np.int64) for new, old in zip(image_size, pixels.shape, strict=True))
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(np.int64)
+        for new, old in zip(image_size, pixels.shape, strict=True)
+    )
     resized: npt.NDArray[Any] = pixels[rows[:, None], columns]
     return resized

@@ -31,7 +31,9 @@ class RgbDecoder(FrameDecoder):
       DatasetFormatError: the decoder does not know the video.
     """
 
-    def __init__(self, mp4: bytes, where: str, rotation: int = 0, *, image_size: tuple[int, int] | None) -> None:
+    def __init__(
+        self, mp4: bytes, where: str, rotation: int = 0, *, image_size: tuple[int, int] | None
+    ) -> None:
         super().__init__(where)
         decoders, transformations = load_decoder()
         # What the decoder cannot do yet, in this order.
@@ -39,30 +41,47 @@ class RgbDecoder(FrameDecoder):
         resized_first = image_size
         if rotation and not decoder_turns_frames(decoders):
             self._after.append(functools.partial(turned_frames, degrees=rotation))
-            resized_first = image_size[::-1] if image_size is not None and rotation != 180 else image_size
+            resized_first = (
+                image_size[::-1] if image_size is not None and rotation != 180 else image_size
+            )
         transforms = {}
         if image_size is not None and transformations is not None:
             transforms = {"transforms": [transformations.Resize(resized_first)]}
         elif image_size is not None:
             self._after.append(functools.partial(resized_frames, image_size=image_size))
         try:
-            # One FFmpeg thread: groups are decoded side by side, which costs no more and needs less memory than threads inside one.
-            # "Approximate" is exact here, where every frame lies on its tick; it saves a scan of the file, and a seek back to its start
-            # where frames that are not wanted are passed over (torchcodec 0.13 does that in its exact mode).
-            self._decoder = decoders.VideoDecoder(mp4, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="approximate", **transforms)
+            # One FFmpeg thread: groups are decoded side by side, which costs no more and needs less
+            # memory than threads inside one. "Approximate" is exact here, where every frame lies on
+            # its tick; it saves a scan of the file, and a seek back to its start where frames that
+            # are not wanted are passed over (torchcodec 0.13 does that in its exact mode).
+            self._decoder = decoders.VideoDecoder(
+                mp4,
+                dimension_order="NHWC",
+                num_ffmpeg_threads=1,
+                seek_mode="approximate",
+                **transforms,
+            )
         except (RuntimeError, ValueError) as error:
             raise self.refused(error) from None
-        self._is_large = (self._decoder.metadata.height or 0) * (self._decoder.metadata.width or 0) >= _LARGE_FRAME_PIXELS
+        self._is_large = (self._decoder.metadata.height or 0) * (
+            self._decoder.metadata.width or 0
+        ) >= _LARGE_FRAME_PIXELS
 
-    def _decode(self, numbers: Integers, into: Frames, slots: Integers) -> npt.NDArray[np.floating[Any]]:
+    def _decode(
+        self, numbers: Integers, into: Frames, slots: Integers
+    ) -> npt.NDArray[np.floating[Any]]:
         try:
             if self._is_large:
                 # One by one: the decoder's own memory for a frame stays in the processor's cache.
                 times = np.array(
-                    [self._decode_frame(number, into, slot) for number, slot in zip(numbers.tolist(), slots.tolist(), strict=True)]
+                    [
+                        self._decode_frame(number, into, slot)
+                        for number, slot in zip(numbers.tolist(), slots.tolist(), strict=True)
+                    ]
                 )
             else:
-                # In one call, which takes Python's lock once and not for every frame, each time against a busy consumer.
+                # In one call, which takes Python's lock once and not for every frame, each time
+                # against a busy consumer.
                 batch = self._decoder.get_frames_at(numbers.tolist())
                 frames = self._finished(batch.data)
                 self.check_shape(frames.shape[1:], into)

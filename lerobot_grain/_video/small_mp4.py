@@ -1,21 +1,27 @@
-"""Coded pictures of any places and files -> one small MP4 in memory, which a decoder reads straight through.
+"""Coded pictures of any places and files -> one small MP4 in memory, which a decoder reads straight
+through.
 
-A *unit* is a run of samples that can be decoded on its own: it begins with a key frame. Units of equal format, from any episodes and
-files, go one after the other into one MP4 with fresh timing, so random access is decoded at the speed of sequential decoding.
+A *unit* is a run of samples that can be decoded on its own: it begins with a key frame. Units of
+equal format, from any episodes and files, go one after the other into one MP4 with fresh timing, so
+random access is decoded at the speed of sequential decoding.
 
 Rules:
-* Leading pictures of a unit's first key frame (presented before it, so they may need the GOP before) are left out. A frame that is a
-  leading picture belongs to the GOP before its key frame (`SampleTable.gop_of_frame`), whose unit then runs on into the next GOP.
-* What can be stitched is told by the coded picture, not by the key flag: the first picture of each unit is looked at
-  (`_video/codecs/bitstreams`), and refused if it is not one that resets the decoder.
-* Units that bring headers of their own along (parameter sets, sequence headers) are stitched only to those that bring the same: a unit
-  without any would be decoded with those of the unit before it.
-* HEVC's CRA pictures do not reset a decoder that is running: stitched as they are, decoders drop and shift pictures without an error. The
-  first picture of a unit is therefore turned from CRA into BLA_N_LP (ITU-T H.265, 7.4.2.2: the same slice header syntax, and the decoder
-  starts anew).
-* FFmpeg from 7.1 on keeps its reference pictures over a BLA picture. Where one of them has the same number (POC), it drops the BLA picture
-  and predicts the rest of the unit from the picture of another file, without an error. A unit that begins with a CRA or BLA picture
-  therefore gets a decoder, and so a small MP4, of its own (`stitchable`). IDR pictures clear them in every version.
+* Leading pictures of a unit's first key frame (presented before it, so they may need the GOP
+  before) are left out. A frame that is a leading picture belongs to the GOP before its key frame
+  (`SampleTable.gop_of_frame`), whose unit then runs on into the next GOP.
+* What can be stitched is told by the coded picture, not by the key flag: the first picture of each
+  unit is looked at (`_video/codecs/bitstreams`), and refused if it is not one that resets the
+  decoder.
+* Units that bring headers of their own along (parameter sets, sequence headers) are stitched only
+  to those that bring the same: a unit without any would be decoded with those of the unit before
+  it.
+* HEVC's CRA pictures do not reset a decoder that is running: stitched as they are, decoders drop
+  and shift pictures without an error. The first picture of a unit is therefore turned from CRA into
+  BLA_N_LP (ITU-T H.265, 7.4.2.2: the same slice header syntax, and the decoder starts anew).
+* FFmpeg from 7.1 on keeps its reference pictures over a BLA picture. Where one of them has the same
+  number (POC), it drops the BLA picture and predicts the rest of the unit from the picture of
+  another file, without an error. A unit that begins with a CRA or BLA picture therefore gets a
+  decoder, and so a small MP4, of its own (`stitchable`). IDR pictures clear them in every version.
 """
 
 from __future__ import annotations
@@ -35,7 +41,8 @@ from lerobot_grain._video.codecs.table import start_of
 from lerobot_grain._video.codecs.video_format import VideoFormat
 from lerobot_grain._video.mp4 import SampleTable
 
-# Ticks per second, and per picture, as lerobot and FFmpeg write them; any values serve, since frames are addressed by number.
+# Ticks per second, and per picture, as lerobot and FFmpeg write them; any values serve, since
+# frames are addressed by number.
 TIMESCALE, TICKS_PER_FRAME = 15360, 512
 FRAMES_PER_SECOND = TIMESCALE / TICKS_PER_FRAME
 
@@ -61,13 +68,19 @@ class Unit(NamedTuple):
 
 
 def unit_of_frames(table: SampleTable, gop: int, frames: Integers) -> Unit:
-    """Returns the unit that gives `frames`, int64 `(k,)`, ascending frames of the file, all with `gop_of_frame` == gop."""
+    """Returns the unit that gives `frames`, int64 `(k,)`, ascending frames of the file, all with
+    `gop_of_frame` == gop.
+    """
     key = table.key_samples.item(gop)
     if table.is_plain:
         # Stored in the order of presentation: no leading pictures, a picture's rank is its place.
         last = frames.item(-1)
-        places = _PLACES[: last + 1 - key] if last - key < len(_PLACES) else np.arange(last + 1 - key)
-        whole = ByteRange(table.offsets.item(key), table.offsets.item(last) + table.sizes.item(last))
+        places = (
+            _PLACES[: last + 1 - key] if last - key < len(_PLACES) else np.arange(last + 1 - key)
+        )
+        whole = ByteRange(
+            table.offsets.item(key), table.offsets.item(last) + table.sizes.item(last)
+        )
         return Unit(places + key, places, frames - key, whole)
     last = table.presentation[frames].max()
     samples = np.arange(key, last + 1)
@@ -85,12 +98,14 @@ class CodedUnit(NamedTuple):
     """The bytes of a unit, ready for `small_mp4`.
 
     Attributes:
-      pieces: its samples, in decode order, one after the other; where they lie so in the file, in few pieces.
+      pieces: its samples, in decode order, one after the other; where they lie so in the file, in
+        few pieces.
       sizes: int64 `(n,)`, bytes of each sample.
       ranks: as those of the unit.
-      headers: what the first sample brings along; only units with equal ones can be decoded together. `None`: the unit is to be decoded
-        alone, since a later sample brings some, which would hold for what is decoded after it, or since its first picture does not make
-        every decoder forget what was decoded before it.
+      headers: what the first sample brings along; only units with equal ones can be decoded
+        together. `None`: the unit is to be decoded alone, since a later sample brings some, which
+        would hold for what is decoded after it, or since its first picture does not make every
+        decoder forget what was decoded before it.
     """
 
     pieces: Sequence[bytes | memoryview]
@@ -99,7 +114,9 @@ class CodedUnit(NamedTuple):
     headers: bytes | None
 
 
-def coded_unit(table: SampleTable, unit: Unit, payload: bytes | memoryview, *, where: object) -> CodedUnit:
+def coded_unit(
+    table: SampleTable, unit: Unit, payload: bytes | memoryview, *, where: object
+) -> CodedUnit:
     """Cuts the bytes of `unit.byte_range` into its samples.
 
     Args:
@@ -131,7 +148,9 @@ def coded_unit(table: SampleTable, unit: Unit, payload: bytes | memoryview, *, w
 
 
 def stitchable(units: Sequence[CodedUnit]) -> list[list[int]]:
-    """Returns the places in `units` of those that one small MP4 can hold, for each small MP4, in the order of their first units."""
+    """Returns the places in `units` of those that one small MP4 can hold, for each small MP4, in
+    the order of their first units.
+    """
     # In nearly all datasets all of a group bring the same headers: then it is one.
     places: dict[object, list[int]] = {}
     for place, unit in enumerate(units):
@@ -144,11 +163,12 @@ def small_mp4(video: VideoFormat, units: Sequence[CodedUnit]) -> bytes:
 
     Args:
       video: the format that the files of all units have.
-      units: what it is to hold, which are `stitchable`. Frame r of a unit is frame r + (samples of the units before it) of the MP4.
+      units: what it is to hold, which are `stitchable`. Frame r of a unit is frame r + (samples of
+        the units before it) of the MP4.
     """
     sizes = np.concatenate([unit.sizes for unit in units])
-    # One tick a picture. Presentation is delayed by as much as the worst picture needs, so that no picture is presented before it is
-    # decoded.
+    # One tick a picture. Presentation is delayed by as much as the worst picture needs, so that no
+    # picture is presented before it is decoded.
     starts = np.repeat(*_starts_and_lengths(units))
     composition = np.concatenate([unit.ranks for unit in units]) - (np.arange(len(sizes)) - starts)
     delay = int(-composition.min())
@@ -159,15 +179,22 @@ def small_mp4(video: VideoFormat, units: Sequence[CodedUnit]) -> bytes:
         runs = np.ones((count, 2), ">u4")
         runs[:, 1] = composition * TICKS_PER_FRAME
         timing.append(_full_box("ctts", struct.pack(">I", count) + runs.tobytes()))
-    # Only the first picture is flagged as a key frame: torchcodec seeks, and so flushes its decoder, whenever a wanted frame has another
-    # key frame than the one before it; here it is to run straight through.
+    # Only the first picture is flagged as a key frame: torchcodec seeks, and so flushes its
+    # decoder, whenever a wanted frame has another key frame than the one before it; here it is to
+    # run straight through.
     timing.append(_full_box("stss", struct.pack(">II", 1, 1)))
     sizes_box = _full_box("stsz", struct.pack(">II", 0, count) + sizes.astype(">u4").tobytes())
     tables = b"".join([*timing, _full_box("stsc", struct.pack(">IIII", 1, 1, count, 1)), sizes_box])
     # The length of moov does not depend on where the media begin.
     media_offset = len(_FTYP + _moov(video, tables, count=count, delay=delay, media_offset=0)) + 8
     start = _FTYP + _moov(video, tables, count=count, delay=delay, media_offset=media_offset)
-    return b"".join([start, struct.pack(">I4s", 8 + int(sizes.sum()), b"mdat"), *(piece for unit in units for piece in unit.pieces)])
+    return b"".join(
+        [
+            start,
+            struct.pack(">I4s", 8 + int(sizes.sum()), b"mdat"),
+            *(piece for unit in units for piece in unit.pieces),
+        ]
+    )
 
 
 def _starts_and_lengths(units: Sequence[CodedUnit]) -> tuple[Integers, Integers]:
@@ -178,16 +205,31 @@ def _starts_and_lengths(units: Sequence[CodedUnit]) -> tuple[Integers, Integers]
 def _moov(video: VideoFormat, tables: bytes, *, count: int, delay: int, media_offset: int) -> bytes:
     duration = count * TICKS_PER_FRAME
     of_movie, of_track = video.matrices
-    movie = _full_box("mvhd", struct.pack(">IIIIIH10x", 0, 0, TIMESCALE, duration, 0x10000, 0x100) + of_movie + struct.pack(">24xI", 2))
+    movie = _full_box(
+        "mvhd",
+        struct.pack(">IIIIIH10x", 0, 0, TIMESCALE, duration, 0x10000, 0x100)
+        + of_movie
+        + struct.pack(">24xI", 2),
+    )
     dimensions = struct.pack(">II", video.width << 16, video.height << 16)
-    track = _full_box("tkhd", struct.pack(">IIIII8xHHHH", 0, 0, 1, 0, duration, 0, 0, 0, 0) + of_track + dimensions, flags=3)
+    track = _full_box(
+        "tkhd",
+        struct.pack(">IIIII8xHHHH", 0, 0, 1, 0, duration, 0, 0, 0, 0) + of_track + dimensions,
+        flags=3,
+    )
     media = _full_box("mdhd", struct.pack(">IIIIHH", 0, 0, TIMESCALE, duration, 0x55C4, 0))
     media += _full_box("hdlr", struct.pack(">I4s12xx", 0, b"vide"))
     data = box("dinf", _full_box("dref", struct.pack(">I", 1) + _full_box("url ", b"", flags=1)))
-    samples = box("stbl", video.sample_description + tables + _full_box("stco", struct.pack(">II", 1, media_offset)))
+    samples = box(
+        "stbl",
+        video.sample_description + tables + _full_box("stco", struct.pack(">II", 1, media_offset)),
+    )
     media += box("minf", _full_box("vmhd", bytes(8), flags=1) + data + samples)
-    # The delay is taken off again: frame i is presented at exactly i ticks, which is how the decoder is asked for it.
-    edit = box("edts", _full_box("elst", struct.pack(">IIiHH", 1, duration, delay * TICKS_PER_FRAME, 1, 0)))
+    # The delay is taken off again: frame i is presented at exactly i ticks, which is how the
+    # decoder is asked for it.
+    edit = box(
+        "edts", _full_box("elst", struct.pack(">IIiHH", 1, duration, delay * TICKS_PER_FRAME, 1, 0))
+    )
     return box("moov", movie + box("trak", track + edit + box("mdia", media)))
 
 

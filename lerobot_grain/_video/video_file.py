@@ -1,7 +1,9 @@
-"""One video file with the episodes that it holds: frames of episodes -> GOPs of the file -> byte ranges. Pure.
+"""One video file with the episodes that it holds: frames of episodes -> GOPs of the file -> byte
+ranges. Pure.
 
-Which frame belongs to which row: `_video/row_frames`. What is wrong with an episode is found when its file is opened, and told before one
-of its frames is given out."""
+Which frame belongs to which row: `_video/row_frames`. What is wrong with an episode is found when
+its file is opened, and told before one of its frames is given out.
+"""
 
 from __future__ import annotations
 
@@ -58,9 +60,12 @@ class VideoFile:
       LeRobotGrainError: timestamps are needed, and cannot be read.
 
     Attributes:
-      table: the sample table, without the frames that lie between those of an episode and belong to no row.
-      problems: episode -> what is wrong with it, for the episodes whose rows cannot be linked to frames.
-      named: int64 `(n,)`: the episodes whose frames their timestamps name, where they do not follow each other.
+      table: the sample table, without the frames that lie between those of an episode and belong to
+        no row.
+      problems: episode -> what is wrong with it, for the episodes whose rows cannot be linked to
+        frames.
+      named: int64 `(n,)`: the episodes whose frames their timestamps name, where they do not follow
+        each other.
       num_hidden: frames that lie between those of such an episode and belong to no row.
       rate: frames a second, on average; `None` for a file of one frame.
       estimated_bytes: of the camera's coded video in all files, judged by this one.
@@ -93,17 +98,43 @@ class VideoFile:
             read_timestamps=read_timestamps,
         )
         self.table = table = link.table
-        self.named, self.num_hidden, self.rate = held[link.named], num_frames - table.num_frames, link.rate
+        self.named, self.num_hidden, self.rate = (
+            held[link.named],
+            num_frames - table.num_frames,
+            link.rate,
+        )
         self.problems = {held.item(place): problem for place, problem in link.problems.items()}
         by_number = np.argsort(held)
-        self._episodes, self._first_frames, self._lengths = held[by_number], link.first_frames[by_number], lengths[by_number]
-        self._first_frame_of: dict[int, int] = dict(zip(held.tolist(), link.first_frames.tolist(), strict=True))
-        self._number_of: dict[int, int] = dict(zip(held.tolist(), episodes.numbers_of(held).tolist(), strict=True))
+        self._episodes, self._first_frames, self._lengths = (
+            held[by_number],
+            link.first_frames[by_number],
+            lengths[by_number],
+        )
+        self._first_frame_of: dict[int, int] = dict(
+            zip(held.tolist(), link.first_frames.tolist(), strict=True)
+        )
+        self._number_of: dict[int, int] = dict(
+            zip(held.tolist(), episodes.numbers_of(held).tolist(), strict=True)
+        )
         # GOPs follow each other in presentation order.
         self.gop_starts = table.gop_starts()
-        self.nbytes = sum(a.nbytes for a in (table.offsets, table.sizes, table.pts, table.key_samples, table.presentation, self.gop_starts))
+        self.nbytes = sum(
+            a.nbytes
+            for a in (
+                table.offsets,
+                table.sizes,
+                table.pts,
+                table.key_samples,
+                table.presentation,
+                self.gop_starts,
+            )
+        )
         self.nbytes += len(contents or b"")
-        self.estimated_bytes = int(table.sizes.sum()) * int(episodes.lengths.sum()) // max(1, int(episodes.lengths[held].sum()))
+        self.estimated_bytes = (
+            int(table.sizes.sum())
+            * int(episodes.lengths.sum())
+            // max(1, int(episodes.lengths[held].sum()))
+        )
 
     def check(self, episode: int) -> None:
         """Checks that the frames of an episode are there.
@@ -112,7 +143,9 @@ class VideoFile:
           DatasetFormatError: the file does not hold a frame for every row of the episode.
         """
         if (problem := self.problems.get(episode)) is not None:
-            raise DatasetFormatError(f"{self.where}: episode {self.number_of(episode)}, camera {self.camera}: {problem}")
+            raise DatasetFormatError(
+                f"{self.where}: episode {self.number_of(episode)}, camera {self.camera}: {problem}"
+            )
 
     def number_of(self, episode: int) -> int:
         """Returns the number by which messages call an episode."""
@@ -127,13 +160,19 @@ class VideoFile:
         return self._first_frames[np.searchsorted(self._episodes, episodes)]
 
     def gops_of_episodes(self, episodes: Integers) -> tuple[Integers, Integers]:
-        """Returns the first and the last GOP of each of the episodes, int64 `(n,)`; of one that `check` finds fault with, any."""
+        """Returns the first and the last GOP of each of the episodes, int64 `(n,)`; of one that
+        `check` finds fault with, any.
+        """
         places = np.searchsorted(self._episodes, episodes)
         first = self._first_frames[places]
-        return self.gops_of(first), self.gops_of(np.minimum(first + self._lengths[places], self.table.num_frames) - 1)
+        return self.gops_of(first), self.gops_of(
+            np.minimum(first + self._lengths[places], self.table.num_frames) - 1
+        )
 
     def episode_extents(self) -> EpisodeExtents:
-        """Returns where the GOPs of each episode of the file lie; of an episode that `check` finds fault with, any."""
+        """Returns where the GOPs of each episode of the file lie; of an episode that `check` finds
+        fault with, any.
+        """
         first_gops, last_gops = self.gops_of_episodes(self._episodes)
         keys = np.append(self.table.key_samples, self.table.num_samples)
         before = np.append(0, np.cumsum(self.table.sizes))
@@ -159,19 +198,33 @@ class VideoFile:
         return unit_of_frames(self.table, gop, np.asarray(frames, np.int64))
 
     def num_pictures(self, gop: int, frames: Sequence[int] | Integers) -> int:
-        """Returns the number of pictures that have to be decoded for ascending `frames` of `frames_of(gop)`."""
-        return int(frames[-1]) + 1 - self.table.key_samples.item(gop) if self.table.is_plain else len(self.unit(gop, frames).samples)
+        """Returns the number of pictures that have to be decoded for ascending `frames` of
+        `frames_of(gop)`.
+        """
+        return (
+            int(frames[-1]) + 1 - self.table.key_samples.item(gop)
+            if self.table.is_plain
+            else len(self.unit(gop, frames).samples)
+        )
 
     def byte_range(self, gop: int) -> ByteRange:
         """Returns the bytes that `unit` needs for any frames of a GOP."""
         if not self.table.is_plain:
             return self.unit(gop, self.frames_of(gop)).byte_range
         first, last = self.gop_starts.item(gop), self.gop_starts.item(gop + 1) - 1
-        return ByteRange(self.table.offsets.item(first), self.table.offsets.item(last) + self.table.sizes.item(last))
+        return ByteRange(
+            self.table.offsets.item(first),
+            self.table.offsets.item(last) + self.table.sizes.item(last),
+        )
 
     def byte_range_of(self, gops: range) -> ByteRange:
-        """Returns the bytes that `unit` needs for any frames of GOPs that follow each other, of which one at least holds frames."""
+        """Returns the bytes that `unit` needs for any frames of GOPs that follow each other, of
+        which one at least holds frames.
+        """
         if self.table.is_plain:
             return self.byte_range(gops[0]).cover(self.byte_range(gops[-1]))
-        # A unit that runs on into the next GOP, for its leading pictures, may end behind that GOP's own. All frames of a GOP may be hidden.
-        return functools.reduce(ByteRange.cover, [self.byte_range(gop) for gop in gops if self.frames_of(gop)])
+        # A unit that runs on into the next GOP, for its leading pictures, may end behind that GOP's
+        # own. All frames of a GOP may be hidden.
+        return functools.reduce(
+            ByteRange.cover, [self.byte_range(gop) for gop in gops if self.frames_of(gop)]
+        )

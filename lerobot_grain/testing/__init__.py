@@ -1,4 +1,5 @@
-"""For tests and demos of your own pipelines: writes data sets, serves them from a Hub on this machine, reads the barcodes of frames.
+"""For tests and demos of your own pipelines: writes data sets, serves them from a Hub on this
+machine, reads the barcodes of frames.
 
     with LoopbackHub() as hub:
         write_dataset(directory, episode_lengths=[50, 40])
@@ -8,7 +9,13 @@
 Writing video needs PyAV: `pip install "lerobot_grain[testing]"`.
 """
 
-from lerobot_grain.testing._hub.loopback import Fault, HubRepository, LoopbackHub, RequestRecord, mixed_faults
+from lerobot_grain.testing._hub.loopback import (
+    Fault,
+    HubRepository,
+    LoopbackHub,
+    RequestRecord,
+    mixed_faults,
+)
 from lerobot_grain.testing._writer.barcode import draw_barcodes, read_barcodes
 from lerobot_grain.testing._writer.dataset import WrittenDataset, write_dataset
 from lerobot_grain.testing._writer.large_metadata import WrittenMetadata, write_synthetic_metadata

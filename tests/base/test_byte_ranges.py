@@ -1,4 +1,6 @@
-"""Merging byte ranges: what must hold for any ranges, and the few numbers that show where the borders lie."""
+"""Merging byte ranges: what must hold for any ranges, and the few numbers that show where the
+borders lie.
+"""
 
 import itertools
 
@@ -10,7 +12,10 @@ from lerobot_grain._base.byte_ranges import ByteRange, merge_ranges, slice_from
 
 FILE_BYTES = 400
 RANGES = st.lists(
-    st.tuples(st.integers(0, FILE_BYTES), st.integers(0, 80)).map(lambda r: ByteRange(r[0], min(r[0] + r[1], FILE_BYTES))), max_size=12
+    st.tuples(st.integers(0, FILE_BYTES), st.integers(0, 80)).map(
+        lambda r: ByteRange(r[0], min(r[0] + r[1], FILE_BYTES))
+    ),
+    max_size=12,
 )
 GAPS = st.integers(0, 50)
 LENGTHS = st.integers(0, 120)
@@ -44,8 +49,15 @@ def test_merged_ranges_are_sorted_disjoint_and_not_empty(ranges, gap_bytes, max_
 @given(RANGES, GAPS, LENGTHS)
 def test_nothing_longer_than_max_bytes_unless_overlaps_force_it(ranges, gap_bytes, max_bytes):
     for r in merge_ranges(ranges, gap_bytes=gap_bytes, max_bytes=max_bytes):
-        inside = sorted(other for other in ranges if other.length > 0 and r.start <= other.start < r.stop)
-        overlap = any(b.start < stop for stop, b in zip(itertools.accumulate((a.stop for a in inside), max), inside[1:], strict=False))
+        inside = sorted(
+            other for other in ranges if other.length > 0 and r.start <= other.start < r.stop
+        )
+        overlap = any(
+            b.start < stop
+            for stop, b in zip(
+                itertools.accumulate((a.stop for a in inside), max), inside[1:], strict=False
+            )
+        )
         assert r.length <= max_bytes or len(inside) == 1 or overlap
 
 
@@ -56,7 +68,9 @@ def test_without_a_limit_no_gap_that_may_be_closed_stays(ranges, gap_bytes):
 
 
 @given(RANGES, GAPS, LENGTHS, st.randoms())
-def test_order_does_not_matter_and_merging_again_changes_nothing(ranges, gap_bytes, max_bytes, random):
+def test_order_does_not_matter_and_merging_again_changes_nothing(
+    ranges, gap_bytes, max_bytes, random
+):
     merged = merge_ranges(ranges, gap_bytes=gap_bytes, max_bytes=max_bytes)
     shuffled = random.sample(ranges, len(ranges))
     assert merge_ranges(shuffled, gap_bytes=gap_bytes, max_bytes=max_bytes) == merged
@@ -68,7 +82,9 @@ def test_every_range_is_found_again_in_the_payloads(ranges, gap_bytes, max_bytes
     contents = bytes(i % 251 for i in range(FILE_BYTES))
     merged = merge_ranges(ranges, gap_bytes=gap_bytes, max_bytes=max_bytes)
     payloads = [contents[r.start : r.stop] for r in merged]
-    assert [slice_from(merged, payloads, r) for r in ranges] == [contents[r.start : r.stop] for r in ranges]
+    assert [slice_from(merged, payloads, r) for r in ranges] == [
+        contents[r.start : r.stop] for r in ranges
+    ]
 
 
 @pytest.mark.parametrize(
@@ -77,9 +93,13 @@ def test_every_range_is_found_again_in_the_payloads(ranges, gap_bytes, max_bytes
         pytest.param([], 10, 100, [], id="none"),
         pytest.param([(5, 5)], 10, 100, [], id="empty"),
         pytest.param([(0, 10), (10, 20)], 0, 100, [(0, 20)], id="touching, no gap allowed"),
-        pytest.param([(0, 10), (11, 20)], 0, 100, [(0, 10), (11, 20)], id="one byte between, no gap allowed"),
+        pytest.param(
+            [(0, 10), (11, 20)], 0, 100, [(0, 10), (11, 20)], id="one byte between, no gap allowed"
+        ),
         pytest.param([(0, 10), (20, 30)], 10, 100, [(0, 30)], id="gap as large as allowed"),
-        pytest.param([(0, 10), (21, 30)], 10, 100, [(0, 10), (21, 30)], id="gap one byte too large"),
+        pytest.param(
+            [(0, 10), (21, 30)], 10, 100, [(0, 10), (21, 30)], id="gap one byte too large"
+        ),
         pytest.param([(0, 10), (10, 20)], 0, 20, [(0, 20)], id="as long as allowed"),
         pytest.param([(0, 10), (10, 21)], 0, 20, [(0, 10), (10, 21)], id="one byte too long"),
         pytest.param([(0, 15), (14, 30)], 0, 20, [(0, 30)], id="overlap beats the length"),
@@ -88,7 +108,10 @@ def test_every_range_is_found_again_in_the_payloads(ranges, gap_bytes, max_bytes
     ],
 )
 def test_where_the_borders_lie(ranges, gap_bytes, max_bytes, expected):
-    assert merge_ranges([ByteRange(*r) for r in ranges], gap_bytes=gap_bytes, max_bytes=max_bytes) == expected
+    assert (
+        merge_ranges([ByteRange(*r) for r in ranges], gap_bytes=gap_bytes, max_bytes=max_bytes)
+        == expected
+    )
 
 
 def test_a_range_that_was_not_read_is_a_bug():

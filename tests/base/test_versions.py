@@ -1,4 +1,6 @@
-"""What older versions of the dependencies lack: each is taken away from the installed one, as the older one has it."""
+"""What older versions of the dependencies lack: each is taken away from the installed one, as the
+older one has it.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from tests.support.installed import own_lines
 def test_enable_x64_of_jax_before_0_8(monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
     monkeypatch.delattr(jax, "enable_x64", raising=False)
-    monkeypatch.setattr(importlib.import_module("jax.experimental"), "enable_x64", used.append, raising=False)
+    monkeypatch.setattr(
+        importlib.import_module("jax.experimental"), "enable_x64", used.append, raising=False
+    )
     assert versions.jax_enable_x64(True) is None
     assert used == [True]
 
@@ -37,13 +41,17 @@ def test_enable_x64_of_jax() -> None:
 
 
 @pytest.mark.parametrize("is_offline", [True, False])
-def test_offline_mode_of_huggingface_hub_before_1_10(monkeypatch: pytest.MonkeyPatch, is_offline: bool) -> None:
+def test_offline_mode_of_huggingface_hub_before_1_10(
+    monkeypatch: pytest.MonkeyPatch, is_offline: bool
+) -> None:
     older = types.SimpleNamespace(constants=types.SimpleNamespace(HF_HUB_OFFLINE=is_offline))
     monkeypatch.setitem(sys.modules, "huggingface_hub", older)
     assert versions.hub_is_offline() is is_offline
 
 
-def test_lists_of_files_of_older_huggingface_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_lists_of_files_of_older_huggingface_hub(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     arguments = {"revision": "0" * 40, "cache_dir": str(tmp_path)}
     assert versions.cached_repo_tree("org/name", **arguments) is None, "nothing was downloaded"
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace())
@@ -51,14 +59,18 @@ def test_lists_of_files_of_older_huggingface_hub(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("size", [(64, 96), (400, 520)], ids=["decoded together", "one by one"])
-def test_resizing_by_torchcodec_before_0_10(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: tuple[int, int]) -> None:
+def test_resizing_by_torchcodec_before_0_10(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: tuple[int, int]
+) -> None:
     camera = Camera(height=size[0], width=size[1])
     written = write_dataset(tmp_path / "data", episode_lengths=[4], fps=10, cameras=[camera])
     decoders, transforms = rgb.load_decoder()
     found = {}
     for name, had in {"old": None, "new": transforms}.items():
         monkeypatch.setattr(rgb, "load_decoder", lambda had=had: (decoders, had))
-        dataset = lg.LeRobotIterDataset(written.directory, shuffle=None, num_epochs=1, image_size=(32, 48))
+        dataset = lg.LeRobotIterDataset(
+            written.directory, shuffle=None, num_epochs=1, image_size=(32, 48)
+        )
         found[name] = np.stack([example[camera.key] for example in dataset]).astype(int)
         assert found[name].shape == (4, 32, 48, 3)
     # Two ways to do the same: 0.1 to 0.25 levels of 255 apart in the mean.
@@ -66,26 +78,42 @@ def test_resizing_by_torchcodec_before_0_10(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_without_torch_everything_but_video_works(tmp_path: Path) -> None:
-    written = write_dataset(tmp_path / "data", episode_lengths=[8], fps=10, cameras=[Camera(kind="image")])
+    written = write_dataset(
+        tmp_path / "data", episode_lengths=[8], fps=10, cameras=[Camera(kind="image")]
+    )
     code = f"""
 import sys
 sys.modules["torch"] = sys.modules["torchcodec"] = None
 import lerobot_grain as lg
-batches = iter(lg.LeRobotIterDataset({str(written.directory)!r}).batch(4).pipe(lg.DeviceIterDataset))
+dataset = lg.LeRobotIterDataset({str(written.directory)!r}).batch(4)
+batches = iter(dataset.pipe(lg.DeviceIterDataset))
 print(sorted(value.shape for value in next(batches).values() if value.ndim > 3))
 batches.close()
 """
     environment = {"PYTHONPATH": str(Path(lg.__file__).parents[1]), "PATH": ""}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stdout, own_lines(done.stderr)) == (0, "[(4, 96, 96, 3)]\n", "")
 
 
 def test_versions_are_named() -> None:
-    assert re.fullmatch(r"torch \d+\.\d+\.\S+, no lerobot_grain_of_tomorrow", versions.installed("torch", "lerobot_grain_of_tomorrow"))
+    assert re.fullmatch(
+        r"torch \d+\.\d+\.\S+, no lerobot_grain_of_tomorrow",
+        versions.installed("torch", "lerobot_grain_of_tomorrow"),
+    )
 
 
-def test_whatever_fails_in_the_thread_of_the_device_feed_is_raised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It was waited for for ever where the thread failed before its first batch, as it did with JAX 0.7."""
+def test_whatever_fails_in_the_thread_of_the_device_feed_is_raised(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It was waited for for ever where the thread failed before its first batch, as it did with JAX
+    0.7.
+    """
     written = write_dataset(tmp_path / "data", episode_lengths=[8], fps=10, cameras=[])
 
     def missing(_: bool) -> None:
@@ -99,9 +127,17 @@ def test_whatever_fails_in_the_thread_of_the_device_feed_is_raised(monkeypatch: 
 
 
 @pytest.mark.parametrize("imported_first", [True, False])
-def test_torchcodec_after_tensorflow_does_not_import_triton(tmp_path: Path, imported_first: bool) -> None:
-    """Triton ends the interpreter there; here it says so, and ends it, too. Without TensorFlow it may be imported."""
-    for name, contents in {"tensorflow": "", "triton": "import os\nprint('triton', flush=True)\nos._exit(11)\n"}.items():
+def test_torchcodec_after_tensorflow_does_not_import_triton(
+    tmp_path: Path, imported_first: bool
+) -> None:
+    """Triton ends the interpreter there; here it says so, and ends it, too.
+
+    Without TensorFlow it may be imported.
+    """
+    for name, contents in {
+        "tensorflow": "",
+        "triton": "import os\nprint('triton', flush=True)\nos._exit(11)\n",
+    }.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(contents)
     code = f"""
@@ -120,7 +156,13 @@ except ImportError as error:
     print(error)
 """
     environment = {"PYTHONPATH": f"{tmp_path}:{Path(lg.__file__).parents[1]}", "PATH": ""}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if imported_first:
         assert (done.returncode, done.stdout, own_lines(done.stderr)) == (0, "False\nFalse\n", "")
     else:

@@ -1,4 +1,6 @@
-"""Checkpoints through Orbax: saved by n processes and restored by m, and Grain's own handler for an unchanged number."""
+"""Checkpoints through Orbax: saved by n processes and restored by m, and Grain's own handler for an
+unchanged number.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,12 @@ SHUFFLE = lg.Shuffle(seed=3, num_parts=4, buffer_size=16)
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """30 rows in 3 episodes."""
-    return write_dataset(tmp_path_factory.mktemp("checkpoint") / "data", episode_lengths=[13, 6, 11], fps=10, cameras=()).directory
+    return write_dataset(
+        tmp_path_factory.mktemp("checkpoint") / "data",
+        episode_lengths=[13, 6, 11],
+        fps=10,
+        cameras=(),
+    ).directory
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +46,22 @@ def repository(directory: Path) -> lg.Repository:
 def other_repository(tmp_path_factory: pytest.TempPathFactory) -> lg.Repository:
     """23 rows in 3 episodes."""
     directory = tmp_path_factory.mktemp("checkpoint") / "other"
-    return lg.open_repository(write_dataset(directory, episode_lengths=[9, 3, 11], fps=10, cameras=(), seed=1).directory)
+    return lg.open_repository(
+        write_dataset(directory, episode_lengths=[9, 3, 11], fps=10, cameras=(), seed=1).directory
+    )
 
 
-def stream(repository: lg.Repository, shard: int = 0, num_shards: int = 1, *, num_epochs: int | None = None) -> lg.LeRobotIterDataset:
+def stream(
+    repository: lg.Repository, shard: int = 0, num_shards: int = 1, *, num_epochs: int | None = None
+) -> lg.LeRobotIterDataset:
     options = grain.sharding.ShardOptions(shard, num_shards)
-    return lg.LeRobotIterDataset(repository, features=["index"], shuffle=SHUFFLE, shard_options=options, num_epochs=num_epochs)
+    return lg.LeRobotIterDataset(
+        repository,
+        features=["index"],
+        shuffle=SHUFFLE,
+        shard_options=options,
+        num_epochs=num_epochs,
+    )
 
 
 def straight_rows(repository: lg.Repository, count: int) -> list[int]:
@@ -59,7 +76,9 @@ def rows_of(example: dict[str, Any]) -> list[int]:
 Make = Callable[[int, int], grain.IterDataset[Any]]
 
 
-def run(make: Make, num_shards: int, steps: int, state: dict[str, Any] | None) -> tuple[list[list[list[int]]], list[dict[str, Any]]]:
+def run(
+    make: Make, num_shards: int, steps: int, state: dict[str, Any] | None
+) -> tuple[list[list[list[int]]], list[dict[str, Any]]]:
     """Returns the rows of each step and shard, and the state of each shard after the last step."""
     rows: list[list[list[int]]] = [[] for _ in range(steps)]
     states = []
@@ -75,11 +94,20 @@ def run(make: Make, num_shards: int, steps: int, state: dict[str, Any] | None) -
 
 
 def through_orbax(directory: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """Saves a state as the documentation says, and reads it with another manager, as another process would."""
+    """Saves a state as the documentation says, and reads it with another manager, as another
+    process would.
+    """
     with ocp.CheckpointManager(directory, item_names=ITEMS) as checkpoints:
-        checkpoints.save(7, args=ocp.args.Composite(state=ocp.args.StandardSave(WEIGHTS), data=ocp.args.JsonSave(state)))
+        checkpoints.save(
+            7,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(WEIGHTS), data=ocp.args.JsonSave(state)
+            ),
+        )
     with ocp.CheckpointManager(directory, item_names=ITEMS) as checkpoints:
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(WEIGHTS), data=ocp.args.JsonRestore())
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardRestore(WEIGHTS), data=ocp.args.JsonRestore()
+        )
         restored = checkpoints.restore(checkpoints.latest_step(), args=arguments)
     assert np.array_equal(restored["state"]["w"], WEIGHTS["w"])
     assert restored["data"] == state
@@ -88,15 +116,19 @@ def through_orbax(directory: Path, state: dict[str, Any]) -> dict[str, Any]:
 
 # Steps end in the middle of epochs of 30 rows; in the last case there are more shards than rows.
 @pytest.mark.parametrize(
-    ("saved_by", "restored_by", "batch_size"), [(2, 1, 12), (2, 4, 12), (4, 3, 12), (1, 2, 12), (3, 3, 12), (7, 40, 280)]
+    ("saved_by", "restored_by", "batch_size"),
+    [(2, 1, 12), (2, 4, 12), (4, 3, 12), (1, 2, 12), (3, 3, 12), (7, 40, 280)],
 )
 def test_saved_by_n_processes_and_restored_by_m(
     repository: lg.Repository, tmp_path: Path, saved_by: int, restored_by: int, batch_size: int
 ) -> None:
     def make(shard: int, num_shards: int) -> grain.IterDataset[Any]:
-        return stream(repository, shard, num_shards, num_epochs=num_epochs).batch(batch_size // num_shards)
+        return stream(repository, shard, num_shards, num_epochs=num_epochs).batch(
+            batch_size // num_shards
+        )
 
-    # More epochs than are read. Without an end, each of 40 shards would read 600 epochs ahead, as few rows as it has of each.
+    # More epochs than are read. Without an end, each of 40 shards would read 600 epochs ahead, as
+    # few rows as it has of each.
     num_epochs = None if restored_by < 40 else 100
     straight = straight_rows(repository, 9 * batch_size)
     assert len(straight) < 100 * 30
@@ -106,8 +138,11 @@ def test_saved_by_n_processes_and_restored_by_m(
     for step, shards in enumerate([*before, *after]):
         num_shards = len(shards)
         for shard, rows in enumerate(shards):
-            # The set of the global batch is always the same, and with an unchanged number each shard's batch, in its order.
-            assert rows == straight[step * batch_size + shard : (step + 1) * batch_size : num_shards]
+            # The set of the global batch is always the same, and with an unchanged number each
+            # shard's batch, in its order.
+            assert (
+                rows == straight[step * batch_size + shard : (step + 1) * batch_size : num_shards]
+            )
 
 
 _TWO_PROCESSES = """
@@ -118,17 +153,22 @@ from jax.experimental import multihost_utils
 
 repository, directory, address, process = sys.argv[1:]
 jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_cpu_collectives_implementation", "gloo")  # as is the default of newer versions
+# as is the default of newer versions
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(address, num_processes=2, process_id=int(process))
 shuffle, shard = lg.Shuffle(seed=3, num_parts=4, buffer_size=16), grain.sharding.ShardByJaxProcess()
-dataset = lg.LeRobotIterDataset(repository, features=["index"], shuffle=shuffle, shard_options=shard)
+dataset = lg.LeRobotIterDataset(
+    repository, features=["index"], shuffle=shuffle, shard_options=shard
+)
 batches = iter(dataset.batch(4))
 with ocp.CheckpointManager(directory, item_names=("elastic", "grain")) as checkpoints:
     for step in range(5):
         next(batches)
-    # The check that the documentation gives: the states of all processes are equal; and that it finds what is not.
+    # The check that the documentation gives: the states of all processes are equal; and that it
+    # finds what is not.
     def check(state):
-        multihost_utils.assert_equal(np.uint32(zlib.crc32(json.dumps(state).encode())), "the states of the processes differ")
+        sums = np.uint32(zlib.crc32(json.dumps(state).encode()))
+        multihost_utils.assert_equal(sums, "the states of the processes differ")
     check(batches.get_state())
     try:
         check({**batches.get_state(), "position": int(process)})
@@ -137,12 +177,17 @@ with ocp.CheckpointManager(directory, item_names=("elastic", "grain")) as checkp
     else:
         # JAX before 0.7 says so in the processes that differ from the first.
         assert process == "0", "different states were not found"
-    elastic, ordinary = ocp.args.JsonSave(batches.get_state()), grain.checkpoint.CheckpointSave(batches)
+    elastic = ocp.args.JsonSave(batches.get_state())
+    ordinary = grain.checkpoint.CheckpointSave(batches)
     checkpoints.save(5, args=ocp.args.Composite(elastic=elastic, grain=ordinary))
     checkpoints.wait_until_finished()
     expected = next(batches)["index"].tolist()
     # An unchanged number of processes: both ways.
-    for item, arguments in (("elastic", ocp.args.JsonRestore()), ("grain", grain.checkpoint.CheckpointRestore(batches))):
+    restores = {
+        "elastic": ocp.args.JsonRestore(),
+        "grain": grain.checkpoint.CheckpointRestore(batches),
+    }
+    for item, arguments in restores.items():
         restored = checkpoints.restore(5, args=ocp.args.Composite(**{item: arguments}))[item]
         if item == "elastic":
             batches.set_state(restored)
@@ -152,12 +197,17 @@ batches.close()
 
 
 @pytest.mark.timeout(120)
-def test_two_jax_processes_save_and_one_restores(directory: Path, repository: lg.Repository, tmp_path: Path) -> None:
+def test_two_jax_processes_save_and_one_restores(
+    directory: Path, repository: lg.Repository, tmp_path: Path
+) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = "127.0.0.1:{1}".format(*free.getsockname())
     command = [sys.executable, "-c", _TWO_PROCESSES, str(directory), str(tmp_path), address]
-    processes = [subprocess.Popen([*command, str(number)], stderr=subprocess.PIPE, text=True) for number in range(2)]
+    processes = [
+        subprocess.Popen([*command, str(number)], stderr=subprocess.PIPE, text=True)
+        for number in range(2)
+    ]
     errors = [process.communicate(timeout=100)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     with (
@@ -165,22 +215,35 @@ def test_two_jax_processes_save_and_one_restores(directory: Path, repository: lg
         contextlib.closing(iter(stream(repository).batch(8))) as batches,
     ):
         with pytest.raises(ValueError, match=r"process_0-of-1\.json does not exist"):
-            checkpoints.restore(5, args=ocp.args.Composite(grain=grain.checkpoint.CheckpointRestore(batches)))
-        batches.set_state(checkpoints.restore(5, args=ocp.args.Composite(elastic=ocp.args.JsonRestore()))["elastic"])
+            checkpoints.restore(
+                5, args=ocp.args.Composite(grain=grain.checkpoint.CheckpointRestore(batches))
+            )
+        batches.set_state(
+            checkpoints.restore(5, args=ocp.args.Composite(elastic=ocp.args.JsonRestore()))[
+                "elastic"
+            ]
+        )
         assert rows_of(next(batches)) == straight_rows(repository, 48)[40:]
 
 
-def test_grains_own_handler_restores_an_unchanged_number(repository: lg.Repository, tmp_path: Path) -> None:
+def test_grains_own_handler_restores_an_unchanged_number(
+    repository: lg.Repository, tmp_path: Path
+) -> None:
     """As in the README, with one process."""
     batches, restored = iter(stream(repository).batch(8)), iter(stream(repository).batch(8))
     for _ in range(5):
         next(batches)
     with ocp.CheckpointManager(tmp_path, item_names=ITEMS) as checkpoints:
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(WEIGHTS), data=grain.checkpoint.CheckpointSave(batches))
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(WEIGHTS), data=grain.checkpoint.CheckpointSave(batches)
+        )
         checkpoints.save(5, args=arguments)
         next(batches)  # what is saved is the state when `save` was called
     with ocp.CheckpointManager(tmp_path, item_names=ITEMS) as checkpoints:
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(WEIGHTS), data=grain.checkpoint.CheckpointRestore(restored))
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardRestore(WEIGHTS),
+            data=grain.checkpoint.CheckpointRestore(restored),
+        )
         assert checkpoints.restore(5, args=arguments)["data"] is restored
     assert rows_of(next(restored)) == straight_rows(repository, 48)[40:]
     batches.close()
@@ -189,15 +252,24 @@ def test_grains_own_handler_restores_an_unchanged_number(repository: lg.Reposito
 
 def test_the_saved_state_is_that_of_the_call(repository: lg.Repository, tmp_path: Path) -> None:
     """Orbax writes in the background, while the consumer goes on."""
-    batches = iter(grain.experimental.ThreadPrefetchIterDataset(stream(repository).batch(8), prefetch_buffer_size=2))
+    batches = iter(
+        grain.experimental.ThreadPrefetchIterDataset(
+            stream(repository).batch(8), prefetch_buffer_size=2
+        )
+    )
     with ocp.CheckpointManager(tmp_path, item_names=ITEMS) as checkpoints:
         for step in range(1, 6):
             next(batches)
-            arguments = ocp.args.Composite(state=ocp.args.StandardSave(WEIGHTS), data=ocp.args.JsonSave(batches.get_state()))
+            arguments = ocp.args.Composite(
+                state=ocp.args.StandardSave(WEIGHTS), data=ocp.args.JsonSave(batches.get_state())
+            )
             checkpoints.save(step, args=arguments)
         checkpoints.wait_until_finished()
         positions = [
-            checkpoints.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]["position"] for step in range(1, 6)
+            checkpoints.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"][
+                "position"
+            ]
+            for step in range(1, 6)
         ]
     batches.close()
     assert positions == [8, 16, 24, 32, 40]
@@ -211,18 +283,23 @@ def window_shuffled(dataset: Any) -> Any:
     return grain.experimental.WindowShuffleIterDataset(dataset, window_size=6, seed=0)
 
 
-# What stands behind the stream on every process, for 2 shards that become 3: whether a state of one process is that of all.
+# What stands behind the stream on every process, for 2 shards that become 3: whether a state of one
+# process is that of all.
 ELASTIC: dict[str, Callable[[Any], Any]] = {
     "map": lambda dataset: dataset.map(dict),
     "batch": lambda dataset: dataset.batch(2),
-    "thread_prefetch": lambda dataset: grain.experimental.ThreadPrefetchIterDataset(dataset.batch(2), prefetch_buffer_size=3),
+    "thread_prefetch": lambda dataset: grain.experimental.ThreadPrefetchIterDataset(
+        dataset.batch(2), prefetch_buffer_size=3
+    ),
     "limit": lambda dataset: grain.experimental.LimitIterDataset(dataset, count=20),
     "random_map": lambda dataset: dataset.seed(0).random_map(add_noise),
 }
 
 
 @pytest.mark.parametrize("name", ELASTIC)
-def test_behind_what_another_number_of_processes_resumes_exactly(repository: lg.Repository, name: str) -> None:
+def test_behind_what_another_number_of_processes_resumes_exactly(
+    repository: lg.Repository, name: str
+) -> None:
     def make(shard: int, num_shards: int) -> grain.IterDataset[Any]:
         return ELASTIC[name](stream(repository, shard, num_shards))
 
@@ -235,7 +312,9 @@ def test_behind_what_another_number_of_processes_resumes_exactly(repository: lg.
 
 def test_behind_a_filter_every_process_has_its_own_state(repository: lg.Repository) -> None:
     def make(shard: int, num_shards: int) -> grain.IterDataset[Any]:
-        return stream(repository, shard, num_shards).filter(lambda example: example["index"] % 3 != 1)
+        return stream(repository, shard, num_shards).filter(
+            lambda example: example["index"] % 3 != 1
+        )
 
     _, states = run(make, 2, 7, None)
     assert states[0] != states[1]
@@ -248,8 +327,12 @@ def test_behind_a_filter_every_process_has_its_own_state(repository: lg.Reposito
         assert [rows_of(next(restored)) for _ in range(5)] == rows[7:]
 
 
-def test_behind_a_window_shuffle_another_number_of_processes_is_not_exact(repository: lg.Repository) -> None:
-    """Known, and documented: its state counts inside of windows whose rows depend on the number of shards."""
+def test_behind_a_window_shuffle_another_number_of_processes_is_not_exact(
+    repository: lg.Repository,
+) -> None:
+    """Known, and documented: its state counts inside of windows whose rows depend on the number of
+    shards.
+    """
 
     def make(shard: int, num_shards: int) -> grain.IterDataset[Any]:
         return window_shuffled(stream(repository, shard, num_shards))
@@ -263,12 +346,18 @@ def test_behind_a_window_shuffle_another_number_of_processes_is_not_exact(reposi
 def test_a_mixture_is_restored_on_another_number_of_processes(
     repository: lg.Repository, other_repository: lg.Repository, tmp_path: Path
 ) -> None:
-    """Of each data set every row comes once, and the proportions stay; which data set comes at which step depends on the number."""
+    """Of each data set every row comes once, and the proportions stay; which data set comes at
+    which step depends on the number.
+    """
 
     def make(shard: int, num_shards: int) -> grain.IterDataset[Any]:
         parts = {
-            "first": stream(repository, shard, num_shards).map(lambda example: {"index": example["index"]}),
-            "second": stream(other_repository, shard, num_shards).map(lambda example: {"index": example["index"] + 100}),
+            "first": stream(repository, shard, num_shards).map(
+                lambda example: {"index": example["index"]}
+            ),
+            "second": stream(other_repository, shard, num_shards).map(
+                lambda example: {"index": example["index"] + 100}
+            ),
         }
         return grain.IterDataset.mix(parts, {"first": 2, "second": 1}).batch(24 // num_shards)
 
@@ -285,7 +374,9 @@ def test_a_mixture_is_restored_on_another_number_of_processes(
 
 def test_the_code_of_the_documentation_runs(repository: lg.Repository, tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
-    elastic, ordinary, without_orbax, _, check = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    elastic, ordinary, without_orbax, _, check = re.findall(
+        r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL
+    )
     names: dict[str, Any] = {"repository": repository, "directory": tmp_path / "elastic"}
     for number, num_steps in enumerate((150, 200)):
         taken: list[list[int]] = []
@@ -303,7 +394,12 @@ def test_the_code_of_the_documentation_runs(repository: lg.Repository, tmp_path:
         assert taken == expected[100 * number :]
     batches = iter(lg.LeRobotIterDataset(repository).batch(4))
     next(batches)
-    names |= {"batches": batches, "directory": tmp_path / "ordinary", "path": tmp_path / "state.json", "step": 1}
+    names |= {
+        "batches": batches,
+        "directory": tmp_path / "ordinary",
+        "path": tmp_path / "state.json",
+        "step": 1,
+    }
     for code in (ordinary, without_orbax, check):
         exec(code, names)
         assert batches.get_state()["position"] == 4

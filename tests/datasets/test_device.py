@@ -1,4 +1,6 @@
-"""The device feed on one device and on the four devices of one process; several processes are in test_multihost.py."""
+"""The device feed on one device and on the four devices of one process; several processes are in
+test_multihost.py.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,11 @@ from tests.support.installed import own_lines
 @pytest.fixture(autouse=True)
 def _no_thread_is_left() -> Iterator[None]:
     yield
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("lerobot_grain device")] == []
+    assert [
+        thread.name
+        for thread in threading.enumerate()
+        if thread.name.startswith("lerobot_grain device")
+    ] == []
 
 
 def sharding(*axes: Any) -> NamedSharding:
@@ -43,9 +49,13 @@ def sharding(*axes: Any) -> NamedSharding:
 
 
 class Source(grain.IterDataset[Any]):
-    """Yields 0, 1, ..., `length` - 1, each through `make`; fails once, before each number in `failing`."""
+    """Yields 0, 1, ..., `length` - 1, each through `make`; fails once, before each number in
+    `failing`.
+    """
 
-    def __init__(self, length: int, make: Callable[[int], Any] = np.int32, *, failing: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, length: int, make: Callable[[int], Any] = np.int32, *, failing: tuple[int, ...] = ()
+    ) -> None:
         super().__init__()
         self.length, self.make, self.failing = length, make, set(failing)
         self.pulled = 0
@@ -88,7 +98,9 @@ class SourceIterator(grain.DatasetIterator[Any]):
 
 
 @contextlib.contextmanager
-def feed_of(dataset: grain.IterDataset[Any], **arguments: Any) -> Iterator[grain.DatasetIterator[Any]]:
+def feed_of(
+    dataset: grain.IterDataset[Any], **arguments: Any
+) -> Iterator[grain.DatasetIterator[Any]]:
     with contextlib.closing(iter(dataset.pipe(lg.DeviceIterDataset, **arguments))) as iterator:
         yield iterator
 
@@ -106,7 +118,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-# --- what becomes of a batch ---------------------------------------------------------------------------------------------------------
+# --- what becomes of a batch ---------------------------------------------------------------------
 
 LEAVES: dict[str, tuple[Any, str]] = {
     "uint8": (np.arange(8, dtype=np.uint8), "uint8"),
@@ -169,12 +181,18 @@ def test_text_and_objects_stay_on_the_host(placement: Callable[[], NamedSharding
     assert found.keys() == batch.keys()
     for key in ("task", "objects", "days"):
         assert found[key] is batch[key]
-    assert all(found[key] == batch[key] for key in ("word", "words", "bytes", "thing", "deque", "nothing"))
+    assert all(
+        found[key] == batch[key] for key in ("word", "words", "bytes", "thing", "deque", "nothing")
+    )
 
 
 def test_a_batch_may_be_any_tree() -> None:
     found = one([{"a": (np.zeros(2), ["x", np.ones(3)])}])
-    assert [leaf if isinstance(leaf, str) else leaf.shape for leaf in jax.tree.leaves(found)] == [(2,), "x", (3,)]
+    assert [leaf if isinstance(leaf, str) else leaf.shape for leaf in jax.tree.leaves(found)] == [
+        (2,),
+        "x",
+        (3,),
+    ]
     assert isinstance(found[0]["a"], tuple)
     assert one(np.arange(3)).tolist() == [0, 1, 2]
 
@@ -186,14 +204,19 @@ def test_what_the_consumer_set_for_its_thread_holds_in_the_feed() -> None:
     assert (str(found["a"].dtype), str(found["b"].dtype)) == ("int64", "float64")
     assert np.array_equal(np.asarray(found["a"]), batch["a"])
     assert found["a"].devices() == {jax.devices()[2]}
-    # As jax.device_put without a device: a jitted function may use it beside arrays that are laid out over others.
+    # As jax.device_put without a device: a jitted function may use it beside arrays that are laid
+    # out over others.
     assert not found["a"].committed
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (np.array([1, 2**31]), r"a/b: 2147483648 \(int64\) does not fit into int32.*set jax_enable_x64, or change the key in a .map"),
+        (
+            np.array([1, 2**31]),
+            r"a/b: 2147483648 \(int64\) does not fit into int32.*set jax_enable_x64, or change "
+            r"the key in a .map",
+        ),
         (np.array([-(2**31) - 1]), r"a/b: -2147483649 \(int64\) does not fit into int32"),
         (np.array([2**32], np.uint64), r"a/b: 4294967296 \(uint64\) does not fit into uint32"),
         (np.array([np.inf, np.nan, 1e39]), r"a/b: 1e\+39 \(float64\) does not fit into float32"),
@@ -207,13 +230,18 @@ def test_values_too_large_for_32_bits_are_refused(value: Any, text: str) -> None
 
 
 def test_the_largest_values_of_32_bits_pass() -> None:
-    integers, floats = np.array([-(2**31), 2**31 - 1]), np.array([np.finfo(np.float32).max, -np.inf, np.nan], np.float64)
+    integers, floats = (
+        np.array([-(2**31), 2**31 - 1]),
+        np.array([np.finfo(np.float32).max, -np.inf, np.nan], np.float64),
+    )
     assert one(integers).tolist() == integers.tolist()
     assert np.array_equal(np.asarray(one(floats)), floats, equal_nan=True)
 
 
 def aligned(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """Returns zeros where JAX would use the array's own memory on CPU: at a multiple of 64 bytes."""
+    """Returns zeros where JAX would use the array's own memory on CPU: at a multiple of 64
+    bytes.
+    """
     size = int(np.prod(shape))
     memory = np.zeros(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
@@ -225,7 +253,9 @@ def test_what_was_handed_out_never_changes(placement: Callable[[], NamedSharding
     buffer = aligned((8, 4096))
     alias = jax.device_put(buffer, placement and placement())
     buffer[:] = 99
-    assert np.asarray(alias)[0, 0] == 99, "JAX aliases this buffer; otherwise the test could not fail"
+    assert np.asarray(alias)[0, 0] == 99, (
+        "JAX aliases this buffer; otherwise the test could not fail"
+    )
 
     def reuse(number: int) -> npt.NDArray[np.uint8]:
         buffer[:] = number  # what a .map that reuses its output does
@@ -237,7 +267,9 @@ def test_what_was_handed_out_never_changes(placement: Callable[[], NamedSharding
     assert [np.unique(batch).tolist() for batch in batches] == [[number] for number in range(6)]
 
 
-def test_a_transfer_is_over_before_the_parent_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transfer_is_over_before_the_parent_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     # Where a device has memory of its own: until then it may still read that of the host batch.
     source = Source(3)
     waited_for: list[int] = []
@@ -253,29 +285,44 @@ def test_a_transfer_is_over_before_the_parent_is_asked_again(monkeypatch: pytest
     assert waited_for == [1, 2, 3]
 
 
-# --- shardings -----------------------------------------------------------------------------------------------------------------------
+# --- shardings -----------------------------------------------------------------------------------
 
 
 def test_rows_are_divided_over_the_devices() -> None:
     images = np.arange(8 * 2 * 3, dtype=np.uint8).reshape(8, 2, 3)
     found = one({"image": images, "index": np.arange(8)}, sharding=sharding())
     assert found["image"].sharding.is_equivalent_to(sharding(), 3)
-    for number, shard in enumerate(sorted(found["image"].addressable_shards, key=lambda shard: shard.device.id)):
+    for number, shard in enumerate(
+        sorted(found["image"].addressable_shards, key=lambda shard: shard.device.id)
+    ):
         assert np.array_equal(shard.data, images[2 * number : 2 * number + 2])
-    total = jax.jit(lambda batch: batch["index"].sum() + batch["image"].astype(jnp.int32).sum())(found)
+    total = jax.jit(lambda batch: batch["index"].sum() + batch["image"].astype(jnp.int32).sum())(
+        found
+    )
     assert int(total) == 28 + int(images.sum())
 
 
 @pytest.mark.parametrize(
     ("shape", "axes", "text"),
     [
-        ((6, 2), ("data",), r"state: shape \(6, 2\) on this process cannot be laid out over 4 devices \(4 of this process\) by .*'data'"),
+        (
+            (6, 2),
+            ("data",),
+            r"state: shape \(6, 2\) on this process cannot be laid out over 4 devices \(4 of this "
+            r"process\) by .*'data'",
+        ),
         ((), ("data",), r"state: shape \(\) on this process cannot be laid out over 4 devices"),
-        ((4,), ("data", None), r"state: shape \(4,\) .*rank at least 2.*drop keys without a batch axis in a .map"),
+        (
+            (4,),
+            ("data", None),
+            r"state: shape \(4,\) .*rank at least 2.*drop keys without a batch axis in a .map",
+        ),
     ],
     ids=["rows", "no axes", "too few axes"],
 )
-def test_what_cannot_be_divided_is_refused(shape: tuple[int, ...], axes: tuple[Any, ...], text: str) -> None:
+def test_what_cannot_be_divided_is_refused(
+    shape: tuple[int, ...], axes: tuple[Any, ...], text: str
+) -> None:
     with pytest.raises(lg.InvalidRequestError, match=text):
         one({"state": np.zeros(shape, np.float32)}, sharding=sharding(*axes))
 
@@ -283,9 +330,15 @@ def test_what_cannot_be_divided_is_refused(shape: tuple[int, ...], axes: tuple[A
 def test_what_has_no_axes_is_refused_on_a_mesh_of_explicit_axes_too() -> None:
     if "axis_types" not in inspect.signature(jax.make_mesh).parameters:
         pytest.skip("this JAX makes no mesh of explicit axes")
-    explicit = NamedSharding(jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,)), PartitionSpec("data"))
+    explicit = NamedSharding(
+        jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,)),
+        PartitionSpec("data"),
+    )
     assert one(np.arange(8), sharding=explicit).shape == (8,)
-    with pytest.raises(lg.InvalidRequestError, match=r"loss: shape \(\) on this process cannot be laid out over 4 devices"):
+    with pytest.raises(
+        lg.InvalidRequestError,
+        match=r"loss: shape \(\) on this process cannot be laid out over 4 devices",
+    ):
         one({"loss": 0.5}, sharding=explicit)
 
 
@@ -293,7 +346,9 @@ def test_the_last_shorter_batch() -> None:
     with feed_of(Source(11).batch(4), sharding=sharding()) as iterator:
         assert [next(iterator).tolist() for _ in range(2)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
         for _ in range(2):  # it is not skipped
-            with pytest.raises(lg.InvalidRequestError, match=r"shape \(3,\).*\.batch\(size, drop_remainder=True\)"):
+            with pytest.raises(
+                lg.InvalidRequestError, match=r"shape \(3,\).*\.batch\(size, drop_remainder=True\)"
+            ):
                 next(iterator)
             assert iterator.get_state() == {"next": 8}
     with feed_of(Source(11).batch(4, drop_remainder=True), sharding=sharding()) as iterator:
@@ -305,8 +360,14 @@ def test_the_last_shorter_batch() -> None:
     [
         ({"buffer_size": 0}, r"buffer_size=0: expected an int >= 1"),
         ({"buffer_size": True}, r"buffer_size=True: expected an int >= 1"),
-        ({"sharding": "data"}, r"sharding='data': expected a jax.sharding.Sharding, such as NamedSharding"),
-        ({"sharding": PartitionSpec("data")}, r"sharding=.*'data'.*: expected a jax.sharding.Sharding"),
+        (
+            {"sharding": "data"},
+            r"sharding='data': expected a jax.sharding.Sharding, such as NamedSharding",
+        ),
+        (
+            {"sharding": PartitionSpec("data")},
+            r"sharding=.*'data'.*: expected a jax.sharding.Sharding",
+        ),
     ],
     ids=["buffer_size", "bool", "str", "spec"],
 )
@@ -315,7 +376,7 @@ def test_arguments_are_checked(arguments: dict[str, Any], text: str) -> None:
         lg.DeviceIterDataset(Source(1), **arguments)
 
 
-# --- order, state, errors ------------------------------------------------------------------------------------------------------------
+# --- order, state, errors ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("buffer_size", [1, 2, 50])
@@ -394,10 +455,12 @@ def test_the_end_stays_the_end_until_a_restore() -> None:
 
 def test_grains_own_checkpoint_oracle() -> None:
     # It compares with NumPy, which does not know what to do with the arrays of JAX.
-    grain.experimental.assert_equal_output_after_checkpoint(lg.DeviceIterDataset(Source(7).batch(2)).map(np.asarray))
+    grain.experimental.assert_equal_output_after_checkpoint(
+        lg.DeviceIterDataset(Source(7).batch(2)).map(np.asarray)
+    )
 
 
-# --- the thread ----------------------------------------------------------------------------------------------------------------------
+# --- the thread ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("buffer_size", [1, 3])
@@ -469,24 +532,35 @@ def test_a_program_that_closes_nothing_ends() -> None:
     code = """
 import atexit, sys, threading
 # What is registered first runs last.
-atexit.register(lambda: print([thread.name for thread in threading.enumerate() if "lerobot" in thread.name]))
+names = lambda: [thread.name for thread in threading.enumerate() if "lerobot" in thread.name]
+atexit.register(lambda: print(names()))
 from tests.datasets.test_device import Source, lg
 iterator = iter(lg.DeviceIterDataset(Source(1000).batch(2)))
 print(next(iterator).tolist())
 """
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2]
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=Path(__file__).parents[2],
     )
     assert (done.returncode, done.stdout, own_lines(done.stderr)) == (0, "[0, 1]\n[]\n", "")
 
 
-# --- on a real stream ----------------------------------------------------------------------------------------------------------------
+# --- on a real stream ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> WrittenDataset:
     directory = tmp_path_factory.mktemp("device") / "data"
-    return write_dataset(directory, episode_lengths=[13, 6, 11], fps=10, cameras=(Camera(height=64, width=96),), tasks=("a", "b"))
+    return write_dataset(
+        directory,
+        episode_lengths=[13, 6, 11],
+        fps=10,
+        cameras=(Camera(height=64, width=96),),
+        tasks=("a", "b"),
+    )
 
 
 def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -498,7 +572,9 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 def test_a_stream_of_ours(written: WrittenDataset) -> None:
     deltas = {"observation.images.top": [-0.1, 0.0], "action": [0.0, 0.1, 0.2]}
-    batches = lg.LeRobotIterDataset(written.directory, delta_timestamps=deltas, num_epochs=2).batch(8, drop_remainder=True)
+    batches = lg.LeRobotIterDataset(written.directory, delta_timestamps=deltas, num_epochs=2).batch(
+        8, drop_remainder=True
+    )
     expected = list(batches)
     with feed_of(batches, sharding=sharding()) as iterator:
         found = [next(iterator) for _ in range(3)]
@@ -517,10 +593,17 @@ def test_a_stream_of_ours(written: WrittenDataset) -> None:
 
 def test_behind_grains_transformations(written: WrittenDataset) -> None:
     repository = lg.open_repository(written.directory)
-    streams = [lg.LeRobotIterDataset(repository, features=["index", "action", "task"], shuffle=lg.Shuffle(seed=seed)) for seed in (1, 2)]
+    streams = [
+        lg.LeRobotIterDataset(
+            repository, features=["index", "action", "task"], shuffle=lg.Shuffle(seed=seed)
+        )
+        for seed in (1, 2)
+    ]
     mixed = grain.IterDataset.mix(streams, [0.75, 0.25])
     dataset = (
-        mixed.filter(lambda example: example["index"] % 3 != 0).map(lambda example: {**example, "twice": 2 * example["action"]}).batch(4)
+        mixed.filter(lambda example: example["index"] % 3 != 0)
+        .map(lambda example: {**example, "twice": 2 * example["action"]})
+        .batch(4)
     )
     with contextlib.closing(iter(dataset)) as host:
         expected = [next(host) for _ in range(12)]

@@ -1,4 +1,5 @@
-"""What Grain's own wrappers do when an exception is raised inside `next`, as docs/determinism.md says it. One that behaves otherwise in a
+"""What Grain's own wrappers do when an exception is raised inside `next`, as docs/determinism.md
+says it. One that behaves otherwise in a
 newer Grain is a reason to write that down, and no fault.
 """
 
@@ -26,7 +27,9 @@ class Struck(BaseException):
 class Source(grain.IterDataset[int]):
     """Eight numbers; before the n-th one an error is raised once, and nothing is lost."""
 
-    def __init__(self, error: type[BaseException], at: int = 99, *, base: int = 0, pause_seconds: float = 0.0) -> None:
+    def __init__(
+        self, error: type[BaseException], at: int = 99, *, base: int = 0, pause_seconds: float = 0.0
+    ) -> None:
         super().__init__()
         self.error, self.at, self.base, self.pause_seconds = error, at, base, pause_seconds
 
@@ -98,24 +101,47 @@ WRAPPERS: dict[str, tuple[Callable[[type[BaseException]], Any], list[Any]]] = {
     "filter": (lambda error: Source(error, 3).filter(lambda _: True), KEPT),
     "repeat": (lambda error: experimental.RepeatIterDataset(Source(error, 3), 1), KEPT),
     "limit": (lambda error: experimental.LimitIterDataset(Source(error, 3), 8), KEPT),
-    "flat map": (lambda error: experimental.FlatMapIterDataset(Source(error, 1), Twice()), [0, 0, "!", *sorted([*range(1, 8)] * 2)]),
+    "flat map": (
+        lambda error: experimental.FlatMapIterDataset(Source(error, 1), Twice()),
+        [0, 0, "!", *sorted([*range(1, 8)] * 2)],
+    ),
     "window shuffle": (
-        lambda error: experimental.WindowShuffleIterDataset(Source(error, 2), window_size=2, seed=0).map(lambda x: x // 2),
+        lambda error: experimental.WindowShuffleIterDataset(
+            Source(error, 2), window_size=2, seed=0
+        ).map(lambda x: x // 2),
         [0, 0, "!", 1, 1, 2, 2, 3, 3],
     ),
     "function of map": (lambda error: Source(error).map(once(error, 3)), LOST),
     "function of filter": (lambda error: Source(error).filter(once(error, 3, then=True)), LOST),
-    "function of random_map": (lambda error: Source(error).seed(0).random_map(once(error, 3)), LOST),
+    "function of random_map": (
+        lambda error: Source(error).seed(0).random_map(once(error, 3)),
+        LOST,
+    ),
     "batch": (lambda error: Source(error, 4).batch(3), [[0, 1, 2], "!", [4, 5, 6], [7]]),
-    "batch_fn": (lambda error: Source(error).batch(3, batch_fn=once(error, 4)), [[0, 1, 2], "!", [6, 7]]),
-    "rebatch": (lambda error: experimental.RebatchIterDataset(Source(error, 4).map(lambda x: np.array([x, x])), 3), [
-        [0, 0, 1], [1, 2, 2], "!", [4, 4, 5], [5, 6, 6], [7, 7],
-    ]),
+    "batch_fn": (
+        lambda error: Source(error).batch(3, batch_fn=once(error, 4)),
+        [[0, 1, 2], "!", [6, 7]],
+    ),
+    "rebatch": (
+        lambda error: experimental.RebatchIterDataset(
+            Source(error, 4).map(lambda x: np.array([x, x])), 3
+        ),
+        [
+            [0, 0, 1],
+            [1, 2, 2],
+            "!",
+            [4, 4, 5],
+            [5, 6, 6],
+            [7, 7],
+        ],
+    ),
     "zip": (
-        lambda error: experimental.ZipIterDataset([Source(error), Source(error, 3, base=10)], strict=False),
+        lambda error: experimental.ZipIterDataset(
+            [Source(error), Source(error, 3, base=10)], strict=False
+        ),
         [[0, 10], [1, 11], [2, 12], "!", [4, 13], [5, 14], [6, 15], [7, 16]],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("error", [LateError, Struck])
@@ -144,9 +170,20 @@ def test_a_mixture_ends_after_an_error_and_goes_on_with_the_next_turn_after_othe
 
 
 def test_a_thread_that_prefetches_hands_errors_on_and_loses_nothing() -> None:
-    assert drained(iter(experimental.ThreadPrefetchIterDataset(Source(LateError, 3), prefetch_buffer_size=2))) == KEPT
+    assert (
+        drained(
+            iter(
+                experimental.ThreadPrefetchIterDataset(Source(LateError, 3), prefetch_buffer_size=2)
+            )
+        )
+        == KEPT
+    )
     # Where the consumer waits, the handler raises in its own thread, and what is prefetched stays.
-    waiting = iter(experimental.ThreadPrefetchIterDataset(Source(LateError, pause_seconds=0.1), prefetch_buffer_size=2))
+    waiting = iter(
+        experimental.ThreadPrefetchIterDataset(
+            Source(LateError, pause_seconds=0.1), prefetch_buffer_size=2
+        )
+    )
 
     def strike(*_: object) -> None:
         raise Struck

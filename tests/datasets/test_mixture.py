@@ -1,4 +1,6 @@
-"""Mixtures of streams with `grain.IterDataset.mix`: shares, and states that restore exactly, also at the borders of epochs."""
+"""Mixtures of streams with `grain.IterDataset.mix`: shares, and states that restore exactly, also
+at the borders of epochs.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +26,26 @@ Directories = dict[str, Path]
 def directories(tmp_path_factory: pytest.TempPathFactory) -> Directories:
     """Other lengths, frame rates, cameras and dimensions."""
     where = tmp_path_factory.mktemp("mixture")
-    small, wide = Camera(height=48, width=80), Camera(key="observation.images.wrist", height=64, width=96, codec="h264", gop=5)
+    small, wide = (
+        Camera(height=48, width=80),
+        Camera(key="observation.images.wrist", height=64, width=96, codec="h264", gop=5),
+    )
     return {
-        "a": write_dataset(where / "a", episode_lengths=[9, 8], fps=10, cameras=[small], action_size=2).directory,
-        "b": write_dataset(where / "b", episode_lengths=[7, 12], fps=30, cameras=[wide], action_size=5).directory,
-        "c": write_dataset(where / "c", episode_lengths=[3], fps=5, cameras=[], action_size=1).directory,
+        "a": write_dataset(
+            where / "a", episode_lengths=[9, 8], fps=10, cameras=[small], action_size=2
+        ).directory,
+        "b": write_dataset(
+            where / "b", episode_lengths=[7, 12], fps=30, cameras=[wide], action_size=5
+        ).directory,
+        "c": write_dataset(
+            where / "c", episode_lengths=[3], fps=5, cameras=[], action_size=1
+        ).directory,
     }
 
 
-def streams(directories: Directories, *, num_epochs: int | None = None, shard: tuple[int, int] = (0, 1)) -> dict[str, Any]:
+def streams(
+    directories: Directories, *, num_epochs: int | None = None, shard: tuple[int, int] = (0, 1)
+) -> dict[str, Any]:
     """Returns the streams, made equal: (name, row), three actions padded to five, one picture."""
 
     def common(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -64,7 +77,8 @@ def streams(directories: Directories, *, num_epochs: int | None = None, shard: t
 
 
 def mixture(directories: Directories, **changes: Any) -> Any:
-    # More epochs than any test reads, also of "c" with its 3 rows. Without an end hundreds of them would be read ahead.
+    # More epochs than any test reads, also of "c" with its 3 rows. Without an end hundreds of them
+    # would be read ahead.
     return grain.IterDataset.mix(streams(directories, **({"num_epochs": 20} | changes)), WEIGHTS)
 
 
@@ -88,7 +102,10 @@ def test_each_component_is_its_own_stream_in_its_own_share(directories: Director
         mixed = take(iterator, 100)
     for name, dataset in streams(directories).items():
         with contextlib.closing(iter(dataset)) as alone:
-            assert_same([example for example in mixed if example["from"] == name], take(alone, round(100 * WEIGHTS[name])))
+            assert_same(
+                [example for example in mixed if example["from"] == name],
+                take(alone, round(100 * WEIGHTS[name])),
+            )
 
 
 @pytest.mark.parametrize("batch_size", [None, 4])
@@ -110,7 +127,8 @@ def test_restores_exactly_anywhere(directories: Directories, batch_size: int | N
 
 
 def test_restores_on_another_number_of_shards(directories: Directories) -> None:
-    # Every shard takes the same components in the same turn, so after k examples on each all shards have the same state.
+    # Every shard takes the same components in the same turn, so after k examples on each all shards
+    # have the same state.
     states, taken = [], []
     for shard in range(2):
         with contextlib.closing(iter(mixture(directories, shard=(shard, 2)))) as iterator:
@@ -123,7 +141,9 @@ def test_restores_on_another_number_of_shards(directories: Directories) -> None:
         restored.set_state(states[0])
         rest = names(take(restored, 20))
     for name in WEIGHTS:
-        found = sorted(row for origin, row in taken if origin == name) + [row for origin, row in rest if origin == name]
+        found = sorted(row for origin, row in taken if origin == name) + [
+            row for origin, row in rest if origin == name
+        ]
         expected = [row for origin, row in straight if origin == name]
         first = sum(origin == name for origin, _ in taken)
         assert found == sorted(expected[:first]) + expected[first:]
@@ -133,7 +153,10 @@ def test_a_component_that_has_changed_is_refused(directories: Directories) -> No
     with contextlib.closing(iter(mixture(directories))) as iterator:
         state = iterator.get_state()
     exchanged = {"a": directories["b"], "b": directories["a"], "c": directories["c"]}
-    with contextlib.closing(iter(mixture(exchanged))) as iterator, pytest.raises(lg.StateMismatchError, match="taken with commit = "):
+    with (
+        contextlib.closing(iter(mixture(exchanged))) as iterator,
+        pytest.raises(lg.StateMismatchError, match="taken with commit = "),
+    ):
         iterator.set_state(state)
 
 
@@ -155,7 +178,8 @@ def test_an_error_ends_a_mixture_and_the_state_before_it_goes_on(directories: Di
         state = iterator.get_state()
         with pytest.raises(lg.StorageError, match="no answer"):
             next(iterator)
-        # That is Grain's: its mixture ends at the first error of a component, and says so in its state.
+        # That is Grain's: its mixture ends at the first error of a component, and says so in its
+        # state.
         assert next(iterator, None) is None
         assert iterator.get_state()["stop"]
         iterator.set_state(state)

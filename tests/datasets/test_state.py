@@ -1,4 +1,6 @@
-"""State: stop anywhere, write JSON, restore in a new iterator, process or number of shards, and get the rest of the stream."""
+"""State: stop anywhere, write JSON, restore in a new iterator, process or number of shards, and get
+the rest of the stream.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,15 @@ GOLDEN = ["av1_small", "av1_rolled", "h264_bframes", "hevc_bframes", "images", "
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> WrittenDataset:
-    """30 rows in 3 episodes, two cameras: small, since Grain's own oracle costs the square of the rows."""
-    cameras = (Camera(height=64, width=96), Camera(key="observation.images.wrist", height=64, width=96, codec="h264", gop=5, b_frames=2))
+    """30 rows in 3 episodes, two cameras: small, since Grain's own oracle costs the square of the
+    rows.
+    """
+    cameras = (
+        Camera(height=64, width=96),
+        Camera(
+            key="observation.images.wrist", height=64, width=96, codec="h264", gop=5, b_frames=2
+        ),
+    )
     return write_dataset(
         tmp_path_factory.mktemp("state") / "data",
         episode_lengths=[13, 6, 11],
@@ -53,7 +62,9 @@ def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
 def test_the_rest_is_identical_from_any_position(shared: Path, name: str) -> None:
     repository = lg.open_repository(shared / "golden" / name)
     shuffle = lg.Shuffle(seed=1, num_parts=4, buffer_size=32)
-    dataset = lg.LeRobotIterDataset(repository, shuffle=shuffle, num_epochs=3, features=["index", "task", "action"])
+    dataset = lg.LeRobotIterDataset(
+        repository, shuffle=shuffle, num_epochs=3, features=["index", "task", "action"]
+    )
     straight = list(dataset)
     n = dataset.num_rows
     assert len(straight) == 3 * n
@@ -62,7 +73,11 @@ def test_the_rest_is_identical_from_any_position(shared: Path, name: str) -> Non
         for _ in range(position):
             next(iterator)
         state = through_json(iterator.get_state())
-        restored = iter(lg.LeRobotIterDataset(repository, shuffle=shuffle, num_epochs=3, features=["index", "task", "action"]))
+        restored = iter(
+            lg.LeRobotIterDataset(
+                repository, shuffle=shuffle, num_epochs=3, features=["index", "task", "action"]
+            )
+        )
         restored.set_state(state)
         rest = list(restored)
         assert len(rest) == 3 * n - position
@@ -104,7 +119,8 @@ def test_restores_in_a_new_process(shared: Path) -> None:
         # The third epoch is the last one, so that no more of them are read ahead.
         dataset = lg.LeRobotIterDataset(directory, shuffle=lg.Shuffle(seed=4), num_epochs=3)
         iterator = iter(dataset)
-        # In epochs 0, 1 and 2: each time the stream is stopped somewhere, and what would have come is noted.
+        # In epochs 0, 1 and 2: each time the stream is stopped somewhere, and what would have come
+        # is noted.
         for skipped in (7, dataset.num_rows, dataset.num_rows - 5):
             for _ in range(skipped):
                 next(iterator)
@@ -115,11 +131,15 @@ def test_restores_in_a_new_process(shared: Path) -> None:
                 expected.append([int(example["index"]), example["task"], pixels])
         iterator.close()
     arguments = [sys.executable, "-W", "ignore", "-c", _OTHER_PROCESS]
-    done = subprocess.run(arguments, input=json.dumps(asked), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        arguments, input=json.dumps(asked), capture_output=True, text=True, check=True
+    )
     assert [json.loads(line) for line in done.stdout.splitlines()] == expected
 
 
-def rows_of(dataset: lg.FrameOrderIterDataset, state: dict[str, Any] | None, count: int) -> tuple[list[int], dict[str, Any]]:
+def rows_of(
+    dataset: lg.FrameOrderIterDataset, state: dict[str, Any] | None, count: int
+) -> tuple[list[int], dict[str, Any]]:
     iterator = iter(dataset)
     if state is not None:
         iterator.set_state(state)
@@ -145,13 +165,19 @@ def test_the_union_of_the_shards_does_not_depend_on_their_number(shared: Path, n
         states = []
         for shard in range(num_shards):
             options = grain.sharding.ShardOptions(shard, num_shards)
-            rows, after = rows_of(lg.FrameOrderIterDataset(repository, shuffle=shuffle, shard_options=options), state, steps)
+            rows, after = rows_of(
+                lg.FrameOrderIterDataset(repository, shuffle=shuffle, shard_options=options),
+                state,
+                steps,
+            )
             per_shard.append(rows)
             states.append(after)
         assert all(after == states[0] for after in states)
         for step in range(steps):
             found = Counter(rows[step] for rows in per_shard)
-            assert found == Counter(straight[position + step * num_shards : position + (step + 1) * num_shards])
+            assert found == Counter(
+                straight[position + step * num_shards : position + (step + 1) * num_shards]
+            )
         position += steps * num_shards
         state = states[0]
         assert state["position"] == position
@@ -159,7 +185,9 @@ def test_the_union_of_the_shards_does_not_depend_on_their_number(shared: Path, n
 
 @pytest.mark.parametrize("num_shards", [1, 2, 3, 7, 40])
 @pytest.mark.parametrize("drop_remainder", [False, True])
-def test_finite_streams_end_at_the_last_row(written: WrittenDataset, num_shards: int, drop_remainder: bool) -> None:
+def test_finite_streams_end_at_the_last_row(
+    written: WrittenDataset, num_shards: int, drop_remainder: bool
+) -> None:
     repository = lg.open_repository(written.directory)
     counts = []
     rows: list[int] = []
@@ -174,18 +202,26 @@ def test_finite_streams_end_at_the_last_row(written: WrittenDataset, num_shards:
         assert Counter(rows) == Counter([*range(30), *range(30)])
 
 
-@pytest.mark.parametrize("mode", ["order", "requests", "examples", "batched", "thread_prefetch", "sequential"])
+@pytest.mark.parametrize(
+    "mode", ["order", "requests", "examples", "batched", "thread_prefetch", "sequential"]
+)
 def test_grains_own_checkpoint_oracle(written: WrittenDataset, mode: str) -> None:
     shuffle = None if mode == "sequential" else lg.Shuffle(seed=7, num_parts=2, buffer_size=8)
     repository = lg.open_repository(written.directory)
     order = lg.FrameOrderIterDataset(repository, shuffle=shuffle, num_epochs=1)
     deltas = {"action": [-0.1, 0.0, 0.5], "observation.images.wrist": [0.0, 0.3]}
-    examples = lg.LeRobotIterDataset(repository, shuffle=shuffle, num_epochs=1, delta_timestamps=deltas)
+    examples = lg.LeRobotIterDataset(
+        repository, shuffle=shuffle, num_epochs=1, delta_timestamps=deltas
+    )
     dataset: Any = {
         "order": order,
-        "requests": order.map(lg.DeltaTimestamps(repository, deltas)).map(lambda request: request.frames),
+        "requests": order.map(lg.DeltaTimestamps(repository, deltas)).map(
+            lambda request: request.frames
+        ),
         "batched": examples.batch(4),
-        "thread_prefetch": grain.experimental.ThreadPrefetchIterDataset(examples, prefetch_buffer_size=3),
+        "thread_prefetch": grain.experimental.ThreadPrefetchIterDataset(
+            examples, prefetch_buffer_size=3
+        ),
     }.get(mode, examples)
     grain.experimental.assert_equal_output_after_checkpoint(dataset)
 
@@ -193,7 +229,9 @@ def test_grains_own_checkpoint_oracle(written: WrittenDataset, mode: str) -> Non
 def test_filters_between_the_parts_resume_exactly(written: WrittenDataset) -> None:
     repository = lg.open_repository(written.directory)
     rows = lg.FrameOrderIterDataset(repository, num_epochs=2).filter(lambda row: row % 3 != 1)
-    dataset = lg.ReadWindowsIterDataset(rows.map(lg.DeltaTimestamps(repository)), repository, features=["index"])
+    dataset = lg.ReadWindowsIterDataset(
+        rows.map(lg.DeltaTimestamps(repository)), repository, features=["index"]
+    )
     straight = [int(example["index"]) for example in dataset]
     assert len(straight) == 40
     iterator = iter(dataset)
@@ -205,13 +243,22 @@ def test_filters_between_the_parts_resume_exactly(written: WrittenDataset) -> No
 
 
 MISMATCHES: dict[str, tuple[dict[str, Any], str]] = {
-    "seed": ({"shuffle": lg.Shuffle(seed=1)}, r"seed = 0, this stream has 1; make the data set with the same shuffle"),
+    "seed": (
+        {"shuffle": lg.Shuffle(seed=1)},
+        r"seed = 0, this stream has 1; make the data set with the same shuffle",
+    ),
     "clip_length": ({"shuffle": lg.Shuffle(clip_length=8)}, r"clip_length = 20, this stream has 8"),
     "num_parts": ({"shuffle": lg.Shuffle(num_parts=8)}, r"num_parts = 64, this stream has 8"),
-    "buffer_size": ({"shuffle": lg.Shuffle(buffer_size=8)}, r"buffer_size = 1024, this stream has 8"),
+    "buffer_size": (
+        {"shuffle": lg.Shuffle(buffer_size=8)},
+        r"buffer_size = 1024, this stream has 8",
+    ),
     "open_files": ({"shuffle": lg.Shuffle(open_files=1)}, r"open_files = 0, this stream has 1"),
     "sequential": ({"shuffle": None}, r"shuffled = 1, this stream has 0"),
-    "episodes": ({"episodes": [0, 1]}, r"episodes = '[0-9a-f]{16}', this stream has '[0-9a-f]{16}'; select the same episodes"),
+    "episodes": (
+        {"episodes": [0, 1]},
+        r"episodes = '[0-9a-f]{16}', this stream has '[0-9a-f]{16}'; select the same episodes",
+    ),
 }
 
 
@@ -231,67 +278,113 @@ def test_a_state_of_another_stream_is_refused(written: WrittenDataset, name: str
     iterator.close()
 
 
-def test_a_filter_behind_the_shards_resumes_on_the_same_number_of_them(written: WrittenDataset) -> None:
+def test_a_filter_behind_the_shards_resumes_on_the_same_number_of_them(
+    written: WrittenDataset,
+) -> None:
     repository = lg.open_repository(written.directory)
     positions = []
     for shard in range(2):
-        dataset = lg.FrameOrderIterDataset(repository, shard_options=grain.sharding.ShardOptions(shard, 2)).filter(lambda row: row < 11)
+        dataset = lg.FrameOrderIterDataset(
+            repository, shard_options=grain.sharding.ShardOptions(shard, 2)
+        ).filter(lambda row: row < 11)
         straight, _ = rows_of(dataset, None, 20)
         for stopped in range(0, 15, 3):
             _, state = rows_of(dataset, None, stopped)
             rest, _ = rows_of(dataset, state, 5)
             assert rest == straight[stopped : stopped + 5]
         positions.append(state["position"])
-    # The shards stand at other positions, so there is no one place to go on from with another number of them.
+    # The shards stand at other positions, so there is no one place to go on from with another
+    # number of them.
     assert positions[0] != positions[1]
 
 
 STREAM = "the dict that get_state of the same pipeline returned"
-# What is changed in a state of the stream (`None`: the key is taken away), and what is said about it.
+# What is changed in a state of the stream (`None`: the key is taken away), and what is said about
+# it.
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "another commit": (
         {"commit": "f" * 40},
-        "commit = '{commit}', this stream has '{ours}'; open the data set with revision= that commit "
-        "(of a directory it is a hash of its meta/, of a bucket of the list of its files), or begin a new stream",
+        "commit = '{commit}', this stream has '{ours}'; open the data set with revision= that "
+        "commit (of a directory it is a hash of its meta/, of a bucket of the list of its files), "
+        "or begin a new stream",
     ),
     "another seed": (
         {"seed": 7},
-        "the state was taken with seed = 7, this stream has 0; make the data set with the same shuffle, or begin a new stream",
+        "the state was taken with seed = 7, this stream has 0; make the data set with the same "
+        "shuffle, or begin a new stream",
     ),
-    "another number of rows": ({"num_rows": 31}, "num_rows = 31, this stream has 30; select the same episodes, or begin a new stream"),
-    "other episodes": ({"episodes": "0" * 16}, "episodes = '0000000000000000', this stream has '{episodes}'; select the same episodes"),
-    "not shuffled": ({"shuffled": 0}, "shuffled = 0, this stream has 1; make the data set with the same shuffle"),
+    "another number of rows": (
+        {"num_rows": 31},
+        "num_rows = 31, this stream has 30; select the same episodes, or begin a new stream",
+    ),
+    "other episodes": (
+        {"episodes": "0" * 16},
+        "episodes = '0000000000000000', this stream has '{episodes}'; select the same episodes",
+    ),
+    "not shuffled": (
+        {"shuffled": 0},
+        "shuffled = 0, this stream has 1; make the data set with the same shuffle",
+    ),
     "a newer version": (
         {"format": 2},
-        "the state has format 2, this version of lerobot_grain reads 1; resume with the version of lerobot_grain that wrote it",
+        "the state has format 2, this version of lerobot_grain reads 1; resume with the version "
+        "of lerobot_grain that wrote it",
     ),
-    "a version that is no number": ({"format": "1"}, "the state has format '1', this version of lerobot_grain reads 1"),
-    "a version that is a bool": ({"format": True}, "the state has format True, this version of lerobot_grain reads 1"),
+    "a version that is no number": (
+        {"format": "1"},
+        "the state has format '1', this version of lerobot_grain reads 1",
+    ),
+    "a version that is a bool": (
+        {"format": True},
+        "the state has format True, this version of lerobot_grain reads 1",
+    ),
     "a seed that is a float": ({"seed": 0.0}, "seed = 0.0, this stream has 0"),
     "a seed that is a bool": ({"seed": False}, "seed = False, this stream has 0"),
     "a field that is nothing": ({"open_files": "null"}, "open_files = 'null', this stream has 0"),
-    "a field that is an array": ({"num_rows": np.array([30, 30])}, "num_rows = array([30, 30]), this stream has 30"),
-    "a commit that is an array": ({"commit": np.array(["a", "b"])}, "commit = array(['a', 'b'], dtype='<U1'), this stream has '{ours}'"),
+    "a field that is an array": (
+        {"num_rows": np.array([30, 30])},
+        "num_rows = array([30, 30]), this stream has 30",
+    ),
+    "a commit that is an array": (
+        {"commit": np.array(["a", "b"])},
+        "commit = array(['a', 'b'], dtype='<U1'), this stream has '{ours}'",
+    ),
     "position negative": (
         {"position": -1},
-        "the state has position -1; expected an int, 0 <= position < 2**62; restore an older checkpoint",
+        "the state has position -1; expected an int, 0 <= position < 2**62; restore an older "
+        "checkpoint",
     ),
-    "position too large": ({"position": 2**62}, "position 4611686018427387904; expected an int, 0 <= position < 2**62"),
+    "position too large": (
+        {"position": 2**62},
+        "position 4611686018427387904; expected an int, 0 <= position < 2**62",
+    ),
     "position a float": ({"position": 1.0}, "position 1.0; expected an int"),
     "position a bool": ({"position": True}, "position True; expected an int"),
     "position a NumPy bool": ({"position": np.True_}, f"position {np.True_!r}; expected an int"),
     "position a text": ({"position": "3"}, "position '3'; expected an int"),
     "position a list": ({"position": [3]}, "position [3]; expected an int"),
-    "position an array of one": ({"position": np.array([3])}, "position array([3]); expected an int"),
+    "position an array of one": (
+        {"position": np.array([3])},
+        "position array([3]); expected an int",
+    ),
     **{
-        f"no {name}": ({name: None}, f"the state has no '{name}': it is truncated, or of something else; expected {STREAM}")
+        f"no {name}": (
+            {name: None},
+            f"the state has no '{name}': it is truncated, or of something else; expected {STREAM}",
+        )
         for name in (
             *("position", "commit", "episodes", "num_rows", "shuffled"),
             *("seed", "clip_length", "num_parts", "buffer_size", "open_files"),
         )
     },
-    "no format": ({"format": None}, "not a state of a lerobot_grain stream: it has the keys 'position', 'commit', 'episodes', "),
-    "more than we write": ({"next_index": 3}, f"the state has 'next_index', which no lerobot_grain stream writes; expected {STREAM}"),
+    "no format": (
+        {"format": None},
+        "not a state of a lerobot_grain stream: it has the keys 'position', 'commit', 'episodes', ",
+    ),
+    "more than we write": (
+        {"next_index": 3},
+        f"the state has 'next_index', which no lerobot_grain stream writes; expected {STREAM}",
+    ),
 }
 
 
@@ -306,7 +399,9 @@ def test_a_changed_state_is_refused_and_nothing_changes(written: WrittenDataset,
     state = {key: value for key, value in {**kept, **changes}.items() if value is not None}
     with pytest.raises(lg.StateMismatchError) as caught:
         iterator.set_state(state)
-    assert text.format(commit="f" * 40, ours=kept["commit"], episodes=kept["episodes"]) in str(caught.value)
+    assert text.format(commit="f" * 40, ours=kept["commit"], episodes=kept["episodes"]) in str(
+        caught.value
+    )
     assert iterator.get_state() == kept
     assert [next(iterator) for _ in range(2)] == straight[3:]
 
@@ -319,13 +414,22 @@ def test_every_field_of_a_state_is_in_the_table(written: WrittenDataset) -> None
 FOREIGN: dict[str, tuple[Any, str]] = {
     "empty": ({}, f"it is empty; expected {STREAM}"),
     "of another loader": ({"next_index": 3}, f"it has the keys 'next_index'; expected {STREAM}"),
-    "of a mixture": ({"parents": [], "index": 0, "stop": False}, "'stop', as that of IterDataset.mix has; expected"),
+    "of a mixture": (
+        {"parents": [], "index": 0, "stop": False},
+        "'stop', as that of IterDataset.mix has; expected",
+    ),
     "of mp_prefetch": (
         {"next_index_in_cycle": 0, "iterators_in_use_states": [], "exhausted": []},
         "'iterators_in_use_states', 'exhausted', as that of mp_prefetch has; expected",
     ),
-    "of a random map": ({"parent": {}, "index_for_rng": 3}, "it has the keys 'parent', 'index_for_rng', as that of another"),
-    "JSON text": ('{"format": 1}', "not a state of a lerobot_grain stream: str '{\"format\": 1}'; expected"),
+    "of a random map": (
+        {"parent": {}, "index_for_rng": 3},
+        "it has the keys 'parent', 'index_for_rng', as that of another",
+    ),
+    "JSON text": (
+        '{"format": 1}',
+        "not a state of a lerobot_grain stream: str '{\"format\": 1}'; expected",
+    ),
     "bytes": (b"{}", "bytes \"b'{}'\"; expected"),
     "nothing": (None, "NoneType 'None'; expected"),
     "a list": ([1, 2], "list '[1, 2]'; expected"),
@@ -345,18 +449,29 @@ def test_a_foreign_state_is_refused(written: WrittenDataset, name: str) -> None:
 
 def test_a_mixture_of_states_of_other_streams_is_refused(written: WrittenDataset) -> None:
     order = lg.FrameOrderIterDataset(lg.open_repository(written.directory))
-    for wrapped in (order.seed(0).random_map(lambda row, _: row), grain.IterDataset.mix([order, order])):
+    for wrapped in (
+        order.seed(0).random_map(lambda row, _: row),
+        grain.IterDataset.mix([order, order]),
+    ):
         with pytest.raises(lg.StateMismatchError, match=r"as that of .* has"):
             iter(order).set_state(iter(wrapped).get_state())
 
 
-@pytest.mark.parametrize("scalar", [np.int64, np.int32, np.array, jnp.asarray, np.uint64], ids=lambda scalar: scalar.__name__)
+@pytest.mark.parametrize(
+    "scalar",
+    [np.int64, np.int32, np.array, jnp.asarray, np.uint64],
+    ids=lambda scalar: scalar.__name__,
+)
 def test_numbers_may_come_back_as_scalars(written: WrittenDataset, scalar: Any) -> None:
     # Orbax gives back NumPy or JAX scalars for the ints of a tree that it saved.
-    order = lg.FrameOrderIterDataset(lg.open_repository(written.directory), shuffle=lg.Shuffle(seed=3))
+    order = lg.FrameOrderIterDataset(
+        lg.open_repository(written.directory), shuffle=lg.Shuffle(seed=3)
+    )
     straight, state = rows_of(order, None, 12)
     iterator = iter(order)
-    iterator.set_state({name: scalar(value) if isinstance(value, int) else value for name, value in state.items()})
+    iterator.set_state(
+        {name: scalar(value) if isinstance(value, int) else value for name, value in state.items()}
+    )
     # And are plain ints again in what is saved next.
     assert through_json(iterator.get_state()) == state
     restored, _ = rows_of(order, None, 15)

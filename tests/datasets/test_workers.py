@@ -1,4 +1,6 @@
-"""Worker processes: examples and states of one process; no hang, orphan or lost example when one is killed, raises or loses its parent."""
+"""Worker processes: examples and states of one process; no hang, orphan or lost example when one is
+killed, raises or loses its parent.
+"""
 
 from __future__ import annotations
 
@@ -30,15 +32,20 @@ from lerobot_grain._datasets import workers as datasets_workers
 from lerobot_grain.testing import Camera, write_dataset
 from tests.support.forked import fork_workers
 
-# The machine may be busy: a worker imports JAX and Grain, two seconds of one core. What hangs in `next` hangs in `close`, too, so that an
-# exception in the test would not end it.
+# The machine may be busy: a worker imports JAX and Grain, two seconds of one core. What hangs in
+# `next` hangs in `close`, too, so that an exception in the test would not end it.
 pytestmark = pytest.mark.timeout(90, method="thread")
 NUM_ROWS = 40
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("workers") / "data", episode_lengths=[13, 6, 11, 10], fps=10, cameras=[]).directory
+    return write_dataset(
+        tmp_path_factory.mktemp("workers") / "data",
+        episode_lengths=[13, 6, 11, 10],
+        fps=10,
+        cameras=[],
+    ).directory
 
 
 @pytest.fixture(autouse=True)
@@ -49,12 +56,15 @@ def _no_process_is_left() -> Iterator[None]:
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers start in 20 ms (`tests.support.forked`), where how they start makes no difference to what is tested."""
+    """Workers start in 20 ms (`tests.support.forked`), where how they start makes no difference to
+    what is tested.
+    """
     fork_workers(monkeypatch)
 
 
 def stream(directory: Path, **changes: Any) -> lg.LeRobotIterDataset:
-    # More epochs than most tests read: without an end every worker would read hundreds of them ahead.
+    # More epochs than most tests read: without an end every worker would read hundreds of them
+    # ahead.
     arguments: dict[str, Any] = {"features": ["index", "action"], "num_epochs": 8}
     arguments["shuffle"] = lg.Shuffle(seed=3, num_parts=2, buffer_size=8)
     return lg.LeRobotIterDataset(directory, **(arguments | changes))
@@ -84,20 +94,27 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-# --- the same examples, the same states ----------------------------------------------------------------------------------------------
+# --- the same examples, the same states ----------------------------------------------------------
 
 
 # Two parts: five workers are more than there are.
 @pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 5])
 def test_same_examples_and_states_as_without_workers(directory: Path, num_workers: int) -> None:
-    assert_same_streams(stream(directory, features=None, delta_timestamps={"action": [-0.1, 0.0, 0.3]}, num_epochs=2), num_workers)
+    assert_same_streams(
+        stream(
+            directory, features=None, delta_timestamps={"action": [-0.1, 0.0, 0.3]}, num_epochs=2
+        ),
+        num_workers,
+    )
 
 
 def test_same_frames_as_without_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     camera = Camera(height=96, width=128)  # 73,728 bytes for two frames: through shared memory
     written = write_dataset(tmp_path / "data", episode_lengths=[5, 4], fps=10, cameras=[camera])
-    dataset = lg.LeRobotIterDataset(written.directory, delta_timestamps={camera.key: [-0.1, 0.0]}, num_epochs=1)
+    dataset = lg.LeRobotIterDataset(
+        written.directory, delta_timestamps={camera.key: [-0.1, 0.0]}, num_epochs=1
+    )
     # In a new process, which has to import PyTorch, and in several at once.
     assert_same_streams(dataset, 1)
     fork_workers(monkeypatch)
@@ -105,7 +122,10 @@ def test_same_frames_as_without_workers(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def assert_same_streams(dataset: lg.LeRobotIterDataset, num_workers: int) -> None:
-    with contextlib.closing(iter(dataset)) as alone, contextlib.closing(iter(with_workers(dataset, num_workers))) as found:
+    with (
+        contextlib.closing(iter(dataset)) as alone,
+        contextlib.closing(iter(with_workers(dataset, num_workers))) as found,
+    ):
         for expected in alone:
             assert_same(next(found), expected)
             assert found.get_state() == alone.get_state()
@@ -130,13 +150,17 @@ def test_a_state_restores_with_any_number_of_workers_and_shards(directory: Path)
         found = []
         for shard in range(num_shards):
             options = grain.sharding.ShardOptions(shard, num_shards)
-            with contextlib.closing(iter(with_workers(endless(shard_options=options), num_workers))) as iterator:
+            with contextlib.closing(
+                iter(with_workers(endless(shard_options=options), num_workers))
+            ) as iterator:
                 if state is not None:
                     iterator.set_state(state)
                     assert iterator.get_state() == state
                 found.append(take(iterator, steps))
                 after = json.loads(json.dumps(iterator.get_state()))
-        assert [row for step in zip(*found, strict=True) for row in step] == straight[position : position + num_shards * steps]
+        assert [row for step in zip(*found, strict=True) for row in step] == straight[
+            position : position + num_shards * steps
+        ]
         position, state = position + num_shards * steps, after
         assert state["position"] == position
     # And on a stream without workers.
@@ -147,7 +171,9 @@ def test_a_state_restores_with_any_number_of_workers_and_shards(directory: Path)
 
 @pytest.mark.usefixtures("forked")
 def test_one_iterator_goes_back_and_on(directory: Path) -> None:
-    with contextlib.closing(iter(with_workers(stream(directory, num_epochs=1), 1).batch(8))) as batches:
+    with contextlib.closing(
+        iter(with_workers(stream(directory, num_epochs=1), 1).batch(8))
+    ) as batches:
         first = [next(batches)["index"].tolist() for _ in range(2)]
         state = batches.get_state()
         rest = [batch["index"].tolist() for batch in batches]
@@ -175,16 +201,19 @@ def test_grains_own_prefetch_with_our_worker_init(directory: Path) -> None:
         straight = take(alone, 29)
     flags.FLAGS.mark_as_parsed()
     options = grain.multiprocessing.MultiprocessingOptions(num_workers=2, per_worker_buffer_size=1)
-    with contextlib.closing(iter(stream(directory).mp_prefetch(options, worker_init_fn=lg.worker_init))) as iterator:
+    with contextlib.closing(
+        iter(stream(directory).mp_prefetch(options, worker_init_fn=lg.worker_init))
+    ) as iterator:
         assert take(iterator, 9) == straight[:9]
         state = json.loads(json.dumps(iterator.get_state()))
         assert take(iterator, 10) == straight[9:19]
-        # In the same iterator, whose workers go on: they must not have died with the thread that started them.
+        # In the same iterator, whose workers go on: they must not have died with the thread that
+        # started them.
         iterator.set_state(state)
         assert take(iterator, 20) == straight[9:29]
 
 
-# --- what goes wrong -----------------------------------------------------------------------------------------------------------------
+# --- what goes wrong -----------------------------------------------------------------------------
 
 
 class FailsOnce(grain.transforms.Map):
@@ -217,13 +246,29 @@ def _raise(error: BaseException) -> None:
     raise error
 
 
-# What the consumer sees; the first number is that of workers. With 0 it is what a worker would send.
+# What the consumer sees; the first number is that of workers. With 0 it is what a worker would
+# send.
 FAILURES: dict[str, tuple[int, Callable[[], None], type[Exception], str]] = {
     "raises": (2, lambda: _raise(lg.StorageError("no answer")), lg.StorageError, "no answer"),
     "exits": (1, lambda: sys.exit(0), RuntimeError, "SystemExit in a worker process: 0"),
-    "unpicklable": (0, lambda: _raise(UnpicklableError("a lock")), RuntimeError, "UnpicklableError in a worker process: a lock"),
-    "unreadable": (0, lambda: _raise(UnreadableError("a", where="b")), RuntimeError, "UnreadableError in a worker process: a b"),
-    "stops": (0, lambda: _raise(StopIteration()), lg.InvalidRequestError, "StopIteration at position 5, which is not the end of the"),
+    "unpicklable": (
+        0,
+        lambda: _raise(UnpicklableError("a lock")),
+        RuntimeError,
+        "UnpicklableError in a worker process: a lock",
+    ),
+    "unreadable": (
+        0,
+        lambda: _raise(UnreadableError("a", where="b")),
+        RuntimeError,
+        "UnreadableError in a worker process: a b",
+    ),
+    "stops": (
+        0,
+        lambda: _raise(StopIteration()),
+        lg.InvalidRequestError,
+        "StopIteration at position 5, which is not the end of the",
+    ),
 }
 
 
@@ -247,7 +292,9 @@ def test_an_error_in_a_worker_loses_no_example(directory: Path, tmp_path: Path, 
         assert take(restored, 5) == straight[5:10]
 
 
-def test_a_worker_that_is_killed_from_outside(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_is_killed_from_outside(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with contextlib.closing(iter(stream(directory))) as alone:
         straight = take(alone, 60)
     with contextlib.closing(iter(with_workers(stream(directory), 2))) as iterator:
@@ -266,15 +313,28 @@ def test_a_worker_that_is_killed_from_outside(directory: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda dataset: dataset.filter(lambda example: row_of(example) % 7 != 2), "one example took 3 rows; expected one example for"),
-        (lambda dataset: dataset.batch(4), "one example took 4 rows; expected one example for every row: put .filter, .batch"),
-        (lambda dataset: dataset.map(lambda example: {**example, "lock": threading.Lock()}), "an example does not pickle (cannot pickle"),
+        (
+            lambda dataset: dataset.filter(lambda example: row_of(example) % 7 != 2),
+            "one example took 3 rows; expected one example for",
+        ),
+        (
+            lambda dataset: dataset.batch(4),
+            "one example took 4 rows; expected one example for every row: put .filter, .batch",
+        ),
+        (
+            lambda dataset: dataset.map(lambda example: {**example, "lock": threading.Lock()}),
+            "an example does not pickle (cannot pickle",
+        ),
     ],
     ids=["filter", "batch", "unpicklable"],
 )
-def test_a_parent_that_is_not_one_to_one_is_refused(directory: Path, change: Callable[[Any], Any], text: str) -> None:
+def test_a_parent_that_is_not_one_to_one_is_refused(
+    directory: Path, change: Callable[[Any], Any], text: str
+) -> None:
     with (
-        contextlib.closing(iter(with_workers(change(stream(directory, num_epochs=1)), 0))) as iterator,
+        contextlib.closing(
+            iter(with_workers(change(stream(directory, num_epochs=1)), 0))
+        ) as iterator,
         pytest.raises(lg.InvalidRequestError) as caught,
     ):
         list(iterator)
@@ -286,14 +346,32 @@ def test_a_parent_that_is_not_one_to_one_is_refused(directory: Path, change: Cal
     [
         (lambda dataset: dataset, {"num_workers": -1}, "num_workers=-1): expected an int >= 0"),
         (lambda dataset: dataset, {"num_workers": True}, "num_workers=True): expected an int >= 0"),
-        (lambda dataset: dataset, {"num_workers": 2, "buffer_size": 0}, "buffer_size=0): expected an int >= 1"),
-        (lambda dataset: grain.IterDataset.mix([dataset, dataset]), {"num_workers": 2}, "found 2 lerobot_grain streams in Mixed"),
-        (lambda dataset: dataset.seed(1).random_map(lambda example, _: example), {"num_workers": 2}, "adds something to the state"),
-        (lambda _: grain.MapDataset.range(9).to_iter_dataset(), {"num_workers": 2}, "found 0 lerobot_grain streams in Prefetch"),
+        (
+            lambda dataset: dataset,
+            {"num_workers": 2, "buffer_size": 0},
+            "buffer_size=0): expected an int >= 1",
+        ),
+        (
+            lambda dataset: grain.IterDataset.mix([dataset, dataset]),
+            {"num_workers": 2},
+            "found 2 lerobot_grain streams in Mixed",
+        ),
+        (
+            lambda dataset: dataset.seed(1).random_map(lambda example, _: example),
+            {"num_workers": 2},
+            "adds something to the state",
+        ),
+        (
+            lambda _: grain.MapDataset.range(9).to_iter_dataset(),
+            {"num_workers": 2},
+            "found 0 lerobot_grain streams in Prefetch",
+        ),
     ],
     ids=["negative", "bool", "buffer", "mix", "random_map", "foreign"],
 )
-def test_arguments_that_make_no_sense(directory: Path, change: Callable[[Any], Any], arguments: dict[str, Any], text: str) -> None:
+def test_arguments_that_make_no_sense(
+    directory: Path, change: Callable[[Any], Any], arguments: dict[str, Any], text: str
+) -> None:
     with pytest.raises(lg.InvalidRequestError) as caught:
         lg.WorkerPrefetchIterDataset(change(stream(directory)), **arguments)
     assert text in str(caught.value)
@@ -309,30 +387,50 @@ def test_after_close_there_is_no_next(directory: Path) -> None:
         next(iterator)
 
 
-# --- the process of a worker ---------------------------------------------------------------------------------------------------------
+# --- the process of a worker ---------------------------------------------------------------------
 
 
 def test_worker_init_pickles_and_is_for_workers_only() -> None:
     assert pickle.loads(pickle.dumps(lg.worker_init)) is lg.worker_init
     assert cloudpickle.loads(cloudpickle.dumps(lg.worker_init)) is lg.worker_init
-    with pytest.raises(lg.InvalidRequestError, match="expected to run in a worker process; pass it to mp_prefetch"):
+    with pytest.raises(
+        lg.InvalidRequestError, match="expected to run in a worker process; pass it to mp_prefetch"
+    ):
         lg.worker_init(0, 1)
 
 
 def _surroundings(example: dict[str, Any]) -> dict[str, Any]:
-    ours = [thread.name for thread in threading.enumerate() if thread.name.startswith("lerobot_grain-parent")]
+    ours = [
+        thread.name
+        for thread in threading.enumerate()
+        if thread.name.startswith("lerobot_grain-parent")
+    ]
     ignores_interrupts = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     return {
         **example,
-        "surroundings": [jax.devices()[0].platform, os.environ["JAX_PLATFORMS"], flags.FLAGS.is_parsed(), ours, ignores_interrupts],
+        "surroundings": [
+            jax.devices()[0].platform,
+            os.environ["JAX_PLATFORMS"],
+            flags.FLAGS.is_parsed(),
+            ours,
+            ignores_interrupts,
+        ],
     }
 
 
 def test_workers_keep_off_the_accelerator(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # There is none here: JAX would raise if it looked for this one.
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    with contextlib.closing(iter(with_workers(stream(directory).map(_surroundings), 1))) as iterator:
-        assert next(iterator)["surroundings"] == ["cpu", "cpu", True, ["lerobot_grain-parent-watch"], True]
+    with contextlib.closing(
+        iter(with_workers(stream(directory).map(_surroundings), 1))
+    ) as iterator:
+        assert next(iterator)["surroundings"] == [
+            "cpu",
+            "cpu",
+            True,
+            ["lerobot_grain-parent-watch"],
+            True,
+        ]
 
 
 _PARENT = """
@@ -350,7 +448,8 @@ def main():
     for _ in range(4):
         next(iterator)
     print(*(process.pid for process in multiprocessing.active_children()), flush=True)
-    if sys.argv[3] == "forked" and os.fork() == 0:  # a process that holds the pipes of its parent open
+    # a process that holds the pipes of its parent open
+    if sys.argv[3] == "forked" and os.fork() == 0:
         time.sleep(30)
         os._exit(0)
     time.sleep(1000)
@@ -374,12 +473,16 @@ def _is_alive(pid: int) -> bool:
     [(signal.SIGTERM, "busy", ""), (signal.SIGKILL, "blocked", "forked")],
     ids=["terminated", "killed"],
 )
-def test_workers_end_with_their_parent(directory: Path, tmp_path: Path, end: int, busy: str, fork: str) -> None:
+def test_workers_end_with_their_parent(
+    directory: Path, tmp_path: Path, end: int, busy: str, fork: str
+) -> None:
     script = tmp_path / "parent.py"
     script.write_text(_PARENT)
     environment = os.environ | {"PYTHONPATH": str(Path(lg.__file__).parents[1])}
     command = [sys.executable, "-W", "ignore", str(script), str(directory), busy, fork]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment) as parent:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as parent:
         assert parent.stdout is not None
         workers = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(workers) == 2
@@ -387,7 +490,10 @@ def test_workers_end_with_their_parent(directory: Path, tmp_path: Path, end: int
         parent.send_signal(end)
         parent.wait(timeout=20)
         try:
-            assert wait_until(lambda: not any(map(_is_alive, workers)), seconds=4 * datasets_workers._WATCH_SECONDS + 10)
+            assert wait_until(
+                lambda: not any(map(_is_alive, workers)),
+                seconds=4 * datasets_workers._WATCH_SECONDS + 10,
+            )
         finally:
             for pid in filter(_is_alive, workers):
                 os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,6 @@
-"""Numbers of episodes with gaps (10, 20, 30, ...), as some datasets of v2.x have them: users, files and messages know episodes by these."""
+"""Numbers of episodes with gaps (10, 20, 30, ...), as some datasets of v2.x have them: users, files
+and messages know episodes by these.
+"""
 
 from __future__ import annotations
 
@@ -48,13 +50,20 @@ def renumbered(directory: Path, numbers: list[int]) -> Path:
         lines = [json.loads(line) for line in (directory / path).read_text().splitlines()]
         changed = [{**line, "episode_index": numbers[line["episode_index"]]} for line in lines]
         (directory / path).write_text("\n".join(map(json.dumps, changed)))
-    files = sorted([*directory.glob("data/*/*.parquet"), *directory.glob("videos/*/*/*.mp4")], reverse=True)
+    files = sorted(
+        [*directory.glob("data/*/*.parquet"), *directory.glob("videos/*/*/*.mp4")], reverse=True
+    )
     for file in files:
         number = numbers[int(file.stem.removeprefix("episode_"))]
         if file.suffix == ".parquet":
             table = pq.read_table(file)
             column = pa.array([number] * table.num_rows)
-            pq.write_table(table.set_column(table.column_names.index("episode_index"), "episode_index", column), file)
+            pq.write_table(
+                table.set_column(
+                    table.column_names.index("episode_index"), "episode_index", column
+                ),
+                file,
+            )
         parts = list(file.parts)
         chunk = next(place for place, part in enumerate(parts) if part.startswith("chunk-"))
         parts[chunk], parts[-1] = f"chunk-{number // 25:03d}", f"episode_{number:06d}{file.suffix}"
@@ -65,7 +74,9 @@ def renumbered(directory: Path, numbers: list[int]) -> Path:
 
 @pytest.fixture(scope="module")
 def gapped(usual: WrittenDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return renumbered(shutil.copytree(usual.directory, tmp_path_factory.mktemp("gaps") / "data"), NUMBERS)
+    return renumbered(
+        shutil.copytree(usual.directory, tmp_path_factory.mktemp("gaps") / "data"), NUMBERS
+    )
 
 
 @pytest.fixture(scope="module")
@@ -79,26 +90,41 @@ def directory(gapped: Path, tmp_path: Path) -> Path:
     return shutil.copytree(gapped, tmp_path / "copy")
 
 
-def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]], numbers: list[int] = NUMBERS) -> None:
+def assert_same(
+    found: list[dict[str, Any]], expected: list[dict[str, Any]], numbers: list[int] = NUMBERS
+) -> None:
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         assert one.keys() == other.keys()
         for key, value in other.items():
-            assert np.array_equal(one[key], numbers[int(value)] if key == "episode_index" else value), key
+            assert np.array_equal(
+                one[key], numbers[int(value)] if key == "episode_index" else value
+            ), key
 
 
-def refusal(make: Callable[[], Any], kind: type[lg.LeRobotGrainError] = lg.DatasetFormatError) -> str:
+def refusal(
+    make: Callable[[], Any], kind: type[lg.LeRobotGrainError] = lg.DatasetFormatError
+) -> str:
     with pytest.raises(kind) as caught:
         make()
     return str(caught.value).splitlines()[0]
 
 
-# --- what is read --------------------------------------------------------------------------------------------------------------------
+# --- what is read --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shuffle", [None, lg.Shuffle(seed=1, clip_length=3, num_parts=2, buffer_size=8)], ids=["sequential", "shuffled"])
-def test_the_same_examples_as_without_gaps(repository: lg.Repository, usual: WrittenDataset, shuffle: lg.Shuffle | None) -> None:
-    arguments: dict[str, Any] = {"shuffle": shuffle, "delta_timestamps": {"action": [-0.1, 0.0, 0.2], TOP: [0.0, 0.1]}}
+@pytest.mark.parametrize(
+    "shuffle",
+    [None, lg.Shuffle(seed=1, clip_length=3, num_parts=2, buffer_size=8)],
+    ids=["sequential", "shuffled"],
+)
+def test_the_same_examples_as_without_gaps(
+    repository: lg.Repository, usual: WrittenDataset, shuffle: lg.Shuffle | None
+) -> None:
+    arguments: dict[str, Any] = {
+        "shuffle": shuffle,
+        "delta_timestamps": {"action": [-0.1, 0.0, 0.2], TOP: [0.0, 0.1]},
+    }
     assert_same(examples_of(repository, **arguments), examples_of(usual.directory, **arguments))
 
 
@@ -111,7 +137,11 @@ def test_other_gaps(usual: WrittenDataset, tmp_path: Path, numbers: list[int]) -
 
 def test_the_table(repository: lg.Repository, usual: WrittenDataset) -> None:
     table = repository.episodes
-    assert (table.numbers.tolist(), table.num_episodes, table.num_rows) == (NUMBERS, 4, sum(LENGTHS))
+    assert (table.numbers.tolist(), table.num_episodes, table.num_rows) == (
+        NUMBERS,
+        4,
+        sum(LENGTHS),
+    )
     assert table.data.paths[2] == "data/chunk-001/episode_000030.parquet"
     assert table.videos[TOP].files.paths[0] == "videos/chunk-000/top/episode_000010.mp4"
     assert table.locate(6) == (20, 0)
@@ -124,15 +154,21 @@ def test_the_table(repository: lg.Repository, usual: WrittenDataset) -> None:
 
 def test_statistics(repository: lg.Repository, usual: WrittenDataset) -> None:
     expected = lg.open_repository(usual.directory)
-    for found, other in ((repository.stats, expected.stats), (lg.compute_stats(repository), lg.compute_stats(expected))):
+    for found, other in (
+        (repository.stats, expected.stats),
+        (lg.compute_stats(repository), lg.compute_stats(expected)),
+    ):
         assert found is not None
         assert other is not None
         assert np.array_equal(found["action"]["mean"], other["action"]["mean"])
     some = lg.compute_stats(repository, episodes=[20, 45], features=["action"])
-    assert np.array_equal(some["action"]["max"], lg.compute_stats(expected, episodes=[1, 3], features=["action"])["action"]["max"])
+    assert np.array_equal(
+        some["action"]["max"],
+        lg.compute_stats(expected, episodes=[1, 3], features=["action"])["action"]["max"],
+    )
 
 
-# --- what selects them ---------------------------------------------------------------------------------------------------------------
+# --- what selects them ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -150,25 +186,45 @@ def test_statistics(repository: lg.Repository, usual: WrittenDataset) -> None:
         ("first", [10, 20]),
         (None, NUMBERS),
     ],
-    ids=["list", "any order", "array", "range", "slice", "last", "slice of numbers", "function", "column", "split", "all"],
+    ids=[
+        "list",
+        "any order",
+        "array",
+        "range",
+        "slice",
+        "last",
+        "slice of numbers",
+        "function",
+        "column",
+        "split",
+        "all",
+    ],
 )
 def test_selections(directory: Path, episodes: Any, expected: list[int] | None) -> None:
-    """Lists and functions know the numbers; slices and splits count the episodes, as lerobot does."""
+    """Lists and functions know the numbers; slices and splits count the episodes, as
+    lerobot does.
+    """
     info = json.loads((directory / "meta/info.json").read_text())
     (directory / "meta/info.json").write_text(json.dumps({**info, "splits": {"first": "0:2"}}))
     if expected is None:
-        assert "selects none of the 4 episodes" in refusal(lambda: examples_of(directory, episodes=episodes), lg.InvalidRequestError)
+        assert "selects none of the 4 episodes" in refusal(
+            lambda: examples_of(directory, episodes=episodes), lg.InvalidRequestError
+        )
         return
     found = examples_of(directory, episodes=episodes, features=["episode_index", TOP])
     assert list(dict.fromkeys(int(example["episode_index"]) for example in found)) == expected
     codes = read_barcodes(np.stack([example[TOP] for example in found]))
-    assert [NUMBERS[code] for code in codes[:, 0].tolist()] == [int(example["episode_index"]) for example in found]
+    assert [NUMBERS[code] for code in codes[:, 0].tolist()] == [
+        int(example["episode_index"]) for example in found
+    ]
 
 
 @pytest.mark.parametrize("number", [0, 1, 15, 46, -10, 10**30])
 def test_numbers_that_no_episode_has(repository: lg.Repository, number: int) -> None:
     text = refusal(lambda: select_episodes(repository, [10, number]), lg.InvalidRequestError)
-    assert text == f"episodes: there is no episode {number}; the data set has episodes 10, 20, 30, 45"
+    assert (
+        text == f"episodes: there is no episode {number}; the data set has episodes 10, 20, 30, 45"
+    )
     assert refusal(lambda: select_episodes(repository, [20, 20]), lg.InvalidRequestError) == (
         "episodes: 20 is given 2 times; expected every episode once"
     )
@@ -177,16 +233,22 @@ def test_numbers_that_no_episode_has(repository: lg.Repository, number: int) -> 
 def test_training_and_held_out_episodes(repository: lg.Repository, usual: WrittenDataset) -> None:
     expected = lg.train_eval_split(lg.open_repository(usual.directory), eval_fraction=0.5, seed=3)
     found = lg.train_eval_split(repository, eval_fraction=0.5, seed=3)
-    assert [part.tolist() for part in found] == [[NUMBERS[position] for position in part] for part in expected]
+    assert [part.tolist() for part in found] == [
+        [NUMBERS[position] for position in part] for part in expected
+    ]
     for part in found:
         examples = examples_of(repository, episodes=part, features=["episode_index"])
         assert {int(example["episode_index"]) for example in examples} == set(part.tolist())
 
 
-def test_requests_name_episodes_by_their_numbers(repository: lg.Repository, usual: WrittenDataset) -> None:
+def test_requests_name_episodes_by_their_numbers(
+    repository: lg.Repository, usual: WrittenDataset
+) -> None:
     rows = lg.FrameOrderIterDataset(repository, shuffle=None, num_epochs=1)
     made = list(rows.map(lg.DeltaTimestamps(repository, {"action": [0.1]})))
-    assert [(request.episode, request.frame) for request in made] == [repository.episodes.locate(row) for row in range(sum(LENGTHS))]
+    assert [(request.episode, request.frame) for request in made] == [
+        repository.episodes.locate(row) for row in range(sum(LENGTHS))
+    ]
     assert made[6].episode == 20
 
     def request(row: int) -> lg.WindowRequest:
@@ -198,15 +260,21 @@ def test_requests_name_episodes_by_their_numbers(repository: lg.Repository, usua
     for row, example in enumerate(found):
         assert np.array_equal(example["action"], expected[row]["action"])
         assert NUMBERS[int(read_barcodes(example[TOP])[0, 0])] == int(example["episode_index"])
-    wrong = lg.ReadWindowsIterDataset(rows.map(lambda row: lg.WindowRequest(row, 2, 0, {}, {})), repository)
+    wrong = lg.ReadWindowsIterDataset(
+        rows.map(lambda row: lg.WindowRequest(row, 2, 0, {}, {})), repository
+    )
     text = refusal(lambda: list(wrong), lg.InvalidRequestError)
-    assert text == "a WindowRequest: there is no episode 2; the data set has episodes 10, 20, 30, 45"
-    late = lg.ReadWindowsIterDataset(rows.map(lambda row: lg.WindowRequest(row, 20, 4, {}, {})), repository)
+    assert (
+        text == "a WindowRequest: there is no episode 2; the data set has episodes 10, 20, 30, 45"
+    )
+    late = lg.ReadWindowsIterDataset(
+        rows.map(lambda row: lg.WindowRequest(row, 20, 4, {}, {})), repository
+    )
     text = refusal(lambda: list(late), lg.InvalidRequestError)
     assert text == "a WindowRequest: frame is [4]; expected frames of episode 20, which are 0 to 3"
 
 
-# --- states --------------------------------------------------------------------------------------------------------------------------
+# --- states --------------------------------------------------------------------------------------
 
 
 def test_states(repository: lg.Repository, usual: WrittenDataset) -> None:
@@ -233,41 +301,57 @@ def test_states(repository: lg.Repository, usual: WrittenDataset) -> None:
         opened.close()
 
 
-# --- messages ------------------------------------------------------------------------------------------------------------------------
+# --- messages ------------------------------------------------------------------------------------
 
 
 def test_messages_name_the_number(directory: Path) -> None:
-    short, rows = directory / "videos/chunk-000/top/episode_000020.mp4", directory / "data/chunk-001/episode_000045.parquet"
-    shutil.copy(directory / "videos/chunk-001/top/episode_000045.mp4", directory / "videos/chunk-001/top/episode_000030.mp4")
+    short, rows = (
+        directory / "videos/chunk-000/top/episode_000020.mp4",
+        directory / "data/chunk-001/episode_000045.parquet",
+    )
+    shutil.copy(
+        directory / "videos/chunk-001/top/episode_000045.mp4",
+        directory / "videos/chunk-001/top/episode_000030.mp4",
+    )
     short.unlink()
     found = refusal(lambda: examples_of(directory, episodes=[30], features=[TOP]))
     assert found.startswith(
-        f"{directory}, videos/chunk-001/top/episode_000030.mp4: episode 30, camera top: it has 7 rows, but only 5 frames"
+        f"{directory}, videos/chunk-001/top/episode_000030.mp4: episode 30, camera top: it has 7 "
+        "rows, but only 5 frames"
     )
-    assert "episode_000020.mp4" in refusal(lambda: examples_of(directory, episodes=[20], features=[TOP]), lg.MissingFileError)
+    assert "episode_000020.mp4" in refusal(
+        lambda: examples_of(directory, episodes=[20], features=[TOP]), lg.MissingFileError
+    )
 
     def change(name: str, values: Any) -> None:
         table = pq.read_table(rows)
         pq.write_table(table.set_column(table.column_names.index(name), name, values), rows)
 
     change("episode_index", pa.array([3] * 5))
-    assert "it has 5 rows with episode_index 3; the episode table puts 0 rows of episode 3 there" in refusal(
-        lambda: examples_of(directory, episodes=[45])
+    assert (
+        "it has 5 rows with episode_index 3; the episode table puts 0 rows of episode 3 there"
+        in refusal(lambda: examples_of(directory, episodes=[45]))
     )
     change("episode_index", pa.array([45] * 5))
     change("frame_index", pa.array([0, 1, 1, 2, 3]))
     change("index", pa.array([17, 18, 18, 19, 20]))  # which would decide
-    assert "episode 45 has frame_index 1 in two rows" in refusal(lambda: examples_of(directory, episodes=[45]))
+    assert "episode 45 has frame_index 1 in two rows" in refusal(
+        lambda: examples_of(directory, episodes=[45])
+    )
     change("frame_index", pa.array(range(5)))
     change("task_index", pa.array([0, 0, 9, 0, 0]))
-    assert "row 19 of the dataset (episode 45, frame 2): task_index 9" in refusal(lambda: examples_of(directory, episodes=[45]))
+    assert "row 19 of the dataset (episode 45, frame 2): task_index 9" in refusal(
+        lambda: examples_of(directory, episodes=[45])
+    )
     change("task_index", pa.array([0] * 5))
     change("picture", pa.array([{"bytes": b"no picture", "path": None}] * 5))
     assert f"{directory}, episode 45, camera picture: not a picture" in refusal(
         lambda: examples_of(directory, episodes=[45], features=[PICTURE])
     )
     change("action", pa.array([[np.nan] * 7] * 5, pa.list_(pa.float32())))
-    assert "in row 17 (episode 45, frame 0)" in refusal(lambda: lg.compute_stats(lg.open_repository(directory), features=["action"]))
+    assert "in row 17 (episode 45, frame 0)" in refusal(
+        lambda: lg.compute_stats(lg.open_repository(directory), features=["action"])
+    )
     report = lg.check(lg.open_repository(directory))
     assert report.unusable_episodes == (20, 30)
     assert report.usable_episodes == [10, 45]
@@ -279,13 +363,25 @@ def test_messages_name_the_number(directory: Path) -> None:
     ("lines", "text"),
     [
         ([(10, 3), (20, 0)], "episode 20 has length 0; expected at least 1 frame"),
-        ([(10, 3), (20, 4), (10, 3)], "episode_index 10 is there more than once; expected every episode once"),
-        ([(0, 3), (1, 4), (1, 3)], "episode_index 1 is there more than once; expected every episode once"),
+        (
+            [(10, 3), (20, 4), (10, 3)],
+            "episode_index 10 is there more than once; expected every episode once",
+        ),
+        (
+            [(0, 3), (1, 4), (1, 3)],
+            "episode_index 1 is there more than once; expected every episode once",
+        ),
     ],
     ids=["length", "twice", "twice without gaps"],
 )
-def test_tables_that_contradict_themselves(directory: Path, lines: list[tuple[int, int]], text: str) -> None:
-    (directory / EPISODES).write_text("\n".join(json.dumps({"episode_index": number, "length": length}) for number, length in lines))
+def test_tables_that_contradict_themselves(
+    directory: Path, lines: list[tuple[int, int]], text: str
+) -> None:
+    (directory / EPISODES).write_text(
+        "\n".join(
+            json.dumps({"episode_index": number, "length": length}) for number, length in lines
+        )
+    )
     assert refusal(lambda: lg.open_repository(directory)) == f"{directory}, {EPISODES}: {text}"
 
 
@@ -295,17 +391,30 @@ def test_an_episode_that_is_left_out_of_the_table(directory: Path, usual: Writte
     (directory / EPISODES).write_text("\n".join([lines[3], lines[0], lines[2]]))
     with pytest.warns(lg.LeRobotGrainWarning):
         repository = lg.open_repository(directory)
-    assert repository.notes[0] == "meta/info.json: total_episodes is 4, but the episode table has 3, which is what is read"
+    assert (
+        repository.notes[0]
+        == "meta/info.json: total_episodes is 4, but the episode table has 3, which is what is read"
+    )
     assert repository.episodes.numbers.tolist() == [10, 30, 45]
-    expected = [example for example in examples_of(usual.directory) if int(example["episode_index"]) != 1]
+    expected = [
+        example for example in examples_of(usual.directory) if int(example["episode_index"]) != 1
+    ]
     assert_same(examples_of(repository), expected)
 
 
 def test_version_3_has_no_gaps(tmp_path: Path) -> None:
-    data = write_dataset(tmp_path / "data", episode_lengths=[3, 4], cameras=(), statistics=False).directory
+    data = write_dataset(
+        tmp_path / "data", episode_lengths=[3, 4], cameras=(), statistics=False
+    ).directory
     path = data / "meta/episodes/chunk-000/file-000.parquet"
     table = pq.read_table(path)
-    pq.write_table(table.set_column(table.column_names.index("episode_index"), "episode_index", pa.array([10, 20])), path)
+    pq.write_table(
+        table.set_column(
+            table.column_names.index("episode_index"), "episode_index", pa.array([10, 20])
+        ),
+        path,
+    )
     assert refusal(lambda: lg.open_repository(data)) == (
-        f"{data}, meta/episodes: episode_index should be 0, 1, 2, ... once each; found 10 where 0 was expected"
+        f"{data}, meta/episodes: episode_index should be 0, 1, 2, ... once each; found 10 where 0 "
+        "was expected"
     )

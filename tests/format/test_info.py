@@ -1,4 +1,6 @@
-"""`meta/info.json`: what real files have, what is refused and in which words, and that nothing but the format error ever comes out."""
+"""`meta/info.json`: what real files have, what is refused and in which words, and that nothing but
+the format error ever comes out.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,12 @@ INFO: dict[str, Any] = {
     "fps": 30,
     "features": {
         "action": {"dtype": "float32", "shape": [2], "names": ["x", "y"]},
-        "top": {"dtype": "video", "shape": [4, 6, 3], "names": ["height", "width", "channels"], "info": {"video.g": 2}},
+        "top": {
+            "dtype": "video",
+            "shape": [4, 6, 3],
+            "names": ["height", "width", "channels"],
+            "info": {"video.g": 2},
+        },
     },
     "total_episodes": 3,
     "total_frames": 50,
@@ -36,11 +43,16 @@ MISSING = "(missing)"
 
 
 def parse(value: Any) -> DatasetInfo:
-    return parse_info(value if isinstance(value, bytes) else json.dumps(value).encode(), where="org/name@1a2b, meta/info.json")
+    return parse_info(
+        value if isinstance(value, bytes) else json.dumps(value).encode(),
+        where="org/name@1a2b, meta/info.json",
+    )
 
 
 def with_fields(**fields: Any) -> DatasetInfo:
-    return parse({name: value for name, value in {**INFO, **fields}.items() if value is not MISSING})
+    return parse(
+        {name: value for name, value in {**INFO, **fields}.items() if value is not MISSING}
+    )
 
 
 def feature(**fields: Any) -> Feature:
@@ -55,7 +67,7 @@ def refusal(make: Any) -> str:
     return text.removeprefix("org/name@1a2b, meta/info.json: ")
 
 
-# --- what is read --------------------------------------------------------------------------------------------------------------------
+# --- what is read --------------------------------------------------------------------------------
 
 
 def test_a_whole_info() -> None:
@@ -65,7 +77,9 @@ def test_a_whole_info() -> None:
         fps=30.0,
         features={
             "action": Feature("action", "float32", (2,), ("x", "y")),
-            "top": Feature("top", "video", (4, 6, 3), ("height", "width", "channels"), gop_length=2),
+            "top": Feature(
+                "top", "video", (4, 6, 3), ("height", "width", "channels"), gop_length=2
+            ),
         },
         total_episodes=3,
         total_frames=50,
@@ -79,8 +93,20 @@ def test_a_whole_info() -> None:
 
 
 def test_all_that_may_be_missing() -> None:
-    info = parse({"codebase_version": "v3.0", "fps": 12.5, "features": {"a": {"dtype": "int64", "shape": [1]}}})
-    assert (info.total_episodes, info.total_frames, info.video_path, info.robot_type, info.splits) == (None, None, None, None, {})
+    info = parse(
+        {
+            "codebase_version": "v3.0",
+            "fps": 12.5,
+            "features": {"a": {"dtype": "int64", "shape": [1]}},
+        }
+    )
+    assert (
+        info.total_episodes,
+        info.total_frames,
+        info.video_path,
+        info.robot_type,
+        info.splits,
+    ) == (None, None, None, None, {})
     assert info.data_path.path(chunk_index=1, file_index=23) == "data/chunk-001/file-023.parquet"
     assert info.fps == 12.5
 
@@ -95,8 +121,14 @@ def test_versions_that_are_read(version: str) -> None:
     [
         ({"fps": 29.97}, {"fps": 29.97}),
         ({"total_frames": 50.0}, {"total_frames": 50}),
-        ({"total_frames": None, "total_episodes": None}, {"total_frames": None, "total_episodes": None}),
-        ({"video_path": None, "features": {"a": {"dtype": "int64", "shape": [1]}}}, {"video_path": None}),
+        (
+            {"total_frames": None, "total_episodes": None},
+            {"total_frames": None, "total_episodes": None},
+        ),
+        (
+            {"video_path": None, "features": {"a": {"dtype": "int64", "shape": [1]}}},
+            {"video_path": None},
+        ),
         ({"robot_type": None}, {"robot_type": None}),
         ({"robot_type": ["a"]}, {"robot_type": None}),
         ({"splits": None}, {"splits": {}}),
@@ -106,10 +138,15 @@ def test_versions_that_are_read(version: str) -> None:
     ],
     ids=str,
 )
-def test_fields_as_other_recorders_write_them(fields: dict[str, Any], found: dict[str, Any]) -> None:
+def test_fields_as_other_recorders_write_them(
+    fields: dict[str, Any], found: dict[str, Any]
+) -> None:
     info = with_fields(**fields)
     assert {name: getattr(info, name) for name in found} == found
-    assert {type(getattr(info, name)) for name in found if name.startswith("total")} <= {int, type(None)}
+    assert {type(getattr(info, name)) for name in found if name.startswith("total")} <= {
+        int,
+        type(None),
+    }
 
 
 @pytest.mark.parametrize(
@@ -129,24 +166,39 @@ def test_fields_as_other_recorders_write_them(fields: dict[str, Any], found: dic
     ids=str,
 )
 @pytest.mark.parametrize("dtype", ["image", "video"])
-def test_camera_shapes_become_channels_last(dtype: str, shape: list[int], names: Any, expected: tuple[int, ...]) -> None:
+def test_camera_shapes_become_channels_last(
+    dtype: str, shape: list[int], names: Any, expected: tuple[int, ...]
+) -> None:
     camera = feature(dtype=dtype, shape=shape, names=names)
     assert camera.shape == expected
     assert (camera.is_camera, camera.is_video) == (True, dtype == "video")
 
 
 def test_low_dimensional_shapes_stay() -> None:
-    assert feature(dtype="float64", shape=[3, 4, 6], names=["channels", "height", "width"]).shape == (3, 4, 6)
+    assert feature(
+        dtype="float64", shape=[3, 4, 6], names=["channels", "height", "width"]
+    ).shape == (3, 4, 6)
 
 
-@pytest.mark.parametrize(("shape", "is_scalar"), [([], True), ([1], True), ([1, 1], False), ([2], False), ([0], False)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "is_scalar"),
+    [([], True), ([1], True), ([1, 1], False), ([2], False), ([0], False)],
+    ids=str,
+)
 def test_scalars(shape: list[int], is_scalar: bool) -> None:
     assert feature(dtype="bool", shape=shape).is_scalar is is_scalar
 
 
 @pytest.mark.parametrize(
     ("names", "expected"),
-    [(["x", "y"], ("x", "y")), (None, None), ({"motors": ["x", "y"]}, None), ([["x"], ["y"]], None), ("xy", None), ([], ())],
+    [
+        (["x", "y"], ("x", "y")),
+        (None, None),
+        ({"motors": ["x", "y"]}, None),
+        ([["x"], ["y"]], None),
+        ("xy", None),
+        ([], ()),
+    ],
     ids=str,
 )
 def test_names(names: Any, expected: tuple[str, ...] | None) -> None:
@@ -171,8 +223,16 @@ def test_names(names: Any, expected: tuple[str, ...] | None) -> None:
         ({"info": {"is_depth_map": False}}, None, False),
         ({"info": {"video.is_depth_map": True}}, None, True),
         ({"video_info": {"is_depth_map": True}}, None, True),
-        ({"info": {"video.g": 7}, "video_info": {"video.is_depth_map": True, "video.g": 2}}, 7, True),
-        ({"info": {"video.codec": "hevc"}, "video_info": {"is_depth_map": True, "video.g": 2}}, 2, True),
+        (
+            {"info": {"video.g": 7}, "video_info": {"video.is_depth_map": True, "video.g": 2}},
+            7,
+            True,
+        ),
+        (
+            {"info": {"video.codec": "hevc"}, "video_info": {"is_depth_map": True, "video.g": 2}},
+            2,
+            True,
+        ),
         ({"info": {"is_depth_map": False}, "video_info": {"video.is_depth_map": True}}, None, True),
         ({"info": {"is_depth_map": True}, "video_info": {"video.is_depth_map": False}}, None, True),
         ({"info": {"video.g": None}, "video_info": {"video.g": 2}}, 2, False),
@@ -183,7 +243,9 @@ def test_names(names: Any, expected: tuple[str, ...] | None) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("dtype", ["video", "image"])
-def test_encoding_of_a_camera(fields: dict[str, Any], gop_length: int | None, is_depth: bool, dtype: str) -> None:
+def test_encoding_of_a_camera(
+    fields: dict[str, Any], gop_length: int | None, is_depth: bool, dtype: str
+) -> None:
     camera = feature(dtype=dtype, shape=[4, 6, 3], **fields)
     assert (camera.gop_length, camera.is_depth) == (gop_length, is_depth)
     assert type(camera.gop_length) in (int, type(None))
@@ -194,7 +256,12 @@ def test_what_depths_mean_may_stand_in_either_place() -> None:
         dtype="video",
         shape=[4, 6, 1],
         info={"depth_unit": "m", "video.depth_max": 5.0, "video.shift": None},
-        video_info={"video.is_depth_map": True, "video.depth_max": 8.0, "video.shift": 2.0, "video.use_log": False},
+        video_info={
+            "video.is_depth_map": True,
+            "video.depth_max": 8.0,
+            "video.shift": 2.0,
+            "video.use_log": False,
+        },
     )
     assert camera.depth == Depth("m", max_metres=5.0, shift_metres=2.0, is_logarithmic=False)
 
@@ -205,19 +272,25 @@ def test_what_depths_mean_may_stand_in_either_place() -> None:
         (
             {"info": {"is_depth_map": "True"}},
             True,
-            "camera 'key' has is_depth_map 'True' in info, a text; it is read as a depth camera, as by lerobot",
+            "camera 'key' has is_depth_map 'True' in info, a text; it is read as a depth camera, "
+            "as by lerobot",
         ),
         (
             {"info": {"video.g": 2}, "video_info": {"video.is_depth_map": "true"}},
             True,
-            "camera 'key' has video.is_depth_map 'true' in video_info, a text; it is read as a depth camera, as by lerobot",
+            "camera 'key' has video.is_depth_map 'true' in video_info, a text; it is read as a "
+            "depth camera, as by lerobot",
         ),
         (
             {"info": {"video.g": 2}, "video_info": "av1"},
             False,
             "camera 'key' has video_info 'av1', which is no object; only its info is used",
         ),
-        ({"info": {"video.g": 2}, "video_info": [1]}, False, "camera 'key' has video_info [1], which is no object; only its info is used"),
+        (
+            {"info": {"video.g": 2}, "video_info": [1]},
+            False,
+            "camera 'key' has video_info [1], which is no object; only its info is used",
+        ),
     ],
     ids=str,
 )
@@ -243,7 +316,14 @@ def test_templates(template: str, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["real/cr5_v30", "real/gr00t_v30", "real/pusht_rows_v30", "real/oc_models_meta_v30", "real/lerobot_studio_v30"]
+    "name",
+    [
+        "real/cr5_v30",
+        "real/gr00t_v30",
+        "real/pusht_rows_v30",
+        "real/oc_models_meta_v30",
+        "real/lerobot_studio_v30",
+    ],
 )
 def test_real_files(shared: Path, name: str) -> None:
     raw = (shared / name / "meta/info.json").read_bytes()
@@ -252,37 +332,74 @@ def test_real_files(shared: Path, name: str) -> None:
     assert all(f.shape[2] in (1, 3) for f in info.features.values() if f.is_camera)
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------------------------
+# --- what is refused -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("raw", "text"),
     [
-        (b"", "not valid JSON (Expecting value: line 1 column 1 (char 0)); expected the description of a LeRobotDataset"),
-        (b"<html>", "not valid JSON (Expecting value: line 1 column 1 (char 0)); expected the description of a LeRobotDataset"),
+        (
+            b"",
+            "not valid JSON (Expecting value: line 1 column 1 (char 0)); expected the description "
+            "of a LeRobotDataset",
+        ),
+        (
+            b"<html>",
+            "not valid JSON (Expecting value: line 1 column 1 (char 0)); expected the description "
+            "of a LeRobotDataset",
+        ),
         (json.dumps(INFO).encode()[:-9], "not valid JSON ("),
-        (b'{"codebase_version": "v3.0", "robot_type": "\xff"}', "not valid JSON ('utf-8' codec can't decode byte 0xff"),
+        (
+            b'{"codebase_version": "v3.0", "robot_type": "\xff"}',
+            "not valid JSON ('utf-8' codec can't decode byte 0xff",
+        ),
         (b"[" * 100_000, "not valid JSON (maximum recursion depth exceeded"),
         (b'{"a":' * 100_000, "not valid JSON (maximum recursion depth exceeded"),
         (b'{"fps": ' + b"9" * 5000 + b"}", "not valid JSON (Exceeds the limit (4300 digits)"),
         (b"[]", "found a JSON list; expected an object with codebase_version, fps and features"),
         (b'"v3.0"', "found a JSON str; expected an object with codebase_version, fps and features"),
-        (b"null", "found a JSON NoneType; expected an object with codebase_version, fps and features"),
+        (
+            b"null",
+            "found a JSON NoneType; expected an object with codebase_version, fps and features",
+        ),
         (b"{}", 'codebase_version is None; expected "v3.0"'),
     ],
-    ids=["empty", "html", "truncated", "not utf-8", "deep list", "deep object", "many digits", "list", "str", "null", "nothing"],
+    ids=[
+        "empty",
+        "html",
+        "truncated",
+        "not utf-8",
+        "deep list",
+        "deep object",
+        "many digits",
+        "list",
+        "str",
+        "null",
+        "nothing",
+    ],
 )
 def test_files_that_are_no_info(raw: bytes, text: str) -> None:
     found = refusal(lambda: parse(raw))
-    assert found == text or (text.endswith(("(", "exceeded", "0xff", "digits)")) and found.startswith(text))
+    assert found == text or (
+        text.endswith(("(", "exceeded", "0xff", "digits)")) and found.startswith(text)
+    )
 
 
-OLD = "expected v2.0, v2.1 or v3.x. Convert it with lerobot's scripts, or look for a newer revision of it"
+OLD = (
+    "expected v2.0, v2.1 or v3.x. Convert it with lerobot's scripts, or look for a newer "
+    "revision of it"
+)
 NEW = "this version of lerobot_grain reads v2.0, v2.1 and v3.x"
 DATA_PATH_V2 = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 CHUNKS = "chunks_size is {}; expected episodes in a folder, such as 1000"
-TEMPLATE_V2 = f"expected a relative path with the fields video_key, episode_chunk and episode_index, such as {DATA_PATH_V2}"
-TEMPLATE = f"expected a relative path with the fields video_key, chunk_index and file_index, such as {DATA_PATH}"
+TEMPLATE_V2 = (
+    "expected a relative path with the fields video_key, episode_chunk and "
+    f"episode_index, such as {DATA_PATH_V2}"
+)
+TEMPLATE = (
+    "expected a relative path with the fields video_key, chunk_index and file_index, such "
+    f"as {DATA_PATH}"
+)
 FPS, COUNT = "expected a number > 0", "expected an integer >= 0"
 
 
@@ -290,16 +407,41 @@ FPS, COUNT = "expected a number > 0", "expected an integer >= 0"
     ("fields", "text"),
     [
         ({"codebase_version": "v2.2"}, f"this is a LeRobotDataset v2.2; {NEW}"),
-        ({"codebase_version": "v2.1"}, f"data_path is {DATA_PATH!r}, with a field {{chunk_index:03d}}; {TEMPLATE_V2}"),
-        ({"codebase_version": "v2.0", "data_path": DATA_PATH_V2, "video_path": None, "chunks_size": 0}, CHUNKS.format(0)),
-        ({"codebase_version": "v2.0", "data_path": DATA_PATH_V2, "video_path": None, "chunks_size": 1 << 50}, CHUNKS.format(1 << 50)),
+        (
+            {"codebase_version": "v2.1"},
+            f"data_path is {DATA_PATH!r}, with a field {{chunk_index:03d}}; {TEMPLATE_V2}",
+        ),
+        (
+            {
+                "codebase_version": "v2.0",
+                "data_path": DATA_PATH_V2,
+                "video_path": None,
+                "chunks_size": 0,
+            },
+            CHUNKS.format(0),
+        ),
+        (
+            {
+                "codebase_version": "v2.0",
+                "data_path": DATA_PATH_V2,
+                "video_path": None,
+                "chunks_size": 1 << 50,
+            },
+            CHUNKS.format(1 << 50),
+        ),
         ({"codebase_version": "v1.6"}, f"this is a LeRobotDataset v1.6; {OLD}"),
         ({"codebase_version": "v4.0"}, f"this is a LeRobotDataset v4.0; {NEW}"),
         ({"codebase_version": 3.0}, 'codebase_version is 3.0; expected "v3.0"'),
         ({"codebase_version": "three"}, "codebase_version is 'three'; expected \"v3.0\""),
         ({"codebase_version": MISSING}, 'codebase_version is None; expected "v3.0"'),
-        ({"storage_format": "lance"}, "storage_format is 'lance'; only parquet tables with MP4 video are read"),
-        ({"storage_format": []}, "storage_format is []; only parquet tables with MP4 video are read"),
+        (
+            {"storage_format": "lance"},
+            "storage_format is 'lance'; only parquet tables with MP4 video are read",
+        ),
+        (
+            {"storage_format": []},
+            "storage_format is []; only parquet tables with MP4 video are read",
+        ),
         ({"fps": MISSING}, f"fps is None; {FPS}"),
         ({"fps": 0}, f"fps is 0; {FPS}"),
         ({"fps": -30}, f"fps is -30; {FPS}"),
@@ -314,15 +456,36 @@ FPS, COUNT = "expected a number > 0", "expected an integer >= 0"
         ({"total_frames": float("nan")}, f"total_frames is nan; {COUNT}"),
         ({"total_frames": float("inf")}, f"total_frames is inf; {COUNT}"),
         ({"total_episodes": False}, f"total_episodes is False; {COUNT}"),
-        ({"splits": ["train"]}, 'splits is [\'train\']; expected an object such as {"train": "0:50"}'),
-        ({"features": MISSING}, "features is NoneType; expected a non-empty object of feature key -> description"),
-        ({"features": {}}, "features is dict; expected a non-empty object of feature key -> description"),
-        ({"features": ["action"]}, "features is list; expected a non-empty object of feature key -> description"),
-        ({"features": {"action": "float32"}}, "feature 'action' is 'float32'; expected an object with dtype and shape"),
+        (
+            {"splits": ["train"]},
+            'splits is [\'train\']; expected an object such as {"train": "0:50"}',
+        ),
+        (
+            {"features": MISSING},
+            "features is NoneType; expected a non-empty object of feature key -> description",
+        ),
+        (
+            {"features": {}},
+            "features is dict; expected a non-empty object of feature key -> description",
+        ),
+        (
+            {"features": ["action"]},
+            "features is list; expected a non-empty object of feature key -> description",
+        ),
+        (
+            {"features": {"action": "float32"}},
+            "feature 'action' is 'float32'; expected an object with dtype and shape",
+        ),
         ({"data_path": 5}, f"data_path is 5; {TEMPLATE}"),
         ({"data_path": None}, f"data_path is None; {TEMPLATE}"),
-        ({"data_path": "{chunk_index"}, f"data_path is '{{chunk_index' (expected '}}' before end of string); {TEMPLATE}"),
-        ({"data_path": "data/}"}, f"data_path is 'data/}}' (Single '}}' encountered in format string); {TEMPLATE}"),
+        (
+            {"data_path": "{chunk_index"},
+            f"data_path is '{{chunk_index' (expected '}}' before end of string); {TEMPLATE}",
+        ),
+        (
+            {"data_path": "data/}"},
+            f"data_path is 'data/}}' (Single '}}' encountered in format string); {TEMPLATE}",
+        ),
         ({"video_path": ["a"]}, f"video_path is ['a']; {TEMPLATE}"),
     ],
     ids=lambda value: str(value)[:60] if isinstance(value, dict) else "",
@@ -372,22 +535,64 @@ DTYPE = "expected a NumPy dtype such as float32, or string, image, video, langua
         ({"dtype": "float128"}, f"feature 'key' has dtype 'float128'; {DTYPE}"),
         ({"dtype": "object"}, f"feature 'key' has dtype 'object'; {DTYPE}"),
         ({"dtype": ["float32"]}, f"feature 'key' has dtype ['float32']; {DTYPE}"),
-        ({"dtype": "float32", "shape": None}, "feature 'key' has shape None; expected a list of integers >= 0"),
-        ({"dtype": "float32", "shape": 7}, "feature 'key' has shape 7; expected a list of integers >= 0"),
-        ({"dtype": "float32", "shape": [2.0]}, "feature 'key' has shape [2.0]; expected a list of integers >= 0"),
-        ({"dtype": "float32", "shape": [-1]}, "feature 'key' has shape [-1]; expected a list of integers >= 0"),
-        ({"dtype": "float32", "shape": [True]}, "feature 'key' has shape [True]; expected a list of integers >= 0"),
-        ({"dtype": "float32", "shape": ["7"]}, "feature 'key' has shape ['7']; expected a list of integers >= 0"),
-        ({"dtype": "float32", "shape": [[7]]}, "feature 'key' has shape [[7]]; expected a list of integers >= 0"),
-        ({"dtype": "video", "shape": [4, 6]}, "camera 'key' has shape [4, 6]; expected [height, width, channels]"),
-        ({"dtype": "image", "shape": [1, 4, 6, 3]}, "camera 'key' has shape [1, 4, 6, 3]; expected [height, width, channels]"),
-        ({"dtype": "video", "shape": [4, 6, 3], "info": [2]}, "camera 'key' has info [2]; expected an object"),
-        ({"dtype": "video", "shape": [4, 6, 3], "video_info": "g"}, "camera 'key' has info 'g'; expected an object"),
-        ({"dtype": "video", "shape": [4, 6, 3], "info": "g", "video_info": {}}, "camera 'key' has info 'g'; expected an object"),
+        (
+            {"dtype": "float32", "shape": None},
+            "feature 'key' has shape None; expected a list of integers >= 0",
+        ),
+        (
+            {"dtype": "float32", "shape": 7},
+            "feature 'key' has shape 7; expected a list of integers >= 0",
+        ),
+        (
+            {"dtype": "float32", "shape": [2.0]},
+            "feature 'key' has shape [2.0]; expected a list of integers >= 0",
+        ),
+        (
+            {"dtype": "float32", "shape": [-1]},
+            "feature 'key' has shape [-1]; expected a list of integers >= 0",
+        ),
+        (
+            {"dtype": "float32", "shape": [True]},
+            "feature 'key' has shape [True]; expected a list of integers >= 0",
+        ),
+        (
+            {"dtype": "float32", "shape": ["7"]},
+            "feature 'key' has shape ['7']; expected a list of integers >= 0",
+        ),
+        (
+            {"dtype": "float32", "shape": [[7]]},
+            "feature 'key' has shape [[7]]; expected a list of integers >= 0",
+        ),
+        (
+            {"dtype": "video", "shape": [4, 6]},
+            "camera 'key' has shape [4, 6]; expected [height, width, channels]",
+        ),
+        (
+            {"dtype": "image", "shape": [1, 4, 6, 3]},
+            "camera 'key' has shape [1, 4, 6, 3]; expected [height, width, channels]",
+        ),
+        (
+            {"dtype": "video", "shape": [4, 6, 3], "info": [2]},
+            "camera 'key' has info [2]; expected an object",
+        ),
+        (
+            {"dtype": "video", "shape": [4, 6, 3], "video_info": "g"},
+            "camera 'key' has info 'g'; expected an object",
+        ),
+        (
+            {"dtype": "video", "shape": [4, 6, 3], "info": "g", "video_info": {}},
+            "camera 'key' has info 'g'; expected an object",
+        ),
         *(
             (
-                {"dtype": "video", "shape": [4, 6, 3], "info": {"video.g": 2}, "video_info": {"video.is_depth_map": value}},
-                f"camera 'key' has video.is_depth_map {value!r} in video_info; expected true or false",
+                {
+                    "dtype": "video",
+                    "shape": [4, 6, 3],
+                    "info": {"video.g": 2},
+                    "video_info": {"video.is_depth_map": value},
+                },
+                f"camera 'key' has video.is_depth_map {value!r} in video_info; expected true or "
+                "false",
             )
             for value in ("false", "no", "0", 2, -1, 0.5, [False], {"a": 1}, float("nan"))
         ),
@@ -398,7 +603,7 @@ def test_malformed_features(fields: dict[str, Any], text: str) -> None:
     assert refusal(lambda: feature(**fields)) == text
 
 
-# --- parse, or the format error, never another one -----------------------------------------------------------------------------------
+# --- parse, or the format error, never another one -----------------------------------------------
 
 SCALARS = st.one_of(
     st.none(),
@@ -407,19 +612,41 @@ SCALARS = st.one_of(
     st.sampled_from([10**310, -(10**310), float("nan"), float("inf"), 1e300]),
     st.floats(),
     st.text(max_size=8),
-    st.sampled_from(["v3.0", "v2.1", "float32", "video", "string", "{chunk_index:03d}", "{video_key}", "{", "}", "{0.a}"]),
+    st.sampled_from(
+        [
+            "v3.0",
+            "v2.1",
+            "float32",
+            "video",
+            "string",
+            "{chunk_index:03d}",
+            "{video_key}",
+            "{",
+            "}",
+            "{0.a}",
+        ]
+    ),
 )
 VALUES = st.recursive(
     SCALARS,
     lambda inner: st.one_of(
-        st.lists(inner, max_size=4), st.dictionaries(st.sampled_from([*INFO, "dtype", "shape", "info", "video.g"]), inner, max_size=4)
+        st.lists(inner, max_size=4),
+        st.dictionaries(
+            st.sampled_from([*INFO, "dtype", "shape", "info", "video.g"]), inner, max_size=4
+        ),
     ),
     max_leaves=8,
 )
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     return [path, *(place for key, child in inner for place in places(child, (*path, key)))]
 
 
@@ -449,4 +676,7 @@ def check_any(raw: bytes) -> None:
     assert info.features
     for template in (info.data_path, info.video_path):
         if template is not None:
-            assert len(template.path(video_key="top", chunk_index=1, file_index=2)) < len(template.text) + 1000
+            assert (
+                len(template.path(video_key="top", chunk_index=1, file_index=2))
+                < len(template.text) + 1000
+            )

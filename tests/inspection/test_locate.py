@@ -1,4 +1,6 @@
-"""`locate`: the frame, time, GOP and bytes that it names, held against PyAV and the barcodes of the frames; `lerobot-grain show`."""
+"""`locate`: the frame, time, GOP and bytes that it names, held against PyAV and the barcodes of the
+frames; `lerobot-grain show`.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +35,17 @@ VERSIONS = ["v3.0", "v2.1"]
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, WrittenDataset]:
     directory = tmp_path_factory.mktemp("locate")
-    # Of v3.0 several episodes share a file, and several row groups an episode; of v2.1 each has files of its own.
+    # Of v3.0 several episodes share a file, and several row groups an episode; of v2.1 each has
+    # files of its own.
     several = {"episodes_per_video_file": 2, "episodes_per_data_file": 2, "rows_per_row_group": 7}
     return {
         version: write_dataset(
-            directory / version, version=version, episode_lengths=LENGTHS, fps=10, cameras=CAMERAS, **(several if version == "v3.0" else {})
+            directory / version,
+            version=version,
+            episode_lengths=LENGTHS,
+            fps=10,
+            cameras=CAMERAS,
+            **(several if version == "v3.0" else {}),
         )
         for version in VERSIONS
     }
@@ -50,7 +58,11 @@ def directory(both: dict[str, WrittenDataset], tmp_path: Path) -> Path:
 
 
 def pixels_of(frame: Any) -> Any:
-    return frame.to_ndarray()[..., None] if frame.format.name.startswith("gray") else frame.to_ndarray(format="rgb24")
+    return (
+        frame.to_ndarray()[..., None]
+        if frame.format.name.startswith("gray")
+        else frame.to_ndarray(format="rgb24")
+    )
 
 
 def code_of(frame: Any) -> tuple[int, int]:
@@ -80,18 +92,27 @@ def assert_is_there(directory: Path, found: lg.FrameLocation, code: tuple[int, i
             assert packets[sample].pos + packets[sample].size <= stop
         # What is decoded of these samples alone holds the frame.
         decoder = stream.codec_context
-        frames = [frame for sample in found.samples for frame in decoder.decode(packets[sample])] + decoder.decode(None)
+        frames = [
+            frame for sample in found.samples for frame in decoder.decode(packets[sample])
+        ] + decoder.decode(None)
     assert code in [code_of(frame) for frame in frames if frame.pts == shown[found.frame].pts]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_every_frame_is_where_it_is_said_to_be(both: dict[str, WrittenDataset], version: str) -> None:
+def test_every_frame_is_where_it_is_said_to_be(
+    both: dict[str, WrittenDataset], version: str
+) -> None:
     directory = both[version].directory
     repository = lg.open_repository(directory)
     places = [(episode, frame) for episode, length in enumerate(LENGTHS) for frame in range(length)]
     for row, (episode, frame) in enumerate(places):
         found = lg.locate(repository, row)
-        assert (found.row, found.episode, found.episode_position, found.frame) == (row, episode, episode, frame)
+        assert (found.row, found.episode, found.episode_position, found.frame) == (
+            row,
+            episode,
+            episode,
+            frame,
+        )
         assert found.episode_length == LENGTHS[episode]
         group = pq.ParquetFile(directory / found.path).read_row_group(found.row_group)
         assert group["index"][found.row_in_group].as_py() == row
@@ -111,15 +132,18 @@ def test_one_camera_and_rows_as_numpy_counts_them(both: dict[str, WrittenDataset
 def test_what_is_printed(both: dict[str, WrittenDataset]) -> None:
     directory = both["v3.0"].directory
     found = lg.locate(lg.open_repository(directory), 15)
-    (top_start, top_stop), (depth_start, depth_stop) = found.cameras[TOP].byte_range, found.cameras[DEPTH].byte_range
+    (top_start, top_stop), (depth_start, depth_stop) = (
+        found.cameras[TOP].byte_range,
+        found.cameras[DEPTH].byte_range,
+    )
     assert str(found).splitlines() == [
         f"{directory}, row 15",
         "episode 1 (position 1 in the episode table): frame 3 of 8",
         "row 1 of row group 2 of data/chunk-000/file-000.parquet",
         "top: frame 15 of videos/top/chunk-000/file-000.mp4, at 1.500000 s",
         f"  GOP 3: bytes [{top_start}, {top_stop}), {top_stop - top_start} bytes",
-        f"  decoded for it: {len(found.cameras[TOP].samples)} coded pictures, samples {found.cameras[TOP].samples[0]} to "
-        f"{found.cameras[TOP].samples[-1]}",
+        f"  decoded for it: {len(found.cameras[TOP].samples)} coded pictures, samples "
+        f"{found.cameras[TOP].samples[0]} to {found.cameras[TOP].samples[-1]}",
         "depth: frame 15 of videos/depth/chunk-000/file-000.mp4, at 1.500000 s",
         f"  GOP 3: bytes [{depth_start}, {depth_stop}), {depth_stop - depth_start} bytes",
         "  decoded for it: 4 coded pictures, samples 12 to 15",
@@ -128,8 +152,17 @@ def test_what_is_printed(both: dict[str, WrittenDataset]) -> None:
 
 
 def test_samples_that_do_not_follow_each_other() -> None:
-    video = {"camera": TOP, "path": "a.mp4", "frame": 3, "time_seconds": 0.1, "gop": 0, "byte_range": (0, 9)}
-    assert str(lg.FrameLocation(**video, samples=(0, 3, 4, 5, 8))).endswith("5 coded pictures, samples 0, 3 to 5, 8")
+    video = {
+        "camera": TOP,
+        "path": "a.mp4",
+        "frame": 3,
+        "time_seconds": 0.1,
+        "gop": 0,
+        "byte_range": (0, 9),
+    }
+    assert str(lg.FrameLocation(**video, samples=(0, 3, 4, 5, 8))).endswith(
+        "5 coded pictures, samples 0, 3 to 5, 8"
+    )
     assert str(lg.FrameLocation(**video, samples=(0,))).endswith("1 coded picture, samples 0")
 
 
@@ -157,10 +190,19 @@ def test_rows_without_a_column_that_orders_them(directory: Path) -> None:
 def test_frames_of_dropped_rows_count(version: str, tmp_path: Path) -> None:
     camera = Camera(key=KEY, height=64, width=96, codec="h264", gop=4)
     together = {} if version == "v2.1" else {"episodes_per_video_file": 2}
-    written = write_dataset(tmp_path / "data", version=version, episode_lengths=[12, 10, 9, 11], fps=10, cameras=[camera], **together)
+    written = write_dataset(
+        tmp_path / "data",
+        version=version,
+        episode_lengths=[12, 10, 9, 11],
+        fps=10,
+        cameras=[camera],
+        **together,
+    )
     drop_rows(written.directory, KEPT, version=version)
     repository = lg.open_repository(written.directory)
-    for row, code in enumerate((episode, frame) for episode, frames in enumerate(KEPT) for frame in frames):
+    for row, code in enumerate(
+        (episode, frame) for episode, frames in enumerate(KEPT) for frame in frames
+    ):
         assert_is_there(written.directory, lg.locate(repository, row).cameras[KEY], code)
 
 
@@ -186,7 +228,9 @@ def test_numbers_of_episodes_with_gaps(both: dict[str, WrittenDataset], tmp_path
         (0, "action", r"there is no camera 'action'; there are top, depth, picture"),
     ],
 )
-def test_what_is_not_there(both: dict[str, WrittenDataset], row: Any, camera: str | None, message: str) -> None:
+def test_what_is_not_there(
+    both: dict[str, WrittenDataset], row: Any, camera: str | None, message: str
+) -> None:
     with pytest.raises(lg.InvalidRequestError, match=message):
         lg.locate(lg.open_repository(both["v3.0"].directory), row, camera)
 
@@ -200,12 +244,18 @@ def test_what_cannot_be_read_is_the_error_of_the_reader(directory: Path) -> None
     assert lg.locate(repository, 0, DEPTH).cameras[DEPTH].frame == 0
     assert lg.locate(repository, 20, TOP).cameras[TOP].frame == 0, "another file"
     change_table(directory / "data/chunk-000/file-000.parquet", lambda table: table.slice(1))
-    with pytest.raises(lg.DatasetFormatError, match=r"file-000\.parquet: it has 19 rows; the episode table puts 20 into it"):
+    with pytest.raises(
+        lg.DatasetFormatError,
+        match=r"file-000\.parquet: it has 19 rows; the episode table puts 20 into it",
+    ):
         lg.locate(repository, 0, DEPTH)
 
 
 def test_an_episode_with_fewer_frames_than_rows(directory: Path) -> None:
-    shutil.copy(directory / "videos/depth/chunk-000/file-001.mp4", directory / "videos/depth/chunk-000/file-000.mp4")
+    shutil.copy(
+        directory / "videos/depth/chunk-000/file-001.mp4",
+        directory / "videos/depth/chunk-000/file-000.mp4",
+    )
     repository = lg.open_repository(directory)
     with pytest.raises(lg.DatasetFormatError, match=r"file-000\.mp4: episode 1, camera depth: it "):
         lg.locate(repository, 12, DEPTH)
@@ -219,26 +269,36 @@ def test_a_camera_that_cannot_be_read_is_refused_where_it_is_named(directory: Pa
         lg.locate(repository, 0, TOP)
 
 
-# --- lerobot-grain show ----------------------------------------------------------------------------------------------------------------
+# --- lerobot-grain show --------------------------------------------------------------------------
 
 
-def test_the_command_prints_what_locate_returns(both: dict[str, WrittenDataset], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_what_locate_returns(
+    both: dict[str, WrittenDataset], capsys: pytest.CaptureFixture[str]
+) -> None:
     directory = both["v3.0"].directory
     found = lg.locate(lg.open_repository(directory), 13)
     assert main(["show", str(directory), "--row", "13"]) == 0
     assert capsys.readouterr() == (f"{found}\n", "")
     assert main(["show", str(directory), "--row", "13", "--camera", TOP, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed == json.loads(json.dumps(asdict(lg.locate(lg.open_repository(directory), 13, TOP))))
+    assert printed == json.loads(
+        json.dumps(asdict(lg.locate(lg.open_repository(directory), 13, TOP)))
+    )
     assert printed["cameras"][TOP]["byte_range"] == list(found.cameras[TOP].byte_range or ())
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--row", "30"], "row 30: expected 0 <= row < 30"), (["--row", "0", "--camera", "side"], "there is no camera 'side'")],
+    [
+        (["--row", "30"], "row 30: expected 0 <= row < 30"),
+        (["--row", "0", "--camera", "side"], "there is no camera 'side'"),
+    ],
 )
 def test_the_command_ends_with_status_2(
-    both: dict[str, WrittenDataset], arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    both: dict[str, WrittenDataset],
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["show", str(both["v3.0"].directory), *arguments]) == 2
     captured = capsys.readouterr()

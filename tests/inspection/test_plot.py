@@ -1,4 +1,6 @@
-"""Pictures of examples: what is drawn for every kind of value, with and without windows, single and in batches."""
+"""Pictures of examples: what is drawn for every kind of value, with and without windows, single and
+in batches.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +24,28 @@ DELTAS = {TOP: [-0.1, 0.0, 0.1], "action": [0.0, 0.1, 0.2, 0.3]}
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> lg.Repository:
-    cameras = [Camera(key=TOP, height=32, width=80, kind="image"), Camera(key=WRIST, height=24, width=72, kind="image")]
+    cameras = [
+        Camera(key=TOP, height=32, width=80, kind="image"),
+        Camera(key=WRIST, height=24, width=72, kind="image"),
+    ]
     directory = tmp_path_factory.mktemp("plot") / "data"
-    written = write_dataset(directory, episode_lengths=[8], fps=10, cameras=cameras, action_size=3, tasks=["pay $5 for the $\\frac{cube"])
+    written = write_dataset(
+        directory,
+        episode_lengths=[8],
+        fps=10,
+        cameras=cameras,
+        action_size=3,
+        tasks=["pay $5 for the $\\frac{cube"],
+    )
     return lg.open_repository(written.directory)
 
 
 @pytest.fixture(scope="module")
 def last(repository: lg.Repository) -> dict[str, Any]:
     """The last row of the episode."""
-    with contextlib.closing(iter(lg.LeRobotIterDataset(repository, delta_timestamps=DELTAS, shuffle=None, num_epochs=1))) as examples:
+    with contextlib.closing(
+        iter(lg.LeRobotIterDataset(repository, delta_timestamps=DELTAS, shuffle=None, num_epochs=1))
+    ) as examples:
         return dict(list(examples)[-1])
 
 
@@ -42,7 +56,9 @@ def drawn(figure: Any) -> Any:
 
 
 def axes_of(figure: Any) -> dict[str, list[Any]]:
-    """Returns the axes of every feature; those of the panels by title, those of cameras by the title of their strip."""
+    """Returns the axes of every feature; those of the panels by title, those of cameras by the
+    title of their strip.
+    """
     found: dict[str, list[Any]] = {}
     for strip in figure.subfigs:
         for axes in strip.axes:
@@ -54,13 +70,24 @@ def axes_of(figure: Any) -> dict[str, list[Any]]:
 def test_an_example_with_windows(last: dict[str, Any], repository: lg.Repository) -> None:
     figure = drawn(lg.plot_example(last, repository, delta_timestamps=DELTAS))
     assert figure.get_suptitle() == "pay \\$5 for the \\$\\frac{cube"
-    assert figure.get_supxlabel().split("    ") == ["timestamp: 0.7", "frame_index: 7", "episode_index: 0", "index: 7", "task_index: 0"]
+    assert figure.get_supxlabel().split("    ") == [
+        "timestamp: 0.7",
+        "frame_index: 7",
+        "episode_index: 0",
+        "index: 7",
+        "task_index: 0",
+    ]
     axes = axes_of(figure)
     assert [plot.get_xlabel() for plot in axes[TOP]] == ["-0.1 s", "0 s", "+0.1 s, pad"]
-    assert [np.array_equal(plot.images[0].get_array(), frame) for plot, frame in zip(axes[TOP], last[TOP], strict=True)] == [True] * 3
+    assert [
+        np.array_equal(plot.images[0].get_array(), frame)
+        for plot, frame in zip(axes[TOP], last[TOP], strict=True)
+    ] == [True] * 3
     assert len(axes[WRIST]) == 1
     (action,) = axes["action"]
-    assert [text.get_text() for text in action.get_legend().get_texts()] == list(repository.features["action"].names or ())
+    assert [text.get_text() for text in action.get_legend().get_texts()] == list(
+        repository.features["action"].names or ()
+    )
     assert np.array_equal([line.get_ydata() for line in action.lines], last["action"].T)
     assert np.allclose(action.lines[0].get_xdata(), DELTAS["action"])
     # The last three of the four actions are behind the end of the episode.
@@ -70,13 +97,22 @@ def test_an_example_with_windows(last: dict[str, Any], repository: lg.Repository
 
 
 def test_the_same_without_a_repository_and_out_of_a_batch(last: dict[str, Any]) -> None:
-    batch = {key: np.stack([np.zeros_like(value), value]) if key != "task" else np.array(["", value]) for key, value in last.items()}
+    batch = {
+        key: np.stack([np.zeros_like(value), value]) if key != "task" else np.array(["", value])
+        for key, value in last.items()
+    }
     axes = axes_of(drawn(lg.plot_example(batch, index=1, max_frames=2)))
     assert [plot.get_xlabel() for plot in axes[TOP]] == ["frame 0", "frame 2, pad"]
     assert np.array_equal([line.get_ydata() for line in axes["action"][0].lines], last["action"].T)
-    with pytest.raises(lg.InvalidRequestError, match=r"index=2: there is no such example in a batch whose '.*' has shape \(2,"):
+    with pytest.raises(
+        lg.InvalidRequestError,
+        match=r"index=2: there is no such example in a batch whose '.*' has shape \(2,",
+    ):
         lg.plot_example(batch, index=2)
-    with pytest.raises(lg.InvalidRequestError, match=r"index=0: .*'timestamp' has shape \(\); leave index out for a single example"):
+    with pytest.raises(
+        lg.InvalidRequestError,
+        match=r"index=0: .*'timestamp' has shape \(\); leave index out for a single example",
+    ):
         lg.plot_example({"timestamp": np.float32(1)}, index=0)
 
 
@@ -107,12 +143,28 @@ def test_every_kind_of_value_is_drawn() -> None:
     }
     figure = drawn(lg.plot_example(example))
     axes = axes_of(figure)
-    assert set(axes) == {"depth", "gray", "augmented", "millimetres", "many", "number", "flags", "matrix", "tactile"}
-    assert [plot.get_xlabel() for plot in axes["depth"][:3]] == ["frame 0, pad", "frame 1", "frame 2"]
+    assert set(axes) == {
+        "depth",
+        "gray",
+        "augmented",
+        "millimetres",
+        "many",
+        "number",
+        "flags",
+        "matrix",
+        "tactile",
+    }
+    assert [plot.get_xlabel() for plot in axes["depth"][:3]] == [
+        "frame 0, pad",
+        "frame 1",
+        "frame 2",
+    ]
     assert {plot.images[0].get_clim() for plot in axes["depth"][:3]} == {(1, 239)}
     assert len(axes["depth"]) == 4  # a scale of colours beside the frames
     assert axes["gray"][0].images[0].get_clim() == (0, 255)
-    assert np.allclose(axes["augmented"][0].images[0].get_array().ravel(), np.linspace(0, 1, 240), atol=1e-6)
+    assert np.allclose(
+        axes["augmented"][0].images[0].get_array().ravel(), np.linspace(0, 1, 240), atol=1e-6
+    )
     assert axes["many"][0].collections[0].get_array().shape == (40, 5)
     assert axes["many"][0].get_legend() is None
     assert [patch.get_x() for patch in axes["number"][0].patches] == [-0.5, 2.5]
@@ -127,8 +179,13 @@ def test_every_kind_of_value_is_drawn() -> None:
 
 
 def test_deltas_in_any_order_stand_where_their_time_is() -> None:
-    example = {"action": np.array([0.0, -0.4, 0.1]), "action_is_pad": np.array([False, True, False])}
-    (axes,) = axes_of(lg.plot_example(example, delta_timestamps={"action": [0.0, -0.4, 0.1]}))["action"]
+    example = {
+        "action": np.array([0.0, -0.4, 0.1]),
+        "action_is_pad": np.array([False, True, False]),
+    }
+    (axes,) = axes_of(lg.plot_example(example, delta_timestamps={"action": [0.0, -0.4, 0.1]}))[
+        "action"
+    ]
     assert np.array_equal(axes.lines[0].get_xdata(), axes.lines[0].get_ydata())
     (shade,) = axes.patches
     assert np.allclose([shade.get_x(), shade.get_width()], [-0.6, 0.4])
@@ -142,7 +199,11 @@ def test_an_example_of_one_number_is_a_figure_too() -> None:
     ("example", "arguments", "text"),
     [
         ({}, {}, "plot_example: there is nothing to draw; the example has no keys"),
-        ({"action_is_pad": np.zeros(2)}, {}, "there is nothing to draw; the example has action_is_pad"),
+        (
+            {"action_is_pad": np.zeros(2)},
+            {},
+            "there is nothing to draw; the example has action_is_pad",
+        ),
         ({"index": 1}, {"max_frames": 0}, "max_frames=0: expected an int >= 1"),
         (
             {"action": np.zeros((2, 1)), "action_is_pad": np.zeros(2, bool)},
@@ -152,14 +213,19 @@ def test_an_example_of_one_number_is_a_figure_too() -> None:
     ],
     ids=["empty", "masks only", "no frames", "deltas"],
 )
-def test_what_cannot_be_drawn(example: dict[str, Any], arguments: dict[str, Any], text: str) -> None:
+def test_what_cannot_be_drawn(
+    example: dict[str, Any], arguments: dict[str, Any], text: str
+) -> None:
     with pytest.raises(lg.InvalidRequestError, match=re.escape(text)):
         lg.plot_example(example, **arguments)
 
 
 def test_without_matplotlib_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(lg.InvalidRequestError, match=r'needs matplotlib; install it with: pip install "lerobot_grain\[examples\]"'):
+    with pytest.raises(
+        lg.InvalidRequestError,
+        match=r'needs matplotlib; install it with: pip install "lerobot_grain\[examples\]"',
+    ):
         lg.plot_example({"index": 1})
 
 

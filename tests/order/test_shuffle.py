@@ -1,4 +1,6 @@
-"""The order: golden numbers that can never change, a slow second implementation of the definition, and what must hold for any order."""
+"""The order: golden numbers that can never change, a slow second implementation of the definition,
+and what must hold for any order.
+"""
 
 from __future__ import annotations
 
@@ -15,43 +17,64 @@ from hypothesis import strategies as st
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._order.shuffle import ORDER_VERSION, FrameOrder, Shuffle, halve_parts
 
-# The selected episodes of a small data set, of which rows 16 to 25 are not selected. 37 rows in three data files.
+# The selected episodes of a small data set, of which rows 16 to 25 are not selected. 37 rows in
+# three data files.
 FIRST_ROWS, LENGTHS, DATA_FILES = [0, 9, 26, 33], [9, 7, 7, 14], [0, 0, 1, 2]
 
 
-def frame_order(first_rows: list[int], lengths: list[int], data_files: list[int], shuffle: Shuffle | None) -> FrameOrder:
+def frame_order(
+    first_rows: list[int], lengths: list[int], data_files: list[int], shuffle: Shuffle | None
+) -> FrameOrder:
     arrays = (np.array(values, np.int64) for values in (first_rows, lengths, data_files))
-    return FrameOrder(**dict(zip(("first_rows", "lengths", "data_files"), arrays, strict=True)), shuffle=shuffle)
+    return FrameOrder(
+        **dict(zip(("first_rows", "lengths", "data_files"), arrays, strict=True)), shuffle=shuffle
+    )
 
 
 def epoch_rows(order: FrameOrder, epoch: int) -> list[int]:
     return order.epoch(epoch).rows(np.arange(order.num_rows)).tolist()
 
 
-def philox_order(length: int, seed: int, epoch: int, block: int, part: int, purpose: int) -> list[int]:
-    key, counter = np.array([seed, epoch], np.uint64), np.array([0, block, part, purpose], np.uint64)
+def philox_order(
+    length: int, seed: int, epoch: int, block: int, part: int, purpose: int
+) -> list[int]:
+    key, counter = (
+        np.array([seed, epoch], np.uint64),
+        np.array([0, block, part, purpose], np.uint64),
+    )
     words = np.random.Philox(key=key, counter=counter).random_raw(length).tolist()
     return sorted(range(length), key=lambda place: (words[place], place))
 
 
-def naive_epoch(first_rows: list[int], lengths: list[int], data_files: list[int], shuffle: Shuffle, epoch: int) -> list[int]:
+def naive_epoch(
+    first_rows: list[int], lengths: list[int], data_files: list[int], shuffle: Shuffle, epoch: int
+) -> list[int]:
     """The definition in docs/architecture/order.md, step by step, with lists."""
     assert shuffle.clip_length is not None
     # 1. Clips: (data file, rows).
     clips = []
     for first, length, file in zip(first_rows, lengths, data_files, strict=True):
         rows = list(range(first, first + length))
-        clips += [(file, rows[start : start + shuffle.clip_length]) for start in range(0, length, shuffle.clip_length)]
+        clips += [
+            (file, rows[start : start + shuffle.clip_length])
+            for start in range(0, length, shuffle.clip_length)
+        ]
     # 2. Groups of data files, and the order of the clips in each.
     groups = [clips]
     if shuffle.open_files is not None:
         files = sorted(set(data_files))
         files = [files[place] for place in philox_order(len(files), shuffle.seed, epoch, 0, 0, 1)]
-        opened = [files[start : start + shuffle.open_files] for start in range(0, len(files), shuffle.open_files)]
+        opened = [
+            files[start : start + shuffle.open_files]
+            for start in range(0, len(files), shuffle.open_files)
+        ]
         groups = [[clip for clip in clips if clip[0] in together] for together in opened]
     result: list[int] = []
     for number, members in enumerate(groups):
-        ordered = [members[place][1] for place in philox_order(len(members), shuffle.seed, epoch, 0, 0, number * 4)]
+        ordered = [
+            members[place][1]
+            for place in philox_order(len(members), shuffle.seed, epoch, 0, 0, number * 4)
+        ]
         rows = list(itertools.chain.from_iterable(ordered))
         # 3. Parts.
         num_parts = shuffle.num_parts
@@ -69,7 +92,12 @@ def naive_epoch(first_rows: list[int], lengths: list[int], data_files: list[int]
             while rest:
                 length = full - part * full // num_parts if block == 0 else full
                 cut, rest = rest[:length], rest[length:]
-                mixed += [cut[place] for place in philox_order(len(cut), shuffle.seed, epoch, block, part, number * 4 + 2)]
+                mixed += [
+                    cut[place]
+                    for place in philox_order(
+                        len(cut), shuffle.seed, epoch, block, part, number * 4 + 2
+                    )
+                ]
                 block += 1
             parts[part] = mixed
         # 5. Deal.
@@ -77,7 +105,7 @@ def naive_epoch(first_rows: list[int], lengths: list[int], data_files: list[int]
     return result
 
 
-# --- golden orders -------------------------------------------------------------------------------------------------------------------
+# --- golden orders -------------------------------------------------------------------------------
 
 # fmt: off
 GOLDEN = {
@@ -147,7 +175,7 @@ def test_version_of_the_golden_orders() -> None:
     assert ORDER_VERSION == 1
 
 
-# --- the definition ------------------------------------------------------------------------------------------------------------------
+# --- the definition ------------------------------------------------------------------------------
 
 
 @st.composite
@@ -155,7 +183,9 @@ def tables(draw: st.DrawFn) -> tuple[list[int], list[int], list[int]]:
     lengths = draw(st.lists(st.integers(1, 40), min_size=1, max_size=12))
     gaps = draw(st.lists(st.integers(0, 9), min_size=len(lengths), max_size=len(lengths)))
     files = draw(st.lists(st.integers(0, 4), min_size=len(lengths), max_size=len(lengths)))
-    first_rows = list(itertools.accumulate(map(sum, zip(gaps[1:], lengths, strict=False)), initial=gaps[0]))
+    first_rows = list(
+        itertools.accumulate(map(sum, zip(gaps[1:], lengths, strict=False)), initial=gaps[0])
+    )
     return first_rows, lengths, files
 
 
@@ -173,15 +203,23 @@ MODEST = settings(max_examples=150, derandomize=True, deadline=None)
 
 @MODEST
 @given(tables(), SHUFFLES, EPOCHS)
-def test_it_is_the_order_of_the_definition(table: tuple[list[int], list[int], list[int]], shuffle: Shuffle, epoch: int) -> None:
+def test_it_is_the_order_of_the_definition(
+    table: tuple[list[int], list[int], list[int]], shuffle: Shuffle, epoch: int
+) -> None:
     assert epoch_rows(frame_order(*table, shuffle), epoch) == naive_epoch(*table, shuffle, epoch)
 
 
 @MODEST
 @given(tables(), SHUFFLES, EPOCHS)
-def test_an_epoch_holds_every_selected_row_once(table: tuple[list[int], list[int], list[int]], shuffle: Shuffle, epoch: int) -> None:
+def test_an_epoch_holds_every_selected_row_once(
+    table: tuple[list[int], list[int], list[int]], shuffle: Shuffle, epoch: int
+) -> None:
     first_rows, lengths, _ = table
-    selected = [row for first, length in zip(first_rows, lengths, strict=True) for row in range(first, first + length)]
+    selected = [
+        row
+        for first, length in zip(first_rows, lengths, strict=True)
+        for row in range(first, first + length)
+    ]
     order = frame_order(*table, shuffle)
     assert order.num_rows == len(selected)
     assert sorted(epoch_rows(order, epoch)) == selected
@@ -190,27 +228,42 @@ def test_an_epoch_holds_every_selected_row_once(table: tuple[list[int], list[int
 @MODEST
 @given(tables(), SHUFFLES, EPOCHS, st.lists(st.integers(0, 10**6), max_size=30), st.integers(1, 50))
 def test_positions_can_be_asked_for_in_any_order_and_any_chunks(
-    table: tuple[list[int], list[int], list[int]], shuffle: Shuffle, epoch: int, asked: list[int], chunk: int
+    table: tuple[list[int], list[int], list[int]],
+    shuffle: Shuffle,
+    epoch: int,
+    asked: list[int],
+    chunk: int,
 ) -> None:
     order = frame_order(*table, shuffle)
     whole = epoch_rows(order, epoch)
     at_random = order.epoch(epoch)
     elements = [place % order.num_rows for place in asked]
-    assert at_random.rows(np.array(elements, np.int64)).tolist() == [whole[place] for place in elements]
-    assert [int(at_random.rows(np.array([place]))[0]) for place in elements] == [whole[place] for place in elements]
-    in_chunks = [at_random.rows(np.arange(start, min(start + chunk, order.num_rows))) for start in range(0, order.num_rows, chunk)]
+    assert at_random.rows(np.array(elements, np.int64)).tolist() == [
+        whole[place] for place in elements
+    ]
+    assert [int(at_random.rows(np.array([place]))[0]) for place in elements] == [
+        whole[place] for place in elements
+    ]
+    in_chunks = [
+        at_random.rows(np.arange(start, min(start + chunk, order.num_rows)))
+        for start in range(0, order.num_rows, chunk)
+    ]
     assert np.concatenate(in_chunks).tolist() == whole
 
 
 def test_asking_for_positions_leaves_the_question_alone() -> None:
     elements = np.arange(37)
     elements.flags.writeable = False
-    frame_order(FIRST_ROWS, LENGTHS, DATA_FILES, Shuffle(clip_length=4, open_files=2)).epoch(0).rows(elements)
+    frame_order(FIRST_ROWS, LENGTHS, DATA_FILES, Shuffle(clip_length=4, open_files=2)).epoch(
+        0
+    ).rows(elements)
     assert elements.tolist() == list(range(37))
 
 
 @pytest.mark.parametrize(
-    "shuffle", [None, Shuffle(clip_length=4), Shuffle(clip_length=4, open_files=2)], ids=["sequential", "one", "files"]
+    "shuffle",
+    [None, Shuffle(clip_length=4), Shuffle(clip_length=4, open_files=2)],
+    ids=["sequential", "one", "files"],
 )
 def test_no_position_gives_no_row(shuffle: Shuffle | None) -> None:
     rows = frame_order(FIRST_ROWS, LENGTHS, DATA_FILES, shuffle).epoch(0).rows(np.arange(0))
@@ -220,14 +273,28 @@ def test_no_position_gives_no_row(shuffle: Shuffle | None) -> None:
 
 @pytest.mark.parametrize(
     ("num_parts", "num_clips", "expected"),
-    [(64, 128, 64), (64, 127, 32), (64, 64, 32), (64, 63, 16), (64, 4, 2), (64, 3, 1), (64, 1, 1), (1, 1, 1), (6, 11, 3), (6, 5, 1)],
+    [
+        (64, 128, 64),
+        (64, 127, 32),
+        (64, 64, 32),
+        (64, 63, 16),
+        (64, 4, 2),
+        (64, 3, 1),
+        (64, 1, 1),
+        (1, 1, 1),
+        (6, 11, 3),
+        (6, 5, 1),
+    ],
 )
-def test_parts_are_halved_until_each_has_two_clips(num_parts: int, num_clips: int, expected: int) -> None:
+def test_parts_are_halved_until_each_has_two_clips(
+    num_parts: int, num_clips: int, expected: int
+) -> None:
     assert halve_parts(num_parts, num_clips) == expected
 
 
 def test_the_first_parts_have_one_row_more() -> None:
-    # 14 clips of one frame: 14 rows in 4 parts of 4, 4, 3 and 3. Without mixing, the deal shows the parts.
+    # 14 clips of one frame: 14 rows in 4 parts of 4, 4, 3 and 3. Without mixing, the deal shows the
+    # parts.
     order = frame_order([0], [14], [0], Shuffle(clip_length=1, num_parts=4, buffer_size=1))
     rows = epoch_rows(order, 0)
     clips = philox_order(14, 0, 0, 0, 0, 0)
@@ -237,7 +304,9 @@ def test_the_first_parts_have_one_row_more() -> None:
 
 def test_with_open_files_a_group_of_files_is_finished_before_the_next_is_begun() -> None:
     lengths, files = [30] * 8, [0, 0, 1, 1, 2, 2, 3, 3]
-    order = frame_order([30 * i for i in range(8)], lengths, files, Shuffle(clip_length=4, open_files=2))
+    order = frame_order(
+        [30 * i for i in range(8)], lengths, files, Shuffle(clip_length=4, open_files=2)
+    )
     touched = [row // 60 for row in epoch_rows(order, 0)]
     first, second = set(touched[:120]), set(touched[120:])
     assert len(first) == len(second) == 2
@@ -246,7 +315,12 @@ def test_with_open_files_a_group_of_files_is_finished_before_the_next_is_begun()
 
 def test_other_seeds_and_epochs_are_other_orders() -> None:
     orders = {
-        tuple(epoch_rows(frame_order(FIRST_ROWS, LENGTHS, DATA_FILES, Shuffle(seed=seed, clip_length=4)), epoch))
+        tuple(
+            epoch_rows(
+                frame_order(FIRST_ROWS, LENGTHS, DATA_FILES, Shuffle(seed=seed, clip_length=4)),
+                epoch,
+            )
+        )
         for seed, epoch in [(0, 0), (0, 1), (1, 0), (1, 1), (2**64 - 1, 0)]
     }
     assert len(orders) == 5
@@ -258,24 +332,31 @@ def test_sequential_order_is_the_episodes_as_given(epoch: int) -> None:
     assert rows == [*range(16), *range(26, 47)]
 
 
-# --- how well it mixes ---------------------------------------------------------------------------------------------------------------
+# --- how well it mixes ---------------------------------------------------------------------------
 
 
 def episodes_per_batch(episodes: npt.NDArray[np.int64], batch_size: int) -> npt.NDArray[np.int64]:
-    batches = np.sort(episodes[: len(episodes) // batch_size * batch_size].reshape(-1, batch_size), axis=1)
+    batches = np.sort(
+        episodes[: len(episodes) // batch_size * batch_size].reshape(-1, batch_size), axis=1
+    )
     return 1 + np.count_nonzero(np.diff(batches, axis=1), axis=1)
 
 
 def test_batches_of_the_real_pusht_hold_many_episodes(shared: Path) -> None:
-    lengths = pq.read_table(shared / "real/pusht_rows_v30/meta/episodes/chunk-000/file-000.parquet", columns=["length"])[
-        "length"
-    ].to_numpy()
+    lengths = pq.read_table(
+        shared / "real/pusht_rows_v30/meta/episodes/chunk-000/file-000.parquet", columns=["length"]
+    )["length"].to_numpy()
     assert (len(lengths), lengths.sum()) == (206, 25650)
     first_rows = np.cumsum(lengths) - lengths
     means = []
     for seed in range(3):
         shuffle = Shuffle(seed=seed, clip_length=16, num_parts=64, buffer_size=1024)
-        order = FrameOrder(first_rows=first_rows, lengths=lengths, data_files=np.zeros(206, np.int64), shuffle=shuffle)
+        order = FrameOrder(
+            first_rows=first_rows,
+            lengths=lengths,
+            data_files=np.zeros(206, np.int64),
+            shuffle=shuffle,
+        )
         rows = order.epoch(0).rows(np.arange(25650))
         found = episodes_per_batch(np.searchsorted(first_rows, rows, side="right"), 64)
         assert found.min() >= 44
@@ -285,7 +366,7 @@ def test_batches_of_the_real_pusht_hold_many_episodes(shared: Path) -> None:
     assert np.mean(means) >= 54.5
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------------------------
+# --- what is refused -----------------------------------------------------------------------------
 
 AT_LEAST_1, OR_NONE = "expected an int >= 1", "expected an int >= 1 or None"
 
@@ -314,5 +395,10 @@ def test_arguments_that_make_no_sense(field: str, value: object, text: str) -> N
 
 
 def test_largest_arguments() -> None:
-    shuffle = Shuffle(seed=2**64 - 1, buffer_size=2**40, clip_length=2**40, num_parts=2**40, open_files=2**40)
-    assert sorted(epoch_rows(frame_order(FIRST_ROWS, LENGTHS, DATA_FILES, shuffle), 2**63)) == [*range(16), *range(26, 47)]
+    shuffle = Shuffle(
+        seed=2**64 - 1, buffer_size=2**40, clip_length=2**40, num_parts=2**40, open_files=2**40
+    )
+    assert sorted(epoch_rows(frame_order(FIRST_ROWS, LENGTHS, DATA_FILES, shuffle), 2**63)) == [
+        *range(16),
+        *range(26, 47),
+    ]

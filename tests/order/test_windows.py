@@ -1,4 +1,6 @@
-"""Windows: deltas to offsets, clamping at both ends of an episode and its masks, and what is refused."""
+"""Windows: deltas to offsets, clamping at both ends of an episode and its masks, and what is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,15 @@ KEYS = ("state", "action", "camera")
 
 
 def offsets_of(
-    deltas: dict[str, Any], *, fps: float = 10.0, tolerance_seconds: float = TOLERANCE_SECONDS, known_keys: Sequence[str] = KEYS
+    deltas: dict[str, Any],
+    *,
+    fps: float = 10.0,
+    tolerance_seconds: float = TOLERANCE_SECONDS,
+    known_keys: Sequence[str] = KEYS,
 ) -> WindowOffsets:
-    return window_offsets(deltas, fps=fps, tolerance_seconds=tolerance_seconds, known_keys=known_keys)
+    return window_offsets(
+        deltas, fps=fps, tolerance_seconds=tolerance_seconds, known_keys=known_keys
+    )
 
 
 def message(deltas: Any, **options: Any) -> str:
@@ -30,7 +38,12 @@ def message(deltas: Any, **options: Any) -> str:
 
 
 def window(
-    deltas: Any, *, frame: int = 50, length: int = 100, fps: float = 10.0, tolerance_seconds: float = 1e-4
+    deltas: Any,
+    *,
+    frame: int = 50,
+    length: int = 100,
+    fps: float = 10.0,
+    tolerance_seconds: float = 1e-4,
 ) -> tuple[list[int], list[bool]]:
     offsets = offsets_of({"action": deltas}, fps=fps, tolerance_seconds=tolerance_seconds)
     request = offsets.request(row=1000 + frame, episode=3, frame=frame, length=length)
@@ -53,18 +66,24 @@ def test_a_request_names_its_anchor() -> None:
         (4, [2, 3, 4, 4, 4], [False, False, False, True, True]),
     ],
 )
-def test_clamping_at_both_ends_of_an_episode_of_5_frames(frame: int, frames: list[int], is_pad: list[bool]) -> None:
+def test_clamping_at_both_ends_of_an_episode_of_5_frames(
+    frame: int, frames: list[int], is_pad: list[bool]
+) -> None:
     assert window([-0.2, -0.1, 0.0, 0.1, 0.3], frame=frame, length=5) == (frames, is_pad)
 
 
 @settings(max_examples=200, derandomize=True, deadline=None)
 @given(
-    st.dictionaries(st.sampled_from(KEYS), st.lists(st.integers(-300, 300), min_size=1, max_size=8)),
+    st.dictionaries(
+        st.sampled_from(KEYS), st.lists(st.integers(-300, 300), min_size=1, max_size=8)
+    ),
     st.sampled_from([1.0, 10.0, 14.985, 29.97, 30.0, 50.0]),
     st.integers(1, 60),
     st.integers(0, 59),
 )
-def test_windows_are_those_of_a_plain_loop(offsets: dict[str, list[int]], fps: float, length: int, frame: int) -> None:
+def test_windows_are_those_of_a_plain_loop(
+    offsets: dict[str, list[int]], fps: float, length: int, frame: int
+) -> None:
     frame %= length
     deltas = {key: [offset / fps for offset in values] for key, values in offsets.items()}
     made = offsets_of(deltas, fps=fps)
@@ -79,7 +98,9 @@ def test_windows_are_those_of_a_plain_loop(offsets: dict[str, list[int]], fps: f
             frames.append(0 if wanted < 0 else length - 1 if wanted >= length else wanted)
         assert request.frames[key].tolist() == frames
         assert request.is_pad[key].tolist() == is_pad
-    block = made.block(episodes=np.array([4, 1]), frames=np.array([0, frame]), lengths=np.array([1, length]))
+    block = made.block(
+        episodes=np.array([4, 1]), frames=np.array([0, frame]), lengths=np.array([1, length])
+    )
     for key in offsets:
         assert block.frames[key][1].tolist() == request.frames[key].tolist()
         assert block.is_pad[key][1].tolist() == request.is_pad[key].tolist()
@@ -87,7 +108,10 @@ def test_windows_are_those_of_a_plain_loop(offsets: dict[str, list[int]], fps: f
 
 def test_one_request_does_not_change_the_next() -> None:
     offsets = offsets_of({"action": [-0.1, 0.0, 0.1]})
-    first, clamped = offsets.request(row=3, episode=0, frame=3, length=9), offsets.request(row=0, episode=0, frame=0, length=1)
+    first, clamped = (
+        offsets.request(row=3, episode=0, frame=3, length=9),
+        offsets.request(row=0, episode=0, frame=0, length=1),
+    )
     again = offsets.request(row=4, episode=0, frame=4, length=9)
     assert first.frames["action"].tolist() == [2, 3, 4]
     assert clamped.frames["action"].tolist() == [0, 0, 0]
@@ -98,8 +122,11 @@ def test_one_request_does_not_change_the_next() -> None:
 
 @pytest.mark.parametrize("frame", [0, 5])
 def test_nothing_of_a_request_can_be_written(frame: int) -> None:
-    # Features with equal offsets may share arrays, and masks without padding are shared by all requests: so none of them is writable.
-    request = offsets_of({"state": [-0.1, 0.0], "action": [-0.1, 0.0]}).request(row=0, episode=0, frame=frame, length=9)
+    # Features with equal offsets may share arrays, and masks without padding are shared by all
+    # requests: so none of them is writable.
+    request = offsets_of({"state": [-0.1, 0.0], "action": [-0.1, 0.0]}).request(
+        row=0, episode=0, frame=frame, length=9
+    )
     for array in (*request.frames.values(), *request.is_pad.values()):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1
@@ -111,7 +138,10 @@ def test_requests_and_offsets_pickle() -> None:
     request = offsets.request(row=0, episode=0, frame=0, length=9)
     again = pickle.loads(pickle.dumps(request))
     assert (again.row, again.episode, again.frame) == (0, 0, 0)
-    assert {key: values.tolist() for key, values in again.frames.items()} == {"state": [0], "action": [0, 1]}
+    assert {key: values.tolist() for key, values in again.frames.items()} == {
+        "state": [0],
+        "action": [0, 1],
+    }
 
 
 @pytest.mark.parametrize(
@@ -180,8 +210,9 @@ def test_no_deltas_at_all() -> None:
 
 def test_a_delta_between_two_frames_names_both() -> None:
     assert message([0.0, 0.15]) == (
-        "delta_timestamps['action']: 0.15 s is 1.5 frames at 10 fps; "
-        "expected a whole number of frames within tolerance_seconds=0.0001. The nearest ones are 0.1 s (1 frames) and 0.2 s (2 frames)"
+        "delta_timestamps['action']: 0.15 s is 1.5 frames at 10 fps; expected a whole number of "
+        "frames within tolerance_seconds=0.0001. The nearest ones are 0.1 s (1 frames) and 0.2 s "
+        "(2 frames)"
     )
     assert message([-0.012], fps=30.0) == (
         "delta_timestamps['action']: -0.012 s is -0.36 frames at 30 fps; "
@@ -194,7 +225,10 @@ def test_a_delta_between_two_frames_names_both() -> None:
 def test_the_nearest_deltas_of_the_message_are_accepted() -> None:
     for fps in (10.0, 15.0, 29.97, 30.0, 50.0):
         text = message([1.234 / fps], fps=fps)
-        nearest = [float(piece.split(" s (")[0]) for piece in text.split("The nearest ones are ")[1].split(" and ")]
+        nearest = [
+            float(piece.split(" s (")[0])
+            for piece in text.split("The nearest ones are ")[1].split(" and ")
+        ]
         assert window(nearest, fps=fps)[0] == [51, 52]
 
 
@@ -206,11 +240,26 @@ def test_the_tolerance_is_in_seconds() -> None:
 
 @pytest.mark.parametrize(
     "delta",
-    [float("nan"), float("inf"), -float("inf"), True, np.True_, "0.1", None, [0.1], 1j, np.complex64(1), np.timedelta64(1, "s")],
+    [
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+        True,
+        np.True_,
+        "0.1",
+        None,
+        [0.1],
+        1j,
+        np.complex64(1),
+        np.timedelta64(1, "s"),
+    ],
     ids=lambda delta: f"{type(delta).__name__} {delta}",
 )
 def test_what_is_no_number_of_seconds(delta: Any) -> None:
-    assert message([0.0, delta]) == f"delta_timestamps['action'] holds {delta!r}; expected a finite number of seconds"
+    assert (
+        message([0.0, delta])
+        == f"delta_timestamps['action'] holds {delta!r}; expected a finite number of seconds"
+    )
 
 
 @pytest.mark.parametrize("deltas", [0.1, None, np.float32(0.1)], ids=["float", "None", "float32"])
@@ -219,13 +268,23 @@ def test_deltas_that_are_not_a_list(deltas: Any) -> None:
 
 
 def test_empty_list() -> None:
-    assert message([]) == "delta_timestamps['action'] is empty; expected at least one delta in seconds, such as [0.0]"
+    assert (
+        message([])
+        == "delta_timestamps['action'] is empty; expected at least one delta in seconds, such as "
+        "[0.0]"
+    )
 
 
 def test_unknown_key() -> None:
-    assert message([0.0], known_keys=["state", "camera"]) == "delta_timestamps['action']: no such feature is read; there are state, camera"
+    assert (
+        message([0.0], known_keys=["state", "camera"])
+        == "delta_timestamps['action']: no such feature is read; there are state, camera"
+    )
 
 
 @pytest.mark.parametrize("tolerance", [-1e-9, float("nan"), float("inf"), None, "1"])
 def test_tolerance_that_makes_no_sense(tolerance: Any) -> None:
-    assert message([0.0], tolerance_seconds=tolerance) == f"tolerance_seconds={tolerance!r}: expected a number of seconds >= 0"
+    assert (
+        message([0.0], tolerance_seconds=tolerance)
+        == f"tolerance_seconds={tolerance!r}: expected a number of seconds >= 0"
+    )

@@ -1,4 +1,6 @@
-"""Parquet: only the projected bytes, every layout of values that recorders write, and for damaged files the format error and no other."""
+"""Parquet: only the projected bytes, every layout of values that recorders write, and for damaged
+files the format error and no other.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ class Recorder:
     description: str = "org/name@1a2b"
     ranges: list[ByteRange] = field(default_factory=list)
 
-    def read_ranges(self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False) -> list[bytes]:
+    def read_ranges(
+        self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False
+    ) -> list[bytes]:
         del keep
         assert path == "data.parquet"
         assert all(0 <= start <= stop <= len(self.data) for start, stop in ranges)
@@ -41,7 +45,9 @@ class Recorder:
         return [self.data[start:stop] for start, stop in ranges]
 
     def read_tail(self, path: str, length: int, *, keep: bool = False) -> tuple[bytes, int]:
-        tail = self.read_ranges(path, [ByteRange(max(0, len(self.data) - length), len(self.data))], keep=keep)[0]
+        tail = self.read_ranges(
+            path, [ByteRange(max(0, len(self.data) - length), len(self.data))], keep=keep
+        )[0]
         return tail, len(self.data)
 
     @property
@@ -70,8 +76,12 @@ def rows_table(rows: int = 100) -> pa.Table:
     png = [b"\x89PNG" + bytes(rng.integers(0, 256, 50 + row % 7, np.uint8)) for row in range(rows)]
     return pa.table(
         {
-            "state": pa.FixedSizeListArray.from_arrays(pa.array(rng.random(rows * 3, np.float32)), 3),
-            "image": pa.array([{"bytes": data, "path": f"{row}.png"} for row, data in enumerate(png)]),
+            "state": pa.FixedSizeListArray.from_arrays(
+                pa.array(rng.random(rows * 3, np.float32)), 3
+            ),
+            "image": pa.array(
+                [{"bytes": data, "path": f"{row}.png"} for row, data in enumerate(png)]
+            ),
             "matrix": pa.array(rng.random((rows, 2, 2)).tolist(), pa.list_(pa.list_(pa.float64()))),
             "events": pa.array([[{"role": "user", "content": "hi", "tools": ["a", "b"]}]] * rows),
             "text": pa.array([f"row {row}" for row in range(rows)]),
@@ -82,7 +92,7 @@ def rows_table(rows: int = 100) -> pa.Table:
     )
 
 
-# --- footers and row groups ----------------------------------------------------------------------------------------------------------
+# --- footers and row groups ----------------------------------------------------------------------
 
 
 def test_row_groups() -> None:
@@ -97,29 +107,51 @@ def test_row_groups() -> None:
 
 
 @pytest.mark.parametrize(
-    "columns", [["state"], ["index", "done"], ["image"], ["events", "matrix"], ["kind", "text"], ["index", "state", "image"]], ids=str
+    "columns",
+    [
+        ["state"],
+        ["index", "done"],
+        ["image"],
+        ["events", "matrix"],
+        ["kind", "text"],
+        ["index", "state", "image"],
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("compression", ["snappy", "none", "zstd"])
-def test_a_projection_reads_its_column_chunks_and_no_other_byte(columns: list[str], compression: str) -> None:
+def test_a_projection_reads_its_column_chunks_and_no_other_byte(
+    columns: list[str], compression: str
+) -> None:
     source = rows_table()
     data = written(source, row_group_size=33, compression=compression)
     table, recorder = opened(data)
     metadata = pq.ParquetFile(io.BytesIO(data)).metadata
     for group in range(4):
-        chunks = [metadata.row_group(group).column(number) for number in range(metadata.num_columns)]
+        chunks = [
+            metadata.row_group(group).column(number) for number in range(metadata.num_columns)
+        ]
         expected = set()
         for chunk in chunks:
             if chunk.path_in_schema.split(".")[0] in columns:
-                start = chunk.data_page_offset if chunk.dictionary_page_offset is None else chunk.dictionary_page_offset
+                start = (
+                    chunk.data_page_offset
+                    if chunk.dictionary_page_offset is None
+                    else chunk.dictionary_page_offset
+                )
                 expected.add(ByteRange(start, start + chunk.total_compressed_size))
         recorder.ranges.clear()
         found = table.read_group(group, columns)
-        assert recorder.ranges == merge_ranges(expected, gap_bytes=0, max_bytes=1 << 30), "those side by side in one piece"
+        assert recorder.ranges == merge_ranges(expected, gap_bytes=0, max_bytes=1 << 30), (
+            "those side by side in one piece"
+        )
         assert set(table.ranges(group, columns)) == expected
         # pyarrow returns the columns in the order of the file, whatever the order asked for.
         assert sorted(found.column_names) == sorted(columns)
         for name in columns:
-            assert found.column(name).to_pylist() == source.column(name).slice(33 * group, 33).to_pylist()
+            assert (
+                found.column(name).to_pylist()
+                == source.column(name).slice(33 * group, 33).to_pylist()
+            )
 
 
 def test_no_columns() -> None:
@@ -158,26 +190,35 @@ def test_real_files(shared: Path) -> None:
         recorder.ranges.clear()
         expected = pq.read_table(path, columns=["index"])["index"].to_pylist()
         found = [
-            value for group in range(table.metadata.num_row_groups) for value in table.read_group(group, ["index"])["index"].to_pylist()
+            value
+            for group in range(table.metadata.num_row_groups)
+            for value in table.read_group(group, ["index"])["index"].to_pylist()
         ]
         assert found == expected
         assert recorder.bytes_read < 20 * len(expected) + 300 * table.metadata.num_row_groups
 
 
 def test_whole_columns() -> None:
-    data = written(pa.table({"a": [1, 2, 3], "b": ["x", "y", None], "c": [0.5, None, 2.0]}), row_group_size=2)
+    data = written(
+        pa.table({"a": [1, 2, 3], "b": ["x", "y", None], "c": [0.5, None, 2.0]}), row_group_size=2
+    )
     table, recorder = opened(data)
     recorder.ranges.clear()
     columns = read_columns(table, ["c", "a", "missing"])
     assert list(columns) == ["c", "a"]
     assert columns["a"].tolist() == [1, 2, 3]
     assert np.isnan(columns["c"]).tolist() == [False, True, False]
-    assert set(recorder.ranges) == {r for group in range(2) for r in table.ranges(group, ["a", "c"])}
+    assert set(recorder.ranges) == {
+        r for group in range(2) for r in table.ranges(group, ["a", "c"])
+    }
     everything = read_columns(table, None)
     assert everything["b"].tolist() == ["x", "y", None]
     assert list(everything) == ["a", "b", "c"]
     empty, _ = opened(written(pa.table({"a": pa.array([], pa.int64())})))
-    assert {name: values.tolist() for name, values in read_columns(empty, ["a"]).items()} in ({}, {"a": []})
+    assert {name: values.tolist() for name, values in read_columns(empty, ["a"]).items()} in (
+        {},
+        {"a": []},
+    )
 
 
 def test_a_file_in_memory() -> None:
@@ -186,7 +227,7 @@ def test_a_file_in_memory() -> None:
     assert table.where == "org/name@1a2b, any path"
 
 
-# --- values --------------------------------------------------------------------------------------------------------------------------
+# --- values --------------------------------------------------------------------------------------
 
 FLOATS = [[1.5, 2.5], [3.5, 4.5], [5.5, 6.5]]
 MATRICES = [[[1, 2], [3, 4], [5, 6]], [[7, 8], [9, 10], [11, 12]]]
@@ -226,8 +267,14 @@ MATRICES = [[[1, 2], [3, 4], [5, 6]], [[7, 8], [9, 10], [11, 12]]]
     ],
     ids=lambda value: str(value) if isinstance(value, str | tuple | pa.DataType) else "",
 )
-def test_values(values: Any, kind: pa.DataType, dtype: str, shape: tuple[int, ...], expected: Any) -> None:
-    kind_of = pa.array(values, kind) if kind != pa.list_(pa.float16()) else pa.array([np.array(row, np.float16) for row in values], kind)
+def test_values(
+    values: Any, kind: pa.DataType, dtype: str, shape: tuple[int, ...], expected: Any
+) -> None:
+    kind_of = (
+        pa.array(values, kind)
+        if kind != pa.list_(pa.float16())
+        else pa.array([np.array(row, np.float16) for row in values], kind)
+    )
     array = to_numpy(column(kind_of), Feature("key", dtype, shape), where=WHERE)
     assert array.dtype == np.dtype(dtype)
     assert array.shape == ((len(values),) if shape in ((), (1,)) else (len(values), *shape))
@@ -240,7 +287,11 @@ def test_doubles_of_a_declared_float32_are_rounded() -> None:
     assert array.tolist() == [np.float32(0.1), 0.0]
 
 
-@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float32(), 2), pa.large_list(pa.float32())], ids=str)
+@pytest.mark.parametrize(
+    "kind",
+    [pa.list_(pa.float32()), pa.list_(pa.float32(), 2), pa.large_list(pa.float32())],
+    ids=str,
+)
 def test_slices_and_several_chunks(kind: pa.DataType) -> None:
     whole = pa.array(FLOATS, kind)
     chunks = pa.chunked_array([whole.slice(1, 1), whole.slice(2, 1), whole.slice(0, 0), whole])
@@ -262,11 +313,20 @@ def test_two_dimensional_features_as_huggingface_datasets_stores_them() -> None:
             return cls()
 
     storage = pa.array([[[1, 2], [3, 4]]], pa.list_(pa.list_(pa.float32())))
-    array = to_numpy(column(pa.ExtensionArray.from_storage(Array2D(), storage)), Feature("key", "float32", (2, 2)), where=WHERE)
+    array = to_numpy(
+        column(pa.ExtensionArray.from_storage(Array2D(), storage)),
+        Feature("key", "float32", (2, 2)),
+        where=WHERE,
+    )
     assert array.tolist() == [[[1, 2], [3, 4]]]
-    data = written(pa.table({"before": [1], "key": pa.ExtensionArray.from_storage(Array2D(), storage), "after": [2]}))
+    data = written(
+        pa.table(
+            {"before": [1], "key": pa.ExtensionArray.from_storage(Array2D(), storage), "after": [2]}
+        )
+    )
     assert column_after_and_key(data) == [2, [[1, 2], [3, 4]]]
-    # With the package `datasets` imported, pyarrow knows its types, and the column comes as one of them.
+    # With the package `datasets` imported, pyarrow knows its types, and the column comes as one of
+    # them.
     pa.register_extension_type(Array2D())
     try:
         assert column_after_and_key(data) == [2, [[1, 2], [3, 4]]]
@@ -276,7 +336,9 @@ def test_two_dimensional_features_as_huggingface_datasets_stores_them() -> None:
 
 def column_after_and_key(data: bytes) -> list[Any]:
     table, _ = opened(data)
-    key = to_numpy(table.read_group(0, ["key"])["key"], Feature("key", "float32", (2, 2)), where=WHERE)
+    key = to_numpy(
+        table.read_group(0, ["key"])["key"], Feature("key", "float32", (2, 2)), where=WHERE
+    )
     return [table.read_group(0, ["after"])["after"][0].as_py(), key[0].tolist()]
 
 
@@ -286,40 +348,65 @@ LOSSY = "with values that its declared dtype"
 @pytest.mark.parametrize(
     ("values", "kind", "dtype", "shape", "text"),
     [
-        ([[1, 2], [3]], pa.list_(pa.float32()), "float32", (2,), "has 1 values at axis 0 in some row; expected 2 everywhere"),
-        ([[1, 2, 3], [1, 2, 3]], pa.list_(pa.float32(), 3), "float32", (2,), "has 3 values at axis 0 in some row; expected 2 everywhere"),
-        ([[[1, 2], [3]]], pa.list_(pa.list_(pa.float32())), "float32", (2, 2), "has 1 values at axis 1 in some row; expected 2 everywhere"),
-        ([[1, 2, 3, 4]], pa.list_(pa.float32()), "float32", (2, 2), "has 4 values at axis 0 in some row; expected 2 everywhere"),
-        ([[[1, 2]]], pa.list_(pa.list_(pa.float32())), "float32", (1,), "has more dimensions than its declared shape (1,)"),
-        ([1.0], pa.float32(), "float32", (2,), "has values of type float at axis 0; expected lists of 2"),
-        ([[1.0, 2.0]], pa.list_(pa.float32()), "float32", (2, 2), "has values of type float at axis 1; expected lists of 2"),
+        ([[1, 2], [3]], pa.list_(pa.float32()), "float32", (2,), "has 1 values at axis 0 in some "
+                                                                 "row; expected 2 everywhere"),
+        ([[1, 2, 3], [1, 2, 3]], pa.list_(pa.float32(), 3), "float32", (2,), "has 3 values at "
+                                                                             "axis 0 in some row; "
+                                                                             "expected 2 "
+                                                                             "everywhere"),
+        ([[[1, 2], [3]]], pa.list_(pa.list_(pa.float32())), "float32", (2, 2), "has 1 values at "
+                                                                               "axis 1 in some "
+                                                                               "row; expected 2 "
+                                                                               "everywhere"),
+        ([[1, 2, 3, 4]], pa.list_(pa.float32()), "float32", (2, 2), "has 4 values at axis 0 in "
+                                                                    "some row; expected 2 "
+                                                                    "everywhere"),
+        ([[[1, 2]]], pa.list_(pa.list_(pa.float32())), "float32", (1,), "has more dimensions than "
+                                                                        "its declared shape (1,)"),
+        ([1.0], pa.float32(), "float32", (2,), "has values of type float at axis 0; expected "
+                                               "lists of 2"),
+        ([[1.0, 2.0]], pa.list_(pa.float32()), "float32", (2, 2), "has values of type float at "
+                                                                  "axis 1; expected lists of 2"),
         ([1, None, None], pa.int64(), "int64", (1,), "has 2 missing values; every row needs one"),
         ([None], pa.null(), "int64", (1,), "has 1 missing values; every row needs one"),
-        ([[1, None]], pa.list_(pa.int64()), "int64", (2,), "has 1 missing values; every row needs one"),
-        ([[1, 2], None], pa.list_(pa.int64()), "int64", (2,), "has 1 missing values; every row needs one"),
-        ([[1, 2], None], pa.list_(pa.int64(), 2), "int64", (2,), "has 1 missing values; every row needs one"),
+        ([[1, None]], pa.list_(pa.int64()), "int64", (2,), "has 1 missing values; every row needs "
+                                                           "one"),
+        ([[1, 2], None], pa.list_(pa.int64()), "int64", (2,), "has 1 missing values; every row "
+                                                              "needs one"),
+        ([[1, 2], None], pa.list_(pa.int64(), 2), "int64", (2,), "has 1 missing values; every row "
+                                                                 "needs one"),
         (["1"], pa.string(), "float32", (1,), "is stored as object; its declared dtype is float32"),
-        ([decimal.Decimal("1.5")], pa.decimal128(5, 2), "float32", (1,), "is stored as object; its declared dtype is float32"),
-        ([1], pa.timestamp("s"), "int64", (1,), "is stored as datetime64[s]; its declared dtype is int64"),
-        ([{"a": 1}], pa.struct({"a": pa.int64()}), "int64", (1,), "is stored as object; its declared dtype is int64"),
+        ([decimal.Decimal("1.5")], pa.decimal128(5, 2), "float32", (1,), "is stored as object; "
+                                                                         "its declared dtype is "
+                                                                         "float32"),
+        ([1], pa.timestamp("s"), "int64", (1,), "is stored as datetime64[s]; its declared dtype "
+                                                "is int64"),
+        ([{"a": 1}], pa.struct({"a": pa.int64()}), "int64", (1,), "is stored as object; its "
+                                                                  "declared dtype is int64"),
         ([1.5], pa.float64(), "int64", (1,), f"is stored as float64 {LOSSY} int64 cannot hold"),
-        ([float("nan")], pa.float64(), "int64", (1,), f"is stored as float64 {LOSSY} int64 cannot hold"),
+        ([float("nan")], pa.float64(), "int64", (1,), f"is stored as float64 {LOSSY} int64 cannot "
+                                                      "hold"),
         ([2.0**63], pa.float64(), "int64", (1,), f"is stored as float64 {LOSSY} int64 cannot hold"),
-        ([2.0**64], pa.float64(), "uint64", (1,), f"is stored as float64 {LOSSY} uint64 cannot hold"),
+        ([2.0**64], pa.float64(), "uint64", (1,), f"is stored as float64 {LOSSY} uint64 cannot "
+                                                  "hold"),
         ([-1.0], pa.float64(), "uint64", (1,), f"is stored as float64 {LOSSY} uint64 cannot hold"),
         ([256], pa.int64(), "uint8", (1,), f"is stored as int64 {LOSSY} uint8 cannot hold"),
         ([2], pa.int64(), "bool", (1,), f"is stored as int64 {LOSSY} bool cannot hold"),
-        ([float("nan")], pa.float32(), "bool", (1,), f"is stored as float32 {LOSSY} bool cannot hold"),
+        ([float("nan")], pa.float32(), "bool", (1,), f"is stored as float32 {LOSSY} bool cannot "
+                                                     "hold"),
         # Of equal width, where casting back gives the stored value again.
         ([-1], pa.int64(), "uint64", (1,), f"is stored as int64 {LOSSY} uint64 cannot hold"),
         ([2**63], pa.uint64(), "int64", (1,), f"is stored as uint64 {LOSSY} int64 cannot hold"),
         ([-1], pa.int8(), "uint8", (1,), f"is stored as int8 {LOSSY} uint8 cannot hold"),
         ([255], pa.uint8(), "int8", (1,), f"is stored as uint8 {LOSSY} int8 cannot hold"),
-        ([[-1, 1]], pa.list_(pa.int32()), "uint32", (2,), f"is stored as int32 {LOSSY} uint32 cannot hold"),
+        ([[-1, 1]], pa.list_(pa.int32()), "uint32", (2,), f"is stored as int32 {LOSSY} uint32 "
+                                                          "cannot hold"),
     ],
     ids=lambda value: str(value) if isinstance(value, str | pa.DataType) else "",
 )  # fmt: skip
-def test_values_that_are_not_what_is_declared(values: Any, kind: pa.DataType, dtype: str, shape: tuple[int, ...], text: str) -> None:
+def test_values_that_are_not_what_is_declared(
+    values: Any, kind: pa.DataType, dtype: str, shape: tuple[int, ...], text: str
+) -> None:
     with pytest.raises(DatasetFormatError) as caught:
         to_numpy(column(values, kind), Feature("key", dtype, shape), where=WHERE)
     assert str(caught.value) == f"{WHERE}: feature 'key' {text}"
@@ -329,16 +416,22 @@ def test_strings() -> None:
     feature = Feature("key", "string", (1,))
     assert to_strings(column(["a", "", "ü"]), feature, where=WHERE) == ["a", "", "ü"]
     assert to_strings(column(["a", "b"], pa.large_string()), feature, where=WHERE) == ["a", "b"]
-    assert to_strings(column(pa.array(["a", "b", "a"]).dictionary_encode()), feature, where=WHERE) == ["a", "b", "a"]
+    assert to_strings(
+        column(pa.array(["a", "b", "a"]).dictionary_encode()), feature, where=WHERE
+    ) == ["a", "b", "a"]
 
 
 @pytest.mark.parametrize(
-    ("values", "shown"), [(["a", None], "None in row 1"), ([1, 2], "1 in row 0"), ([["a"]], "['a'] in row 0")], ids=str
+    ("values", "shown"),
+    [(["a", None], "None in row 1"), ([1, 2], "1 in row 0"), ([["a"]], "['a'] in row 0")],
+    ids=str,
 )
 def test_values_that_are_no_strings(values: Any, shown: str) -> None:
     with pytest.raises(DatasetFormatError) as caught:
         to_strings(column(values), Feature("key", "string", (1,)), where=WHERE)
-    assert str(caught.value) == f"{WHERE}: feature 'key' has {shown} of its group; expected a string"
+    assert (
+        str(caught.value) == f"{WHERE}: feature 'key' has {shown} of its group; expected a string"
+    )
 
 
 def test_images() -> None:
@@ -358,7 +451,10 @@ ENCODED = "expected encoded pictures, as bytes or as a struct with a field bytes
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ([{"bytes": b"png", "path": "1.png"}, {"bytes": None, "path": "2.png"}], f"has no bytes in row 1 {NO_BYTES}"),
+        (
+            [{"bytes": b"png", "path": "1.png"}, {"bytes": None, "path": "2.png"}],
+            f"has no bytes in row 1 {NO_BYTES}",
+        ),
         ([{"bytes": b"", "path": "1.png"}], f"has no bytes in row 0 {NO_BYTES}"),
         ([b"png", None], f"has no bytes in row 1 {NO_BYTES}"),
         (["1.png"], f"is stored as 'string'; {ENCODED}"),
@@ -374,18 +470,33 @@ def test_images_without_bytes(values: Any, text: str) -> None:
     assert str(caught.value) == f"{WHERE}: image 'key' {text}"
 
 
-# --- damaged files -------------------------------------------------------------------------------------------------------------------
+# --- damaged files -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("data", "text"),
     [
         (b"", "not a parquet file, or truncated: its 0 bytes end with b''; expected b'PAR1'"),
-        (b"PAR1", "not a parquet file, or truncated: its 4 bytes end with b'PAR1'; expected b'PAR1'"),
-        (b"<html>not found</html>", "not a parquet file, or truncated: its 22 bytes end with b'tml>'; expected b'PAR1'"),
-        (b"PAR1" + bytes(20) + b"PARE", "not a parquet file, or truncated: its 28 bytes end with b'PARE'; expected b'PAR1'"),
-        (b"PAR1" + struct.pack("<I", 99) + b"PAR1", "the footer says that it has 99 bytes, in a file of 12; the file is damaged"),
-        (b"PAR1" + b"\xff" * 4 + b"PAR1", "the footer says that it has 4294967295 bytes, in a file of 12; the file is damaged"),
+        (
+            b"PAR1",
+            "not a parquet file, or truncated: its 4 bytes end with b'PAR1'; expected b'PAR1'",
+        ),
+        (
+            b"<html>not found</html>",
+            "not a parquet file, or truncated: its 22 bytes end with b'tml>'; expected b'PAR1'",
+        ),
+        (
+            b"PAR1" + bytes(20) + b"PARE",
+            "not a parquet file, or truncated: its 28 bytes end with b'PARE'; expected b'PAR1'",
+        ),
+        (
+            b"PAR1" + struct.pack("<I", 99) + b"PAR1",
+            "the footer says that it has 99 bytes, in a file of 12; the file is damaged",
+        ),
+        (
+            b"PAR1" + b"\xff" * 4 + b"PAR1",
+            "the footer says that it has 4294967295 bytes, in a file of 12; the file is damaged",
+        ),
     ],
     ids=["empty", "magic", "html", "encrypted", "footer length", "huge footer"],
 )
@@ -409,10 +520,17 @@ def test_every_prefix_of_a_file_is_refused() -> None:
 
 
 def test_footers_with_flipped_bytes_are_read_or_refused() -> None:
-    # Columns without nulls or lists: pyarrow 26 ends the process, not only the read, at level histograms that do not fit the schema
-    # (ColumnChunk() throws where Cython does not expect it), and only columns of that kind have none.
-    fields = [pa.field(name, kind, nullable=False) for name, kind in (("index", pa.int64()), ("x", pa.float32()), ("done", pa.bool_()))]
-    source = pa.table([pa.array(range(20)), pa.array([0.5] * 20, pa.float32()), pa.array([True] * 20)], schema=pa.schema(fields))
+    # Columns without nulls or lists: pyarrow 26 ends the process, not only the read, at level
+    # histograms that do not fit the schema (ColumnChunk() throws where Cython does not expect it),
+    # and only columns of that kind have none.
+    fields = [
+        pa.field(name, kind, nullable=False)
+        for name, kind in (("index", pa.int64()), ("x", pa.float32()), ("done", pa.bool_()))
+    ]
+    source = pa.table(
+        [pa.array(range(20)), pa.array([0.5] * 20, pa.float32()), pa.array([True] * 20)],
+        schema=pa.schema(fields),
+    )
     data = written(source, row_group_size=7, store_schema=False)
     table, _ = opened(data)
     start = len(data) - 8 - table.metadata.serialized_size
@@ -434,12 +552,16 @@ def test_footers_with_flipped_bytes_are_read_or_refused() -> None:
 
 @dataclass
 class StrictStorage:
-    """Says, as storages do, that a range is the caller's mistake; the tests let only the format error pass."""
+    """Says, as storages do, that a range is the caller's mistake; the tests let only the format
+    error pass.
+    """
 
     inner: Recorder
     description: str = "org/name@1a2b"
 
-    def read_ranges(self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False) -> list[bytes]:
+    def read_ranges(
+        self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False
+    ) -> list[bytes]:
         for start, stop in ranges:
             if not 0 <= start <= stop:
                 raise ValueError(f"[{start}, {stop}) is no range")
@@ -480,13 +602,17 @@ def test_text_of_a_damaged_page() -> None:
     (chunk,) = table.ranges(1, ["index"])
     data[chunk.start : chunk.stop] = bytes(chunk.length)
     broken, _ = opened(bytes(data))
-    with pytest.raises(DatasetFormatError, match=rf"^{WHERE}, row group 1: damaged parquet data \(.+\)$"):
+    with pytest.raises(
+        DatasetFormatError, match=rf"^{WHERE}, row group 1: damaged parquet data \(.+\)$"
+    ):
         broken.read_group(1, ["index"])
 
 
 def test_a_storage_that_fails_is_not_a_damaged_file() -> None:
     class FailingStorage(Recorder):
-        def read_ranges(self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False) -> list[bytes]:
+        def read_ranges(
+            self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False
+        ) -> list[bytes]:
             if self.ranges:
                 raise ConnectionError("the network")
             return super().read_ranges(path, ranges, keep=keep)

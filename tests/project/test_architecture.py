@@ -1,4 +1,6 @@
-"""The folders of the package: who imports whom, where heavy dependencies are, and that the public names are what `__all__` says."""
+"""The folders of the package: who imports whom, where heavy dependencies are, and that the public
+names are what `__all__` says.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,13 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
     if path.name != "__init__.py"
 }
-FOLDERS = {path.parent.relative_to(PACKAGE): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("__init__.py"))}
+FOLDERS = {
+    path.parent.relative_to(PACKAGE): ast.parse(path.read_text())
+    for path in sorted(PACKAGE.rglob("__init__.py"))
+}
 
-# Which folders a folder imports, from the lowest floor to the highest (docs/architecture/README.md draws it).
+# Which folders a folder imports, from the lowest floor to the highest (docs/architecture/README.md
+# draws it).
 ALLOWED = {
     "_base": set(),
     "_format": {"_base"},
@@ -36,7 +42,16 @@ ALLOWED = {
     "_reading": {"_base", "_format", "_order", "_parquet", "_video", "_storage", "_repository"},
     "_datasets": {"_base", "_order", "_repository", "_reading"},
     "_training": {"_base", "_video", "_repository", "_reading", "_datasets"},
-    "_inspection": {"_base", "_format", "_order", "_parquet", "_video", "_repository", "_reading", "_datasets"},
+    "_inspection": {
+        "_base",
+        "_format",
+        "_order",
+        "_parquet",
+        "_video",
+        "_repository",
+        "_reading",
+        "_datasets",
+    },
     "_cli": {"_inspection"},
     "testing": {"_base"},
 }
@@ -86,7 +101,9 @@ MOST_MODULES, MOST_ARROWS, FLOORS = 10, 41, 8
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """Yields the full names of all imported modules; of `from lerobot_grain._format import info` it is `lerobot_grain._format.info`."""
+    """Yields the full names of all imported modules; of `from lerobot_grain._format import info` it
+    is `lerobot_grain._format.info`.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -101,7 +118,9 @@ def imported(tree: ast.AST) -> Iterator[str]:
 def own_imports(tree: ast.AST) -> set[str]:
     """Returns the modules of ours that are imported, and `PUBLIC` for the package itself."""
     ours = {name for name in imported(tree) if name.split(".")[0] == "lerobot_grain"}
-    return {name.removeprefix("lerobot_grain.") if name != "lerobot_grain" else PUBLIC for name in ours}
+    return {
+        name.removeprefix("lerobot_grain.") if name != "lerobot_grain" else PUBLIC for name in ours
+    }
 
 
 def folder_of(name: str) -> str:
@@ -110,17 +129,32 @@ def folder_of(name: str) -> str:
 
 def arrows() -> set[tuple[str, str]]:
     """Returns which folder imports which other one."""
-    found = {(folder_of(name), folder_of(other)) for name, tree in MODULES.items() for other in own_imports(tree) if other != PUBLIC}
+    found = {
+        (folder_of(name), folder_of(other))
+        for name, tree in MODULES.items()
+        for other in own_imports(tree)
+        if other != PUBLIC
+    }
     return {(source, target) for source, target in found if source != target}
 
 
 def floors(needs: Mapping[str, set[str]]) -> dict[str, int]:
-    """Returns the floor of each: one above the highest of what it needs, from 1 on. Fails at a circle."""
+    """Returns the floor of each: one above the highest of what it needs, from 1 on.
+
+    Fails at a circle.
+    """
     found: dict[str, int] = {}
     while left := [name for name in needs if name not in found]:
-        ready = {name: needs[name] & set(needs) - {name} for name in left if needs[name] & set(needs) - {name} <= set(found)}
+        ready = {
+            name: needs[name] & set(needs) - {name}
+            for name in left
+            if needs[name] & set(needs) - {name} <= set(found)
+        }
         assert ready, f"a circle among {left}"
-        found |= {name: 1 + max((found[other] for other in others), default=0) for name, others in ready.items()}
+        found |= {
+            name: 1 + max((found[other] for other in others), default=0)
+            for name, others in ready.items()
+        }
     return found
 
 
@@ -148,7 +182,11 @@ def test_the_folders_stand_on_eight_floors() -> None:
     assert max(floors(house).values()) == FLOORS
     # No arrow up: the folders are listed from the lowest floor to the highest.
     order = list(house)
-    assert all(order.index(target) < order.index(source) for source, targets in house.items() for target in targets)
+    assert all(
+        order.index(target) < order.index(source)
+        for source, targets in house.items()
+        for target in targets
+    )
 
 
 def test_modules_have_no_circles() -> None:
@@ -171,7 +209,9 @@ def test_a_folder_has_at_most_ten_modules() -> None:
     assert max(sizes.values()) <= MOST_MODULES, sizes
 
 
-@pytest.mark.parametrize("folder", [folder for folder in FOLDERS if str(folder) not in (".", "testing")], ids=str)
+@pytest.mark.parametrize(
+    "folder", [folder for folder in FOLDERS if str(folder) not in (".", "testing")], ids=str
+)
 def test_a_private_folder_says_what_it_is_and_nothing_else(folder: Path) -> None:
     assert ast.get_docstring(FOLDERS[folder])
     assert len(FOLDERS[folder].body) == 1
@@ -179,7 +219,11 @@ def test_a_private_folder_says_what_it_is_and_nothing_else(folder: Path) -> None
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_imports_stand_at_the_top(name: str) -> None:
-    inner = [node for node in ast.walk(MODULES[name]) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
+    inner = [
+        node
+        for node in ast.walk(MODULES[name])
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    ]
     assert {found for node in inner for found in own_imports(node)} == set()
     typing_only = [node for node in MODULES[name].body if isinstance(node, ast.If)]
     assert {found for node in typing_only for found in own_imports(node)} == set()
@@ -188,7 +232,9 @@ def test_imports_stand_at_the_top(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_heavy_dependencies_stay_in_their_modules(name: str) -> None:
     packages = {found.split(".")[0] for found in imported(MODULES[name])}
-    assert packages - {"lerobot_grain", "numpy"} - set(sys.stdlib_module_names) <= HEAVY.get(name, set())
+    assert packages - {"lerobot_grain", "numpy"} - set(sys.stdlib_module_names) <= HEAVY.get(
+        name, set()
+    )
 
 
 def test_the_modules_of_heavy_dependencies_need_them() -> None:
@@ -198,33 +244,46 @@ def test_the_modules_of_heavy_dependencies_need_them() -> None:
 
 
 def test_the_loopback_hub_runs_without_any_dependency() -> None:
-    # Its server is a process of its own, which starts in no time because it imports the standard library only.
+    # Its server is a process of its own, which starts in no time because it imports the standard
+    # library only.
     seen, waiting = set(), ["testing._hub.server"]
     while waiting:
         name = waiting.pop()
         seen.add(name)
-        assert {found.split(".")[0] for found in imported(MODULES[name])} <= set(sys.stdlib_module_names) | {"lerobot_grain"}
+        assert {found.split(".")[0] for found in imported(MODULES[name])} <= set(
+            sys.stdlib_module_names
+        ) | {"lerobot_grain"}
         waiting += sorted(own_imports(MODULES[name]) - seen)
 
 
-# --- public names --------------------------------------------------------------------------------------------------------------------
+# --- public names --------------------------------------------------------------------------------
 
 
 def test_public_names_are_what_all_says() -> None:
     assert list(lg.__all__) == sorted(set(lg.__all__))
     # Seen in a new process, where no test has imported a submodule.
-    code = "import lerobot_grain, types; print(*(n for n, v in vars(lerobot_grain).items() if n[0] != '_' and type(v) != types.ModuleType))"
+    code = (
+        "import lerobot_grain, types; print(*(n for n, v in vars(lerobot_grain).items() if "
+        "n[0] != '_' and type(v) != types.ModuleType))"
+    )
     assert sorted(printed(code).split()) == list(lg.__all__)
 
 
 def test_importing_the_package_does_not_import_pytorch() -> None:
     # Two seconds and 200 MB that data sets without video need not pay.
-    assert printed("import lerobot_grain, sys; print(*{'torch', 'torchcodec'} & set(sys.modules))").strip() == ""
+    assert (
+        printed(
+            "import lerobot_grain, sys; print(*{'torch', 'torchcodec'} & set(sys.modules))"
+        ).strip()
+        == ""
+    )
 
 
 def printed(code: str) -> str:
     """Returns what a program prints in a new process."""
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=PACKAGE.parent).stdout
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=PACKAGE.parent
+    ).stdout
 
 
 @pytest.mark.parametrize("name", lg.__all__)
@@ -246,14 +305,22 @@ def test_modules_and_what_they_offer_are_described(name: str) -> None:
             assert ast.get_docstring(node), node.name
 
 
-# --- exceptions ----------------------------------------------------------------------------------------------------------------------
+# --- exceptions ----------------------------------------------------------------------------------
 
-EXCEPTIONS = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, BaseException)]
+EXCEPTIONS = [
+    value
+    for value in vars(errors).values()
+    if inspect.isclass(value) and issubclass(value, BaseException)
+]
 ERRORS = [value for value in EXCEPTIONS if not issubclass(value, Warning)]
 
 
 def test_the_exception_tree() -> None:
-    assert set(EXCEPTIONS) == {value for name in lg.__all__ if inspect.isclass(value := getattr(lg, name)) and issubclass(value, Exception)}
+    assert set(EXCEPTIONS) == {
+        value
+        for name in lg.__all__
+        if inspect.isclass(value := getattr(lg, name)) and issubclass(value, Exception)
+    }
     parents = {error.__name__: [base.__name__ for base in error.__bases__] for error in EXCEPTIONS}
     assert parents == {
         "LeRobotGrainError": ["Exception"],

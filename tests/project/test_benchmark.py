@@ -1,4 +1,7 @@
-"""The benchmark runs: a smoke test with the smallest data sets. What it measures here means nothing."""
+"""The benchmark runs: a smoke test with the smallest data sets.
+
+What it measures here means nothing.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +26,26 @@ SMALLEST = ["--scale", "tiny", "--repeats", "1", "--naive-seconds", "60", "--mar
 
 
 def check_tables(stdout: str, written: dict[str, Any], rows: dict[str, int]) -> None:
-    """The printed tables begin with the date, and have these names and numbers of cases; no line is cut."""
+    """The printed tables begin with the date, and have these names and numbers of cases; no line is
+    cut.
+    """
     assert list(written) == ["date", "machine", "command", "repeats", "summaries", "results"]
     date, _, _, *tables = stdout.splitlines()[:3] + stdout.split("\n\n")[2:]
     assert date.startswith(written["date"])
     assert [table.split("|")[1].strip() for table in tables] == list(rows)
     # Heading, rule, and a line for each case.
-    assert [len(table.strip().splitlines()) for table in tables] == [2 + count for count in rows.values()]
+    assert [len(table.strip().splitlines()) for table in tables] == [
+        2 + count for count in rows.values()
+    ]
 
 
 def test_a_measurement_in_a_process_of_its_own(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "throughput.py"), "--cases", "state", *SMALLEST]
     command += ["--cache", str(tmp_path), "--json", str(tmp_path / "result.json")]
     environment = os.environ | {"no_proxy": "localhost,127.0.0.1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=110, check=False
+    )
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "result.json").read_text())
     # A data set without video has nothing that the other kinds measure.
@@ -46,7 +55,9 @@ def test_a_measurement_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 
 def measure_here(command: list[str], **_: Any) -> types.SimpleNamespace:
-    """Stands in the place of `subprocess.run`: a new process would take 5 s to import PyTorch, for each kind."""
+    """Stands in the place of `subprocess.run`: a new process would take 5 s to import PyTorch, for
+    each kind.
+    """
     output = io.StringIO()
     argv, sys.argv = sys.argv, command[1:]
     try:
@@ -57,17 +68,28 @@ def measure_here(command: list[str], **_: Any) -> types.SimpleNamespace:
     return types.SimpleNamespace(returncode=0, stdout=output.getvalue())
 
 
-def test_two_cases_of_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_cases_of_the_benchmark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
     throughput, naive = (importlib.import_module(name) for name in ("throughput", "_naive"))
-    monkeypatch.setattr(throughput, "subprocess", types.SimpleNamespace(run=measure_here, PIPE=subprocess.PIPE))
+    monkeypatch.setattr(
+        throughput, "subprocess", types.SimpleNamespace(run=measure_here, PIPE=subprocess.PIPE)
+    )
     monkeypatch.setattr(naive, "multiprocessing", ForkingMultiprocessing())
     options = ["--cases", "small", "state", *SMALLEST, "--kinds", "ours", "limit", "naive", "hub50"]
     throughput.main([*options, "--cache", str(tmp_path), "--json", str(tmp_path / "result.json")])
     written = json.loads((tmp_path / "result.json").read_text())
     results = written["results"]
-    assert {case: list(kinds) for case, kinds in results.items()} == {"small": ["ours", "limit", "naive", "hub50"], "state": ["ours"]}
-    assert [results["small"][kind][0]["examples"] for kind in ("ours", "naive", "hub50")] == [96, 96, 96]
+    assert {case: list(kinds) for case, kinds in results.items()} == {
+        "small": ["ours", "limit", "naive", "hub50"],
+        "state": ["ours"],
+    }
+    assert [results["small"][kind][0]["examples"] for kind in ("ours", "naive", "hub50")] == [
+        96,
+        96,
+        96,
+    ]
     assert results["small"]["limit"][0]["frames"] == 96
     for kind in ("ours", "hub50"):
         statistics = results["small"][kind][0]["statistics"]

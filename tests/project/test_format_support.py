@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-LINES = [line for line in (TESTS.parent / "docs" / "format-support.md").read_text().splitlines() if re.match(r"\| (?!item \|)", line)]
+LINES = [
+    line
+    for line in (TESTS.parent / "docs" / "format-support.md").read_text().splitlines()
+    if re.match(r"\| (?!item \|)", line)
+]
 
 
 def defined(path: Path) -> set[str]:
@@ -19,7 +23,11 @@ def defined(path: Path) -> set[str]:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             names.add(node.name)
         if isinstance(node, ast.ClassDef):
-            names |= {f"{node.name}::{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef)}
+            names |= {
+                f"{node.name}::{inner.name}"
+                for inner in node.body
+                if isinstance(inner, ast.FunctionDef)
+            }
     return names
 
 

@@ -1,4 +1,6 @@
-"""The notebooks run from top to bottom, and the outputs that are kept in them are those of runs, with pictures."""
+"""The notebooks run from top to bottom, and the outputs that are kept in them are those of runs,
+with pictures.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,14 @@ NOTEBOOKS = Path(__file__).parents[2] / "examples" / "notebooks"
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 # What a cell prints, where the numbers are the same on all machines.
 EXPECTED = {
-    "resume_exactly": ["all 60 losses and batches are the same, to the last bit", "the state was taken with seed = 0, this stream has 1"],
-    "stream_your_first_data_set": ["60 episodes, 3,600 frames at 10 fps", "uint8 (64, 2, 96, 96, 3), mean in the step"],
+    "resume_exactly": [
+        "all 60 losses and batches are the same, to the last bit",
+        "the state was taken with seed = 0, this stream has 1",
+    ],
+    "stream_your_first_data_set": [
+        "60 episodes, 3,600 frames at 10 fps",
+        "uint8 (64, 2, 96, 96, 3), mean in the step",
+    ],
     "train_act": [" parameters"],
 }
 
@@ -36,13 +44,19 @@ def runner() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def environment(runner: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def environment(
+    runner: ModuleType, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
     with runner.stand_ins(tmp_path_factory.mktemp("notebooks")) as found:
         yield found
 
 
 def texts(notebook: Any) -> str:
-    return "".join(output.text for output in outputs(notebook) if output.output_type == "stream" and output.name == "stdout")
+    return "".join(
+        output.text
+        for output in outputs(notebook)
+        if output.output_type == "stream" and output.name == "stdout"
+    )
 
 
 def outputs(notebook: Any) -> list[Any]:
@@ -50,7 +64,11 @@ def outputs(notebook: Any) -> list[Any]:
 
 
 def pictures(notebook: Any) -> list[bytes]:
-    return [base64.b64decode(output.data["image/png"]) for output in outputs(notebook) if "image/png" in output.get("data", {})]
+    return [
+        base64.b64decode(output.data["image/png"])
+        for output in outputs(notebook)
+        if "image/png" in output.get("data", {})
+    ]
 
 
 def test_there_are_three() -> None:
@@ -59,7 +77,13 @@ def test_there_are_three() -> None:
 
 # `examples/act.py`, which the notebook is short for, always runs.
 @pytest.mark.parametrize(
-    "path", [pytest.param(path, marks=[pytest.mark.long] if path.stem == "train_act" else [], id=path.stem) for path in PATHS]
+    "path",
+    [
+        pytest.param(
+            path, marks=[pytest.mark.long] if path.stem == "train_act" else [], id=path.stem
+        )
+        for path in PATHS
+    ],
 )
 def test_a_notebook_runs(path: Path, runner: ModuleType, environment: dict[str, str]) -> None:
     found = runner.execute(path, environment, parameters={"STEPS": 3, "WIDTH": 16})
@@ -78,12 +102,21 @@ def test_kept_outputs_are_of_one_whole_run(path: Path) -> None:
         assert text in texts(notebook)
     assert all(picture.startswith(b"\x89PNG") for picture in pictures(notebook))
     # Nothing of the machine that they were made on.
-    assert not re.search(r"/(home|root|tmp|work|usr|opt)/|Error|Warning", "".join(str(output) for output in outputs(notebook)))
+    assert not re.search(
+        r"/(home|root|tmp|work|usr|opt)/|Error|Warning",
+        "".join(str(output) for output in outputs(notebook)),
+    )
 
 
-def test_a_cell_that_raises_is_an_error(runner: ModuleType, tmp_path: Path, environment: dict[str, str]) -> None:
+def test_a_cell_that_raises_is_an_error(
+    runner: ModuleType, tmp_path: Path, environment: dict[str, str]
+) -> None:
     notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell("import lerobot_grain as lg\nlg.open_repository('lerobot/absent')")]
+        cells=[
+            nbformat.v4.new_code_cell(
+                "import lerobot_grain as lg\nlg.open_repository('lerobot/absent')"
+            )
+        ]
     )
     nbformat.write(notebook, tmp_path / "absent.ipynb")
     with pytest.raises(CellExecutionError, match="lerobot/absent"):

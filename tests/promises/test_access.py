@@ -1,4 +1,6 @@
-"""What the user's environment says of access is followed: tokens, proxies and certificate authorities."""
+"""What the user's environment says of access is followed: tokens, proxies and certificate
+authorities.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +38,20 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def guarded(directory: Path) -> Iterator[LoopbackHub]:
     with LoopbackHub() as running:
         running.add_repository("access/public", directory, tags=["v3.0"])
-        running.add_repository("access/private", directory, tags=["v3.0"], private=True, token=TOKEN)
-        running.add_repository("access/gated", directory, tags=["v3.0"], gated="manual", token=TOKEN)
+        running.add_repository(
+            "access/private", directory, tags=["v3.0"], private=True, token=TOKEN
+        )
+        running.add_repository(
+            "access/gated", directory, tags=["v3.0"], gated="manual", token=TOKEN
+        )
         running.add_token(STRANGER)
         yield running
 
 
 # huggingface_hub before 1.0 has sessions of requests.
-forget_session = getattr(huggingface_hub, "close_session", None) or huggingface_hub.configure_http_backend
+forget_session = (
+    getattr(huggingface_hub, "close_session", None) or huggingface_hub.configure_http_backend
+)
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +59,14 @@ def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
-    for name in ("HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+    for name in (
+        "HUGGING_FACE_HUB_TOKEN",
+        "HF_OIDC_RESOURCE",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "REQUESTS_CA_BUNDLE",
+        "CURL_CA_BUNDLE",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     no_pauses(monkeypatch)
@@ -61,7 +76,7 @@ def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     forget_session()
 
 
-# --- tokens ----------------------------------------------------------------------------------------------------------------------------
+# --- tokens --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -85,8 +100,12 @@ def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     ],
 )
 @pytest.mark.parametrize("repository", ["access/private", "access/gated"])
-def test_tokens(guarded, directory, monkeypatch, tmp_path, repository, argument, variable, file, implicit, sent):
-    """From the argument, else HF_TOKEN, else the file of `hf auth login`, unless that is forbidden."""
+def test_tokens(
+    guarded, directory, monkeypatch, tmp_path, repository, argument, variable, file, implicit, sent
+):
+    """From the argument, else HF_TOKEN, else the file of `hf auth login`, unless that is
+    forbidden.
+    """
     if variable:
         monkeypatch.setenv("HF_TOKEN", variable)
     if file:
@@ -101,19 +120,29 @@ def test_tokens(guarded, directory, monkeypatch, tmp_path, repository, argument,
             assert storage.read_tail(video, 100)[0] == (directory / video).read_bytes()[-100:]
             storage.close()
     else:
-        hint = "the token that was sent gives no access" if sent else 'found none: set HF_TOKEN or run "hf auth login"'
+        hint = (
+            "the token that was sent gives no access"
+            if sent
+            else 'found none: set HF_TOKEN or run "hf auth login"'
+        )
         with pytest.raises(lg.StorageError) as caught:
             lg.open_repository(repository, **where)
         expected = (
-            f"{repository} is gated: ask for access on its page" if "gated" in repository else f"there is no data set {repository} on"
+            f"{repository} is gated: ask for access on its page"
+            if "gated" in repository
+            else f"there is no data set {repository} on"
         )
         assert expected in str(caught.value)
         assert f"({hint})" in str(caught.value)
-    assert {(r.origin, r.had_authorization) for r in guarded.requests()} - {("cdn", False)} == {("hub", sent is not None)}
+    assert {(r.origin, r.had_authorization) for r in guarded.requests()} - {("cdn", False)} == {
+        ("hub", sent is not None)
+    }
 
 
 def test_tokens_of_the_environment_of_a_process(guarded, directory, tmp_path):
-    """Where huggingface_hub itself reads them, the file of HF_HOME, before and after this process was started."""
+    """Where huggingface_hub itself reads them, the file of HF_HOME, before and after this process
+    was started.
+    """
     (tmp_path / "token").write_text(TOKEN)
     tasks = [
         {"repository": "access/private", "endpoint": guarded.endpoint},
@@ -125,7 +154,7 @@ def test_tokens_of_the_environment_of_a_process(guarded, directory, tmp_path):
     assert "there is no data set access/private" in refused["text"]
 
 
-# --- proxies ---------------------------------------------------------------------------------------------------------------------------
+# --- proxies -------------------------------------------------------------------------------------
 
 
 class Forwarder:
@@ -195,14 +224,18 @@ class Proxy(Forwarder):
         method, target, version = first.decode().split(" ")
         host = target if method == "CONNECT" else urlsplit(target).netloc
         self.asked.append((method, host, b"proxy-authorization: basic" in rest.lower()))
-        with socket.create_connection((host.partition(":")[0], int(host.partition(":")[2]))) as upstream:
+        with socket.create_connection(
+            (host.partition(":")[0], int(host.partition(":")[2]))
+        ) as upstream:
             if method == "CONNECT":
                 connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
             else:
                 parts = urlsplit(target)
                 path = parts.path + (f"?{parts.query}" if parts.query else "")
                 rest = rest.replace(b"\r\nConnection: keep-alive", b"")
-                upstream.sendall(f"{method} {path} {version}\r\nConnection: close\r\n".encode() + rest)
+                upstream.sendall(
+                    f"{method} {path} {version}\r\nConnection: close\r\n".encode() + rest
+                )
             relay(connection, upstream)
 
 
@@ -221,15 +254,23 @@ def test_all_requests_go_through_a_proxy(guarded, directory, proxy, monkeypatch,
     assert found == digest(directory)
     assert {authorized for _, _, authorized in proxy.asked} == {True}
     assert len(proxy.asked) == len(guarded.requests())
-    assert {host for _, host, _ in proxy.asked} == {urlsplit(guarded.endpoint).netloc, urlsplit(guarded.cdn_origin).netloc}
+    assert {host for _, host, _ in proxy.asked} == {
+        urlsplit(guarded.endpoint).netloc,
+        urlsplit(guarded.cdn_origin).netloc,
+    }
     assert "password" not in caplog.text
 
 
-@pytest.mark.parametrize(("without", "hosts"), [("localhost,127.0.0.1", set()), ("*", set()), ("127.0.0.1", {"localhost"})])
+@pytest.mark.parametrize(
+    ("without", "hosts"),
+    [("localhost,127.0.0.1", set()), ("*", set()), ("127.0.0.1", {"localhost"})],
+)
 def test_hosts_without_proxy(guarded, directory, proxy, monkeypatch, tmp_path, without, hosts):
     monkeypatch.setenv("http_proxy", f"127.0.0.1:{proxy.port}")
     monkeypatch.setenv("NO_PROXY", without)
-    assert digest("access/public", endpoint=guarded.endpoint, cache_dir=tmp_path) == digest(directory)
+    assert digest("access/public", endpoint=guarded.endpoint, cache_dir=tmp_path) == digest(
+        directory
+    )
     assert {host.partition(":")[0] for _, host, _ in proxy.asked} == hosts
 
 
@@ -237,16 +278,22 @@ def test_a_proxy_that_is_not_there(guarded, monkeypatch, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     monkeypatch.setenv("HTTP_PROXY", f"http://user:password@127.0.0.1:{port}")
-    with pytest.raises(lg.StorageError, match=r"gave up after \d+ attempt\(s\), .* ConnectError at localhost: .*refused") as caught:
+    with pytest.raises(
+        lg.StorageError,
+        match=r"gave up after \d+ attempt\(s\), .* ConnectError at localhost: .*refused",
+    ) as caught:
         open_with(guarded.endpoint, tmp_path, options=lg.StorageOptions(deadline_seconds=1.5))
     assert "password" not in str(caught.value)
 
 
-# --- certificates ----------------------------------------------------------------------------------------------------------------------
+# --- certificates --------------------------------------------------------------------------------
 
 
 class TlsHub(Forwarder):
-    """The origin of a Hub, over TLS. Small files only: links to the CDN would lead back from https to http, which is refused."""
+    """The origin of a Hub, over TLS.
+
+    Small files only: links to the CDN would lead back from https to http, which is refused.
+    """
 
     def __init__(self, hub: LoopbackHub, certificate: Path, key: Path) -> None:
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -265,18 +312,42 @@ class TlsHub(Forwarder):
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a certificate that signs itself, `ca.pem`, and its key, made into one for SSL_CERT_DIR too."""
+    """A directory with a certificate that signs itself, `ca.pem`, and its key, made into one for
+    SSL_CERT_DIR too.
+    """
     if shutil.which("openssl") is None:
         pytest.skip("the command openssl, which makes the certificate, is not here")
     made = tmp_path_factory.mktemp("certificate")
-    names = ["subjectAltName=DNS:localhost,IP:127.0.0.1", "keyUsage=critical,keyCertSign,digitalSignature"]
+    names = [
+        "subjectAltName=DNS:localhost,IP:127.0.0.1",
+        "keyUsage=critical,keyCertSign,digitalSignature",
+    ]
 
     def openssl(*arguments: str) -> str:
-        return subprocess.run(["openssl", *arguments], cwd=made, check=True, capture_output=True, text=True, timeout=20).stdout.strip()
+        return subprocess.run(
+            ["openssl", *arguments],
+            cwd=made,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        ).stdout.strip()
 
     options = [option for name in names for option in ("-addext", name)]
     curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-keyout", "key.pem"]
-    openssl("req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=localhost", *curve, "-out", "ca.pem", *options)
+    openssl(
+        "req",
+        "-x509",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+        *curve,
+        "-out",
+        "ca.pem",
+        *options,
+    )
     name_hash = openssl("x509", "-in", "ca.pem", "-noout", "-hash")
     (made / f"{name_hash}.0").write_bytes((made / "ca.pem").read_bytes())
     return made
@@ -295,25 +366,35 @@ def open_with(endpoint: str, cache: Path, **changes: Any) -> Storage:
     return open_storage("access/public", endpoint=endpoint, cache_dir=cache, **arguments)
 
 
-@pytest.mark.parametrize(("variable", "value"), [("SSL_CERT_FILE", "ca.pem"), ("SSL_CERT_DIR", ".")])
-def test_certificate_authorities_of_the_user(tls, certificate, directory, monkeypatch, tmp_path, variable, value):
+@pytest.mark.parametrize(
+    ("variable", "value"), [("SSL_CERT_FILE", "ca.pem"), ("SSL_CERT_DIR", ".")]
+)
+def test_certificate_authorities_of_the_user(
+    tls, certificate, directory, monkeypatch, tmp_path, variable, value
+):
     monkeypatch.setenv(variable, str(certificate / value))
     with contextlib.closing(open_with(tls.endpoint, tmp_path)) as storage:
         contents = (directory / INFO).read_bytes()
         assert storage.read_metadata(INFO, max_bytes=100_000) == contents
-        assert storage.read_tail("meta/stats.json", 10)[0] == (directory / "meta/stats.json").read_bytes()[-10:]
+        assert (
+            storage.read_tail("meta/stats.json", 10)[0]
+            == (directory / "meta/stats.json").read_bytes()[-10:]
+        )
 
 
 # huggingface_hub left requests, and with it these two, for httpx2.
 @pytest.mark.parametrize("variable", [None, "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
-def test_a_certificate_that_is_not_trusted_is_an_error_at_once(tls, certificate, monkeypatch, tmp_path, variable):
+def test_a_certificate_that_is_not_trusted_is_an_error_at_once(
+    tls, certificate, monkeypatch, tmp_path, variable
+):
     if variable:
         monkeypatch.setenv(variable, str(certificate / "ca.pem"))
     with pytest.raises(lg.StorageError) as caught:
         open_with(tls.endpoint, tmp_path, token=TOKEN)
     assert str(caught.value) == (
-        "access/public@v3.0: localhost shows a certificate that is not trusted (self-signed certificate); if it is a mirror or proxy of "
-        "yours, let SSL_CERT_FILE or SSL_CERT_DIR name its certificate authority"
+        "access/public@v3.0: localhost shows a certificate that is not trusted (self-signed "
+        "certificate); if it is a mirror or proxy of yours, let SSL_CERT_FILE or SSL_CERT_DIR "
+        "name its certificate authority"
     )
     assert caught.value.__context__ is None
     assert tls.num_connections == 1
@@ -324,4 +405,6 @@ def test_a_proxy_for_https(tls, certificate, proxy, monkeypatch, tmp_path):
     monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
     with contextlib.closing(open_with(tls.endpoint, tmp_path)) as storage:
         assert storage.read_metadata(INFO, max_bytes=100_000).startswith(b"{")
-    assert {(method, host) for method, host, _ in proxy.asked} == {("CONNECT", f"localhost:{tls.port}")}
+    assert {(method, host) for method, host, _ in proxy.asked} == {
+        ("CONNECT", f"localhost:{tls.port}")
+    }

@@ -1,4 +1,6 @@
-"""How often the Hub is asked, seen in the log of the loopback Hub: it counts requests to its API and its resolver, and limits them."""
+"""How often the Hub is asked, seen in the log of the loopback Hub: it counts requests to its API
+and its resolver, and limits them.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +29,20 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def arguments(hub: LoopbackHub, directory: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+def arguments(
+    hub: LoopbackHub, directory: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[dict[str, Any]]:
     """Opens the data set on the Hub, with an empty cache and eight connections."""
     name = f"economy/{request.node.name.replace('_', '-')}"
     hub.add_repository(name, directory, tags=["v3.0"])
     hub.clear_requests()
     options = lg.ReadOptions(storage=lg.StorageOptions(num_connections=8))
-    yield {"repository": name, "endpoint": hub.endpoint, "cache_dir": tmp_path, "read_options": options}
+    yield {
+        "repository": name,
+        "endpoint": hub.endpoint,
+        "cache_dir": tmp_path,
+        "read_options": options,
+    }
     hub.set_latency(0)
 
 
@@ -51,7 +60,11 @@ def test_one_process_with_eight_connections(hub: LoopbackHub, arguments: dict[st
     hub.set_latency(0.01)
     dataset = lg.LeRobotIterDataset(**arguments, num_epochs=2)
     opening = hub.requests()
-    assert [r.path.split("/")[5] for r in opening if r.kind == "api"] == ["refs", "revision", "tree"]
+    assert [r.path.split("/")[5] for r in opening if r.kind == "api"] == [
+        "refs",
+        "revision",
+        "tree",
+    ]
     assert set(by_file(opening).values()) == {1}
     assert not [r for r in opening if r.file and r.file.startswith("data/")]
     # A second iterator and the epochs of both share what the first one learnt.
@@ -71,9 +84,13 @@ def test_opening_again_finds_meta_in_the_cache(hub: LoopbackHub, arguments: dict
     assert [r.kind for r in hub.requests()] == ["api"] * 3
 
 
-def test_four_workers(hub: LoopbackHub, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_four_workers(
+    hub: LoopbackHub, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fork_workers(monkeypatch)
-    dataset = lg.LeRobotIterDataset(**arguments, num_epochs=1, shuffle=lg.Shuffle(seed=5, num_parts=4, buffer_size=4))
+    dataset = lg.LeRobotIterDataset(
+        **arguments, num_epochs=1, shuffle=lg.Shuffle(seed=5, num_parts=4, buffer_size=4)
+    )
     hub.clear_requests()
     workers = lg.WorkerPrefetchIterDataset(dataset, num_workers=4)
     assert num_rows(workers) == NUM_ROWS

@@ -1,7 +1,8 @@
-"""Programs that end while what they read ahead waits for the Hub: within seconds, with their own status, whether they closed it or not.
+"""Programs that end while what they read ahead waits for the Hub: within seconds, with their own
+status, whether they closed it or not.
 
-Each is a process of its own, which ends as all programs do. They are forked from one that has imported the package: 36 imports would take
-minutes.
+Each is a process of its own, which ends as all programs do. They are forked from one that has
+imported the package: 36 imports would take minutes.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ PIPELINES = {
 }
 
 def fork_each(cases):
-    # Returns a case in each child, and reports in the parent. Few at a time: how long they take is measured.
+    # Returns a case in each child, and reports in the parent. Few at a time: how long they take is
+    # measured.
     begun = {}
     while cases or begun:
         while cases and len(begun) < 3:
@@ -54,7 +56,8 @@ def fork_each(cases):
         ended = time.monotonic()
         with open(told) as told:
             text = told.read()
-        print(json.dumps([case, os.waitstatus_to_exitcode(status), ended - float(text) if text else None]), flush=True)
+        seconds = ended - float(text) if text else None
+        print(json.dumps([case, os.waitstatus_to_exitcode(status), seconds]), flush=True)
     sys.exit()
 
 def run(case, telling):
@@ -93,20 +96,37 @@ FAULTS = {
 PIPELINES = ("examples", "batches", "device feed")
 # Each pipeline with two endings, each ending twice.
 FEW = {
-    "a pause": [("examples", "exception"), ("batches", "Ctrl-C in next"), ("device feed", "sys.exit"), ("device feed", "close")],
-    "a stall": [("examples", "Ctrl-C in next"), ("batches", "sys.exit"), ("device feed", "exception"), ("batches", "close")],
+    "a pause": [
+        ("examples", "exception"),
+        ("batches", "Ctrl-C in next"),
+        ("device feed", "sys.exit"),
+        ("device feed", "close"),
+    ],
+    "a stall": [
+        ("examples", "Ctrl-C in next"),
+        ("batches", "sys.exit"),
+        ("device feed", "exception"),
+        ("batches", "close"),
+    ],
 }
 ALL = {fault: list(itertools.product(PIPELINES, STATUSES)) for fault in FAULTS}
 CASES = [
     *(pytest.param(fault, cases, id=fault) for fault, cases in FEW.items()),
-    *(pytest.param(fault, cases, id=f"{fault}, all", marks=pytest.mark.long) for fault, cases in ALL.items()),
+    *(
+        pytest.param(fault, cases, id=f"{fault}, all", marks=pytest.mark.long)
+        for fault, cases in ALL.items()
+    ),
 ]
 
 
 @pytest.fixture(scope="module")
-def arguments(hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+def arguments(
+    hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("exit")
-    written = write_dataset(folder / "data", episode_lengths=[600, 12, 12, 12], episodes_per_data_file=1)
+    written = write_dataset(
+        folder / "data", episode_lengths=[600, 12, 12, 12], episodes_per_data_file=1
+    )
     hub.add_repository("exit/data", written.directory, tags=["v3.0"])
     yield {"repository": "exit/data", "endpoint": hub.endpoint, "cache_dir": str(folder / "cache")}
     hub.clear_faults()
@@ -114,19 +134,40 @@ def arguments(hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.mark.parametrize(("fault", "cases"), CASES)
 def test_a_program_ends_whatever_the_hub_does(
-    hub: LoopbackHub, arguments: dict[str, Any], tmp_path: Path, fault: str, cases: list[tuple[str, str]]
+    hub: LoopbackHub,
+    arguments: dict[str, Any],
+    tmp_path: Path,
+    fault: str,
+    cases: list[tuple[str, str]],
 ) -> None:
     hub.clear_faults()
-    hub.add_fault(Fault(origin="cdn", path_regex="^data/.*file-00[1-3]", times=None, **FAULTS[fault]))
-    command = [sys.executable, "-c", PROGRAM, json.dumps(arguments), json.dumps(cases), str(tmp_path)]
-    environment = os.environ | {"LEROBOT_GRAIN_CACHE": str(Path(arguments["cache_dir"]) / "kept"), "JAX_PLATFORMS": "cpu"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True) as program:
+    hub.add_fault(
+        Fault(origin="cdn", path_regex="^data/.*file-00[1-3]", times=None, **FAULTS[fault])
+    )
+    command = [
+        sys.executable,
+        "-c",
+        PROGRAM,
+        json.dumps(arguments),
+        json.dumps(cases),
+        str(tmp_path),
+    ]
+    environment = os.environ | {
+        "LEROBOT_GRAIN_CACHE": str(Path(arguments["cache_dir"]) / "kept"),
+        "JAX_PLATFORMS": "cpu",
+    }
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as program:
         try:
             output, _ = program.communicate(timeout=100)
         except subprocess.TimeoutExpired:
             os.killpg(program.pid, signal.SIGKILL)
             raise
-    found = {(pipeline, ending): (status, seconds) for (pipeline, ending), status, seconds in map(json.loads, output.splitlines())}
+    found = {
+        (pipeline, ending): (status, seconds)
+        for (pipeline, ending), status, seconds in map(json.loads, output.splitlines())
+    }
     for pipeline, ending in cases:
         status, seconds = found[pipeline, ending]
         print(f"{fault}, {pipeline}, {ending}: {seconds} s")
@@ -141,24 +182,34 @@ import lerobot_grain as lg
 
 hub = json.loads(sys.argv[1])
 streams = [lg.LeRobotIterDataset(**hub, features=["index", "action"]) for _ in range(3)]
-iterators = [iter(streams[0]), iter(streams[1].batch(5)), iter(streams[2].batch(5).pipe(lg.DeviceIterDataset))]
+fed = streams[2].batch(5).pipe(lg.DeviceIterDataset)
+iterators = [iter(streams[0]), iter(streams[1].batch(5)), iter(fed)]
 for iterator in iterators:
     for _ in range(3):
         next(iterator)
 """
 
 
-def test_a_program_that_closes_nothing_ends_without_a_word(hub: LoopbackHub, arguments: dict[str, Any]) -> None:
+def test_a_program_that_closes_nothing_ends_without_a_word(
+    hub: LoopbackHub, arguments: dict[str, Any]
+) -> None:
     """Python warns of sockets and files that nobody has closed."""
     hub.clear_faults()
     command = [sys.executable, "-X", "dev", "-W", "error", "-c", LEFT_OPEN, json.dumps(arguments)]
-    environment = os.environ | {"LEROBOT_GRAIN_CACHE": str(Path(arguments["cache_dir"]) / "kept"), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    environment = os.environ | {
+        "LEROBOT_GRAIN_CACHE": str(Path(arguments["cache_dir"]) / "kept"),
+        "JAX_PLATFORMS": "cpu",
+    }
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
     assert (done.returncode, done.stdout, own_lines(done.stderr)) == (0, "", "")
 
 
 def test_what_has_not_begun_at_the_end_is_dropped() -> None:
-    """It was begun until a second had gone by, and then Python ended threads inside of the decoder, which aborts the program."""
+    """It was begun until a second had gone by, and then Python ended threads inside of the decoder,
+    which aborts the program.
+    """
     code = """
 import atexit, time
 started = []
@@ -176,7 +227,9 @@ for _ in range(50):
 while len(started) < 2:
     time.sleep(0.01)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
     assert (done.returncode, done.stdout, own_lines(done.stderr)) == (0, "2\n", "")
 
 
@@ -207,7 +260,9 @@ pool.submit(task)
 while not lines:
     time.sleep(0.01)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
     assert (done.returncode, own_lines(done.stderr)) == (0, "")
     assert done.stdout in ("begun ended the program is ending\n", "begun ended\n")
 

@@ -1,4 +1,6 @@
-"""A short run of the fuzzer, always the same, over all that reads bytes of a data set; and the fuzzer itself. Long runs: fuzz/README.md."""
+"""A short run of the fuzzer, always the same, over all that reads bytes of a data set; and the
+fuzzer itself. Long runs: fuzz/README.md.
+"""
 
 from __future__ import annotations
 
@@ -39,22 +41,30 @@ def test_what_is_not_damaged_is_read(seeds: Seeds, name: str) -> None:
     assert all(TARGETS[name].accepts(data) for data in seeds[name])
 
 
-@pytest.mark.parametrize(("name", "inputs"), [("mp4", 1000), ("info", 4000), ("episodes", 2000), ("parquet", 300)])
+@pytest.mark.parametrize(
+    ("name", "inputs"), [("mp4", 1000), ("info", 4000), ("episodes", 2000), ("parquet", 300)]
+)
 def test_a_value_or_the_format_error(seeds: Seeds, name: str, inputs: int) -> None:
     # Warnings are errors in tests, so no absurd number slips through NumPy either.
     target = TARGETS[name]
-    accepted = sum(target.accepts(make_input(target, seeds[name], seed=2, number=number)) for number in range(inputs))
+    accepted = sum(
+        target.accepts(make_input(target, seeds[name], seed=2, number=number))
+        for number in range(inputs)
+    )
     assert inputs // 20 < accepted < inputs - inputs // 20
 
 
 def test_inputs_are_always_the_same(seeds: Seeds) -> None:
     for name, target in TARGETS.items():
-        first, again = ([make_input(target, seeds[name], seed=3, number=number) for number in range(20)] for _ in range(2))
+        first, again = (
+            [make_input(target, seeds[name], seed=3, number=number) for number in range(20)]
+            for _ in range(2)
+        )
         assert first == again
         assert len(set(first)) > 15
 
 
-# --- any table of any types ----------------------------------------------------------------------------------------------------------
+# --- any table of any types ----------------------------------------------------------------------
 
 _LEAVES: list[tuple[pa.DataType, list[Any]]] = [
     (pa.int8(), [-1, 127]),
@@ -85,7 +95,10 @@ def columns(draw: st.DrawFn) -> pa.Array:
         shape = draw(st.sampled_from(["list", "fixed", "large", "struct"]))
         if shape == "struct":
             name = draw(st.sampled_from(["bytes", "path"]))
-            kind, elements = pa.struct({name: kind}), st.one_of(st.none(), elements.map(lambda value, name=name: {name: value}))
+            kind, elements = (
+                pa.struct({name: kind}),
+                st.one_of(st.none(), elements.map(lambda value, name=name: {name: value})),
+            )
         else:
             size = 2 if shape == "fixed" else -1
             kind = pa.large_list(kind) if shape == "large" else pa.list_(kind, size)
@@ -113,14 +126,23 @@ def test_any_column_for_any_feature(array: pa.Array, feature: Feature) -> None:
     except (pa.ArrowException, OSError):
         return  # a type that parquet does not have
     table = open_table(InMemoryFile("org/name@1a2b", sink.getvalue()), "a.parquet")
-    to_values = to_encoded_images if feature.is_camera else to_strings if feature.dtype == "string" else to_numpy
+    to_values = (
+        to_encoded_images
+        if feature.is_camera
+        else to_strings
+        if feature.dtype == "string"
+        else to_numpy
+    )
     with contextlib.suppress(DatasetFormatError):
-        assert len(to_values(table.read_group(0, ["key"]).column("key"), feature, where=table.where)) == _ROWS
+        assert (
+            len(to_values(table.read_group(0, ["key"]).column("key"), feature, where=table.where))
+            == _ROWS
+        )
     with contextlib.suppress(DatasetFormatError):
         assert len(read_columns(table, None)["key"]) == _ROWS
 
 
-# --- the fuzzer itself ---------------------------------------------------------------------------------------------------------------
+# --- the fuzzer itself ---------------------------------------------------------------------------
 
 
 def dying(number: int, action: str) -> tuple[str, ...]:
@@ -135,21 +157,33 @@ open(sys.argv[-1] + "/progress", "r+b").write(struct.pack("<Q", {number}))
 
 @pytest.mark.parametrize(
     ("action", "finding"),
-    [("os.kill(os.getpid(), signal.SIGSEGV)", "native code died of signal 11"), ("time.sleep(60)", "native code hung")],
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "native code died of signal 11"),
+        ("time.sleep(60)", "native code hung"),
+    ],
 )
-def test_a_worker_that_dies_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any, action: str, finding: str) -> None:
+def test_a_worker_that_dies_is_a_finding(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any, action: str, finding: str
+) -> None:
     monkeypatch.setattr(runner, "_WORKER", dying(13, action))
     monkeypatch.setattr(runner, "_STALLED_SECONDS", 2.0)
     counts = runner.Counts()
-    assert runner.run_worker("info", tmp_path, counts, seed=0, start=10, stop=20, folder=tmp_path) == 14
+    assert (
+        runner.run_worker("info", tmp_path, counts, seed=0, start=10, stop=20, folder=tmp_path)
+        == 14
+    )
     assert (counts.inputs, dict(counts.findings)) == (4, {finding: 1})
     assert capsys.readouterr().out.startswith(f"info input 13: {finding}")
 
 
-def test_a_worker_that_does_not_start_is_no_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_worker_that_does_not_start_is_no_finding(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(runner, "_WORKER", dying(0, "raise ImportError('no such thing')"))
     with pytest.raises(SystemExit, match="no such thing"):
-        runner.run_worker("info", tmp_path, runner.Counts(), seed=0, start=0, stop=1, folder=tmp_path)
+        runner.run_worker(
+            "info", tmp_path, runner.Counts(), seed=0, start=0, stop=1, folder=tmp_path
+        )
 
 
 def run_target(monkeypatch: pytest.MonkeyPatch, folder: Path, run: Any) -> dict[str, Any]:
@@ -177,8 +211,12 @@ def test_findings_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caps
     assert struct.unpack("<Q", (tmp_path / "progress").read_bytes()) == (9,)
 
 
-@pytest.mark.parametrize("text", ["somewhere else: refused", "org/name@1a2b: " + "x" * 5000], ids=["no place", "long"])
-def test_messages_without_place_or_end_are_findings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    "text", ["somewhere else: refused", "org/name@1a2b: " + "x" * 5000], ids=["no place", "long"]
+)
+def test_messages_without_place_or_end_are_findings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
+) -> None:
     def refuse(data: bytes) -> None:
         if data != b"seed":
             raise DatasetFormatError(text)

@@ -1,6 +1,8 @@
-"""Files that lie: each gives the format error, in bounded time and memory, and nothing is written outside of the cache.
+"""Files that lie: each gives the format error, in bounded time and memory, and nothing is written
+outside of the cache.
 
-What single rooms refuse stands in their own tests; here are the attacks on memory, time and paths, and what fuzzing (`fuzz/`) found.
+What single rooms refuse stands in their own tests; here are the attacks on memory, time and paths,
+and what fuzzing (`fuzz/`) found.
 """
 
 from __future__ import annotations
@@ -41,7 +43,10 @@ TRACK = "moov/trak/mdia/minf/stbl"
 
 @contextlib.contextmanager
 def memory_within(max_bytes: int) -> Iterator[None]:
-    """Checks by how much this process grows at its peak, with all that native code takes. Linux only."""
+    """Checks by how much this process grows at its peak, with all that native code takes.
+
+    Linux only.
+    """
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
     before = _peak_bytes()
     yield
@@ -61,7 +66,7 @@ def refusal(read: Callable[[], Any], *, max_bytes: int = 256 << 20) -> str:
     return str(caught.value)
 
 
-# --- paths ---------------------------------------------------------------------------------------------------------------------------
+# --- paths ---------------------------------------------------------------------------------------
 
 KEY = "top"
 
@@ -101,7 +106,9 @@ ELSEWHERE = [
 
 
 @pytest.mark.parametrize("template", ELSEWHERE)
-def test_templates_that_lead_elsewhere(directory: Path, hub: LoopbackHub, tmp_path: Path, template: str) -> None:
+def test_templates_that_lead_elsewhere(
+    directory: Path, hub: LoopbackHub, tmp_path: Path, template: str
+) -> None:
     change_info(directory, lambda info: {**info, "data_path": template, "video_path": template})
     name = f"tests/elsewhere-{ELSEWHERE.index(template)}"
     hub.add_repository(name, directory, tags=("v3.0",))
@@ -135,18 +142,28 @@ def test_cameras_whose_key_leads_elsewhere(directory: Path, key: str) -> None:
     change_info(directory, lambda info: {**info, "features": {key: info["features"][KEY]}})
     path = directory / "meta/episodes/chunk-000/file-000.parquet"
     table = pq.read_table(path)
-    pq.write_table(table.rename_columns([name.replace(f"videos/{KEY}/", f"videos/{key}/") for name in table.column_names]), path)
+    pq.write_table(
+        table.rename_columns(
+            [name.replace(f"videos/{KEY}/", f"videos/{key}/") for name in table.column_names]
+        ),
+        path,
+    )
     repository = open_repository(directory)
-    text = refusal(lambda: sample_table(repository.storage, repository.episodes.videos[key].files.paths[0]))
+    text = refusal(
+        lambda: sample_table(repository.storage, repository.episodes.videos[key].files.paths[0])
+    )
     assert "is not the path of a file of a data set" in text
 
 
-# --- texts and numbers of info.json --------------------------------------------------------------------------------------------------
+# --- texts and numbers of info.json --------------------------------------------------------------
 
 INFO: dict[str, Any] = {
     "codebase_version": "v3.0",
     "fps": 10,
-    "features": {"action": {"dtype": "float32", "shape": [2]}, "top": {"dtype": "video", "shape": [4, 6, 3], "info": {"video.g": 2}}},
+    "features": {
+        "action": {"dtype": "float32", "shape": [2]},
+        "top": {"dtype": "video", "shape": [4, 6, 3], "info": {"video.g": 2}},
+    },
     "video_path": "videos/{video_key}/{chunk_index}-{file_index}.mp4",
 }
 LONG, DEEP = "x" * 1_000_000, "[" * 900 + "]" * 900
@@ -161,20 +178,41 @@ def with_feature(**fields: Any) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "value", [json.dumps(LONG), json.dumps([LONG] * 20), DEEP, "[" + "9" * 4000 + "]"], ids=["long", "list", "deep", "digits"]
+    "value",
+    [json.dumps(LONG), json.dumps([LONG] * 20), DEEP, "[" + "9" * 4000 + "]"],
+    ids=["long", "list", "deep", "digits"],
 )
 @pytest.mark.parametrize(
     "place",
     [
-        *('{"codebase_version": @}', '{"codebase_version": "v3.0", "fps": @}', '{"codebase_version": "v3.0", "storage_format": @}'),
-        *(json.dumps({**INFO, field: "@"}).replace('"@"', "@") for field in ("fps", "total_frames", "features", "data_path", "video_path")),
-        *(json.dumps({**INFO, "features": {"a": feature}}).replace('"@"', "@") for feature in ("@", {"dtype": "@"})),
-        *(json.dumps({**INFO, "features": {"a": {"dtype": kind, "shape": "@"}}}).replace('"@"', "@") for kind in ("float32", "video")),
-        json.dumps({**INFO, "features": {"a": {"dtype": "video", "shape": [4, 6, 3], "info": "@"}}}).replace('"@"', "@"),
+        *(
+            '{"codebase_version": @}',
+            '{"codebase_version": "v3.0", "fps": @}',
+            '{"codebase_version": "v3.0", "storage_format": @}',
+        ),
+        *(
+            json.dumps({**INFO, field: "@"}).replace('"@"', "@")
+            for field in ("fps", "total_frames", "features", "data_path", "video_path")
+        ),
+        *(
+            json.dumps({**INFO, "features": {"a": feature}}).replace('"@"', "@")
+            for feature in ("@", {"dtype": "@"})
+        ),
+        *(
+            json.dumps({**INFO, "features": {"a": {"dtype": kind, "shape": "@"}}}).replace(
+                '"@"', "@"
+            )
+            for kind in ("float32", "video")
+        ),
+        json.dumps(
+            {**INFO, "features": {"a": {"dtype": "video", "shape": [4, 6, 3], "info": "@"}}}
+        ).replace('"@"', "@"),
     ],
 )
 def test_messages_stay_short_and_values_need_not_be_printable(place: str, value: str) -> None:
-    assert refusal(lambda: info_of(place.replace("@", value).encode())).startswith("org/name@1a2b, meta/info.json: ")
+    assert refusal(lambda: info_of(place.replace("@", value).encode())).startswith(
+        "org/name@1a2b, meta/info.json: "
+    )
 
 
 def test_shown() -> None:
@@ -192,16 +230,25 @@ TOO_MANY = "expected at most 32 dimensions and 2147483648 values"
 @pytest.mark.parametrize(
     ("raw", "text"),
     [
-        (json.dumps({**INFO, "fps": 1e-300}).encode(), "fps is 1e-300; expected at least 1e-06 and at most 1e+06 frames per second"),
-        (json.dumps({**INFO, "fps": 1e300}).encode(), "fps is 1e+300; expected at least 1e-06 and at most 1e+06 frames per second"),
+        (json.dumps({**INFO, "fps": 1e-300}).encode(), "fps is 1e-300; expected at least 1e-06 "
+                                                       "and at most 1e+06 frames per second"),
+        (json.dumps({**INFO, "fps": 1e300}).encode(), "fps is 1e+300; expected at least 1e-06 and "
+                                                      "at most 1e+06 frames per second"),
         (with_feature(dtype="float32", shape=[1] * 33), TOO_MANY),
-        (with_feature(dtype="float32", shape=[1 << 16, 1 << 16]), f"has shape [65536, 65536]; {TOO_MANY}"),
+        (with_feature(dtype="float32", shape=[1 << 16, 1 << 16]), "has shape [65536, 65536]; "
+                                                                  f"{TOO_MANY}"),
         (with_feature(dtype="float32", shape=[0, 1 << 40]), TOO_MANY),
         (with_feature(dtype="float32", shape=[10**400]), TOO_MANY),
         (with_feature(dtype="video", shape=[10**9, 10**9, 3]), TOO_MANY),
-        (json.dumps({**INFO, "features": {"k" * 257: {}}}).encode(), "has a key of 257 characters; expected at most 256"),
-        (json.dumps({**INFO, "video_path": "v/" + "x" * 511}).encode(), "of 513 characters; expected a relative path with the fields"),
-        (json.dumps({**INFO, "data_path": "{file_index}" * 17}).encode(), "of 204 characters; expected a relative path with the fields"),
+        (json.dumps({**INFO, "features": {"k" * 257: {}}}).encode(), "has a key of 257 "
+                                                                     "characters; expected at "
+                                                                     "most 256"),
+        (json.dumps({**INFO, "video_path": "v/" + "x" * 511}).encode(), "of 513 characters; "
+                                                                        "expected a relative path "
+                                                                        "with the fields"),
+        (json.dumps({**INFO, "data_path": "{file_index}" * 17}).encode(), "of 204 characters; "
+                                                                          "expected a relative "
+                                                                          "path with the fields"),
     ],
     ids=str,
 )  # fmt: skip
@@ -215,7 +262,9 @@ def test_of_equal_keys_the_last_counts() -> None:
 
 
 def test_a_gop_length_that_no_encoder_has_is_not_believed() -> None:
-    features = info_of(with_feature(dtype="video", shape=[4, 6, 3], info={"video.g": 10**30})).features
+    features = info_of(
+        with_feature(dtype="video", shape=[4, 6, 3], info={"video.g": 10**30})
+    ).features
     assert features["key"].gop_length is None
 
 
@@ -229,7 +278,9 @@ def test_json_of_the_largest_size_that_is_read(element: bytes) -> None:
 def test_json_above_the_limit_is_not_read(directory: Path) -> None:
     with (directory / "meta/stats.json").open("wb") as file:
         file.truncate((8 << 20) + 1)
-    with pytest.warns(LeRobotGrainWarning, match=r"meta/stats.json: has 8388609 bytes, expected at most 8388608"):
+    with pytest.warns(
+        LeRobotGrainWarning, match=r"meta/stats.json: has 8388609 bytes, expected at most 8388608"
+    ):
         repository = open_repository(directory)
     text = refusal(lambda: repository.stats, max_bytes=64 << 20)
     assert text == f"{directory}: meta/stats.json has 8388609 bytes, expected at most 8388608"
@@ -239,7 +290,7 @@ def test_json_above_the_limit_is_not_read(directory: Path) -> None:
     assert text == f"{directory}: meta/info.json has 4194305 bytes, expected at most 4194304"
 
 
-# --- the episode table ---------------------------------------------------------------------------------------------------------------
+# --- the episode table ---------------------------------------------------------------------------
 
 DATASET_INFO = info_of(json.dumps(INFO).encode())
 
@@ -255,17 +306,26 @@ def table_of(**changes: Any) -> Any:
         "videos/top/from_timestamp": [0.0, 0.3],
     }
     columns |= {name.replace("__", "/"): values for name, values in changes.items()}
-    return episode_table({name: np.array(values) for name, values in columns.items()}, info=DATASET_INFO, where="org/name@1a2b, table")
+    return episode_table(
+        {name: np.array(values) for name, values in columns.items()},
+        info=DATASET_INFO,
+        where="org/name@1a2b, table",
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"length": [1 << 33, 1]}, "the lengths add up to more than 4294967296 frames, which no data set holds"),
-        ({"length": [1 << 40] * 2}, "the lengths add up to more than 4294967296 frames, which no data set holds"),
-        ({"length": [1 << 50, 1]}, "column length has values above 1099511627776, which no data set holds"),
-        ({"videos__top__from_timestamp": [0, 1e300]}, "episode 1 has videos/top/from_timestamp 1e+300; expected seconds >= 0 and < 1e+09"),
-        ({"length": np.array([3, np.inf], np.float16)}, "column length has values of type float64 that are not all integers"),
+        ({"length": [1 << 33, 1]}, "the lengths add up to more than 4294967296 frames, which no "
+                                   "data set holds"),
+        ({"length": [1 << 40] * 2}, "the lengths add up to more than 4294967296 frames, which no "
+                                    "data set holds"),
+        ({"length": [1 << 50, 1]}, "column length has values above 1099511627776, which no data "
+                                   "set holds"),
+        ({"videos__top__from_timestamp": [0, 1e300]}, "episode 1 has videos/top/from_timestamp "
+                                                      "1e+300; expected seconds >= 0 and < 1e+09"),
+        ({"length": np.array([3, np.inf], np.float16)}, "column length has values of type float64 "
+                                                        "that are not all integers"),
     ],
     ids=str,
 )  # fmt: skip
@@ -278,21 +338,33 @@ def test_half_floats_are_integers_like_others() -> None:
     assert table_of(length=np.array([3, 2], np.float16)).lengths.tolist() == [3, 2]
 
 
-def test_an_episode_table_with_very_many_rows(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_episode_table_with_very_many_rows(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(metadata, "_MAX_EPISODES", 1)
     path = "meta/episodes/chunk-000/file-000.parquet"
-    assert refusal(lambda: open_repository(directory)) == f"{directory}, {path}: it has 2 rows; at most 1 are read"
+    assert (
+        refusal(lambda: open_repository(directory))
+        == f"{directory}, {path}: it has 2 rows; at most 1 are read"
+    )
 
 
 def test_a_table_of_tasks_with_very_many_rows(directory: Path) -> None:
     rows = (1 << 20) + 1
-    table = pa.table({"task_index": np.zeros(rows, np.int64), "task": pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), ["pick"])})
+    table = pa.table(
+        {
+            "task_index": np.zeros(rows, np.int64),
+            "task": pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), ["pick"]),
+        }
+    )
     pq.write_table(table, directory / "meta/tasks.parquet")
     assert (directory / "meta/tasks.parquet").stat().st_size < 10_000
-    assert refusal(lambda: open_repository(directory)).endswith(f"meta/tasks.parquet: it has {rows} rows; at most {rows - 1} are read")
+    assert refusal(lambda: open_repository(directory)).endswith(
+        f"meta/tasks.parquet: it has {rows} rows; at most {rows - 1} are read"
+    )
 
 
-# --- parquet -------------------------------------------------------------------------------------------------------------------------
+# --- parquet -------------------------------------------------------------------------------------
 
 
 def written_table(table: pa.Table, **options: Any) -> bytes:
@@ -319,12 +391,15 @@ def footer_of(data: bytes) -> bytes:
     return data[-8 - length : -8]
 
 
-SMALL = written_table(pa.table({"a": [1, None, 3], "l": [[1.0], [2.0, 3.0], None], "s": ["x", "y", None]}), row_group_size=2)
+SMALL = written_table(
+    pa.table({"a": [1, None, 3], "l": [[1.0], [2.0, 3.0], None], "s": ["x", "y", None]}),
+    row_group_size=2,
+)
 
 
 def test_every_byte_of_a_footer() -> None:
-    # Found by fuzzing: pyarrow 26 ends the process (SIGABRT) at level histograms that do not fit the schema, at encrypted columns without a
-    # key, and at row groups with too few columns.
+    # Found by fuzzing: pyarrow 26 ends the process (SIGABRT) at level histograms that do not fit
+    # the schema, at encrypted columns without a key, and at row groups with too few columns.
     footer = footer_of(SMALL)
     refused = 0
     for place in range(len(footer)):
@@ -359,13 +434,19 @@ def test_numbers_of_rows_that_disagree() -> None:
     changed = footer.replace(varint(1_000_003 << 1), varint(1_000_004 << 1), 1)
     assert changed != footer
     text = refusal(lambda: opened(with_footer(data, changed)))
-    assert text == "org/name@1a2b, a.parquet: the footer says 1000004 rows, but its 1 row groups have 1000003; the file is damaged"
+    assert (
+        text == "org/name@1a2b, a.parquet: the footer says 1000004 rows, but its 1 row groups have "
+        "1000003; the file is damaged"
+    )
 
 
 def test_two_columns_of_one_name() -> None:
     column = pa.array([1])
     data = written_table(pa.Table.from_arrays([column, column], ["a", "a"]))
-    assert refusal(lambda: opened(data)) == "org/name@1a2b, a.parquet: there are 2 columns 'a'; expected one"
+    assert (
+        refusal(lambda: opened(data))
+        == "org/name@1a2b, a.parquet: there are 2 columns 'a'; expected one"
+    )
 
 
 @pytest.mark.parametrize("list_size", [None, 100])
@@ -377,7 +458,9 @@ def test_numbers_packed_to_nothing(monkeypatch: pytest.MonkeyPatch, list_size: i
     assert len(data) < 100_000
     text = refusal(lambda: opened(data).read_group(0, ["zeros"]), max_bytes=8 << 20)
     assert text.startswith("org/name@1a2b, a.parquet, row group 0: its ")
-    assert text.endswith("; at most 16777216 are read, write the file again with smaller row groups")
+    assert text.endswith(
+        "; at most 16777216 are read, write the file again with smaller row groups"
+    )
 
 
 def test_one_long_text_in_every_row() -> None:
@@ -386,7 +469,9 @@ def test_one_long_text_in_every_row() -> None:
     data = written_table(pa.table({"text": texts}), store_schema=False)
     assert len(data) < 20_000
     text = refusal(lambda: opened(data).read_group(0, ["text"]), max_bytes=400 << 20)
-    assert text.startswith("org/name@1a2b, a.parquet, row group 0: it unpacks to more than 268435456 bytes")
+    assert text.startswith(
+        "org/name@1a2b, a.parquet, row group 0: it unpacks to more than 268435456 bytes"
+    )
 
 
 def test_long_texts_that_fit_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,26 +487,42 @@ def test_many_row_groups_that_are_too_much_together(monkeypatch: pytest.MonkeyPa
     data = written_table(pa.table({"zeros": np.zeros(30_000, np.int64)}), row_group_size=10_000)
     monkeypatch.setattr(parquet_table, "_MAX_UNPACKED_BYTES", 170_000)
     assert opened(data).read_group(2, ["zeros"]).num_rows == 10_000
-    assert refusal(lambda: read_all(data)).endswith(f"a.parquet: its {len(data)} bytes unpack to more than 170000, which are not read")
+    assert refusal(lambda: read_all(data)).endswith(
+        f"a.parquet: its {len(data)} bytes unpack to more than 170000, which are not read"
+    )
 
 
 def test_a_page_with_more_values_than_its_chunk() -> None:
-    data = written_table(pa.table({"a": pa.array(range(10))}), compression="none", use_dictionary=False, write_statistics=False)
+    data = written_table(
+        pa.table({"a": pa.array(range(10))}),
+        compression="none",
+        use_dictionary=False,
+        write_statistics=False,
+    )
     table = opened(data)
     (chunk,) = table.ranges(0, ["a"])
     stop = data.index(b"\x2c\x15\x14", chunk.start) + 3
-    # 2,147,483,647 values in place of 10 take 4 bytes more, which are taken from the page: it has 86 bytes, twice in its header.
+    # 2,147,483,647 values in place of 10 take 4 bytes more, which are taken from the page: it has
+    # 86 bytes, twice in its header.
     header = data[chunk.start : stop].replace(varint(2 * 86), varint(2 * 82))
     lie = header[:-1] + varint(2 * (2**31 - 1)) + data[stop : chunk.stop - 4]
     assert len(lie) == chunk.length
-    text = refusal(lambda: opened(data[: chunk.start] + lie + data[chunk.stop :]).read_group(0, ["a"]))
+    text = refusal(
+        lambda: opened(data[: chunk.start] + lie + data[chunk.stop :]).read_group(0, ["a"])
+    )
     assert text.startswith(
-        f"org/name@1a2b, a.parquet, row group 0: its {chunk.length} bytes unpack to 17179869176; at most 268435456 are read"
+        f"org/name@1a2b, a.parquet, row group 0: its {chunk.length} bytes unpack to 17179869176; "
+        "at most 268435456 are read"
     )
 
 
 def test_a_page_that_is_said_to_unpack_to_gigabytes() -> None:
-    data = written_table(pa.table({"a": pa.array(range(10))}), compression="none", use_dictionary=False, write_statistics=False)
+    data = written_table(
+        pa.table({"a": pa.array(range(10))}),
+        compression="none",
+        use_dictionary=False,
+        write_statistics=False,
+    )
     (chunk,) = opened(data).ranges(0, ["a"])
     unpacked, packed = varint(2 * 86), varint(2 * 83)
     # 2 GB in place of 86 bytes takes 3 bytes more, which are taken from the page.
@@ -429,7 +530,9 @@ def test_a_page_that_is_said_to_unpack_to_gigabytes() -> None:
         b"\x15" + unpacked + b"\x15" + unpacked, b"\x15" + varint(2**32 - 2) + b"\x15" + packed
     )
     assert len(lie) == chunk.length
-    text = refusal(lambda: opened(data[: chunk.start] + lie + data[chunk.stop :]).read_group(0, ["a"]))
+    text = refusal(
+        lambda: opened(data[: chunk.start] + lie + data[chunk.stop :]).read_group(0, ["a"])
+    )
     assert "bytes unpack to 2147483647; at most 268435456 are read" in text
 
 
@@ -450,7 +553,9 @@ def test_statistics_with_an_endless_text(directory: Path) -> None:
     refusal(lambda: repository.stats)
 
 
-NOT_UTF8 = pa.Array.from_buffers(pa.string(), 2, [None, pa.py_buffer(struct.pack("<3i", 0, 1, 3)), pa.py_buffer(b"\xff\xfe\xfd")])
+NOT_UTF8 = pa.Array.from_buffers(
+    pa.string(), 2, [None, pa.py_buffer(struct.pack("<3i", 0, 1, 3)), pa.py_buffer(b"\xff\xfe\xfd")]
+)
 
 
 def test_texts_that_are_not_utf8() -> None:
@@ -472,19 +577,23 @@ def test_names_that_are_not_utf8() -> None:
     assert refusal(lambda: read_all(data)).startswith("org/name@1a2b, a.parquet: ")
 
 
-# --- MP4 -----------------------------------------------------------------------------------------------------------------------------
+# --- MP4 -----------------------------------------------------------------------------------------
 
 PLAIN: dict[str, Any] = {"codec": "h264", "b_frames": 2}
 
 
 def refused_mp4(data: bytes) -> str:
-    return refusal(lambda: read_table(data, where="org/name@1a2b, a.mp4")).removeprefix("org/name@1a2b, a.mp4: ")
+    return refusal(lambda: read_table(data, where="org/name@1a2b, a.mp4")).removeprefix(
+        "org/name@1a2b, a.mp4: "
+    )
 
 
 @pytest.mark.parametrize("path", ["moov", "moov/trak", TRACK, f"{TRACK}/stsd"])
 def test_millions_of_tiny_boxes(path: str) -> None:
     kind = path.rsplit("/", 1)[-1]
-    data = edit_box(encoded(**PLAIN), path, lambda payload: box(kind, payload + box("free", b"") * 2_000_000))
+    data = edit_box(
+        encoded(**PLAIN), path, lambda payload: box(kind, payload + box("free", b"") * 2_000_000)
+    )
     assert refused_mp4(data) == f"{kind} holds more than 1000 boxes"
 
 
@@ -504,16 +613,27 @@ def test_tables_of_samples_that_are_there_twice(kind: str) -> None:
 @pytest.mark.parametrize("media_time", [1 << 30, (1 << 63) - 1])
 def test_edit_lists_behind_the_last_picture(media_time: int) -> None:
     elst = struct.pack(">IIQqI", 1 << 24, 1, 0, media_time, 1 << 16)
-    text = refused_mp4(edit_box(encoded(**PLAIN), "moov/trak/edts/elst", lambda _: box("elst", elst)))
-    assert text.startswith(f"an edit list that shows 0 ticks from {media_time} on, where there is no picture; they begin at ")
+    text = refused_mp4(
+        edit_box(encoded(**PLAIN), "moov/trak/edts/elst", lambda _: box("elst", elst))
+    )
+    assert text.startswith(
+        f"an edit list that shows 0 ticks from {media_time} on, where there is no picture; they "
+        "begin at "
+    )
 
 
 def test_chunks_that_lie_over_each_other() -> None:
     # Nobody is harmed: the same bytes are several pictures, all inside of the file.
     data = encoded(**PLAIN)
     start = int(read_table(data).offsets[0])
-    data = edit_box(data, f"{TRACK}/stco", lambda _: box("stco", struct.pack(">II", 0, 30) + struct.pack(">I", start) * 30))
-    data = edit_box(data, f"{TRACK}/stsc", lambda _: box("stsc", struct.pack(">IIIII", 0, 1, 1, 1, 1)))
+    data = edit_box(
+        data,
+        f"{TRACK}/stco",
+        lambda _: box("stco", struct.pack(">II", 0, 30) + struct.pack(">I", start) * 30),
+    )
+    data = edit_box(
+        data, f"{TRACK}/stsc", lambda _: box("stsc", struct.pack(">IIIII", 0, 1, 1, 1, 1))
+    )
     table = read_table(data)
     assert set(table.offsets.tolist()) == {start}
     assert not table.is_plain
@@ -522,11 +642,17 @@ def test_chunks_that_lie_over_each_other() -> None:
 def test_as_many_pictures_as_are_read_in_a_moov_of_nothing() -> None:
     # Samples of constant size and one run of everything: 4 million pictures in 1 KB.
     count = 4_000_000
-    data = edit_box(encoded(**PLAIN), f"{TRACK}/stsz", lambda _: box("stsz", struct.pack(">III", 0, 1, count)))
-    data = edit_box(data, f"{TRACK}/stts", lambda _: box("stts", struct.pack(">IIII", 0, 1, count, 1)))
+    data = edit_box(
+        encoded(**PLAIN), f"{TRACK}/stsz", lambda _: box("stsz", struct.pack(">III", 0, 1, count))
+    )
+    data = edit_box(
+        data, f"{TRACK}/stts", lambda _: box("stts", struct.pack(">IIII", 0, 1, count, 1))
+    )
     data = edit_box(data, f"{TRACK}/ctts", lambda _: b"")
     data = edit_box(data, f"{TRACK}/stss", lambda _: b"")
-    data = edit_box(data, f"{TRACK}/stsc", lambda _: box("stsc", struct.pack(">IIIII", 0, 1, 1, count, 1)))
+    data = edit_box(
+        data, f"{TRACK}/stsc", lambda _: box("stsc", struct.pack(">IIIII", 0, 1, 1, count, 1))
+    )
     data = edit_box(data, "moov/trak/edts", lambda _: b"")
     with memory_within(512 << 20):
         assert read_table(data, size_bytes=1 << 30).num_frames == count

@@ -1,4 +1,5 @@
-"""A server that speaks HTTP slowly, endlessly or with anything in its headers: each request ends within its deadline, with our error or the
+"""A server that speaks HTTP slowly, endlessly or with anything in its headers: each request ends
+within its deadline, with our error or the
 exact bytes. A raw socket answers, since no HTTP library would send such answers.
 """
 
@@ -16,7 +17,16 @@ from lerobot_grain._base.errors import StorageError
 from lerobot_grain._storage.http.client import Deadline, HttpClient, LinkRefused
 from lerobot_grain._storage.http.responses import RangeSource
 from lerobot_grain._storage.options import StorageOptions
-from tests.support.raw_server import CONTENTS, LENGTH, RANGE, STATUS, WANTED, Script, forever, serving
+from tests.support.raw_server import (
+    CONTENTS,
+    LENGTH,
+    RANGE,
+    STATUS,
+    WANTED,
+    Script,
+    forever,
+    serving,
+)
 
 DEADLINE_SECONDS = 1.0
 # What a loaded machine may need on top of the deadline; never reached where all is well.
@@ -26,7 +36,9 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n"
 
 
 def outcome(script: Script, **options: Any) -> bytes | str:
-    """Returns the bytes that were read, or the text of the error; fails where it takes longer than the deadline."""
+    """Returns the bytes that were read, or the text of the error; fails where it takes longer than
+    the deadline.
+    """
     arguments = {"max_attempts": 2, "pause_seconds": 0.01, "read_timeout_seconds": 0.5} | options
     transport = HttpClient(StorageOptions(deadline_seconds=DEADLINE_SECONDS, **arguments))
     pieces: list[bytes] = []
@@ -37,7 +49,9 @@ def outcome(script: Script, **options: Any) -> bytes | str:
             found: bytes | str = transport.retry(
                 "file",
                 DEADLINE_SECONDS,
-                lambda deadline: transport.read_range(source, WANTED, pieces, subject="file", deadline=deadline),
+                lambda deadline: transport.read_range(
+                    source, WANTED, pieces, subject="file", deadline=deadline
+                ),
             )
         except (StorageError, LinkRefused) as error:
             found = str(error)
@@ -64,8 +78,24 @@ ENDLESS: dict[str, Script] = {
     "extension of a chunk": [STATUS, RANGE, CHUNKED, b"\r\n400;x=", forever(b"y")],
     "chunk": [STATUS, RANGE, CHUNKED, b"\r\n400\r\n", CONTENTS[:10], forever(b"x")],
     "small chunks": [STATUS, RANGE, CHUNKED, b"\r\n", forever(b"1\r\nx\r\n")],
-    "trailers": [STATUS, RANGE, CHUNKED, b"\r\n400\r\n", CONTENTS, b"\r\n0\r\n", forever(b"X: y\r\n")],
-    "value of a trailer": [STATUS, RANGE, CHUNKED, b"\r\n400\r\n", CONTENTS, b"\r\n0\r\nX: ", forever(b"y")],
+    "trailers": [
+        STATUS,
+        RANGE,
+        CHUNKED,
+        b"\r\n400\r\n",
+        CONTENTS,
+        b"\r\n0\r\n",
+        forever(b"X: y\r\n"),
+    ],
+    "value of a trailer": [
+        STATUS,
+        RANGE,
+        CHUNKED,
+        b"\r\n400\r\n",
+        CONTENTS,
+        b"\r\n0\r\nX: ",
+        forever(b"y"),
+    ],
 }
 
 
@@ -83,8 +113,27 @@ def test_redirects_without_end() -> None:
 
 
 HEADERS = (
-    *("Content-Range", "Content-Length", "Content-Type", "Content-Encoding", "ETag", "Location", "Date", "Retry-After", "RateLimit"),
-    *("RateLimit-Policy", "Set-Cookie", "Server", "X-Error-Code", "X-Error-Message", "X-Repo-Commit", "X-Linked-Size", "X-Linked-ETag"),
+    *(
+        "Content-Range",
+        "Content-Length",
+        "Content-Type",
+        "Content-Encoding",
+        "ETag",
+        "Location",
+        "Date",
+        "Retry-After",
+        "RateLimit",
+    ),
+    *(
+        "RateLimit-Policy",
+        "Set-Cookie",
+        "Server",
+        "X-Error-Code",
+        "X-Error-Message",
+        "X-Repo-Commit",
+        "X-Linked-Size",
+        "X-Linked-ETag",
+    ),
 )
 VALUES = {
     "escapes": b"\x1b[2J\x1b]0;owned\x07",
@@ -94,12 +143,19 @@ VALUES = {
     "a huge number": b"9" * 400,
     "empty": b"",
 }
-STATUSES = {"206": STATUS, "302": b"HTTP/1.1 302 Found\r\n", "403": b"HTTP/1.1 403 Forbidden\r\n", "503": b"HTTP/1.1 503 Busy\r\n"}
+STATUSES = {
+    "206": STATUS,
+    "302": b"HTTP/1.1 302 Found\r\n",
+    "403": b"HTTP/1.1 403 Forbidden\r\n",
+    "503": b"HTTP/1.1 503 Busy\r\n",
+}
 
 
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("header", HEADERS)
-def test_anything_in_a_header_is_an_error_of_ours_or_changes_nothing(header: str, value: str) -> None:
+def test_anything_in_a_header_is_an_error_of_ours_or_changes_nothing(
+    header: str, value: str
+) -> None:
     for name, status in STATUSES.items():
         head = {b"Content-Range": RANGE, b"Content-Length": LENGTH}
         head[header.encode()] = header.encode() + b": " + VALUES[value] + b"\r\n"
@@ -119,7 +175,10 @@ def test_a_server_that_is_away_for_a_while_is_waited_for() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     transport = HttpClient(StorageOptions(deadline_seconds=30, max_attempts=2, pause_seconds=0.01))
-    source, answer = RangeSource(f"http://127.0.0.1:{port}/file", {}, len(CONTENTS)), STATUS + RANGE + LENGTH + b"\r\n" + CONTENTS
+    source, answer = (
+        RangeSource(f"http://127.0.0.1:{port}/file", {}, len(CONTENTS)),
+        STATUS + RANGE + LENGTH + b"\r\n" + CONTENTS,
+    )
     refused = []
 
     def attempt(deadline: Deadline) -> bytes:
@@ -136,24 +195,41 @@ def test_a_server_that_is_away_for_a_while_is_waited_for() -> None:
 def test_no_cookie_is_kept() -> None:
     transport = HttpClient(StorageOptions())
     cookies = b"Set-Cookie: a=b\r\nSet-Cookie: c=d; Path=/; Domain=127.0.0.1\r\n"
-    with serving([STATUS, RANGE, LENGTH, cookies, b"\r\n", CONTENTS]) as server, contextlib.closing(transport):
+    with (
+        serving([STATUS, RANGE, LENGTH, cookies, b"\r\n", CONTENTS]) as server,
+        contextlib.closing(transport),
+    ):
         for _ in range(2):
             source = RangeSource(server.url, {}, len(CONTENTS))
             transport.retry(
-                "file", 30, lambda deadline, source=source: transport.read_range(source, WANTED, [], subject="file", deadline=deadline)
+                "file",
+                30,
+                lambda deadline, source=source: transport.read_range(
+                    source, WANTED, [], subject="file", deadline=deadline
+                ),
             )
     assert len(server.heads) == 2
     assert not any(b"cookie" in head.lower() for head in server.heads)
 
 
-@pytest.mark.parametrize("limit", [b"RateLimit: api;r=0;t=86400\r\n", b"RateLimit: api;r=0;t=331\r\nRateLimit-Policy: fixed;q=9;w=300\r\n"])
+@pytest.mark.parametrize(
+    "limit",
+    [
+        b"RateLimit: api;r=0;t=86400\r\n",
+        b"RateLimit: api;r=0;t=331\r\nRateLimit-Policy: fixed;q=9;w=300\r\n",
+    ],
+)
 def test_a_limit_that_is_longer_than_any_window_is_not_waited_for(limit: bytes) -> None:
     transport = HttpClient(StorageOptions(deadline_seconds=30))
     with serving([STATUS, RANGE, LENGTH, limit, b"\r\n", CONTENTS]) as server:
         for _ in range(3):
             source = RangeSource(server.url, {}, len(CONTENTS))
             found = transport.retry(
-                "file", 30, lambda deadline, source=source: transport.read_range(source, WANTED, [], subject="file", deadline=deadline)
+                "file",
+                30,
+                lambda deadline, source=source: transport.read_range(
+                    source, WANTED, [], subject="file", deadline=deadline
+                ),
             )
             assert found == CONTENTS
     assert transport.counters.snapshot().pause_seconds < 1

@@ -1,4 +1,6 @@
-"""Whole epochs from the loopback Hub, through the real client: the same examples as from the directory, and no byte more than needed."""
+"""Whole epochs from the loopback Hub, through the real client: the same examples as from the
+directory, and no byte more than needed.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,18 @@ from lerobot_grain.testing import LoopbackHub, RequestRecord
 
 @pytest.fixture
 def serve(hub: LoopbackHub, tmp_path: Path) -> Iterator[Any]:
-    """Serves a directory under a name, and gives the arguments that open it; the log holds only what comes after."""
+    """Serves a directory under a name, and gives the arguments that open it; the log holds only
+    what comes after.
+    """
 
     def add(name: str, directory: Path) -> dict[str, Any]:
         hub.add_repository(f"tests/{name}", directory, tags=("v3.0",))
         hub.clear_requests()
-        return {"repository": f"tests/{name}", "endpoint": hub.endpoint, "cache_dir": tmp_path / "cache"}
+        return {
+            "repository": f"tests/{name}",
+            "endpoint": hub.endpoint,
+            "cache_dir": tmp_path / "cache",
+        }
 
     yield add
     hub.clear_faults()
@@ -38,7 +46,11 @@ def serve(hub: LoopbackHub, tmp_path: Path) -> Iterator[Any]:
 
 def ranges_of(requests: list[RequestRecord]) -> list[RequestRecord]:
     """The requests that read ranges of rows and video."""
-    return [request for request in requests if request.kind == "cdn" and request.file and not request.file.startswith("meta/")]
+    return [
+        request
+        for request in requests
+        if request.kind == "cdn" and request.file and not request.file.startswith("meta/")
+    ]
 
 
 def bytes_sent(requests: list[RequestRecord]) -> int:
@@ -63,14 +75,20 @@ def needed_bytes(repository: lg.Repository, cameras: list[str], columns: list[st
                 where=path,
             )
             total += int(table.sizes.sum())
-            assert file.table.num_frames == repository.episodes.lengths[spans.files.episodes_in(number)].sum()
+            assert (
+                file.table.num_frames
+                == repository.episodes.lengths[spans.files.episodes_in(number)].sum()
+            )
             total += moov_bytes(Path(repository.storage.description) / path)
     for path in repository.episodes.data.paths:
         metadata = pq.read_metadata(Path(repository.storage.description) / path)
         for group in range(metadata.num_row_groups):
             for column in range(metadata.num_columns):
                 chunk = metadata.row_group(group).column(column)
-                if any(chunk.path_in_schema == name or chunk.path_in_schema.startswith(f"{name}.") for name in columns):
+                if any(
+                    chunk.path_in_schema == name or chunk.path_in_schema.startswith(f"{name}.")
+                    for name in columns
+                ):
                     total += chunk.total_compressed_size
     return total
 
@@ -81,7 +99,9 @@ def moov_bytes(path: Path) -> int:
     return int.from_bytes(data[start : start + 4], "big")
 
 
-def test_an_epoch_moves_hardly_more_bytes_than_it_needs(shared: Path, serve: Any, hub: LoopbackHub) -> None:
+def test_an_epoch_moves_hardly_more_bytes_than_it_needs(
+    shared: Path, serve: Any, hub: LoopbackHub
+) -> None:
     directory = shared / "golden" / "av1_rolled"
     local = lg.open_repository(directory)
     dataset = lg.LeRobotIterDataset(**serve("av1_rolled", directory), num_epochs=1)
@@ -95,41 +115,64 @@ def test_an_epoch_moves_hardly_more_bytes_than_it_needs(shared: Path, serve: Any
     streamed = ranges_of(requests)
     needed = needed_bytes(local, list(local.cameras), list(local.features))
     ratio = bytes_sent(streamed) / needed
-    print(f"moved {bytes_sent(streamed)} bytes for {needed}: {ratio:.3f}, in {len(streamed)} requests")
+    print(
+        f"moved {bytes_sent(streamed)} bytes for {needed}: {ratio:.3f}, in {len(streamed)} requests"
+    )
     assert ratio <= 1.15
-    resolved = Counter(urlsplit(r.path).path for r in requests if r.kind == "resolver" and "/meta/" not in r.path)
+    resolved = Counter(
+        urlsplit(r.path).path for r in requests if r.kind == "resolver" and "/meta/" not in r.path
+    )
     assert len(resolved) == 6
     assert set(resolved.values()) == {1}
     assert not [r for r in requests if r.body_bytes_sent > 1 << 20]
     assert not [r for r in requests if r.kind == "cdn" and r.had_authorization]
 
 
-def test_a_camera_that_is_left_out_costs_no_byte(shared: Path, serve: Any, hub: LoopbackHub) -> None:
+def test_a_camera_that_is_left_out_costs_no_byte(
+    shared: Path, serve: Any, hub: LoopbackHub
+) -> None:
     directory = shared / "golden" / "av1_rolled"
     features = ["index", "observation.images.wrist"]
     arguments = serve("no_top", directory)
-    dataset = lg.LeRobotIterDataset(**arguments, num_epochs=1, features=features, shuffle=lg.Shuffle(clip_length=16))
+    dataset = lg.LeRobotIterDataset(
+        **arguments, num_epochs=1, features=features, shuffle=lg.Shuffle(clip_length=16)
+    )
     assert sum(1 for _ in dataset) == 649
     assert not [r for r in hub.requests() if "observation.images.top" in r.path]
-    needed = needed_bytes(lg.open_repository(directory), ["observation.images.wrist"], ["index", "episode_index"])
+    needed = needed_bytes(
+        lg.open_repository(directory), ["observation.images.wrist"], ["index", "episode_index"]
+    )
     streamed = ranges_of(hub.requests())
-    assert bytes_sent(streamed) <= 1.15 * needed + (32 << 10)  # the footer is larger than two small columns
+    # the footer is larger than two small columns
+    assert bytes_sent(streamed) <= 1.15 * needed + (32 << 10)
 
 
 @pytest.mark.parametrize("name", [pytest.param("cr5_v30", marks=pytest.mark.long), "gr00t_v30"])
-def test_real_video_is_bit_identical_to_sequential_decoding(shared: Path, serve: Any, name: str) -> None:
+def test_real_video_is_bit_identical_to_sequential_decoding(
+    shared: Path, serve: Any, name: str
+) -> None:
     directory = shared / "real" / name
-    dataset = lg.LeRobotIterDataset(**serve(name, directory), num_epochs=1, shuffle=lg.Shuffle(seed=3))
+    dataset = lg.LeRobotIterDataset(
+        **serve(name, directory), num_epochs=1, shuffle=lg.Shuffle(seed=3)
+    )
     repository = dataset.repository
     (key,) = repository.cameras
     spans = repository.episodes.videos[key]
-    # In both data sets the episodes fill their files, so the rows of a file are its frames, in order, decoded from start to end.
+    # In both data sets the episodes fill their files, so the rows of a file are its frames, in
+    # order, decoded from start to end.
     expected: dict[int, int] = {}
     for number, path in enumerate(spans.files.paths):
         held = spans.files.episodes_in(number)
-        rows = np.concatenate([repository.episodes.first_rows[e] + np.arange(repository.episodes.lengths[e]) for e in held])
+        rows = np.concatenate(
+            [
+                repository.episodes.first_rows[e] + np.arange(repository.episodes.lengths[e])
+                for e in held
+            ]
+        )
         frames = VideoDecoder(directory / path, dimension_order="NHWC", num_ffmpeg_threads=1)
-        expected |= {row: zlib.crc32(frame.numpy()) for row, frame in zip(rows.tolist(), frames, strict=True)}
+        expected |= {
+            row: zlib.crc32(frame.numpy()) for row, frame in zip(rows.tolist(), frames, strict=True)
+        }
     seen = set()
     for example in dataset:
         assert zlib.crc32(example[key]) == expected[int(example["index"])]
@@ -155,7 +198,10 @@ def test_the_official_pusht_without_its_video(shared: Path, serve: Any) -> None:
     assert sorted(seen) == list(range(25650))
 
     with_camera = iter(lg.LeRobotIterDataset(dataset.repository, num_epochs=1))
-    with pytest.raises(lg.MissingFileError, match=r"tests/pusht@[0-9a-f]{12}.*videos/observation.image/chunk-000/file-000.mp4"):
+    with pytest.raises(
+        lg.MissingFileError,
+        match=r"tests/pusht@[0-9a-f]{12}.*videos/observation.image/chunk-000/file-000.mp4",
+    ):
         next(with_camera)
     assert with_camera.get_state()["position"] == 0
     with_camera.close()
@@ -164,7 +210,9 @@ def test_the_official_pusht_without_its_video(shared: Path, serve: Any) -> None:
 def test_hub_and_directory_give_the_same_stream(shared: Path, serve: Any) -> None:
     directory = shared / "golden" / "hevc_bframes"
     deltas = {"observation.images.front": [-0.1, 0.0], "action": [0.0, 0.1]}
-    from_hub = lg.LeRobotIterDataset(**serve("hevc", directory), num_epochs=1, delta_timestamps=deltas)
+    from_hub = lg.LeRobotIterDataset(
+        **serve("hevc", directory), num_epochs=1, delta_timestamps=deltas
+    )
     from_directory = lg.LeRobotIterDataset(directory, num_epochs=1, delta_timestamps=deltas)
     for a, b in zip(from_hub, from_directory, strict=True):
         assert a.keys() == b.keys()
@@ -172,7 +220,9 @@ def test_hub_and_directory_give_the_same_stream(shared: Path, serve: Any) -> Non
             assert np.array_equal(a[key], b[key]), key
 
 
-def test_a_moved_branch_does_not_change_a_stream(shared: Path, serve: Any, hub: LoopbackHub, tmp_path: Path) -> None:
+def test_a_moved_branch_does_not_change_a_stream(
+    shared: Path, serve: Any, hub: LoopbackHub, tmp_path: Path
+) -> None:
     arguments = serve("moved", shared / "golden" / "av1_small")
     dataset = lg.LeRobotIterDataset(**arguments, revision="main", num_epochs=1, features=["index"])
     other = tmp_path / "other"
@@ -186,7 +236,9 @@ def test_a_moved_branch_does_not_change_a_stream(shared: Path, serve: Any, hub: 
         iter(reopened).set_state(state)
 
 
-def test_damaged_video_bytes_stop_the_stream_at_their_example(shared: Path, serve: Any, tmp_path: Path) -> None:
+def test_damaged_video_bytes_stop_the_stream_at_their_example(
+    shared: Path, serve: Any, tmp_path: Path
+) -> None:
     directory = tmp_path / "damaged"
     shutil.copytree(shared / "golden" / "h264_bframes", directory)
     (video,) = directory.glob("videos/*/*/*.mp4")
@@ -197,11 +249,17 @@ def test_damaged_video_bytes_stop_the_stream_at_their_example(shared: Path, serv
     data[start : start + 64] = bytes(64)
     video.chmod(0o644)
     video.write_bytes(data)
-    iterator = iter(lg.LeRobotIterDataset(**serve("damaged", directory), shuffle=None, num_epochs=1))
+    iterator = iter(
+        lg.LeRobotIterDataset(**serve("damaged", directory), shuffle=None, num_epochs=1)
+    )
     handed_out: list[int] = []
-    with pytest.raises(lg.DatasetFormatError, match=r"tests/damaged@[0-9a-f]{12}, videos/.*mp4: episode \d+, camera .*front, GOP 3"):
+    with pytest.raises(
+        lg.DatasetFormatError,
+        match=r"tests/damaged@[0-9a-f]{12}, videos/.*mp4: episode \d+, camera .*front, GOP 3",
+    ):
         handed_out.extend(int(example["index"]) for example in iterator)
-    # The examples in front of the damage came, and asking again gives the same error, not the example behind it.
+    # The examples in front of the damage came, and asking again gives the same error, not the
+    # example behind it.
     first_damaged = table.presentation.tolist().index(key)
     assert handed_out == list(range(first_damaged))
     with pytest.raises(lg.DatasetFormatError, match="GOP 3"):

@@ -1,8 +1,10 @@
-"""An exception of a signal handler (Ctrl-C, a scheduler's SIGTERM) inside of `next`: the stream and its state stay at an example.
+"""An exception of a signal handler (Ctrl-C, a scheduler's SIGTERM) inside of `next`: the stream and
+its state stay at an example.
 
-It is raised at every line of ours that runs in the consumer's thread, found by tracing, once with a reader that has just begun and once
-with one that reads ahead. The program then goes on, with `next` or with the state that it saves. Where the line is one of Grain's wrappers,
-what Grain does counts (docs/determinism.md).
+It is raised at every line of ours that runs in the consumer's thread, found by tracing, once with a
+reader that has just begun and once with one that reads ahead. The program then goes on, with `next`
+or with the state that it saves. Where the line is one of Grain's wrappers, what Grain does counts
+(docs/determinism.md).
 """
 
 from __future__ import annotations
@@ -42,19 +44,33 @@ class LateError(Exception):
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> lg.Repository:
-    return lg.open_repository(write_dataset(tmp_path_factory.mktemp("interrupted") / "data", episode_lengths=[9, 6, 9]).directory)
+    return lg.open_repository(
+        write_dataset(
+            tmp_path_factory.mktemp("interrupted") / "data", episode_lengths=[9, 6, 9]
+        ).directory
+    )
 
 
 def examples(repository: lg.Repository, *, seed: int = 3) -> Any:
     shuffle = lg.Shuffle(seed=seed, clip_length=2, num_parts=2, buffer_size=6)
     deltas = {"action": [0.0, 0.1]}
-    return lg.LeRobotIterDataset(repository, shuffle=shuffle, features=["index", "action", "task"], delta_timestamps=deltas, num_epochs=3)
+    return lg.LeRobotIterDataset(
+        repository,
+        shuffle=shuffle,
+        features=["index", "action", "task"],
+        delta_timestamps=deltas,
+        num_epochs=3,
+    )
 
 
 def filtered(repository: lg.Repository) -> Any:
-    order = lg.FrameOrderIterDataset(repository, shuffle=lg.Shuffle(seed=3), num_epochs=3).filter(lambda row: int(row) % 3 != 1)
+    order = lg.FrameOrderIterDataset(repository, shuffle=lg.Shuffle(seed=3), num_epochs=3).filter(
+        lambda row: int(row) % 3 != 1
+    )
     return lg.ReadWindowsIterDataset(
-        order.map(lg.DeltaTimestamps(repository, {"action": [0.0, 0.1]})), repository, features=["index", "action"]
+        order.map(lg.DeltaTimestamps(repository, {"action": [0.0, 0.1]})),
+        repository,
+        features=["index", "action"],
     )
 
 
@@ -65,13 +81,19 @@ PIPELINES: dict[str, Callable[[lg.Repository], Any]] = {
     "filtered batches": lambda repository: filtered(repository).batch(4),
     "device feed": lambda repository: examples(repository).batch(5).pipe(lg.DeviceIterDataset),
 }
-# The device feed has few lines of its own, and one of them between two that were tried lost a batch: all are always tried.
+# The device feed has few lines of its own, and one of them between two that were tried lost a
+# batch: all are always tried.
 POINTS = [
-    pytest.param(name, every, marks=pytest.mark.long if every == 1 and name != "device feed" else ())
+    pytest.param(
+        name, every, marks=pytest.mark.long if every == 1 and name != "device feed" else ()
+    )
     for name in PIPELINES
     for every in ((1,) if name == "device feed" else (1, 29))
 ]
-MIXTURES: dict[str, Callable[[Any], Any]] = {"examples": lambda stream: stream, "batches": lambda stream: stream.batch(3)}
+MIXTURES: dict[str, Callable[[Any], Any]] = {
+    "examples": lambda stream: stream,
+    "batches": lambda stream: stream.batch(3),
+}
 
 
 def rows(element: dict[str, Any]) -> list[int]:
@@ -80,7 +102,9 @@ def rows(element: dict[str, Any]) -> list[int]:
 
 
 def elements(iterator: grain.DatasetIterator[Any], count: int | None = 4) -> list[list[int]]:
-    """Returns the rows of the next elements, or of all; one `LateError` that comes out is what was raised before."""
+    """Returns the rows of the next elements, or of all; one `LateError` that comes out is what was
+    raised before.
+    """
     found: list[list[int]] = []
     while True:
         try:
@@ -97,7 +121,10 @@ def traced(call: Callable[[], Any], at: Callable[[Place], BaseException | None])
     """Runs `call`, and raises what `at` gives before a line of ours in this thread."""
 
     def on_line(frame: FrameType, event: str, _: Any) -> Any:
-        if event == "line" and (error := at((frame.f_code.co_filename, frame.f_lineno))) is not None:
+        if (
+            event == "line"
+            and (error := at((frame.f_code.co_filename, frame.f_lineno))) is not None
+        ):
             sys.settrace(None)
             raise error
         return on_line
@@ -130,20 +157,34 @@ def lines_of_next(dataset: Any, taken: int) -> Counter[Place]:
     return lines
 
 
-def struck(iterator: grain.DatasetIterator[Any], error: BaseException, *, at: Place, hit: int) -> bool:
-    """Calls `next`, and raises the error when it comes to a line for the n-th time; returns whether it came out."""
+def struck(
+    iterator: grain.DatasetIterator[Any], error: BaseException, *, at: Place, hit: int
+) -> bool:
+    """Calls `next`, and raises the error when it comes to a line for the n-th time; returns whether
+    it came out.
+    """
     left = itertools.count(hit, -1)
     try:
-        traced(lambda: next(iterator), lambda place: error if place == at and next(left) == 1 else None)
+        traced(
+            lambda: next(iterator), lambda place: error if place == at and next(left) == 1 else None
+        )
     except type(error):
         return True
     return False
 
 
-def interrupted(dataset: Any, error: type[BaseException], every: int) -> Iterator[tuple[int, Place, grain.DatasetIterator[Any]]]:
-    """Yields iterators that were interrupted behind n elements, each at another line, the first or last time that it runs: every n-th."""
+def interrupted(
+    dataset: Any, error: type[BaseException], every: int
+) -> Iterator[tuple[int, Place, grain.DatasetIterator[Any]]]:
+    """Yields iterators that were interrupted behind n elements, each at another line, the first or
+    last time that it runs: every n-th.
+    """
     for taken in (0, 3):
-        points = [(place, hit) for place, times in lines_of_next(dataset, taken).items() for hit in sorted({1, times})]
+        points = [
+            (place, hit)
+            for place, times in lines_of_next(dataset, taken).items()
+            for hit in sorted({1, times})
+        ]
         for place, hit in points[::every]:
             with behind(dataset, taken) as iterator:
                 if struck(iterator, error(), at=place, hit=hit):
@@ -172,16 +213,29 @@ def test_stream_and_state_stay_at_an_element_wherever_next_is_interrupted(
 
 @EVERY
 @pytest.mark.parametrize("name", MIXTURES)
-def test_no_stream_of_a_mixture_skips_or_repeats_a_row(repository: lg.Repository, tmp_path: Path, name: str, every: int) -> None:
-    """Grain has counted the turn of the stream that was interrupted: the next element is that of the next turn."""
-    other = lg.open_repository(write_dataset(tmp_path / "other", episode_lengths=[8, 8], tasks=("another",)).directory)
+def test_no_stream_of_a_mixture_skips_or_repeats_a_row(
+    repository: lg.Repository, tmp_path: Path, name: str, every: int
+) -> None:
+    """Grain has counted the turn of the stream that was interrupted: the next element is that of
+    the next turn.
+    """
+    other = lg.open_repository(
+        write_dataset(tmp_path / "other", episode_lengths=[8, 8], tasks=("another",)).directory
+    )
     streams = [MIXTURES[name](examples(each)) for each in (repository, other)]
     dataset = grain.IterDataset.mix(streams, [2, 1])
 
     def taken_of(found: list[dict[str, Any]]) -> list[list[int]]:
         """Returns the rows of each stream, told by their task."""
-        pairs = [(str(np.atleast_1d(element["task"])[0]), row) for element in found for row in rows(element)]
-        return [[row for task, row in pairs if (task == "another") is is_other] for is_other in (False, True)]
+        pairs = [
+            (str(np.atleast_1d(element["task"])[0]), row)
+            for element in found
+            for row in rows(element)
+        ]
+        return [
+            [row for task, row in pairs if (task == "another") is is_other]
+            for is_other in (False, True)
+        ]
 
     whole = [taken_of(list(stream))[place] for place, stream in enumerate(streams)]
     straight = list(dataset)

@@ -1,7 +1,9 @@
-"""Data sets of every kind against each other: version x codec x GOP x B pictures x place of `moov` x files x row groups x features.
+"""Data sets of every kind against each other: version x codec x GOP x B pictures x place of `moov`
+x files x row groups x features.
 
-Each pair of values of two of these stands together in at least one data set. Every one is streamed, shuffled and with windows, from its
-directory and from the loopback Hub: each frame must carry its own barcode, every other value must be the written one.
+Each pair of values of two of these stands together in at least one data set. Every one is streamed,
+shuffled and with windows, from its directory and from the loopback Hub: each frame must carry its
+own barcode, every other value must be the written one.
 """
 
 from __future__ import annotations
@@ -14,7 +16,14 @@ import numpy as np
 import pytest
 
 import lerobot_grain as lg
-from lerobot_grain.testing import EXTRA_FEATURES, Camera, LoopbackHub, WrittenDataset, read_barcodes, write_dataset
+from lerobot_grain.testing import (
+    EXTRA_FEATURES,
+    Camera,
+    LoopbackHub,
+    WrittenDataset,
+    read_barcodes,
+    write_dataset,
+)
 from tests.support.pairwise import choose
 
 KEY = "observation.images.camera"
@@ -49,12 +58,21 @@ def is_possible(values: Mapping[str, Any]) -> bool:
     is_stored_in_rows = PICTURES[values["pictures"]].get("kind") == "image"
     return (
         # One file an episode.
-        (values["version"] == "v3.0" or values["episodes_per_video_file"] == values["episodes_per_data_file"] == 1)
+        (
+            values["version"] == "v3.0"
+            or values["episodes_per_video_file"] == values["episodes_per_data_file"] == 1
+        )
         # B pictures where there is room for them, in the codecs that have them.
-        and (values["b_frames"] == 0 or (values["pictures"] in ("h264", "hevc", "hevc-open") and values["gop"] == 30))
+        and (
+            values["b_frames"] == 0
+            or (values["pictures"] in ("h264", "hevc", "hevc-open") and values["gop"] == 30)
+        )
         and (values["pictures"] != "hevc-open" or values["b_frames"] > 0)
         # No video, no difference.
-        and (not is_stored_in_rows or (values["gop"], values["moov"], values["episodes_per_video_file"]) == (2, "start", 1))
+        and (
+            not is_stored_in_rows
+            or (values["gop"], values["moov"], values["episodes_per_video_file"]) == (2, "start", 1)
+        )
     )
 
 
@@ -115,9 +133,16 @@ def check(repository: lg.Repository, written: WrittenDataset) -> None:
 
 
 @pytest.mark.parametrize("values", DATASETS, ids=lambda values: "-".join(map(str, values.values())))
-def test_every_kind_streams_exactly(values: dict[str, Any], served: LoopbackHub, tmp_path: Path) -> None:
+def test_every_kind_streams_exactly(
+    values: dict[str, Any], served: LoopbackHub, tmp_path: Path
+) -> None:
     written = write(tmp_path / "data", values)
     check(lg.open_repository(written.directory), written)
     name = f"matrix/{DATASETS.index(values)}"
     served.add_repository(name, written.directory, tags=[values["version"]])
-    check(lg.open_repository(name, endpoint=served.endpoint, token=False, cache_dir=tmp_path / "cache"), written)
+    check(
+        lg.open_repository(
+            name, endpoint=served.endpoint, token=False, cache_dir=tmp_path / "cache"
+        ),
+        written,
+    )

@@ -1,6 +1,8 @@
-"""Several JAX processes on this machine: each streams its shard, the device feed makes global batches, a jitted step runs on all devices.
+"""Several JAX processes on this machine: each streams its shard, the device feed makes global
+batches, a jitted step runs on all devices.
 
-Processes stand for hosts: they share nothing but the coordinator on the loopback interface and the collectives of the jitted steps.
+Processes stand for hosts: they share nothing but the coordinator on the loopback interface and the
+collectives of the jitted steps.
 """
 
 from __future__ import annotations
@@ -25,36 +27,58 @@ from tests.support.multihost_worker import run_task
 # Of one global batch, over all processes. One row a device with four processes.
 BATCH_SIZE = 8
 NUM_STEPS = 10
-# Where the stream is stopped: in an epoch whose 37 rows neither the processes nor the batches divide.
+# Where the stream is stopped: in an epoch whose 37 rows neither the processes nor the batches
+# divide.
 STOPPED_AT = 6
 DEADLINE_SECONDS = 50
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> WrittenDataset:
-    return write_dataset(tmp_path_factory.mktemp("multihost") / "data", episode_lengths=[13, 9, 15], fps=10, cameras=(), tasks=("a", "b"))
+    return write_dataset(
+        tmp_path_factory.mktemp("multihost") / "data",
+        episode_lengths=[13, 9, 15],
+        fps=10,
+        cameras=(),
+        tasks=("a", "b"),
+    )
 
 
 def run(
-    written: WrittenDataset, directory: Path, num_processes: int, *, num_steps: int, state: dict[str, Any] | None = None
+    written: WrittenDataset,
+    directory: Path,
+    num_processes: int,
+    *,
+    num_steps: int,
+    state: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Runs a task in so many processes, and returns what each saw; none is left behind."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
-    task = {"directory": str(written.directory), "coordinator": coordinator, "num_processes": num_processes}
+    task = {
+        "directory": str(written.directory),
+        "coordinator": coordinator,
+        "num_processes": num_processes,
+    }
     task |= {"batch_size": BATCH_SIZE, "num_steps": num_steps, "state": state}
     # Not pipes, which a process could fill while nobody reads them.
     outputs = [directory / f"output-{process}.txt" for process in range(num_processes)]
     with contextlib.ExitStack() as stack:
         workers = []
         for process, output in enumerate(outputs):
-            workers.append(forking().Process(target=run_task, args=({**task, "process": process}, str(output)), daemon=True))
+            workers.append(
+                forking().Process(
+                    target=run_task, args=({**task, "process": process}, str(output)), daemon=True
+                )
+            )
             workers[-1].start()
             stack.callback(end, workers[-1])
         deadline = time.monotonic() + DEADLINE_SECONDS
         # When one fails, the others wait for it; they are not waited for.
-        while any(worker.exitcode is None for worker in workers) and not any(worker.exitcode for worker in workers):
+        while any(worker.exitcode is None for worker in workers) and not any(
+            worker.exitcode for worker in workers
+        ):
             if time.monotonic() > deadline:
                 break
             time.sleep(0.02)
@@ -73,18 +97,27 @@ def end(worker: ForkServerProcess) -> None:
 @pytest.fixture(scope="module")
 def expected(written: WrittenDataset) -> list[dict[str, np.ndarray]]:
     """The global batches, as one process without JAX's devices reads them."""
-    dataset = lg.LeRobotIterDataset(written.directory, features=["index", "action"], shuffle=lg.Shuffle(seed=3)).batch(BATCH_SIZE)
+    dataset = lg.LeRobotIterDataset(
+        written.directory, features=["index", "action"], shuffle=lg.Shuffle(seed=3)
+    ).batch(BATCH_SIZE)
     with contextlib.closing(iter(dataset)) as batches:
         return [next(batches) for _ in range(NUM_STEPS)]
 
 
 @pytest.fixture(scope="module")
-def straight(written: WrittenDataset, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+def straight(
+    written: WrittenDataset, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, list[dict[str, Any]]]:
     """What 2 and 4 processes see without an interruption."""
-    return {number: run(written, tmp_path_factory.mktemp("straight"), number, num_steps=NUM_STEPS) for number in (2, 4)}
+    return {
+        number: run(written, tmp_path_factory.mktemp("straight"), number, num_steps=NUM_STEPS)
+        for number in (2, 4)
+    }
 
 
-def assert_same_sets(steps: Sequence[dict[str, Any]], expected: Sequence[dict[str, np.ndarray]]) -> None:
+def assert_same_sets(
+    steps: Sequence[dict[str, Any]], expected: Sequence[dict[str, np.ndarray]]
+) -> None:
     assert len(steps) == len(expected)
     for step, batch in zip(steps, expected, strict=True):
         assert sorted(step["index"]) == sorted(batch["index"].tolist())
@@ -94,14 +127,18 @@ def assert_same_sets(steps: Sequence[dict[str, Any]], expected: Sequence[dict[st
 
 @pytest.mark.parametrize("num_processes", [2, 4])
 def test_processes_stream_one_global_batch(
-    straight: dict[int, list[dict[str, Any]]], expected: list[dict[str, np.ndarray]], num_processes: int
+    straight: dict[int, list[dict[str, Any]]],
+    expected: list[dict[str, np.ndarray]],
+    num_processes: int,
 ) -> None:
     seen = straight[num_processes]
     assert all(process["steps"] == seen[0]["steps"] for process in seen)
     assert_same_sets(seen[0]["steps"], expected)
     # The state is the same on every process, and counts the rows of all of them.
     assert all(process["states"] == seen[0]["states"] for process in seen)
-    assert [state["position"] for state in seen[0]["states"]] == [BATCH_SIZE * step for step in range(1, NUM_STEPS + 1)]
+    assert [state["position"] for state in seen[0]["states"]] == [
+        BATCH_SIZE * step for step in range(1, NUM_STEPS + 1)
+    ]
     # The rows of process i are those of shard i, one after the other.
     per_process = BATCH_SIZE // num_processes
     for step, batch in zip(seen[0]["steps"], expected, strict=True):
@@ -120,15 +157,22 @@ def test_restored_with_any_number_of_processes(
 ) -> None:
     state = straight[before][0]["states"][STOPPED_AT - 1]
     seen = run(written, tmp_path, after, num_steps=NUM_STEPS - STOPPED_AT, state=state)
-    assert all(process["steps"] == seen[0]["steps"] and process["states"] == seen[0]["states"] for process in seen)
+    assert all(
+        process["steps"] == seen[0]["steps"] and process["states"] == seen[0]["states"]
+        for process in seen
+    )
     assert_same_sets(seen[0]["steps"], expected[STOPPED_AT:])
     assert seen[0]["states"] == straight[before][0]["states"][STOPPED_AT:]
     if after == before:
-        assert seen[0]["steps"] == straight[before][0]["steps"][STOPPED_AT:], "the same number of processes: also the same order"
+        assert seen[0]["steps"] == straight[before][0]["steps"][STOPPED_AT:], (
+            "the same number of processes: also the same order"
+        )
 
 
 @pytest.mark.parametrize("num_processes", [2, 4])
-def test_a_finite_stream_ends_everywhere_at_once(straight: dict[int, list[dict[str, Any]]], num_processes: int) -> None:
+def test_a_finite_stream_ends_everywhere_at_once(
+    straight: dict[int, list[dict[str, Any]]], num_processes: int
+) -> None:
     # 37 rows: 18 or 9 for each process, of which its whole batches are taken.
     per_process = BATCH_SIZE // num_processes
     rows = straight[num_processes][0]["rows_of_an_epoch"]
@@ -137,26 +181,39 @@ def test_a_finite_stream_ends_everywhere_at_once(straight: dict[int, list[dict[s
 
 
 @pytest.mark.parametrize("num_processes", [2, 4])
-def test_streams_that_would_differ_or_hang_are_refused(straight: dict[int, list[dict[str, Any]]], num_processes: int) -> None:
+def test_streams_that_would_differ_or_hang_are_refused(
+    straight: dict[int, list[dict[str, Any]]], num_processes: int
+) -> None:
     for number, process in enumerate(straight[num_processes]):
         uneven, replicated, halves = process["refused"]
         assert uneven == (
-            f"num_epochs=1: {num_processes} shards may end at different steps, on which all processes wait for each other; "
-            "use shard_options=grain.sharding.ShardByJaxProcess(drop_remainder=True)"
+            f"num_epochs=1: {num_processes} shards may end at different steps, on which all "
+            "processes wait for each other; use "
+            "shard_options=grain.sharding.ShardByJaxProcess(drop_remainder=True)"
         )
         assert f"the stream is shard {number} of {num_processes}, but the sharding" in replicated
         assert "cuts the batch into 1 for the processes" in replicated
-        assert "use shard_options=grain.sharding.ShardOptions(0, 1, drop_remainder=True) on this process" in replicated
+        assert (
+            "use shard_options=grain.sharding.ShardOptions(0, 1, drop_remainder=True) on this "
+            "process" in replicated
+        )
         if num_processes == 2:
             assert halves is None
         else:
             assert "cuts the batch into 2 for the processes" in halves
-            assert f"use shard_options=grain.sharding.ShardOptions({number // 2}, 2, drop_remainder=True) on this process" in halves
+            assert (
+                f"use shard_options=grain.sharding.ShardOptions({number // 2}, 2, "
+                "drop_remainder=True) on this process" in halves
+            )
 
 
 @pytest.mark.parametrize("num_processes", [2, 4])
 def test_processes_that_share_rows(
-    straight: dict[int, list[dict[str, Any]]], expected: list[dict[str, np.ndarray]], num_processes: int
+    straight: dict[int, list[dict[str, Any]]],
+    expected: list[dict[str, np.ndarray]],
+    num_processes: int,
 ) -> None:
     wanted = [batch["index"].reshape(-1, 2).T.ravel().tolist() for batch in expected[:2]]
-    assert [process["steps_of_halves"] for process in straight[num_processes]] == [wanted] * num_processes
+    assert [process["steps_of_halves"] for process in straight[num_processes]] == [
+        wanted
+    ] * num_processes

@@ -1,7 +1,9 @@
-"""Streams from olah 0.5.4, a mirror of the Hub that others wrote, so that our reader does not only understand our own loopback Hub.
+"""Streams from olah 0.5.4, a mirror of the Hub that others wrote, so that our reader does not only
+understand our own loopback Hub.
 
-It needs a virtual environment of its own, since it pins old versions. These tests run when `~/.cache/lerobot_grain/olah-0.5.4` is one;
-`LEROBOT_GRAIN_OLAH=1 pytest tests/promises/test_olah.py` makes it with pip (a minute or two, once).
+It needs a virtual environment of its own, since it pins old versions. These tests run when
+`~/.cache/lerobot_grain/olah-0.5.4` is one; `LEROBOT_GRAIN_OLAH=1 pytest
+tests/promises/test_olah.py` makes it with pip (a minute or two, once).
 """
 
 from __future__ import annotations
@@ -39,8 +41,21 @@ def olah() -> Path:
         if os.environ.get("LEROBOT_GRAIN_OLAH") != "1":
             pytest.skip(f"{home} is not here; LEROBOT_GRAIN_OLAH=1 makes it")
         try:
-            subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True, capture_output=True, timeout=_INSTALL_SECONDS)
-            pip = [home / "bin" / "python", "-m", "pip", "install", "--quiet", f"olah=={_VERSION}", "psutil<6"]
+            subprocess.run(
+                [sys.executable, "-m", "venv", "--clear", home],
+                check=True,
+                capture_output=True,
+                timeout=_INSTALL_SECONDS,
+            )
+            pip = [
+                home / "bin" / "python",
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                f"olah=={_VERSION}",
+                "psutil<6",
+            ]
             subprocess.run(pip, check=True, capture_output=True, timeout=_INSTALL_SECONDS)
         except (OSError, subprocess.SubprocessError) as error:
             shutil.rmtree(home, ignore_errors=True)
@@ -61,9 +76,13 @@ def serve(olah: Path, folder: Path, *, offline: bool, **settings: object) -> Ite
     basic = {"host": "127.0.0.1", "port": port, "repos-path": str(folder / "repos"), **settings}
     lines = ["[basic]", *(f"{name} = {json.dumps(value)}" for name, value in basic.items())]
     folder.mkdir(exist_ok=True)
-    (folder / "configs.toml").write_text("\n".join([*lines, "[accessibility]", f"offline = {json.dumps(offline)}\n"]))
+    (folder / "configs.toml").write_text(
+        "\n".join([*lines, "[accessibility]", f"offline = {json.dumps(offline)}\n"])
+    )
     with (folder / "output").open("ab") as output:
-        process = subprocess.Popen([olah, "-c", "configs.toml"], cwd=folder, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            [olah, "-c", "configs.toml"], cwd=folder, stdout=output, stderr=output
+        )
     try:
         deadline = time.monotonic() + _START_SECONDS
         while True:
@@ -86,14 +105,25 @@ def test_a_mirror_that_fills_itself_then_without_network(olah, directory, tmp_pa
     expected = digest(directory)
     with LoopbackHub() as hub:
         commit = hub.add_repository("olah/arm", directory, tags=["v3.0"]).commit
-        netlocs = {"hf-netloc": hub.endpoint.removeprefix("http://"), "hf-lfs-netloc": hub.cdn_origin.removeprefix("http://")}
+        netlocs = {
+            "hf-netloc": hub.endpoint.removeprefix("http://"),
+            "hf-lfs-netloc": hub.cdn_origin.removeprefix("http://"),
+        }
         upstream = {"hf-scheme": "http", **netlocs}
         with serve(olah, tmp_path / "olah", offline=False, **upstream) as endpoint:
             assert digest("olah/arm", endpoint=endpoint, cache_dir=tmp_path / "warm") == expected
         assert {r.kind for r in hub.requests()} >= {"api", "resolver", "cdn"}
     with serve(olah, tmp_path / "olah", offline=True, **upstream) as endpoint:
         for number, revision in enumerate(("v3.0", commit)):
-            assert digest("olah/arm", revision=revision, endpoint=endpoint, cache_dir=tmp_path / str(number)) == expected
+            assert (
+                digest(
+                    "olah/arm",
+                    revision=revision,
+                    endpoint=endpoint,
+                    cache_dir=tmp_path / str(number),
+                )
+                == expected
+            )
 
 
 def test_a_mirror_of_git_repositories_that_ignores_ranges(olah, directory, tmp_path):
@@ -102,10 +132,22 @@ def test_a_mirror_of_git_repositories_that_ignores_ranges(olah, directory, tmp_p
     repository = tmp_path / "mirrors" / "datasets" / "olah" / "arm"
     shutil.copytree(directory, repository)
     identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
-    for arguments in (["init", "-q", "-b", "main"], ["add", "."], [*identity, "commit", "-q", "-m", "x"], ["tag", "v3.0"]):
-        subprocess.run(["git", *arguments], cwd=repository, check=True, capture_output=True, timeout=20)
+    for arguments in (
+        ["init", "-q", "-b", "main"],
+        ["add", "."],
+        [*identity, "commit", "-q", "-m", "x"],
+        ["tag", "v3.0"],
+    ):
+        subprocess.run(
+            ["git", *arguments], cwd=repository, check=True, capture_output=True, timeout=20
+        )
     with (
-        serve(olah, tmp_path / "olah", offline=True, **{"mirrors-path": [str(tmp_path / "mirrors")]}) as endpoint,
-        pytest.raises(lg.StorageError, match=r"ignores byte ranges \(HTTP 200 with the whole file, expected 206\)"),
+        serve(
+            olah, tmp_path / "olah", offline=True, **{"mirrors-path": [str(tmp_path / "mirrors")]}
+        ) as endpoint,
+        pytest.raises(
+            lg.StorageError,
+            match=r"ignores byte ranges \(HTTP 200 with the whole file, expected 206\)",
+        ),
     ):
         digest("olah/arm", endpoint=endpoint, cache_dir=tmp_path / "cache")

@@ -1,4 +1,6 @@
-"""Trainings that are killed with SIGKILL and resumed: the losses of one process, and the rows of several, on changing numbers of them."""
+"""Trainings that are killed with SIGKILL and resumed: the losses of one process, and the rows of
+several, on changing numbers of them.
+"""
 
 from __future__ import annotations
 
@@ -43,26 +45,48 @@ kill_and_compare = loaded("kill_and_compare")
 Line = kill_and_compare.Line
 
 
-# --- one process: the losses -----------------------------------------------------------------------------------------------------------
+# --- one process: the losses ---------------------------------------------------------------------
 
 
 @pytest.mark.timeout(200)  # four starts of a training
 def test_losses_after_two_kills_are_those_of_a_straight_training(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The straight training is started as by hand. The lives of the other one are forked, which spares 20 s of imports.
+    # The straight training is started as by hand. The lives of the other one are forked, which
+    # spares 20 s of imports.
     starts_processes = itertools.chain([subprocess.Popen], itertools.repeat(ForkedScript))
-    start = types.SimpleNamespace(Popen=lambda command, env: next(starts_processes)(command, env=env))
+    start = types.SimpleNamespace(
+        Popen=lambda command, env: next(starts_processes)(command, env=env)
+    )
     monkeypatch.setattr(kill_and_compare, "subprocess", start)
     picture = tmp_path / "curves.png"
-    # The seed kills after steps 7 and 13 or a little later, so that even a slow machine is not done before.
-    result = kill_and_compare.main(["--steps", "30", "--kills", "2", "--save-every", "5", "--seed", "30", "--plot", str(picture)])
+    # The seed kills after steps 7 and 13 or a little later, so that even a slow machine is not done
+    # before.
+    result = kill_and_compare.main(
+        [
+            "--steps",
+            "30",
+            "--kills",
+            "2",
+            "--save-every",
+            "5",
+            "--seed",
+            "30",
+            "--plot",
+            str(picture),
+        ]
+    )
     assert [line.step for line in result["straight"]] == [*range(1, 31)]
     assert len({line.batch for line in result["straight"]}) == 30
-    # Two processes were killed, after they had trained, and the two after them went on from a checkpoint.
+    # Two processes were killed, after they had trained, and the two after them went on from a
+    # checkpoint.
     assert len(result["killed"]) == 2
     assert min(result["killed"]) > 0
-    starts = [line.step for before, line in itertools.pairwise(result["lives"]) if line.step != before.step + 1]
+    starts = [
+        line.step
+        for before, line in itertools.pairwise(result["lives"])
+        if line.step != before.step + 1
+    ]
     assert all(step % 5 == 1 for step in starts)
     assert max(starts) > 1
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -79,7 +103,10 @@ STRAIGHT = [Line(1, (0.5).hex(), "a"), Line(2, (0.25).hex(), "b")]
             [STRAIGHT[0], Line(2, (0.25 + 2**-54).hex(), "b")],
             r"^1 of 2 lines differ; the first is .*step=2, loss='0x1.0000000000001p-2'.*expected",
         ),
-        ([*STRAIGHT, Line(2, (0.25).hex(), "c")], r"^1 of 3 lines differ; the first is .*batch='c'.*expected .*batch='b'"),
+        (
+            [*STRAIGHT, Line(2, (0.25).hex(), "c")],
+            r"^1 of 3 lines differ; the first is .*batch='c'.*expected .*batch='b'",
+        ),
         (STRAIGHT[:1], r"^1 of 2 steps were not trained; the first is 2"),
     ],
     ids=["loss", "batch", "missing"],
@@ -96,18 +123,30 @@ def test_a_training_is_not_begun_over_another(tmp_path: Path) -> None:
         loaded("resume_after_kill").main(["--repository", "org/name", "--directory", str(tmp_path)])
 
 
-# --- several processes: the rows -------------------------------------------------------------------------------------------------------
+# --- several processes: the rows -----------------------------------------------------------------
 
 
 class Life(NamedTuple):
-    """The processes of one start, up to their death: the step they began behind, and of each its rows of step after step."""
+    """The processes of one start, up to their death: the step they began behind, and of each its
+    rows of step after step.
+    """
 
     first_step: int
     rows: list[list[list[int]]]
 
 
-def live_and_die(repository: Path, directory: Path, *, num_shards: int, steps: int, save_every: int, chance: random.Random) -> Life:
-    """Starts processes, lets them train some steps, and kills all of them at some moment of the next one."""
+def live_and_die(
+    repository: Path,
+    directory: Path,
+    *,
+    num_shards: int,
+    steps: int,
+    save_every: int,
+    chance: random.Random,
+) -> Life:
+    """Starts processes, lets them train some steps, and kills all of them at some moment of the
+    next one.
+    """
     processes, connections = [], []
     for shard in range(num_shards):
         ours, theirs = forking().Pipe()
@@ -136,12 +175,17 @@ def live_and_die(repository: Path, directory: Path, *, num_shards: int, steps: i
             while True:
                 told.append(connection.recv())
     (first_step,) = {told[0][0] for told in found}
-    assert all([step for step, _ in told] == [*range(first_step, first_step + len(told))] for told in found)
+    assert all(
+        [step for step, _ in told] == [*range(first_step, first_step + len(told))] for told in found
+    )
     return Life(first_step, [[rows for _, rows in told[1:]] for told in found])
 
 
 def check_lives(repository: Path, lives: list[Life]) -> int:
-    """Compares the rows of all lives with those of one process that is never killed. Returns the number of batches compared."""
+    """Compares the rows of all lives with those of one process that is never killed.
+
+    Returns the number of batches compared.
+    """
     last = max(life.first_step + len(rows) for life in lives for rows in life.rows)
     order = iter(lg.FrameOrderIterDataset(lg.open_repository(repository), shuffle=SHUFFLE))
     straight = [[next(order) for _ in range(BATCH_SIZE)] for _ in range(last)]
@@ -150,7 +194,8 @@ def check_lives(repository: Path, lives: list[Life]) -> int:
         num_shards = len(life.rows)
         for shard, batches in enumerate(life.rows):
             for step, rows in enumerate(batches, start=life.first_step):
-                # All shards of a step together: the rows of that step. For a given number also in a given order.
+                # All shards of a step together: the rows of that step. For a given number also in a
+                # given order.
                 assert rows == straight[step][shard::num_shards], (step, shard, num_shards)
                 compared += 1
     return compared
@@ -158,18 +203,29 @@ def check_lives(repository: Path, lives: list[Life]) -> int:
 
 @pytest.mark.timeout(200)
 def test_two_processes_are_killed_and_one_and_then_four_go_on(tmp_path: Path) -> None:
-    repository = write_dataset(tmp_path / "data", episode_lengths=[13, 6, 11, 17], fps=10, cameras=()).directory
+    repository = write_dataset(
+        tmp_path / "data", episode_lengths=[13, 6, 11, 17], fps=10, cameras=()
+    ).directory
     chance = random.Random(0)
     lives = []
     numbers = [2, 2, 1, 4, 2]
     for num_shards in numbers:
-        # Nine steps begin, so two checkpoints: the second waits for the first, which is thus complete in every life.
-        life = live_and_die(repository, tmp_path / "saved", num_shards=num_shards, steps=9, save_every=3, chance=chance)
+        # Nine steps begin, so two checkpoints: the second waits for the first, which is thus
+        # complete in every life.
+        life = live_and_die(
+            repository,
+            tmp_path / "saved",
+            num_shards=num_shards,
+            steps=9,
+            save_every=3,
+            chance=chance,
+        )
         assert len(life.rows) == num_shards
         lives.append(life)
     assert check_lives(repository, lives) >= 8 * sum(numbers)
     starts = [life.first_step for life in lives]
-    # Every start but the first is from a newer checkpoint, and no step is left out between two lives.
+    # Every start but the first is from a newer checkpoint, and no step is left out between two
+    # lives.
     assert starts[0] == 0
     assert starts == sorted(set(starts))
     for before, after in itertools.pairwise(lives):

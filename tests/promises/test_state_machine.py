@@ -1,4 +1,5 @@
-"""Random runs: streams that are stopped and go on, on other numbers of shards and workers, give the rows of one that was never stopped.
+"""Random runs: streams that are stopped and go on, on other numbers of shards and workers, give the
+rows of one that was never stopped.
 
 The suite takes 200 cases, always the same ones. More of them:
 
@@ -38,7 +39,13 @@ def repository_of(lengths: list[int]) -> Any:
         by_file=np.arange(count),
     )
     first_rows = stops - lengths
-    table = EpisodeTable(first_rows=first_rows, lengths=np.array(lengths), data=files, data_offsets=first_rows, videos={})
+    table = EpisodeTable(
+        first_rows=first_rows,
+        lengths=np.array(lengths),
+        data=files,
+        data_offsets=first_rows,
+        videos={},
+    )
     return lg.Repository(storage=None, commit="c" * 40, info=None, episodes=table, tasks={})
 
 
@@ -47,7 +54,12 @@ class Uninterrupted:
 
     def __init__(self, repository: Any, shuffle: lg.Shuffle | None) -> None:
         table = repository.episodes
-        self._order = FrameOrder(first_rows=table.first_rows, lengths=table.lengths, data_files=table.data.file_of_episode, shuffle=shuffle)
+        self._order = FrameOrder(
+            first_rows=table.first_rows,
+            lengths=table.lengths,
+            data_files=table.data.file_of_episode,
+            shuffle=shuffle,
+        )
         self.num_rows = self._order.num_rows
         self._epochs: dict[int, list[int]] = {}
 
@@ -59,9 +71,13 @@ class Uninterrupted:
 
 
 class Shard:
-    """One shard, read by workers: each has a slice of the data set, as `mp_prefetch` cuts it, and they are asked in turn."""
+    """One shard, read by workers: each has a slice of the data set, as `mp_prefetch` cuts it, and
+    they are asked in turn.
+    """
 
-    def __init__(self, arguments: dict[str, Any], state: dict[str, Any] | None, num_workers: int) -> None:
+    def __init__(
+        self, arguments: dict[str, Any], state: dict[str, Any] | None, num_workers: int
+    ) -> None:
         self._workers = []
         for worker in range(num_workers):
             dataset = lg.FrameOrderIterDataset(**arguments)
@@ -118,7 +134,9 @@ class StoppedAndGoingOn(RuleBasedStateMachine):
         steps=st.integers(0, 40),
         drop_remainder=st.booleans(),
         older_checkpoint=st.one_of(st.none(), st.none(), st.integers(0, 5)),
-        other_end=st.one_of(st.none(), st.none(), st.tuples(st.one_of(st.none(), st.integers(1, 9)))),
+        other_end=st.one_of(
+            st.none(), st.none(), st.tuples(st.one_of(st.none(), st.integers(1, 9)))
+        ),
     )
     def run(
         self,
@@ -140,7 +158,9 @@ class StoppedAndGoingOn(RuleBasedStateMachine):
                     "repository": self.repository,
                     "shuffle": self.shuffle,
                     "num_epochs": self.num_epochs,
-                    "shard_options": grain.sharding.ShardOptions(number, num_shards, drop_remainder=drop_remainder),
+                    "shard_options": grain.sharding.ShardOptions(
+                        number, num_shards, drop_remainder=drop_remainder
+                    ),
                 },
                 self.state,
                 num_workers,
@@ -154,7 +174,8 @@ class StoppedAndGoingOn(RuleBasedStateMachine):
         if all(len(rows) == steps for rows in found):
             self.stop(num_shards, num_workers, steps, states)
         else:
-            # The stream has ended. It goes on from the last checkpoint, as if this run had never been.
+            # The stream has ended. It goes on from the last checkpoint, as if this run had never
+            # been.
             assert end - self.position < num_shards * steps
             assert not drop_remainder or len({len(rows) for rows in found}) == 1
 
@@ -166,14 +187,20 @@ class StoppedAndGoingOn(RuleBasedStateMachine):
         whole = max(0, end - self.position) // num_shards * num_shards
         return self.position + whole if drop_remainder else end
 
-    def stop(self, num_shards: int, num_workers: int, steps: int, states: list[list[dict[str, Any]]]) -> None:
+    def stop(
+        self, num_shards: int, num_workers: int, steps: int, states: list[list[dict[str, Any]]]
+    ) -> None:
         base = self.position
         self.position += num_shards * steps
         for workers in states:
             # Each worker counts its own turns only; together they are at one position.
             turns = [len(range(worker, steps, num_workers)) for worker in range(num_workers)]
-            assert [state["position"] for state in workers] == [base + count * num_workers * num_shards for count in turns]
-            assert all({**state, "position": 0} == {**states[0][0], "position": 0} for state in workers)
+            assert [state["position"] for state in workers] == [
+                base + count * num_workers * num_shards for count in turns
+            ]
+            assert all(
+                {**state, "position": 0} == {**states[0][0], "position": 0} for state in workers
+            )
         state = {**states[0][0], "position": self.position}
         if num_workers == 1:
             assert all(workers == [state] for workers in states)
@@ -183,11 +210,16 @@ class StoppedAndGoingOn(RuleBasedStateMachine):
 
 TestStoppedAndGoingOn = pytest.mark.timeout(max(60, CASES))(StoppedAndGoingOn.TestCase)
 StoppedAndGoingOn.TestCase.settings = settings(
-    max_examples=CASES, stateful_step_count=6, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=CASES,
+    stateful_step_count=6,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
 )
 
 
-# --- the cases that a reader would ask for, by name -----------------------------------------------------------------------------------
+# --- the cases that a reader would ask for, by name ----------------------------------------------
 
 UNIONS: dict[str, tuple[list[int], int | None, bool, int]] = {
     # lengths of the episodes, epochs, drop_remainder, rows that are taken in all
@@ -212,7 +244,9 @@ def test_the_union_after_k_steps_does_not_depend_on_the_number_of_shards(name: s
         positions = set()
         for number in range(num_shards):
             options = grain.sharding.ShardOptions(number, num_shards, drop_remainder=drop_remainder)
-            dataset = lg.FrameOrderIterDataset(repository, shuffle=shuffle, num_epochs=num_epochs, shard_options=options)
+            dataset = lg.FrameOrderIterDataset(
+                repository, shuffle=shuffle, num_epochs=num_epochs, shard_options=options
+            )
             iterator = iter(dataset)
             union.update(itertools.islice(iterator, count // num_shards))
             positions.add(iterator.get_state()["position"])
@@ -224,5 +258,12 @@ def test_without_drop_remainder_nothing_is_lost_at_the_end() -> None:
     repository = repository_of([7, 4])
     for num_shards in (1, 2, 3, 5, 11, 12, 40):
         options = [grain.sharding.ShardOptions(number, num_shards) for number in range(num_shards)]
-        shards = [list(lg.FrameOrderIterDataset(repository, shuffle=None, num_epochs=3, shard_options=option)) for option in options]
+        shards = [
+            list(
+                lg.FrameOrderIterDataset(
+                    repository, shuffle=None, num_epochs=3, shard_options=option
+                )
+            )
+            for option in options
+        ]
         assert Counter(itertools.chain.from_iterable(shards)) == Counter([*range(11)] * 3)

@@ -20,7 +20,11 @@ from lerobot_grain._reading.array_pool import _MAX_FREE, _MIN_BYTES, ArrayPool
 from lerobot_grain._reading.batches import Batch, join, num_examples, part_of, split
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, WrittenDataset, write_dataset
 
-TOP, WRIST, PICTURE = "observation.images.top", "observation.images.wrist", "observation.images.picture"
+TOP, WRIST, PICTURE = (
+    "observation.images.top",
+    "observation.images.wrist",
+    "observation.images.picture",
+)
 NUM_ROWS = 53
 WINDOWS = {
     TOP: [-0.2, 0.0, 0.3],
@@ -53,7 +57,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> WrittenDataset:
 
 
 def assert_same_batch(found: Any, expected: Any) -> None:
-    """The same structure, and in it the same values with the same types; keys may stand in another order."""
+    """The same structure, and in it the same values with the same types; keys may stand in another
+    order.
+    """
     assert type(found) is type(expected)
     if isinstance(expected, dict):
         assert set(found) == set(expected)
@@ -69,17 +75,21 @@ def assert_same_batch(found: Any, expected: Any) -> None:
         assert np.array_equal(found, expected)
 
 
-def grains_batches(dataset: lg.LeRobotIterDataset, batch_size: int, *, drop_remainder: bool) -> grain.IterDataset[Any]:
+def grains_batches(
+    dataset: lg.LeRobotIterDataset, batch_size: int, *, drop_remainder: bool
+) -> grain.IterDataset[Any]:
     return grain.IterDataset.batch(dataset, batch_size, drop_remainder=drop_remainder)
 
 
-# --- as Grain's ----------------------------------------------------------------------------------------------------------------------
+# --- as Grain's ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("drop_remainder", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 16, NUM_ROWS, 200])
 @pytest.mark.parametrize("deltas", [{}, WINDOWS], ids=["rows", "windows"])
-def test_batches_are_those_of_grain(written: WrittenDataset, deltas: dict[str, list[float]], batch_size: int, drop_remainder: bool) -> None:
+def test_batches_are_those_of_grain(
+    written: WrittenDataset, deltas: dict[str, list[float]], batch_size: int, drop_remainder: bool
+) -> None:
     dataset = lg.LeRobotIterDataset(written.directory, num_epochs=1, delta_timestamps=deltas)
     found = list(dataset.batch(batch_size, drop_remainder=drop_remainder))
     expected = list(grains_batches(dataset, batch_size, drop_remainder=drop_remainder))
@@ -87,22 +97,34 @@ def test_batches_are_those_of_grain(written: WrittenDataset, deltas: dict[str, l
     assert_same_batch(found, expected)
 
 
-@pytest.mark.parametrize("features", [["task"], ["observation.note"], [PICTURE], [TOP], ["next.done", WRIST]], ids=str)
-def test_batches_of_few_features_are_those_of_grain(written: WrittenDataset, features: list[str]) -> None:
+@pytest.mark.parametrize(
+    "features", [["task"], ["observation.note"], [PICTURE], [TOP], ["next.done", WRIST]], ids=str
+)
+def test_batches_of_few_features_are_those_of_grain(
+    written: WrittenDataset, features: list[str]
+) -> None:
     dataset = lg.LeRobotIterDataset(written.directory, num_epochs=1, features=features)
-    assert_same_batch(list(dataset.batch(7)), list(grains_batches(dataset, 7, drop_remainder=False)))
+    assert_same_batch(
+        list(dataset.batch(7)), list(grains_batches(dataset, 7, drop_remainder=False))
+    )
 
 
 def test_a_batch_may_span_epochs_and_blocks(written: WrittenDataset) -> None:
-    dataset = lg.LeRobotIterDataset(written.directory, num_epochs=12, features=["index", "observation.note", "action"])
+    dataset = lg.LeRobotIterDataset(
+        written.directory, num_epochs=12, features=["index", "observation.note", "action"]
+    )
     found = list(dataset.batch(300))
     assert [num_examples(batch) for batch in found] == [300, 300, 36]
     assert_same_batch(found, list(grains_batches(dataset, 300, drop_remainder=False)))
 
 
 @pytest.mark.parametrize("drop_remainder", [False, True])
-def test_states_are_those_of_grain_at_every_batch(written: WrittenDataset, drop_remainder: bool) -> None:
-    dataset = lg.LeRobotIterDataset(written.directory, num_epochs=2, features=["index", TOP], shuffle=lg.Shuffle(num_parts=4))
+def test_states_are_those_of_grain_at_every_batch(
+    written: WrittenDataset, drop_remainder: bool
+) -> None:
+    dataset = lg.LeRobotIterDataset(
+        written.directory, num_epochs=2, features=["index", TOP], shuffle=lg.Shuffle(num_parts=4)
+    )
     ours = iter(dataset.batch(11, drop_remainder=drop_remainder))
     grains = iter(grains_batches(dataset, 11, drop_remainder=drop_remainder))
     expected = list(grains_batches(dataset, 11, drop_remainder=drop_remainder))
@@ -138,19 +160,31 @@ def test_a_state_of_single_examples_is_one_of_batches(written: WrittenDataset) -
 
 def test_a_function_of_ones_own_gets_single_examples(written: WrittenDataset) -> None:
     dataset = lg.LeRobotIterDataset(written.directory, num_epochs=1, features=["index", TOP])
-    found = list(dataset.batch(20, batch_fn=lambda examples: [(type(examples[0]), examples[0][TOP].shape), len(examples)]))
-    assert found == [[(dict, (64, 96, 3)), 20], [(dict, (64, 96, 3)), 20], [(dict, (64, 96, 3)), 13]]
+    found = list(
+        dataset.batch(
+            20,
+            batch_fn=lambda examples: [(type(examples[0]), examples[0][TOP].shape), len(examples)],
+        )
+    )
+    assert found == [
+        [(dict, (64, 96, 3)), 20],
+        [(dict, (64, 96, 3)), 20],
+        [(dict, (64, 96, 3)), 13],
+    ]
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, True, 1.5, None, "4"], ids=repr)
 def test_what_is_no_batch_size_is_refused(written: WrittenDataset, batch_size: Any) -> None:
     dataset = lg.LeRobotIterDataset(written.directory, features=["index"])
     for function in (None, len):
-        with pytest.raises(lg.InvalidRequestError, match=rf"^batch\(batch_size={batch_size!r}\): expected an int >= 1$"):
+        with pytest.raises(
+            lg.InvalidRequestError,
+            match=rf"^batch\(batch_size={batch_size!r}\): expected an int >= 1$",
+        ):
             dataset.batch(batch_size, batch_fn=function)
 
 
-# --- cutting and joining -------------------------------------------------------------------------------------------------------------
+# --- cutting and joining -------------------------------------------------------------------------
 
 
 def make_batch(first: int, count: int) -> Batch:
@@ -169,11 +203,16 @@ def make_batch(first: int, count: int) -> Batch:
 def test_joining_and_cutting_are_inverse(counts: list[int], data: st.DataObject) -> None:
     starts = np.cumsum(counts) - counts
     whole = make_batch(0, sum(counts))
-    joined = join([make_batch(int(start), count) for start, count in zip(starts, counts, strict=True)])
+    joined = join(
+        [make_batch(int(start), count) for start, count in zip(starts, counts, strict=True)]
+    )
     assert list(joined) == list(whole)
     start = data.draw(st.integers(0, sum(counts) - 1))
     stop = data.draw(st.integers(start + 1, sum(counts)))
-    for found, reference in [(joined, whole), (part_of(joined, slice(start, stop)), make_batch(start, stop - start))]:
+    for found, reference in [
+        (joined, whole),
+        (part_of(joined, slice(start, stop)), make_batch(start, stop - start)),
+    ]:
         assert num_examples(found) == num_examples(reference)
         for key, value in reference.items():
             assert type(found[key]) is type(value)
@@ -212,7 +251,7 @@ def test_the_only_example_of_a_batch_is_not_copied() -> None:
     assert (example["large"] == 5).all()
 
 
-# --- memory that is used again -------------------------------------------------------------------------------------------------------
+# --- memory that is used again -------------------------------------------------------------------
 
 SHAPE = (3, 400, 300)
 UINT8 = np.dtype(np.uint8)
@@ -230,7 +269,9 @@ def aligned(array: np.ndarray) -> np.ndarray:
 
 def as_jax_array(array: np.ndarray) -> jax.Array:
     found = jax.device_put(aligned(array))
-    assert found.unsafe_buffer_pointer() == address(aligned(array)), "this is to test an array that JAX did not copy"
+    assert found.unsafe_buffer_pointer() == address(aligned(array)), (
+        "this is to test an array that JAX did not copy"
+    )
     return found
 
 
@@ -273,7 +314,11 @@ def test_memory_goes_to_arrays_of_any_dtype() -> None:
     first = address(arrays.empty("depth", (2, 300, 400, 1), np.dtype(np.float32)))
     array = arrays.empty("depth", (3, 200, 400, 1), np.dtype(np.float32))
     assert address(array) == first
-    assert (array.dtype, array.shape, array.flags.c_contiguous) == (np.dtype(np.float32), (3, 200, 400, 1), True)
+    assert (array.dtype, array.shape, array.flags.c_contiguous) == (
+        np.dtype(np.float32),
+        (3, 200, 400, 1),
+        True,
+    )
     array[...] = np.arange(array.size, dtype=np.float32).reshape(array.shape)
     assert array[2, 199, 399, 0] == array.size - 1
 
@@ -283,7 +328,11 @@ def test_memory_goes_to_arrays_of_as_many_bytes() -> None:
     array = arrays.empty("top", (4, 100, 1000), UINT8)
     first = address(array)
     assert array.dtype == np.uint8
-    assert (array.shape, array.flags.writeable, array.flags.c_contiguous) == ((4, 100, 1000), True, True)
+    assert (array.shape, array.flags.writeable, array.flags.c_contiguous) == (
+        (4, 100, 1000),
+        True,
+        True,
+    )
     del array
     larger = arrays.empty("top", (5, 100, 1000), UINT8)
     assert address(larger) != first
@@ -320,7 +369,9 @@ def test_arrays_become_garbage_in_any_thread_and_outlive_their_maker() -> None:
 
 
 def test_batches_that_are_kept_stay_as_they_are(written: WrittenDataset) -> None:
-    dataset = lg.LeRobotIterDataset(written.directory, num_epochs=4, features=[TOP, WRIST], shuffle=None)
+    dataset = lg.LeRobotIterDataset(
+        written.directory, num_epochs=4, features=[TOP, WRIST], shuffle=None
+    )
     straight = list(dataset)
     kept: list[tuple[int, np.ndarray]] = []
     addresses = set()

@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from lerobot_grain._reading.frames.eviction import frames_that_stay
 
 # Few different uses, so that many are the same; sizes of three cameras.
-FRAMES = st.lists(st.tuples(st.integers(0, 4) | st.just(np.iinfo(np.int64).max), st.sampled_from([1, 300, 921_600])), max_size=20)
+FRAMES = st.lists(
+    st.tuples(
+        st.integers(0, 4) | st.just(np.iinfo(np.int64).max), st.sampled_from([1, 300, 921_600])
+    ),
+    max_size=20,
+)
 
 
 def naive(frames: list[tuple[int, int]], room: int) -> list[bool]:
@@ -24,7 +29,11 @@ def naive(frames: list[tuple[int, int]], room: int) -> list[bool]:
 
 
 def chosen(frames: list[tuple[int, int]], room: int) -> list[bool]:
-    next_use, size = (np.array(column, np.int64) for column in zip(*frames, strict=True)) if frames else (np.zeros(0, np.int64),) * 2
+    next_use, size = (
+        (np.array(column, np.int64) for column in zip(*frames, strict=True))
+        if frames
+        else (np.zeros(0, np.int64),) * 2
+    )
     found: list[bool] = frames_that_stay(next_use, size, room).tolist()
     return found
 
@@ -33,9 +42,14 @@ def chosen(frames: list[tuple[int, int]], room: int) -> list[bool]:
 def test_those_needed_first_stay(frames: list[tuple[int, int]], room: int) -> None:
     found = chosen(frames, room)
     assert found == naive(frames, room)
-    assert sum(size for (_, size), stays in zip(frames, found, strict=True) if stays) <= max(0, room)
+    assert sum(size for (_, size), stays in zip(frames, found, strict=True) if stays) <= max(
+        0, room
+    )
     # None that goes is needed before one that stays.
-    uses = [[next_use for (next_use, _), each in zip(frames, found, strict=True) if each == stays] for stays in (True, False)]
+    uses = [
+        [next_use for (next_use, _), each in zip(frames, found, strict=True) if each == stays]
+        for stays in (True, False)
+    ]
     assert max(uses[0], default=-1) <= min(uses[1], default=np.iinfo(np.int64).max)
 
 

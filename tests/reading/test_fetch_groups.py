@@ -1,4 +1,6 @@
-"""What is fetched together, against a slow definition; of real video files: test_plan; seen in the requests: test_together."""
+"""What is fetched together, against a slow definition; of real video files: test_plan; seen in the
+requests: test_together.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,11 @@ from lerobot_grain._reading.fetch_groups import ALONE, joins, pieces_of, row_gro
 
 PIECE_BYTES = 100
 # Of each part of a file: the gap before it, its length, and whether it may join.
-PARTS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 120), st.booleans() | st.just(True)), min_size=1, max_size=15)
+PARTS = st.lists(
+    st.tuples(st.integers(0, 60), st.integers(0, 120), st.booleans() | st.just(True)),
+    min_size=1,
+    max_size=15,
+)
 
 
 def extents_of(parts: list[tuple[int, int, bool]]) -> list[ByteRange | None]:
@@ -56,9 +62,13 @@ def test_from_each_of_them_the_same_are_found(parts: list[tuple[int, int, bool]]
     for members in naive(extents):
         for number in members:
             asked.clear()
-            groups = row_groups_fetched_together(number, len(parts), extent_to_join, piece_bytes=PIECE_BYTES)
+            groups = row_groups_fetched_together(
+                number, len(parts), extent_to_join, piece_bytes=PIECE_BYTES
+            )
             assert list(groups) == members
-            assert asked <= set(range(members[0] - 1, members[-1] + 2)), "only of these and their neighbors"
+            assert asked <= set(range(members[0] - 1, members[-1] + 2)), (
+                "only of these and their neighbors"
+            )
 
 
 @given(PARTS)
@@ -76,7 +86,9 @@ def test_all_at_once_is_the_same(parts: list[tuple[int, int, bool]]) -> None:
 def test_a_request_takes_at_most_two_pieces(parts: list[tuple[int, int, bool]]) -> None:
     extents = extents_of(parts)
     for number in range(len(parts)):
-        groups = row_groups_fetched_together(number, len(parts), extents.__getitem__, piece_bytes=PIECE_BYTES)
+        groups = row_groups_fetched_together(
+            number, len(parts), extents.__getitem__, piece_bytes=PIECE_BYTES
+        )
         members = [extent for each in groups if (extent := extents[each]) is not None]
         if len(groups) > 1:
             assert len(members) == len(groups)
@@ -85,7 +97,19 @@ def test_a_request_takes_at_most_two_pieces(parts: list[tuple[int, int, bool]]) 
 
 
 def test_pieces_are_fixed() -> None:
-    extents = [ByteRange(90, 99), ByteRange(100, 130), ByteRange(199, 290), ByteRange(290, 391), None, ByteRange(395, 396)]
-    found = [row_groups_fetched_together(number, 6, extents.__getitem__, piece_bytes=PIECE_BYTES) for number in range(6)]
+    extents = [
+        ByteRange(90, 99),
+        ByteRange(100, 130),
+        ByteRange(199, 290),
+        ByteRange(290, 391),
+        None,
+        ByteRange(395, 396),
+    ]
+    found = [
+        row_groups_fetched_together(number, 6, extents.__getitem__, piece_bytes=PIECE_BYTES)
+        for number in range(6)
+    ]
     assert [list(groups) for groups in found] == [[0], [1, 2], [1, 2], [3], [4], [5]]
-    assert pieces_of(np.array([90, 290]), np.array([9, 101]), np.array([True, True]), piece_bytes=PIECE_BYTES).tolist() == [0, ALONE]
+    assert pieces_of(
+        np.array([90, 290]), np.array([9, 101]), np.array([True, True]), piece_bytes=PIECE_BYTES
+    ).tolist() == [0, ALONE]

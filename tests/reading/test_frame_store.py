@@ -11,9 +11,16 @@ from hypothesis import strategies as st
 from lerobot_grain._reading.frames.frame_store import _PAGE, NO_SLOT, FrameDemand, FrameStore
 
 # More pages than there are at first, rows at their borders, far apart and close together.
-ROWS = st.one_of(st.integers(0, 3 * _PAGE), st.integers(0, 60).map(lambda page: page * _PAGE + 7), st.just(10**12), st.just(_PAGE - 1))
+ROWS = st.one_of(
+    st.integers(0, 3 * _PAGE),
+    st.integers(0, 60).map(lambda page: page * _PAGE + 7),
+    st.just(10**12),
+    st.just(_PAGE - 1),
+)
 BLOCKS = st.integers(1, 3).flatmap(
-    lambda time: st.lists(st.lists(ROWS, min_size=time, max_size=time), min_size=1, max_size=12).map(lambda rows: np.array(rows, np.int64))
+    lambda time: st.lists(
+        st.lists(ROWS, min_size=time, max_size=time), min_size=1, max_size=12
+    ).map(lambda rows: np.array(rows, np.int64))
 )
 
 
@@ -41,7 +48,11 @@ def test_known_frames_are_a_dict_of_rows(blocks: list[np.ndarray], ahead: int) -
             entries = known.add(rows)
             assert entries.shape == rows.shape
             assert (entries > 0).all()
-            assert len(set(zip(rows.flat, entries.flat, strict=True))) == len(set(rows.flat)) == len(set(entries.flat))
+            assert (
+                len(set(zip(rows.flat, entries.flat, strict=True)))
+                == len(set(rows.flat))
+                == len(set(entries.flat))
+            )
             uses.update(rows.reshape(-1).tolist())
             pending.append((rows, entries))
         if number < ahead or not pending:
@@ -58,11 +69,15 @@ def test_known_frames_are_a_dict_of_rows(blocks: list[np.ndarray], ahead: int) -
         for example_rows, example_entries in zip(rows.tolist(), entries, strict=True):
             uses.subtract(example_rows)
             gone = {row for row in example_rows if uses[row] == 0}
-            assert sorted(known.use(example_entries).tolist()) == sorted(slots.pop(row) for row in gone)
+            assert sorted(known.use(example_entries).tolist()) == sorted(
+                slots.pop(row) for row in gone
+            )
         everything = np.array(sorted({*uses, 5, 2 * _PAGE, 10**15 + 1}), np.int64)
         found = known.find(everything)
         assert known.uses[found].tolist() == [max(0, uses[row]) for row in everything.tolist()]
-        assert known.slots[found].tolist() == [slots.get(row, NO_SLOT) for row in everything.tolist()]
+        assert known.slots[found].tolist() == [
+            slots.get(row, NO_SLOT) for row in everything.tolist()
+        ]
         assert found[-1] == known.find(everything[-1:])[0] == 0, "there is no page of this row"
         assert (known.uses[0], known.slots[0], known.is_requested[0]) == (0, NO_SLOT, False)
     assert_empty(known)
@@ -100,7 +115,9 @@ def test_pages_are_used_again() -> None:
 @settings(max_examples=100, deadline=None)
 @given(steps=st.lists(st.tuples(st.integers(0, 9), st.randoms(use_true_random=False)), max_size=40))
 def test_slots_of_a_store(steps: list[tuple[int, object]]) -> None:
-    """No slot is taken twice, and none that was never used while one is free that was: the system gives memory for the peak only."""
+    """No slot is taken twice, and none that was never used while one is free that was: the system
+    gives memory for the peak only.
+    """
     store = FrameStore((2, 3, 3), np.uint8, 24)
     assert (store.frames.shape, store.frame_bytes) == ((24, 2, 3, 3), 18)
     used: set[int] = set()

@@ -1,4 +1,7 @@
-"""What the memory budget is divided into: the figures of docs/architecture/reading.md. Wrong options: test_dataset."""
+"""What the memory budget is divided into: the figures of docs/architecture/reading.md.
+
+Wrong options: test_dataset.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,48 @@ CASES = {
     "by default, two cameras": (
         3 << 29,
         2,
-        (192 * MIB, 384 * MIB, 1344 * MIB, 192 * MIB, 84 * MIB, 336 * MIB, 84 * MIB, 11010048, 672 * MIB),
+        (
+            192 * MIB,
+            384 * MIB,
+            1344 * MIB,
+            192 * MIB,
+            84 * MIB,
+            336 * MIB,
+            84 * MIB,
+            11010048,
+            672 * MIB,
+        ),
     ),
-    "by default, no video": (3 << 29, 0, (768 * MIB, 1536 * MIB, 768 * MIB, 192 * MIB, 48 * MIB, 192 * MIB, 96 * MIB, 6 * MIB, 384 * MIB)),
-    "large": (1 << 34, 1, (2048 * MIB, 4096 * MIB, 14336 * MIB, 2048 * MIB, 96 * MIB, 2048 * MIB, 1792 * MIB, 112 * MIB, 7168 * MIB)),
+    "by default, no video": (
+        3 << 29,
+        0,
+        (
+            768 * MIB,
+            1536 * MIB,
+            768 * MIB,
+            192 * MIB,
+            48 * MIB,
+            192 * MIB,
+            96 * MIB,
+            6 * MIB,
+            384 * MIB,
+        ),
+    ),
+    "large": (
+        1 << 34,
+        1,
+        (
+            2048 * MIB,
+            4096 * MIB,
+            14336 * MIB,
+            2048 * MIB,
+            96 * MIB,
+            2048 * MIB,
+            1792 * MIB,
+            112 * MIB,
+            7168 * MIB,
+        ),
+    ),
     "tiny": (1000, 3, (125, 16 * MIB, 875, 125, 54, 218, 36, 6, 437)),
 }
 

@@ -1,4 +1,6 @@
-"""The reader under disorder: tasks that end in any order, small budgets, errors in the middle, and what is left behind."""
+"""The reader under disorder: tasks that end in any order, small budgets, errors in the middle, and
+what is left behind.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ LENGTHS = [40, 7, 1, 33, 24]
 NUM_ROWS = sum(LENGTHS)
 WINDOWS = {AV1: [-0.5, 0.0, 0.1], H264: [0.0, 3.0], HEVC: [-1.0, 0.0], "action": [0.0, 0.1]}
 SHUFFLE = lg.Shuffle(seed=3, clip_length=4, num_parts=8, buffer_size=32)
-# An example of all cameras with these windows takes 138 kB, and 158 kB of budget; everything is decoded again and again.
+# An example of all cameras with these windows takes 138 kB, and 158 kB of budget; everything is
+# decoded again and again.
 SMALL_BYTES = 1 << 18
 
 
@@ -56,11 +59,19 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> WrittenDataset:
 @pytest.fixture(scope="module")
 def straight(written: WrittenDataset) -> list[dict[str, Any]]:
     """The undisturbed stream of two epochs."""
-    return list(lg.LeRobotIterDataset(written.directory, shuffle=SHUFFLE, num_epochs=2, delta_timestamps=WINDOWS))
+    return list(
+        lg.LeRobotIterDataset(
+            written.directory, shuffle=SHUFFLE, num_epochs=2, delta_timestamps=WINDOWS
+        )
+    )
 
 
 def read(directory: Path, **arguments: Any) -> lg.LeRobotIterDataset:
-    chosen: dict[str, Any] = {"shuffle": SHUFFLE, "num_epochs": 2, "delta_timestamps": WINDOWS} | arguments
+    chosen: dict[str, Any] = {
+        "shuffle": SHUFFLE,
+        "num_epochs": 2,
+        "delta_timestamps": WINDOWS,
+    } | arguments
     return lg.LeRobotIterDataset(directory, **chosen)
 
 
@@ -77,13 +88,17 @@ def assert_same_batch(batch: dict[str, Any], examples: list[dict[str, Any]]) -> 
 
 
 class Delays:
-    """Every fetch and every decode ends 0 to 5 ms late, so that they end in any order; counts them."""
+    """Every fetch and every decode ends 0 to 5 ms late, so that they end in any order;
+    counts them.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: Counter[str] = Counter()
         self._random, self._lock = random.Random(1), threading.Lock()
         monkeypatch.setattr(Storage, "read_ranges", self._late("fetch", Storage.read_ranges))
-        monkeypatch.setattr(gop_decoder, "decode_jobs", self._late("group", gop_decoder.decode_jobs))
+        monkeypatch.setattr(
+            gop_decoder, "decode_jobs", self._late("group", gop_decoder.decode_jobs)
+        )
         monkeypatch.setattr(LongGopDecoder, "decode", self._late("piece", LongGopDecoder.decode))
 
     def _late(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,26 +112,39 @@ class Delays:
         return late
 
 
-# --- order ---------------------------------------------------------------------------------------------------------------------------
+# --- order ---------------------------------------------------------------------------------------
 
 
-def test_the_undisturbed_stream_has_every_row_and_its_frames(straight: list[dict[str, Any]]) -> None:
+def test_the_undisturbed_stream_has_every_row_and_its_frames(
+    straight: list[dict[str, Any]],
+) -> None:
     for epoch in (straight[:NUM_ROWS], straight[NUM_ROWS:]):
         assert sorted(int(example["index"]) for example in epoch) == list(range(NUM_ROWS))
     for example in straight:
         episode, frame = int(example["episode_index"]), int(example["frame_index"])
         for number, key in enumerate((AV1, H264, LONG, HEVC)):
-            wanted = [min(max(frame + round(10 * delta), 0), LENGTHS[episode] - 1) for delta in WINDOWS.get(key, [0.0])]
+            wanted = [
+                min(max(frame + round(10 * delta), 0), LENGTHS[episode] - 1)
+                for delta in WINDOWS.get(key, [0.0])
+            ]
             frames = example[key] if key in WINDOWS else example[key][None]
             assert read_barcodes(frames).tolist() == [[episode, f, number] for f in wanted]
 
 
-@pytest.mark.parametrize("budget_bytes", [3 << 29, 16 << 20, SMALL_BYTES], ids=["large", "medium", "small"])
+@pytest.mark.parametrize(
+    "budget_bytes", [3 << 29, 16 << 20, SMALL_BYTES], ids=["large", "medium", "small"]
+)
 @pytest.mark.parametrize("num_threads", [1, 2, 8])
 def test_the_order_in_which_tasks_end_does_not_matter(
-    written: WrittenDataset, straight: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, num_threads: int, budget_bytes: int
+    written: WrittenDataset,
+    straight: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    num_threads: int,
+    budget_bytes: int,
 ) -> None:
-    """Whole GOPs in groups, long ones in pieces, and with hardly any budget all of them again and again."""
+    """Whole GOPs in groups, long ones in pieces, and with hardly any budget all of them again and
+    again.
+    """
     delays = Delays(monkeypatch)
     options = lg.ReadOptions(memory_budget_bytes=budget_bytes, num_decode_threads=num_threads)
     dataset = read(written.directory, read_options=options)
@@ -126,7 +154,9 @@ def test_the_order_in_which_tasks_end_does_not_matter(
     for example in expected:
         assert_same(next(iterator), example)
     statistics = lg.read_statistics(iterator)
-    assert (statistics.gops_decoded_again > statistics.gops_decoded // 2) == is_small, "the small budget is to be too small for all"
+    assert (statistics.gops_decoded_again > statistics.gops_decoded // 2) == is_small, (
+        "the small budget is to be too small for all"
+    )
     assert delays.calls["fetch"] > 0
     assert delays.calls["group"] > 0
     assert (delays.calls["piece"] > 0) == (budget_bytes < 3 << 29)
@@ -141,7 +171,10 @@ def test_the_order_in_which_tasks_end_does_not_matter(
 
 @pytest.mark.parametrize("budget_bytes", [3 << 29, SMALL_BYTES], ids=["large", "small"])
 def test_seeking_drops_what_was_begun_and_goes_on_exactly(
-    written: WrittenDataset, straight: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, budget_bytes: int
+    written: WrittenDataset,
+    straight: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    budget_bytes: int,
 ) -> None:
     dataset = read(written.directory, read_options=lg.ReadOptions(memory_budget_bytes=budget_bytes))
     iterator, batches = iter(dataset), iter(dataset.batch(7))
@@ -166,11 +199,14 @@ def test_seeking_drops_what_was_begun_and_goes_on_exactly(
     batches.close()
 
 
-# --- bytes ---------------------------------------------------------------------------------------------------------------------------
+# --- bytes ---------------------------------------------------------------------------------------
 
 
-def test_small_video_is_fetched_once_for_all_epochs(written: WrittenDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one request for each file, or for each episode where a request is said to cost nothing; with a budget that does not hold it, in
+def test_small_video_is_fetched_once_for_all_epochs(
+    written: WrittenDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one request for each file, or for each episode where a request is said to cost nothing;
+    with a budget that does not hold it, in
     one for each clip and epoch.
 
     The last file of one camera has one episode: it is read whole when it is opened.
@@ -200,7 +236,7 @@ def test_small_video_is_fetched_once_for_all_epochs(written: WrittenDataset, mon
     assert counts[2][0] > 2 * counts[1][0]
 
 
-# --- errors --------------------------------------------------------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------
 
 
 def overwrite(path: Path, start: int, stop: int) -> None:
@@ -214,14 +250,22 @@ def video_path(repository: lg.Repository, camera: str, episode: int) -> str:
     return str(files.paths[files.file_of_episode.item(episode)])
 
 
-def damage_gop(repository: lg.Repository, directory: Path, camera: str, episode: int, frame: int) -> set[int]:
-    """Damages the GOP of a frame of the first episode of a video file; returns the frames of the episode that are lost."""
+def damage_gop(
+    repository: lg.Repository, directory: Path, camera: str, episode: int, frame: int
+) -> set[int]:
+    """Damages the GOP of a frame of the first episode of a video file; returns the frames of the
+    episode that are lost.
+    """
     path = video_path(repository, camera, episode)
     table = sample_table(repository.storage, path)
     gop = int(np.searchsorted(table.key_samples, frame, side="right")) - 1
     bounds = [*table.key_samples.tolist(), table.num_frames]
     for sample in range(bounds[gop], bounds[gop + 1]):
-        overwrite(directory / path, int(table.offsets[sample]), int(table.offsets[sample] + table.sizes[sample]))
+        overwrite(
+            directory / path,
+            int(table.offsets[sample]),
+            int(table.offsets[sample] + table.sizes[sample]),
+        )
     return set(range(bounds[gop], bounds[gop + 1]))
 
 
@@ -239,34 +283,51 @@ def damage_row_group(repository: lg.Repository, directory: Path, file: int, grou
 ERRORS = {
     "GOP": (
         lg.DatasetFormatError,
-        r"videos/observation.images.av1/chunk-000/file-001.mp4: episode 3, camera observation.images.av1, GOP \d+",
+        r"videos/observation.images.av1/chunk-000/file-001.mp4: episode 3, camera "
+        r"observation.images.av1, GOP \d+",
     ),
     "long GOP": (
         lg.DatasetFormatError,
-        r"videos/observation.images.h264/chunk-000/file-001.mp4: episode 3, camera observation.images.h264, GOP 0",
+        r"videos/observation.images.h264/chunk-000/file-001.mp4: episode 3, camera "
+        r"observation.images.h264, GOP 0",
     ),
-    "missing video": (lg.MissingFileError, r"there is no file videos/observation.images.hevc/chunk-000/file-003.mp4"),
+    "missing video": (
+        lg.MissingFileError,
+        r"there is no file videos/observation.images.hevc/chunk-000/file-003.mp4",
+    ),
     "data file": (lg.DatasetFormatError, r"data/chunk-000/file-001.parquet"),
     "missing data file": (lg.MissingFileError, r"there is no file data/chunk-000/file-001.parquet"),
     "row group": (lg.DatasetFormatError, r"data/chunk-000/file-001.parquet, row group 1"),
-    "two row groups": (lg.DatasetFormatError, r"data/chunk-000/file-00[01].parquet, row group [12]"),
+    "two row groups": (
+        lg.DatasetFormatError,
+        r"data/chunk-000/file-00[01].parquet, row group [12]",
+    ),
 }
 
 
-def break_something(repository: lg.Repository, directory: Path, name: str) -> Callable[[dict[str, Any]], bool]:
-    """Damages a copy of the data set; returns whether an example needs what is lost. Episode 3 is in each of the damaged files."""
+def break_something(
+    repository: lg.Repository, directory: Path, name: str
+) -> Callable[[dict[str, Any]], bool]:
+    """Damages a copy of the data set; returns whether an example needs what is lost.
+
+    Episode 3 is in each of the damaged files.
+    """
     starts = np.cumsum(LENGTHS) - LENGTHS
 
     def needs_row(example: dict[str, Any], rows: range) -> bool:
         episode, frame = int(example["episode_index"]), int(example["frame_index"])
         window = {min(frame + offset, LENGTHS[episode] - 1) for offset in (0, 1)}  # of the action
-        return any(int(starts[episode] - starts[2]) + f in rows for f in window) and episode in (2, 3)
+        return any(int(starts[episode] - starts[2]) + f in rows for f in window) and episode in (
+            2,
+            3,
+        )
 
     if name == "GOP":
         # The file has episodes 2 (one frame) and 3; an even frame of the file begins a GOP of 3.
         lost = damage_gop(repository, directory, AV1, 3, 17)
         return lambda example: (
-            example["episode_index"] == 3 and any(min(max(example["frame_index"] + d, 0), 32) + 1 in lost for d in (-5, 0, 1))
+            example["episode_index"] == 3
+            and any(min(max(example["frame_index"] + d, 0), 32) + 1 in lost for d in (-5, 0, 1))
         )
     if name == "long GOP":
         damage_gop(repository, directory, H264, 3, 0)
@@ -279,12 +340,18 @@ def break_something(repository: lg.Repository, directory: Path, name: str) -> Ca
         rows = damage_row_group(repository, directory, 1, 1)
         return lambda example: needs_row(example, rows)
     if name == "two row groups":
-        rows, others = damage_row_group(repository, directory, 1, 1), damage_row_group(repository, directory, 0, 2)
+        rows, others = (
+            damage_row_group(repository, directory, 1, 1),
+            damage_row_group(repository, directory, 0, 2),
+        )
         return lambda example: (
             needs_row(example, rows)
             or (
                 example["episode_index"] < 2
-                and any(min(example["index"] + k, 39 if example["index"] < 40 else 46) in others for k in (0, 1))
+                and any(
+                    min(example["index"] + k, 39 if example["index"] < 40 else 46) in others
+                    for k in (0, 1)
+                )
             )
         )
     if name == "missing data file":
@@ -297,7 +364,11 @@ def break_something(repository: lg.Repository, directory: Path, name: str) -> Ca
 @pytest.mark.parametrize("budget_bytes", [3 << 29, SMALL_BYTES], ids=["large", "small"])
 @pytest.mark.parametrize("name", ERRORS)
 def test_an_error_comes_behind_the_examples_that_do_not_need_what_failed(
-    written: WrittenDataset, straight: list[dict[str, Any]], tmp_path: Path, name: str, budget_bytes: int
+    written: WrittenDataset,
+    straight: list[dict[str, Any]],
+    tmp_path: Path,
+    name: str,
+    budget_bytes: int,
 ) -> None:
     directory = tmp_path / "data"
     shutil.copytree(written.directory, directory)
@@ -340,9 +411,13 @@ def test_an_error_comes_behind_the_examples_that_do_not_need_what_failed(
     batched.close()
 
 
-def test_a_budget_that_does_not_hold_one_example_says_what_is_needed(written: WrittenDataset, straight: list[dict[str, Any]]) -> None:
+def test_a_budget_that_does_not_hold_one_example_says_what_is_needed(
+    written: WrittenDataset, straight: list[dict[str, Any]]
+) -> None:
     def read_first(budget_bytes: int, batch_size: int | None) -> Any:
-        dataset = read(written.directory, read_options=lg.ReadOptions(memory_budget_bytes=budget_bytes))
+        dataset = read(
+            written.directory, read_options=lg.ReadOptions(memory_budget_bytes=budget_bytes)
+        )
         iterator = iter(dataset if batch_size is None else dataset.batch(batch_size))
         try:
             return next(iterator)
@@ -352,7 +427,10 @@ def test_a_budget_that_does_not_hold_one_example_says_what_is_needed(written: Wr
     for batch_size in (None, 4):
         with pytest.raises(lg.InvalidRequestError) as caught:
             read_first(1000, batch_size)
-        pattern = r"ReadOptions\(memory_budget_bytes=1000\): the camera frames of one example take (\d+) bytes; expected at least (\d+)"
+        pattern = (
+            r"ReadOptions\(memory_budget_bytes=1000\): the camera frames of one example "
+            r"take (\d+) bytes; expected at least (\d+)"
+        )
         match = re.fullmatch(pattern, str(caught.value))
         assert match is not None
         frame_bytes, needed = map(int, match.groups())
@@ -363,11 +441,13 @@ def test_a_budget_that_does_not_hold_one_example_says_what_is_needed(written: Wr
     assert_same_batch(read_first(needed, 4), straight[:4])
 
 
-# --- what is left behind -------------------------------------------------------------------------------------------------------------
+# --- what is left behind -------------------------------------------------------------------------
 
 
 def own_threads() -> set[threading.Thread]:
-    """Returns the threads of all readers; other tests may have left some to the garbage collector."""
+    """Returns the threads of all readers; other tests may have left some to the garbage
+    collector.
+    """
     return {thread for thread in threading.enumerate() if thread.name.startswith("lerobot_grain")}
 
 
@@ -381,12 +461,17 @@ def num_open_files() -> int:
 @pytest.mark.parametrize("budget_bytes", [3 << 29, SMALL_BYTES], ids=["large", "small"])
 @pytest.mark.parametrize("batch_size", [None, 10])
 def test_closing_in_the_middle_leaves_no_thread_and_no_file(
-    written: WrittenDataset, monkeypatch: pytest.MonkeyPatch, budget_bytes: int, batch_size: int | None
+    written: WrittenDataset,
+    monkeypatch: pytest.MonkeyPatch,
+    budget_bytes: int,
+    batch_size: int | None,
 ) -> None:
     Delays(monkeypatch)
     threads_before, files_before = own_threads(), num_open_files()
     for num_taken in (1, 2, 5):
-        dataset = read(written.directory, read_options=lg.ReadOptions(memory_budget_bytes=budget_bytes))
+        dataset = read(
+            written.directory, read_options=lg.ReadOptions(memory_budget_bytes=budget_bytes)
+        )
         iterator = iter(dataset if batch_size is None else dataset.batch(batch_size))
         for _ in range(num_taken):
             next(iterator)
@@ -398,10 +483,18 @@ def test_closing_in_the_middle_leaves_no_thread_and_no_file(
             next(iterator)
 
 
-@pytest.mark.parametrize("budget_bytes", [3 << 29, 1 << 20, SMALL_BYTES], ids=["large", "medium", "small"])
+@pytest.mark.parametrize(
+    "budget_bytes", [3 << 29, 1 << 20, SMALL_BYTES], ids=["large", "medium", "small"]
+)
 @pytest.mark.parametrize("batch_size", [None, 10])
-def test_everything_is_given_back_at_the_end_of_the_stream(written: WrittenDataset, budget_bytes: int, batch_size: int | None) -> None:
-    dataset = read(written.directory, num_epochs=1, read_options=lg.ReadOptions(memory_budget_bytes=budget_bytes))
+def test_everything_is_given_back_at_the_end_of_the_stream(
+    written: WrittenDataset, budget_bytes: int, batch_size: int | None
+) -> None:
+    dataset = read(
+        written.directory,
+        num_epochs=1,
+        read_options=lg.ReadOptions(memory_budget_bytes=budget_bytes),
+    )
     single = iterator = iter(dataset)
     if batch_size is not None:
         iterator = iter(dataset.batch(batch_size))
@@ -413,15 +506,28 @@ def test_everything_is_given_back_at_the_end_of_the_stream(written: WrittenDatas
     assert (ahead._num_pending, ahead._num_fetched, ahead._num_decoded) == (0, 0, 0)
     frames = ahead._frames
     assert frames.coded_bytes == 0
-    assert frames.used_bytes == frames._files.total + sum(camera._fetcher.kept_bytes for camera in frames._cameras.values())
+    assert frames.used_bytes == frames._files.total + sum(
+        camera._fetcher.kept_bytes for camera in frames._cameras.values()
+    )
     for camera in frames._cameras.values():
-        assert (camera.coded_bytes, camera._decoder.decoder_bytes, camera.store.num_used) == (0, 0, 0)
-        assert (camera.demand._pages, camera._decoder._open, camera._problems_of_entries, camera._decoder._problems) == ({}, {}, {}, {})
+        assert (camera.coded_bytes, camera._decoder.decoder_bytes, camera.store.num_used) == (
+            0,
+            0,
+            0,
+        )
+        assert (
+            camera.demand._pages,
+            camera._decoder._open,
+            camera._problems_of_entries,
+            camera._decoder._problems,
+        ) == ({}, {}, {}, {})
         assert all(coded.run.is_kept for coded in camera._fetcher.gops.values())
         assert bool(camera._fetcher.gops) == (camera._fetcher.kept_bytes > 0)
         assert camera._fetcher.kept_bytes == 0 or budget_bytes > SMALL_BYTES
         # Small files of one episode are kept as files.
-        has_others = len(camera._episodes.videos[camera._camera].files.paths) < camera._episodes.num_episodes
+        has_others = (
+            len(camera._episodes.videos[camera._camera].files.paths) < camera._episodes.num_episodes
+        )
         assert camera._fetcher.kept_bytes > 0 or not has_others or budget_bytes < 3 << 29
         assert all(task.problems.done() for task in camera._decoder._tasks.values())
         assert camera._decoder._tasks == {}

@@ -1,4 +1,6 @@
-"""What lies side by side and is needed sooner or later comes in one request: seen in the log of the loopback Hub."""
+"""What lies side by side and is needed sooner or later comes in one request: seen in the log of the
+loopback Hub.
+"""
 
 from __future__ import annotations
 
@@ -30,25 +32,46 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two video files of six episodes, one data file with a row group for each episode."""
     camera = Camera(key=CAMERA, height=64, width=96, gop=2)
     written = write_dataset(
-        tmp_path_factory.mktemp("together") / "data", episode_lengths=LENGTHS, fps=10, cameras=[camera], episodes_per_video_file=6
+        tmp_path_factory.mktemp("together") / "data",
+        episode_lengths=LENGTHS,
+        fps=10,
+        cameras=[camera],
+        episodes_per_video_file=6,
     )
-    assert pq.read_metadata(written.directory / "data/chunk-000/file-000.parquet").num_row_groups == len(LENGTHS)
+    assert pq.read_metadata(
+        written.directory / "data/chunk-000/file-000.parquet"
+    ).num_row_groups == len(LENGTHS)
     return written.directory
 
 
 @pytest.fixture
-def arguments(hub: LoopbackHub, directory: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+def arguments(
+    hub: LoopbackHub, directory: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[dict[str, Any]]:
     name = f"together/{request.node.name.replace('_', '-').replace('[', '-').replace(']', '')}"
     hub.add_repository(name, directory, tags=["v3.0"])
-    yield {"repository": name, "endpoint": hub.endpoint, "cache_dir": tmp_path, "shuffle": SHUFFLE, "num_epochs": 1}
+    yield {
+        "repository": name,
+        "endpoint": hub.endpoint,
+        "cache_dir": tmp_path,
+        "shuffle": SHUFFLE,
+        "num_epochs": 1,
+    }
     hub.clear_faults()
 
 
 def ranges_of(hub: LoopbackHub, ending: str) -> list[tuple[str, ByteRange]]:
-    """The ranges that were asked for of files, but for the heads and tails that tell what is where."""
+    """The ranges that were asked for of files, but for the heads and tails that tell what
+    is where.
+    """
     found = []
     for request in hub.requests():
-        if request.kind == "cdn" and request.file and request.file.endswith(ending) and not request.file.startswith("meta/"):
+        if (
+            request.kind == "cdn"
+            and request.file
+            and request.file.endswith(ending)
+            and not request.file.startswith("meta/")
+        ):
             assert request.range is not None
             start, last = map(int, request.range.removeprefix("bytes=").split("-"))
             found.append((request.file, ByteRange(start, last + 1)))
@@ -60,14 +83,22 @@ def video_ranges(hub: LoopbackHub, repository: lg.Repository) -> list[tuple[str,
     first_bytes = {}
     for number, path in enumerate(repository.episodes.videos[CAMERA].files.paths):
         first_bytes[path] = int(open_video(repository, CAMERA, number).table.offsets.min())
-    return [(path, wanted) for path, wanted in ranges_of(hub, ".mp4") if wanted.start >= first_bytes[path]]
+    return [
+        (path, wanted)
+        for path, wanted in ranges_of(hub, ".mp4")
+        if wanted.start >= first_bytes[path]
+    ]
 
 
 def row_ranges(hub: LoopbackHub, directory: Path) -> list[ByteRange]:
     """Those of row groups."""
     path = directory / "data/chunk-000/file-000.parquet"
     footer_bytes = 8 + int.from_bytes(path.read_bytes()[-8:-4], "little")
-    return [wanted for _, wanted in ranges_of(hub, ".parquet") if wanted.stop <= path.stat().st_size - footer_bytes]
+    return [
+        wanted
+        for _, wanted in ranges_of(hub, ".parquet")
+        if wanted.stop <= path.stat().st_size - footer_bytes
+    ]
 
 
 def bytes_of_episodes(repository: lg.Repository, episodes: list[int]) -> dict[str, set[int]]:
@@ -86,8 +117,12 @@ def bytes_of_episodes(repository: lg.Repository, episodes: list[int]) -> dict[st
 def assert_exact(examples: list[dict[str, Any]]) -> None:
     """Each picture is that of its row, by its barcode, and so are the values of the row."""
     codes = read_barcodes(np.stack([example[CAMERA] for example in examples]))
-    assert codes[:, :2].tolist() == [[int(example["episode_index"]), int(example["frame_index"])] for example in examples]
-    assert [round(float(example["timestamp"]) * 10) for example in examples] == [int(example["frame_index"]) for example in examples]
+    assert codes[:, :2].tolist() == [
+        [int(example["episode_index"]), int(example["frame_index"])] for example in examples
+    ]
+    assert [round(float(example["timestamp"]) * 10) for example in examples] == [
+        int(example["frame_index"]) for example in examples
+    ]
 
 
 def stream(**arguments: Any) -> list[dict[str, Any]]:
@@ -95,14 +130,18 @@ def stream(**arguments: Any) -> list[dict[str, Any]]:
         return list(iterator)
 
 
-# --- requests ------------------------------------------------------------------------------------------------------------------------
+# --- requests ------------------------------------------------------------------------------------
 
 
-def test_all_episodes_of_a_file_in_one_request(hub: LoopbackHub, arguments: dict[str, Any], directory: Path) -> None:
+def test_all_episodes_of_a_file_in_one_request(
+    hub: LoopbackHub, arguments: dict[str, Any], directory: Path
+) -> None:
     hub.clear_requests()
     examples = stream(**arguments | {"num_epochs": 2})
     assert_exact(examples)
-    assert sorted(int(example["index"]) for example in examples) == sorted(2 * list(range(sum(LENGTHS))))
+    assert sorted(int(example["index"]) for example in examples) == sorted(
+        2 * list(range(sum(LENGTHS)))
+    )
     local = lg.open_repository(directory)
     asked = video_ranges(hub, local)
     assert len(asked) == len({path for path, _ in asked}) == 2
@@ -111,7 +150,9 @@ def test_all_episodes_of_a_file_in_one_request(hub: LoopbackHub, arguments: dict
     assert len(row_ranges(hub, directory)) == 1
 
 
-def test_only_what_is_selected(hub: LoopbackHub, arguments: dict[str, Any], directory: Path) -> None:
+def test_only_what_is_selected(
+    hub: LoopbackHub, arguments: dict[str, Any], directory: Path
+) -> None:
     """Episodes 5 and 6 lie in two files."""
     selected = [0, 1, 3, 5, 6, 7, 8, 11]
     hub.clear_requests()
@@ -128,31 +169,47 @@ def test_only_what_is_selected(hub: LoopbackHub, arguments: dict[str, Any], dire
 
 
 @pytest.mark.parametrize("gap_bytes", [0, 10_000])
-def test_pieces_are_as_large_as_a_request_costs(hub: LoopbackHub, arguments: dict[str, Any], directory: Path, gap_bytes: int) -> None:
+def test_pieces_are_as_large_as_a_request_costs(
+    hub: LoopbackHub, arguments: dict[str, Any], directory: Path, gap_bytes: int
+) -> None:
     options = lg.ReadOptions(storage=lg.StorageOptions(merge_gap_bytes=gap_bytes))
     hub.clear_requests()
     assert_exact(stream(**arguments, read_options=options))
     asked = [wanted for _, wanted in video_ranges(hub, lg.open_repository(directory))]
     assert max(wanted.length for wanted in asked) <= 20_000
-    assert (len(asked), len(row_ranges(hub, directory)) >= 12) == (12, True) if gap_bytes == 0 else 2 < len(asked) < 12
+    assert (
+        (len(asked), len(row_ranges(hub, directory)) >= 12) == (12, True)
+        if gap_bytes == 0
+        else 2 < len(asked) < 12
+    )
 
 
-def test_shards_that_need_few_episodes_fetch_no_others(hub: LoopbackHub, arguments: dict[str, Any], directory: Path) -> None:
+def test_shards_that_need_few_episodes_fetch_no_others(
+    hub: LoopbackHub, arguments: dict[str, Any], directory: Path
+) -> None:
     """Of 12 episodes with 2 to 4 clips each, a shard of 16 needs few."""
     hub.clear_requests()
     examples = stream(**arguments, shard_options=grain.sharding.ShardOptions(3, 16))
     assert_exact(examples)
     local = lg.open_repository(directory)
-    needed = bytes_of_episodes(local, sorted({int(example["episode_index"]) for example in examples}))
+    needed = bytes_of_episodes(
+        local, sorted({int(example["episode_index"]) for example in examples})
+    )
     assert all(set(range(*wanted)) <= needed[path] for path, wanted in video_ranges(hub, local))
 
 
-def test_what_comes_is_not_known_behind_a_filter(hub: LoopbackHub, arguments: dict[str, Any], directory: Path) -> None:
-    repository = lg.open_repository(arguments["repository"], endpoint=hub.endpoint, cache_dir=arguments["cache_dir"])
+def test_what_comes_is_not_known_behind_a_filter(
+    hub: LoopbackHub, arguments: dict[str, Any], directory: Path
+) -> None:
+    repository = lg.open_repository(
+        arguments["repository"], endpoint=hub.endpoint, cache_dir=arguments["cache_dir"]
+    )
     order = lg.FrameOrderIterDataset(repository, shuffle=SHUFFLE, num_epochs=1)
     evens = order.filter(lambda row: repository.episodes.locate(row)[0] % 2 == 0)
     hub.clear_requests()
-    with contextlib.closing(iter(lg.ReadWindowsIterDataset(evens.map(lg.DeltaTimestamps(repository)), repository))) as iterator:
+    with contextlib.closing(
+        iter(lg.ReadWindowsIterDataset(evens.map(lg.DeltaTimestamps(repository)), repository))
+    ) as iterator:
         examples = list(iterator)
     assert_exact(examples)
     local = lg.open_repository(directory)
@@ -160,19 +217,25 @@ def test_what_comes_is_not_known_behind_a_filter(hub: LoopbackHub, arguments: di
     assert all(set(range(*wanted)) <= needed[path] for path, wanted in video_ranges(hub, local))
 
 
-def test_little_memory_is_for_what_is_needed_now(hub: LoopbackHub, arguments: dict[str, Any], directory: Path) -> None:
+def test_little_memory_is_for_what_is_needed_now(
+    hub: LoopbackHub, arguments: dict[str, Any], directory: Path
+) -> None:
     hub.clear_requests()
     assert_exact(stream(**arguments, read_options=lg.ReadOptions(memory_budget_bytes=1 << 17)))
     assert len(video_ranges(hub, lg.open_repository(directory))) >= 12
     assert len(row_ranges(hub, directory)) >= 12
 
 
-# --- errors --------------------------------------------------------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", [VIDEOS, ROWS], ids=["video", "rows"])
 def test_what_failed_fails_at_the_examples_that_need_it(
-    hub: LoopbackHub, arguments: dict[str, Any], directory: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+    hub: LoopbackHub,
+    arguments: dict[str, Any],
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ending: str,
 ) -> None:
     """The request for the second half of the episodes fails for good, then is read again."""
     no_pauses(monkeypatch)
@@ -181,19 +244,35 @@ def test_what_failed_fails_at_the_examples_that_need_it(
     hub.clear_requests()
     expected = stream(**arguments)
     local = lg.open_repository(directory)
-    asked = row_ranges(hub, directory) if ending == ROWS else [r for path, r in video_ranges(hub, local) if path.endswith("1.mp4")]
+    asked = (
+        row_ranges(hub, directory)
+        if ending == ROWS
+        else [r for path, r in video_ranges(hub, local) if path.endswith("1.mp4")]
+    )
     last = max(asked)
-    hub.add_fault(Fault(origin="cdn", path_regex=ending, range_regex=f"={last.start}-{last.stop - 1}$", status=503, times=None))
+    hub.add_fault(
+        Fault(
+            origin="cdn",
+            path_regex=ending,
+            range_regex=f"={last.start}-{last.stop - 1}$",
+            status=503,
+            times=None,
+        )
+    )
     options = lg.ReadOptions(storage=lg.StorageOptions(max_attempts=2))
     iterator = iter(lg.LeRobotIterDataset(**arguments, read_options=options))
     found = [next(iterator) for _ in range(sum(LENGTHS[:5]))]
     for _ in range(2):
-        with pytest.raises(lg.StorageError, match=r"bytes \[\d+, \d+\): gave up after 2 attempt\(s\)"):
+        with pytest.raises(
+            lg.StorageError, match=r"bytes \[\d+, \d+\): gave up after 2 attempt\(s\)"
+        ):
             next(iterator)
     hub.clear_faults()
     found += list(iterator)
     assert_exact(found)
-    assert [int(example["index"]) for example in found] == [int(example["index"]) for example in expected]
+    assert [int(example["index"]) for example in found] == [
+        int(example["index"]) for example in expected
+    ]
     iterator.close()
 
 
@@ -203,7 +282,11 @@ def test_an_episode_without_frames_does_no_harm_to_its_neighbours(directory: Pat
     spans = repository.episodes.videos[CAMERA]
     starts = spans.from_timestamp_seconds.copy()
     starts[5] += 1
-    object.__setattr__(repository.episodes, "videos", {CAMERA: dataclasses.replace(spans, from_timestamp_seconds=starts)})
+    object.__setattr__(
+        repository.episodes,
+        "videos",
+        {CAMERA: dataclasses.replace(spans, from_timestamp_seconds=starts)},
+    )
     iterator = iter(lg.LeRobotIterDataset(repository, num_epochs=1, shuffle=None))
     assert_exact([next(iterator) for _ in range(sum(LENGTHS[:5]))])
     with pytest.raises(lg.DatasetFormatError, match="episode 5, camera"):

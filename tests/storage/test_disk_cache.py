@@ -1,4 +1,6 @@
-"""What is kept on disk: entries under every kind of damage and disturbance, and second starts from the loopback Hub."""
+"""What is kept on disk: entries under every kind of damage and disturbance, and second starts from
+the loopback Hub.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,11 @@ from lerobot_grain._storage.disk_cache import DiskCache
 from lerobot_grain._storage.hub.address import disk_cache_directory
 from lerobot_grain.testing import Camera, Fault, LoopbackHub, RequestRecord, write_dataset
 
-FILE, PART, PAYLOAD = ("org/name@1a2b", "1a2b3c", "videos/a.mp4"), "[0, 100)", bytes(range(256)) * 40
+FILE, PART, PAYLOAD = (
+    ("org/name@1a2b", "1a2b3c", "videos/a.mp4"),
+    "[0, 100)",
+    bytes(range(256)) * 40,
+)
 LIMIT = 16 * 64 * 1024
 TOP, FRONT = "observation.images.top", "observation.images.front"
 # What the states of `converted` take.
@@ -48,7 +54,7 @@ def entries(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-# --- entries -------------------------------------------------------------------------------------------------------------------------
+# --- entries -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("payload", [b"", b"x", PAYLOAD], ids=len)
@@ -63,7 +69,10 @@ def test_what_was_put_is_found_by_another_object(folder: Path, payload: bytes) -
     assert cache.get((*FILE[:2], "videos/b.mp4"), PART) is None
     assert cache.get((FILE[0], "another commit", FILE[2]), PART) is None
     # Names tell nothing, not even to what they belong.
-    assert all(path.name.endswith(".kept") and not {"mp4", "org"} & set(path.name.split(".")) for path in entries(folder))
+    assert all(
+        path.name.endswith(".kept") and not {"mp4", "org"} & set(path.name.split("."))
+        for path in entries(folder)
+    )
 
 
 def test_texts_of_a_key_do_not_run_together(folder: Path) -> None:
@@ -85,7 +94,9 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_entry_is_absent_and_can_be_put_again(folder: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_a_damaged_entry_is_absent_and_can_be_put_again(
+    folder: Path, damage: Callable[[bytes], bytes]
+) -> None:
     cache = DiskCache(str(folder), LIMIT)
     cache.put(FILE, PART, PAYLOAD)
     (path,) = entries(folder)
@@ -104,7 +115,9 @@ def test_an_entry_under_the_name_of_another_is_absent(folder: Path) -> None:
     assert cache.get(FILE, "size") is None
 
 
-def test_an_entry_of_another_version_is_absent(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_of_another_version_is_absent(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = DiskCache(str(folder), LIMIT)
     with monkeypatch.context() as patch:
         patch.setattr(disk_cache, "_VERSION", "0")
@@ -140,7 +153,9 @@ SPECIAL: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("special", SPECIAL.values(), ids=SPECIAL)
-def test_what_is_no_file_is_absent_and_replaced(folder: Path, special: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_file_is_absent_and_replaced(
+    folder: Path, special: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = DiskCache(str(folder), LIMIT)
     cache.put(FILE, PART, PAYLOAD)
     (path,) = entries(folder)
@@ -172,7 +187,7 @@ def test_switched_off_nothing_is_kept_or_found(folder: Path) -> None:
     assert off.get(FILE, PART) is None
 
 
-# --- the limit -----------------------------------------------------------------------------------------------------------------------
+# --- the limit -----------------------------------------------------------------------------------
 
 
 def test_an_entry_of_more_than_a_sixteenth_is_not_kept(folder: Path) -> None:
@@ -216,18 +231,25 @@ def test_the_limit_counts_blocks_and_files_left_by_killed_processes(folder: Path
     assert (15 * LIMIT) // (16 * 4096) - 20 <= len(entries(folder)) - 1 <= LIMIT // 4096
 
 
-# --- what goes wrong -----------------------------------------------------------------------------------------------------------------
+# --- what goes wrong -----------------------------------------------------------------------------
 
 
-def test_a_directory_that_cannot_be_made_is_harmless_and_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_directory_that_cannot_be_made_is_harmless_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").write_bytes(b"")
-    for cache in [DiskCache(str(tmp_path / "file" / "kept"), LIMIT)] * 2 + [DiskCache(str(tmp_path / "file"), LIMIT)]:
+    for cache in [DiskCache(str(tmp_path / "file" / "kept"), LIMIT)] * 2 + [
+        DiskCache(str(tmp_path / "file"), LIMIT)
+    ]:
         cache.put(FILE, PART, PAYLOAD)
         assert cache.get(FILE, PART) is None
         cache.forget(FILE)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert record.getMessage() == (f"nothing can be kept in {tmp_path}/file/kept (Not a directory), so what was read will be fetched again")
+    assert record.getMessage() == (
+        f"nothing can be kept in {tmp_path}/file/kept (Not a directory), so what was read will be "
+        "fetched again"
+    )
 
 
 class FullDisk:
@@ -253,7 +275,9 @@ class FullDisk:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_full_disk_is_harmless_and_said_once(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_is_harmless_and_said_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     cache = DiskCache(str(folder), LIMIT)
     with monkeypatch.context() as patch:
         patch.setattr(disk_cache, "open", FullDisk, raising=False)
@@ -264,13 +288,16 @@ def test_a_full_disk_is_harmless_and_said_once(folder: Path, monkeypatch: pytest
         assert cache.get(FILE, "small") == b"fits"
     assert len(entries(folder)) == 1, "nothing half written stays"
     assert [record.getMessage() for record in caplog.records] == [
-        f"nothing can be kept in {folder} (No space left on device), so what was read will be fetched again"
+        f"nothing can be kept in {folder} (No space left on device), so what was read will be "
+        "fetched again"
     ]
     cache.put(FILE, PART, PAYLOAD)
     assert cache.get(FILE, PART) == PAYLOAD, "once there is room again"
 
 
-def test_a_read_only_directory_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_read_only_directory_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     DiskCache(str(folder), LIMIT).put(FILE, PART, PAYLOAD)
 
     def refuse(*_: object, **__: object) -> None:
@@ -285,7 +312,8 @@ def test_a_read_only_directory_is_read(folder: Path, monkeypatch: pytest.MonkeyP
     cache.put(FILE, "size", b"12345678")
     assert cache.get(FILE, "size") is None
     assert [record.getMessage() for record in caplog.records] == [
-        f"nothing can be kept in {folder} (Read-only file system), so what was read will be fetched again"
+        f"nothing can be kept in {folder} (Read-only file system), so what was read will be "
+        "fetched again"
     ]
 
 
@@ -331,7 +359,10 @@ print(found)
 @pytest.mark.timeout(60)
 def test_several_processes_share_a_directory(folder: Path) -> None:
     command = [sys.executable, "-I", "-W", "error", "-c", _WORKER, disk_cache.__file__, str(folder)]
-    workers = [subprocess.Popen([*command, str(seed)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) for seed in range(3)]
+    workers = [
+        subprocess.Popen([*command, str(seed)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for seed in range(3)
+    ]
     while any(worker.poll() is None for worker in workers):
         for path in folder.glob("*0.kept"):
             path.unlink(missing_ok=True)
@@ -342,7 +373,7 @@ def test_several_processes_share_a_directory(folder: Path) -> None:
     assert all(path.name.count(".") == 1 for path in entries(folder)), "no unfinished entry is left"
 
 
-# --- where it is ---------------------------------------------------------------------------------------------------------------------
+# --- where it is ---------------------------------------------------------------------------------
 
 
 def test_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,7 +389,7 @@ def test_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert disk_cache_directory("/scratch/mine") == f"{tmp_path}/kept/ranges"
 
 
-# --- second starts -------------------------------------------------------------------------------------------------------------------
+# --- second starts -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -389,7 +420,9 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         state_size=300,
         episodes_per_data_file=1,
         row_values=lambda episode, length: {
-            "observation.state": np.random.default_rng(episode).standard_normal((length, 300)).astype(np.float32)
+            "observation.state": np.random.default_rng(episode)
+            .standard_normal((length, 300))
+            .astype(np.float32)
         },
     ).directory
 
@@ -400,10 +433,16 @@ def kept(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start(hub: LoopbackHub, tmp_path: Path) -> Iterator[Callable[..., tuple[list[Any], list[RequestRecord]]]]:
-    """Opens a data set as a new process would, and reads one epoch; gives the examples, and the requests for data and video files."""
+def start(
+    hub: LoopbackHub, tmp_path: Path
+) -> Iterator[Callable[..., tuple[list[Any], list[RequestRecord]]]]:
+    """Opens a data set as a new process would, and reads one epoch; gives the examples, and the
+    requests for data and video files.
+    """
 
-    def run(name: str, *, disk_cache_bytes: int = 1 << 30, **arguments: Any) -> tuple[list[Any], list[RequestRecord]]:
+    def run(
+        name: str, *, disk_cache_bytes: int = 1 << 30, **arguments: Any
+    ) -> tuple[list[Any], list[RequestRecord]]:
         hub.clear_requests()
         repository = lg.open_repository(
             name,
@@ -431,7 +470,11 @@ def index_requests(requests: list[RequestRecord], directory: Path) -> list[str]:
             assert request.file
             data = (directory / request.file).read_bytes()
             begin = data.index(b"moov") - 4 if request.file.endswith(".mp4") else len(data) - 8
-            end = begin + int.from_bytes(data[begin : begin + 4]) if request.file.endswith(".mp4") else len(data)
+            end = (
+                begin + int.from_bytes(data[begin : begin + 4])
+                if request.file.endswith(".mp4")
+                else len(data)
+            )
             first, last = map(int, request.range.removeprefix("bytes=").split("-"))
             if first < end and begin <= last:
                 found.append(request.file)
@@ -445,7 +488,9 @@ def assert_equal(found: list[Any], expected: list[Any]) -> None:
         assert all(np.array_equal(a[key], b[key]) for key in a)
 
 
-def test_a_second_start_fetches_no_moov_and_no_footer(hub: LoopbackHub, directory: Path, start: Any, kept: Path) -> None:
+def test_a_second_start_fetches_no_moov_and_no_footer(
+    hub: LoopbackHub, directory: Path, start: Any, kept: Path
+) -> None:
     hub.add_repository("disk/second", directory, tags=("v3.0",))
     examples, first = start("disk/second")
     assert set(index_requests(first, directory)) == {r.file for r in first}
@@ -453,8 +498,13 @@ def test_a_second_start_fetches_no_moov_and_no_footer(hub: LoopbackHub, director
     assert_equal(again, examples)
     assert_equal(again, list(lg.LeRobotIterDataset(directory, num_epochs=1)))
     assert index_requests(second, directory) == []
-    # Files that are too large to be read whole are still asked for once, because their rows or pictures are fetched, and nothing but those.
-    assert sum(r.kind == "resolver" for r in second) == len({r.file for r in second}) < len({r.file for r in first})
+    # Files that are too large to be read whole are still asked for once, because their rows or
+    # pictures are fetched, and nothing but those.
+    assert (
+        sum(r.kind == "resolver" for r in second)
+        == len({r.file for r in second})
+        < len({r.file for r in first})
+    )
     assert sum(r.kind == "cdn" for r in first) - sum(r.kind == "cdn" for r in second) >= 8
     for path in entries(kept):
         assert b"hf_secretsecret" not in path.read_bytes()
@@ -462,11 +512,15 @@ def test_a_second_start_fetches_no_moov_and_no_footer(hub: LoopbackHub, director
         assert "Signature" not in path.name
 
 
-def test_opening_and_sizes_cost_no_request_on_a_second_start(hub: LoopbackHub, directory: Path, start: Any, tmp_path: Path) -> None:
+def test_opening_and_sizes_cost_no_request_on_a_second_start(
+    hub: LoopbackHub, directory: Path, start: Any, tmp_path: Path
+) -> None:
     hub.add_repository("disk/opening", directory, tags=("v3.0",))
     start("disk/opening")
     hub.clear_requests()
-    repository = lg.open_repository("disk/opening", endpoint=hub.endpoint, cache_dir=tmp_path / "hub")
+    repository = lg.open_repository(
+        "disk/opening", endpoint=hub.endpoint, cache_dir=tmp_path / "hub"
+    )
     assert repository.gop_length() == 4
     for path in (*repository.episodes.data.paths, *repository.episodes.videos[TOP].files.paths):
         assert repository.storage.size_bytes(path) == (directory / path).stat().st_size
@@ -477,12 +531,16 @@ def test_opening_and_sizes_cost_no_request_on_a_second_start(hub: LoopbackHub, d
 def test_long_footers_and_tables_read_in_ranges_are_kept(
     hub: LoopbackHub, start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = write_dataset(tmp_path / "long", episode_lengths=[40, 40], cameras=(), rows_per_row_group=1)
+    written = write_dataset(
+        tmp_path / "long", episode_lengths=[40, 40], cameras=(), rows_per_row_group=1
+    )
     hub.add_repository("disk/long", written.directory)
     monkeypatch.setattr(metadata, "_WHOLE_TABLE_BYTES", 0)
     _, first = start("disk/long")
     assert len(index_requests(first, written.directory)) == 1
-    assert [r.file for r in hub.requests() if r.kind == "cdn" and r.file and r.file.startswith("meta/")]
+    assert [
+        r.file for r in hub.requests() if r.kind == "cdn" and r.file and r.file.startswith("meta/")
+    ]
     hub.clear_requests()
     repository = lg.open_repository("disk/long", endpoint=hub.endpoint, cache_dir=tmp_path / "hub")
     assert open_data_file(repository, 0).table.metadata.serialized_size > 16 << 10
@@ -494,11 +552,22 @@ def test_kept_ranges_are_those_asked_for(hub: LoopbackHub, directory: Path, tmp_
     hub.add_repository("disk/ranges", directory)
     path = "data/chunk-000/file-000.parquet"
     data = (directory / path).read_bytes()
-    ranges = [ByteRange(50, 90), ByteRange(0, 7), ByteRange(60, 60), ByteRange(5, 70), ByteRange(0, len(data))]
-    storages = [lg.open_repository("disk/ranges", endpoint=hub.endpoint, cache_dir=tmp_path / "hub").storage for _ in range(2)]
+    ranges = [
+        ByteRange(50, 90),
+        ByteRange(0, 7),
+        ByteRange(60, 60),
+        ByteRange(5, 70),
+        ByteRange(0, len(data)),
+    ]
+    storages = [
+        lg.open_repository("disk/ranges", endpoint=hub.endpoint, cache_dir=tmp_path / "hub").storage
+        for _ in range(2)
+    ]
     for storage in storages:
         hub.clear_requests()
-        assert storage.read_ranges(path, ranges, keep=True) == [data[r.start : r.stop] for r in ranges]
+        assert storage.read_ranges(path, ranges, keep=True) == [
+            data[r.start : r.stop] for r in ranges
+        ]
         with pytest.raises(lg.StorageError, match="the file has only"):
             storage.read_ranges(path, [ByteRange(0, len(data) + 1)], keep=True)
     assert hub.requests() == []
@@ -511,30 +580,41 @@ def test_kept_ranges_are_those_asked_for(hub: LoopbackHub, directory: Path, tmp_
         storage.close()
 
 
-def test_another_commit_finds_nothing_of_the_first(hub: LoopbackHub, directory: Path, start: Any, tmp_path: Path) -> None:
+def test_another_commit_finds_nothing_of_the_first(
+    hub: LoopbackHub, directory: Path, start: Any, tmp_path: Path
+) -> None:
     hub.add_repository("disk/moving", directory)
     examples, _ = start("disk/moving")
     other = write_dataset(
         tmp_path / "other",
         episode_lengths=[9, 12, 14],
         fps=10,
-        cameras=(Camera(key=TOP, height=64, width=96, codec="h264", gop=2), Camera(key=FRONT, height=64, width=96, codec="h264", gop=2)),
+        cameras=(
+            Camera(key=TOP, height=64, width=96, codec="h264", gop=2),
+            Camera(key=FRONT, height=64, width=96, codec="h264", gop=2),
+        ),
         episodes_per_video_file=1,
         episodes_per_data_file=2,
         seed=1,
     )
-    old = lg.open_repository("disk/moving", endpoint=hub.endpoint, cache_dir=tmp_path / "hub").commit
+    old = lg.open_repository(
+        "disk/moving", endpoint=hub.endpoint, cache_dir=tmp_path / "hub"
+    ).commit
     hub.add_commit("disk/moving", other.directory)
     moved, requests = start("disk/moving")
     assert set(index_requests(requests, other.directory)) == {r.file for r in requests}
     assert_equal(moved, list(lg.LeRobotIterDataset(other.directory, num_epochs=1)))
-    repository = lg.open_repository("disk/moving", revision=old, endpoint=hub.endpoint, cache_dir=tmp_path / "hub")
+    repository = lg.open_repository(
+        "disk/moving", revision=old, endpoint=hub.endpoint, cache_dir=tmp_path / "hub"
+    )
     assert_equal(list(lg.LeRobotIterDataset(repository, num_epochs=1)), examples)
     repository.close()
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut off", "deleted"])
-def test_damaged_entries_change_nothing(hub: LoopbackHub, directory: Path, start: Any, kept: Path, damage: str) -> None:
+def test_damaged_entries_change_nothing(
+    hub: LoopbackHub, directory: Path, start: Any, kept: Path, damage: str
+) -> None:
     name = f"disk/{damage.replace(' ', '-')}"
     hub.add_repository(name, directory)
     examples, first = start(name)
@@ -551,8 +631,8 @@ def test_damaged_entries_change_nothing(hub: LoopbackHub, directory: Path, start
     assert index_requests(third, directory) == []
 
 
-# The type of the first box of an MP4 file, the last byte of parquet files, the first byte of a row group (and of the end of the file that
-# is read for its footer, where it does not matter).
+# The type of the first box of an MP4 file, the last byte of parquet files, the first byte of a row
+# group (and of the end of the file that is read for its footer, where it does not matter).
 @pytest.mark.parametrize(
     ("file", "offset"),
     [
@@ -564,14 +644,22 @@ def test_damaged_entries_change_nothing(hub: LoopbackHub, directory: Path, start
     ids=["moov", "table", "footer", "rows"],
 )
 def test_what_was_sent_wrongly_is_fetched_again(
-    hub: LoopbackHub, converted: Path, directory: Path, start: Any, monkeypatch: pytest.MonkeyPatch, file: str, offset: int
+    hub: LoopbackHub,
+    converted: Path,
+    directory: Path,
+    start: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    offset: int,
 ) -> None:
     monkeypatch.setattr(metadata, "_WHOLE_TABLE_BYTES", 0)
     source = directory if "videos" in file else converted
     name = f"disk/wrong-{file.replace('/', '-')}"
     hub.add_repository(name, source)
     tail_bytes = min((source / file).stat().st_size, 16 << 10)
-    hub.add_fault(Fault(origin="cdn", path_regex=f"^{file}$", corrupt_at=offset % tail_bytes, times=None))
+    hub.add_fault(
+        Fault(origin="cdn", path_regex=f"^{file}$", corrupt_at=offset % tail_bytes, times=None)
+    )
     with pytest.raises(lg.DatasetFormatError):
         start(name)
     hub.clear_faults()
@@ -579,7 +667,9 @@ def test_what_was_sent_wrongly_is_fetched_again(
     assert_equal(again, list(lg.LeRobotIterDataset(source, num_epochs=1)))
 
 
-def test_switched_off_everything_is_fetched_again(hub: LoopbackHub, directory: Path, start: Any, kept: Path) -> None:
+def test_switched_off_everything_is_fetched_again(
+    hub: LoopbackHub, directory: Path, start: Any, kept: Path
+) -> None:
     hub.add_repository("disk/off", directory)
     _, first = start("disk/off", disk_cache_bytes=0)
     assert not kept.exists()
@@ -598,7 +688,12 @@ def test_of_what_huggingface_hub_has_downloaded_nothing_is_kept(
 ) -> None:
     hub.add_repository("disk/downloaded", directory, tags=("v3.0",))
     huggingface_hub.snapshot_download(
-        "disk/downloaded", repo_type="dataset", revision="v3.0", endpoint=hub.endpoint, cache_dir=tmp_path / "hub", token=False
+        "disk/downloaded",
+        repo_type="dataset",
+        revision="v3.0",
+        endpoint=hub.endpoint,
+        cache_dir=tmp_path / "hub",
+        token=False,
     )
     examples, requests = start("disk/downloaded")
     assert_equal(examples, list(lg.LeRobotIterDataset(directory, num_epochs=1)))
@@ -619,7 +714,9 @@ def test_large_row_groups_are_kept(hub: LoopbackHub, converted: Path, start: Any
     assert np.array_equal(fewer[0]["observation.state"], examples[0]["observation.state"])
 
 
-def test_rows_are_not_kept_where_those_of_the_data_set_take_half_of_the_limit(hub: LoopbackHub, converted: Path, start: Any) -> None:
+def test_rows_are_not_kept_where_those_of_the_data_set_take_half_of_the_limit(
+    hub: LoopbackHub, converted: Path, start: Any
+) -> None:
     hub.add_repository("disk/large", converted)
     for _ in range(2):
         _, requests = start("disk/large", disk_cache_bytes=3_000_000)
@@ -629,7 +726,9 @@ def test_rows_are_not_kept_where_those_of_the_data_set_take_half_of_the_limit(hu
     assert start("disk/large", disk_cache_bytes=6_000_000)[1] == []
 
 
-def test_embedded_images_are_not_kept(hub: LoopbackHub, start: Any, kept: Path, tmp_path: Path) -> None:
+def test_embedded_images_are_not_kept(
+    hub: LoopbackHub, start: Any, kept: Path, tmp_path: Path
+) -> None:
     camera = Camera(key=TOP, height=64, width=96, kind="image")
     written = write_dataset(tmp_path / "images", episode_lengths=[30], cameras=(camera,), noise=1.0)
     hub.add_repository("disk/images", written.directory)

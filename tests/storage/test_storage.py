@@ -1,4 +1,6 @@
-"""Storages, over a directory and over a Hub on loopback: what they read, what they refuse, and what they do when the network fails."""
+"""Storages, over a directory and over a Hub on loopback: what they read, what they refuse, and what
+they do when the network fails.
+"""
 
 import contextlib
 import dataclasses
@@ -20,7 +22,12 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain._base.byte_ranges import ByteRange
-from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError, MissingFileError, StorageError
+from lerobot_grain._base.errors import (
+    DatasetFormatError,
+    InvalidRequestError,
+    MissingFileError,
+    StorageError,
+)
 from lerobot_grain._storage.base import check_path
 from lerobot_grain._storage.directory import DirectoryStorage
 from lerobot_grain._storage.http import client as http_client
@@ -44,7 +51,12 @@ ODD_PATH = "data/ü%20 &+;=@.bin"
 SECRET = "hf_secretsecretsecret"
 # Small numbers, so that what is given up is given up soon.
 OPTIONS = StorageOptions(
-    merge_gap_bytes=100, merge_max_bytes=50_000, read_timeout_seconds=0.3, deadline_seconds=5.0, max_attempts=4, pause_seconds=0.01
+    merge_gap_bytes=100,
+    merge_max_bytes=50_000,
+    read_timeout_seconds=0.3,
+    deadline_seconds=5.0,
+    max_attempts=4,
+    pause_seconds=0.01,
 )
 ONE_GET = {"origin": "cdn", "method": "GET"}
 
@@ -52,8 +64,23 @@ ONE_GET = {"origin": "cdn", "method": "GET"}
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     root = tmp_path_factory.mktemp("arm")
-    write_files(root, {"meta/info.json": INFO, "meta/tasks.parquet": TASKS, "meta/episodes/chunk-000/file-000.parquet": TASKS * 2})
-    write_files(root, {VIDEO_PATH: VIDEO, "videos/top/file-001.mp4": VIDEO[::-1], ODD_PATH: VIDEO[:99], "small.json": INFO * 9})
+    write_files(
+        root,
+        {
+            "meta/info.json": INFO,
+            "meta/tasks.parquet": TASKS,
+            "meta/episodes/chunk-000/file-000.parquet": TASKS * 2,
+        },
+    )
+    write_files(
+        root,
+        {
+            VIDEO_PATH: VIDEO,
+            "videos/top/file-001.mp4": VIDEO[::-1],
+            ODD_PATH: VIDEO[:99],
+            "small.json": INFO * 9,
+        },
+    )
     return root
 
 
@@ -91,8 +118,17 @@ def isolated(monkeypatch, tmp_path):
 def open_hub(hub):
     with contextlib.ExitStack() as stack:
 
-        def open_it(repository=REPOSITORY, *, revision=None, token=None, cache_dir=None, options=OPTIONS):
-            storage = open_storage(repository, revision=revision, endpoint=hub.endpoint, token=token, cache_dir=cache_dir, options=options)
+        def open_it(
+            repository=REPOSITORY, *, revision=None, token=None, cache_dir=None, options=OPTIONS
+        ):
+            storage = open_storage(
+                repository,
+                revision=revision,
+                endpoint=hub.endpoint,
+                token=token,
+                cache_dir=cache_dir,
+                options=options,
+            )
             stack.callback(storage.close)
             return storage
 
@@ -107,7 +143,13 @@ def storage(request, directory):
 
 
 def open_directory(directory, **changes):
-    arguments = {"revision": None, "endpoint": None, "token": None, "cache_dir": None, "options": OPTIONS}
+    arguments = {
+        "revision": None,
+        "endpoint": None,
+        "token": None,
+        "cache_dir": None,
+        "options": OPTIONS,
+    }
     return open_storage(directory, **(arguments | changes))
 
 
@@ -137,7 +179,9 @@ def in_threads(count, work):
 
 
 def assert_no_secrets(error, *more):
-    """Whatever follows from an error: its text, its pickle, and what is chained to it and would be printed."""
+    """Whatever follows from an error: its text, its pickle, and what is chained to it and would be
+    printed.
+    """
     assert error.__cause__ is None
     assert error.__context__ is None or error.__suppress_context__
     for text in (str(error), repr(error), pickle.dumps(error).decode("latin-1"), *more):
@@ -162,10 +206,16 @@ class TestBothKinds:
     def test_refuses_metadata_longer_than_allowed(self, storage):
         with pytest.raises(DatasetFormatError) as caught:
             storage.read_metadata("meta/info.json", max_bytes=len(INFO) - 1)
-        assert str(caught.value) == f"{storage.description}: meta/info.json has 28 bytes, expected at most 27"
+        assert (
+            str(caught.value)
+            == f"{storage.description}: meta/info.json has 28 bytes, expected at most 27"
+        )
 
     def test_missing_metadata(self, storage):
-        with pytest.raises(MissingFileError, match=re.escape(f"{storage.description}: there is no file meta/stats.json")):
+        with pytest.raises(
+            MissingFileError,
+            match=re.escape(f"{storage.description}: there is no file meta/stats.json"),
+        ):
             storage.read_metadata("meta/stats.json", max_bytes=100)
 
     def test_ranges_come_in_the_order_asked(self, storage):
@@ -203,18 +253,30 @@ class TestBothKinds:
     def test_range_past_the_end(self, storage):
         with pytest.raises(StorageError) as caught:
             storage.read_ranges(VIDEO_PATH, [ByteRange(0, 1), ByteRange(299_999, 300_001)])
-        assert str(caught.value) == f"{storage.description}: {VIDEO_PATH} bytes [299999, 300001): the file has only 300000 bytes"
+        assert (
+            str(caught.value) == f"{storage.description}: {VIDEO_PATH} bytes [299999, 300001): "
+            "the file has only 300000 bytes"
+        )
 
     @pytest.mark.parametrize("wanted", [ByteRange(-1, 5), ByteRange(5, 4)])
     def test_backward_ranges(self, storage, wanted):
-        with pytest.raises(InvalidRequestError, match=re.escape(f"{VIDEO_PATH} bytes {wanted}: expected 0 <= start <= stop")):
+        with pytest.raises(
+            InvalidRequestError,
+            match=re.escape(f"{VIDEO_PATH} bytes {wanted}: expected 0 <= start <= stop"),
+        ):
             storage.read_ranges(VIDEO_PATH, [wanted])
         with pytest.raises(InvalidRequestError, match="the last -1 bytes"):
             storage.read_tail(VIDEO_PATH, -1)
 
     def test_missing_file(self, storage):
-        for call in (storage.size_bytes, lambda path: read(storage, 0, 1, path=path), lambda path: storage.read_tail(path, 8)):
-            with pytest.raises(MissingFileError, match=rf"^{re.escape(storage.description)}: .*no (such )?file") as caught:
+        for call in (
+            storage.size_bytes,
+            lambda path: read(storage, 0, 1, path=path),
+            lambda path: storage.read_tail(path, 8),
+        ):
+            with pytest.raises(
+                MissingFileError, match=rf"^{re.escape(storage.description)}: .*no (such )?file"
+            ) as caught:
                 call("videos/top/file-999.mp4")
             assert "videos/top/file-999.mp4" in str(caught.value)
 
@@ -246,7 +308,9 @@ class TestBothKinds:
             lambda: storage.read_tail(path, 8),
             lambda: storage.read_metadata(path, max_bytes=100),
         ):
-            with pytest.raises(DatasetFormatError, match="is not the path of a file of a data set") as caught:
+            with pytest.raises(
+                DatasetFormatError, match="is not the path of a file of a data set"
+            ) as caught:
                 call()
             assert str(caught.value).startswith(f"{storage.description}: ")
 
@@ -262,9 +326,13 @@ class TestBothKinds:
 
     def test_counts(self, storage):
         before = storage.statistics
-        storage.read_ranges(VIDEO_PATH, [ByteRange(0, 10), ByteRange(20, 30), ByteRange(1000, 1010)])
+        storage.read_ranges(
+            VIDEO_PATH, [ByteRange(0, 10), ByteRange(20, 30), ByteRange(1000, 1010)]
+        )
         after = storage.statistics
-        assert after.requests - before.requests == (2 if isinstance(storage, DirectoryStorage) else 3)
+        assert after.requests - before.requests == (
+            2 if isinstance(storage, DirectoryStorage) else 3
+        )
         assert after.bytes_received - before.bytes_received == 40
         assert after.request_seconds > before.request_seconds
         assert after.retries == 0
@@ -276,7 +344,10 @@ class TestBothKinds:
 
     def test_many_threads(self, storage):
         def work(number):
-            return all(read(storage, i * 997, i * 997 + 500) == VIDEO[i * 997 : i * 997 + 500] for i in range(number, 300, 8))
+            return all(
+                read(storage, i * 997, i * 997 + 500) == VIDEO[i * 997 : i * 997 + 500]
+                for i in range(number, 300, 8)
+            )
 
         assert all(in_threads(8, work))
 
@@ -287,7 +358,9 @@ def test_forbidden_names_in_meta_are_not_listed(tmp_path):
 
 
 class TestOpening:
-    @pytest.mark.parametrize("spell", [lambda d: d, str, lambda d: os.path.relpath(d), lambda d: f"{d}/."])
+    @pytest.mark.parametrize(
+        "spell", [lambda d: d, str, lambda d: os.path.relpath(d), lambda d: f"{d}/."]
+    )
     def test_directories(self, directory, spell):
         storage = open_directory(spell(directory))
         assert storage == open_directory(directory)
@@ -311,7 +384,10 @@ class TestOpening:
         (tmp_path / "meta/episodes").symlink_to(directory / "meta/episodes")
         (tmp_path / "meta/info.json").symlink_to(directory / "meta/info.json")
         storage = open_directory(tmp_path)
-        assert list(storage.list_metadata()) == ["meta/episodes/chunk-000/file-000.parquet", "meta/info.json"]
+        assert list(storage.list_metadata()) == [
+            "meta/episodes/chunk-000/file-000.parquet",
+            "meta/info.json",
+        ]
         assert storage.read_metadata("meta/info.json", max_bytes=100) == INFO
 
     def test_directory_without_meta(self, tmp_path):
@@ -320,9 +396,15 @@ class TestOpening:
     @pytest.mark.parametrize(
         ("name", "text"),
         [
-            ("/no/such/directory", r"^/no/such/directory is not a directory; a data set on the Hub is named org/name"),
+            (
+                "/no/such/directory",
+                r"^/no/such/directory is not a directory; a data set on the Hub is named org/name",
+            ),
             ("./nothing", r"nothing is not a directory"),
-            ("https://huggingface.co/datasets/org/name", r"neither an existing directory nor a data set on the Hub, named org/name"),
+            (
+                "https://huggingface.co/datasets/org/name",
+                r"neither an existing directory nor a data set on the Hub, named org/name",
+            ),
             ("name", r"^'name' is neither"),
             ("datasets/a/b", r"^'datasets/a/b' is neither"),
             ("org/name/../other", r"^org/name/../other: '../other' is no folder of a repository$"),
@@ -336,11 +418,22 @@ class TestOpening:
             open_directory(name)
 
     def test_a_directory_has_no_revision(self, directory):
-        with pytest.raises(InvalidRequestError, match=r"is a directory, which has no revision 'main'; leave it out"):
+        with pytest.raises(
+            InvalidRequestError, match=r"is a directory, which has no revision 'main'; leave it out"
+        ):
             open_directory(directory, revision="main")
 
     @pytest.mark.parametrize(
-        "endpoint", ["huggingface.co", "ftp://x", "https://", "https://user:pass@host", "http://[::1", "http://h:port", "http://h?x"]
+        "endpoint",
+        [
+            "huggingface.co",
+            "ftp://x",
+            "https://",
+            "https://user:pass@host",
+            "http://[::1",
+            "http://h:port",
+            "http://h?x",
+        ],
     )
     def test_endpoints_that_are_none(self, endpoint):
         with pytest.raises(InvalidRequestError, match="expected the address of a Hub") as caught:
@@ -349,19 +442,31 @@ class TestOpening:
 
     @pytest.mark.parametrize("token", ["", f"{SECRET}\n", f" {SECRET}", f"{SECRET}é"])
     def test_tokens_that_are_none(self, token):
-        with pytest.raises(InvalidRequestError, match="token: expected printable characters") as caught:
+        with pytest.raises(
+            InvalidRequestError, match="token: expected printable characters"
+        ) as caught:
             open_directory("org/name", endpoint="http://localhost:1", token=token)
         assert_no_secrets(caught.value)
 
     def test_required_token_that_is_missing(self, hub):
-        with pytest.raises(InvalidRequestError, match=r'^robots/arm: token=True, but there is none: set HF_TOKEN or run "hf auth login"$'):
+        with pytest.raises(
+            InvalidRequestError,
+            match=r"^robots/arm: token=True, but there is none: set HF_TOKEN or run "
+            r'"hf auth login"$',
+        ):
             open_directory(REPOSITORY, endpoint=hub.endpoint, token=True)
 
-    def test_pins_the_newest_tag_of_a_version_that_is_read(self, hub, directory, tmp_path, open_hub):
+    def test_pins_the_newest_tag_of_a_version_that_is_read(
+        self, hub, directory, tmp_path, open_hub
+    ):
         versions = {}
         write_files(tmp_path, {"meta/info.json": INFO})
-        versions["v3.2"] = hub.add_repository("robots/tags", tmp_path, tags=["v3.2", "v2.9", "v30.0", "v3.x"]).commit
-        versions["v3.10"] = hub.add_commit("robots/tags", directory, branches=["wip"], tags=["v3.10", "v4.0"]).commit
+        versions["v3.2"] = hub.add_repository(
+            "robots/tags", tmp_path, tags=["v3.2", "v2.9", "v30.0", "v3.x"]
+        ).commit
+        versions["v3.10"] = hub.add_commit(
+            "robots/tags", directory, branches=["wip"], tags=["v3.10", "v4.0"]
+        ).commit
         write_files(tmp_path / "new", {"meta/info.json": INFO * 2})
         versions["main"] = hub.add_commit("robots/tags", tmp_path / "new", tags=["v2.1"]).commit
         assert len(set(versions.values())) == 3
@@ -374,11 +479,15 @@ class TestOpening:
             assert open_hub("robots/tags", revision=commit).commit == commit
 
     def test_the_branch_main_when_there_is_no_such_tag(self, hub, directory, open_hub):
-        commit = hub.add_repository("robots/old", directory, branches=["main"], tags=["v2.2", "v1.6"]).commit
+        commit = hub.add_repository(
+            "robots/old", directory, branches=["main"], tags=["v2.2", "v1.6"]
+        ).commit
         assert open_hub("robots/old").commit == commit
 
     def test_a_revision_given_twice(self):
-        with pytest.raises(InvalidRequestError, match="names another revision than revision='v2'; give it once"):
+        with pytest.raises(
+            InvalidRequestError, match="names another revision than revision='v2'; give it once"
+        ):
             open_directory("hf://datasets/org/name@v1", revision="v2")
 
     @pytest.mark.parametrize(("revision", "count"), [(None, 2), ("main", 1), ("commit", 0)])
@@ -386,7 +495,8 @@ class TestOpening:
         commit = open_hub().commit
         hub.clear_requests()
         open_hub(revision=commit if revision == "commit" else revision)
-        assert [r.kind for r in hub.requests()] == ["api"] * (count + 2)  # the listing has two pages, of three entries each
+        # the listing has two pages, of three entries each
+        assert [r.kind for r in hub.requests()] == ["api"] * (count + 2)
 
     def test_no_meta_on_the_hub(self, hub, tmp_path, open_hub):
         write_files(tmp_path, {"README.md": b"x"})
@@ -405,7 +515,8 @@ class TestRefusals:
                 with pytest.raises(StorageError) as caught:
                     open_hub(repository, token=token, revision=revision)
                 expected = (
-                    f"there is no data set {repository} on {hub.endpoint}, or it is private, which looks the same without access ({hint})"
+                    f"there is no data set {repository} on {hub.endpoint}, or it is private, "
+                    f"which looks the same without access ({hint})"
                 )
                 assert str(caught.value).endswith(expected)
                 assert_no_secrets(caught.value)
@@ -421,8 +532,15 @@ class TestRefusals:
     @pytest.mark.parametrize("token", [None, "hf_stranger"])
     def test_gated(self, hub, open_hub, token):
         storage = open_hub("robots/gated", token=token)
-        hint = "the token that was sent gives no access" if token else 'found none: set HF_TOKEN or run "hf auth login"'
-        expected = f"robots/gated is gated: ask for access on its page {hub.endpoint}/datasets/robots/gated and pass a token ({hint})"
+        hint = (
+            "the token that was sent gives no access"
+            if token
+            else 'found none: set HF_TOKEN or run "hf auth login"'
+        )
+        expected = (
+            f"robots/gated is gated: ask for access on its page "
+            f"{hub.endpoint}/datasets/robots/gated and pass a token ({hint})"
+        )
         for call in (
             lambda: read(storage, 0, 1),
             lambda: storage.read_metadata("meta/info.json", max_bytes=100),
@@ -441,26 +559,51 @@ class TestRefusals:
     def test_token_that_nobody_knows(self, hub, open_hub):
         with pytest.raises(StorageError) as caught:
             open_hub(token="hf_unknown")
-        assert str(caught.value).startswith(f"robots/arm: {hub.endpoint} does not accept the token: make a new one")
+        assert str(caught.value).startswith(
+            f"robots/arm: {hub.endpoint} does not accept the token: make a new one"
+        )
 
     def test_wrong_revision(self, open_hub):
         with pytest.raises(StorageError) as caught:
             open_hub(revision="v9")
-        assert str(caught.value) == "robots/arm@v9: the repository has no revision 'v9'; its tags and branches: v2.1, v3.0, main, wip"
-        with pytest.raises(StorageError, match="robots/arm@000000000000: meta/: the repository has no such revision"):
+        assert (
+            str(caught.value)
+            == "robots/arm@v9: the repository has no revision 'v9'; its tags and branches: "
+            "v2.1, v3.0, main, wip"
+        )
+        with pytest.raises(
+            StorageError,
+            match="robots/arm@000000000000: meta/: the repository has no such revision",
+        ):
             open_hub(revision="0" * 40)
 
     def test_disabled(self, hub, open_hub):
-        hub.add_fault(Fault(origin="hub", status=403, headers={"X-Error-Message": "Access to this resource is disabled."}, times=None))
-        with pytest.raises(StorageError, match="access to robots/arm has been disabled by the Hub or its owner, see http"):
+        hub.add_fault(
+            Fault(
+                origin="hub",
+                status=403,
+                headers={"X-Error-Message": "Access to this resource is disabled."},
+                times=None,
+            )
+        )
+        with pytest.raises(
+            StorageError,
+            match="access to robots/arm has been disabled by the Hub or its owner, see http",
+        ):
             open_hub()
 
     def test_another_status(self, hub, open_hub):
         hub.add_fault(Fault(origin="hub", status=418))
-        with pytest.raises(StorageError, match=r"^robots/arm: list of tags and branches: http://localhost:\d+ answered with HTTP 418; if "):
+        with pytest.raises(
+            StorageError,
+            match=r"^robots/arm: list of tags and branches: http://localhost:\d+ answered with "
+            r"HTTP 418; if ",
+        ):
             open_hub()
 
-    @pytest.mark.parametrize("body", [b"<html>", b"[1, 2]", b'{"tags": [], "branches": 3}', b"[" * 100_000])
+    @pytest.mark.parametrize(
+        "body", [b"<html>", b"[1, 2]", b'{"tags": [], "branches": 3}', b"[" * 100_000]
+    )
     def test_answers_of_the_api_that_are_not_understood(self, hub, open_hub, body):
         for path in ("refs$", "revision/", "tree/"):
             hub.clear_faults()
@@ -470,15 +613,23 @@ class TestRefusals:
 
 
 class TestRequests:
-    def test_one_question_for_eight_threads_then_one_request_for_each_merged_range(self, hub, open_hub):
+    def test_one_question_for_eight_threads_then_one_request_for_each_merged_range(
+        self, hub, open_hub
+    ):
         storage = open_hub()
         hub.set_latency(0.05)
         hub.clear_requests()
         ranges = [ByteRange(0, 100), ByteRange(150, 200), ByteRange(1000, 1100)]
-        assert in_threads(8, lambda _: storage.read_ranges(VIDEO_PATH, ranges)) == [[VIDEO[r.start : r.stop] for r in ranges]] * 8
+        assert (
+            in_threads(8, lambda _: storage.read_ranges(VIDEO_PATH, ranges))
+            == [[VIDEO[r.start : r.stop] for r in ranges]] * 8
+        )
         records = video_requests(hub)
         assert [r.method for r in records].count("HEAD") == 1
-        assert sorted(r.range for r in records if r.origin == "cdn") == ["bytes=0-199"] * 8 + ["bytes=1000-1099"] * 8
+        assert (
+            sorted(r.range for r in records if r.origin == "cdn")
+            == ["bytes=0-199"] * 8 + ["bytes=1000-1099"] * 8
+        )
 
     def test_a_question_that_fails_fails_for_all_who_wait(self, hub, open_hub):
         storage = open_hub()
@@ -486,7 +637,10 @@ class TestRequests:
         hub.clear_requests()
 
         def work(_):
-            with pytest.raises(StorageError, match=r"videos/none\.mp4: the repository has no such file at this revision") as caught:
+            with pytest.raises(
+                StorageError,
+                match=r"videos/none\.mp4: the repository has no such file at this revision",
+            ) as caught:
                 storage.size_bytes("videos/none.mp4")
             return caught.value
 
@@ -500,7 +654,10 @@ class TestRequests:
         read(storage, 0, 10)
         read(storage, 0, 10, path="small.json")
         storage.read_metadata("meta/tasks.parquet", max_bytes=1000)
-        assert {(r.origin, r.had_authorization) for r in hub.requests()} == {("hub", True), ("cdn", False)}
+        assert {(r.origin, r.had_authorization) for r in hub.requests()} == {
+            ("hub", True),
+            ("cdn", False),
+        }
         assert "xet-bridge-us" in caplog.text
         assert "Signature" not in caplog.text
         assert SECRET not in caplog.text + repr(storage)
@@ -509,9 +666,19 @@ class TestRequests:
         storage = open_hub("robots/private", token=SECRET)
         storage.size_bytes("small.json")
         hub.clear_requests()
-        hub.add_fault(Fault(origin="hub", method="GET", status=302, headers={"Location": f"{hub.cdn_origin}/elsewhere"}))
+        hub.add_fault(
+            Fault(
+                origin="hub",
+                method="GET",
+                status=302,
+                headers={"Location": f"{hub.cdn_origin}/elsewhere"},
+            )
+        )
         assert read(storage, 0, 10, path="small.json") == INFO[:10]
-        assert [(r.method, r.origin, r.had_authorization) for r in hub.requests()][:2] == [("GET", "hub", True), ("GET", "cdn", False)]
+        assert [(r.method, r.origin, r.had_authorization) for r in hub.requests()][:2] == [
+            ("GET", "hub", True),
+            ("GET", "cdn", False),
+        ]
 
     def test_no_compression_is_asked_for(self, linked, monkeypatch):
         sent = []
@@ -538,25 +705,39 @@ class TestRequests:
         assert records[-1].time_seconds - records[0].time_seconds > 2.5 * 0.02
 
     def test_waiting_for_a_connection_is_no_failure(self, hub, open_hub):
-        storage = open_hub(options=StorageOptions(num_connections=1, deadline_seconds=0.3, max_attempts=1))
+        storage = open_hub(
+            options=StorageOptions(num_connections=1, deadline_seconds=0.3, max_attempts=1)
+        )
         storage.size_bytes(VIDEO_PATH)
         hub.set_latency(0.05)
-        assert in_threads(8, lambda i: read(storage, i, i + 1)) == [VIDEO[i : i + 1] for i in range(8)]
+        assert in_threads(8, lambda i: read(storage, i, i + 1)) == [
+            VIDEO[i : i + 1] for i in range(8)
+        ]
 
     def test_metadata_comes_from_the_cache_the_second_time(self, hub, open_hub, tmp_path):
         storage = open_hub(cache_dir=tmp_path / "other")
         assert storage.read_metadata("meta/info.json", max_bytes=100) == INFO
         hub.clear_requests()
-        assert pickle.loads(pickle.dumps(storage)).read_metadata("meta/info.json", max_bytes=100) == INFO
+        assert (
+            pickle.loads(pickle.dumps(storage)).read_metadata("meta/info.json", max_bytes=100)
+            == INFO
+        )
         assert hub.requests() == []
         cached = next((tmp_path / "other").rglob("info.json"))
         cached.write_bytes(INFO[:-1])
-        with pytest.raises(StorageError, match=r"meta/info.json: its copy .*/blobs/\w+ has 27 bytes, expected 28; delete that"):
+        with pytest.raises(
+            StorageError,
+            match=r"meta/info.json: its copy .*/blobs/\w+ has 27 bytes, expected 28; delete that",
+        ):
             storage.read_metadata("meta/info.json", max_bytes=100)
 
     def test_a_cache_that_cannot_be_written(self, open_hub, tmp_path):
         (tmp_path / "file").write_bytes(b"")
-        with pytest.raises(StorageError, match=r"^robots/arm@\w{12}: meta/info.json: cannot be kept in .*/file: Not a directory$"):
+        with pytest.raises(
+            StorageError,
+            match=r"^robots/arm@\w{12}: meta/info.json: cannot be kept in .*/file: "
+            r"Not a directory$",
+        ):
             open_hub(cache_dir=tmp_path / "file").read_metadata("meta/info.json", max_bytes=100)
 
     def test_moved_branch_has_no_effect(self, hub, tmp_path, open_hub):
@@ -575,17 +756,23 @@ class TestRequests:
         assert read(storage, 0, 10) + read(storage, 10, 20) == VIDEO[:20]
         hub.set_url_lifetime(3600)
         assert read(storage, 0, 10) + read(storage, 10, 20) == VIDEO[:20]
-        # One question for the size, one for each of the first two reads, and one for the third, which brought a link that lasts.
+        # One question for the size, one for each of the first two reads, and one for the third,
+        # which brought a link that lasts.
         assert [r.method for r in video_requests(hub)] == ["HEAD"] + ["HEAD", "GET"] * 3 + ["GET"]
         assert storage.statistics.retries == 0
 
     def test_an_unreachable_hub(self):
         with pytest.raises(
             StorageError,
-            match=r"^robots/arm: list of tags and branches: gave up after \d+ attempt\(s\), the last one failed with: ConnectError at",
+            match=r"^robots/arm: list of tags and branches: gave up after \d+ attempt\(s\), the "
+            r"last one failed with: ConnectError at",
         ):
             # Attempts without a connection count for nothing but the deadline.
-            open_directory(REPOSITORY, endpoint="http://localhost:9", options=StorageOptions(max_attempts=1, deadline_seconds=1.5))
+            open_directory(
+                REPOSITORY,
+                endpoint="http://localhost:9",
+                options=StorageOptions(max_attempts=1, deadline_seconds=1.5),
+            )
 
 
 @pytest.fixture
@@ -611,7 +798,17 @@ class TestTrouble:
             (Fault(**ONE_GET, stall_at=700), 1700),
             (Fault(**ONE_GET, stall_at=0), 1000),
         ],
-        ids=["503 twice", "500", "408", "429", "closed", "truncated", "reset", "stalled", "stalled at once"],
+        ids=[
+            "503 twice",
+            "500",
+            "408",
+            "429",
+            "closed",
+            "truncated",
+            "reset",
+            "stalled",
+            "stalled at once",
+        ],
     )
     def test_is_tried_again_and_goes_on_where_it_broke(self, hub, linked, fault, first_byte):
         hub.add_fault(fault)
@@ -624,7 +821,12 @@ class TestTrouble:
         monkeypatch.setattr(session, "_MAX_REQUEST_BYTES", 1000)
         hub.add_fault(Fault(**ONE_GET, skip=1, reset_at=300))
         assert read(linked, 500, 2700) == VIDEO[500:2700]
-        assert [r.range for r in hub.requests()] == ["bytes=500-1499", "bytes=1500-2499", "bytes=1800-2499", "bytes=2500-2699"]
+        assert [r.range for r in hub.requests()] == [
+            "bytes=500-1499",
+            "bytes=1500-2499",
+            "bytes=1800-2499",
+            "bytes=2500-2699",
+        ]
 
     def test_a_drip_is_replaced_by_a_new_connection(self, hub, linked):
         hub.add_fault(Fault(**ONE_GET, bandwidth_bytes_per_second=1000))
@@ -634,7 +836,9 @@ class TestTrouble:
         assert linked.statistics.bytes_received - before == 50_000
 
     def test_a_few_bytes_that_drip_are_told_by_what_others_bring(self, hub, open_hub):
-        """4,000 bytes at 1,000 a second would come in time, but far later than from another connection."""
+        """4,000 bytes at 1,000 a second would come in time, but far later than from another
+        connection.
+        """
         storage = open_hub(options=StorageOptions(pause_seconds=0.01))
         for start in range(0, 50_000, 5000):
             read(storage, start, start + 5000)
@@ -676,7 +880,10 @@ class TestTrouble:
 
     def test_a_truncated_answer_without_length_is_seen(self, hub, linked):
         hub.add_fault(Fault(origin="cdn", headers={"Content-Length": "0"}, times=None))
-        with pytest.raises(StorageError, match=r"answered with 0 bytes, encoding 'identity'; expected 2000 bytes as they are"):
+        with pytest.raises(
+            StorageError,
+            match=r"answered with 0 bytes, encoding 'identity'; expected 2000 bytes as they are",
+        ):
             read(linked, 1000, 3000)
 
     def test_an_answer_without_length_that_ends_early_goes_on(self, linked, monkeypatch):
@@ -712,7 +919,10 @@ class TestTrouble:
         storage.size_bytes(VIDEO_PATH)
         hub.add_fault(Fault(**ONE_GET, bandwidth_bytes_per_second=1000, times=None))
         started = time.monotonic()
-        with pytest.raises(StorageError, match=r"gave up after 1 attempt\(s\), .*nothing came to an end within 0.3 s"):
+        with pytest.raises(
+            StorageError,
+            match=r"gave up after 1 attempt\(s\), .*nothing came to an end within 0.3 s",
+        ):
             read(storage, 0, 100_000)
         assert time.monotonic() - started < 1
 
@@ -726,47 +936,81 @@ class TestTrouble:
     @pytest.mark.parametrize(
         ("fault", "text"),
         [
-            (Fault(**ONE_GET, ignore_range=True), r"ignores byte ranges \(HTTP 200 with the whole file, expected 206\)"),
-            (Fault(**ONE_GET, short_206=5), r"Content-Range 'bytes 1000-2994/300000', expected 'bytes 1000-2999/300000'$"),
-            (Fault(**ONE_GET, wrong_content_range=True), r"Content-Range 'bytes 1001-3000/300000', expected"),
+            (
+                Fault(**ONE_GET, ignore_range=True),
+                r"ignores byte ranges \(HTTP 200 with the whole file, expected 206\)",
+            ),
+            (
+                Fault(**ONE_GET, short_206=5),
+                r"Content-Range 'bytes 1000-2994/300000', expected 'bytes 1000-2999/300000'$",
+            ),
+            (
+                Fault(**ONE_GET, wrong_content_range=True),
+                r"Content-Range 'bytes 1001-3000/300000', expected",
+            ),
             (
                 Fault(**ONE_GET, headers={"Content-Range": "bytes 1000-2999/300001"}),
                 r"expected 'bytes 1000-2999/300000'; the file was changed$",
             ),
-            (Fault(**ONE_GET, headers={"Content-Range": "bytes 1000-2999/*"}), r"Content-Range 'bytes 1000-2999/\*', expected"),
-            (Fault(**ONE_GET, headers={"Content-Encoding": "gzip"}), r"answered with 2000 bytes, encoding 'gzip'"),
+            (
+                Fault(**ONE_GET, headers={"Content-Range": "bytes 1000-2999/*"}),
+                r"Content-Range 'bytes 1000-2999/\*', expected",
+            ),
+            (
+                Fault(**ONE_GET, headers={"Content-Encoding": "gzip"}),
+                r"answered with 2000 bytes, encoding 'gzip'",
+            ),
             (Fault(**ONE_GET, status=206, body=b"x"), r"Content-Range 'none', expected"),
             (Fault(**ONE_GET, status=418), r"HTTP 418 from 127.0.0.1 also for 2 fresh links"),
             (Fault(**ONE_GET, status=404), r"HTTP 404 from 127.0.0.1 also for 2 fresh links"),
-            (Fault(**ONE_GET, status=204), r"http://127.0.0.1:\d+/xet-bridge-us/\S+ answered with HTTP 204, expected 206$"),
+            (
+                Fault(**ONE_GET, status=204),
+                r"http://127.0.0.1:\d+/xet-bridge-us/\S+ answered with HTTP 204, expected 206$",
+            ),
             (Fault(**ONE_GET, status=416), r"answered with HTTP 416, expected 206$"),
-            (Fault(**ONE_GET, size_change=7), r"Content-Range 'bytes 1000-2999/300007', expected .*; the file was changed$"),
-            (Fault(**ONE_GET, status=302, headers={"Location": "/again"}), r"more than 5 redirects, the last one to http://127\S+/again$"),
+            (
+                Fault(**ONE_GET, size_change=7),
+                r"Content-Range 'bytes 1000-2999/300007', expected .*; the file was changed$",
+            ),
+            (
+                Fault(**ONE_GET, status=302, headers={"Location": "/again"}),
+                r"more than 5 redirects, the last one to http://127\S+/again$",
+            ),
         ],
     )
-    def test_wrong_answers_are_asked_for_again_before_they_are_errors(self, hub, linked, fault, text):
+    def test_wrong_answers_are_asked_for_again_before_they_are_errors(
+        self, hub, linked, fault, text
+    ):
         hub.add_fault(fault)
         assert read(linked, 1000, 3000) == VIDEO[1000:3000]
         hub.add_fault(dataclasses.replace(fault, times=None))
         with pytest.raises(StorageError, match=text) as caught:
             read(linked, 1000, 3000)
-        assert str(caught.value).startswith(f"{linked.description}: {VIDEO_PATH} bytes [1000, 3000): ")
+        assert str(caught.value).startswith(
+            f"{linked.description}: {VIDEO_PATH} bytes [1000, 3000): "
+        )
         assert len(hub.requests()) <= 6 * 6
         assert_no_secrets(caught.value)
 
     @pytest.mark.parametrize(
-        ("location", "text"), [({"Location": "file:///etc/passwd"}, "redirects to file:"), ({}, "redirects to nowhere")]
+        ("location", "text"),
+        [({"Location": "file:///etc/passwd"}, "redirects to file:"), ({}, "redirects to nowhere")],
     )
     def test_redirects_away_from_http_are_errors_at_once(self, hub, linked, location, text):
         hub.add_fault(Fault(**ONE_GET, status=302, headers=location))
-        with pytest.raises(StorageError, match=rf"{text}, expected an http or https address$") as caught:
+        with pytest.raises(
+            StorageError, match=rf"{text}, expected an http or https address$"
+        ) as caught:
             read(linked, 1000, 3000)
         assert len(hub.requests()) == 1
         assert_no_secrets(caught.value)
 
     def test_a_whole_file_may_come_as_such(self, hub, linked):
         hub.add_fault(Fault(**ONE_GET, ignore_range=True))
-        assert linked._session().read_range(linked.commit, VIDEO_PATH, ByteRange(0, len(VIDEO))) == VIDEO
+        assert (
+            linked._session().read_range(linked.commit, VIDEO_PATH, ByteRange(0, len(VIDEO)))
+            == VIDEO
+        )
         assert len(hub.requests()) == 1
 
     def test_a_link_that_failed_is_asked_for_again(self, hub, open_hub):
@@ -774,7 +1018,11 @@ class TestTrouble:
         storage = open_hub()
         hub.add_fault(Fault(method="HEAD", size_change=-1))
         assert storage.size_bytes(VIDEO_PATH) == 299_999
-        with pytest.raises(StorageError, match=r"Content-Range 'bytes 0-9/300000', expected 'bytes 0-9/299999'; the file was changed$"):
+        with pytest.raises(
+            StorageError,
+            match=r"Content-Range 'bytes 0-9/300000', expected 'bytes 0-9/299999'; the file was "
+            r"changed$",
+        ):
             read(storage, 0, 10)
         assert (read(storage, 0, 10), storage.size_bytes(VIDEO_PATH)) == (VIDEO[:10], 300_000)
 
@@ -787,36 +1035,51 @@ class TestTrouble:
     def test_redirects_of_the_cdn_are_followed(self, hub, linked):
         read(linked, 0, 1)
         target = linked._session()._links[VIDEO_PATH].url
-        hub.add_fault(Fault(**ONE_GET, status=307, headers={"Location": target.removeprefix(hub.cdn_origin)}))
+        hub.add_fault(
+            Fault(**ONE_GET, status=307, headers={"Location": target.removeprefix(hub.cdn_origin)})
+        )
         assert read(linked, 1000, 3000) == VIDEO[1000:3000]
 
     def test_changed_etag(self, hub, linked):
         read(linked, 0, 10)
         hub.add_fault(Fault(**ONE_GET, headers={"ETag": '"other"'}, times=None))
-        with pytest.raises(StorageError, match=r'the file was changed while it was read \(ETag "other", before "\w+"\)$'):
+        with pytest.raises(
+            StorageError,
+            match=r'the file was changed while it was read \(ETag "other", before "\w+"\)$',
+        ):
             read(linked, 0, 10)
 
     def test_changed_size_at_a_new_link(self, hub, linked):
         hub.expire_urls()
         hub.add_fault(Fault(origin="hub", method="HEAD", headers={"X-Linked-Size": "299999"}))
-        with pytest.raises(StorageError, match=rf"{VIDEO_PATH}: the file was changed: 299999 bytes, before 300000$"):
+        with pytest.raises(
+            StorageError, match=rf"{VIDEO_PATH}: the file was changed: 299999 bytes, before 300000$"
+        ):
             read(linked, 0, 10)
 
     def test_expired_link(self, hub, linked):
         hub.expire_urls()
         assert read(linked, 1000, 3000) == VIDEO[1000:3000]
-        assert [(r.method, r.status) for r in hub.requests()] == [("GET", 403), ("HEAD", 302), ("GET", 206)]
+        assert [(r.method, r.status) for r in hub.requests()] == [
+            ("GET", 403),
+            ("HEAD", 302),
+            ("GET", 206),
+        ]
 
     def test_expired_link_in_many_threads(self, hub, linked):
         hub.expire_urls()
         hub.set_latency(0.05)
-        assert in_threads(8, lambda i: read(linked, i, i + 5)) == [VIDEO[i : i + 5] for i in range(8)]
+        assert in_threads(8, lambda i: read(linked, i, i + 5)) == [
+            VIDEO[i : i + 5] for i in range(8)
+        ]
         assert [r.method for r in hub.requests()].count("HEAD") == 1
 
     def test_links_that_are_always_refused(self, hub, linked):
         hub.add_fault(Fault(**ONE_GET, status=403, times=None))
         with pytest.raises(
-            StorageError, match=r"bytes \[0, 10\): HTTP 403 from 127.0.0.1 also for 2 fresh links; the server may be"
+            StorageError,
+            match=r"bytes \[0, 10\): HTTP 403 from 127.0.0.1 also for 2 fresh links; the server "
+            r"may be",
         ) as caught:
             read(linked, 0, 10)
         assert [r.method for r in hub.requests()] == ["GET", "HEAD", "GET", "HEAD", "GET"]
@@ -825,11 +1088,26 @@ class TestTrouble:
     @pytest.mark.parametrize(
         ("fault", "text"),
         [
-            (Fault(method="HEAD", headers={"X-Repo-Commit": "f" * 40}), rf"answered for commit {'f' * 40}, expected \w{{40}}$"),
-            (Fault(method="HEAD", status=302, headers={"Location": "http://x/"}), r"answered for commit none, expected \w{40}$"),
-            (Fault(method="HEAD", headers={"X-Linked-Size": "-1"}), r"the Hub told no size of the file \(X-Linked-Size: -1\)$"),
-            (Fault(method="HEAD", headers={"Location": "gopher://x"}), r"redirects to gopher:, expected an http or https address$"),
-            (Fault(method="HEAD", headers={"Location": "http://[::1"}), r"redirects to nowhere, expected"),
+            (
+                Fault(method="HEAD", headers={"X-Repo-Commit": "f" * 40}),
+                rf"answered for commit {'f' * 40}, expected \w{{40}}$",
+            ),
+            (
+                Fault(method="HEAD", status=302, headers={"Location": "http://x/"}),
+                r"answered for commit none, expected \w{40}$",
+            ),
+            (
+                Fault(method="HEAD", headers={"X-Linked-Size": "-1"}),
+                r"the Hub told no size of the file \(X-Linked-Size: -1\)$",
+            ),
+            (
+                Fault(method="HEAD", headers={"Location": "gopher://x"}),
+                r"redirects to gopher:, expected an http or https address$",
+            ),
+            (
+                Fault(method="HEAD", headers={"Location": "http://[::1"}),
+                r"redirects to nowhere, expected",
+            ),
         ],
     )
     def test_wrong_answers_to_the_question_for_a_link(self, hub, open_hub, fault, text):
@@ -860,10 +1138,15 @@ class TestTrouble:
         storage = open_hub()
         hub.add_fault(Fault(method="GET", path_regex=path, corrupt_at=9, times=2))
         assert storage.read_metadata(path, max_bytes=1000) in (INFO, TASKS)
-        assert pickle.loads(pickle.dumps(storage)).read_metadata(path, max_bytes=1000) in (INFO, TASKS)
+        assert pickle.loads(pickle.dumps(storage)).read_metadata(path, max_bytes=1000) in (
+            INFO,
+            TASKS,
+        )
         hub.add_fault(Fault(method="GET", path_regex=path, corrupt_at=9, times=3))
         with pytest.raises(
-            StorageError, match=rf"{path}: its contents have the hash \w{{40,64}}, expected \w{{40,64}}, also when read 3 times"
+            StorageError,
+            match=rf"{path}: its contents have the hash \w{{40,64}}, expected \w{{40,64}}, also "
+            rf"when read 3 times",
         ):
             open_hub(cache_dir=tmp_path / "other").read_metadata(path, max_bytes=1000)
         assert not list((tmp_path / "other").rglob("*.*"))
@@ -873,9 +1156,15 @@ class TestTrouble:
         for path, data in (("meta/info.json", INFO), ("meta/tasks.parquet", TASKS)):
             storage.read_metadata(path, max_bytes=1000)
             found = huggingface_hub.try_to_load_from_cache(
-                REPOSITORY, path, cache_dir=tmp_path / "hub", revision=storage.commit, repo_type="dataset"
+                REPOSITORY,
+                path,
+                cache_dir=tmp_path / "hub",
+                revision=storage.commit,
+                repo_type="dataset",
             )
-            assert os.path.realpath(found).startswith(str(tmp_path / "hub/datasets--robots--arm/blobs"))
+            assert os.path.realpath(found).startswith(
+                str(tmp_path / "hub/datasets--robots--arm/blobs")
+            )
             with open(found, "rb") as file:
                 assert file.read() == data
         (repository,) = huggingface_hub.scan_cache_dir(tmp_path / "hub").repos
@@ -883,7 +1172,9 @@ class TestTrouble:
 
     @pytest.mark.timeout(20)
     @pytest.mark.parametrize(
-        "special", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)], ids=["pipe", "directory", "device"]
+        "special",
+        [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)],
+        ids=["pipe", "directory", "device"],
     )
     def test_a_copy_that_is_no_file(self, open_hub, special):
         """The link in the snapshot is to be deleted, never what it leads to."""
@@ -895,7 +1186,10 @@ class TestTrouble:
             if os.path.lexists(link):
                 os.unlink(link)
             special(link)
-            text = rf"{path}: its copy {link} leads to .*, which is no file; delete the former \(rm {link}\), and "
+            text = (
+                rf"{path}: its copy {link} leads to .*, which is no file; delete the former "
+                rf"\(rm {link}\), and "
+            )
             with pytest.raises(StorageError, match=text):
                 storage.read_tail(path, 1)
         with pytest.raises(StorageError, match="delete the former"):
@@ -906,7 +1200,10 @@ class TestTrouble:
         storage.read_metadata("meta/info.json", max_bytes=1000)
         (root,) = (tmp_path / "hub").glob("datasets--*")
         link = os.path.join(storage.snapshot.root, "meta")
-        old, new = root / f"blobs/{'a' * 40}.0123abcd.incomplete", root / f"blobs/{'b' * 40}.0123abcd.incomplete"
+        old, new = (
+            root / f"blobs/{'a' * 40}.0123abcd.incomplete",
+            root / f"blobs/{'b' * 40}.0123abcd.incomplete",
+        )
         others = [root / "blobs/notes.incomplete", root / f"blobs/{'c' * 40}"]
         for path in (old, new, *others):
             path.write_bytes(b"half")
@@ -926,16 +1223,33 @@ class TestTrouble:
     @pytest.mark.parametrize(
         ("fault", "call"),
         [
-            ({"method": "HEAD", "headers": {"X-Repo-Commit": "x" * 50_000}}, lambda open_it: open_it().size_bytes(VIDEO_PATH)),
-            ({"method": "HEAD", "headers": {"X-Linked-Size": "x" * 50_000}}, lambda open_it: open_it().size_bytes(VIDEO_PATH)),
-            ({"method": "HEAD", "headers": {"Location": f"http://{'x' * 5000}.org/"}}, lambda open_it: read(open_it(), 0, 1)),
-            ({"method": "HEAD", "headers": {"Location": f"{'x' * 50_000}://a/"}}, lambda open_it: read(open_it(), 0, 1)),
-            ({"method": "HEAD", "headers": {"Location": "http://a.org:99999/"}}, lambda open_it: read(open_it(), 0, 1)),
+            (
+                {"method": "HEAD", "headers": {"X-Repo-Commit": "x" * 50_000}},
+                lambda open_it: open_it().size_bytes(VIDEO_PATH),
+            ),
+            (
+                {"method": "HEAD", "headers": {"X-Linked-Size": "x" * 50_000}},
+                lambda open_it: open_it().size_bytes(VIDEO_PATH),
+            ),
+            (
+                {"method": "HEAD", "headers": {"Location": f"http://{'x' * 5000}.org/"}},
+                lambda open_it: read(open_it(), 0, 1),
+            ),
+            (
+                {"method": "HEAD", "headers": {"Location": f"{'x' * 50_000}://a/"}},
+                lambda open_it: read(open_it(), 0, 1),
+            ),
+            (
+                {"method": "HEAD", "headers": {"Location": "http://a.org:99999/"}},
+                lambda open_it: read(open_it(), 0, 1),
+            ),
             (
                 {
                     "path_regex": "/refs",
                     "status": 200,
-                    "body": json.dumps({"branches": [{"name": ESCAPES, "targetCommit": ""}], "tags": []}).encode(),
+                    "body": json.dumps(
+                        {"branches": [{"name": ESCAPES, "targetCommit": ""}], "tags": []}
+                    ).encode(),
                 },
                 lambda open_it: open_it(revision="none"),
             ),
@@ -958,7 +1272,9 @@ class TestTrouble:
     def test_signed_links_are_not_logged_by_huggingface_hub_either(self, hub, open_hub, caplog):
         open_hub()
         hub.add_fault(Fault(**ONE_GET, status=429, headers={"RateLimit": '"resolvers";r=0;t=0'}))
-        huggingface_hub.hf_hub_download(REPOSITORY, "meta/tasks.parquet", repo_type="dataset", endpoint=hub.endpoint)
+        huggingface_hub.hf_hub_download(
+            REPOSITORY, "meta/tasks.parquet", repo_type="dataset", endpoint=hub.endpoint
+        )
         assert "Error 429 thrown while requesting GET http://127.0.0.1" in caplog.text
         assert "Signature" not in caplog.text
 
@@ -969,7 +1285,9 @@ class TestTrouble:
             while not hub.requests():
                 time.sleep(0.01)
             linked.close()
-            with pytest.raises(StorageError, match=r"bytes \[0, 1000\): the storage was closed while it was in use"):
+            with pytest.raises(
+                StorageError, match=r"bytes \[0, 1000\): the storage was closed while it was in use"
+            ):
                 under_way.result()
 
     def test_metadata_that_cannot_be_downloaded(self, hub, open_hub):
@@ -1006,13 +1324,18 @@ class TestRateLimit:
         hub.add_fault(Fault(**ONE_GET, status=503, headers={"Retry-After": "0"}))
         assert read(linked, 0, 10) == VIDEO[:10]
         first, second = hub.requests()
-        assert second.time_seconds - first.time_seconds > 0.05  # the least that is added to what is asked for
+        # the least that is added to what is asked for
+        assert second.time_seconds - first.time_seconds > 0.05
 
     def test_longer_than_any_window(self, hub, open_hub):
         storage = open_hub()
-        hub.add_fault(Fault(origin="hub", status=429, headers={"RateLimit": '"resolvers";r=0;t=1000'}))
+        hub.add_fault(
+            Fault(origin="hub", status=429, headers={"RateLimit": '"resolvers";r=0;t=1000'})
+        )
         with pytest.raises(
-            StorageError, match=r"localhost refuses requests for the next 1000 s \(HTTP 429\); ask less often, or with a token"
+            StorageError,
+            match=r"localhost refuses requests for the next 1000 s \(HTTP 429\); ask less often, "
+            r"or with a token",
         ):
             storage.size_bytes(VIDEO_PATH)
 
@@ -1028,13 +1351,18 @@ class TestRateLimit:
             return storage.size_bytes(paths[number])
 
         assert in_threads(3, ask) == [300_000, 9 * len(INFO), 300_000]
-        (said,) = [record.getMessage() for record in caplog.records if "waiting for" in record.getMessage()]
+        (said,) = [
+            record.getMessage() for record in caplog.records if "waiting for" in record.getMessage()
+        ]
         assert said.endswith(": waiting for 1 s, as long as localhost asks to be left alone")
         assert storage.statistics.pause_seconds > 2
 
     def test_slows_down_before_it_is_reached(self, hub, open_hub):
         storage = open_hub()
-        low = {"RateLimit": '"resolvers";r=9;t=3', "RateLimit-Policy": '"fixed window";"resolvers";q=3000;w=300'}
+        low = {
+            "RateLimit": '"resolvers";r=9;t=3',
+            "RateLimit-Policy": '"fixed window";"resolvers";q=3000;w=300',
+        }
         hub.add_fault(Fault(origin="hub", path_regex="/resolve/", headers=low, times=None))
         for path in (VIDEO_PATH, "videos/top/file-001.mp4", "small.json"):
             storage.size_bytes(path)
@@ -1055,13 +1383,21 @@ class TestScopes:
         hub.clear_requests()
         hub.add_fault(Fault(**ONE_GET, stall_at=7, times=2))
         scope = CancelScope()
-        with ThreadPoolExecutor(1, initializer=scope.enter) as pool, ThreadPoolExecutor(1) as others:
-            mine, theirs = pool.submit(read, storage, 0, 1000), others.submit(read, storage, 500, 900)
+        with (
+            ThreadPoolExecutor(1, initializer=scope.enter) as pool,
+            ThreadPoolExecutor(1) as others,
+        ):
+            mine, theirs = (
+                pool.submit(read, storage, 0, 1000),
+                others.submit(read, storage, 500, 900),
+            )
             while len(hub.requests()) < 2:
                 time.sleep(0.01)
             started = time.monotonic()
             assert scope.end()
-            with pytest.raises(StorageError, match=r"bytes \[0, 1000\): the reader was closed while it was in use$"):
+            with pytest.raises(
+                StorageError, match=r"bytes \[0, 1000\): the reader was closed while it was in use$"
+            ):
                 mine.result()
             assert theirs.result() == VIDEO[500:900]
             assert time.monotonic() - started < 10
@@ -1071,7 +1407,12 @@ class TestScopes:
 
     def test_ends_waiting_for_a_rate_limit_and_between_attempts(self, hub, open_hub):
         for fault in (
-            Fault(method="HEAD", status=429, headers={"RateLimit": '"resolvers";r=0;t=100'}, times=None),
+            Fault(
+                method="HEAD",
+                status=429,
+                headers={"RateLimit": '"resolvers";r=0;t=100'},
+                times=None,
+            ),
             Fault(method="HEAD", status=503, times=None),
         ):
             storage = open_hub(options=dataclasses.replace(self.STUBBORN, pause_seconds=60))
@@ -1079,7 +1420,8 @@ class TestScopes:
             hub.add_fault(fault)
             scope = CancelScope()
             with ThreadPoolExecutor(2, initializer=scope.enter) as pool:
-                waiting = [pool.submit(storage.size_bytes, VIDEO_PATH) for _ in range(2)]  # the second waits for the first
+                # the second waits for the first
+                waiting = [pool.submit(storage.size_bytes, VIDEO_PATH) for _ in range(2)]
                 while not hub.requests():
                     time.sleep(0.01)
                 assert scope.end()
@@ -1093,7 +1435,10 @@ class TestScopes:
         hub.clear_requests()
         hub.add_fault(Fault(method="HEAD", latency_seconds=1000))
         scope = CancelScope()
-        with ThreadPoolExecutor(1, initializer=scope.enter) as pool, ThreadPoolExecutor(1) as others:
+        with (
+            ThreadPoolExecutor(1, initializer=scope.enter) as pool,
+            ThreadPoolExecutor(1) as others,
+        ):
             mine = pool.submit(storage.size_bytes, VIDEO_PATH)
             while not hub.requests():
                 time.sleep(0.01)
@@ -1110,14 +1455,14 @@ class TestScopes:
 
 
 class TestOtherProcesses:
-    # Without the package's __init__, which takes three seconds to import Grain and torch that reading does not need.
+    # Without the package's __init__, which takes three seconds to import Grain and torch that
+    # reading does not need.
     CODE = (
-        "import pickle, sys, types\n"
-        "sys.modules['lerobot_grain'] = types.ModuleType('lerobot_grain')\n"
-        "sys.modules['lerobot_grain'].__path__ = [sys.argv[2]]\n"
-        "from lerobot_grain._base.byte_ranges import ByteRange\n"
-        "storage = pickle.load(sys.stdin.buffer)\n"
-        "contents = storage.read_metadata('meta/info.json', max_bytes=100) + storage.read_ranges(sys.argv[1], [ByteRange(0, 10)])[0]\n"
+        "import pickle, sys, types\nsys.modules['lerobot_grain'] = "
+        "types.ModuleType('lerobot_grain')\nsys.modules['lerobot_grain'].__path__ = "
+        "[sys.argv[2]]\nfrom lerobot_grain._base.byte_ranges import ByteRange\nstorage = "
+        "pickle.load(sys.stdin.buffer)\ncontents = storage.read_metadata('meta/info.json', "
+        "max_bytes=100) + storage.read_ranges(sys.argv[1], [ByteRange(0, 10)])[0]\n"
         "sys.stdout.buffer.write(contents)\n"
     )
 
@@ -1125,7 +1470,11 @@ class TestOtherProcesses:
         storage = open_hub("robots/private", token=SECRET)
         read(storage, 0, 10)
         hub.clear_requests()
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "HF_HOME": str(tmp_path),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
         done = subprocess.run(
             [sys.executable, "-c", self.CODE, VIDEO_PATH, os.path.dirname(lg.__file__)],
             input=pickle.dumps(storage),
@@ -1147,10 +1496,22 @@ class TestOtherProcesses:
         assert SECRET.encode() not in pickle.dumps(found)
 
     def test_a_forgotten_storage_closes_its_sockets(self, hub):
-        storage = open_storage(REPOSITORY, revision="main", endpoint=hub.endpoint, token=None, cache_dir=None, options=OPTIONS)
+        storage = open_storage(
+            REPOSITORY,
+            revision="main",
+            endpoint=hub.endpoint,
+            token=None,
+            cache_dir=None,
+            options=OPTIONS,
+        )
         read(storage, 0, 10)
         origins = storage._session()._client._origins
-        idle = [each.client for key, of_server in connections()._idle.items() if key[0] in origins for each in of_server]
+        idle = [
+            each.client
+            for key, of_server in connections()._idle.items()
+            if key[0] in origins
+            for each in of_server
+        ]
         assert idle
         del storage
         gc.collect()
@@ -1191,7 +1552,8 @@ class TestOffline:
         storage = self.open_offline(hub, monkeypatch)
         with pytest.raises(
             StorageError,
-            match=r"file-001.mp4 in the cache; with HF_HUB_OFFLINE=1 .* run hf download robots/arm --repo-type dataset --revision \w{40}$",
+            match=r"file-001.mp4 in the cache; with HF_HUB_OFFLINE=1 .* run hf download "
+            r"robots/arm --repo-type dataset --revision \w{40}$",
         ):
             storage.size_bytes("videos/top/file-001.mp4")
 
@@ -1202,7 +1564,9 @@ class TestOffline:
             ("../x", "../x"),
         ):
             with pytest.raises(
-                StorageError, match="HF_HUB_OFFLINE=1 and no such snapshot in the cache; unset it, or first run hf download"
+                StorageError,
+                match="HF_HUB_OFFLINE=1 and no such snapshot in the cache; unset it, or first run "
+                "hf download",
             ) as caught:
                 self.open_offline(hub, monkeypatch, revision=revision)
             assert str(caught.value).endswith(end)
@@ -1210,7 +1574,11 @@ class TestOffline:
     def test_a_storage_that_was_opened_online(self, open_hub, monkeypatch):
         storage = pickle.loads(pickle.dumps(open_hub()))
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-        with pytest.raises(MissingFileError, match=r"file-000.mp4 in the cache; with HF_HUB_OFFLINE=1 it cannot be fetched, so unset that"):
+        with pytest.raises(
+            MissingFileError,
+            match=r"file-000.mp4 in the cache; with HF_HUB_OFFLINE=1 it cannot be fetched, so "
+            r"unset that",
+        ):
             storage.size_bytes(VIDEO_PATH)
 
 
@@ -1222,12 +1590,17 @@ class TestDirectoryTrouble:
             read(storage, 299_000, 301_000)
         assert (
             str(caught.value)
-            == f"{directory}: {VIDEO_PATH} bytes [299000, 301000): the file ended after 1000 of 2000 bytes; was it changed?"
+            == f"{directory}: {VIDEO_PATH} bytes [299000, 301000): the file ended after 1000 of "
+            "2000 bytes; was it changed?"
         )
 
     def test_reads_that_come_in_pieces(self, directory, monkeypatch):
         pread = os.pread
-        monkeypatch.setattr(os, "pread", lambda descriptor, length, offset: pread(descriptor, min(length, 7), offset))
+        monkeypatch.setattr(
+            os,
+            "pread",
+            lambda descriptor, length, offset: pread(descriptor, min(length, 7), offset),
+        )
         assert read(open_directory(directory), 100, 200) == VIDEO[100:200]
 
     def test_no_file_but_a_directory(self, directory):
@@ -1243,7 +1616,10 @@ class TestDirectoryTrouble:
         storage = open_directory(tmp_path)
         assert list(storage.list_metadata()) == ["meta/info.json"]
         for path in ("data/pipe", "data/device"):
-            with pytest.raises(StorageError, match=rf": {path} cannot be read: it is a pipe, a socket or a device, and no file$"):
+            with pytest.raises(
+                StorageError,
+                match=rf": {path} cannot be read: it is a pipe, a socket or a device, and no file$",
+            ):
                 read(storage, 0, 1, path=path)
             with pytest.raises(StorageError):
                 storage._read_range("data/pipe", ByteRange(0, 1))
@@ -1263,12 +1639,24 @@ class TestDirectoryTrouble:
         ({"num_connections": True}, "num_connections=True: expected a whole number of at least 1"),
         ({"merge_gap_bytes": -1}, "merge_gap_bytes=-1: expected a whole number of at least 0"),
         ({"merge_max_bytes": None}, "merge_max_bytes=None: expected a whole number of at least 0"),
-        ({"connect_timeout_seconds": 0}, "connect_timeout_seconds=0: expected a number of seconds of at least 0.001"),
-        ({"read_timeout_seconds": float("nan")}, "read_timeout_seconds=nan: expected a number of seconds of at least 0.001"),
-        ({"deadline_seconds": float("inf")}, "deadline_seconds=inf: expected a number of seconds of at least 0.001"),
+        (
+            {"connect_timeout_seconds": 0},
+            "connect_timeout_seconds=0: expected a number of seconds of at least 0.001",
+        ),
+        (
+            {"read_timeout_seconds": float("nan")},
+            "read_timeout_seconds=nan: expected a number of seconds of at least 0.001",
+        ),
+        (
+            {"deadline_seconds": float("inf")},
+            "deadline_seconds=inf: expected a number of seconds of at least 0.001",
+        ),
         ({"max_attempts": 0}, "max_attempts=0: expected a whole number of at least 1"),
         ({"disk_cache_bytes": -1}, "disk_cache_bytes=-1: expected a whole number of at least 0"),
-        ({"disk_cache_bytes": 1e9}, "disk_cache_bytes=1000000000.0: expected a whole number of at least 0"),
+        (
+            {"disk_cache_bytes": 1e9},
+            "disk_cache_bytes=1000000000.0: expected a whole number of at least 0",
+        ),
         ({"pause_seconds": 0}, "pause_seconds=0: expected a number of seconds of at least 0.001"),
     ],
 )
@@ -1279,11 +1667,16 @@ def test_options_that_make_no_sense(changes, text):
 
 
 def test_options_that_do():
-    assert StorageOptions(merge_gap_bytes=0, merge_max_bytes=0, deadline_seconds=1).deadline_seconds == 1
+    assert (
+        StorageOptions(merge_gap_bytes=0, merge_max_bytes=0, deadline_seconds=1).deadline_seconds
+        == 1
+    )
 
 
 def test_redirects_from_https_to_http_are_refused():
-    with pytest.raises(StorageError, match=r"^x: https://a/b redirects from https to http at c, which is refused$"):
+    with pytest.raises(
+        StorageError, match=r"^x: https://a/b redirects from https to http at c, which is refused$"
+    ):
         responses.next_hop("https://a/b?Signature=1", "http://c/?Signature=2", subject="x")
     assert responses.next_hop("http://a/b", "//c/d", subject="x") == "http://c/d"
 
@@ -1303,12 +1696,22 @@ def test_how_long_a_link_lasts(url, date, expected):
 
 
 def test_redaction():
-    assert responses.redact("at https://h/p?Signature=1&x=2 and 'http://i/q#f', end") == "at https://h/p and 'http://i/q', end"
+    assert (
+        responses.redact("at https://h/p?Signature=1&x=2 and 'http://i/q#f', end")
+        == "at https://h/p and 'http://i/q', end"
+    )
     assert responses.describe_url("https://user:pass@h:1/p?q#f") == "https://h:1/p"
 
 
 def test_good_paths():
-    for path in ("meta/info.json", "a", "videos/observation.images.top/chunk-000/file-000.mp4", "a b/ü%.x", ".hidden", "a/..b"):
+    for path in (
+        "meta/info.json",
+        "a",
+        "videos/observation.images.top/chunk-000/file-000.mp4",
+        "a b/ü%.x",
+        ".hidden",
+        "a/..b",
+    ):
         check_path("x", path)
 
 

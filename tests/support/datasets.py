@@ -18,7 +18,9 @@ INFO = "meta/info.json"
 
 def examples_of(repository: Any, **arguments: Any) -> list[dict[str, Any]]:
     """Returns all examples, in order unless the arguments say otherwise."""
-    with contextlib.closing(iter(lg.LeRobotIterDataset(repository, **{"shuffle": None, "num_epochs": 1} | arguments))) as examples:
+    with contextlib.closing(
+        iter(lg.LeRobotIterDataset(repository, **{"shuffle": None, "num_epochs": 1} | arguments))
+    ) as examples:
         return list(examples)
 
 

@@ -1,12 +1,15 @@
-"""Processes that are forked from one which has imported the large libraries, for the tests that start many.
+"""Processes that are forked from one which has imported the large libraries, for the tests that
+start many.
 
-A new interpreter takes 1.5 s of a core to import JAX and Grain, 5 s with PyTorch, and that is the same at every start. A process forked
-here is there after 20 ms, and imports by itself our package, and huggingface_hub, whose settings are read then: 0.2 s. It has nothing else
-of the test's process: no thread, no connection, no open data set. What it is to do is pickled for it, as for one that is spawned; its
-environment is the test's.
+A new interpreter takes 1.5 s of a core to import JAX and Grain, 5 s with PyTorch, and that is the
+same at every start. A process forked here is there after 20 ms, and imports by itself our package,
+and huggingface_hub, whose settings are read then: 0.2 s. It has nothing else of the test's process:
+no thread, no connection, no open data set. What it is to do is pickled for it, as for one that is
+spawned; its environment is the test's.
 
-What it does not show: what the large libraries do when they are imported in a new process, and another seed of `hash` in every process (it
-is the server's in all of them, which is not the test's). Where that matters, processes are started as usual.
+What it does not show: what the large libraries do when they are imported in a new process, and
+another seed of `hash` in every process (it is the server's in all of them, which is not the
+test's). Where that matters, processes are started as usual.
 """
 
 from __future__ import annotations
@@ -26,23 +29,41 @@ import pytest
 from grain._src.python.dataset.transformations import process_prefetch
 
 _IMPORTED_BEFORE_FORKING = [
-    *("av", "flax.nnx", "grain", "httpx2", "jax.experimental.multihost_utils", "optax", "orbax.checkpoint", "PIL.Image"),
+    *(
+        "av",
+        "flax.nnx",
+        "grain",
+        "httpx2",
+        "jax.experimental.multihost_utils",
+        "optax",
+        "orbax.checkpoint",
+        "PIL.Image",
+    ),
     *("pyarrow.dataset", "pyarrow.parquet", "pytest", "torchcodec.decoders"),
 ]
 _WHAT_TO_DO = ("_target", "_args", "_kwargs")
 
 
 class _Process(context.ForkServerProcess):
-    """Has the environment that is given, or that of its parent, as one that is spawned; otherwise it were the server's."""
+    """Has the environment that is given, or that of its parent, as one that is spawned; otherwise
+    it were the server's.
+    """
 
-    def __init__(self, *args: Any, environment: Mapping[str, str] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, environment: Mapping[str, str] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._environment = dict(os.environ if environment is None else environment)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A pickle inside of the pickle: to read it imports modules, which may ask for the environment.
+        # A pickle inside of the pickle: to read it imports modules, which may ask for the
+        # environment.
         what_to_do = {name: vars(self)[name] for name in _WHAT_TO_DO}
-        return {**vars(self), **dict.fromkeys(_WHAT_TO_DO), "_packed": bytes(ForkingPickler.dumps(what_to_do))}
+        return {
+            **vars(self),
+            **dict.fromkeys(_WHAT_TO_DO),
+            "_packed": bytes(ForkingPickler.dumps(what_to_do)),
+        }
 
     def run(self) -> None:
         os.environ.clear()
@@ -57,14 +78,19 @@ class _Context(context.ForkServerContext):
 
 @functools.cache
 def forking() -> _Context:
-    """Returns what starts processes, as `multiprocessing.get_context` does. Its server ends with this process."""
+    """Returns what starts processes, as `multiprocessing.get_context` does.
+
+    Its server ends with this process.
+    """
     made = _Context()
     made.set_forkserver_preload(_IMPORTED_BEFORE_FORKING)
     return made
 
 
 class ForkingMultiprocessing:
-    """Stands in the place of the module `multiprocessing` where that is asked for processes that are spawned."""
+    """Stands in the place of the module `multiprocessing` where that is asked for processes that
+    are spawned.
+    """
 
     def __getattr__(self, name: str) -> Any:
         return getattr(multiprocessing, name)
@@ -80,11 +106,15 @@ def fork_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class ForkedScript:
-    """A Python script in a forked process, in the place of `subprocess.Popen([sys.executable, script, *arguments], env=environment)`."""
+    """A Python script in a forked process, in the place of `subprocess.Popen([sys.executable,
+    script, *arguments], env=environment)`.
+    """
 
     def __init__(self, command: Sequence[str], *, env: Mapping[str, str]) -> None:
         assert command[0] == sys.executable
-        self._process = forking().Process(target=_run_script, args=(list(command[1:]),), environment=env, daemon=True)
+        self._process = forking().Process(
+            target=_run_script, args=(list(command[1:]),), environment=env, daemon=True
+        )
         self._process.start()
 
     def __enter__(self) -> ForkedScript:

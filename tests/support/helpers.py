@@ -24,8 +24,12 @@ os.environ.setdefault("SVT_LOG", "1")
 _LIBRARIES = {"av1": "libsvtav1", "h264": "libx264", "hevc": "libx265", "mpeg4": "mpeg4"}
 
 
-def pictures(num_frames: int, *, height: int, width: int, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yields frames of which no two look alike: a bright square walks over a noisy background that changes from frame to frame."""
+def pictures(
+    num_frames: int, *, height: int, width: int, seed: int
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yields frames of which no two look alike: a bright square walks over a noisy background that
+    changes from frame to frame.
+    """
     rng = np.random.default_rng(seed)
     background = rng.integers(0, 120, (height, width, 3), np.uint8)
     for frame in range(num_frames):
@@ -48,21 +52,36 @@ def encoded(
     audio: bool = False,
     seed: int = 0,
 ) -> bytes:
-    """Returns an MP4 of 96x64 pictures at 10 fps; `movflags` are FFmpeg's: `faststart` puts `moov` first."""
+    """Returns an MP4 of 96x64 pictures at 10 fps; `movflags` are FFmpeg's: `faststart` puts `moov`
+    first.
+    """
     options = {"g": str(gop), "crf": "30", "bf": str(b_frames)}
     if codec == "av1":
         options = {"g": str(gop), "crf": "45", "preset": "12", "svtav1-params": "lp=1"}
     elif codec == "h264":
-        options |= {"preset": "veryfast", "sc_threshold": "0", "x264-params": f"open-gop={int(open_gop)}:keyint={gop}:min-keyint={gop}"}
+        options |= {
+            "preset": "veryfast",
+            "sc_threshold": "0",
+            "x264-params": f"open-gop={int(open_gop)}:keyint={gop}:min-keyint={gop}",
+        }
     elif codec == "hevc":
-        parameters = f"bframes={b_frames}:open-gop={int(open_gop)}:keyint={gop}:min-keyint={gop}:scenecut=0"
-        options |= {"preset": "ultrafast", "x265-params": f"{parameters}:log-level=none:pools=none:frame-threads=1"}
+        parameters = (
+            f"bframes={b_frames}:open-gop={int(open_gop)}:keyint={gop}:min-keyint={gop}:scenecut=0"
+        )
+        options |= {
+            "preset": "ultrafast",
+            "x265-params": f"{parameters}:log-level=none:pools=none:frame-threads=1",
+        }
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "video.mp4"
-        with av.open(str(path), "w", options={"movflags": movflags} if movflags else {}) as container:
+        with av.open(
+            str(path), "w", options={"movflags": movflags} if movflags else {}
+        ) as container:
             streams: list[Any] = []
             for _ in range(num_tracks):
-                streams.append(container.add_stream(_LIBRARIES[codec], rate=10, options=dict(options)))
+                streams.append(
+                    container.add_stream(_LIBRARIES[codec], rate=10, options=dict(options))
+                )
                 streams[-1].width, streams[-1].height, streams[-1].pix_fmt = 96, 64, "yuv420p"
                 streams[-1].codec_context.thread_count = 1
             sound: Any = container.add_stream("aac", rate=16000) if audio else None
@@ -89,7 +108,8 @@ def read_table(
     size_bytes: int | None = None,
     is_moov_last: bool = False,
 ) -> SampleTable:
-    """Drives the reader of sample tables over a file in memory; collects what it asked for in `ranges`.
+    """Drives the reader of sample tables over a file in memory; collects what it asked for in
+    `ranges`.
 
     With `size_bytes` the file is said to be larger than its data, behind which lie zeros.
     """
@@ -108,13 +128,17 @@ def read_table(
 
 
 def decode_all(mp4: bytes) -> npt.NDArray[np.uint8]:
-    """Returns uint8 `(frames, height, width, 3)`: all frames, by decoding a file from start to end."""
-    frames = VideoDecoder(mp4, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")[:].numpy()
+    """Returns uint8 `(frames, height, width, 3)`: all frames, by decoding a file from start
+    to end.
+    """
+    frames = VideoDecoder(mp4, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")[
+        :
+    ].numpy()
     assert frames.dtype == np.uint8
     return frames
 
 
-# --- boxes ---------------------------------------------------------------------------------------------------------------------------
+# --- boxes ---------------------------------------------------------------------------------------
 
 
 def box(kind: str, payload: bytes) -> bytes:
@@ -132,7 +156,9 @@ def boxes(data: bytes) -> list[tuple[str, bytes]]:
 
 
 def edit_box(data: bytes, path: str, change: Callable[[bytes], bytes]) -> bytes:
-    """Returns `data` with the first box at a path such as `moov/trak/mdia` replaced by `change(payload)`, which is whole boxes."""
+    """Returns `data` with the first box at a path such as `moov/trak/mdia` replaced by
+    `change(payload)`, which is whole boxes.
+    """
     kind, _, rest = path.partition("/")
     edited, done = b"", False
     for name, payload in boxes(data):

@@ -1,4 +1,6 @@
-"""What the installed versions of the dependencies can do: tests of what older ones cannot are skipped there."""
+"""What the installed versions of the dependencies can do: tests of what older ones cannot are
+skipped there.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +8,25 @@ import huggingface_hub
 import pytest
 
 keeps_lists_of_files = pytest.mark.skipif(
-    not hasattr(huggingface_hub, "get_cached_repo_tree"), reason="huggingface_hub before 1.23 keeps no list of a commit's files"
+    not hasattr(huggingface_hub, "get_cached_repo_tree"),
+    reason="huggingface_hub before 1.23 keeps no list of a commit's files",
 )
-has_buckets = pytest.mark.skipif(not hasattr(huggingface_hub.errors, "BucketNotFoundError"), reason="this huggingface_hub knows no buckets")
+has_buckets = pytest.mark.skipif(
+    not hasattr(huggingface_hub.errors, "BucketNotFoundError"),
+    reason="this huggingface_hub knows no buckets",
+)
 # huggingface_hub before 1.0 raises instead, as its requests do.
-tries_again = pytest.mark.skipif(not hasattr(huggingface_hub, "close_session"), reason="this huggingface_hub does not try a 429 again")
+tries_again = pytest.mark.skipif(
+    not hasattr(huggingface_hub, "close_session"),
+    reason="this huggingface_hub does not try a 429 again",
+)
 
 
 def own_lines(text: str) -> str:
-    """Returns what a process wrote, without what Grain says of a JAX that is older than 0.7, and than 0.11."""
+    """Returns what a process wrote, without what Grain says of a JAX that is older than 0.7, and
+    than 0.11.
+    """
     said = ("Failed to load jax profiler", "Grain multiprocess worker profiling requires jaxlib")
-    return "".join(line for line in text.splitlines(keepends=True) if not any(words in line for words in said))
+    return "".join(
+        line for line in text.splitlines(keepends=True) if not any(words in line for words in said)
+    )

@@ -1,6 +1,8 @@
-"""A server in front of a loopback Hub that answers differently: a mirror that serves the files itself, or a Hub that redirects.
+"""A server in front of a loopback Hub that answers differently: a mirror that serves the files
+itself, or a Hub that redirects.
 
-It runs in a thread of the test. What it leaves out or gets wrong is set by attributes, also while it runs.
+It runs in a thread of the test. What it leaves out or gets wrong is set by attributes, also while
+it runs.
 """
 
 from __future__ import annotations
@@ -29,9 +31,11 @@ class Mirror:
 
     Attributes:
       log: the requests so far.
-      serves_files: whether it fetches files itself, and answers with all of them or a range, as repository managers do, or passes on the
-        answers of the Hub, among them its redirects to the CDN.
-      head_length: the Content-Length in the answer to HEAD of a file that it serves, from its path and size; None: without that header.
+      serves_files: whether it fetches files itself, and answers with all of them or a range, as
+        repository managers do, or passes on the answers of the Hub, among them its redirects to the
+        CDN.
+      head_length: the Content-Length in the answer to HEAD of a file that it serves, from its path
+        and size; None: without that header.
       tells_commit: whether it says of which commit a file is that it serves.
       contents: what it serves in the place of a file, from its path and contents.
       obeys_ranges: whether a range of a file is answered with that range, from its path.
@@ -47,7 +51,9 @@ class Mirror:
         self.tells_commit = True
         self.contents: Callable[[str, bytes], bytes] = lambda _path, data: data
         self.obeys_ranges: Callable[[str], bool] = lambda _path: True
-        self.change: Callable[[str, int, Headers, bytes], tuple[int, Headers, bytes]] = lambda _path, *answer: answer
+        self.change: Callable[[str, int, Headers, bytes], tuple[int, Headers, bytes]] = (
+            lambda _path, *answer: answer
+        )
         self.route: Callable[[str], tuple[int, Headers, bytes] | None] = lambda _path: None
         self.rewrite: Callable[[str], str] = lambda path: path
         self._upstream, self._prefix = upstream, prefix
@@ -66,7 +72,9 @@ class Mirror:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
         self._thread.start()
         self.origin = f"http://127.0.0.1:{self._server.server_address[1]}"
         self.endpoint = self.origin + prefix
@@ -83,7 +91,11 @@ class Mirror:
         return [asked.path for asked in self.log if part in asked.path]
 
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
-        sent = {name.title(): value for name, value in handler.headers.items() if name.title() not in ("Host", "Connection")}
+        sent = {
+            name.title(): value
+            for name, value in handler.headers.items()
+            if name.title() not in ("Host", "Connection")
+        }
         self.log.append(Asked(handler.command, handler.path, "Authorization" in sent))
         status, headers, body = self._respond(handler.command, handler.path, sent)
         handler.send_response(status)
@@ -115,12 +127,16 @@ class Mirror:
         status, headers, data = _fetch("GET", self._upstream + path, asked)
         while status in _REDIRECTS:
             target = headers["Location"]
-            status, headers, data = _fetch("GET", target if target.startswith("http") else self._upstream + target, {})
+            status, headers, data = _fetch(
+                "GET", target if target.startswith("http") else self._upstream + target, {}
+            )
         if status != 200:
             return status, headers, data
         commit, _, file = path.split("/resolve/")[1].partition("/")
         data = self.contents(unquote(file), data)
-        headers = {"Etag": f'"{len(data):08x}-{sum(data) % 251}"'} | ({"X-Repo-Commit": commit} if self.tells_commit else {})
+        headers = {"Etag": f'"{len(data):08x}-{sum(data) % 251}"'} | (
+            {"X-Repo-Commit": commit} if self.tells_commit else {}
+        )
         if method == "HEAD":
             length = self.head_length(unquote(file), len(data))
             return 200, headers | ({} if length is None else {"Content-Length": length}), b""
@@ -130,15 +146,25 @@ class Mirror:
         if int(first) >= len(data):
             return 416, headers | {"Content-Range": f"bytes */{len(data)}"}, b""
         stop = min(int(last) + 1, len(data))
-        return 206, headers | {"Content-Range": f"bytes {first}-{stop - 1}/{len(data)}"}, data[int(first) : stop]
+        return (
+            206,
+            headers | {"Content-Range": f"bytes {first}-{stop - 1}/{len(data)}"},
+            data[int(first) : stop],
+        )
 
 
 def _fetch(method: str, url: str, headers: Headers) -> tuple[int, Headers, bytes]:
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=20)
     try:
-        connection.request(method, parts.path + (f"?{parts.query}" if parts.query else ""), headers=headers)
+        connection.request(
+            method, parts.path + (f"?{parts.query}" if parts.query else ""), headers=headers
+        )
         answer = connection.getresponse()
-        return answer.status, {name.title(): value for name, value in answer.getheaders()}, answer.read()
+        return (
+            answer.status,
+            {name.title(): value for name, value in answer.getheaders()},
+            answer.read(),
+        )
     finally:
         connection.close()

@@ -1,4 +1,5 @@
-"""One process of several that stream a data set together and run jitted steps on the global batches; started by test_multihost.py.
+"""One process of several that stream a data set together and run jitted steps on the global
+batches; started by test_multihost.py.
 
 The last line that it prints is what it saw, as JSON.
 """
@@ -25,18 +26,27 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
     """Runs one process of a task; see `run` in test_multihost.py."""
     jax.config.update("jax_num_cpu_devices", DEVICES_PER_PROCESS)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(task["coordinator"], task["num_processes"], task["process"], initialization_timeout=30)
+    jax.distributed.initialize(
+        task["coordinator"], task["num_processes"], task["process"], initialization_timeout=30
+    )
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
     rows, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
 
     def step(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        # A sum over the rows of all processes, and all rows on each of them: neither can be had without the other processes.
+        # A sum over the rows of all processes, and all rows on each of them: neither can be had
+        # without the other processes.
         gathered = jax.lax.with_sharding_constraint(batch["index"], everywhere)
-        return {"index": gathered, "sum": batch["action"].sum(axis=0), "count": jnp.full((), len(gathered))}
+        return {
+            "index": gathered,
+            "sum": batch["action"].sum(axis=0),
+            "count": jnp.full((), len(gathered)),
+        }
 
     jitted_step = jax.jit(step)
 
-    def stream(shard_options: grain.sharding.ShardOptions, *, num_epochs: int | None = None) -> grain.IterDataset[Any]:
+    def stream(
+        shard_options: grain.sharding.ShardOptions, *, num_epochs: int | None = None
+    ) -> grain.IterDataset[Any]:
         dataset = lg.LeRobotIterDataset(
             task["directory"],
             features=["index", "action", "task"],
@@ -58,25 +68,53 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
             assert batch["index"].shape == (task["batch_size"],)
             assert isinstance(words, np.ndarray)
             assert len(words) == task["batch_size"] // task["num_processes"]
-            seen["steps"].append({"index": done["index"].tolist(), "sum": np.asarray(done["sum"]).tolist(), "count": int(done["count"])})
+            seen["steps"].append(
+                {
+                    "index": done["index"].tolist(),
+                    "sum": np.asarray(done["sum"]).tolist(),
+                    "count": int(done["count"]),
+                }
+            )
             seen["states"].append(batches.get_state())
 
-    # With drop_remainder a finite stream ends on all processes at the same step; one more on any of them would hang here.
-    finite = stream(grain.sharding.ShardByJaxProcess(drop_remainder=True), num_epochs=1).pipe(lg.DeviceIterDataset, sharding=rows)
+    # With drop_remainder a finite stream ends on all processes at the same step; one more on any of
+    # them would hang here.
+    finite = stream(grain.sharding.ShardByJaxProcess(drop_remainder=True), num_epochs=1).pipe(
+        lg.DeviceIterDataset, sharding=rows
+    )
     with contextlib.closing(iter(finite)) as batches:
-        seen["rows_of_an_epoch"] = [int(row) for batch in batches for row in jitted_step(without_text(batch))["index"]]
+        seen["rows_of_an_epoch"] = [
+            int(row) for batch in batches for row in jitted_step(without_text(batch))["index"]
+        ]
 
-    # Half of the rows for one half of the processes, the other half for the other; copies of them on the devices of each.
+    # Half of the rows for one half of the processes, the other half for the other; copies of them
+    # on the devices of each.
     grid = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, -1), ("data", "model"))
     halves = NamedSharding(grid, PartitionSpec("data"))
     half = grain.sharding.ShardOptions(task["process"] * 2 // task["num_processes"], 2)
     if task["num_processes"] > 1:
-        with contextlib.closing(iter(lg.DeviceIterDataset(stream(half), sharding=halves))) as batches:
-            seen["steps_of_halves"] = [jitted_step(without_text(next(batches)))["index"].tolist() for _ in range(2)]
+        with contextlib.closing(
+            iter(lg.DeviceIterDataset(stream(half), sharding=halves))
+        ) as batches:
+            seen["steps_of_halves"] = [
+                jitted_step(without_text(next(batches)))["index"].tolist() for _ in range(2)
+            ]
     seen["refused"] = [
-        refusal(lambda: lg.DeviceIterDataset(stream(grain.sharding.ShardByJaxProcess(), num_epochs=1), sharding=rows)),
-        refusal(lambda: lg.DeviceIterDataset(stream(grain.sharding.ShardByJaxProcess()), sharding=everywhere)),
-        refusal(lambda: lg.DeviceIterDataset(stream(grain.sharding.ShardByJaxProcess()), sharding=halves)),
+        refusal(
+            lambda: lg.DeviceIterDataset(
+                stream(grain.sharding.ShardByJaxProcess(), num_epochs=1), sharding=rows
+            )
+        ),
+        refusal(
+            lambda: lg.DeviceIterDataset(
+                stream(grain.sharding.ShardByJaxProcess()), sharding=everywhere
+            )
+        ),
+        refusal(
+            lambda: lg.DeviceIterDataset(
+                stream(grain.sharding.ShardByJaxProcess()), sharding=halves
+            )
+        ),
     ]
     return seen
 
@@ -102,6 +140,7 @@ def run_task(task: dict[str, Any], output: str) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     jax.config.update("jax_platforms", "cpu")
     seen = main(task)
-    # Waits for the others. At the end of a program JAX does it by itself, but a forked process ends without exit handlers.
+    # Waits for the others. At the end of a program JAX does it by itself, but a forked process ends
+    # without exit handlers.
     jax.distributed.shutdown()
     os.write(1, b"\n" + json.dumps(seen).encode() + b"\n")

@@ -1,4 +1,6 @@
-"""A server on a raw socket, which answers what no HTTP library would send, and the parts of right answers about 1,024 bytes."""
+"""A server on a raw socket, which answers what no HTTP library would send, and the parts of right
+answers about 1,024 bytes.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def forever(piece: bytes) -> Callable[[], bytes]:
 
 
 class RawServer:
-    """Answers every request with one script, or the n-th one, from 0 on, with `script(n)`; counts connections, keeps heads of requests."""
+    """Answers every request with one script, or the n-th one, from 0 on, with `script(n)`; counts
+    connections, keeps heads of requests.
+    """
 
     def __init__(self, script: Script | Callable[[int], Script], *, port: int = 0) -> None:
         self._script = script

@@ -1,6 +1,8 @@
-"""A small data set of several files, its stream as one number, and processes of their own that stream it.
+"""A small data set of several files, its stream as one number, and processes of their own that
+stream it.
 
-Settings of huggingface_hub are read when it is imported, so what depends on them is tried in such a process: `streams_in_process`.
+Settings of huggingface_hub are read when it is imported, so what depends on them is tried in such a
+process: `streams_in_process`.
 """
 
 from __future__ import annotations
@@ -65,7 +67,12 @@ def digest(repository: Any, **arguments: Any) -> str:
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes attempts follow each other at once, ours and those of huggingface_hub."""
     monkeypatch.setattr(client.random, "uniform", lambda *_: 0.001)
-    hasty = types.SimpleNamespace(sleep=lambda _: None, time=time.time, monotonic=time.monotonic, perf_counter=time.perf_counter)
+    hasty = types.SimpleNamespace(
+        sleep=lambda _: None,
+        time=time.time,
+        monotonic=time.monotonic,
+        perf_counter=time.perf_counter,
+    )
     for module in (_http, file_download):
         monkeypatch.setattr(module, "time", hasty)
 
@@ -77,12 +84,20 @@ def digest_or_error(**arguments: Any) -> dict[str, str]:
         return {"error": type(error).__name__, "text": str(error)}
 
 
-def streams_in_process(tasks: list[dict[str, Any]], environment: dict[str, str]) -> list[dict[str, str]]:
-    """Returns what `digest_or_error` returns for the arguments in each of `tasks`, in a new process with `environment` added."""
+def streams_in_process(
+    tasks: list[dict[str, Any]], environment: dict[str, str]
+) -> list[dict[str, str]]:
+    """Returns what `digest_or_error` returns for the arguments in each of `tasks`, in a new process
+    with `environment` added.
+    """
     ours, theirs = forking().Pipe()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | environment
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("HF_")
+    } | environment
     environment["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    process = forking().Process(target=_stream_all, args=(theirs, tasks), environment=environment, daemon=True)
+    process = forking().Process(
+        target=_stream_all, args=(theirs, tasks), environment=environment, daemon=True
+    )
     process.start()
     theirs.close()
     with ours:

@@ -1,4 +1,6 @@
-"""Buckets of the loopback Hub, through the real huggingface_hub client and, for what that hides, through plain HTTP."""
+"""Buckets of the loopback Hub, through the real huggingface_hub client and, for what that hides,
+through plain HTTP.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,13 @@ BUCKET = "robots/shelf"
 SECRET = "hf_secret"
 INFO = b'{"codebase_version": "v3.0"}'
 VIDEO = bytes(range(256)) * 40
-FILES = {"a/meta/info.json": INFO, "a/videos/ü 1+.mp4": VIDEO, "ab/note.txt": b"x", "top.bin": b"top", "empty": b""}
+FILES = {
+    "a/meta/info.json": INFO,
+    "a/videos/ü 1+.mp4": VIDEO,
+    "ab/note.txt": b"x",
+    "top.bin": b"top",
+    "empty": b"",
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +57,20 @@ def api(hub: LoopbackHub, token: str | bool = False) -> HfApi:
 
 def test_information(hub: LoopbackHub) -> None:
     found = api(hub).bucket_info(BUCKET)
-    assert (found.id, found.private, found.total_files, found.size) == (BUCKET, False, 5, sum(map(len, FILES.values())))
+    assert (found.id, found.private, found.total_files, found.size) == (
+        BUCKET,
+        False,
+        5,
+        sum(map(len, FILES.values())),
+    )
     assert [record.kind for record in hub.requests()] == ["api"]
 
 
 def test_recursive_listing_has_files_only_in_pages(hub: LoopbackHub) -> None:
     found: list[Any] = list(api(hub).list_bucket_tree(BUCKET, recursive=True))
-    assert [(file.path, file.size) for file in found] == sorted((path, len(data)) for path, data in FILES.items())
+    assert [(file.path, file.size) for file in found] == sorted(
+        (path, len(data)) for path, data in FILES.items()
+    )
     assert {file.type for file in found} == {"file"}
     assert len({file.xet_hash for file in found}) == 5
     assert len(hub.requests()) == 3
@@ -63,15 +78,27 @@ def test_recursive_listing_has_files_only_in_pages(hub: LoopbackHub) -> None:
 
 def test_a_prefix_is_compared_as_text(hub: LoopbackHub) -> None:
     def listed(prefix: str, recursive: bool) -> list[tuple[str, str]]:
-        return [(entry.type, entry.path) for entry in api(hub).list_bucket_tree(BUCKET, prefix, recursive=recursive)]
+        return [
+            (entry.type, entry.path)
+            for entry in api(hub).list_bucket_tree(BUCKET, prefix, recursive=recursive)
+        ]
 
     in_a = [("file", "a/meta/info.json"), ("file", "a/videos/ü 1+.mp4")]
     assert listed("a", True) == [*in_a, ("file", "ab/note.txt")]
     assert listed("a/", True) == in_a
     assert listed("a/vid", True) == in_a[1:]
     assert listed("nothing", True) == []
-    assert listed("", False) == [("directory", "a"), ("directory", "ab"), ("file", "empty"), ("file", "top.bin")]
-    assert listed("a", False) == [("directory", "a/meta"), ("directory", "a/videos"), ("file", "ab/note.txt")]
+    assert listed("", False) == [
+        ("directory", "a"),
+        ("directory", "ab"),
+        ("file", "empty"),
+        ("file", "top.bin"),
+    ]
+    assert listed("a", False) == [
+        ("directory", "a/meta"),
+        ("directory", "a/videos"),
+        ("file", "ab/note.txt"),
+    ]
 
 
 def test_paths_info_ignores_what_is_missing(hub: LoopbackHub) -> None:
@@ -86,18 +113,36 @@ def test_file_metadata(hub: LoopbackHub) -> None:
     assert found.xet_file_data.file_hash == listed.xet_hash
     # An older client (seen with 1.27, no more with 1.33) takes the size of the redirect's text.
     assert found.size == len(VIDEO) or huggingface_hub.__version__ < "1.33"
-    assert found.xet_file_data.refresh_route == f"{hub.endpoint}/api/buckets/{BUCKET}/xet-read-token"
+    assert (
+        found.xet_file_data.refresh_route == f"{hub.endpoint}/api/buckets/{BUCKET}/xet-read-token"
+    )
     (record,) = hub.requests()
-    assert (record.kind, record.method, record.file, record.status) == ("resolver", "HEAD", "a/videos/ü 1+.mp4", 302)
+    assert (record.kind, record.method, record.file, record.status) == (
+        "resolver",
+        "HEAD",
+        "a/videos/ü 1+.mp4",
+        302,
+    )
 
 
 def test_file_system(hub: LoopbackHub) -> None:
     files: Any = HfFileSystem(endpoint=hub.endpoint, token=False, skip_instance_cache=True)
-    assert sorted(files.ls(f"hf://buckets/{BUCKET}/a", detail=False)) == [f"buckets/{BUCKET}/a/meta", f"buckets/{BUCKET}/a/videos"]
-    assert sorted(files.find(f"hf://buckets/{BUCKET}")) == [f"buckets/{BUCKET}/{path}" for path in sorted(FILES)]
+    assert sorted(files.ls(f"hf://buckets/{BUCKET}/a", detail=False)) == [
+        f"buckets/{BUCKET}/a/meta",
+        f"buckets/{BUCKET}/a/videos",
+    ]
+    assert sorted(files.find(f"hf://buckets/{BUCKET}")) == [
+        f"buckets/{BUCKET}/{path}" for path in sorted(FILES)
+    ]
     hub.clear_requests()
-    assert files.cat_file(f"hf://buckets/{BUCKET}/a/videos/ü 1+.mp4", 300, 700, cache_type="none") == VIDEO[300:700]
-    assert [(r.kind, r.range) for r in hub.requests() if r.kind != "api"] == [("resolver", "bytes=300-699"), ("cdn", "bytes=300-699")]
+    assert (
+        files.cat_file(f"hf://buckets/{BUCKET}/a/videos/ü 1+.mp4", 300, 700, cache_type="none")
+        == VIDEO[300:700]
+    )
+    assert [(r.kind, r.range) for r in hub.requests() if r.kind != "api"] == [
+        ("resolver", "bytes=300-699"),
+        ("cdn", "bytes=300-699"),
+    ]
     with pytest.raises(FileNotFoundError):
         files.info(f"hf://buckets/{BUCKET}/a/nothing")
 
@@ -107,7 +152,11 @@ def test_missing_bucket_and_file(hub: LoopbackHub) -> None:
         list(api(hub).list_bucket_tree("robots/nothing"))
     with pytest.raises(EntryNotFoundError):
         api(hub).get_bucket_file_metadata(BUCKET, "a")
-    for path in (f"/api/buckets/{BUCKET}/refs", f"/buckets/{BUCKET}/tree/a", f"/buckets/{BUCKET}/resolve"):
+    for path in (
+        f"/api/buckets/{BUCKET}/refs",
+        f"/buckets/{BUCKET}/tree/a",
+        f"/buckets/{BUCKET}/resolve",
+    ):
         assert httpx2.get(hub.endpoint + path).status_code == 404
 
 
@@ -124,9 +173,13 @@ def test_private_bucket(hub: LoopbackHub) -> None:
             assert caught.value.response.status_code == status
 
 
-def test_a_file_is_overwritten_in_place_and_old_links_keep_its_contents(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_a_file_is_overwritten_in_place_and_old_links_keep_its_contents(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
     def link() -> str:
-        return str(httpx2.head(f"{hub.endpoint}/buckets/{BUCKET}/resolve/top.bin").headers["Location"])
+        return str(
+            httpx2.head(f"{hub.endpoint}/buckets/{BUCKET}/resolve/top.bin").headers["Location"]
+        )
 
     before, (old,) = link(), api(hub).get_bucket_paths_info(BUCKET, ["top.bin"])
     (tmp_path / "new").write_bytes(b"pot")
@@ -137,7 +190,9 @@ def test_a_file_is_overwritten_in_place_and_old_links_keep_its_contents(hub: Loo
     assert new.xet_hash == hashlib.sha256(b"pot").hexdigest()[::-1] != old.xet_hash
     hub.put_bucket_file(BUCKET, "more/1", tmp_path / "new")
     hub.delete_bucket_file(BUCKET, "top.bin")
-    assert {file.path for file in api(hub).list_bucket_tree(BUCKET, recursive=True)} == FILES.keys() - {"top.bin"} | {"more/1"}
+    assert {
+        file.path for file in api(hub).list_bucket_tree(BUCKET, recursive=True)
+    } == FILES.keys() - {"top.bin"} | {"more/1"}
 
 
 def test_wrong_arguments(hub: LoopbackHub, directory: Path, tmp_path: Path) -> None:

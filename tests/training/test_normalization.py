@@ -38,7 +38,12 @@ STATS = {
     "next.reward": {"mean": np.array([0.5]), "std": np.array([2.0])},
 }
 STATE, TOP = "observation.state", "observation.images.top"
-LEROBOT = {"mean_std": None, "min_max": ("min", "max"), "quantiles": ("q01", "q99"), "quantile10": ("q10", "q90")}
+LEROBOT = {
+    "mean_std": None,
+    "min_max": ("min", "max"),
+    "quantiles": ("q01", "q99"),
+    "quantile10": ("q10", "q90"),
+}
 
 
 def state(*axes: int) -> np.ndarray:
@@ -50,7 +55,7 @@ def pictures(*axes: int) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (*axes, 6, 5, 3), np.uint8)
 
 
-# --- modes ---------------------------------------------------------------------------------------------------------------------------
+# --- modes ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("axes", [(), (8,), (8, 4), (2, 8, 4)], ids=str)
@@ -99,7 +104,9 @@ def test_modes_of_cameras(mode: Any, mean: Any, std: Any) -> None:
     assert (found.dtype, found.shape) == (jnp.float32, x.shape)
     np.testing.assert_allclose(found, (scaled - mean) / std, atol=2e-6)
     # Floating point is in [0, 1] already.
-    np.testing.assert_allclose(normalizer.normalize({TOP: scaled.astype(np.float32)})[TOP], found, atol=2e-6)
+    np.testing.assert_allclose(
+        normalizer.normalize({TOP: scaled.astype(np.float32)})[TOP], found, atol=2e-6
+    )
     np.testing.assert_allclose(normalizer.unnormalize({TOP: found})[TOP], scaled, atol=1e-6)
 
 
@@ -112,7 +119,9 @@ def test_identity_keeps_the_dtype() -> None:
 def test_scalars_have_no_axis_of_their_own() -> None:
     normalizer = lg.normalizer(STATS, {"next.reward": "mean_std"})
     for shape in [(), (4,), (4, 2)]:
-        found = normalizer.normalize({"next.reward": np.full(shape, 4.5, np.float32)})["next.reward"]
+        found = normalizer.normalize({"next.reward": np.full(shape, 4.5, np.float32)})[
+            "next.reward"
+        ]
         assert found.shape == shape
         assert (found == 2).all()
 
@@ -128,22 +137,33 @@ def test_scalars_have_no_axis_of_their_own() -> None:
         ("mean_std", {"mean": [0.3], "std": [1e-40]}, 0.3),
     ],
 )
-def test_what_never_changes_comes_back_exactly(mode: Any, statistics: dict[str, list[float]], number: float) -> None:
-    normalizer = lg.normalizer({"action": {name: np.array(value) for name, value in statistics.items()}}, {"action": mode})
+def test_what_never_changes_comes_back_exactly(
+    mode: Any, statistics: dict[str, list[float]], number: float
+) -> None:
+    normalizer = lg.normalizer(
+        {"action": {name: np.array(value) for name, value in statistics.items()}}, {"action": mode}
+    )
     for x in (number, number + 1, -1e30):
         assert normalizer.normalize({"action": np.float32(x)})["action"] == 0
     for y in (0.0, 1.0, -50.0):
         assert normalizer.unnormalize({"action": np.float32(y)})["action"] == np.float32(number)
 
 
-# --- defaults ------------------------------------------------------------------------------------------------------------------------
+# --- defaults ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> lg.Repository:
     directory = tmp_path_factory.mktemp("normalize") / "data"
     camera = Camera(key=TOP, height=24, width=24, kind="image")
-    write_dataset(directory, episode_lengths=[6, 5], cameras=[camera], features=EXTRA_FEATURES, state_size=3, action_size=2)
+    write_dataset(
+        directory,
+        episode_lengths=[6, 5],
+        cameras=[camera],
+        features=EXTRA_FEATURES,
+        state_size=3,
+        action_size=2,
+    )
     return lg.open_repository(directory)
 
 
@@ -157,16 +177,27 @@ def test_defaults_of_a_repository(repository: lg.Repository) -> None:
         flat = np.asarray(found[key]).reshape(-1, found[key].shape[-1])
         np.testing.assert_allclose(flat.mean(0), 0, atol=1e-5)
         np.testing.assert_allclose(flat.std(0), 1, atol=1e-5)
-    np.testing.assert_allclose(found[TOP], lg.normalizer({}, {TOP: "imagenet"}).normalize(batch)[TOP])
+    np.testing.assert_allclose(
+        found[TOP], lg.normalizer({}, {TOP: "imagenet"}).normalize(batch)[TOP]
+    )
     for key in set(batch) - {*normalizer.values, TOP}:
         assert found[key] is batch[key]
 
 
 def test_defaults_of_statistics(repository: lg.Repository) -> None:
     assert repository.stats is not None
-    assert jax.tree.all(jax.tree.map(np.array_equal, lg.normalizer(repository.stats), lg.normalizer(repository)))
-    depth = {"observation.images.depth": {"mean": np.full((1, 1, 1), 1400.0), "std": np.full((1, 1, 1), 200.0)}}
-    found = lg.normalizer(depth).normalize({"observation.images.depth": np.full((2, 4, 4, 1), 1800, np.float32)})
+    assert jax.tree.all(
+        jax.tree.map(np.array_equal, lg.normalizer(repository.stats), lg.normalizer(repository))
+    )
+    depth = {
+        "observation.images.depth": {
+            "mean": np.full((1, 1, 1), 1400.0),
+            "std": np.full((1, 1, 1), 200.0),
+        }
+    }
+    found = lg.normalizer(depth).normalize(
+        {"observation.images.depth": np.full((2, 4, 4, 1), 1800, np.float32)}
+    )
     assert (found["observation.images.depth"] == 2).all()
 
 
@@ -175,11 +206,16 @@ def test_statistics_in_place_of_those_of_the_source(repository: lg.Repository) -
     for source in (repository, repository.stats):
         found = lg.normalizer(source, {"action": "quantiles"}, stats=relative)
         assert set(found.cameras) == {TOP}
-        assert [found.values["action"][name].tolist() for name in ("center", "width")] == [[0, 2], [1, 4]]
-        assert np.array_equal(found.values[STATE]["width"], lg.normalizer(source).values[STATE]["width"])
+        assert [found.values["action"][name].tolist() for name in ("center", "width")] == [
+            [0, 2],
+            [1, 4],
+        ]
+        assert np.array_equal(
+            found.values[STATE]["width"], lg.normalizer(source).values[STATE]["width"]
+        )
 
 
-# --- in JAX --------------------------------------------------------------------------------------------------------------------------
+# --- in JAX --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -192,9 +228,14 @@ def batch() -> dict[str, np.ndarray]:
     return {STATE: state(8, 2), TOP: pictures(8)}
 
 
-def test_jit_closed_over_and_as_an_argument(normalizer: lg.Normalizer, batch: dict[str, np.ndarray]) -> None:
+def test_jit_closed_over_and_as_an_argument(
+    normalizer: lg.Normalizer, batch: dict[str, np.ndarray]
+) -> None:
     expected = normalizer.normalize(batch)
-    for found in (jax.jit(normalizer.normalize)(batch), jax.jit(lambda n, b: n.normalize(b))(normalizer, batch)):
+    for found in (
+        jax.jit(normalizer.normalize)(batch),
+        jax.jit(lambda n, b: n.normalize(b))(normalizer, batch),
+    ):
         for key, value in expected.items():
             np.testing.assert_allclose(found[key], value, rtol=1e-5, atol=1e-6)
 
@@ -207,8 +248,13 @@ def test_vmap(normalizer: lg.Normalizer, batch: dict[str, np.ndarray]) -> None:
 
 def test_gradients_are_finite(normalizer: lg.Normalizer) -> None:
     with jax.debug_nans(True), jax.debug_infs(True):
-        for function, expected in ((normalizer.normalize, [2, 0.25, 0]), (normalizer.unnormalize, [0.5, 4, 0])):
-            found = jax.grad(lambda x, function=function: function({STATE: x})[STATE].sum())(jnp.asarray(state()))
+        for function, expected in (
+            (normalizer.normalize, [2, 0.25, 0]),
+            (normalizer.unnormalize, [0.5, 4, 0]),
+        ):
+            found = jax.grad(lambda x, function=function: function({STATE: x})[STATE].sum())(
+                jnp.asarray(state())
+            )
             np.testing.assert_allclose(found, expected)
 
 
@@ -228,14 +274,16 @@ def test_float64_stays(normalizer: lg.Normalizer) -> None:
 
 
 def test_shardings_stay(normalizer: lg.Normalizer, batch: dict[str, np.ndarray]) -> None:
-    sharding = NamedSharding(jax.sharding.Mesh(np.array(jax.devices("cpu")[:4]), ("data",)), PartitionSpec("data"))
+    sharding = NamedSharding(
+        jax.sharding.Mesh(np.array(jax.devices("cpu")[:4]), ("data",)), PartitionSpec("data")
+    )
     placed = jax.device_put(batch, sharding)
     for function in (normalizer.normalize, jax.jit(normalizer.normalize)):
         for key, value in function(placed).items():
             assert value.sharding.is_equivalent_to(sharding, value.ndim), key
 
 
-# --- saved ---------------------------------------------------------------------------------------------------------------------------
+# --- saved ---------------------------------------------------------------------------------------
 
 
 def through_json(saved: Any, directory: Path) -> Any:
@@ -250,8 +298,12 @@ def through_orbax(saved: Any, directory: Path) -> Any:
         return checkpoints.restore(0, args=ocp.args.StandardRestore())
 
 
-@pytest.mark.parametrize("through", [lambda saved, _: saved, through_json, through_orbax], ids=["dict", "json", "orbax"])
-@pytest.mark.parametrize("modes", [{}, {TOP: "identity"}, {STATE: "quantiles", TOP: "zero_one"}], ids=str)
+@pytest.mark.parametrize(
+    "through", [lambda saved, _: saved, through_json, through_orbax], ids=["dict", "json", "orbax"]
+)
+@pytest.mark.parametrize(
+    "modes", [{}, {TOP: "identity"}, {STATE: "quantiles", TOP: "zero_one"}], ids=str
+)
 def test_saved_and_made_again(through: Any, modes: Any, tmp_path: Path) -> None:
     normalizer = lg.normalizer(STATS, modes)
     again = lg.Normalizer.from_dict(through(normalizer.to_dict(), tmp_path))
@@ -262,27 +314,50 @@ def test_saved_and_made_again(through: Any, modes: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "saved", [{"values": {"action": {"center": [0.0]}}}, {"values": 3}, {"action": {}}, {"values": {"a": []}}], ids=str
+    "saved",
+    [
+        {"values": {"action": {"center": [0.0]}}},
+        {"values": 3},
+        {"action": {}},
+        {"values": {"a": []}},
+    ],
+    ids=str,
 )
 def test_what_is_not_a_saved_normalizer(saved: Any) -> None:
-    with pytest.raises(lg.InvalidRequestError, match=r"from_dict: .*expected what to_dict\(\) returns"):
+    with pytest.raises(
+        lg.InvalidRequestError, match=r"from_dict: .*expected what to_dict\(\) returns"
+    ):
         lg.Normalizer.from_dict(saved)
 
 
-# --- errors --------------------------------------------------------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("stats", "modes", "text"),
     [
-        (STATS, {STATE: "std"}, r"modes\['observation.state'\]='std': expected one of mean_std, min_max, "),
-        (STATS, {"action": "mean_std"}, r"statistics: there is no feature 'action' of numbers or pictures; there are observation.state, "),
+        (
+            STATS,
+            {STATE: "std"},
+            r"modes\['observation.state'\]='std': expected one of mean_std, min_max, ",
+        ),
+        (
+            STATS,
+            {"action": "mean_std"},
+            r"statistics: there is no feature 'action' of numbers or pictures; there are "
+            r"observation.state, ",
+        ),
         (STATS, {"actoin": "identity"}, "there is no feature 'actoin'"),
-        (STATS, {STATE: "imagenet"}, r"modes\['observation.state'\]='imagenet': that is for cameras of three channels, and "),
+        (
+            STATS,
+            {STATE: "imagenet"},
+            r"modes\['observation.state'\]='imagenet': that is for cameras of three channels, and ",
+        ),
         (
             STATS,
             {"next.reward": "quantiles"},
-            r"statistics: feature 'next.reward' has no statistic 'q01', which 'quantiles' needs; it has mean, std. compute_stats\(",
+            r"statistics: feature 'next.reward' has no statistic 'q01', which 'quantiles' needs; "
+            r"it has mean, std. compute_stats\(",
         ),
     ],
     ids=["mode", "missing", "typing error", "no camera", "no quantiles"],
@@ -303,37 +378,82 @@ def test_requests_that_cannot_be(stats: Any, modes: Any, text: str) -> None:
 )
 def test_malformed_statistics(statistics: Any) -> None:
     with pytest.raises(
-        lg.DatasetFormatError, match=r"statistics: feature 'action' has mean \[.*\] and std \[.*\]; expected finite numbers"
+        lg.DatasetFormatError,
+        match=r"statistics: feature 'action' has mean \[.*\] and std \[.*\]; expected finite "
+        r"numbers",
     ):
         lg.normalizer({"action": statistics})
 
 
-@pytest.mark.parametrize(("mean", "bound"), [([0.0, 1.0], [0.5]), ([0.5], [0.5, 0.5])], ids=["one bound", "more bounds"])
+@pytest.mark.parametrize(
+    ("mean", "bound"), [([0.0, 1.0], [0.5]), ([0.5], [0.5, 0.5])], ids=["one bound", "more bounds"]
+)
 def test_bounds_of_another_shape_than_the_mean(mean: list[float], bound: list[float]) -> None:
     statistics = {"mean": mean, "std": np.ones(len(mean)), "min": bound, "max": bound}
-    with pytest.raises(lg.DatasetFormatError, match=r"feature 'action' has mean .*, min .* and max .*; expected as many of each"):
+    with pytest.raises(
+        lg.DatasetFormatError,
+        match=r"feature 'action' has mean .*, min .* and max .*; expected as many of each",
+    ):
         lg.normalizer({"action": statistics})  # type: ignore[dict-item]
 
 
 def test_a_repository_without_statistics(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", episode_lengths=[3], cameras=[], statistics=False)
     repository = lg.open_repository(tmp_path / "data")
-    text = r"data: feature 'observation.state' has no statistic 'mean', .*; it has none. compute_stats\(repository\) makes"
+    text = (
+        r"data: feature 'observation.state' has no statistic 'mean', .*; it has none. "
+        r"compute_stats\(repository\) makes"
+    )
     with pytest.raises(lg.InvalidRequestError, match=text):
         lg.normalizer(repository)
-    assert set(lg.normalizer(repository, stats=lg.compute_stats(repository)).values) == {STATE, "action"}
+    assert set(lg.normalizer(repository, stats=lg.compute_stats(repository)).values) == {
+        STATE,
+        "action",
+    }
 
 
 MATRIX, REWARD = "observation.matrix", "next.reward"
 ODD_SHAPES = {
-    "one number": (STATE, {"mean": [0.5], "std": [2.0]}, r"\(3,\), and its statistic 'mean' \(1,\); expected \(3,\)\. "),
-    "a scalar": ("action", {"mean": 0.5, "std": 2.0}, r"\(2,\), and its statistic 'mean' \(\); expected \(2,\)\. "),
-    "one deviation": ("action", {"mean": [0.5, 1.0], "std": [2.0]}, r"\(2,\), and its statistic 'std' \(1,\); expected"),
-    "one least": ("action", {"mean": [0.5, 1], "std": [2, 1], "min": [0.5]}, r"\(2,\), and its statistic 'min' \(1,\); expected"),
-    "of a matrix": (MATRIX, {"mean": [0.5], "std": [2.0]}, r"and its statistic 'mean' \(1,\); expected \(2, 3\) or \(3,\)\. "),
-    "a row": ("action", {"mean": [[0.5, 1.0]], "std": [[2.0, 1.0]]}, r"\(2,\), and its statistic 'mean' \(1, 2\); expected"),
-    "of two": (REWARD, {"mean": [0.5, 1.0], "std": [2.0, 1.0]}, r"\(1,\), and its statistic 'mean' \(2,\); expected one number\. "),
-    "channels": (TOP, {"mean": [[[0.5]]], "std": [[[0.1]]]}, r"'mean' \(1, 1, 1\); expected \(3, 1, 1\) or \(3,\)\. "),
+    "one number": (
+        STATE,
+        {"mean": [0.5], "std": [2.0]},
+        r"\(3,\), and its statistic 'mean' \(1,\); expected \(3,\)\. ",
+    ),
+    "a scalar": (
+        "action",
+        {"mean": 0.5, "std": 2.0},
+        r"\(2,\), and its statistic 'mean' \(\); expected \(2,\)\. ",
+    ),
+    "one deviation": (
+        "action",
+        {"mean": [0.5, 1.0], "std": [2.0]},
+        r"\(2,\), and its statistic 'std' \(1,\); expected",
+    ),
+    "one least": (
+        "action",
+        {"mean": [0.5, 1], "std": [2, 1], "min": [0.5]},
+        r"\(2,\), and its statistic 'min' \(1,\); expected",
+    ),
+    "of a matrix": (
+        MATRIX,
+        {"mean": [0.5], "std": [2.0]},
+        r"and its statistic 'mean' \(1,\); expected \(2, 3\) or \(3,\)\. ",
+    ),
+    "a row": (
+        "action",
+        {"mean": [[0.5, 1.0]], "std": [[2.0, 1.0]]},
+        r"\(2,\), and its statistic 'mean' \(1, 2\); expected",
+    ),
+    "of two": (
+        REWARD,
+        {"mean": [0.5, 1.0], "std": [2.0, 1.0]},
+        r"\(1,\), and its statistic 'mean' \(2,\); expected one number\. ",
+    ),
+    "channels": (
+        TOP,
+        {"mean": [[[0.5]]], "std": [[[0.1]]]},
+        r"'mean' \(1, 1, 1\); expected \(3, 1, 1\) or \(3,\)\. ",
+    ),
 }
 
 
@@ -345,7 +465,14 @@ def with_stats(tmp_path: Path) -> Any:
         camera = Camera(key=TOP, height=24, width=24, kind="image")
         path = tmp_path / "data/meta/stats.json"
         shutil.rmtree(tmp_path / "data", ignore_errors=True)
-        write_dataset(tmp_path / "data", episode_lengths=[3], cameras=[camera], features=EXTRA_FEATURES, state_size=3, action_size=2)
+        write_dataset(
+            tmp_path / "data",
+            episode_lengths=[3],
+            cameras=[camera],
+            features=EXTRA_FEATURES,
+            state_size=3,
+            action_size=2,
+        )
         path.write_text(json.dumps(json.loads(path.read_text()) | changed))
         return lg.open_repository(tmp_path / "data")
 
@@ -357,7 +484,9 @@ def test_statistics_of_another_shape_than_their_feature(with_stats: Any, name: s
     """One number would stand for all numbers of the feature, and nobody would see it."""
     key, statistics, text = ODD_SHAPES[name]
     repository = with_stats(**{key: statistics})
-    with pytest.raises(lg.DatasetFormatError, match=rf"data, meta/stats\.json: feature '{key}' has shape .*{text}"):
+    with pytest.raises(
+        lg.DatasetFormatError, match=rf"data, meta/stats\.json: feature '{key}' has shape .*{text}"
+    ):
         lg.normalizer(repository, {key: "mean_std"})
     # Where they are not needed, they are nothing.
     lg.normalizer(repository, {key: "identity"})
@@ -366,15 +495,25 @@ def test_statistics_of_another_shape_than_their_feature(with_stats: Any, name: s
 
 def test_statistics_of_all_axes_or_of_the_last(with_stats: Any) -> None:
     for mean in ([1.0, 2.0, 3.0], [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]):
-        repository = with_stats(**{MATRIX: {"mean": mean, "std": np.ones_like(mean).tolist()}, REWARD: {"mean": 1.0, "std": 2.0}})
-        found = lg.normalizer(repository, {REWARD: "mean_std"}).normalize({MATRIX: np.zeros((4, 2, 3), np.float32), REWARD: np.float32(5)})
+        repository = with_stats(
+            **{
+                MATRIX: {"mean": mean, "std": np.ones_like(mean).tolist()},
+                REWARD: {"mean": 1.0, "std": 2.0},
+            }
+        )
+        found = lg.normalizer(repository, {REWARD: "mean_std"}).normalize(
+            {MATRIX: np.zeros((4, 2, 3), np.float32), REWARD: np.float32(5)}
+        )
         assert np.array_equal(found[MATRIX], np.broadcast_to(-np.array(mean), (4, 2, 3)))
         assert found[REWARD] == 2
 
 
 def test_one_number_in_place_of_the_statistics_of_a_feature(repository: lg.Repository) -> None:
     one = {"action": {"mean": np.array([1.0]), "std": np.array([2.0])}}
-    text = r"feature 'action' has shape \(2,\), and its statistic 'mean' \(1,\); expected \(2,\)\. If they .*: normalizer\(stats\)"
+    text = (
+        r"feature 'action' has shape \(2,\), and its statistic 'mean' \(1,\); expected "
+        r"\(2,\)\. If they .*: normalizer\(stats\)"
+    )
     with pytest.raises(lg.InvalidRequestError, match=text):
         lg.normalizer(repository, stats=one)
     # What a transformation has padded.
@@ -385,7 +524,8 @@ def test_one_number_in_place_of_the_statistics_of_a_feature(repository: lg.Repos
 def test_a_feature_that_the_repository_does_not_have(repository: lg.Repository) -> None:
     with pytest.raises(
         lg.InvalidRequestError,
-        match=r"there is no feature 'observation\.images\.tpo' of numbers or pictures; there are observation\.state, ",
+        match=r"there is no feature 'observation\.images\.tpo' of numbers or pictures; there are "
+        r"observation\.state, ",
     ):
         lg.normalizer(repository, {"observation.images.tpo": "zero_one"})
 
@@ -393,15 +533,30 @@ def test_a_feature_that_the_repository_does_not_have(repository: lg.Repository) 
 @pytest.mark.parametrize(
     ("found", "keys", "text"),
     [
-        ({STATE: state(4)[..., :2]}, None, r"'observation.state' has shape \(4, 2\); expected \(\.\.\., 3\), as its statistics"),
+        (
+            {STATE: state(4)[..., :2]},
+            None,
+            r"'observation.state' has shape \(4, 2\); expected \(\.\.\., 3\), as its statistics",
+        ),
         ({STATE: np.float32(0)}, None, r"'observation.state' has shape \(\); expected"),
-        ({TOP: np.zeros((2, 3, 6, 5), np.uint8)}, None, r"'observation.images.top' has shape \(2, 3, 6, 5\); expected \(\.\.\., 3\)"),
-        ({STATE: state(4)}, ["action"], "'action' is not in the normalizer, which has observation.state, observation.images.top"),
+        (
+            {TOP: np.zeros((2, 3, 6, 5), np.uint8)},
+            None,
+            r"'observation.images.top' has shape \(2, 3, 6, 5\); expected \(\.\.\., 3\)",
+        ),
+        (
+            {STATE: state(4)},
+            ["action"],
+            "'action' is not in the normalizer, which has observation.state, "
+            "observation.images.top",
+        ),
         ({"index": 1}, [STATE], "'observation.state' is not in the batch, which has index"),
     ],
     ids=["size", "axes", "channels first", "not known", "not there"],
 )
-def test_batches_that_do_not_fit(normalizer: lg.Normalizer, found: Any, keys: Any, text: str) -> None:
+def test_batches_that_do_not_fit(
+    normalizer: lg.Normalizer, found: Any, keys: Any, text: str
+) -> None:
     for function in (normalizer.normalize, normalizer.unnormalize):
         with pytest.raises(lg.InvalidRequestError, match=text):
             function(found, keys)

@@ -1,4 +1,6 @@
-"""Existing trainers, as stand-ins written after their public sources: what they ask of a data loader, they get from the stream."""
+"""Existing trainers, as stand-ins written after their public sources: what they ask of a data
+loader, they get from the stream.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +36,13 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> lg.Repository:
     cameras = [Camera(key=TOP, height=48, width=96)]
     directory = tmp_path_factory.mktemp("adapters") / "data"
     return lg.open_repository(
-        write_dataset(directory, episode_lengths=[14, 10], fps=10, cameras=cameras, tasks=["pick", "place"]).directory
+        write_dataset(
+            directory, episode_lengths=[14, 10], fps=10, cameras=cameras, tasks=["pick", "place"]
+        ).directory
     )
 
 
-# --- openpi --------------------------------------------------------------------------------------------------------------------------
+# --- openpi --------------------------------------------------------------------------------------
 
 
 @runtime_checkable
@@ -64,18 +68,35 @@ class Observation:
     def from_dict(cls, data: dict[str, Any]) -> Observation:
         assert ("tokenized_prompt" in data) == ("tokenized_prompt_mask" in data)
         for key, image in data["image"].items():
-            data["image"][key] = image.astype(np.float32) / 255.0 * 2.0 - 1.0  # in place, as openpi does it
-        made = cls(data["image"], data["image_mask"], data["state"], data.get("tokenized_prompt"), data.get("tokenized_prompt_mask"))
+            # in place, as openpi does it
+            data["image"][key] = image.astype(np.float32) / 255.0 * 2.0 - 1.0
+        made = cls(
+            data["image"],
+            data["image_mask"],
+            data["state"],
+            data.get("tokenized_prompt"),
+            data.get("tokenized_prompt_mask"),
+        )
         size = len(made.state)
-        assert made.images.keys() == made.image_masks.keys() == {"base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"}
+        assert (
+            made.images.keys()
+            == made.image_masks.keys()
+            == {"base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"}
+        )
         for key, image in made.images.items():
             assert (image.shape, image.dtype) == ((size, 224, 224, 3), jnp.float32)
-            assert (made.image_masks[key].shape, made.image_masks[key].dtype) == ((size,), jnp.bool_)
+            assert (made.image_masks[key].shape, made.image_masks[key].dtype) == (
+                (size,),
+                jnp.bool_,
+            )
         assert (made.state.ndim, made.state.dtype) == (2, jnp.float32)
         if made.tokenized_prompt is not None:
             assert made.tokenized_prompt.dtype == jnp.int32
             assert made.tokenized_prompt_mask is not None
-            assert (made.tokenized_prompt_mask.shape, made.tokenized_prompt_mask.dtype) == (made.tokenized_prompt.shape, jnp.bool_)
+            assert (made.tokenized_prompt_mask.shape, made.tokenized_prompt_mask.dtype) == (
+                made.tokenized_prompt.shape,
+                jnp.bool_,
+            )
         return made
 
 
@@ -110,7 +131,10 @@ def test_openpi_gets_its_protocol_and_its_observations(repository: lg.Repository
     loader = openpi_loader(repository)
     assert isinstance(loader, DataLoader)
     assert loader.data_config() == "config"
-    with contextlib.closing(iter(loader)) as pairs, contextlib.closing(iter(stream(repository).batch(4))) as batches:
+    with (
+        contextlib.closing(iter(loader)) as pairs,
+        contextlib.closing(iter(stream(repository).batch(4))) as batches,
+    ):
         for (observation, actions), batch in itertools.islice(zip(pairs, batches, strict=True), 3):
             assert isinstance(actions, jax.Array)
             assert actions.sharding == SHARDING
@@ -125,7 +149,10 @@ def test_openpi_gets_its_protocol_and_its_observations(repository: lg.Repository
             assert observation.image_masks["base_0_rgb"].all()
             assert not observation.image_masks["left_wrist_0_rgb"].any()
             assert (np.asarray(observation.images["left_wrist_0_rgb"]) == -1).all()
-            texts = ["".join(map(chr, tokens[tokens > 0])) for tokens in np.asarray(observation.tokenized_prompt)]
+            texts = [
+                "".join(map(chr, tokens[tokens > 0]))
+                for tokens in np.asarray(observation.tokenized_prompt)
+            ]
             assert texts == batch["task"].tolist()
 
 
@@ -142,7 +169,9 @@ def test_openpi_goes_on_where_it_was(repository: lg.Repository) -> None:
 
 
 def test_examples_are_formatted_as_batches_are(repository: lg.Repository) -> None:
-    format_ = lg.OpenPiFormat(cameras={"left_wrist_0_rgb": TOP}, tokenize=tokenize, image_size=(32, 32))
+    format_ = lg.OpenPiFormat(
+        cameras={"left_wrist_0_rgb": TOP}, tokenize=tokenize, image_size=(32, 32)
+    )
     one, other = stream(repository).map(format_).batch(3), stream(repository).batch(3).map(format_)
     with contextlib.closing(iter(one)) as examples, contextlib.closing(iter(other)) as batches:
         a, b = next(examples), next(batches)
@@ -171,12 +200,24 @@ EXAMPLE = {
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda e: e | {TOP: e[TOP][None], f"{TOP}_is_pad": np.zeros(1, bool)}, f"expected '{TOP}' without delta_timestamps"),
         (
-            lambda e: e | {"observation.state": np.zeros((1, 2), np.float32), "observation.state_is_pad": np.zeros(1, bool)},
+            lambda e: e | {TOP: e[TOP][None], f"{TOP}_is_pad": np.zeros(1, bool)},
+            f"expected '{TOP}' without delta_timestamps",
+        ),
+        (
+            lambda e: (
+                e
+                | {
+                    "observation.state": np.zeros((1, 2), np.float32),
+                    "observation.state_is_pad": np.zeros(1, bool),
+                }
+            ),
             "expected 'observation.state' without delta_timestamps",
         ),
-        (lambda e: {key: value for key, value in e.items() if key != "action_is_pad"}, "expected 'action' with delta_timestamps"),
+        (
+            lambda e: {key: value for key, value in e.items() if key != "action_is_pad"},
+            "expected 'action' with delta_timestamps",
+        ),
         (
             lambda e: {key: value for key, value in e.items() if key != "observation.state"},
             "the example has no 'observation.state'; it has",
@@ -192,22 +233,29 @@ def test_what_openpi_cannot_take(change: Callable[[Any], Any], text: str) -> Non
 
 @pytest.mark.parametrize("cameras", [{}, {"top": TOP}])
 def test_names_of_cameras_are_checked(cameras: dict[str, str]) -> None:
-    with pytest.raises(lg.InvalidRequestError, match=r"expected name -> key for one or more of base_0_rgb, left_wrist_0_rgb"):
+    with pytest.raises(
+        lg.InvalidRequestError,
+        match=r"expected name -> key for one or more of base_0_rgb, left_wrist_0_rgb",
+    ):
         lg.OpenPiFormat(cameras=cameras)
 
 
 def test_batches_in_another_form_are_refused(repository: lg.Repository) -> None:
     loader = lg.OpenPiDataLoader(stream(repository).batch(2), data_config=None)
     text = r"a batch has no 'actions', only .*put OpenPiFormat before it"
-    with contextlib.closing(iter(loader)) as pairs, pytest.raises(lg.InvalidRequestError, match=text):
+    with (
+        contextlib.closing(iter(loader)) as pairs,
+        pytest.raises(lg.InvalidRequestError, match=text),
+    ):
         next(pairs)
 
 
-# --- MaxText -------------------------------------------------------------------------------------------------------------------------
+# --- MaxText -------------------------------------------------------------------------------------
 
 
 class MultiHostDataLoadIterator:
-    """What MaxText's class of this name does to an iterable (`multihost_dataloading.py`), on one host.
+    """What MaxText's class of this name does to an iterable (`multihost_dataloading.py`), on one
+    host.
 
     Its checkpoint is the state of `local_iterator`.
     """
@@ -222,34 +270,54 @@ class MultiHostDataLoadIterator:
 
         def placed(array: Any) -> jax.Array:
             devices = self._mesh.local_devices
-            parts = [jax.device_put(part, device) for part, device in zip(np.split(array, len(devices)), devices, strict=True)]
+            parts = [
+                jax.device_put(part, device)
+                for part, device in zip(np.split(array, len(devices)), devices, strict=True)
+            ]
             return jax.make_array_from_single_device_arrays(array.shape, sharding, parts)
 
         return jax.tree.map(placed, next(self.local_iterator))
 
 
-# --- the documentation ---------------------------------------------------------------------------------------------------------------
+# --- the documentation ---------------------------------------------------------------------------
 
 
-def test_the_code_of_the_documentation_runs(repository: lg.Repository, monkeypatch: pytest.MonkeyPatch) -> None:
-    """openpi twice, MaxText with a stop, and a loop of one's own; all give the rows of the plain stream."""
+def test_the_code_of_the_documentation_runs(
+    repository: lg.Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """openpi twice, MaxText with a stop, and a loop of one's own; all give the rows of the plain
+    stream.
+    """
     monkeypatch.setattr(lg, "open_repository", lambda _: repository)
-    ours, theirs, maxtext, levanter = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    ours, theirs, maxtext, levanter = re.findall(
+        r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL
+    )
 
     def repack(example: dict[str, Any]) -> dict[str, Any]:
         """openpi's RepackTransform, data transform and tokenizer in one."""
-        pictures = {name: lg.resize_with_pad(example[TOP], (224, 224)) for name in lg.OpenPiFormat(cameras={"base_0_rgb": TOP}).images}
+        pictures = {
+            name: lg.resize_with_pad(example[TOP], (224, 224))
+            for name in lg.OpenPiFormat(cameras={"base_0_rgb": TOP}).images
+        }
         tokens, mask = tokenize(example["prompt"].split()[0][:8])
         prompt = {"tokenized_prompt": tokens.astype(np.int32), "tokenized_prompt_mask": mask}
         masks = dict.fromkeys(pictures, np.True_)
-        return {"image": pictures, "image_mask": masks, "state": example["observation.state"], "actions": example["action"], **prompt}
+        return {
+            "image": pictures,
+            "image_mask": masks,
+            "state": example["observation.state"],
+            "actions": example["action"],
+            **prompt,
+        }
 
     def subtract(example: dict[str, Any]) -> dict[str, Any]:
         example["actions"][..., :2] -= example["state"][:2]  # in place, as openpi's DeltaActions
         return example
 
     names: dict[str, Any] = {
-        "config": types.SimpleNamespace(batch_size=4, model=types.SimpleNamespace(action_horizon=HORIZON, action_dim=32)),
+        "config": types.SimpleNamespace(
+            batch_size=4, model=types.SimpleNamespace(action_horizon=HORIZON, action_dim=32)
+        ),
         "tokenizer": types.SimpleNamespace(tokenize=tokenize),
         "data_sharding": SHARDING,
         "data_config": types.SimpleNamespace(

@@ -57,7 +57,7 @@ def repository(written: WrittenDataset) -> lg.Repository:
     return lg.open_repository(written.directory)
 
 
-# --- rows ----------------------------------------------------------------------------------------------------------------------------
+# --- rows ----------------------------------------------------------------------------------------
 
 
 def test_all_features_of_all_rows(written: WrittenDataset, repository: lg.Repository) -> None:
@@ -79,7 +79,9 @@ def test_some_episodes(written: WrittenDataset, repository: lg.Repository, episo
         assert_equal(stats, numpy_stats(written.rows[key][wanted]))
 
 
-def test_row_groups_by_themselves_and_together(repository: lg.Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_groups_by_themselves_and_together(
+    repository: lg.Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
     together = lg.compute_stats(repository, features=[STATE])
     monkeypatch.setattr(training_statistics, "_RUN_BYTES", 1)
     assert_equal(lg.compute_stats(repository, features=[STATE])[STATE], together[STATE])
@@ -90,7 +92,9 @@ def test_every_time_the_same(repository: lg.Repository) -> None:
     assert jax.tree.all(jax.tree.map(np.array_equal, first, second))
 
 
-def read_from_hub(hub: LoopbackHub, directory: Path, cache_dir: Path, **arguments: Any) -> tuple[int, int]:
+def read_from_hub(
+    hub: LoopbackHub, directory: Path, cache_dir: Path, **arguments: Any
+) -> tuple[int, int]:
     """Returns (requests, bytes) of `compute_stats` of the actions."""
     name = hub.add_repository(f"stats/{cache_dir.name}", directory, tags=["v3.0"]).repository_id
     repository = lg.open_repository(name, endpoint=hub.endpoint, cache_dir=cache_dir)
@@ -102,14 +106,18 @@ def read_from_hub(hub: LoopbackHub, directory: Path, cache_dir: Path, **argument
 
 
 def test_many_row_groups_are_one_request(hub: LoopbackHub, tmp_path: Path) -> None:
-    directory = write_dataset(tmp_path / "data", episode_lengths=[20] * 10, cameras=[], rows_per_row_group=5).directory
+    directory = write_dataset(
+        tmp_path / "data", episode_lengths=[20] * 10, cameras=[], rows_per_row_group=5
+    ).directory
     # The size, the footer and the rows.
     assert read_from_hub(hub, directory, tmp_path / "groups")[0] <= 4
 
 
 def test_only_what_is_needed_is_fetched(hub: LoopbackHub, tmp_path: Path) -> None:
     camera = Camera(key=TOP, height=64, width=96, kind="image")
-    directory = write_dataset(tmp_path / "data", episode_lengths=[120] * 3, cameras=[camera], episodes_per_data_file=1).directory
+    directory = write_dataset(
+        tmp_path / "data", episode_lengths=[120] * 3, cameras=[camera], episodes_per_data_file=1
+    ).directory
     size = sum(path.stat().st_size for path in directory.glob("data/**/*.parquet"))
     assert size > 1_000_000
     assert read_from_hub(hub, directory, tmp_path / "columns")[1] < 100_000
@@ -124,10 +132,20 @@ def test_numbers_that_are_not_finite(tmp_path: Path, value: float) -> None:
             action[3, 1] = value
         return {"action": action}
 
-    options: dict[str, Any] = {"episodes_per_data_file": 2, "rows_per_row_group": 4, "statistics": False, "row_values": rows}
-    write_dataset(tmp_path / "data", episode_lengths=[6, 5, 9, 4], cameras=[], action_size=2, **options)
+    options: dict[str, Any] = {
+        "episodes_per_data_file": 2,
+        "rows_per_row_group": 4,
+        "statistics": False,
+        "row_values": rows,
+    }
+    write_dataset(
+        tmp_path / "data", episode_lengths=[6, 5, 9, 4], cameras=[], action_size=2, **options
+    )
     repository = lg.open_repository(tmp_path / "data")
-    text = rf"data/chunk-000/file-001.parquet: feature 'action' is \[\s*1\.\s+{value}\] in row 14 \(episode 2, frame 3\); expected finite"
+    text = (
+        rf"data/chunk-000/file-001.parquet: feature 'action' is \[\s*1\.\s+{value}\] in row 14 "
+        rf"\(episode 2, frame 3\); expected finite"
+    )
     with pytest.raises(lg.DatasetFormatError, match=text):
         lg.compute_stats(repository)
     # As the message says.
@@ -138,7 +156,10 @@ def test_numbers_that_are_not_finite(tmp_path: Path, value: float) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"features": ["observation.note"]}, "'observation.note' is text, which has no statistics; leave it out of features"),
+        (
+            {"features": ["observation.note"]},
+            "'observation.note' is text, which has no statistics; leave it out of features",
+        ),
         ({"features": ["action", "task"]}, "'task' is text"),
         ({"features": ["state"]}, "there is no feature 'state'"),
         ({"episodes": [5]}, "there is no episode 5"),
@@ -151,10 +172,13 @@ def test_requests_that_cannot_be(repository: lg.Repository, arguments: Any, text
         lg.compute_stats(repository, **arguments)
 
 
-# --- lerobot -------------------------------------------------------------------------------------------------------------------------
+# --- lerobot -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["av1_small", "av1_rolled", "h264_bframes", "hevc_bframes", "images", "state_only", "depth"])
+@pytest.mark.parametrize(
+    "name",
+    ["av1_small", "av1_rolled", "h264_bframes", "hevc_bframes", "images", "state_only", "depth"],
+)
 def test_as_lerobot_but_for_its_quantiles(shared: Path, name: str) -> None:
     repository = lg.open_repository(shared / "golden" / name)
     assert repository.stats is not None
@@ -166,12 +190,23 @@ def test_as_lerobot_but_for_its_quantiles(shared: Path, name: str) -> None:
         # It adds up in float32, and counts the rows of a matrix once.
         scale = np.maximum(abs(theirs["min"]), abs(theirs["max"])).max()
         for statistic in ("min", "max", "mean", "std"):
-            np.testing.assert_allclose(stats[statistic], theirs[statistic], rtol=1e-5, atol=1e-6 * scale, err_msg=f"{key} {statistic}")
-        # Its quantiles are the means of those of the episodes. It does not interpolate between rows, which shows in short episodes.
+            np.testing.assert_allclose(
+                stats[statistic],
+                theirs[statistic],
+                rtol=1e-5,
+                atol=1e-6 * scale,
+                err_msg=f"{key} {statistic}",
+            )
+        # Its quantiles are the means of those of the episodes. It does not interpolate between
+        # rows, which shows in short episodes.
         for statistic in QUANTILES if repository.features[key].dtype != "bool" else ():
-            mean = np.average([episode[key][statistic] for episode in episodes], axis=0, weights=lengths)
+            mean = np.average(
+                [episode[key][statistic] for episode in episodes], axis=0, weights=lengths
+            )
             near = 0.05 * (theirs["max"] - theirs["min"]).max() + 1e-9
-            np.testing.assert_allclose(mean, theirs[statistic], atol=near, err_msg=f"{key} {statistic}")
+            np.testing.assert_allclose(
+                mean, theirs[statistic], atol=near, err_msg=f"{key} {statistic}"
+            )
 
 
 def test_as_what_others_say_of_all_rows(shared: Path) -> None:
@@ -181,12 +216,19 @@ def test_as_what_others_say_of_all_rows(shared: Path) -> None:
     keys = ["observation.state", "action"]
     for key, stats in lg.compute_stats(repository, features=keys).items():
         for statistic in ("min", "max", "mean", "std", "q01", "q99"):
-            np.testing.assert_allclose(stats[statistic], repository.stats[key][statistic], rtol=1e-4, atol=2e-5, err_msg=statistic)
+            np.testing.assert_allclose(
+                stats[statistic],
+                repository.stats[key][statistic],
+                rtol=1e-4,
+                atol=2e-5,
+                err_msg=statistic,
+            )
 
 
 @pytest.mark.parametrize(
     ("name", "key", "atol"),
-    # Embedded pictures are stored as they were counted; video and depth, in millimetres, were counted before they were encoded.
+    # Embedded pictures are stored as they were counted; video and depth, in millimetres, were
+    # counted before they were encoded.
     [("images", TOP, 1e-4), ("av1_small", TOP, 0.02), ("depth", "observation.images.depth", 1)],
 )
 def test_pictures_as_lerobot(shared: Path, name: str, key: str, atol: float) -> None:
@@ -202,24 +244,40 @@ def test_pictures_as_lerobot(shared: Path, name: str, key: str, atol: float) -> 
         assert (source.cameras[key]["center"].shape == ()) == (name == "depth")
 
 
-# --- cameras -------------------------------------------------------------------------------------------------------------------------
+# --- cameras -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def with_pictures(tmp_path_factory: pytest.TempPathFactory) -> lg.Repository:
     directory = tmp_path_factory.mktemp("pictures") / "data"
     camera = Camera(key=TOP, height=24, width=304, kind="image")
-    return lg.open_repository(write_dataset(directory, episode_lengths=[12, 8], cameras=[camera], state_size=2, action_size=1).directory)
+    return lg.open_repository(
+        write_dataset(
+            directory, episode_lengths=[12, 8], cameras=[camera], state_size=2, action_size=1
+        ).directory
+    )
 
 
 def test_all_frames_of_a_camera(with_pictures: lg.Repository) -> None:
-    pictures = next(iter(lg.LeRobotIterDataset(with_pictures, features=[TOP], num_epochs=1, episodes=[1]).batch(8)))[TOP]
+    pictures = next(
+        iter(
+            lg.LeRobotIterDataset(with_pictures, features=[TOP], num_epochs=1, episodes=[1]).batch(
+                8
+            )
+        )
+    )[TOP]
     found = lg.compute_stats(with_pictures, features=[TOP, STATE], episodes=[1])
     assert list(found) == [TOP, STATE]
     # Every second pixel: a side has 304.
     expected = numpy_stats(pictures[:, ::2, ::2] / 255)
     assert found[TOP]["count"] == 8 * 12 * 152
-    assert_equal(found[TOP], {name: value if name == "count" else value.reshape(3, 1, 1) for name, value in expected.items()})
+    assert_equal(
+        found[TOP],
+        {
+            name: value if name == "count" else value.reshape(3, 1, 1)
+            for name, value in expected.items()
+        },
+    )
     assert found[STATE]["count"] == 8
 
 
@@ -229,7 +287,7 @@ def test_some_frames_of_a_camera(with_pictures: lg.Repository) -> None:
     assert TOP not in lg.compute_stats(with_pictures)
 
 
-# --- streams -------------------------------------------------------------------------------------------------------------------------
+# --- streams -------------------------------------------------------------------------------------
 
 
 def test_what_is_padding_does_not_count(written: WrittenDataset, repository: lg.Repository) -> None:
@@ -237,18 +295,26 @@ def test_what_is_padding_does_not_count(written: WrittenDataset, repository: lg.
         return example | {"action": example["action"] - example[STATE]}
 
     windows = {"action": [step / repository.fps for step in range(8)]}
-    dataset = lg.LeRobotIterDataset(repository, features=[STATE, "action"], delta_timestamps=windows, num_epochs=1).map(to_relative)
+    dataset = lg.LeRobotIterDataset(
+        repository, features=[STATE, "action"], delta_timestamps=windows, num_epochs=1
+    ).map(to_relative)
     found = lg.stats_of(dataset.batch(16), keys=["action"])["action"]
     expected, start = [], 0
     for length in LENGTHS:
         for frame in range(length):
             reached = min(frame + 8, length)
-            expected.append(written.rows["action"][start + frame : start + reached] - written.rows[STATE][start + frame])
+            expected.append(
+                written.rows["action"][start + frame : start + reached]
+                - written.rows[STATE][start + frame]
+            )
         start += length
     assert_equal(found, numpy_stats(np.concatenate(expected)), rtol=1e-9)
     # Ready for use.
     normalizer = lg.normalizer({"action": found}, {"action": "min_max"})
-    assert abs(np.asarray(normalizer.normalize(next(iter(dataset.batch(16))))["action"])).max() <= 1 + 1e-6
+    assert (
+        abs(np.asarray(normalizer.normalize(next(iter(dataset.batch(16))))["action"])).max()
+        <= 1 + 1e-6
+    )
 
 
 def test_only_some_batches() -> None:
@@ -260,7 +326,11 @@ def test_only_some_batches() -> None:
 
 
 def test_scalars_and_pictures() -> None:
-    batch = {"reward": np.arange(6.0), "top": np.full((2, 3, 4, 5, 3), 51, np.uint8), "bytes": np.full((2, 3), 51, np.uint8)}
+    batch = {
+        "reward": np.arange(6.0),
+        "top": np.full((2, 3, 4, 5, 3), 51, np.uint8),
+        "bytes": np.full((2, 3), 51, np.uint8),
+    }
     found = lg.stats_of([batch], keys=list(batch))
     assert found["reward"]["mean"].tolist() == [2.5]
     assert found["top"]["mean"].tolist() == [[[0.2]], [[0.2]], [[0.2]]]
@@ -275,8 +345,14 @@ def test_scalars_and_pictures() -> None:
     [
         ([{"b": np.ones(2)}], "batch 0 has no key 'a'; it has b"),
         ([{"a": np.array(["x"])}], "batch 0: 'a' is of dtype <U1, which has no statistics"),
-        ([{"a": np.ones((2, 2))}, {"a": np.ones((2, 3))}], "batch 1: 'a' has 3 numbers on the last axis; expected 2"),
-        ([{"a": np.ones((2, 2))}, {"a": np.array([[1, 2], [3, np.nan]])}], r"batch 1: 'a' is nan at \[1, 1\]; expected finite numbers"),
+        (
+            [{"a": np.ones((2, 2))}, {"a": np.ones((2, 3))}],
+            "batch 1: 'a' has 3 numbers on the last axis; expected 2",
+        ),
+        (
+            [{"a": np.ones((2, 2))}, {"a": np.array([[1, 2], [3, np.nan]])}],
+            r"batch 1: 'a' is nan at \[1, 1\]; expected finite numbers",
+        ),
         ([], "there is not one number of 'a'; expected at least one batch that is not all padding"),
         ([{"a": np.ones((2, 2)), "a_is_pad": np.ones(2, bool)}], "there is not one number of 'a'"),
     ],
@@ -287,7 +363,7 @@ def test_streams_without_statistics(batches: Any, text: str) -> None:
         lg.stats_of(batches, keys=["a"])
 
 
-# --- numbers in pieces ---------------------------------------------------------------------------------------------------------------
+# --- numbers in pieces ---------------------------------------------------------------------------
 
 RNG = np.random.default_rng(0)
 COLUMNS = {
@@ -316,7 +392,9 @@ def test_pieces_are_as_the_whole(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_counted_quantiles_are_within_their_bound(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counted_quantiles_are_within_their_bound(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     column = COLUMNS[name]
     exact = in_pieces(column)
     monkeypatch.setattr(running_statistics, "MAX_HELD_BYTES", 1_000)
@@ -324,14 +402,19 @@ def test_counted_quantiles_are_within_their_bound(name: str, monkeypatch: pytest
     ordered = np.sort(column).astype(np.float64)
     for statistic, fraction in QUANTILES.items():
         of_its_rank = ordered[int(fraction * (len(column) - 1))]
-        assert abs(found[statistic][0] - of_its_rank) <= abs(of_its_rank - float(column[0])) / 2048 + 1e-12, statistic
+        assert (
+            abs(found[statistic][0] - of_its_rank)
+            <= abs(of_its_rank - float(column[0])) / 2048 + 1e-12
+        ), statistic
     for statistic in ("min", "max", "mean", "std", "count"):
         assert found[statistic] == exact[statistic]
 
 
 @pytest.mark.parametrize("value", [0.1, -1e30, 3], ids=str)
 @pytest.mark.parametrize("held", [1 << 20, 100])
-def test_what_never_changes_has_no_deviation(value: float, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_never_changes_has_no_deviation(
+    value: float, held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(running_statistics, "MAX_HELD_BYTES", held)
     found = in_pieces(np.full(20_000, value))
     assert found.pop("count") == 20_000
@@ -339,14 +422,16 @@ def test_what_never_changes_has_no_deviation(value: float, held: int, monkeypatc
     assert {number.item() for number in found.values()} == {float(value)}
 
 
-# --- docs ----------------------------------------------------------------------------------------------------------------------------
+# --- docs ----------------------------------------------------------------------------------------
 
 
 def test_the_code_of_the_docs(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "normalization.md").read_text()
     seen: dict[str, Any] = {}
     directory = write_dataset(
-        tmp_path / "data", episode_lengths=[30, 20, 9], cameras=[Camera(key=TOP, height=24, width=24, kind="image")]
+        tmp_path / "data",
+        episode_lengths=[30, 20, 9],
+        cameras=[Camera(key=TOP, height=24, width=24, kind="image")],
     ).directory
 
     def loss(params: Any, batch: Any) -> Any:
@@ -360,7 +445,9 @@ def test_the_code_of_the_docs(tmp_path: Path) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     assert len(blocks) == 4
     exec(blocks[0], names)
-    batch = next(iter(lg.LeRobotIterDataset(names["repository"], features=[STATE, "action", TOP]).batch(4)))
+    batch = next(
+        iter(lg.LeRobotIterDataset(names["repository"], features=[STATE, "action", TOP]).batch(4))
+    )
     assert np.isfinite(names["train_step"](1.0, batch))
     assert {dtype.name for dtype in seen["train"].values()} == {"float32"}
     assert names["act"](1.0, {STATE: batch[STATE]}).shape == (4, 7)
@@ -372,4 +459,6 @@ def test_the_code_of_the_docs(tmp_path: Path) -> None:
     assert names["pictures"][TOP]["mean"].shape == (3, 1, 1)
     exec(blocks[3], names)
     assert set(names["normalizer"].cameras) == {TOP}
-    assert names["relative"]["action"]["count"] == sum(min(16, length - frame) for length in (30, 20, 9) for frame in range(length))
+    assert names["relative"]["action"]["count"] == sum(
+        min(16, length - frame) for length in (30, 20, 9) for frame in range(length)
+    )

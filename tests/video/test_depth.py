@@ -1,4 +1,6 @@
-"""Depth cameras: what the codes of depth video stand for, which frame they belong to, and what is refused."""
+"""Depth cameras: what the codes of depth video stand for, which frame they belong to, and what is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ NUM_ROWS = sum(LENGTHS)
 
 
 def content(episode: int, frame: int, camera: int) -> npt.NDArray[Any]:
-    """Depths from 0 to 12 m, which differ from pixel to pixel and from frame to frame; RGB in the one camera that is none."""
+    """Depths from 0 to 12 m, which differ from pixel to pixel and from frame to frame; RGB in the
+    one camera that is none.
+    """
     if camera == 3:
         return np.full((64, 80, 3), 10 * frame % 256, np.uint8)
     height, width = (65, 81) if camera == 1 else (64, 80)
@@ -61,7 +65,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> WrittenDataset:
 
 
 def sequential(directory: Path, camera: str) -> npt.NDArray[np.uint16]:
-    """Returns the codes of all rows, uint16 `(rows, height, width)`, by decoding the files from start to end."""
+    """Returns the codes of all rows, uint16 `(rows, height, width)`, by decoding the files from
+    start to end.
+    """
     codes = []
     for path in sorted((directory / "videos" / camera).rglob("*.mp4")):
         with av.open(str(path)) as container:
@@ -77,10 +83,16 @@ def change_info(directory: Path, camera: str, **values: Any) -> None:
 
 
 @pytest.mark.parametrize("budget_bytes", [3 << 29, 1 << 20], ids=["groups", "pieces"])
-def test_every_frame_equals_sequential_decoding(written: WrittenDataset, budget_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In groups of GOPs, and with a small budget long ones in pieces, and all again and again; one camera has open GOPs."""
+def test_every_frame_equals_sequential_decoding(
+    written: WrittenDataset, budget_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In groups of GOPs, and with a small budget long ones in pieces, and all again and again; one
+    camera has open GOPs.
+    """
     table = read_table(next((written.directory / "videos" / DEPTH).rglob("*.mp4")).read_bytes())
-    assert sum(int((table.pts[key:] < table.pts[key]).sum()) for key in table.key_samples.tolist()) > 5, "leading pictures"
+    assert (
+        sum(int((table.pts[key:] < table.pts[key]).sum()) for key in table.key_samples.tolist()) > 5
+    ), "leading pictures"
     offsets = [-3, 0, 5]
     dataset = lg.LeRobotIterDataset(
         written.directory,
@@ -90,20 +102,34 @@ def test_every_frame_equals_sequential_decoding(written: WrittenDataset, budget_
         read_options=lg.ReadOptions(memory_budget_bytes=budget_bytes),
     )
     codes = {key: sequential(written.directory, key) for key in (DEPTH, LONG)}
-    assert {key: found.max() <= 4095 and len(found) for key, found in codes.items()} == {DEPTH: NUM_ROWS, LONG: NUM_ROWS}
+    assert {key: found.max() <= 4095 and len(found) for key, found in codes.items()} == {
+        DEPTH: NUM_ROWS,
+        LONG: NUM_ROWS,
+    }
     depths = depths_of_codes(Depth())
     problems = count_alone(monkeypatch)
     rows = []
     for example in dataset:
-        row, episode, frame = (int(example[key]) for key in ("index", "episode_index", "frame_index"))
+        row, episode, frame = (
+            int(example[key]) for key in ("index", "episode_index", "frame_index")
+        )
         wanted = np.array([frame + offset for offset in offsets])
         inside = wanted.clip(0, LENGTHS[episode] - 1)
         for key in (DEPTH, LONG):
-            assert (example[key].dtype, example[key].shape[0], example[key].shape[3]) == (np.float32, 3, 1)
+            assert (example[key].dtype, example[key].shape[0], example[key].shape[3]) == (
+                np.float32,
+                3,
+                1,
+            )
             assert np.array_equal(example[key][..., 0], depths[codes[key][row - frame + inside]])
-        assert np.array_equal(example[TIFF], np.stack([content(episode, int(f), 2) for f in inside]).astype(np.float32))
+        assert np.array_equal(
+            example[TIFF],
+            np.stack([content(episode, int(f), 2) for f in inside]).astype(np.float32),
+        )
         for key in (DEPTH, LONG, TIFF):
-            assert np.array_equal(example[f"{key}_is_pad"], (wanted < 0) | (wanted >= LENGTHS[episode]))
+            assert np.array_equal(
+                example[f"{key}_is_pad"], (wanted < 0) | (wanted >= LENGTHS[episode])
+            )
         assert example[RGB].dtype == np.uint8
         rows.append(row)
     assert sorted(rows) == list(range(NUM_ROWS))
@@ -111,18 +137,25 @@ def test_every_frame_equals_sequential_decoding(written: WrittenDataset, budget_
 
 
 @pytest.mark.parametrize("mark", ["is_depth_map", "video.is_depth_map"])
-def test_a_mark_in_video_info_next_to_a_full_info(written: WrittenDataset, tmp_path: Path, mark: str) -> None:
+def test_a_mark_in_video_info_next_to_a_full_info(
+    written: WrittenDataset, tmp_path: Path, mark: str
+) -> None:
     copy = shutil.copytree(written.directory, tmp_path / "copy")
     info = json.loads((copy / "meta/info.json").read_text())
     for key in (DEPTH, TIFF):
         description = info["features"][key]
         moved = {name: value for name, value in description["info"].items() if "depth" in name}
-        description["info"] = {"video.codec": "hevc"} | {name: v for name, v in description["info"].items() if name not in moved}
-        description["video_info"] = {name: v for name, v in moved.items() if not name.endswith("is_depth_map")} | {mark: True}
+        description["info"] = {"video.codec": "hevc"} | {
+            name: v for name, v in description["info"].items() if name not in moved
+        }
+        description["video_info"] = {
+            name: v for name, v in moved.items() if not name.endswith("is_depth_map")
+        } | {mark: True}
     (copy / "meta/info.json").write_text(json.dumps(info))
     assert lg.open_repository(copy).features == lg.open_repository(written.directory).features
     found, expected = (
-        next(iter(lg.LeRobotIterDataset(root, features=[DEPTH, TIFF], shuffle=None).batch(3))) for root in (copy, written.directory)
+        next(iter(lg.LeRobotIterDataset(root, features=[DEPTH, TIFF], shuffle=None).batch(3)))
+        for root in (copy, written.directory)
     )
     for key in (DEPTH, TIFF):
         assert found[key].dtype == np.float32
@@ -130,7 +163,9 @@ def test_a_mark_in_video_info_next_to_a_full_info(written: WrittenDataset, tmp_p
 
 
 def count_alone(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Returns a list that gets the errors of groups of GOPs, which are then decoded one by one: right, but slow."""
+    """Returns a list that gets the errors of groups of GOPs, which are then decoded one by one:
+    right, but slow.
+    """
     problems: list[str] = []
 
     def decode(*arguments: Any) -> None:
@@ -145,9 +180,20 @@ def count_alone(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return problems
 
 
-def test_values_are_those_that_were_recorded_but_for_the_step_of_a_code(written: WrittenDataset) -> None:
-    for example in lg.LeRobotIterDataset(written.directory, num_epochs=1, shuffle=None, features=[DEPTH, "episode_index", "frame_index"]):
-        recorded = content(int(example["episode_index"]), int(example["frame_index"]), 0).astype(np.float64).clip(10, 10_000)
+def test_values_are_those_that_were_recorded_but_for_the_step_of_a_code(
+    written: WrittenDataset,
+) -> None:
+    for example in lg.LeRobotIterDataset(
+        written.directory,
+        num_epochs=1,
+        shuffle=None,
+        features=[DEPTH, "episode_index", "frame_index"],
+    ):
+        recorded = (
+            content(int(example["episode_index"]), int(example["frame_index"]), 0)
+            .astype(np.float64)
+            .clip(10, 10_000)
+        )
         # Half a step of the logarithm of (depth + 3.5 m), and half a millimetre.
         step = (recorded + 3500) * np.log(13.5 / 3.51) / 4095
         assert (np.abs(example[DEPTH] - recorded) <= step / 2 * 1.001 + 0.5).all()
@@ -160,7 +206,10 @@ def test_batches_are_the_examples(written: WrittenDataset) -> None:
         assert batch[DEPTH].shape[1:] == (64, 80, 1)
         for key in (DEPTH, LONG):
             assert batch[key].dtype == np.float32
-            assert np.array_equal(batch[key], np.stack([example[key] for example in examples[16 * number : 16 * number + 16]]))
+            assert np.array_equal(
+                batch[key],
+                np.stack([example[key] for example in examples[16 * number : 16 * number + 16]]),
+            )
 
 
 def test_image_size_takes_the_nearest_pixels(written: WrittenDataset) -> None:
@@ -170,11 +219,16 @@ def test_image_size_takes_the_nearest_pixels(written: WrittenDataset) -> None:
     for whole, resized in zip(full, small, strict=True):
         assert resized[RGB].shape == (32, 96, 3)
         for key in (DEPTH, TIFF):
-            reference = Image.fromarray(whole[key][..., 0]).resize((96, 32), Image.Resampling.NEAREST)
+            reference = Image.fromarray(whole[key][..., 0]).resize(
+                (96, 32), Image.Resampling.NEAREST
+            )
             assert np.array_equal(resized[key][..., 0], np.array(reference))
 
 
-@pytest.mark.parametrize(("size", "expected"), [(None, [0, 1, 2, 3, 4]), ((1, 5), [0, 1, 2, 3, 4]), ((1, 2), [1, 3]), ((1, 1), [2])])
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [(None, [0, 1, 2, 3, 4]), ((1, 5), [0, 1, 2, 3, 4]), ((1, 2), [1, 3]), ((1, 1), [2])],
+)
 def test_nearest(size: tuple[int, int] | None, expected: list[int]) -> None:
     assert nearest(np.arange(5)[None], size).tolist() == [expected]
 
@@ -199,16 +253,22 @@ def test_default_pictures_of_depth_carry_barcodes(tmp_path: Path) -> None:
     for example in lg.LeRobotIterDataset(repository, num_epochs=1):
         for number, key in enumerate(("video", "image")):
             assert example[key].dtype == np.float32
-            assert read_barcodes(example[key][None]).tolist() == [[example["episode_index"], example["frame_index"], number]]
+            assert read_barcodes(example[key][None]).tolist() == [
+                [example["episode_index"], example["frame_index"], number]
+            ]
         assert (example["video"] >= 0.498).all()
         assert (example["video"] <= 2.542).all()
-        assert (example["image"] == np.rint(example["image"])).all(), "embedded pictures are given as they are"
+        assert (example["image"] == np.rint(example["image"])).all(), (
+            "embedded pictures are given as they are"
+        )
     assert repository.stats is not None
-    assert {stats.shape for name, stats in repository.stats["video"].items() if name != "count"} == {(1, 1, 1)}
+    assert {
+        stats.shape for name, stats in repository.stats["video"].items() if name != "count"
+    } == {(1, 1, 1)}
     assert 500 <= float(repository.stats["video"]["mean"][0, 0, 0]) <= 2540
 
 
-# --- what a code stands for ----------------------------------------------------------------------------------------------------------
+# --- what a code stands for ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("is_logarithmic", [True, False])
@@ -217,7 +277,11 @@ def test_codes(unit: str, is_logarithmic: bool) -> None:
     depth = Depth(unit, 0.2, 4.0, 0.5, is_logarithmic)
     found = depths_of_codes(depth)
     place = np.arange(4096) / 4095
-    expected = np.exp(place * np.log(4.5 / 0.7) + np.log(0.7)) - 0.5 if is_logarithmic else 0.2 + place * 3.8
+    expected = (
+        np.exp(place * np.log(4.5 / 0.7) + np.log(0.7)) - 0.5
+        if is_logarithmic
+        else 0.2 + place * 3.8
+    )
     assert (found.shape, str(found.dtype), found.flags.writeable) == ((4096,), "float32", False)
     assert (np.diff(found) >= 0).all()
     if unit == "m":
@@ -226,18 +290,34 @@ def test_codes(unit: str, is_logarithmic: bool) -> None:
     else:
         assert (found == np.rint(found)).all()
         assert np.abs(found - expected * 1000).max() <= 0.51
-    assert depths_of_codes(Depth("mm", 1.0, 100.0, 0.0, False))[-1] == 65535, "as lerobot, which keeps millimetres in 16 bits"
+    assert depths_of_codes(Depth("mm", 1.0, 100.0, 0.0, False))[-1] == 65535, (
+        "as lerobot, which keeps millimetres in 16 bits"
+    )
 
 
 DECLARED: list[tuple[dict[str, Any], Depth]] = [
     ({}, Depth("mm", 0.01, 10.0, 3.5, True)),
-    ({"depth_unit": "m", "video.depth_min": 0, "video.depth_max": 2, "video.shift": 0.1, "video.use_log": True}, Depth("m", 0, 2, 0.1)),
-    ({"video.depth_min": 0.0, "video.shift": 0.0, "video.use_log": False}, Depth("mm", 0.0, 10.0, 0.0, False)),
+    (
+        {
+            "depth_unit": "m",
+            "video.depth_min": 0,
+            "video.depth_max": 2,
+            "video.shift": 0.1,
+            "video.use_log": True,
+        },
+        Depth("m", 0, 2, 0.1),
+    ),
+    (
+        {"video.depth_min": 0.0, "video.shift": 0.0, "video.use_log": False},
+        Depth("mm", 0.0, 10.0, 0.0, False),
+    ),
 ]
 
 
 @pytest.mark.parametrize(("fields", "expected"), DECLARED)
-def test_what_info_json_says(written: WrittenDataset, tmp_path: Path, fields: dict[str, Any], expected: Depth) -> None:
+def test_what_info_json_says(
+    written: WrittenDataset, tmp_path: Path, fields: dict[str, Any], expected: Depth
+) -> None:
     feature = features_with(written, tmp_path, {"is_depth_map": True, **fields})[DEPTH]
     assert feature.depth == expected
     assert (feature.is_depth, feature.num_channels, feature.frame_dtype) == (True, 1, "float32")
@@ -246,23 +326,35 @@ def test_what_info_json_says(written: WrittenDataset, tmp_path: Path, fields: di
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"depth_unit": "cm"}, r"depth_unit 'cm'; expected \"m\" or \"mm\""),
     ({"depth_unit": None}, r"depth_unit None; expected"),
-    ({"video.depth_min": 10.0}, r"has video.depth_min 10.0, video.depth_max 10.0 and video.shift 3.5; expected numbers of metres, 0 <="),
+    (
+        {"video.depth_min": 10.0},
+        r"has video.depth_min 10.0, video.depth_max 10.0 and video.shift 3.5; expected numbers of "
+        r"metres, 0 <=",
+    ),
     ({"video.depth_min": -1.0}, r"video.depth_min -1.0"),
     ({"video.depth_max": "far"}, r"video.depth_max 'far'"),
     ({"video.depth_max": True}, r"video.depth_max True"),
     ({"video.depth_max": 1e300}, r"video.depth_max 1e\+300"),
     ({"video.shift": float("nan")}, r"video.shift nan"),
     ({"video.shift": [1]}, r"video.shift \[1\]"),
-    ({"video.shift": -0.01}, r"video.use_log True, video.depth_min 0.01 and video.shift -0.01; expected false, or true and"),
+    (
+        {"video.shift": -0.01},
+        r"video.use_log True, video.depth_min 0.01 and video.shift -0.01; expected false, or true "
+        r"and",
+    ),
     ({"video.use_log": 1}, r"video.use_log 1, "),
 ]
 
 
 @pytest.mark.parametrize(("fields", "text"), REFUSED, ids=[str(fields) for fields, _ in REFUSED])
-def test_what_info_json_cannot_mean(written: WrittenDataset, tmp_path: Path, fields: dict[str, Any], text: str) -> None:
+def test_what_info_json_cannot_mean(
+    written: WrittenDataset, tmp_path: Path, fields: dict[str, Any], text: str
+) -> None:
     """Refused where the camera is selected, and nothing to others."""
     assert DEPTH not in features_with(written, tmp_path, {"is_depth_map": True, **fields})
-    expected = f"info.json: depth camera 'observation.images.depth' has .*{text.removeprefix('has ')}"
+    expected = (
+        f"info.json: depth camera 'observation.images.depth' has .*{text.removeprefix('has ')}"
+    )
     for features in (None, [DEPTH], ["action", DEPTH]):
         with pytest.raises(lg.DatasetFormatError, match=expected):
             lg.LeRobotIterDataset(tmp_path, features=features)
@@ -270,7 +362,9 @@ def test_what_info_json_cannot_mean(written: WrittenDataset, tmp_path: Path, fie
 
 
 def features_with(written: WrittenDataset, tmp_path: Path, info: dict[str, Any]) -> Any:
-    """Returns the features of the data set with another `info` of its depth camera; only metadata are there."""
+    """Returns the features of the data set with another `info` of its depth camera; only metadata
+    are there.
+    """
     (tmp_path / "meta").symlink_to(written.directory / "meta", target_is_directory=True)
     described = json.loads((tmp_path / "meta/info.json").read_text())
     described["features"][DEPTH]["info"] = info
@@ -283,15 +377,19 @@ def features_with(written: WrittenDataset, tmp_path: Path, info: dict[str, Any])
     return lg.open_repository(tmp_path).features
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------------------------
+# --- what is refused -----------------------------------------------------------------------------
 
 
-def test_without_pyav_only_depth_video_is_refused(written: WrittenDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pyav_only_depth_video_is_refused(
+    written: WrittenDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     load_depth_decoder.cache_clear()
     try:
         with pytest.raises(
-            lg.InvalidRequestError, match=r'pip install "lerobot_grain\[depth\]", or leave the depth cameras out of features'
+            lg.InvalidRequestError,
+            match=r'pip install "lerobot_grain\[depth\]", or leave the depth cameras out of '
+            r"features",
         ):
             lg.LeRobotIterDataset(written.directory)
         example = next(iter(lg.LeRobotIterDataset(written.directory, features=[TIFF, RGB])))
@@ -301,11 +399,14 @@ def test_without_pyav_only_depth_video_is_refused(written: WrittenDataset, monke
 
 
 def test_a_depth_camera_whose_video_is_rgb(tmp_path: Path) -> None:
-    written = write_dataset(tmp_path / "data", episode_lengths=[4], cameras=(Camera(key=DEPTH, height=64, width=96),))
+    written = write_dataset(
+        tmp_path / "data", episode_lengths=[4], cameras=(Camera(key=DEPTH, height=64, width=96),)
+    )
     change_info(written.directory, DEPTH, is_depth_map=True)
     with pytest.raises(
         lg.DatasetFormatError,
-        match=r"episode 0, camera observation.images.depth, GOP 0.*: the video of a depth camera has pixel format yuv420p; "
+        match=r"episode 0, camera observation.images.depth, GOP 0.*: the video of a depth camera "
+        r"has pixel format yuv420p; "
         r"expected gray12le",
     ):
         next(iter(lg.LeRobotIterDataset(written.directory, shuffle=None)))
@@ -313,28 +414,48 @@ def test_a_depth_camera_whose_video_is_rgb(tmp_path: Path) -> None:
 
 def test_an_rgb_camera_whose_video_is_depth_has_frames_of_rgb(tmp_path: Path) -> None:
     # What info.json does not call depth is given as any other video.
-    write_dataset(tmp_path / "data", episode_lengths=[4], cameras=(Camera(key=DEPTH, height=64, width=96, depth=True),))
+    write_dataset(
+        tmp_path / "data",
+        episode_lengths=[4],
+        cameras=(Camera(key=DEPTH, height=64, width=96, depth=True),),
+    )
     change_info(tmp_path / "data", DEPTH, is_depth_map=False)
     assert next(iter(lg.LeRobotIterDataset(tmp_path / "data")))[DEPTH].dtype == np.uint8
 
 
 def test_another_size_than_declared(tmp_path: Path) -> None:
-    write_dataset(tmp_path / "data", episode_lengths=[4], cameras=(Camera(key=DEPTH, height=64, width=96, depth=True),))
+    write_dataset(
+        tmp_path / "data",
+        episode_lengths=[4],
+        cameras=(Camera(key=DEPTH, height=64, width=96, depth=True),),
+    )
     path = tmp_path / "data/meta/info.json"
     info = json.loads(path.read_text())
     info["features"][DEPTH]["shape"] = [96, 64, 1]
     path.write_text(json.dumps(info))
-    with pytest.raises(lg.DatasetFormatError, match=r"a frame has shape \(64, 96, 1\); info.json declares \(96, 64, 1\)"):
+    with pytest.raises(
+        lg.DatasetFormatError,
+        match=r"a frame has shape \(64, 96, 1\); info.json declares \(96, 64, 1\)",
+    ):
         next(iter(lg.LeRobotIterDataset(tmp_path / "data")))
 
 
 def depth_mp4(directory: Path) -> bytes:
-    """Returns the first GOP of the camera with long ones, which is the first episode, as a small MP4."""
+    """Returns the first GOP of the camera with long ones, which is the first episode, as a small
+    MP4.
+    """
     data = next((directory / "videos" / LONG).rglob("*.mp4")).read_bytes()
     table = read_table(data)
     unit = unit_of_frames(table, 0, np.arange(LENGTHS[0]))
     assert len(unit.samples) == LENGTHS[0]
-    return small_mp4(table.format, [coded_unit(table, unit, data[unit.byte_range.start : unit.byte_range.stop], where="a.mp4")])
+    return small_mp4(
+        table.format,
+        [
+            coded_unit(
+                table, unit, data[unit.byte_range.start : unit.byte_range.stop], where="a.mp4"
+            )
+        ],
+    )
 
 
 def depth_video(mp4: bytes) -> DepthDecoder:
@@ -356,10 +477,16 @@ def test_reading_on_and_going_back(written: WrittenDataset) -> None:
 
 def test_damaged_video_is_refused(written: WrittenDataset) -> None:
     mp4 = depth_mp4(written.directory)
-    with pytest.raises(lg.DatasetFormatError, match=r"a.mp4: asked for picture 21, but the decoder gave no more; the video is damaged"):
+    with pytest.raises(
+        lg.DatasetFormatError,
+        match=r"a.mp4: asked for picture 21, but the decoder gave no more; the video is damaged",
+    ):
         read_numbers(depth_video(mp4), [8, 21])
     for damaged in (b"", b"not a video", mp4[: mp4.index(b"mdat") - 4]):
-        with pytest.raises(lg.DatasetFormatError, match=r"a.mp4: (the decoder refused the video|asked for picture 0)"):
+        with pytest.raises(
+            lg.DatasetFormatError,
+            match=r"a.mp4: (the decoder refused the video|asked for picture 0)",
+        ):
             read_numbers(depth_video(damaged), [0])
     with pytest.raises(lg.DatasetFormatError, match=r"pixel format yuv420p; expected gray12le"):
         read_numbers(depth_video(encoded("hevc")), [0])
@@ -375,7 +502,11 @@ def test_damaged_video_is_refused(written: WrittenDataset) -> None:
 
 def picture(mode: str, kind: str = "TIFF") -> bytes:
     buffer = io.BytesIO()
-    image = Image.fromarray(np.arange(24, dtype=np.float32).reshape(4, 6)) if mode == "F" else Image.new(mode, (6, 4), 7)
+    image = (
+        Image.fromarray(np.arange(24, dtype=np.float32).reshape(4, 6))
+        if mode == "F"
+        else Image.new(mode, (6, 4), 7)
+    )
     image.save(buffer, format=kind)
     return buffer.getvalue()
 
@@ -383,20 +514,34 @@ def picture(mode: str, kind: str = "TIFF") -> bytes:
 def test_embedded_pictures_of_depth() -> None:
     for mode, kind in (("I;16", "TIFF"), ("I;16", "PNG"), ("I;16B", "TIFF"), ("I", "TIFF")):
         found = decode_depth_image(picture(mode, kind), image_size=None, where="a")
-        assert (str(found.dtype), found.shape, set(found.ravel().tolist())) == ("float32", (4, 6, 1), {7.0})
-    assert decode_depth_image(picture("F"), image_size=(2, 3), where="a")[..., 0].tolist() == [[7, 9, 11], [19, 21, 23]]
+        assert (str(found.dtype), found.shape, set(found.ravel().tolist())) == (
+            "float32",
+            (4, 6, 1),
+            {7.0},
+        )
+    assert decode_depth_image(picture("F"), image_size=(2, 3), where="a")[..., 0].tolist() == [
+        [7, 9, 11],
+        [19, 21, 23],
+    ]
     for mode in ("L", "RGB"):
-        with pytest.raises(lg.DatasetFormatError, match=f"a: a picture of mode {mode}; expected one channel of 16 or 32 bits"):
+        with pytest.raises(
+            lg.DatasetFormatError,
+            match=f"a: a picture of mode {mode}; expected one channel of 16 or 32 bits",
+        ):
             decode_depth_image(picture(mode), image_size=None, where="a")
     with pytest.raises(lg.DatasetFormatError, match=r"a: not a picture that can be decoded"):
         decode_depth_image(picture("I;16")[:-9], image_size=None, where="a")
 
 
-def test_golden_depth_has_open_gops_and_every_frame_is_that_of_the_whole_file(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_golden_depth_has_open_gops_and_every_frame_is_that_of_the_whole_file(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     problems = count_alone(monkeypatch)
     directory = shared / "golden/depth"
     table = read_table(next((directory / "videos" / DEPTH).rglob("*.mp4")).read_bytes())
-    leading = sum(int((table.pts[key:] < table.pts[key]).sum()) for key in table.key_samples.tolist())
+    leading = sum(
+        int((table.pts[key:] < table.pts[key]).sum()) for key in table.key_samples.tolist()
+    )
     assert leading > 50
     expected = depths_of_codes(Depth())[sequential(directory, DEPTH)]
     for budget_bytes in (3 << 29, 1 << 20):

@@ -1,4 +1,6 @@
-"""Embedded pictures that say by EXIF how they are to be shown: turned and mirrored, as `datasets.Image`, and so lerobot, gives them."""
+"""Embedded pictures that say by EXIF how they are to be shown: turned and mirrored, as
+`datasets.Image`, and so lerobot, gives them.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ from lerobot_grain.testing import write_dataset
 
 Pixels = npt.NDArray[Any]
 HEIGHT, WIDTH = 16, 24
-# EXIF 2.32, tag 0x0112, as arrays of (row, column): where row 0 and column 0 of what is stored are to be shown.
+# EXIF 2.32, tag 0x0112, as arrays of (row, column): where row 0 and column 0 of what is stored are
+# to be shown.
 ORIENTATIONS: dict[int, Callable[[Pixels], Pixels]] = {
     1: lambda stored: stored,
     2: lambda stored: stored[:, ::-1],
@@ -73,7 +76,8 @@ def chunks_of(png: bytes) -> list[tuple[bytes, bytes]]:
 
 def png_of(chunks: list[tuple[bytes, bytes]]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
     )
 
 
@@ -87,7 +91,17 @@ def as_datasets_does(encoded: bytes) -> Image.Image:
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-@pytest.mark.parametrize(("mode", "kind"), [("RGB", "PNG"), ("RGB", "JPEG"), ("RGB", "TIFF"), ("RGBA", "PNG"), ("L", "JPEG"), ("L", "PNG")])
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        ("RGB", "PNG"),
+        ("RGB", "JPEG"),
+        ("RGB", "TIFF"),
+        ("RGBA", "PNG"),
+        ("L", "JPEG"),
+        ("L", "PNG"),
+    ],
+)
 def test_pictures_are_turned(mode: str, kind: str, orientation: int) -> None:
     picture = encoded(mode, kind, orientation)
     found = decode_image(picture, image_size=None, where="a")
@@ -99,11 +113,15 @@ def test_pictures_are_turned(mode: str, kind: str, orientation: int) -> None:
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-@pytest.mark.parametrize(("mode", "kind"), [("I;16", "PNG"), ("I;16", "TIFF"), ("I", "TIFF"), ("F", "TIFF")])
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("I;16", "PNG"), ("I;16", "TIFF"), ("I", "TIFF"), ("F", "TIFF")]
+)
 def test_depth_pictures_are_turned(mode: str, kind: str, orientation: int) -> None:
     picture = encoded(mode, kind, orientation)
     found = decode_depth_image(picture, image_size=None, where="a")
-    assert np.array_equal(found[..., 0], ORIENTATIONS[orientation](stored_pixels(mode)).astype(np.float32))
+    assert np.array_equal(
+        found[..., 0], ORIENTATIONS[orientation](stored_pixels(mode)).astype(np.float32)
+    )
     assert np.array_equal(found[..., 0], np.asarray(as_datasets_does(picture)))
 
 
@@ -132,7 +150,7 @@ def test_they_are_turned_before_they_are_resized() -> None:
     assert depth.shape == (12, 8, 1)
 
 
-# --- malformed EXIF data -------------------------------------------------------------------------------------------------------------
+# --- malformed EXIF data -------------------------------------------------------------------------
 
 
 def with_exif(kind: str, exif: bytes) -> bytes:
@@ -147,7 +165,13 @@ def with_exif(kind: str, exif: bytes) -> bytes:
 
 def tiff_header(tag_type: int, count: int, value: bytes) -> bytes:
     """EXIF data of the one entry that tells the orientation."""
-    return b"II*\0" + struct.pack("<IH", 8, 1) + struct.pack("<HHI", 0x0112, tag_type, count) + value + struct.pack("<I", 0)
+    return (
+        b"II*\0"
+        + struct.pack("<IH", 8, 1)
+        + struct.pack("<HHI", 0x0112, tag_type, count)
+        + value
+        + struct.pack("<I", 0)
+    )
 
 
 MALFORMED = {
@@ -173,10 +197,14 @@ def test_malformed_exif_data(name: str, kind: str) -> None:
     try:
         expected = np.asarray(as_datasets_does(picture))
     except Exception:
-        with pytest.raises(lg.DatasetFormatError, match=r"^data, episode 3: not a picture that can be decoded \("):
+        with pytest.raises(
+            lg.DatasetFormatError, match=r"^data, episode 3: not a picture that can be decoded \("
+        ):
             decode_image(picture, image_size=None, where="data, episode 3")
     else:
-        assert np.array_equal(decode_image(picture, image_size=None, where="data, episode 3"), expected)
+        assert np.array_equal(
+            decode_image(picture, image_size=None, where="data, episode 3"), expected
+        )
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -184,7 +212,11 @@ def test_malformed_exif_data(name: str, kind: str) -> None:
 def test_any_change_of_a_picture_is_read_or_refused(kind: str) -> None:
     random = Random(kind)
     picture = encoded("RGB", kind, 6)
-    start = picture.find(b"II*\0") if kind == "TIFF" else picture.find(b"Exif" if kind == "JPEG" else b"eXIf")
+    start = (
+        picture.find(b"II*\0")
+        if kind == "TIFF"
+        else picture.find(b"Exif" if kind == "JPEG" else b"eXIf")
+    )
     assert start >= 0
     refused = 0
     for _ in range(300):
@@ -199,7 +231,13 @@ def test_any_change_of_a_picture_is_read_or_refused(kind: str) -> None:
             if length > 1000:
                 continue
             body = data[start : start + 4 + length]
-            data = head + data[start - 4 : start] + body + struct.pack(">I", zlib.crc32(body)) + data[start + 8 + length :]
+            data = (
+                head
+                + data[start - 4 : start]
+                + body
+                + struct.pack(">I", zlib.crc32(body))
+                + data[start + 8 + length :]
+            )
         try:
             decode_image(data, image_size=None, where="a")
         except lg.DatasetFormatError:
@@ -207,13 +245,17 @@ def test_any_change_of_a_picture_is_read_or_refused(kind: str) -> None:
     assert refused < 300
 
 
-# --- in a dataset --------------------------------------------------------------------------------------------------------------------
+# --- in a dataset --------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """An episode of eight rows, each with another orientation that keeps the size, or swaps its sides; and one of depth."""
-    root = write_dataset(tmp_path / "data", episode_lengths=[4, 4], fps=10, cameras=(), statistics=False).directory
+    """An episode of eight rows, each with another orientation that keeps the size, or swaps its
+    sides; and one of depth.
+    """
+    root = write_dataset(
+        tmp_path / "data", episode_lengths=[4, 4], fps=10, cameras=(), statistics=False
+    ).directory
     path = root / "data/chunk-000/file-000.parquet"
     pictures = {
         "flat": [encoded("RGB", "PNG", orientation) for orientation in (1, 2, 3, 4) * 2],
@@ -222,22 +264,33 @@ def directory(tmp_path: Path) -> Path:
     }
     table = pq.read_table(path)
     for key, values in pictures.items():
-        table = table.append_column(key, pa.array([{"bytes": value, "path": None} for value in values]))
+        table = table.append_column(
+            key, pa.array([{"bytes": value, "path": None} for value in values])
+        )
     pq.write_table(table, path)
     info = json.loads((root / "meta/info.json").read_text())
     info["features"]["flat"] = {"dtype": "image", "shape": [HEIGHT, WIDTH, 3], "names": None}
     info["features"]["tall"] = {"dtype": "image", "shape": [WIDTH, HEIGHT, 3], "names": None}
-    info["features"]["deep"] = {"dtype": "image", "shape": [WIDTH, HEIGHT, 1], "names": None, "info": {"is_depth_map": True}}
+    info["features"]["deep"] = {
+        "dtype": "image",
+        "shape": [WIDTH, HEIGHT, 1],
+        "names": None,
+        "info": {"is_depth_map": True},
+    }
     (root / "meta/info.json").write_text(json.dumps(info))
     return root
 
 
 def test_pictures_of_a_dataset(directory: Path) -> None:
-    (batch,) = lg.LeRobotIterDataset(directory, shuffle=None, num_epochs=1, delta_timestamps={"tall": [0.0, 0.1]}).batch(8)
+    (batch,) = lg.LeRobotIterDataset(
+        directory, shuffle=None, num_epochs=1, delta_timestamps={"tall": [0.0, 0.1]}
+    ).batch(8)
     assert batch["tall"].shape == (8, 2, WIDTH, HEIGHT, 3)
     for row in range(8):
         assert np.array_equal(batch["flat"][row], ORIENTATIONS[1 + row % 4](stored_pixels("RGB")))
-        assert np.array_equal(batch["deep"][row, ..., 0], ORIENTATIONS[5 + row % 4](stored_pixels("I;16")))
+        assert np.array_equal(
+            batch["deep"][row, ..., 0], ORIENTATIONS[5 + row % 4](stored_pixels("I;16"))
+        )
         expected = ORIENTATIONS[5 + row % 4](stored_pixels("RGB")).astype(int)
         assert np.abs(batch["tall"][row, 0] - expected).max() <= 4
 
@@ -248,8 +301,15 @@ def test_the_declared_shape_is_that_of_the_turned_picture(directory: Path) -> No
     (directory / "meta/info.json").write_text(json.dumps(info))
     dataset = lg.LeRobotIterDataset(directory, features=["tall"], shuffle=None, num_epochs=1)
     iterator = iter(dataset)
-    with pytest.raises(lg.DatasetFormatError, match=r"a picture has shape \(24, 16, 3\); info.json declares \(16, 24, 3\)"):
+    with pytest.raises(
+        lg.DatasetFormatError,
+        match=r"a picture has shape \(24, 16, 3\); info.json declares \(16, 24, 3\)",
+    ):
         next(iterator)
     iterator.close()
-    resized = list(lg.LeRobotIterDataset(directory, features=["tall"], image_size=(12, 8), shuffle=None, num_epochs=1))
+    resized = list(
+        lg.LeRobotIterDataset(
+            directory, features=["tall"], image_size=(12, 8), shuffle=None, num_epochs=1
+        )
+    )
     assert {example["tall"].shape for example in resized} == {(12, 8, 3)}

@@ -1,4 +1,6 @@
-"""The plan: which frame of a file belongs to which row, files with too few frames, and which GOPs are decoded together."""
+"""The plan: which frame of a file belongs to which row, files with too few frames, and which GOPs
+are decoded together.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ INFO = DatasetInfo(
 WHERE = "org/name@1a2b, videos/top/0-0"
 
 
-def episodes_of(lengths: list[int], starts: list[float], files: list[int] | None = None) -> EpisodeTable:
+def episodes_of(
+    lengths: list[int], starts: list[float], files: list[int] | None = None
+) -> EpisodeTable:
     nothing = [0] * len(lengths)
     columns = {
         "episode_index": list(range(len(lengths))),
@@ -43,7 +47,9 @@ def episodes_of(lengths: list[int], starts: list[float], files: list[int] | None
         "videos/top/file_index": files or nothing,
         "videos/top/from_timestamp": starts,
     }
-    return episode_table({name: np.array(values) for name, values in columns.items()}, info=INFO, where="table")
+    return episode_table(
+        {name: np.array(values) for name, values in columns.items()}, info=INFO, where="table"
+    )
 
 
 def table_of(codec: str = "h264", **options: Any) -> SampleTable:
@@ -51,7 +57,12 @@ def table_of(codec: str = "h264", **options: Any) -> SampleTable:
 
 
 def video_file(
-    lengths: list[int], starts: list[float], *, table: SampleTable | None = None, fps: float = 10.0, files: list[int] | None = None
+    lengths: list[int],
+    starts: list[float],
+    *,
+    table: SampleTable | None = None,
+    fps: float = 10.0,
+    files: list[int] | None = None,
 ) -> VideoFile:
     table = table_of() if table is None else table
     return VideoFile(
@@ -74,16 +85,21 @@ def problem(file: VideoFile, episode: int) -> str:
     return str(caught.value).removeprefix(prefix)
 
 
-# --- rows and frames -----------------------------------------------------------------------------------------------------------------
+# --- rows and frames -----------------------------------------------------------------------------
 
 
 def test_an_episode_starts_at_the_frame_nearest_to_its_time() -> None:
     file = video_file([9, 8, 13], [0.0, 0.9, 1.7])
     assert [file.first_frame(episode) for episode in range(3)] == [0, 9, 17]
-    # As rounded to microseconds, off by less than half a frame, and in the order of another recorder.
+    # As rounded to microseconds, off by less than half a frame, and in the order of another
+    # recorder.
     assert video_file([9, 8, 13], [0.0, 0.899999, 1.700001]).first_frame(2) == 17
-    assert [video_file([9, 8, 13], [0.04, 0.86, 1.74]).first_frame(episode) for episode in range(3)] == [0, 9, 17]
-    assert [video_file([13, 9, 8], [1.7, 0.0, 0.9]).first_frame(episode) for episode in range(3)] == [17, 0, 9]
+    assert [
+        video_file([9, 8, 13], [0.04, 0.86, 1.74]).first_frame(episode) for episode in range(3)
+    ] == [0, 9, 17]
+    assert [
+        video_file([13, 9, 8], [1.7, 0.0, 0.9]).first_frame(episode) for episode in range(3)
+    ] == [17, 0, 9]
 
 
 def test_only_the_episodes_of_the_file_count() -> None:
@@ -100,21 +116,25 @@ def test_an_episode_that_is_longer_than_the_rest_of_the_file() -> None:
     file = video_file([9, 8, 14], [0.0, 0.9, 1.7])
     assert [file.first_frame(episode) for episode in range(2)] == [0, 9]
     assert problem(file, 2) == (
-        "it has 14 rows, but only 13 frames from 1.700000 s until the file ends; which frame belongs to which row is not known"
+        "it has 14 rows, but only 13 frames from 1.700000 s until the file ends; which frame "
+        "belongs to which row is not known"
     )
 
 
 def test_an_episode_that_runs_into_the_next_one() -> None:
     file = video_file([10, 8, 13], [0.0, 0.9, 1.7])
     assert problem(file, 0) == (
-        "it has 10 rows, but only 9 frames from 0.000000 s until the next episode starts; which frame belongs to which row is not known"
+        "it has 10 rows, but only 9 frames from 0.000000 s until the next episode starts; which "
+        "frame belongs to which row is not known"
     )
     assert [file.first_frame(episode) for episode in (1, 2)] == [9, 17]
 
 
 def test_two_episodes_at_one_place() -> None:
     file = video_file([9, 9, 12], [0.0, 0.0, 0.9])
-    assert problem(file, 0).startswith("it has 9 rows, but only 0 frames from 0.000000 s until the next episode starts")
+    assert problem(file, 0).startswith(
+        "it has 9 rows, but only 0 frames from 0.000000 s until the next episode starts"
+    )
     assert (file.first_frame(1), file.first_frame(2)) == (0, 9)
 
 
@@ -122,21 +142,25 @@ def test_an_episode_that_starts_behind_the_end_of_the_file() -> None:
     file = video_file([9, 8, 1], [0.0, 0.9, 3.5])
     assert (
         problem(file, 2)
-        == "it should start at 3.500000 s, but the nearest of the 30 frames is at 2.900000 s and the last one at 2.900000 s"
+        == "it should start at 3.500000 s, but the nearest of the 30 frames is at 2.900000 s and "
+        "the last one at 2.900000 s"
     )
     assert [file.first_frame(episode) for episode in (0, 1)] == [0, 9]
 
 
 def test_an_episode_that_starts_where_there_is_no_frame() -> None:
-    # Half-way between two frames, seen from a data set of twice the rate; and in a file of a fourth of it.
+    # Half-way between two frames, seen from a data set of twice the rate; and in a file of a fourth
+    # of it.
     assert problem(video_file([5, 5], [0.0, 0.75], fps=20.0), 1) == (
-        "it should start at 0.750000 s, but the nearest of the 30 frames is at 0.700000 s and the last one at 2.900000 s; "
-        "the frames of the file come at 10 a second, info.json says fps 20"
+        "it should start at 0.750000 s, but the nearest of the 30 frames is at 0.700000 s and the "
+        "last one at 2.900000 s; the frames of the file come at 10 a second, info.json says fps "
+        "20"
     )
     table = dataclasses.replace(table_of(), pts=table_of().pts * 4)
     assert problem(video_file([5, 5], [0.0, 0.5], table=table), 1) == (
-        "it should start at 0.500000 s, but the nearest of the 30 frames is at 0.400000 s and the last one at 11.600000 s; "
-        "the frames of the file come at 2.5 a second, info.json says fps 10"
+        "it should start at 0.500000 s, but the nearest of the 30 frames is at 0.400000 s and the "
+        "last one at 11.600000 s; the frames of the file come at 2.5 a second, info.json says fps "
+        "10"
     )
 
 
@@ -160,12 +184,17 @@ def test_timestamps_are_counted_without_drift_in_a_long_file() -> None:
     assert [file.first_frame(episode) for episode in range(len(lengths))] == firsts.tolist()
 
 
-# --- frames and GOPs -----------------------------------------------------------------------------------------------------------------
+# --- frames and GOPs -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"codec": "h264"}, {"codec": "av1", "gop": 2}, {"codec": "hevc", "b_frames": 3, "open_gop": True}, {"codec": "hevc", "b_frames": 3}],
+    [
+        {"codec": "h264"},
+        {"codec": "av1", "gop": 2},
+        {"codec": "hevc", "b_frames": 3, "open_gop": True},
+        {"codec": "hevc", "b_frames": 3},
+    ],
     ids=["h264", "av1", "hevc open GOPs", "hevc"],
 )
 def test_every_frame_lies_in_the_gop_that_it_is_decoded_from(options: dict[str, Any]) -> None:
@@ -173,14 +202,19 @@ def test_every_frame_lies_in_the_gop_that_it_is_decoded_from(options: dict[str, 
     file = video_file([30], [0.0], table=table)
     gops = table.gop_of_frame(np.arange(30)).tolist()
     assert file.gops_of(np.arange(30)).tolist() == gops
-    assert [frame for gop in range(len(table.key_samples)) for frame in file.frames_of(gop)] == list(range(30))
+    assert [
+        frame for gop in range(len(table.key_samples)) for frame in file.frames_of(gop)
+    ] == list(range(30))
     for gop in range(len(table.key_samples)):
         frames = file.frames_of(gop)
         assert isinstance(frames, range)
         assert {gops[frame] for frame in frames} == {gop}
         assert file.byte_range(gop) == unit_of_frames(table, gop, np.array(frames)).byte_range
         unit = file.unit(gop, list(frames)[:2])
-        assert unit.samples.tolist() == unit_of_frames(table, gop, np.array(frames[:2])).samples.tolist()
+        assert (
+            unit.samples.tolist()
+            == unit_of_frames(table, gop, np.array(frames[:2])).samples.tolist()
+        )
         assert file.num_pictures(gop, list(frames)[:2]) == len(unit.samples)
         # What is read for a GOP covers what is decoded of it, whichever frames are wanted.
         assert file.byte_range(gop).start <= unit.byte_range.start
@@ -190,17 +224,26 @@ def test_every_frame_lies_in_the_gop_that_it_is_decoded_from(options: dict[str, 
 @pytest.mark.parametrize("num_frames", [30, 33], ids=["30 frames", "a last GOP of one frame"])
 @pytest.mark.parametrize(
     "options",
-    [{"codec": "av1", "gop": 2}, {"codec": "h264", "b_frames": 2}, {"codec": "hevc", "b_frames": 3, "open_gop": True}],
+    [
+        {"codec": "av1", "gop": 2},
+        {"codec": "h264", "b_frames": 2},
+        {"codec": "hevc", "b_frames": 3, "open_gop": True},
+    ],
     ids=["av1", "h264", "hevc open GOPs"],
 )
 def test_the_bytes_of_gops_are_those_of_each(options: dict[str, Any], num_frames: int) -> None:
-    """Also where a GOP, for the leading pictures of the next one, needs bytes behind all of that."""
+    """Also where a GOP, for the leading pictures of the next one, needs bytes behind all of
+    that.
+    """
     file = video_file([num_frames], [0.0], table=table_of(num_frames=num_frames, **options))
     num_gops = len(file.gop_starts) - 1
     for begin in range(num_gops):
         for end in range(begin + 1, num_gops + 1):
             ranges = [file.byte_range(gop) for gop in range(begin, end)]
-            assert file.byte_range_of(range(begin, end)) == (min(r.start for r in ranges), max(r.stop for r in ranges))
+            assert file.byte_range_of(range(begin, end)) == (
+                min(r.start for r in ranges),
+                max(r.stop for r in ranges),
+            )
 
 
 def test_the_memory_that_a_file_takes() -> None:
@@ -208,7 +251,7 @@ def test_the_memory_that_a_file_takes() -> None:
     assert 30 * 4 * 8 < file.nbytes < 30 * 4 * 8 + 1000
 
 
-# --- episodes that are fetched together ----------------------------------------------------------------------------------------------
+# --- episodes that are fetched together ----------------------------------------------------------
 
 
 # 30 frames of GOPs of 2, of about 200 bytes each.
@@ -238,7 +281,11 @@ def test_episodes_that_are_fetched_together(name: str) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"codec": "av1", "gop": 2}, {"codec": "h264", "gop": 5, "b_frames": 2}, {"codec": "hevc", "b_frames": 3, "open_gop": True}],
+    [
+        {"codec": "av1", "gop": 2},
+        {"codec": "h264", "gop": 5, "b_frames": 2},
+        {"codec": "hevc", "b_frames": 3, "open_gop": True},
+    ],
     ids=["av1", "h264", "hevc open GOPs"],
 )
 @pytest.mark.parametrize("piece_bytes", [1, 1000, 3000, 10_000])
@@ -246,7 +293,9 @@ def test_no_set_is_longer_than_two_pieces(options: dict[str, Any], piece_bytes: 
     lengths = [1, 4, 2, 3, 7, 1, 5, 6, 1]
     starts = np.cumsum([0, *lengths[:-1]]) / 10
     file = video_file(lengths, starts.tolist(), table=table_of(**options))
-    together = episodes_fetched_together(file, np.ones(len(lengths), np.bool_), piece_bytes=piece_bytes)
+    together = episodes_fetched_together(
+        file, np.ones(len(lengths), np.bool_), piece_bytes=piece_bytes
+    )
     assert sorted(together) == list(range(len(lengths)))
     for episode, members in together.items():
         assert episode in members
@@ -261,7 +310,7 @@ def test_no_set_is_longer_than_two_pieces(options: dict[str, Any], piece_bytes: 
         assert len(members) == 1 or size <= 2 * piece_bytes + file.byte_range(last.item(-1)).length
 
 
-# --- groups --------------------------------------------------------------------------------------------------------------------------
+# --- groups --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +322,10 @@ def files() -> list[VideoFile]:
 
 def gops_of(files: list[VideoFile], wanted: list[tuple[int, int, int]]) -> list[GopFrames]:
     """Makes wanted GOPs of (file, GOP, number of frames)."""
-    return [GopFrames(files[file], 0, gop, np.array(files[file].frames_of(gop))[:count]) for file, gop, count in wanted]
+    return [
+        GopFrames(files[file], 0, gop, np.array(files[file].frames_of(gop))[:count])
+        for file, gop, count in wanted
+    ]
 
 
 @pytest.mark.parametrize(
@@ -289,14 +341,27 @@ def gops_of(files: list[VideoFile], wanted: list[tuple[int, int, int]]) -> list[
     ],
     ids=["none", "one", "two files", "two encodings", "full", "a GOP that is too long", "no limit"],
 )
-def test_groups(files: list[VideoFile], wanted: list[tuple[int, int, int]], max_pictures: int, expected: list[list[int]]) -> None:
+def test_groups(
+    files: list[VideoFile],
+    wanted: list[tuple[int, int, int]],
+    max_pictures: int,
+    expected: list[list[int]],
+) -> None:
     assert decode_groups(gops_of(files, wanted), max_pictures=max_pictures) == expected
 
 
-def test_every_gop_is_in_one_group_and_the_groups_are_in_order_of_first_use(files: list[VideoFile]) -> None:
+def test_every_gop_is_in_one_group_and_the_groups_are_in_order_of_first_use(
+    files: list[VideoFile],
+) -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
-        gops = gops_of(files, [(int(rng.integers(3)), int(rng.integers(3)), int(rng.integers(1, 8))) for _ in range(rng.integers(1, 30))])
+        gops = gops_of(
+            files,
+            [
+                (int(rng.integers(3)), int(rng.integers(3)), int(rng.integers(1, 8)))
+                for _ in range(rng.integers(1, 30))
+            ],
+        )
         limit = int(rng.integers(1, 40))
         groups = decode_groups(gops, max_pictures=limit)
         assert sorted(number for group in groups for number in group) == list(range(len(gops)))

@@ -1,12 +1,14 @@
 """Fetches and decodes the frames of one camera ahead, and keeps each until its last known use.
 
-Idea: every frame that a coming example needs is known, with its uses. A GOP is fetched (`_reading/frames/gop_fetcher`) and decoded
-(`_reading/frames/gop_decoder`) at its first use, for all of its frames that are known to be needed, and each frame goes after its last use.
+Idea: every frame that a coming example needs is known, with its uses. A GOP is fetched
+(`_reading/frames/gop_fetcher`) and decoded (`_reading/frames/gop_decoder`) at its first use, for
+all of its frames that are known to be needed, and each frame goes after its last use.
 
 Rules:
-* One thread, the consumer's, plans; pools run tasks that know everything they need. Only a long GOP's decoder is shared by tasks, under
-  its own lock.
-* A slot of the store is given back when no task can write to it any more: after the task that does was waited for, or is done.
+* One thread, the consumer's, plans; pools run tasks that know everything they need. Only a long
+  GOP's decoder is shared by tasks, under its own lock.
+* A slot of the store is given back when no task can write to it any more: after the task that does
+  was waited for, or is done.
 """
 
 from __future__ import annotations
@@ -107,16 +109,24 @@ class CameraReader:
 
     @property
     def used_bytes(self) -> int:
-        return self._fetcher.coded_bytes + self._fetcher.kept_bytes + self._decoder.decoder_bytes + self.store.used_bytes
+        return (
+            self._fetcher.coded_bytes
+            + self._fetcher.kept_bytes
+            + self._decoder.decoder_bytes
+            + self.store.used_bytes
+        )
 
     def announce(self, block: WindowBlock) -> Integers:
         """Counts the frames that a block needs; returns their entries, int64 `(examples, time)`.
 
-        What tells where the bytes lie is asked for as soon as a file is known to be needed, long before its first frame is.
+        What tells where the bytes lie is asked for as soon as a file is known to be needed, long
+        before its first frame is.
         """
         for number in set(self._file_of_episode[block.episodes].tolist()):
             self._fetcher.open(number)
-        return self.demand.add(self._episodes.first_rows[block.episodes][:, None] + self._window(block))
+        return self.demand.add(
+            self._episodes.first_rows[block.episodes][:, None] + self._window(block)
+        )
 
     # Fetching
 
@@ -132,7 +142,9 @@ class CameraReader:
             if self.demand.is_requested[entry]:
                 continue  # with another one
             try:
-                self._fetcher.fetch(block.episodes.item(index // entries.shape[1]), frames.item(index))
+                self._fetcher.fetch(
+                    block.episodes.item(index // entries.shape[1]), frames.item(index)
+                )
             except LeRobotGrainError as error:
                 self.demand.slots[entry], self.demand.is_requested[entry] = FAILED, True
                 self._problems_of_entries[entry] = error
@@ -140,7 +152,8 @@ class CameraReader:
     # Decoding
 
     def frames_to_decode(self, block: WindowBlock, entries: Integers) -> list[DecodeCandidate]:
-        """Returns what is to be decoded for a block: of every GOP that it needs, the frames that are known to be needed.
+        """Returns what is to be decoded for a block: of every GOP that it needs, the frames that
+        are known to be needed.
 
         Of long GOPs those up to the last one that the block needs.
         """
@@ -165,19 +178,27 @@ class CameraReader:
     ) -> list[DecodeCandidate]:
         frames = frames + file.first_frames(episodes)
         num_gops = len(file.gop_starts)
-        distinct, inverse = np.unique(episodes * num_gops + file.gops_of(frames), return_inverse=True)
+        distinct, inverse = np.unique(
+            episodes * num_gops + file.gops_of(frames), return_inverse=True
+        )
         episodes, gops = np.divmod(distinct, num_gops)
         last = np.zeros(len(distinct), np.int64)
         np.maximum.at(last, inverse, frames)
         # All frames of these GOPs that belong to the episode, one GOP after the other.
         first = file.first_frames(episodes)
         starts = np.maximum(file.gop_starts[gops], first)
-        lengths = np.minimum(file.gop_starts[gops + 1], first + self._episodes.lengths[episodes]) - starts
+        lengths = (
+            np.minimum(file.gop_starts[gops + 1], first + self._episodes.lengths[episodes]) - starts
+        )
         stops = np.cumsum(lengths)
         gop_of = np.repeat(np.arange(len(distinct)), lengths)
         candidates = np.arange(stops[-1]) + (starts - (stops - lengths))[gop_of]
-        entries = self.demand.find(candidates + (self._episodes.first_rows[episodes] - first)[gop_of])
-        needed = np.flatnonzero((self.demand.uses[entries] > 0) & (self.demand.slots[entries] == NO_SLOT))
+        entries = self.demand.find(
+            candidates + (self._episodes.first_rows[episodes] - first)[gop_of]
+        )
+        needed = np.flatnonzero(
+            (self.demand.uses[entries] > 0) & (self.demand.slots[entries] == NO_SLOT)
+        )
         candidates, entries, gop_of = candidates[needed], entries[needed], gop_of[needed]
         bounds = np.searchsorted(gop_of, np.arange(len(distinct) + 1)).tolist()
         now = is_now[entries]
@@ -186,10 +207,19 @@ class CameraReader:
             begin, end = bounds[i], bounds[i + 1]
             is_last = True
             if self._fetcher.gops[file.number, episode, gop].is_long:
-                last_end = begin + int(np.searchsorted(candidates[begin:end], last[i], side="right"))
+                last_end = begin + int(
+                    np.searchsorted(candidates[begin:end], last[i], side="right")
+                )
                 end, is_last = last_end, last_end == end
             part = slice(begin, end)
-            wanted.append(DecodeCandidate(GopFrames(file, episode, gop, candidates[part]), entries[part], now[part], is_last))
+            wanted.append(
+                DecodeCandidate(
+                    GopFrames(file, episode, gop, candidates[part]),
+                    entries[part],
+                    now[part],
+                    is_last,
+                )
+            )
         return wanted
 
     def start(self, wanted: Sequence[DecodeCandidate]) -> None:
@@ -221,16 +251,28 @@ class CameraReader:
         if problems or self._problems_of_entries:
             for example, window in enumerate(zip(entries.tolist(), slots.tolist(), strict=True)):
                 for entry, slot in zip(*window, strict=True):
-                    problem = self._problems_of_entries.get(entry) if slot == FAILED else problems.get(slot)
+                    problem = (
+                        self._problems_of_entries.get(entry)
+                        if slot == FAILED
+                        else problems.get(slot)
+                    )
                     if problem is not None:
                         return example, problem
         return None
 
     def copy_frames(self, entries: Integers, out: Frames) -> None:
-        """Copies the frames of examples, which were waited for, entries int64 `(examples, time)`, to `out`: one after the other."""
+        """Copies the frames of examples, which were waited for, entries int64 `(examples, time)`,
+        to `out`: one after the other.
+        """
         slots = self.demand.slots[entries.reshape(-1)]
         # "clip", because "raise" would go through a copy.
-        np.take(self.store.frames, slots, axis=0, out=out.reshape(len(slots), *self.store.frames.shape[1:]), mode="clip")
+        np.take(
+            self.store.frames,
+            slots,
+            axis=0,
+            out=out.reshape(len(slots), *self.store.frames.shape[1:]),
+            mode="clip",
+        )
         self._meter.count(frames_handed_out=len(slots))
 
     def release(self, entries: Integers) -> None:
@@ -240,5 +282,7 @@ class CameraReader:
     # Windows
 
     def _window(self, block: WindowBlock) -> Integers:
-        """Returns int64 `(examples, time)`: the frames of the episode that the camera's windows consist of."""
+        """Returns int64 `(examples, time)`: the frames of the episode that the camera's windows
+        consist of.
+        """
         return block.frames.get(self._camera, block.anchor_frames[:, None])

@@ -1,7 +1,9 @@
-"""Decode tasks: GOPs whose coded bytes were asked for -> frames in slots. These wait for bytes, and are called from the decode threads.
+"""Decode tasks: GOPs whose coded bytes were asked for -> frames in slots. These wait for bytes, and
+are called from the decode threads.
 
-GOPs of equal format are put into groups (`decode_groups`), and each group is decoded as one small MP4 (`decode_jobs`). The decoder of a
-long GOP stays open between tasks, under a lock (`LongGopDecoder`).
+GOPs of equal format are put into groups (`decode_groups`), and each group is decoded as one small
+MP4 (`decode_jobs`). The decoder of a long GOP stays open between tasks, under a lock
+(`LongGopDecoder`).
 """
 
 from __future__ import annotations
@@ -39,7 +41,10 @@ class GopFrames(NamedTuple):
     frames: Integers
 
     def __str__(self) -> str:
-        return f"{self.file.where}: episode {self.file.number_of(self.episode)}, camera {self.file.camera}, GOP {self.gop}"
+        return (
+            f"{self.file.where}: episode {self.file.number_of(self.episode)}, camera "
+            f"{self.file.camera}, GOP {self.gop}"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,11 +56,15 @@ class PendingBytes:
 
     def bytes_of(self, wanted: ByteRange) -> memoryview:
         """Returns the bytes of a range of the file; waits for them."""
-        return memoryview(self.payload.result())[wanted.start - self.start : wanted.stop - self.start]
+        return memoryview(self.payload.result())[
+            wanted.start - self.start : wanted.stop - self.start
+        ]
 
 
 class DecodeJob(NamedTuple):
-    """A part of a decode task: what is wanted of a GOP, its coded bytes, and int64 `(n,)`, the slots that its frames are written to."""
+    """A part of a decode task: what is wanted of a GOP, its coded bytes, and int64 `(n,)`, the
+    slots that its frames are written to.
+    """
 
     wanted: GopFrames
     coded: PendingBytes
@@ -63,7 +72,8 @@ class DecodeJob(NamedTuple):
 
 
 def decode_groups(gops: Iterable[GopFrames], *, max_pictures: int) -> list[list[int]]:
-    """Puts GOPs into groups that one small MP4 can hold: equal formats, up to about `max_pictures` wanted frames.
+    """Puts GOPs into groups that one small MP4 can hold: equal formats, up to about `max_pictures`
+    wanted frames.
 
     Args:
       gops: in the order of their first use.
@@ -85,7 +95,9 @@ def decode_groups(gops: Iterable[GopFrames], *, max_pictures: int) -> list[list[
     return groups
 
 
-def decode_jobs(jobs: Sequence[DecodeJob], into: Frames, open_video: OpenVideo) -> dict[int, Exception]:
+def decode_jobs(
+    jobs: Sequence[DecodeJob], into: Frames, open_video: OpenVideo
+) -> dict[int, Exception]:
     """Decodes GOPs that share a sample description; waits for their bytes.
 
     Args:
@@ -115,15 +127,24 @@ def _decode_together(jobs: Sequence[DecodeJob], into: Frames, open_video: OpenVi
         file = job.wanted.file
         unit = file.unit(job.wanted.gop, job.wanted.frames)
         units.append(unit)
-        coded.append(coded_unit(file.table, unit, job.coded.bytes_of(unit.byte_range), where=job.wanted))
+        coded.append(
+            coded_unit(file.table, unit, job.coded.bytes_of(unit.byte_range), where=job.wanted)
+        )
     for places in stitchable(coded):
         before = np.cumsum([0, *(len(units[place].samples) for place in places)])
         first = jobs[places[0]].wanted
         where = f"{first}" if len(places) == 1 else f"{first} and {len(places) - 1} more"
         track = first.file.table.format
-        numbers = np.concatenate([units[place].wanted + count for place, count in zip(places, before[:-1].tolist(), strict=True)])
+        numbers = np.concatenate(
+            [
+                units[place].wanted + count
+                for place, count in zip(places, before[:-1].tolist(), strict=True)
+            ]
+        )
         with holding_off_exit():
-            video = open_video(small_mp4(track, [coded[place] for place in places]), where, track.rotation)
+            video = open_video(
+                small_mp4(track, [coded[place] for place in places]), where, track.rotation
+            )
             video.read(numbers, into, np.concatenate([jobs[place].slots for place in places]))
             del video
 

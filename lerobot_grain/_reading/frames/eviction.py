@@ -1,8 +1,9 @@
 """Which decoded frames stay when memory is short: those that are needed first. Pure.
 
-The order in which frames are needed is known, so the best choice is known too (Belady's rule): whatever is needed last goes first. Frames
-that are still to be decoded for later blocks are judged together with those that are decoded already: it does not pay to decode one, and to
-drop another that is needed earlier.
+The order in which frames are needed is known, so the best choice is known too (Belady's rule):
+whatever is needed last goes first. Frames that are still to be decoded for later blocks are judged
+together with those that are decoded already: it does not pay to decode one, and to drop another
+that is needed earlier.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from lerobot_grain._base.arrays import Integers
 
 
 def frames_that_stay(next_use: Integers, size: Integers, room: int) -> npt.NDArray[np.bool_]:
-    """Returns which frames stay, bool `(n,)`: in the order of their next use, as many as there is room for.
+    """Returns which frames stay, bool `(n,)`: in the order of their next use, as many as there is
+    room for.
 
-    From the first one on that there is no room for, none stays, small as it may be. Of frames with the same next use, earlier ones stay.
+    From the first one on that there is no room for, none stays, small as it may be. Of frames with
+    the same next use, earlier ones stay.
 
     Args:
       next_use: int64 `(n,)`: when each frame is needed next.

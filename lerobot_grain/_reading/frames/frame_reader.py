@@ -1,8 +1,9 @@
 """The frames of all cameras, within one budget.
 
-What a block of examples needs is decoded at once, together with the frames of the same GOPs that are needed later, as far as the budget
-allows. When it does not allow all, `_reading/frames/eviction` chooses; frames that it leaves out or drops are read and decoded again later:
-slower, never wrong, never more memory.
+What a block of examples needs is decoded at once, together with the frames of the same GOPs that
+are needed later, as far as the budget allows. When it does not allow all,
+`_reading/frames/eviction` chooses; frames that it leaves out or drops are read and decoded again
+later: slower, never wrong, never more memory.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class FrameReader:
       cameras: which are read.
       image_size: (height, width) that they are resized to, or `None`.
       budget: of memory; its `frames` are kept to here.
-      needed_every_epoch: bool `(episodes,)`: of which episodes something is needed in every epoch, as far as is known.
+      needed_every_epoch: bool `(episodes,)`: of which episodes something is needed in every epoch,
+        as far as is known.
       fetchers, decoders: where reading and decoding run.
       meter: counts.
     """
@@ -68,7 +70,9 @@ class FrameReader:
         meter: Meter,
     ) -> None:
         self._budget_bytes = budget.frames
-        self._files: FutureCache[tuple[str, int], VideoFile] = FutureCache(limit=budget.video_files, size=lambda file: file.nbytes)
+        self._files: FutureCache[tuple[str, int], VideoFile] = FutureCache(
+            limit=budget.video_files, size=lambda file: file.nbytes
+        )
         self._cameras = {
             feature.key: CameraReader(
                 repository,
@@ -96,11 +100,14 @@ class FrameReader:
     def example_bytes(self, block: WindowBlock) -> int:
         """Returns the bytes of the frames of one example."""
         return sum(
-            camera.store.frame_bytes * (block.frames[key].shape[1] if key in block.frames else 1) for key, camera in self._cameras.items()
+            camera.store.frame_bytes * (block.frames[key].shape[1] if key in block.frames else 1)
+            for key, camera in self._cameras.items()
         )
 
     def announce(self, block: WindowBlock) -> Entries:
-        """Counts the frames that the next block needs; asks for the sample tables of files that are not known yet."""
+        """Counts the frames that the next block needs; asks for the sample tables of files that are
+        not known yet.
+        """
         return {key: camera.announce(block) for key, camera in self._cameras.items()}
 
     def fetch(self, block: WindowBlock, entries: Entries) -> None:
@@ -108,7 +115,9 @@ class FrameReader:
         for key, camera in self._cameras.items():
             camera.fetch(block, entries[key])
 
-    def decode(self, block: WindowBlock, coming: Sequence[Entries], number: int, *, is_urgent: bool) -> bool:
+    def decode(
+        self, block: WindowBlock, coming: Sequence[Entries], number: int, *, is_urgent: bool
+    ) -> bool:
         """Starts decoding what a block needs.
 
         Args:
@@ -120,9 +129,19 @@ class FrameReader:
         Returns:
           Whether it was started; if not, the budget is full of frames that are needed earlier.
         """
-        wanted = {key: camera.frames_to_decode(block, coming[number][key]) for key, camera in self._cameras.items()}
+        wanted = {
+            key: camera.frames_to_decode(block, coming[number][key])
+            for key, camera in self._cameras.items()
+        }
         room = self._budget_bytes - self.used_bytes
-        if sum(len(item.entries) * self._cameras[key].store.frame_bytes for key, items in wanted.items() for item in items) > room:
+        if (
+            sum(
+                len(item.entries) * self._cameras[key].store.frame_bytes
+                for key, items in wanted.items()
+                for item in items
+            )
+            > room
+        ):
             chosen = self._choose(wanted, coming, number, room, is_urgent=is_urgent)
             if chosen is None:
                 return False
@@ -138,26 +157,45 @@ class FrameReader:
         Returns:
           `None`, or the first example of the block that cannot be had, and why.
         """
-        problems = [problem for key, camera in self._cameras.items() if (problem := camera.wait(entries[key][examples])) is not None]
+        problems = [
+            problem
+            for key, camera in self._cameras.items()
+            if (problem := camera.wait(entries[key][examples])) is not None
+        ]
         first = min(problems, key=lambda problem: problem[0], default=None)
         return None if first is None else (examples.start + first[0], first[1])
 
-    def copy_frames(self, out: Mapping[str, npt.NDArray[Any]], entries: Entries, examples: slice) -> None:
-        """Copies the frames of some examples of a block, which were waited for, to `out`: camera -> `(examples, ..., channels)`."""
+    def copy_frames(
+        self, out: Mapping[str, npt.NDArray[Any]], entries: Entries, examples: slice
+    ) -> None:
+        """Copies the frames of some examples of a block, which were waited for, to `out`: camera ->
+        `(examples, ..., channels)`.
+        """
         for key, camera in self._cameras.items():
             camera.copy_frames(entries[key][examples], out[key])
             camera.release(entries[key][examples])
 
     def shape_of(self, key: str, block: WindowBlock) -> tuple[int, ...]:
-        """Returns the shape of an example's value: `(height, width, channels)`, or with the time in front."""
+        """Returns the shape of an example's value: `(height, width, channels)`, or with the time in
+        front.
+        """
         shape: tuple[int, ...] = self._cameras[key].store.frames.shape[1:]
         return (block.frames[key].shape[1], *shape) if key in block.frames else shape
 
     def _choose(
-        self, wanted: Mapping[str, list[DecodeCandidate]], coming: Sequence[Entries], number: int, room: int, *, is_urgent: bool
+        self,
+        wanted: Mapping[str, list[DecodeCandidate]],
+        coming: Sequence[Entries],
+        number: int,
+        room: int,
+        *,
+        is_urgent: bool,
     ) -> dict[str, list[DecodeCandidate]] | None:
-        """Returns the part of `wanted` that there is room for, after dropping decoded frames that are needed later than the rest of it."""
-        # Of each camera: the decoded frames that may go, and those that would be decoded for later blocks.
+        """Returns the part of `wanted` that there is room for, after dropping decoded frames that
+        are needed later than the rest of it.
+        """
+        # Of each camera: the decoded frames that may go, and those that would be decoded for later
+        # blocks.
         decoded: dict[str, Integers] = {}
         later: dict[str, Integers] = {}
         next_uses: list[Integers] = []
@@ -166,11 +204,15 @@ class FrameReader:
             next_use = camera.demand.next_uses([entries[key] for entries in coming])
             droppable = camera.droppable()
             decoded[key] = droppable[next_use[droppable] > number]
-            later[key] = np.concatenate([item.entries[~item.is_now] for item in wanted[key]] or [np.zeros(0, np.int64)])
+            later[key] = np.concatenate(
+                [item.entries[~item.is_now] for item in wanted[key]] or [np.zeros(0, np.int64)]
+            )
             entries = np.concatenate([decoded[key], later[key]])
             next_uses.append(next_use[entries])
             sizes.append(np.full(len(entries), camera.store.frame_bytes))
-            room += camera.store.frame_bytes * (len(decoded[key]) - sum(int(item.is_now.sum()) for item in wanted[key]))
+            room += camera.store.frame_bytes * (
+                len(decoded[key]) - sum(int(item.is_now.sum()) for item in wanted[key])
+            )
         if room < 0 and not is_urgent:
             return None
         stays = frames_that_stay(np.concatenate(next_uses), np.concatenate(sizes), room)

@@ -1,8 +1,10 @@
-"""Which frames of a camera coming examples need, how often, and where each of them is: dense arrays, without an object per frame.
+"""Which frames of a camera coming examples need, how often, and where each of them is: dense
+arrays, without an object per frame.
 
-Frames are named by the row of the data set that they belong to. A data set may have many millions of rows, of which a few thousand are
-known to be needed, in short runs; so the arrays have pages of consecutive rows, made when a row of theirs becomes known and given up after
-its last use. The elements that belong to a row are its *entry*. Pure.
+Frames are named by the row of the data set that they belong to. A data set may have many millions
+of rows, of which a few thousand are known to be needed, in short runs; so the arrays have pages of
+consecutive rows, made when a row of theirs becomes known and given up after its last use. The
+elements that belong to a row are its *entry*. Pure.
 """
 
 from __future__ import annotations
@@ -26,13 +28,16 @@ class FrameDemand:
     """The frames of one camera that are known to be needed.
 
     Attributes:
-      uses: int32 `(entries,)`: how often a frame is still needed; 0 at entry 0, which stands for all rows that are not known.
+      uses: int32 `(entries,)`: how often a frame is still needed; 0 at entry 0, which stands for
+        all rows that are not known.
       slots: int32 `(entries,)`: where the decoded frame is, `NO_SLOT` or `FAILED`.
-      is_requested: bool `(entries,)`: whether its coded bytes were asked for; stays true while it is decoded.
+      is_requested: bool `(entries,)`: whether its coded bytes were asked for; stays true while it
+        is decoded.
     """
 
     def __init__(self) -> None:
-        self._pages: dict[int, int] = {}  # number of a page of the data set -> page of the arrays; page 0 is not used
+        # number of a page of the data set -> page of the arrays; page 0 is not used
+        self._pages: dict[int, int] = {}
         self._free: list[int] = []
         self._num_pages = 0
         self._waiting_uses = np.zeros(0, np.int64)  # of all frames of a page
@@ -42,8 +47,12 @@ class FrameDemand:
         self._grow()
 
     def add(self, rows: Integers) -> Integers:
-        """Counts one more use for each of the rows, of any shape; returns their entries, which hold until the last use."""
-        numbers, inverse, counts = np.unique(rows >> _PAGE_BITS, return_inverse=True, return_counts=True)
+        """Counts one more use for each of the rows, of any shape; returns their entries, which hold
+        until the last use.
+        """
+        numbers, inverse, counts = np.unique(
+            rows >> _PAGE_BITS, return_inverse=True, return_counts=True
+        )
         pages = np.array([self._page(number) for number in numbers.tolist()], np.int64)
         self._waiting_uses[pages] += counts
         entries = (pages[inverse].reshape(rows.shape) << _PAGE_BITS) + (rows & _PAGE - 1)
@@ -51,7 +60,9 @@ class FrameDemand:
         return entries
 
     def find(self, rows: Integers) -> Integers:
-        """Returns the entries of ascending rows, int64 `(n,)`, n > 0: 0 where a row is not known."""
+        """Returns the entries of ascending rows, int64 `(n,)`, n > 0: 0 where a row is not
+        known.
+        """
         numbers = rows >> _PAGE_BITS
         bounds = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
         firsts = numbers[np.append(0, bounds)].tolist() if len(bounds) else [numbers.item(0)]
@@ -61,11 +72,15 @@ class FrameDemand:
             found: Integers = (rows & _PAGE - 1) + start if start else np.zeros_like(rows)
             return found
         all_pages = np.repeat(pages, np.diff(bounds, prepend=0, append=len(rows)))
-        entries: Integers = np.where(all_pages > 0, (all_pages << _PAGE_BITS) + (rows & _PAGE - 1), 0)
+        entries: Integers = np.where(
+            all_pages > 0, (all_pages << _PAGE_BITS) + (rows & _PAGE - 1), 0
+        )
         return entries
 
     def use(self, entries: Integers) -> Integers:
-        """Counts one use less for each of the entries, int64 `(n,)`; returns the slots of the frames that are needed no more."""
+        """Counts one use less for each of the entries, int64 `(n,)`; returns the slots of the
+        frames that are needed no more.
+        """
         np.subtract.at(self.uses, entries, 1)
         gone = np.unique(entries[self.uses[entries] == 0])
         slots: Integers = self.slots[gone].astype(np.int64)
@@ -79,7 +94,9 @@ class FrameDemand:
         return slots
 
     def next_uses(self, coming: list[Integers]) -> Integers:
-        """Returns for every entry the first of the coming arrays of entries that it is in; a very high number where it is in none."""
+        """Returns for every entry the first of the coming arrays of entries that it is in; a very
+        high number where it is in none.
+        """
         found = np.full(len(self.uses), _MANY, np.int64)
         for number in range(len(coming) - 1, -1, -1):
             found[coming[number].reshape(-1)] = number
@@ -107,12 +124,14 @@ class FrameDemand:
 
 
 class FrameStore:
-    """Memory for the decoded frames of one camera, used again and again: fresh memory costs more than copying into used one.
+    """Memory for the decoded frames of one camera, used again and again: fresh memory costs more
+    than copying into used one.
 
     Args:
       shape: (height, width, channels).
       dtype: of the frames.
-      capacity: frames. Memory is taken from the system when a slot is used first; no such one is while one that was used is free.
+      capacity: frames. Memory is taken from the system when a slot is used first; no such one is
+        while one that was used is free.
 
     Attributes:
       frames: `(capacity, height, width, channels)`.

@@ -1,8 +1,9 @@
-"""Starts the decode tasks of one camera, and holds what belongs to them: which slot a task writes, what failed, and open decoders.
+"""Starts the decode tasks of one camera, and holds what belongs to them: which slot a task writes,
+what failed, and open decoders.
 
 * Short GOPs, of any episodes and files, are decoded in groups: one small MP4 for many.
-* A long GOP would fill the budget with frames that are needed much later. It is decoded in pieces: its decoder stays open and goes on
-  where it stopped, until too many are open.
+* A long GOP would fill the budget with frames that are needed much later. It is decoded in pieces:
+  its decoder stays open and goes on where it stopped, until too many are open.
 
 For one thread, the consumer's.
 """
@@ -19,17 +20,26 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.arrays import Integers
-from lerobot_grain._reading.frames.decoding import DecodeJob, GopFrames, LongGopDecoder, PendingBytes, decode_groups, decode_jobs
+from lerobot_grain._reading.frames.decoding import (
+    DecodeJob,
+    GopFrames,
+    LongGopDecoder,
+    PendingBytes,
+    decode_groups,
+    decode_jobs,
+)
 from lerobot_grain._reading.frames.frame_store import FrameDemand, FrameStore
 from lerobot_grain._reading.frames.gop_fetcher import FetchedGop, GopFetcher, GopKey
 from lerobot_grain._reading.options import MemoryBudget
 from lerobot_grain._reading.read_statistics import Meter
 from lerobot_grain._video.decoder import OpenVideo
 
-# Wanted frames of one decode task: the speed of sequential decoding is reached at 16 to 64. More where frames are small: a task takes
-# Python's lock a dozen times, each time against a consumer that may hold it for milliseconds.
+# Wanted frames of one decode task: the speed of sequential decoding is reached at 16 to 64. More
+# where frames are small: a task takes Python's lock a dozen times, each time against a consumer
+# that may hold it for milliseconds.
 _PICTURES_PER_TASK, _TASK_BYTES = 64, 8 << 20
-# What an open decoder holds, in pictures of 12 bits a pixel: 5 MB at 640x480 (measured with 64 of them).
+# What an open decoder holds, in pictures of 12 bits a pixel: 5 MB at 640x480 (measured with 64 of
+# them).
 _PICTURES_OF_DECODER = 12
 # GOPs that are remembered to count those that are decoded again; only a figure of the statistics.
 _MAX_LATELY_DECODED = 100_000
@@ -61,7 +71,9 @@ class DecodeCandidate:
     def only(self, keep: npt.NDArray[np.bool_]) -> DecodeCandidate:
         """Returns this for a part of its frames."""
         gop = self.gop._replace(frames=self.gop.frames[keep])
-        return DecodeCandidate(gop, self.entries[keep], self.is_now[keep], self.is_last and bool(keep.all()))
+        return DecodeCandidate(
+            gop, self.entries[keep], self.is_now[keep], self.is_last and bool(keep.all())
+        )
 
 
 class GopDecoder:
@@ -91,9 +103,15 @@ class GopDecoder:
         decoders: Executor,
         meter: Meter,
     ) -> None:
-        self._open_video, self._demand, self._store, self._fetcher = open_video, demand, store, fetcher
+        self._open_video, self._demand, self._store, self._fetcher = (
+            open_video,
+            demand,
+            store,
+            fetcher,
+        )
         self._budget, self._decoders, self._meter = budget, decoders, meter
-        self._open: OrderedDict[GopKey, FetchedGop] = OrderedDict()  # those with an open decoder, the least recently used first
+        # those with an open decoder, the least recently used first
+        self._open: OrderedDict[GopKey, FetchedGop] = OrderedDict()
         self._tasks: dict[int, _Task] = {}  # that were not waited for yet
         self._num_tasks = 0
         self._problems: dict[int, Exception] = {}  # by slot
@@ -116,9 +134,14 @@ class GopDecoder:
                 num_pictures += item.gop.file.num_pictures(item.gop.gop, item.gop.frames)
             if item.is_last:
                 self._release_gop(key, coded)
-        self._meter.count(gops_decoded=self._num_gops, gops_decoded_again=self._num_gops_again, pictures_decoded=num_pictures)
+        self._meter.count(
+            gops_decoded=self._num_gops,
+            gops_decoded_again=self._num_gops_again,
+            pictures_decoded=num_pictures,
+        )
         for group in decode_groups(
-            [item.gop for item, _ in short], max_pictures=max(_PICTURES_PER_TASK, _TASK_BYTES // self._store.frame_bytes)
+            [item.gop for item, _ in short],
+            max_pictures=max(_PICTURES_PER_TASK, _TASK_BYTES // self._store.frame_bytes),
         ):
             items = [short[index] for index in group]
             slots = self._take_slots(np.concatenate([item.entries for item, _ in items]))
@@ -127,7 +150,9 @@ class GopDecoder:
                 end = begin + len(item.entries)
                 jobs.append(DecodeJob(item.gop, coded.run.coded, slots[begin:end]))
                 begin = end
-            problems = self._decoders.submit(decode_jobs, jobs, self._store.frames, self._open_video)
+            problems = self._decoders.submit(
+                decode_jobs, jobs, self._store.frames, self._open_video
+            )
             self._tasks[self._num_tasks] = _Task(problems, [coded.run.coded for _, coded in items])
 
     def _start_piece(self, key: GopKey, coded: FetchedGop, wanted: DecodeCandidate) -> None:
@@ -135,15 +160,26 @@ class GopDecoder:
         gop = wanted.gop
         start = gop.file.frames_of(gop.gop).start
         if coded.decoder is None:
-            coded.decoder_bytes = gop.file.table.format.height * gop.file.table.format.width * 3 // 2 * _PICTURES_OF_DECODER
+            coded.decoder_bytes = (
+                gop.file.table.format.height
+                * gop.file.table.format.width
+                * 3
+                // 2
+                * _PICTURES_OF_DECODER
+            )
             self._close_decoders(coded.decoder_bytes)
-            coded.decoder, coded.next_frame = LongGopDecoder(coded.run.coded, self._open_video), start
+            coded.decoder, coded.next_frame = (
+                LongGopDecoder(coded.run.coded, self._open_video),
+                start,
+            )
             self.decoder_bytes += coded.decoder_bytes
             self._open[key] = coded
             self._count(gop)
         self._open.move_to_end(key)
         begin, end = gop.frames.item(0), gop.frames.item(-1) + 1
-        self._meter.count(pictures_decoded=end - (coded.next_frame if begin >= coded.next_frame else start))
+        self._meter.count(
+            pictures_decoded=end - (coded.next_frame if begin >= coded.next_frame else start)
+        )
         coded.next_frame = end
         slots = self._take_slots(wanted.entries)
         problems = self._decoders.submit(coded.decoder.decode, gop, self._store.frames, slots)
@@ -167,7 +203,8 @@ class GopDecoder:
         self._fetcher.release_bytes(key, coded)
 
     def _close_decoders(self, more_bytes: int) -> None:
-        """Gives up the least recently used decoders while all of them hold more than they may; their GOPs begin anew when needed.
+        """Gives up the least recently used decoders while all of them hold more than they may;
+        their GOPs begin anew when needed.
 
         A decoder goes when the pieces that were asked of it are done.
         """
@@ -187,18 +224,32 @@ class GopDecoder:
         self._lately_decoded.add(key)
 
     def not_being_written(self, entries: Integers) -> Integers:
-        """Returns those of the entries of frames with a slot that no task is writing, int64 `(n,)`."""
+        """Returns those of the entries of frames with a slot that no task is writing, int64
+        `(n,)`.
+        """
         running = [number for number, task in self._tasks.items() if not task.problems.done()]
-        return entries[~np.isin(self._store.task_of[self._demand.slots[entries]], running)] if running else entries
+        return (
+            entries[~np.isin(self._store.task_of[self._demand.slots[entries]], running)]
+            if running
+            else entries
+        )
 
     def wait(self, slots: npt.NDArray[np.integer[Any]]) -> dict[int, Exception]:
-        """Waits for the tasks that write slots, `(n,)`; returns slot -> what is wrong with its frame, for all where something is."""
+        """Waits for the tasks that write slots, `(n,)`; returns slot -> what is wrong with its
+        frame, for all where something is.
+        """
         for number in self._tasks.keys() & set(self._store.task_of[slots].tolist()):
             task = self._tasks.pop(number)
             is_fetched = task.problems.done() or all(coded.payload.done() for coded in task.coded)
             problems = self._meter.wait(task.problems, "decode" if is_fetched else "fetch")
             # A frame that was dropped may have left its slot to another one.
-            self._problems.update({slot: error for slot, error in problems.items() if self._store.task_of[slot] == number})
+            self._problems.update(
+                {
+                    slot: error
+                    for slot, error in problems.items()
+                    if self._store.task_of[slot] == number
+                }
+            )
         return self._problems
 
     def give_back(self, slots: Integers) -> None:

@@ -1,15 +1,16 @@
 """The coded bytes of one camera: which were asked for, and what they are asked for together with.
 
-A GOP is asked for together with its neighbours in the file that are known to be needed. Where the coded bytes of all the camera's video are
-few, they are kept: an episode is fetched whole, at its first use, and later epochs fetch nothing. Small pictures are decoded faster than a
-Hub answers a request for each clip, or even for each episode: so short episodes that lie side by side in a file, and that the stream will
-need too, come in one request. A small file of one episode, as v2.x has them, is fetched whole, with what tells where its pictures lie, and
-kept with that.
+A GOP is asked for together with its neighbours in the file that are known to be needed. Where the
+coded bytes of all the camera's video are few, they are kept: an episode is fetched whole, at its
+first use, and later epochs fetch nothing. Small pictures are decoded faster than a Hub answers a
+request for each clip, or even for each episode: so short episodes that lie side by side in a file,
+and that the stream will need too, come in one request. A small file of one episode, as v2.x has
+them, is fetched whole, with what tells where its pictures lie, and kept with that.
 
 Rules:
 * For one thread, the consumer's; the fetch threads run tasks that know everything they need.
-* What a request brings for several episodes fails for all of them, each time at the example that needs it; what is wrong with an episode
-  itself is nothing to its neighbours.
+* What a request brings for several episodes fails for all of them, each time at the example that
+  needs it; what is wrong with an episode itself is nothing to its neighbours.
 """
 
 from __future__ import annotations
@@ -36,9 +37,11 @@ from lerobot_grain._video.video_file import VideoFile
 # Of a GOP: number of the file, episode, number in the file.
 GopKey = tuple[int, int, int]
 
-# Neighbouring GOPs are fetched in one request this many frames before and behind the one that is needed first.
+# Neighbouring GOPs are fetched in one request this many frames before and behind the one that is
+# needed first.
 _MAX_FETCH_FRAMES = 64
-# A GOP of fewer frames is never long (`MemoryBudget.long_gop`): an open decoder takes more than they.
+# A GOP of fewer frames is never long (`MemoryBudget.long_gop`): an open decoder takes more than
+# they.
 _MIN_LONG_GOP = 24
 
 
@@ -55,7 +58,9 @@ class GopRun:
 
 @dataclass(eq=False, slots=True)
 class FetchedGop:
-    """A GOP whose coded bytes were asked for, until all frames that are known to be needed of it are being decoded."""
+    """A GOP whose coded bytes were asked for, until all frames that are known to be needed of it
+    are being decoded.
+    """
 
     run: GopRun
     is_long: bool
@@ -71,7 +76,8 @@ class GopFetcher:
       repository: the data set.
       camera: its key.
       demand: which frames are needed; those whose bytes are asked for are marked there.
-      needed_every_epoch: bool `(episodes,)`: of which episodes the stream needs something in every epoch, as far as is known.
+      needed_every_epoch: bool `(episodes,)`: of which episodes the stream needs something in every
+        epoch, as far as is known.
       frame_bytes: of a decoded frame.
       budget: of memory.
       fetchers: where reading runs.
@@ -103,22 +109,32 @@ class GopFetcher:
         self._fetchers, self._files, self._meter = fetchers, files, meter
         self._episodes = repository.episodes
         self._file_of_episode = repository.episodes.videos[camera].files.file_of_episode
-        self._together: dict[int, dict[int, list[int]]] = {}  # number of a file -> `episodes_fetched_together`
+        # number of a file -> `episodes_fetched_together`
+        self._together: dict[int, dict[int, list[int]]] = {}
         self.gops: dict[GopKey, FetchedGop] = {}
         self.coded_bytes = self.kept_bytes = 0
 
     def open(self, number: int) -> Future[VideoFile]:
-        """Returns a file of the camera; asks for what tells where its pictures lie, if that is not known."""
+        """Returns a file of the camera; asks for what tells where its pictures lie, if that is not
+        known.
+        """
         return self._files.get(
             (self._camera, number),
-            lambda: self._fetchers.submit(open_video, self._repository, self._camera, number, keep_bytes=self._budget.kept_video),
+            lambda: self._fetchers.submit(
+                open_video,
+                self._repository,
+                self._camera,
+                number,
+                keep_bytes=self._budget.kept_video,
+            ),
         )
 
     def fetch(self, episode: int, frame: int) -> None:
         """Asks for the GOP of a frame of an episode, and for those around it that are needed too.
 
         Raises:
-          LeRobotGrainError: the file could not be opened, or does not hold the frames of the episode.
+          LeRobotGrainError: the file could not be opened, or does not hold the frames of the
+            episode.
         """
         number = self._file_of_episode.item(episode)
         file = self._meter.wait(self.open(number), "fetch")
@@ -128,24 +144,44 @@ class GopFetcher:
         frame += first
         is_kept = file.contents is None and file.estimated_bytes <= self._budget.kept_video
         reach = stop if is_kept else _MAX_FETCH_FRAMES
-        low, gop, high = file.gops_of(np.array([max(first, frame - reach), frame, min(stop - 1, frame + reach)])).tolist()
+        low, gop, high = file.gops_of(
+            np.array([max(first, frame - reach), frame, min(stop - 1, frame + reach)])
+        ).tolist()
         starts = file.gop_starts[low : high + 2].copy()
         # The first and the last GOP may hold frames of other episodes.
         starts[0], starts[-1] = max(starts.item(0), first), min(starts.item(-1), stop)
         demand = self._demand
-        entries = demand.find(np.arange(starts.item(0), starts.item(-1)) + (self._episodes.first_rows.item(episode) - first))
+        entries = demand.find(
+            np.arange(starts.item(0), starts.item(-1))
+            + (self._episodes.first_rows.item(episode) - first)
+        )
         is_needed = (demand.uses[entries] > 0) & ~demand.is_requested[entries]
         if (there := self.gops.get((number, episode, gop))) is not None:
-            begin, end = (max(low, there.run.gops.start), min(high + 1, there.run.gops.stop)) if is_kept else (gop, gop + 1)
+            begin, end = (
+                (max(low, there.run.gops.start), min(high + 1, there.run.gops.stop))
+                if is_kept
+                else (gop, gop + 1)
+            )
         elif is_kept and self._fetch_together(file, episode):
             begin, end = low, high + 1
         else:
-            # Not of GOPs of which all frames are hidden: there `reduceat` gives that of the next frame.
-            gop_is_needed = (np.logical_or.reduceat(is_needed, starts[:-1] - starts[0]) & (np.diff(starts) > 0)).tolist()
+            # Not of GOPs of which all frames are hidden: there `reduceat` gives that of the next
+            # frame.
+            gop_is_needed = (
+                np.logical_or.reduceat(is_needed, starts[:-1] - starts[0]) & (np.diff(starts) > 0)
+            ).tolist()
             begin, end = gop, gop + 1
-            while begin > low and (is_kept or gop_is_needed[begin - 1 - low]) and (number, episode, begin - 1) not in self.gops:
+            while (
+                begin > low
+                and (is_kept or gop_is_needed[begin - 1 - low])
+                and (number, episode, begin - 1) not in self.gops
+            ):
                 begin -= 1
-            while end <= high and (is_kept or gop_is_needed[end - low]) and (number, episode, end) not in self.gops:
+            while (
+                end <= high
+                and (is_kept or gop_is_needed[end - low])
+                and (number, episode, end) not in self.gops
+            ):
                 end += 1
             wanted = file.byte_range_of(range(begin, end))
             while wanted.length > MAX_FETCH_BYTES and end - begin > 1:
@@ -156,29 +192,49 @@ class GopFetcher:
         demand.is_requested[entries[asked][is_needed[asked]]] = True
 
     def _fetch_together(self, file: VideoFile, episode: int) -> bool:
-        """Asks for an episode that is kept and those that it is fetched together with; returns whether there are such."""
+        """Asks for an episode that is kept and those that it is fetched together with; returns
+        whether there are such.
+        """
         if file.number not in self._together:
             self._together[file.number] = episodes_fetched_together(
-                file, self._needed_every_epoch, piece_bytes=self._repository.storage.options.cost_bytes
+                file,
+                self._needed_every_epoch,
+                piece_bytes=self._repository.storage.options.cost_bytes,
             )
         episodes = self._together[file.number][episode]
         if len(episodes) == 1:
             return False
         first_gops, last_gops = file.gops_of_episodes(np.array(episodes))
         members = [
-            (each, range(first, last + 1)) for each, first, last in zip(episodes, first_gops.tolist(), last_gops.tolist(), strict=True)
+            (each, range(first, last + 1))
+            for each, first, last in zip(
+                episodes, first_gops.tolist(), last_gops.tolist(), strict=True
+            )
         ]
         wanted = file.byte_range_of(range(members[0][1].start, members[-1][1].stop))
-        # Where the bytes are not in the order of the pictures, those of neighbours may lie far from each other.
+        # Where the bytes are not in the order of the pictures, those of neighbours may lie far from
+        # each other.
         if wanted.length > MAX_FETCH_BYTES:
             return False
         self._fetch_run(file, members, wanted, is_kept=True)
         return True
 
-    def _fetch_run(self, file: VideoFile, members: Sequence[tuple[int, range]], wanted: ByteRange, *, is_kept: bool) -> None:
-        """Asks for GOPs that follow each other: of each episode, in the order of the file, a range of them."""
+    def _fetch_run(
+        self,
+        file: VideoFile,
+        members: Sequence[tuple[int, range]],
+        wanted: ByteRange,
+        *,
+        is_kept: bool,
+    ) -> None:
+        """Asks for GOPs that follow each other: of each episode, in the order of the file, a range
+        of them.
+        """
         if file.contents is None:
-            coded = PendingBytes(self._fetchers.submit(_read_range, self._repository.storage, file.path, wanted), wanted.start)
+            coded = PendingBytes(
+                self._fetchers.submit(_read_range, self._repository.storage, file.path, wanted),
+                wanted.start,
+            )
             num_bytes = wanted.length
         else:
             coded = PendingBytes(Future(), 0)
@@ -187,10 +243,14 @@ class GopFetcher:
         all_gops = range(members[0][1].start, members[-1][1].stop)
         run = GopRun(coded, num_bytes, all_gops, sum(len(gops) for _, gops in members), is_kept)
         lengths = np.diff(file.gop_starts[all_gops.start : all_gops.stop + 1])
-        is_long = ((lengths >= _MIN_LONG_GOP) & (lengths * self._frame_bytes > self._budget.long_gop)).tolist()
+        is_long = (
+            (lengths >= _MIN_LONG_GOP) & (lengths * self._frame_bytes > self._budget.long_gop)
+        ).tolist()
         for episode, gops in members:
             for gop in gops:
-                self.gops[file.number, episode, gop] = FetchedGop(run, is_long[gop - all_gops.start])
+                self.gops[file.number, episode, gop] = FetchedGop(
+                    run, is_long[gop - all_gops.start]
+                )
         if is_kept:
             self.kept_bytes += run.num_bytes
         else:

@@ -1,4 +1,7 @@
-"""Takes single values out of row groups: where the values of examples lie, and what is there. Pure."""
+"""Takes single values out of row groups: where the values of examples lie, and what is there.
+
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ class Cells:
     """Where values lie.
 
     Attributes:
-      groups: int64 `(examples,)` or `(examples, time)`: places in `PendingRows.groups`; -1: the file could not be opened.
+      groups: int64 `(examples,)` or `(examples, time)`: places in `PendingRows.groups`; -1: the
+        file could not be opened.
       rows: of the same shape: rows, counted as those of the group are.
     """
 
@@ -30,9 +34,15 @@ class Cells:
         return Cells(self.groups[examples], self.rows[examples])
 
 
-def records_of(groups: list[RowGroup | None], keys: tuple[str, ...], cells: Cells) -> dict[str, npt.NDArray[Any]]:
+def records_of(
+    groups: list[RowGroup | None], keys: tuple[str, ...], cells: Cells
+) -> dict[str, npt.NDArray[Any]]:
     """Returns the values of single cells of several columns that are arrays."""
-    of_group = {place: (group.first_row, group.records(keys)) for place, group in enumerate(groups) if group is not None}
+    of_group = {
+        place: (group.first_row, group.records(keys))
+        for place, group in enumerate(groups)
+        if group is not None
+    }
     dtype = next(iter(of_group.values()))[1].dtype
     size = dtype.itemsize
     pieces = []
@@ -58,7 +68,9 @@ def gather(groups: list[RowGroup | None], key: str, cells: Cells) -> npt.NDArray
         assert isinstance(column, np.ndarray)
         if found is None:
             found = np.empty((len(rows), *column.shape[1:]), column.dtype)
-        np.take(column, rows[begin:end] - group.first_row, axis=0, out=found[begin:end], mode="clip")
+        np.take(
+            column, rows[begin:end] - group.first_row, axis=0, out=found[begin:end], mode="clip"
+        )
     assert found is not None
     if len(bounds) > 2:
         sorted_values, found = found, np.empty_like(found)
@@ -67,7 +79,9 @@ def gather(groups: list[RowGroup | None], key: str, cells: Cells) -> npt.NDArray
 
 
 def array_of(values: list[Any], shape: tuple[int, ...]) -> npt.NDArray[np.object_]:
-    """Returns objects as an array of them: what holds lists must not be taken for more axes, here and by whoever stacks or maps trees."""
+    """Returns objects as an array of them: what holds lists must not be taken for more axes, here
+    and by whoever stacks or maps trees.
+    """
     found = np.empty(len(values), object)
     found[:] = values
     return found.reshape(shape)
@@ -80,11 +94,19 @@ def list_column(key: str, group: RowGroup) -> Sequence[Any]:
     return column
 
 
-def look_up(groups: list[RowGroup | None], cells: Cells, column: Callable[[RowGroup], Sequence[Any]]) -> list[Any]:
+def look_up(
+    groups: list[RowGroup | None], cells: Cells, column: Callable[[RowGroup], Sequence[Any]]
+) -> list[Any]:
     """Returns the values of cells of a column that is a list."""
-    of_group = {place: (group.first_row, column(group)) for place, group in enumerate(groups) if group is not None}
+    of_group = {
+        place: (group.first_row, column(group))
+        for place, group in enumerate(groups)
+        if group is not None
+    }
     values = []
-    for place, row in zip(cells.groups.reshape(-1).tolist(), cells.rows.reshape(-1).tolist(), strict=True):
+    for place, row in zip(
+        cells.groups.reshape(-1).tolist(), cells.rows.reshape(-1).tolist(), strict=True
+    ):
         first_row, found = of_group[place]
         values.append(found[row - first_row])
     return values

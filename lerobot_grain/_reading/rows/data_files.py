@@ -1,9 +1,13 @@
-"""Row groups of data files -> the low-dimensional values, encoded images and texts of single rows and windows.
+"""Row groups of data files -> the low-dimensional values, encoded images and texts of single rows
+and windows.
 
-A data file holds the rows of its episodes, each row group those that the episode table puts there. That link is checked when a file is
-opened (number of rows) and when a row group is read (`episode_index` of every row), so a file that belongs to another table is an error and
-never a wrong row. Inside a row group the rows may lie in any order (`_format/row_order`). The column that tells it is read with the others
-until the order of the row group is known in this process; after that only where it is selected."""
+A data file holds the rows of its episodes, each row group those that the episode table puts there.
+That link is checked when a file is opened (number of rows) and when a row group is read
+(`episode_index` of every row), so a file that belongs to another table is an error and never a
+wrong row. Inside a row group the rows may lie in any order (`_format/row_order`). The column that
+tells it is read with the others until the order of the row group is known in this process; after
+that only where it is selected.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,13 @@ from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._format.info import Feature
 from lerobot_grain._format.row_order import GroupOrder, check_episodes, order_column
 from lerobot_grain._format.texts import numbers_shown
-from lerobot_grain._parquet.columns import LanguageColumn, reordered, to_encoded_images, to_numpy, to_strings
+from lerobot_grain._parquet.columns import (
+    LanguageColumn,
+    reordered,
+    to_encoded_images,
+    to_numpy,
+    to_strings,
+)
 from lerobot_grain._parquet.table import ParquetTable, open_table
 from lerobot_grain._reading.rows.order_reader import OrderReader, integer
 from lerobot_grain._repository.repository import Repository
@@ -27,7 +37,8 @@ from lerobot_grain._repository.selection import INDEX_OF, FeatureSelection, text
 
 _EPISODE_INDEX, _TIMESTAMP = "episode_index", "timestamp"
 
-# Smaller row groups cost a request and hardly a byte, and there may be one for every episode: too many files for what they save.
+# Smaller row groups cost a request and hardly a byte, and there may be one for every episode: too
+# many files for what they save.
 _MIN_KEPT_GROUP_BYTES = 64 << 10
 
 # A file of one episode without embedded images is hardly larger; so one request reads it whole.
@@ -55,7 +66,8 @@ class RowGroup:
 
     Attributes:
       first_row: row in the file of its first row.
-      columns: feature key -> array `(rows, *shape)`, or a sequence of str, (images) bytes or (language) lists; and the texts.
+      columns: feature key -> array `(rows, *shape)`, or a sequence of str, (images) bytes or
+        (language) lists; and the texts.
       nbytes: bytes held.
       problems: row -> what is wrong with it, for rows that cannot be handed out.
     """
@@ -70,18 +82,35 @@ class RowGroup:
         """Returns some of its rows, as rows 0, 1, 2, ...; nothing of the others is held."""
         chosen = rows - self.first_row
         columns: dict[str, npt.NDArray[Any] | Sequence[Any]] = {
-            key: column[chosen] if isinstance(column, np.ndarray) else [column[row] for row in chosen.tolist()]
+            key: column[chosen]
+            if isinstance(column, np.ndarray)
+            else [column[row] for row in chosen.tolist()]
             for key, column in self.columns.items()
         }
-        problems = {place: self.problems[row] for place, row in enumerate(rows.tolist()) if row in self.problems} if self.problems else {}
+        problems = (
+            {
+                place: self.problems[row]
+                for place, row in enumerate(rows.tolist())
+                if row in self.problems
+            }
+            if self.problems
+            else {}
+        )
         return RowGroup(0, columns, nbytes=0, problems=problems)
 
     def records(self, keys: tuple[str, ...]) -> Records:
-        """Returns the values of columns that are arrays, row by row: single rows are then had in one piece."""
+        """Returns the values of columns that are arrays, row by row: single rows are then had in
+        one piece.
+        """
         found = self._records.get(keys)
         if found is None:
-            arrays = {key: column for key in keys if isinstance(column := self.columns[key], np.ndarray)}
-            table = np.empty(len(next(iter(arrays.values()))), [(key, array.dtype, array.shape[1:]) for key, array in arrays.items()])
+            arrays = {
+                key: column for key in keys if isinstance(column := self.columns[key], np.ndarray)
+            }
+            table = np.empty(
+                len(next(iter(arrays.values()))),
+                [(key, array.dtype, array.shape[1:]) for key, array in arrays.items()],
+            )
             for key, array in arrays.items():
                 table[key] = array
                 self.columns[key] = table[key]  # so that nothing is held twice
@@ -111,21 +140,30 @@ def open_data_file(repository: Repository, number: int) -> DataFile:
         is_small = len(held) == 1 and storage.size_bytes(path) <= _WHOLE_FILE_BYTES
         table = open_table(storage, path, whole_up_to_bytes=_WHOLE_FILE_BYTES if is_small else 0)
         if table.num_rows != expected:
-            raise DatasetFormatError(f"{table.where}: it has {table.num_rows} rows; the episode table puts {expected} into it")
+            raise DatasetFormatError(
+                f"{table.where}: it has {table.num_rows} rows; the episode table puts {expected} "
+                "into it"
+            )
     return DataFile(table, number)
 
 
 def selected_columns(file: DataFile, selection: FeatureSelection) -> list[str]:
-    """Returns the columns of a data file that are selected, and those that check and name what is read."""
+    """Returns the columns of a data file that are selected, and those that check and name what is
+    read.
+    """
     names = [feature.key for feature in selection.columns]
     extra = [_EPISODE_INDEX, *(INDEX_OF[key] for key in selection.texts)]
     return names + [name for name in extra if name in file.table.leaves and name not in names]
 
 
-def columns_to_read(repository: Repository, file: DataFile, group: int, selection: FeatureSelection) -> list[str]:
-    """Returns the columns that are read of a row group: the selected ones, and the one that orders rows unless their order is known.
+def columns_to_read(
+    repository: Repository, file: DataFile, group: int, selection: FeatureSelection
+) -> list[str]:
+    """Returns the columns that are read of a row group: the selected ones, and the one that orders
+    rows unless their order is known.
 
-    Of a row group that is kept on disk they are always the same, since it is found there by its byte ranges.
+    Of a row group that is kept on disk they are always the same, since it is found there by its
+    byte ranges.
     """
     known = repository.row_orders.get((file.number, group))
     if known is None or not known.is_placed or _is_to_be_kept(repository, file, group, selection):
@@ -138,18 +176,23 @@ def _all_columns(file: DataFile, selection: FeatureSelection) -> list[str]:
     return names if order is None or order in names else [*names, order]
 
 
-def load_group(repository: Repository, file: DataFile, group: int, selection: FeatureSelection) -> RowGroup:
+def load_group(
+    repository: Repository, file: DataFile, group: int, selection: FeatureSelection
+) -> RowGroup:
     """Reads the selected columns of a row group.
 
     Raises:
-      DatasetFormatError: a column is missing, damaged or not what info.json declares, or the rows are not those of the episode table.
+      DatasetFormatError: a column is missing, damaged or not what info.json declares, or the rows
+        are not those of the episode table.
       StorageError: the bytes could not be had.
     """
     with repository.storage.checked(file.table.path):
         return _load_group(repository, file, group, selection)
 
 
-def _load_group(repository: Repository, file: DataFile, group: int, selection: FeatureSelection) -> RowGroup:
+def _load_group(
+    repository: Repository, file: DataFile, group: int, selection: FeatureSelection
+) -> RowGroup:
     table = file.table
     where = f"{table.where}, row group {group}"
     first_row, stop_row = table.group_starts[group], table.group_starts[group + 1]
@@ -176,17 +219,21 @@ def _load_group(repository: Repository, file: DataFile, group: int, selection: F
         index = INDEX_OF[key]
         if index not in table.leaves:
             raise DatasetFormatError(
-                f"{where}: there is no column {index}, which the text of the {key} needs; leave {key!r} out of features"
+                f"{where}: there is no column {index}, which the text of the {key} needs; leave "
+                f"{key!r} out of features"
             )
         numbers = to_numpy(found.column(index), integer(index), where=where)
         known = texts_of(repository, key)
         columns[key] = [known.get(number, "") for number in numbers.tolist()]
-        problems |= _missing_texts(known, key, numbers, first_row, lambda row: _name_of_row(repository, file, row))
+        problems |= _missing_texts(
+            known, key, numbers, first_row, lambda row: _name_of_row(repository, file, row)
+        )
     return RowGroup(first_row, columns, int(found.nbytes), problems)
 
 
 def _order(repository: Repository, file: DataFile, group: int, found: Any) -> GroupOrder:
-    """Returns the order of the rows of a row group, checked against the other parts of the episodes that it holds a part of.
+    """Returns the order of the rows of a row group, checked against the other parts of the episodes
+    that it holds a part of.
 
     Args:
       found: the Arrow table of the row group, with `columns_to_read`.
@@ -197,16 +244,26 @@ def _order(repository: Repository, file: DataFile, group: int, found: Any) -> Gr
     if known is not None and _EPISODE_INDEX in table.leaves:
         # These bytes were read anew.
         stored = to_numpy(found.column(_EPISODE_INDEX), integer(_EPISODE_INDEX), where=where)
-        check_episodes(stored if known.places is None else stored[known.places], _orders_of(repository, file).expected(group), where=where)
+        check_episodes(
+            stored if known.places is None else stored[known.places],
+            _orders_of(repository, file).expected(group),
+            where=where,
+        )
     order = known or _orders_of(repository, file).learn(group, found)
     if order.is_placed:
         return order
-    order = repository.row_orders[file.number, group] = _placed(repository, file, group, found, order)
+    order = repository.row_orders[file.number, group] = _placed(
+        repository, file, group, found, order
+    )
     return order
 
 
-def _placed(repository: Repository, file: DataFile, group: int, found: Any, order: GroupOrder) -> GroupOrder:
-    """Returns the order of a row group, compared with those of the other row groups that hold rows of the same episodes."""
+def _placed(
+    repository: Repository, file: DataFile, group: int, found: Any, order: GroupOrder
+) -> GroupOrder:
+    """Returns the order of a row group, compared with those of the other row groups that hold rows
+    of the same episodes.
+    """
     orders = _orders_of(repository, file)
     for part in order.unusual:
         others = orders.groups_of(part.episode)
@@ -218,7 +275,9 @@ def _placed(repository: Repository, file: DataFile, group: int, found: Any, orde
 
 
 def _learn_orders(repository: Repository, file: DataFile, groups: Sequence[int]) -> None:
-    """Reads what orders the rows of row groups of a file, of those where it is not known yet, at once."""
+    """Reads what orders the rows of row groups of a file, of those where it is not known yet, at
+    once.
+    """
     with repository.row_orders.comparing(file.number):
         unknown = [group for group in groups if (file.number, group) not in repository.row_orders]
         if not unknown:
@@ -234,12 +293,16 @@ def _learn_orders(repository: Repository, file: DataFile, groups: Sequence[int])
 
 
 def extents_to_join(
-    repository: Repository, file: DataFile, selection: FeatureSelection, needed_every_epoch: npt.NDArray[np.bool_]
+    repository: Repository,
+    file: DataFile,
+    selection: FeatureSelection,
+    needed_every_epoch: npt.NDArray[np.bool_],
 ) -> Callable[[int], ByteRange | None]:
-    """Returns a function that tells where the bytes of a row group lie, if it may come with others (`_reading/fetch_groups`).
+    """Returns a function that tells where the bytes of a row group lie, if it may come with others
+    (`_reading/fetch_groups`).
 
-    That is one with rows of an episode that is needed, unless it is kept on disk. What lies between its columns counts too, since it is
-    fetched with them.
+    That is one with rows of an episode that is needed, unless it is kept on disk. What lies between
+    its columns counts too, since it is fetched with them.
 
     Args:
       needed_every_epoch: bool `(episodes,)`: of which something will be needed.
@@ -250,7 +313,9 @@ def extents_to_join(
     bounds = np.array(table.group_starts)
 
     def extent_of(number: int) -> ByteRange | None:
-        first, last = np.searchsorted(stops, bounds[number : number + 2] - (0, 1), side="right").tolist()
+        first, last = np.searchsorted(
+            stops, bounds[number : number + 2] - (0, 1), side="right"
+        ).tolist()
         if not needed_every_epoch[held[first : last + 1]].any():
             return None
         try:
@@ -264,14 +329,21 @@ def extents_to_join(
     return extent_of
 
 
-def fetch_groups(repository: Repository, file: DataFile, groups: Sequence[int], selection: FeatureSelection) -> DataFile:
-    """Reads the bytes of some row groups, in one request where they are neighbours; returns their file, with these in memory.
+def fetch_groups(
+    repository: Repository, file: DataFile, groups: Sequence[int], selection: FeatureSelection
+) -> DataFile:
+    """Reads the bytes of some row groups, in one request where they are neighbours; returns their
+    file, with these in memory.
 
     Raises:
       StorageError: the bytes could not be had.
     """
     table = file.table
-    chunks = [chunk for group in groups for chunk in table.ranges(group, columns_to_read(repository, file, group, selection))]
+    chunks = [
+        chunk
+        for group in groups
+        for chunk in table.ranges(group, columns_to_read(repository, file, group, selection))
+    ]
     # Without a limit, so that none ends inside of what is read together of a row group.
     ranges = merge_ranges(chunks, gap_bytes=0, max_bytes=table.size_bytes)
     payloads = table.storage.read_ranges(table.path, ranges)
@@ -279,15 +351,19 @@ def fetch_groups(repository: Repository, file: DataFile, groups: Sequence[int], 
     return DataFile(in_memory, file.number, nbytes=sum(map(len, payloads)))
 
 
-def episode_timestamps(repository: Repository, episodes: npt.NDArray[np.int64]) -> list[npt.NDArray[np.float64] | None]:
-    """Reads the `timestamp` column of some episodes: of the row groups that hold them, that column and those that check and order rows.
+def episode_timestamps(
+    repository: Repository, episodes: npt.NDArray[np.int64]
+) -> list[npt.NDArray[np.float64] | None]:
+    """Reads the `timestamp` column of some episodes: of the row groups that hold them, that column
+    and those that check and order rows.
 
     Args:
       repository: the data set.
       episodes: int64 `(n,)`, positions in the episode table, in any order and of any data files.
 
     Returns:
-      Of each episode float64 `(length,)`, seconds, in the order of its rows; `None` where its data file has no such column.
+      Of each episode float64 `(length,)`, seconds, in the order of its rows; `None` where its data
+      file has no such column.
 
     Raises:
       DatasetFormatError: as `load_group`.
@@ -305,18 +381,32 @@ def episode_timestamps(repository: Repository, episodes: npt.NDArray[np.int64]) 
         starts = table.data_offsets[episodes[wanted]]
         stops = starts + table.lengths[episodes[wanted]]
         times = _timestamps_of_rows(repository, file, selection, starts, stops)
-        for place, start, stop in zip(wanted.tolist(), starts.tolist(), stops.tolist(), strict=True):
-            found[place] = np.concatenate([values[max(0, start - first) : max(0, stop - first)] for first, values in times])
+        for place, start, stop in zip(
+            wanted.tolist(), starts.tolist(), stops.tolist(), strict=True
+        ):
+            found[place] = np.concatenate(
+                [values[max(0, start - first) : max(0, stop - first)] for first, values in times]
+            )
     return found
 
 
 def _timestamps_of_rows(
-    repository: Repository, file: DataFile, selection: FeatureSelection, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]
+    repository: Repository,
+    file: DataFile,
+    selection: FeatureSelection,
+    starts: npt.NDArray[np.int64],
+    stops: npt.NDArray[np.int64],
 ) -> list[tuple[int, npt.NDArray[np.float64]]]:
-    """Returns the timestamps of the row groups that hold rows `[start, stop)` of the file: the first row of each, and its values."""
+    """Returns the timestamps of the row groups that hold rows `[start, stop)` of the file: the
+    first row of each, and its values.
+    """
     bounds = np.array(file.table.group_starts)
     is_needed = np.zeros(len(bounds) - 1, np.bool_)
-    for first, last in zip(np.searchsorted(bounds, starts, "right") - 1, np.searchsorted(bounds, stops, "left"), strict=True):
+    for first, last in zip(
+        np.searchsorted(bounds, starts, "right") - 1,
+        np.searchsorted(bounds, stops, "left"),
+        strict=True,
+    ):
         is_needed[first:last] = True
     groups = np.flatnonzero(is_needed).tolist()
     known = repository.row_timestamps
@@ -324,12 +414,22 @@ def _timestamps_of_rows(
         found = {group: known.get(file.number, group) for group in groups}
         if missing := [group for group, values in found.items() if values is None]:
             with repository.storage.checked(file.table.path):
-                held = file if file.table.is_in_memory or len(missing) < 2 else fetch_groups(repository, file, missing, selection)
+                held = (
+                    file
+                    if file.table.is_in_memory or len(missing) < 2
+                    else fetch_groups(repository, file, missing, selection)
+                )
             for group in missing:
-                values = np.asarray(load_group(repository, held, group, selection).columns[_TIMESTAMP], np.float64)
+                values = np.asarray(
+                    load_group(repository, held, group, selection).columns[_TIMESTAMP], np.float64
+                )
                 found[group] = values
                 known.keep(file.number, group, values)
-    return [(file.table.group_starts[group], values) for group, values in found.items() if values is not None]
+    return [
+        (file.table.group_starts[group], values)
+        for group, values in found.items()
+        if values is not None
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,42 +440,70 @@ class _Fetched:
     ranges: Sequence[ByteRange]
     payloads: Sequence[bytes]
 
-    def read_ranges(self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False) -> list[bytes]:
+    def read_ranges(
+        self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False
+    ) -> list[bytes]:
         del path, keep
         return [slice_from(self.ranges, self.payloads, wanted) for wanted in ranges]
 
     def read_tail(self, path: str, length: int, *, keep: bool = False) -> tuple[bytes, int]:
-        raise AssertionError(f"{path}: its footer, of {length} bytes or less ({keep=}), is known already")
+        raise AssertionError(
+            f"{path}: its footer, of {length} bytes or less ({keep=}), is known already"
+        )
 
 
-def load_rows(repository: Repository, file: DataFile, group: int, selection: FeatureSelection, rows: npt.NDArray[np.int64]) -> RowGroup:
-    """Reads a row group for some of its rows, as `load_group` does; they become rows 0, 1, 2, ..."""
+def load_rows(
+    repository: Repository,
+    file: DataFile,
+    group: int,
+    selection: FeatureSelection,
+    rows: npt.NDArray[np.int64],
+) -> RowGroup:
+    """Reads a row group for some of its rows, as `load_group` does; they become rows 0, 1,
+    2, ...
+    """
     return load_group(repository, file, group, selection).only(rows)
 
 
-def _is_to_be_kept(repository: Repository, file: DataFile, group: int, selection: FeatureSelection) -> bool:
-    """Returns whether a row group is kept on disk: numbers and texts, not pictures, of which many rows come for each that is wanted.
+def _is_to_be_kept(
+    repository: Repository, file: DataFile, group: int, selection: FeatureSelection
+) -> bool:
+    """Returns whether a row group is kept on disk: numbers and texts, not pictures, of which many
+    rows come for each that is wanted.
 
-    Only where those of the whole data set, if all its row groups are like this one, take less than half of what may be kept. Otherwise the
-    groups of each epoch would push out those of the same epoch, and the indices with them.
+    Only where those of the whole data set, if all its row groups are like this one, take less than
+    half of what may be kept. Otherwise the groups of each epoch would push out those of the same
+    epoch, and the indices with them.
     """
     if any(feature.is_camera for feature in selection.columns):
         return False
     table = file.table
     size = sum(chunk.length for chunk in table.ranges(group, _all_columns(file, selection)))
     rows = table.group_starts[group + 1] - table.group_starts[group]
-    fits = 2 * size * repository.episodes.num_rows <= repository.storage.options.disk_cache_bytes * rows
+    fits = (
+        2 * size * repository.episodes.num_rows
+        <= repository.storage.options.disk_cache_bytes * rows
+    )
     return fits and size >= _MIN_KEPT_GROUP_BYTES
 
 
 def _missing_texts(
-    known: Mapping[int, str], key: str, numbers: npt.NDArray[np.int64], first_row: int, name_of_row: Callable[[int], str]
+    known: Mapping[int, str],
+    key: str,
+    numbers: npt.NDArray[np.int64],
+    first_row: int,
+    name_of_row: Callable[[int], str],
 ) -> dict[int, str]:
-    """Returns row of the file -> what is wrong with it, for the rows that name a text that is not there."""
+    """Returns row of the file -> what is wrong with it, for the rows that name a text that is not
+    there.
+    """
     missing = [number for number in np.unique(numbers).tolist() if number not in known]
     if not missing:
         return {}
-    rest = f"is not in the table of {key}s, which has {numbers_shown(known)}; leave {key!r} out of features=[...] to read the row without"
+    rest = (
+        f"is not in the table of {key}s, which has {numbers_shown(known)}; leave {key!r} out "
+        "of features=[...] to read the row without"
+    )
     return {
         row: f"{name_of_row(row)}: {INDEX_OF[key]} {numbers.item(row - first_row)} {rest}"
         for row in (first_row + np.flatnonzero(np.isin(numbers, missing))).tolist()

@@ -1,7 +1,10 @@
-"""Reads what tells the order of the rows of a data file: `frame_index`, and `index` where that tells none or another than that of the file.
+"""Reads what tells the order of the rows of a data file: `frame_index`, and `index` where that
+tells none or another than that of the file.
 
-The rules are those of `_format/row_order`. `frame_index` comes with the columns of a row group; `index` is read only where `frame_index`
-does not say that the rows lie in order, once for each row group."""
+The rules are those of `_format/row_order`. `frame_index` comes with the columns of a row group;
+`index` is read only where `frame_index` does not say that the rows lie in order, once for each row
+group.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,8 @@ _EPISODE, _FRAME, _INDEX = "episode_index", "frame_index", "index"
 
 @dataclass(frozen=True, slots=True)
 class OrderReader:
-    """Reads the orders of the row groups of a data file, and remembers them in `repository.row_orders`.
+    """Reads the orders of the row groups of a data file, and remembers them in
+    `repository.row_orders`.
 
     Attributes:
       repository: the dataset.
@@ -50,14 +54,20 @@ class OrderReader:
     def expected(self, group: int) -> ExpectedRows:
         """Returns the rows that the episode table puts into a row group."""
         starts = self.table.group_starts
-        return ExpectedRows.of(self.repository.episodes, self.file, starts[group], starts[group + 1])
+        return ExpectedRows.of(
+            self.repository.episodes, self.file, starts[group], starts[group + 1]
+        )
 
     def groups_of(self, episode: int) -> list[int]:
         """Returns the row groups that hold rows of an episode of the file."""
         table, starts = self.table, self.table.group_starts
         first = self.repository.episodes.data_offsets.item(episode)
         last = first + self.repository.episodes.lengths.item(episode) - 1
-        return [group for group in range(table.group_of_row(first), table.group_of_row(last) + 1) if starts[group] < starts[group + 1]]
+        return [
+            group
+            for group in range(table.group_of_row(first), table.group_of_row(last) + 1)
+            if starts[group] < starts[group + 1]
+        ]
 
     def learn(self, group: int, found: Any) -> GroupOrder:
         """Returns, and remembers, the order of the rows of a row group, as it alone tells it.
@@ -71,17 +81,27 @@ class OrderReader:
         """
         column = order_column(self.table.leaves)
         where = self._where(group)
-        stored = to_numpy(found.column(_EPISODE), integer(_EPISODE), where=where) if _EPISODE in self.table.leaves else None
+        stored = (
+            to_numpy(found.column(_EPISODE), integer(_EPISODE), where=where)
+            if _EPISODE in self.table.leaves
+            else None
+        )
         order = None
         problem = None
         try:
             numbers = None if column is None else _numbers(found.column(column), column, where)
-            order = order_of_group(stored, numbers, self.expected(group), column=column, where=where)
+            order = order_of_group(
+                stored, numbers, self.expected(group), column=column, where=where
+            )
         except DatasetFormatError as error:
             problem = error
-        if second_column(self.table.leaves) is not None and (order is None or order.places is not None):
+        if second_column(self.table.leaves) is not None and (
+            order is None or order.places is not None
+        ):
             by_index = self._by_index(group, found)
-            if order is None or (by_index is not None and not self._is_agreed(group, found, order, by_index)):
+            if order is None or (
+                by_index is not None and not self._is_agreed(group, found, order, by_index)
+            ):
                 order = by_index
         if order is None:
             assert problem is not None
@@ -90,7 +110,8 @@ class OrderReader:
         return order
 
     def is_in_place(self, group: int, order: GroupOrder, part: Part, others: Sequence[int]) -> bool:
-        """Returns whether a part of an episode comes before and after the other ones as it should; `False`: `index` must tell it.
+        """Returns whether a part of an episode comes before and after the other ones as it should;
+        `False`: `index` must tell it.
 
         Args:
           group: the row group that holds the part.
@@ -106,17 +127,24 @@ class OrderReader:
             return False
         column = order_column(self.table.leaves)
         assert column is not None
-        parts = [(other, part_of(known, self.expected(other), part.episode, column=column)) for other, known in orders.items()]
+        parts = [
+            (other, part_of(known, self.expected(other), part.episode, column=column))
+            for other, known in orders.items()
+        ]
         bad = misplaced(part, parts, group)
         if bad is not None and not self._is_repeated(group, bad[0], part.episode):
-            raise DatasetFormatError(misplaced_text(part, bad, group, column=column, where=self._where(group)))
+            raise DatasetFormatError(
+                misplaced_text(part, bad, group, column=column, where=self._where(group))
+            )
         return bad is None
 
     def placed_by_index(self, group: int, order: GroupOrder, found: Any) -> GroupOrder:
-        """Returns the order of a row group by `index`, compared with those of other row groups with rows of its episodes.
+        """Returns the order of a row group by `index`, compared with those of other row groups with
+        rows of its episodes.
 
         Raises:
-          DatasetFormatError: `index` tells no order either, or another one than `frame_index` inside of the row group.
+          DatasetFormatError: `index` tells no order either, or another one than `frame_index`
+            inside of the row group.
         """
         by_index = order if order.is_by_index else self._by_index(group, found)
         if by_index is None:
@@ -130,22 +158,33 @@ class OrderReader:
                     other = self._by_index(number, None)
                     if other is None:
                         raise self._without_order(number)
-                    parts.append((number, part_of(other, self.expected(number), part.episode, column=_INDEX)))
+                    parts.append(
+                        (number, part_of(other, self.expected(number), part.episode, column=_INDEX))
+                    )
             if (bad := misplaced(part, parts, group)) is not None:
-                raise DatasetFormatError(misplaced_text(part, bad, group, column=_INDEX, where=self._where(group)))
+                raise DatasetFormatError(
+                    misplaced_text(part, bad, group, column=_INDEX, where=self._where(group))
+                )
         return replace(by_index, is_placed=True)
 
     def _by_index(self, group: int, found: Any) -> GroupOrder | None:
-        """Returns the order of the rows of a row group by `index`, read unless it is in `found`; `None` where that tells none."""
+        """Returns the order of the rows of a row group by `index`, read unless it is in `found`;
+        `None` where that tells none.
+        """
         try:
             stored, indices = self._numbering(group, found, _INDEX)
-            by_index = order_of_group(stored, indices, self.expected(group), column=_INDEX, where=self._where(group))
+            by_index = order_of_group(
+                stored, indices, self.expected(group), column=_INDEX, where=self._where(group)
+            )
         except DatasetFormatError:
             return None
         return replace(by_index, is_by_index=True)
 
-    def _is_agreed(self, group: int, found: Any, by_frame: GroupOrder, by_index: GroupOrder) -> bool:
-        """Returns whether both columns tell the same order of a row group; `False`: `frame_index` has the same numbers in another one.
+    def _is_agreed(
+        self, group: int, found: Any, by_frame: GroupOrder, by_index: GroupOrder
+    ) -> bool:
+        """Returns whether both columns tell the same order of a row group; `False`: `frame_index`
+        has the same numbers in another one.
 
         Raises:
           DatasetFormatError: they contradict each other.
@@ -155,17 +194,29 @@ class OrderReader:
         _, frames = self._numbering(group, found, _FRAME)
         _, indices = self._numbering(group, found, _INDEX)
         expected = self.expected(group)
-        others = ((other, episode) for episode in expected.split_episodes() for other in self.groups_of(episode) if other != group)
+        others = (
+            (other, episode)
+            for episode in expected.split_episodes()
+            for other in self.groups_of(episode)
+            if other != group
+        )
         if any(self._is_repeated(group, other, episode) for other, episode in others):
             return False
-        one, two = (f"row {expected.first_row + row} of the file has {_FRAME} {frames[row]} and {_INDEX} {indices[row]}" for row in bad)
+        one, two = (
+            f"row {expected.first_row + row} of the file has {_FRAME} {frames[row]} and {_INDEX} "
+            f"{indices[row]}"
+            for row in bad
+        )
         raise DatasetFormatError(
-            f"{self._where(group)}: {_FRAME} and {_INDEX} contradict each other: {one}, {two.replace(' of the file', '')}; expected "
-            "one order by both. Write the file again without the column that is wrong"
+            f"{self._where(group)}: {_FRAME} and {_INDEX} contradict each other: {one}, "
+            f"{two.replace(' of the file', '')}; expected one order by both. Write the file again "
+            "without the column that is wrong"
         )
 
     def _is_repeated(self, group: int, other: int, episode: int) -> bool:
-        """Returns whether rows of an episode in two row groups have the same `frame_index`, which then tells no order, but `index` may."""
+        """Returns whether rows of an episode in two row groups have the same `frame_index`, which
+        then tells no order, but `index` may.
+        """
         if second_column(self.table.leaves) is None:
             return False
         found = []
@@ -178,14 +229,24 @@ class OrderReader:
         return bool(np.isin(*found).any())
 
     def _numbering(self, group: int, found: Any, column: str) -> tuple[Integers | None, Integers]:
-        """Returns `episode_index`, if there is one, and a column that numbers rows, as they lie in the file; read unless in `found`."""
+        """Returns `episode_index`, if there is one, and a column that numbers rows, as they lie in
+        the file; read unless in `found`.
+        """
         where = self._where(group)
         names = [name for name in (_EPISODE, column) if name in self.table.leaves]
         if found is None or not set(names) <= set(found.column_names):
             # The table at hand may hold other columns only.
-            whole = self.table if self.table.is_in_memory else replace(self.table, storage=self.repository.storage)
+            whole = (
+                self.table
+                if self.table.is_in_memory
+                else replace(self.table, storage=self.repository.storage)
+            )
             found = whole.read_group(group, names, keep=True)
-        stored = to_numpy(found.column(_EPISODE), integer(_EPISODE), where=where) if _EPISODE in names else None
+        stored = (
+            to_numpy(found.column(_EPISODE), integer(_EPISODE), where=where)
+            if _EPISODE in names
+            else None
+        )
         return stored, _numbers(found.column(column), column, where)
 
     def _where(self, group: int) -> str:
@@ -193,9 +254,10 @@ class OrderReader:
 
     def _without_order(self, group: int) -> DatasetFormatError:
         return DatasetFormatError(
-            f"{self._where(group)}: neither {_FRAME} nor {_INDEX} tells in which order it and the row groups next to it follow each other; "
-            f"expected numbers that ascend over the rows of an episode in one of them, in all row groups. Write the file again with "
-            "such a column"
+            f"{self._where(group)}: neither {_FRAME} nor {_INDEX} tells in which order it and the "
+            "row groups next to it follow each other; expected numbers that ascend over the rows "
+            "of an episode in one of them, in all row groups. Write the file again with such a "
+            "column"
         )
 
 
@@ -209,5 +271,6 @@ def _numbers(stored: Any, column: str, where: str) -> Integers:
         return to_numpy(stored, integer(column), where=where)
     except DatasetFormatError as error:
         raise DatasetFormatError(
-            f"{error}. It tells the order of the rows: write the file again with an integer in each row of it, or without this column"
+            f"{error}. It tells the order of the rows: write the file again with an integer in "
+            "each row of it, or without this column"
         ) from None

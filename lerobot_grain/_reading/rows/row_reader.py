@@ -1,12 +1,15 @@
-"""Fetches row groups ahead, and puts the low-dimensional values, embedded images and texts of examples together.
+"""Fetches row groups ahead, and puts the low-dimensional values, embedded images and texts of
+examples together.
 
-Row groups are kept for later examples, up to a limit; the least recently used go. Where one block of examples needs more than that, the
-next block would find none of them, and all of them together may be more than the memory of the machine. Up to twice the limit they are kept
-nevertheless, which is enough where a stream goes from one large file to the next. Above, a few are read at a time, only the rows that the
-block needs are kept of them, and a warning says what that costs and what helps.
+Row groups are kept for later examples, up to a limit; the least recently used go. Where one block
+of examples needs more than that, the next block would find none of them, and all of them together
+may be more than the memory of the machine. Up to twice the limit they are kept nevertheless, which
+is enough where a stream goes from one large file to the next. Above, a few are read at a time, only
+the rows that the block needs are kept of them, and a warning says what that costs and what helps.
 
-Where all row groups of the data set will be kept, those that lie side by side come in one request (`_reading/fetch_groups`). Each is
-unpacked when it is needed, so a defect in one does not affect the others.
+Where all row groups of the data set will be kept, those that lie side by side come in one request
+(`_reading/fetch_groups`). Each is unpacked when it is needed, so a defect in one does not affect
+the others.
 """
 
 from __future__ import annotations
@@ -31,7 +34,14 @@ from lerobot_grain._reading.fetch_groups import row_groups_fetched_together
 from lerobot_grain._reading.future_cache import FutureCache
 from lerobot_grain._reading.options import MemoryBudget
 from lerobot_grain._reading.read_statistics import Meter
-from lerobot_grain._reading.rows.cells import Cells, array_of, gather, list_column, look_up, records_of
+from lerobot_grain._reading.rows.cells import (
+    Cells,
+    array_of,
+    gather,
+    list_column,
+    look_up,
+    records_of,
+)
 from lerobot_grain._reading.rows.data_files import (
     DataFile,
     RowGroup,
@@ -80,8 +90,10 @@ class RowReader:
       repository: the data set.
       selection: what is read of it.
       image_size: (height, width) that embedded images are resized to, or `None`.
-      budget: of memory: `rows` of it for row groups that are kept for later requests, up to `large_rows` where one block needs it.
-      needed_every_epoch: bool `(episodes,)`: of which episodes something is needed in every epoch, as far as is known.
+      budget: of memory: `rows` of it for row groups that are kept for later requests, up to
+        `large_rows` where one block needs it.
+      needed_every_epoch: bool `(episodes,)`: of which episodes something is needed in every epoch,
+        as far as is known.
       fetchers, decoders: where reading, and decoding of embedded images run.
       start_thread: what threads of its own, which read large row groups, begin with.
       meter: counts.
@@ -104,12 +116,20 @@ class RowReader:
         self._fetchers, self._decoders, self._meter = fetchers, decoders, meter
         self._is_needed = bool(selection.columns or selection.texts)
         self._files: FutureCache[int, DataFile] = FutureCache(
-            limit=_MAX_OPEN_BYTES, size=lambda file: min(file.table.estimated_bytes, _MAX_OPEN_BYTES // _MIN_OPEN_DATA_FILES)
+            limit=_MAX_OPEN_BYTES,
+            size=lambda file: min(
+                file.table.estimated_bytes, _MAX_OPEN_BYTES // _MIN_OPEN_DATA_FILES
+            ),
         )
-        self._groups: FutureCache[tuple[int, int], RowGroup] = FutureCache(limit=budget.rows, size=lambda rows: rows.nbytes)
+        self._groups: FutureCache[tuple[int, int], RowGroup] = FutureCache(
+            limit=budget.rows, size=lambda rows: rows.nbytes
+        )
         self._budget, self._needed_every_epoch = budget, needed_every_epoch
-        # Row groups that were fetched together, by the file and the first of them: for those of them that are not needed yet.
-        self._fetched: FutureCache[tuple[int, int], DataFile] = FutureCache(limit=budget.rows, size=lambda file: file.nbytes)
+        # Row groups that were fetched together, by the file and the first of them: for those of
+        # them that are not needed yet.
+        self._fetched: FutureCache[tuple[int, int], DataFile] = FutureCache(
+            limit=budget.rows, size=lambda file: file.nbytes
+        )
         self._together: dict[tuple[int, int], range] = {}
         self._unpacked_bytes: dict[tuple[int, int], int] = {}
         self._start_thread = start_thread
@@ -120,14 +140,19 @@ class RowReader:
         return self._groups.total + self._fetched.total
 
     def close(self, *, wait: bool) -> None:
-        """Stops the threads for large row groups, if there are any. Tasks that have not begun are dropped."""
+        """Stops the threads for large row groups, if there are any.
+
+        Tasks that have not begun are dropped.
+        """
         if self._large_fetchers is not None:
             self._large_fetchers.shutdown(wait=wait, cancel_futures=True)
 
     def announce(self, block: WindowBlock) -> None:
         """Asks for the footers of the files that a coming block will need."""
         if self._is_needed:
-            for number in np.unique(self._repository.episodes.data.file_of_episode[block.episodes]).tolist():
+            for number in np.unique(
+                self._repository.episodes.data.file_of_episode[block.episodes]
+            ).tolist():
                 self._file(number)
 
     def fetch(self, block: WindowBlock) -> PendingRows | None:
@@ -140,8 +165,13 @@ class RowReader:
         keys = [feature.key for feature in self._selection.columns if feature.key in block.frames]
         # Features with equal windows share their array.
         distinct = {id(block.frames[key]): block.frames[key] + offsets[:, None] for key in keys}
-        rows = [offsets + block.anchor_frames, *(window.reshape(-1) for window in distinct.values())]
-        files_of = np.concatenate([files, *(np.repeat(files, window.shape[1]) for window in distinct.values())])
+        rows = [
+            offsets + block.anchor_frames,
+            *(window.reshape(-1) for window in distinct.values()),
+        ]
+        files_of = np.concatenate(
+            [files, *(np.repeat(files, window.shape[1]) for window in distinct.values())]
+        )
         all_rows = np.concatenate(rows)
         places = np.full(len(all_rows), -1, np.int64)
         needed: list[tuple[DataFile, int]] = []
@@ -153,7 +183,10 @@ class RowReader:
                 problems[number] = error
                 continue
             members = np.flatnonzero(files_of == number)
-            numbers, inverse = np.unique(np.searchsorted(file.table.group_starts, all_rows[members], side="right") - 1, return_inverse=True)
+            numbers, inverse = np.unique(
+                np.searchsorted(file.table.group_starts, all_rows[members], side="right") - 1,
+                return_inverse=True,
+            )
             places[members] = len(needed) + inverse
             needed += [(file, group) for group in numbers.tolist()]
         sizes = [self._unpacked(file, group) for file, group in needed]
@@ -170,20 +203,24 @@ class RowReader:
             groups = [self._group(file, group) for file, group in needed]
         cells, begin = [], 0
         for part in rows:
-            cells.append(Cells(places[begin : begin + len(part)], all_rows[begin : begin + len(part)]))
+            cells.append(
+                Cells(places[begin : begin + len(part)], all_rows[begin : begin + len(part)])
+            )
             begin += len(part)
         windows = {
             name: Cells(cell.groups.reshape(window.shape), cell.rows.reshape(window.shape))
             for (name, window), cell in zip(distinct.items(), cells[1:], strict=True)
         }
-        return PendingRows(groups, cells[0], {key: windows[id(block.frames[key])] for key in keys}, problems, files)
+        return PendingRows(
+            groups, cells[0], {key: windows[id(block.frames[key])] for key in keys}, problems, files
+        )
 
     def values(self, pending: PendingRows | None) -> tuple[Batch, tuple[int, Exception] | None]:
         """Waits for the row groups of a block.
 
         Returns:
-          The values of the examples, but for embedded images, and `None`; or those of the examples in front of the first one that cannot
-          be had, and its number in the block and why.
+          The values of the examples, but for embedded images, and `None`; or those of the examples
+          in front of the first one that cannot be had, and its number in the block and why.
         """
         if pending is None:
             return {}, None
@@ -199,21 +236,38 @@ class RowReader:
             except LeRobotGrainError as error:
                 pending.loaded.append(None)
                 cells = (pending.anchors, *pending.windows.values())
-                problems += [(int(found[0, 0]), error) for cell in cells if len(found := np.argwhere(cell.groups == place))]
+                problems += [
+                    (int(found[0, 0]), error)
+                    for cell in cells
+                    if len(found := np.argwhere(cell.groups == place))
+                ]
                 continue
             pending.loaded.append(loaded)
             if loaded.problems:
                 rows = pending.anchors.rows
-                odd = np.flatnonzero((pending.anchors.groups == place) & np.isin(rows, list(loaded.problems)))
-                problems += [(example, DatasetFormatError(loaded.problems[rows.item(example)])) for example in odd[:1].tolist()]
+                odd = np.flatnonzero(
+                    (pending.anchors.groups == place) & np.isin(rows, list(loaded.problems))
+                )
+                problems += [
+                    (example, DatasetFormatError(loaded.problems[rows.item(example)]))
+                    for example in odd[:1].tolist()
+                ]
         for number, problem in pending.problems.items():
             problems.append((int(np.flatnonzero(pending.files == number)[0]), problem))
         return min(problems, key=lambda problem: problem[0], default=None)
 
     def _values(self, pending: PendingRows, examples: slice) -> Batch:
         found: Batch = {}
-        groups, anchors, columns = pending.loaded, pending.anchors[examples], self._selection.columns
-        arrays = tuple(f.key for f in columns if f.key not in pending.windows and f.is_array and 0 not in f.shape)
+        groups, anchors, columns = (
+            pending.loaded,
+            pending.anchors[examples],
+            self._selection.columns,
+        )
+        arrays = tuple(
+            f.key
+            for f in columns
+            if f.key not in pending.windows and f.is_array and 0 not in f.shape
+        )
         if arrays:
             found.update(records_of(groups, arrays, anchors))
         for feature in columns:
@@ -224,9 +278,13 @@ class RowReader:
             if feature.dtype == "string":
                 values = look_up(groups, cells, functools.partial(list_column, key))
                 time = cells.rows.shape[1] if cells.rows.ndim == 2 else 0
-                found[key] = [values[i : i + time] for i in range(0, len(values), time)] if time else values
+                found[key] = (
+                    [values[i : i + time] for i in range(0, len(values), time)] if time else values
+                )
             elif feature.dtype == "language":
-                found[key] = array_of(look_up(groups, cells, functools.partial(list_column, key)), cells.rows.shape)
+                found[key] = array_of(
+                    look_up(groups, cells, functools.partial(list_column, key)), cells.rows.shape
+                )
             else:
                 found[key] = gather(groups, key, cells)
         for key in self._selection.texts:
@@ -234,7 +292,8 @@ class RowReader:
         return found
 
     def pictures(self, block: WindowBlock, pending: PendingRows | None, examples: slice) -> Batch:
-        """Returns the embedded images of some examples of a block, whose `values` were had; decoded side by side.
+        """Returns the embedded images of some examples of a block, whose `values` were had; decoded
+        side by side.
 
         Raises:
           DatasetFormatError: a picture cannot be decoded.
@@ -243,39 +302,61 @@ class RowReader:
         for feature in self._selection.columns:
             if feature.is_camera and pending is not None:
                 cells = pending.windows.get(feature.key, pending.anchors)[examples]
-                encoded = look_up(pending.loaded, cells, functools.partial(list_column, feature.key))
-                found[feature.key] = self._decoded(feature, encoded, block.episodes[examples], cells.rows.shape)
+                encoded = look_up(
+                    pending.loaded, cells, functools.partial(list_column, feature.key)
+                )
+                found[feature.key] = self._decoded(
+                    feature, encoded, block.episodes[examples], cells.rows.shape
+                )
         return found
 
     def _file(self, number: int) -> Future[DataFile]:
-        return self._files.get(number, lambda: self._fetchers.submit(open_data_file, self._repository, number))
+        return self._files.get(
+            number, lambda: self._fetchers.submit(open_data_file, self._repository, number)
+        )
 
     def _group(self, file: DataFile, group: int) -> Future[RowGroup]:
         return self._groups.get((file.number, group), lambda: self._load(file, group))
 
     def _load(self, file: DataFile, group: int) -> Future[RowGroup]:
-        load = functools.partial(load_group, self._repository, group=group, selection=self._selection)
+        load = functools.partial(
+            load_group, self._repository, group=group, selection=self._selection
+        )
         groups = self._groups_with(file, group)
         if len(groups) == 1:
             self._count(file, group)
             # What is in memory need not wait behind requests for what comes later.
-            return (self._decoders if file.table.is_in_memory else self._fetchers).submit(load, file)
+            return (self._decoders if file.table.is_in_memory else self._fetchers).submit(
+                load, file
+            )
         fetched = self._fetched.get((file.number, groups.start), lambda: self._fetch(file, groups))
         return _after(fetched, self._decoders, load)
 
     def _groups_with(self, file: DataFile, group: int) -> range:
-        """Returns the row groups that are fetched in one request with one, itself among them: where all of them are kept."""
+        """Returns the row groups that are fetched in one request with one, itself among them: where
+        all of them are kept.
+        """
         if file.table.is_in_memory or any(feature.is_camera for feature in self._selection.columns):
             return range(group, group + 1)
         if (file.number, group) not in self._together:
             starts, num_rows = file.table.group_starts, self._repository.episodes.num_rows
-            # Judged by this one. With their coded bytes they take less than twice what they unpack to.
-            needed = 2 * self._unpacked(file, group) * num_rows // max(1, starts[group + 1] - starts[group])
+            # Judged by this one. With their coded bytes they take less than twice what they unpack
+            # to.
+            needed = (
+                2
+                * self._unpacked(file, group)
+                * num_rows
+                // max(1, starts[group + 1] - starts[group])
+            )
             groups = range(group, group + 1)
             if needed <= self._budget.rows:
-                extents = extents_to_join(self._repository, file, self._selection, self._needed_every_epoch)
+                extents = extents_to_join(
+                    self._repository, file, self._selection, self._needed_every_epoch
+                )
                 piece_bytes = self._repository.storage.options.cost_bytes
-                groups = row_groups_fetched_together(group, len(starts) - 1, extents, piece_bytes=piece_bytes)
+                groups = row_groups_fetched_together(
+                    group, len(starts) - 1, extents, piece_bytes=piece_bytes
+                )
             self._together.update(((file.number, each), groups) for each in groups)
         return self._together[file.number, group]
 
@@ -287,11 +368,15 @@ class RowReader:
     def _rows_of(self, file: DataFile, group: int, rows: Integers) -> Future[RowGroup]:
         assert self._large_fetchers is not None
         self._count(file, group)
-        return self._large_fetchers.submit(load_rows, self._repository, file, group, self._selection, rows)
+        return self._large_fetchers.submit(
+            load_rows, self._repository, file, group, self._selection, rows
+        )
 
     def _count(self, file: DataFile, group: int) -> None:
         columns = columns_to_read(self._repository, file, group, self._selection)
-        self._meter.count(bytes_needed=sum(chunk.length for chunk in file.table.ranges(group, columns)))
+        self._meter.count(
+            bytes_needed=sum(chunk.length for chunk in file.table.ranges(group, columns))
+        )
 
     def _start_large_fetchers(self, sizes: Sequence[int], num_examples: int) -> None:
         """Starts the threads that read large row groups, the first time, and warns."""
@@ -300,10 +385,12 @@ class RowReader:
         at_once = max(1, min(_MAX_LARGE_AT_ONCE, self._budget.rows // max(sizes)))
         self._large_fetchers = DaemonPool(at_once, "lerobot_grain rows", self._start_thread)
         warnings.warn(
-            f"{self._repository.description}: the {len(sizes)} row groups that {num_examples} examples need unpack to "
-            f"{sum(sizes) >> 20} MiB; at most {self._budget.large_rows >> 20} MiB are kept, so they are read again for the next examples, "
-            "which is slow. Read fewer of them at a time with Shuffle(num_parts=...) or Shuffle(open_files=...), fewer columns with "
-            "features=[...], or keep more with ReadOptions(memory_budget_bytes=...)",
+            f"{self._repository.description}: the {len(sizes)} row groups that {num_examples} "
+            f"examples need unpack to {sum(sizes) >> 20} MiB; at most "
+            f"{self._budget.large_rows >> 20} MiB are kept, so they are read again for the next "
+            "examples, which is slow. Read fewer of them at a time with Shuffle(num_parts=...) or "
+            "Shuffle(open_files=...), fewer columns with features=[...], or keep more with "
+            "ReadOptions(memory_budget_bytes=...)",
             LeRobotGrainWarning,
             stacklevel=2,
         )
@@ -311,10 +398,14 @@ class RowReader:
     def _unpacked(self, file: DataFile, group: int) -> int:
         place = (file.number, group)
         if place not in self._unpacked_bytes:
-            self._unpacked_bytes[place] = file.table.unpacked_bytes(group, selected_columns(file, self._selection))
+            self._unpacked_bytes[place] = file.table.unpacked_bytes(
+                group, selected_columns(file, self._selection)
+            )
         return self._unpacked_bytes[place]
 
-    def _decoded(self, feature: Feature, encoded: list[Any], episodes: Integers, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    def _decoded(
+        self, feature: Feature, encoded: list[Any], episodes: Integers, shape: tuple[int, ...]
+    ) -> npt.NDArray[Any]:
         expected = (*(self._image_size or feature.shape[:2]), feature.num_channels)
         decode_one = decode_depth_image if feature.is_depth else decode_image
 
@@ -322,17 +413,22 @@ class RowReader:
             where = f"{self._repository.description}, episode {item[0]}, camera {feature.key}"
             pixels = decode_one(item[1], image_size=self._image_size, where=where)
             if pixels.shape != expected:
-                raise DatasetFormatError(f"{where}: a picture has shape {pixels.shape}; info.json declares {expected}")
+                raise DatasetFormatError(
+                    f"{where}: a picture has shape {pixels.shape}; info.json declares {expected}"
+                )
             return pixels
 
-        owners = np.repeat(self._repository.episodes.numbers_of(episodes), len(encoded) // len(episodes)).tolist()
+        owners = np.repeat(
+            self._repository.episodes.numbers_of(episodes), len(encoded) // len(episodes)
+        ).tolist()
         pixels = np.stack(list(self._decoders.map(decode, zip(owners, encoded, strict=True))))
         self._meter.count(frames_handed_out=len(encoded))
         return pixels.reshape(*shape, *expected)
 
 
 def limit_of_kept(sizes: Sequence[int], budget: MemoryBudget) -> int | None:
-    """Returns how many bytes of row groups are kept while a block is read; `None`: those that it needs are too large to be kept.
+    """Returns how many bytes of row groups are kept while a block is read; `None`: those that it
+    needs are too large to be kept.
 
     Args:
       sizes: bytes that each of the row groups that the block needs unpacks to.
@@ -342,8 +438,12 @@ def limit_of_kept(sizes: Sequence[int], budget: MemoryBudget) -> int | None:
     return max(budget.rows, needed) if needed <= budget.large_rows else None
 
 
-def _after(fetched: Future[DataFile], pool: Executor, load: Callable[[DataFile], RowGroup]) -> Future[RowGroup]:
-    """Calls `load` when a file is there: in the thread that has fetched it, or, where it is there already, in a pool."""
+def _after(
+    fetched: Future[DataFile], pool: Executor, load: Callable[[DataFile], RowGroup]
+) -> Future[RowGroup]:
+    """Calls `load` when a file is there: in the thread that has fetched it, or, where it is there
+    already, in a pool.
+    """
     if fetched.done():
         return pool.submit(lambda: load(fetched.result()))
     loaded: Future[RowGroup] = Future()

@@ -1,1 +1,4 @@
-"""HTTP requests with deadlines, retries and rate limits, which can be canceled. Knows nothing of the Hub."""
+"""HTTP requests with deadlines, retries and rate limits, which can be canceled.
+
+Knows nothing of the Hub.
+"""

@@ -1,7 +1,8 @@
 """Requests that can be ended from another thread.
 
-A thread that waits for a server cannot be stopped; the connection under it can. So a reader that is closed need not wait for a stalled
-server. Only the connections of its own requests are broken: what others read goes on.
+A thread that waits for a server cannot be stopped; the connection under it can. So a reader that is
+closed need not wait for a stalled server. Only the connections of its own requests are broken: what
+others read goes on.
 
 At the end of the program all scopes are ended, so that no thread of it waits on.
 """
@@ -65,7 +66,8 @@ class CancelScope:
         """Ends the requests that are under way and refuses those to come.
 
         Returns:
-          Whether all have ended. One that is still waiting for a connection to be made ends when that does, with an error.
+          Whether all have ended. One that is still waiting for a connection to be made ends when
+          that does, with an error.
         """
         self.is_ended = True
         gives_up_at = time.monotonic() + _LONGEST_WAIT_SECONDS

@@ -1,18 +1,22 @@
-"""HTTP requests that are bounded, counted and tried again: the layer between `_storage/hub/session` and the network.
+"""HTTP requests that are bounded, counted and tried again: the layer between `_storage/hub/session`
+and the network.
 
-The idea: one function, `_send`, talks HTTP; everything around it decides when. A caller passes an *attempt* to `HttpClient.retry` and uses
-`HttpClient.exchange` inside it; what may succeed later raises `RetryableError`, what cannot raises `StorageError`.
+The idea: one function, `_send`, talks HTTP; everything around it decides when. A caller passes an
+*attempt* to `HttpClient.retry` and uses `HttpClient.exchange` inside it; what may succeed later
+raises `RetryableError`, what cannot raises `StorageError`.
 
 Rules:
-* At most `num_connections` requests of a dataset are under way. Waiting for one of these slots, for a connection of the process, or for
-  the end of a rate limit, does not count against the deadline of a request: a long queue is no failure. Nor does time in which the process
-  stood still (`_storage/http/watchdog`).
+* At most `num_connections` requests of a dataset are under way. Waiting for one of these slots, for
+  a connection of the process, or for the end of a rate limit, does not count against the deadline
+  of a request: a long queue is no failure. Nor does time in which the process stood still
+  (`_storage/http/watchdog`).
 * At its deadline the connection of a request is broken, wherever the request then waits.
-* Redirects are never followed here, and a body is never decompressed: a range of a compressed answer would be a range of something else.
+* Redirects are never followed here, and a body is never decompressed: a range of a compressed
+  answer would be a range of something else.
 * A request ends with its scope (`_storage/http/cancellation`) or with the client, wherever it is.
 
-It knows nothing of repositories. Forking after the first request is not supported: a client's connections cannot be shared by two
-processes.
+It knows nothing of repositories. Forking after the first request is not supported: a client's
+connections cannot be shared by two processes.
 """
 
 from __future__ import annotations
@@ -33,7 +37,13 @@ from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import StorageError
 from lerobot_grain._storage.http.cancellation import CHECK_SECONDS, CancelScope, scope_of_thread
 from lerobot_grain._storage.http.connections import Connection, connections
-from lerobot_grain._storage.http.rate_limits import LONGEST_LIMIT_SECONDS, Limit, RateLimiter, limit_of, refusal_seconds
+from lerobot_grain._storage.http.rate_limits import (
+    LONGEST_LIMIT_SECONDS,
+    Limit,
+    RateLimiter,
+    limit_of,
+    refusal_seconds,
+)
 from lerobot_grain._storage.http.responses import (
     REDIRECTS,
     LinkRefused,
@@ -55,23 +65,29 @@ from lerobot_grain._storage.options import Counters, StorageOptions, StorageStat
 _T = TypeVar("_T")
 _LOGGER = logging.getLogger("lerobot_grain")
 
-# Worth another try, as huggingface_hub has it (its `http_backoff`): request timeout, rate limit, and errors of a server or a gateway.
+# Worth another try, as huggingface_hub has it (its `http_backoff`): request timeout, rate limit,
+# and errors of a server or a gateway.
 _TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _LONGEST_PAUSE_SECONDS = 8.0
-# A read timeout is not made shorter than this for attempts: what is not cached at the CDN may take a second or two. The first one, which is
-# followed by more patient ones, may be cut after this many times what answers usually take, and this many seconds.
+# A read timeout is not made shorter than this for attempts: what is not cached at the CDN may take
+# a second or two. The first one, which is followed by more patient ones, may be cut after this many
+# times what answers usually take, and this many seconds.
 _LEAST_PATIENCE_SECONDS = 2.0
 _FIRST_PATIENCE, _LEAST_FIRST_PATIENCE_SECONDS = 10, 0.5
-# The first attempts are also cut when they bring this many times fewer bytes a second than is usual, and the rest would take longer than
-# their patience: a drip. Usual are those of bodies of a few KB and more, with the time until they begin; at first, those of a slow link.
+# The first attempts are also cut when they bring this many times fewer bytes a second than is
+# usual, and the rest would take longer than their patience: a drip. Usual are those of bodies of a
+# few KB and more, with the time until they begin; at first, those of a slow link.
 _DRIP_PART, _MEASURED_BYTES, _SLOW_RATE = 10, 4 << 10, 100_000
 # From this attempt on there is all the patience that the options allow.
 _PATIENT_ATTEMPT = 4
-# The head of an answer may take so many times the read timeout: between its bytes there may be pauses, but it is short.
+# The head of an answer may take so many times the read timeout: between its bytes there may be
+# pauses, but it is short.
 _HEAD_PATIENCE = 4
-# A wait that is longer than this is said, once; and so is a server to which no connection is made, after about as long.
+# A wait that is longer than this is said, once; and so is a server to which no connection is made,
+# after about as long.
 _SAID_SECONDS, _SAID_UNREACHABLE = 3.0, 5
-# A body nobody wants (the text of an error) is read to its end up to this size, since the connection can then be used again.
+# A body nobody wants (the text of an error) is read to its end up to this size, since the
+# connection can then be used again.
 _UNWANTED_BODY_BYTES = 16 * 1024
 # Redirects of one request; the Hub needs two at most.
 MAX_HOPS = 5
@@ -82,13 +98,18 @@ class RequestCancelledError(StorageError):
 
 
 class UnreachableError(RetryableError):
-    """No connection was made: refused, no such name, no route. It costs nothing, so only the deadline limits how often it is tried."""
+    """No connection was made: refused, no such name, no route.
+
+    It costs nothing, so only the deadline limits how often it is tried.
+    """
 
 
 class Deadline:
-    """One request with its further attempts: the time that is left for them, how many were begun, and the connection in use.
+    """One request with its further attempts: the time that is left for them, how many were begun,
+    and the connection in use.
 
-    The time in which the process stood still does not count. Used by one thread, but for `interrupt`.
+    The time in which the process stood still does not count. Used by one thread, but for
+    `interrupt`.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -124,7 +145,9 @@ class Deadline:
 
 
 class _WithoutQueries(logging.Filter):
-    """Takes signatures out of logs: other libraries log URLs, httpcore2 also headers with URLs in them."""
+    """Takes signatures out of logs: other libraries log URLs, httpcore2 also headers with URLs in
+    them.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = redact(record.getMessage()), ()
@@ -141,7 +164,10 @@ _LOGGERS = (
 
 
 class HttpClient:
-    """The requests of one dataset: their limits, their slots and their counters. For one process; thread-safe."""
+    """The requests of one dataset: their limits, their slots and their counters.
+
+    For one process; thread-safe.
+    """
 
     def __init__(self, options: StorageOptions) -> None:
         self.options = options
@@ -174,7 +200,8 @@ class HttpClient:
         Args:
           subject: what is being done to what; begins the error message.
           seconds: for all attempts together, not counting waits for a slot or a rate limit.
-          attempt: returns, or raises `RetryableError` for another try; any other exception passes through.
+          attempt: returns, or raises `RetryableError` for another try; any other exception passes
+            through.
 
         Raises:
           StorageError: all attempts failed.
@@ -183,7 +210,10 @@ class HttpClient:
         deadline = Deadline(seconds)
         pause = self.options.pause_seconds
         num_unreachable, reason = 0, ""
-        with self._all.request(deadline), scope.request(deadline) if scope is not None else contextlib.nullcontext():
+        with (
+            self._all.request(deadline),
+            scope.request(deadline) if scope is not None else contextlib.nullcontext(),
+        ):
             while True:
                 self.check_not_ended(subject)
                 deadline.num_attempts += 1
@@ -198,13 +228,21 @@ class HttpClient:
                         num_unreachable += 1
                         if num_unreachable == _SAID_UNREACHABLE:
                             left = deadline.remaining_seconds()
-                            _LOGGER.warning("%s: %s; trying again for up to %.0f s", subject, reason, left)
+                            _LOGGER.warning(
+                                "%s: %s; trying again for up to %.0f s", subject, reason, left
+                            )
                 self.check_not_ended(subject)
                 # So that workers that failed together do not come back together.
                 jittered = pause * random.uniform(0.5, 1.5)
-                if deadline.num_attempts == self.options.max_attempts or jittered >= deadline.remaining_seconds():
+                if (
+                    deadline.num_attempts == self.options.max_attempts
+                    or jittered >= deadline.remaining_seconds()
+                ):
                     count = deadline.num_attempts + num_unreachable
-                    raise StorageError(f"{subject}: gave up after {count} attempt(s), the last one failed with: {reason}")
+                    raise StorageError(
+                        f"{subject}: gave up after {count} attempt(s), the last one failed with: "
+                        f"{reason}"
+                    )
                 self._sleep(jittered, subject)
                 self.counters.add(StorageStatistics(retries=1, pause_seconds=jittered))
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
@@ -213,7 +251,9 @@ class HttpClient:
         ends_at = time.monotonic() + seconds
         while (left := ends_at - time.monotonic()) > 0:
             self.check_not_ended(subject)
-            watch().clock()  # without a request under way nobody else looks at it, and it would take the pause for a standstill
+            # without a request under way nobody else looks at it, and it would take the pause for a
+            # standstill
+            watch().clock()
             time.sleep(min(left, CHECK_SECONDS))
 
     def _wait_for_turn(self, limit: Limit, subject: str) -> float:
@@ -227,7 +267,12 @@ class HttpClient:
 
     def _wait_for(self, limit: Limit, seconds: float, subject: str) -> None:
         if seconds > _SAID_SECONDS and self._rate_limiter.is_to_be_said(limit, seconds):
-            _LOGGER.warning("%s: waiting for %.0f s, as long as %s asks to be left alone", subject, seconds, cut(limit[0][1]))
+            _LOGGER.warning(
+                "%s: waiting for %.0f s, as long as %s asks to be left alone",
+                subject,
+                seconds,
+                cut(limit[0][1]),
+            )
         self._sleep(seconds, subject)
 
     def exchange(
@@ -245,14 +290,16 @@ class HttpClient:
 
         Args:
           subject: begins the messages of errors.
-          accept: sees status and headers before any byte of the body is read. Returns how many bytes of it may come, or None if it is not
-            wanted; or raises, and nothing is read.
-          body: the wanted bytes are appended here as they come, so they are not lost when the connection breaks.
+          accept: sees status and headers before any byte of the body is read. Returns how many
+            bytes of it may come, or None if it is not wanted; or raises, and nothing is read.
+          body: the wanted bytes are appended here as they come, so they are not lost when the
+            connection breaks.
 
         Raises:
-          RetryableError: timeout, broken connection, a status that says "later", or an answer that would not end before `deadline`.
-          StorageError: it cannot be sent at all, the body is longer than accepted, or the rate limit lasts longer than any window of the
-            Hub.
+          RetryableError: timeout, broken connection, a status that says "later", or an answer that
+            would not end before `deadline`.
+          StorageError: it cannot be sent at all, the body is longer than accepted, or the rate
+            limit lasts longer than any window of the Hub.
         """
         limit = limit_of(url)
         queued = deadline.now()
@@ -264,33 +311,53 @@ class HttpClient:
             deadline.check()
             received = sum(map(len, body))
             try:
-                answer = self._on_connection(method, url, headers, subject=subject, deadline=deadline, accept=accept, body=body)
+                answer = self._on_connection(
+                    method,
+                    url,
+                    headers,
+                    subject=subject,
+                    deadline=deadline,
+                    accept=accept,
+                    body=body,
+                )
             finally:
                 seconds = time.monotonic() - sent
                 received = sum(map(len, body)) - received
-                self.counters.add(StorageStatistics(1, received, request_seconds=seconds, pause_seconds=paused))
+                self.counters.add(
+                    StorageStatistics(1, received, request_seconds=seconds, pause_seconds=paused)
+                )
         self._rate_limiter.observe(limit, answer.headers)
         if answer.status in _TRANSIENT_STATUSES:
             host = host_of(url)
             told_seconds = refusal_seconds(answer.status, answer.headers)
             if told_seconds is not None and told_seconds > LONGEST_LIMIT_SECONDS:
                 raise StorageError(
-                    f"{subject}: {host} refuses requests for the next {told_seconds} s (HTTP {answer.status}); "
-                    "ask less often, or with a token, which has a higher limit"
+                    f"{subject}: {host} refuses requests for the next {told_seconds} s (HTTP "
+                    f"{answer.status}); ask less often, or with a token, which has a higher limit"
                 )
             if told_seconds is not None:
                 self._rate_limiter.pause(limit, told_seconds)
             raise RetryableError(f"HTTP {answer.status} from {host}")
         return answer
 
-    def read_range(self, source: RangeSource, wanted: ByteRange, pieces: list[bytes], *, subject: str, deadline: Deadline) -> bytes:
+    def read_range(
+        self,
+        source: RangeSource,
+        wanted: ByteRange,
+        pieces: list[bytes],
+        *,
+        subject: str,
+        deadline: Deadline,
+    ) -> bytes:
         """Makes one attempt to read `wanted`, which is not empty, and returns its bytes.
 
         Args:
-          pieces: the bytes from `wanted.start` on that earlier attempts got; what this one gets is appended, even if it fails.
+          pieces: the bytes from `wanted.start` on that earlier attempts got; what this one gets is
+            appended, even if it fails.
 
         Raises:
-          RetryableError: the answer is not what was asked for, or broke; the next attempt, with the same `pieces`, goes on behind them.
+          RetryableError: the answer is not what was asked for, or broke; the next attempt, with the
+            same `pieces`, goes on behind them.
           LinkRefused: the link is of no use (any more).
           StorageError: it leads away from HTTP, or from https to http.
         """
@@ -314,26 +381,47 @@ class HttpClient:
             if 400 <= answer.status < 500 and answer.status != 416:
                 raise LinkRefused(f"HTTP {answer.status} from {host_of(url)}")
             if answer.status not in (200, 206):
-                raise RetryableError(f"{describe_url(url)} answered with HTTP {answer.status}, expected 206")
+                raise RetryableError(
+                    f"{describe_url(url)} answered with HTTP {answer.status}, expected 206"
+                )
             if (received := sum(map(len, pieces))) < wanted.length:
                 raise RetryableError(f"the answer ended after {received} of {wanted.length} bytes")
             return b"".join(pieces)
         raise RetryableError(f"more than {MAX_HOPS} redirects, the last one to {describe_url(url)}")
 
     def _on_connection(
-        self, method: str, url: str, headers: Mapping[str, str], *, subject: str, deadline: Deadline, **of_answer: Any
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        subject: str,
+        deadline: Deadline,
+        **of_answer: Any,
     ) -> Response:
-        """Sends a request on a connection that is broken at the deadline, wherever it then waits."""
+        """Sends a request on a connection that is broken at the deadline, wherever it then
+        waits.
+        """
         self._origins.add(origin_of(url))
         check = functools.partial(self.check_not_ended, subject)
         queued = deadline.now()
-        with connections().lease(url, at_most=self.options.num_connections, check=check) as connection:
+        with connections().lease(
+            url, at_most=self.options.num_connections, check=check
+        ) as connection:
             deadline.leave_out_since(queued)
             deadline.connection = connection
             try:
                 with watch().after(max(deadline.remaining_seconds(), 0.001), connection.break_off):
                     self.check_not_ended(subject)  # again, now that it can be broken
-                    return self._send(connection, method, url, headers, subject=subject, deadline=deadline, **of_answer)
+                    return self._send(
+                        connection,
+                        method,
+                        url,
+                        headers,
+                        subject=subject,
+                        deadline=deadline,
+                        **of_answer,
+                    )
             finally:
                 deadline.connection = None
 
@@ -349,9 +437,16 @@ class HttpClient:
         accept: Callable[[Response], int | None],
         body: list[bytes],
     ) -> Response:
-        """The only place that talks HTTP: to replace httpx2, replace this and `_storage/http/connections`."""
+        """The only place that talks HTTP: to replace httpx2, replace this and
+        `_storage/http/connections`.
+        """
         left = max(deadline.remaining_seconds(), 0.001)
-        patience = min(_patience_seconds(self.options.read_timeout_seconds, deadline.num_attempts, self._usual_seconds), left)
+        patience = min(
+            _patience_seconds(
+                self.options.read_timeout_seconds, deadline.num_attempts, self._usual_seconds
+            ),
+            left,
+        )
         connect_seconds = min(self.options.connect_timeout_seconds, left)
         timeout = httpx2.Timeout(connect=connect_seconds, read=patience, write=patience, pool=None)
         try:
@@ -363,23 +458,40 @@ class HttpClient:
                 extensions={"trace": connection.note},
             )
             sent = time.monotonic()
-            # What becomes of the head of an answer must not take all the time of further attempts: a drip of bytes renews a read timeout.
+            # What becomes of the head of an answer must not take all the time of further attempts:
+            # a drip of bytes renews a read timeout.
             with watch().after(connect_seconds + _HEAD_PATIENCE * patience, connection.break_off):
                 response = connection.client.send(request, stream=True)
             self._usual_seconds += 0.1 * (time.monotonic() - sent - self._usual_seconds)
             try:
                 answer = Response(response.status_code, response.headers)
                 limit = None if answer.status in _TRANSIENT_STATUSES else accept(answer)
-                self._read_body(response, body, limit, sent=sent, patience=patience, subject=subject, deadline=deadline)
+                self._read_body(
+                    response,
+                    body,
+                    limit,
+                    sent=sent,
+                    patience=patience,
+                    subject=subject,
+                    deadline=deadline,
+                )
                 return answer
             finally:
                 response.close()
-        except (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError, httpx2.ProxyError) as error:
+        except (
+            httpx2.TimeoutException,
+            httpx2.NetworkError,
+            httpx2.RemoteProtocolError,
+            httpx2.ProxyError,
+        ) as error:
             failure = self._failure(error, url, subject, deadline)
         except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
             # Without its text, which may quote a header or the URL.
-            failure = StorageError(f"{subject}: cannot ask {describe_url(url)} ({type(error).__name__})")
-        # Outside of the handlers, so that no error is chained to it that holds the request, and with it the token.
+            failure = StorageError(
+                f"{subject}: cannot ask {describe_url(url)} ({type(error).__name__})"
+            )
+        # Outside of the handlers, so that no error is chained to it that holds the request, and
+        # with it the token.
         raise failure
 
     def _failure(self, error: Exception, url: str, subject: str, deadline: Deadline) -> Exception:
@@ -390,7 +502,11 @@ class HttpClient:
         if deadline.remaining_seconds() <= 0:
             return RetryableError(deadline.reason)
         text = f"{type(error).__name__} at {host}: {cut(redact(str(error)))}"
-        return UnreachableError(text) if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout) else RetryableError(text)
+        return (
+            UnreachableError(text)
+            if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+            else RetryableError(text)
+        )
 
     def _read_body(
         self,
@@ -403,7 +519,8 @@ class HttpClient:
         subject: str,
         deadline: Deadline,
     ) -> None:
-        """Appends the body of an answer to `body`, as it comes; with the limit `None` throws it away.
+        """Appends the body of an answer to `body`, as it comes; with the limit `None` throws it
+        away.
 
         Raises:
           RetryableError: it would not end in time, or drips.
@@ -417,16 +534,24 @@ class HttpClient:
                 received += len(chunk)
                 if limit is not None:
                     if received > limit:
-                        raise StorageError(f"{subject}: {server} sent more than the {limit} bytes expected")
+                        raise StorageError(
+                            f"{subject}: {server} sent more than the {limit} bytes expected"
+                        )
                     body.append(chunk)
                 elif received > _UNWANTED_BODY_BYTES:
                     return
                 deadline.check()
                 seconds = time.monotonic() - begun
-                drips = deadline.num_attempts < _PATIENT_ATTEMPT and received * _DRIP_PART < self._usual_rate * seconds
+                drips = (
+                    deadline.num_attempts < _PATIENT_ATTEMPT
+                    and received * _DRIP_PART < self._usual_rate * seconds
+                )
                 allowed = min(deadline.remaining_seconds(), patience if drips else math.inf)
                 if seconds > patience and (length - received) * seconds > received * allowed:
-                    raise RetryableError(f"{server} sent {received} of {length} bytes in {seconds:.3g} s, too slowly to end in time")
+                    raise RetryableError(
+                        f"{server} sent {received} of {length} bytes in {seconds:.3g} s, too "
+                        "slowly to end in time"
+                    )
         finally:
             # Also of those that were given up: when a link has become slow, nothing on it drips.
             if limit is not None and length >= _MEASURED_BYTES:
@@ -434,7 +559,9 @@ class HttpClient:
 
 
 def _patience_seconds(timeout_seconds: float, num_attempts: int, usual_seconds: float) -> float:
-    """Returns the read timeout of the n-th attempt: little for the first, then a fourth, a half, and all of it."""
+    """Returns the read timeout of the n-th attempt: little for the first, then a fourth, a half,
+    and all of it.
+    """
     least = min(timeout_seconds, _LEAST_PATIENCE_SECONDS)
     if num_attempts <= 1:
         return min(least, max(_LEAST_FIRST_PATIENCE_SECONDS, _FIRST_PATIENCE * usual_seconds))

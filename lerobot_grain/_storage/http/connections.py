@@ -1,7 +1,8 @@
 """The connections of a process, by server, each for one request at a time.
 
-The idea: every connection has a client of its own. So who uses one knows its socket, and can have it broken, wherever it waits, without a
-word to anybody else; and all datasets of a process share the idle ones, and one limit.
+The idea: every connection has a client of its own. So who uses one knows its socket, and can have
+it broken, wherever it waits, without a word to anybody else; and all datasets of a process share
+the idle ones, and one limit.
 
 Rules:
 * A connection that an attempt ended badly on is closed, not used again.
@@ -30,13 +31,19 @@ from lerobot_grain._base.per_process import PerProcess
 from lerobot_grain._storage.http.cancellation import CHECK_SECONDS
 from lerobot_grain._storage.http.responses import origin_of
 
-# Of a process, unless one dataset is allowed more: with other files, 60 datasets stay below the usual limit of 1,024 open ones.
+# Of a process, unless one dataset is allowed more: with other files, 60 datasets stay below the
+# usual limit of 1,024 open ones.
 _MAX_CONNECTIONS = 128
-# Idle connections are dropped by the Hub's CDN after about a minute; with httpx2's 5 s, requests 6 s apart opened a connection each.
+# Idle connections are dropped by the Hub's CDN after about a minute; with httpx2's 5 s, requests 6
+# s apart opened a connection each.
 _KEEPALIVE_SECONDS = 60.0
 # What a connection depends on besides its server.
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
-_PROXIES = tuple(spelled for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for spelled in (name, name.upper()))
+_PROXIES = tuple(
+    spelled
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+    for spelled in (name, name.upper())
+)
 
 # The server, and what of the environment decides how it is reached.
 _Key = tuple[Any, ...]
@@ -54,12 +61,19 @@ class Connection:
             follow_redirects=False,
             trust_env=True,  # proxies of the environment
             verify=certificates,
-            cookies=http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[])),
-            limits=httpx2.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=_KEEPALIVE_SECONDS),
+            cookies=http.cookiejar.CookieJar(
+                http.cookiejar.DefaultCookiePolicy(allowed_domains=[])
+            ),
+            limits=httpx2.Limits(
+                max_connections=1, max_keepalive_connections=1, keepalive_expiry=_KEEPALIVE_SECONDS
+            ),
         )
 
     def note(self, event: str, details: Mapping[str, Any]) -> None:
-        """Remembers each socket that httpx2 opens. Over TLS it is another one than that of the connection under it."""
+        """Remembers each socket that httpx2 opens.
+
+        Over TLS it is another one than that of the connection under it.
+        """
         if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
             with self._lock:
                 self._sockets.add(details["return_value"].get_extra_info("socket"))
@@ -69,7 +83,8 @@ class Connection:
         with self._lock:
             sockets = list(self._sockets)
         for each in sockets:
-            # Not the method of an SSLSocket, which would let another thread go on without encryption.
+            # Not the method of an SSLSocket, which would let another thread go on without
+            # encryption.
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(each, socket.SHUT_RDWR)
 
@@ -85,12 +100,14 @@ class Connections:
 
     @contextlib.contextmanager
     def lease(self, url: str, *, at_most: int, check: Callable[[], None]) -> Iterator[Connection]:
-        """Lends a connection to the server of `url`, made where no idle one is; closes it if what is done with it raises.
+        """Lends a connection to the server of `url`, made where no idle one is; closes it if what
+        is done with it raises.
 
         Args:
           url: of the request.
           at_most: connections of the process, or more, where more are usual.
-          check: called now and then while all are in use; raises where nothing is waited for any more.
+          check: called now and then while all are in use; raises where nothing is waited for any
+            more.
         """
         key = (origin_of(url), _environment(_PROXIES), _environment(_CERTIFICATES))
         connection = self._take(key, max(at_most, _MAX_CONNECTIONS), check)
@@ -174,5 +191,6 @@ def _environment(names: tuple[str, ...]) -> _Key:
 
 # Those of this process.
 connections = PerProcess(Connections)
-# Python says of each socket that is left open at the end of a program that it was, if it is asked to (`-X dev`).
+# Python says of each socket that is left open at the end of a program that it was, if it is asked
+# to (`-X dev`).
 atexit.register(lambda: connections().close_idle(None))

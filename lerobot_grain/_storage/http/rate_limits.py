@@ -1,13 +1,14 @@
 """When the next request may be sent: rate limits, heard of in one answer and kept by all threads.
 
-The Hub counts requests in fixed windows of five minutes, one count for URLs with `/resolve/` and one for the API, and tells in every answer
-what is left: `RateLimit: "resolvers";r=2999;t=172` with `RateLimit-Policy: "fixed window";"resolvers";q=3000;w=300`.
+The Hub counts requests in fixed windows of five minutes, one count for URLs with `/resolve/` and
+one for the API, and tells in every answer what is left: `RateLimit: "resolvers";r=2999;t=172` with
+`RateLimit-Policy: "fixed window";"resolvers";q=3000;w=300`.
 
 Rules:
-* Much is left: nobody waits. Less than a tenth: what is left is spread evenly over the time to the end of the window, so that a stream
-  becomes slow and does not stand still for minutes.
-* Nothing is left, or a server says "later" (`Retry-After`): everybody waits until then, and a little longer, so that hundreds of workers
-  do not return in the same second.
+* Much is left: nobody waits. Less than a tenth: what is left is spread evenly over the time to the
+  end of the window, so that a stream becomes slow and does not stand still for minutes.
+* Nothing is left, or a server says "later" (`Retry-After`): everybody waits until then, and a
+  little longer, so that hundreds of workers do not return in the same second.
 * One limit does not hold up requests that another one counts: those to the CDN, above all.
 
 It sends nothing and does not sleep: it says how long to wait.
@@ -28,7 +29,8 @@ from lerobot_grain._storage.http.responses import origin_of
 # (server, whether it is a `/resolve/` URL)
 Limit = tuple[tuple[str, str, int | None], bool]
 
-# The Hub counts requests in fixed windows of 300 s, so no honest answer asks for more than that. What does is not waited for.
+# The Hub counts requests in fixed windows of 300 s, so no honest answer asks for more than that.
+# What does is not waited for.
 LONGEST_LIMIT_SECONDS = 330
 # A stream that stays above this part of its quota never notices the limit.
 _LOW_PART = 0.1
@@ -44,9 +46,11 @@ def limit_of(url: str) -> Limit:
 
 
 def refusal_seconds(status: int, headers: Mapping[str, str]) -> int | None:
-    """Returns for how long an answer with an error status asks to be left alone; None if it does not say.
+    """Returns for how long an answer with an error status asks to be left alone; None if it does
+    not say.
 
-    `Retry-After` with a date is not read, as in huggingface_hub; the pause between attempts has to do.
+    `Retry-After` with a date is not read, as in huggingface_hub; the pause between attempts has to
+    do.
     """
     told = _RATE_LIMIT.search(headers.get("RateLimit", ""))
     if status == 429 and told and int(told[1]) == 0:
@@ -76,11 +80,16 @@ class RateLimiter:
     def pause(self, limit: Limit, seconds: float) -> None:
         """Lets no request pass for `seconds` and a little longer."""
         with self._lock:
-            self._open_at[limit] = max(self._open_at.get(limit, 0.0), time.monotonic() + _later(seconds))
+            self._open_at[limit] = max(
+                self._open_at.get(limit, 0.0), time.monotonic() + _later(seconds)
+            )
 
     def observe(self, limit: Limit, headers: Mapping[str, str]) -> None:
         """Takes note of what an answer tells of its limit."""
-        told, quota = _RATE_LIMIT.search(headers.get("RateLimit", "")), _QUOTA.search(headers.get("RateLimit-Policy", ""))
+        told, quota = (
+            _RATE_LIMIT.search(headers.get("RateLimit", "")),
+            _QUOTA.search(headers.get("RateLimit-Policy", "")),
+        )
         if told is None or quota is None:
             return
         left, seconds = int(told[1]), int(told[2])
@@ -93,10 +102,14 @@ class RateLimiter:
                 return
             interval = seconds / (left + 1)
             before = self._paces.get(limit)
-            self._paces[limit] = _Pace(interval, before.next_at if before else now + interval, now + seconds)
+            self._paces[limit] = _Pace(
+                interval, before.next_at if before else now + interval, now + seconds
+            )
 
     def reserve(self, limit: Limit) -> float:
-        """Returns in how many seconds the next request may be sent, and counts it: who asks then comes after it."""
+        """Returns in how many seconds the next request may be sent, and counts it: who asks then
+        comes after it.
+        """
         now = time.monotonic()
         with self._lock:
             pace = self._paces.get(limit)
@@ -119,7 +132,10 @@ class RateLimiter:
             return True
 
     def held_seconds(self, limit: Limit) -> float:
-        """Returns for how long no request may pass; zero or less when one may. It may be longer when asked again."""
+        """Returns for how long no request may pass; zero or less when one may.
+
+        It may be longer when asked again.
+        """
         return self._open_at.get(limit, 0.0) - time.monotonic()
 
 

@@ -1,8 +1,10 @@
 """Time as a process lives through it, and a watch that ends what takes too long of it.
 
-A process may stand still for an hour: SIGSTOP, the lid of a laptop, a virtual machine that is moved. Nobody was slow meanwhile, so this
-time counts for no deadline. A thread that waits for a server cannot be stopped; the connection under it can. So at its deadline the
-connection of an attempt is broken, wherever the attempt waits: for a status line, between two headers, for the rest of a chunk.
+A process may stand still for an hour: SIGSTOP, the lid of a laptop, a virtual machine that is
+moved. Nobody was slow meanwhile, so this time counts for no deadline. A thread that waits for a
+server cannot be stopped; the connection under it can. So at its deadline the connection of an
+attempt is broken, wherever the attempt waits: for a status line, between two headers, for the rest
+of a chunk.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ from collections.abc import Callable, Iterator
 
 from lerobot_grain._base.per_process import PerProcess
 
-# How often the watch looks. A step that takes this much longer is one in which the process stood still (a busy machine delays a thread by
-# tenths of a second).
+# How often the watch looks. A step that takes this much longer is one in which the process stood
+# still (a busy machine delays a thread by tenths of a second).
 _STEP_SECONDS, _STANDSTILL_SECONDS = 0.25, 5.0
-# What is not waited for any more is only taken out when so many have come together: a request ends long before its deadline.
+# What is not waited for any more is only taken out when so many have come together: a request ends
+# long before its deadline.
 _MANY_CANCELLED = 1000
 
 
@@ -47,7 +50,8 @@ class AwakeClock:
 class Watch:
     """Calls what was asked for at its time, in a thread of its own. For one process; thread-safe.
 
-    While somebody waits, the clock is looked at every quarter of a second, so that it knows when the process stood still.
+    While somebody waits, the clock is looked at every quarter of a second, so that it knows when
+    the process stood still.
     """
 
     def __init__(self) -> None:
@@ -65,7 +69,9 @@ class Watch:
         with self._changed:
             heapq.heappush(self._waiting, (self.clock() + seconds, number, call))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, daemon=True, name="lerobot_grain watch")
+                self._thread = threading.Thread(
+                    target=self._run, daemon=True, name="lerobot_grain watch"
+                )
                 self._thread.start()
         try:
             yield
@@ -73,7 +79,9 @@ class Watch:
             with self._changed:
                 self._cancelled.add(number)
                 if len(self._cancelled) > _MANY_CANCELLED:
-                    self._waiting = [each for each in self._waiting if each[1] not in self._cancelled]
+                    self._waiting = [
+                        each for each in self._waiting if each[1] not in self._cancelled
+                    ]
                     heapq.heapify(self._waiting)
                     self._cancelled.clear()
 
@@ -82,7 +90,9 @@ class Watch:
             due: list[Callable[[], None]] = []
             with self._changed:
                 now = self.clock()
-                while self._waiting and (self._waiting[0][0] <= now or self._waiting[0][1] in self._cancelled):
+                while self._waiting and (
+                    self._waiting[0][0] <= now or self._waiting[0][1] in self._cancelled
+                ):
                     _, number, call = heapq.heappop(self._waiting)
                     if number in self._cancelled:
                         self._cancelled.discard(number)

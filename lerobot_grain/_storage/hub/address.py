@@ -1,4 +1,5 @@
-"""Names of datasets on the Hub, a repository or a bucket: checked, with their addresses and their errors.
+"""Names of datasets on the Hub, a repository or a bucket: checked, with their addresses and their
+errors.
 
 Nothing is asked of the Hub here.
 """
@@ -46,7 +47,9 @@ class ListedFile(NamedTuple):
 
 
 class Refusal(enum.Enum):
-    """Why the Hub does not give what is asked for, as its answers say (`hub/api`), or why it is not asked."""
+    """Why the Hub does not give what is asked for, as its answers say (`hub/api`), or why it is not
+    asked.
+    """
 
     GATED = enum.auto()
     MISSING_REPOSITORY = enum.auto()
@@ -60,10 +63,13 @@ class Refusal(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HubAddress(abc.ABC):
-    """Names something on the Hub that holds files, and how it is read: a data set, or a bucket. Of each file one *version* is read.
+    """Names something on the Hub that holds files, and how it is read: a data set, or a bucket.
 
-    The token is what the user gave: None (of the environment, the normal case), True, False, or the token itself. Only in the last case it
-    is part of the pickle, because another process could not find it otherwise; it is never part of a text.
+    Of each file one *version* is read.
+
+    The token is what the user gave: None (of the environment, the normal case), True, False, or the
+    token itself. Only in the last case it is part of the pickle, because another process could not
+    find it otherwise; it is never part of a text.
 
     Attributes:
       kind: how its addresses begin: `datasets` or `buckets`.
@@ -76,7 +82,8 @@ class HubAddress(abc.ABC):
       cache_dir: the cache of huggingface_hub.
       token: see above.
       options: how bytes are read.
-      prefix: the folder that the data set lies in, with a `/` at its end; empty: it is the whole repository.
+      prefix: the folder that the data set lies in, with a `/` at its end; empty: it is the whole
+        repository.
       notes: what about the name is odd, or is to be said.
     """
 
@@ -100,7 +107,9 @@ class HubAddress(abc.ABC):
 
     @abc.abstractmethod
     def tree_url(self, version: str, directory: str, *, recursive: bool = True) -> str:
-        """Returns the address of the first page of the list of all files below `directory` of the data set, or only of those in it."""
+        """Returns the address of the first page of the list of all files below `directory` of the
+        data set, or only of those in it.
+        """
 
     @abc.abstractmethod
     def file_url(self, version: str, path: str) -> str:
@@ -114,7 +123,9 @@ class HubAddress(abc.ABC):
     def download_command(self, revision: str | None) -> str:
         """Returns the command with which a user puts it into the cache of huggingface_hub."""
         chosen = f" --revision {revision}" if revision else ""
-        return f"hf download {self.repo_id} --repo-type dataset{chosen}" + (f" --include '{self.prefix}*'" if self.prefix else "")
+        return f"hf download {self.repo_id} --repo-type dataset{chosen}" + (
+            f" --include '{self.prefix}*'" if self.prefix else ""
+        )
 
     @property
     def cache_root(self) -> str:
@@ -122,24 +133,45 @@ class HubAddress(abc.ABC):
         return os.path.join(self.cache_dir, "datasets--" + self.repo_id.replace("/", "--"))
 
     def headers(self) -> dict[str, str]:
-        """Returns the headers for the endpoint. To be called for each request: a token may have been refreshed in the meantime."""
+        """Returns the headers for the endpoint.
+
+        To be called for each request: a token may have been refreshed in the meantime.
+        """
         try:
-            return build_hf_headers(token=self.token, library_name="lerobot_grain", library_version=_library_version())
+            return build_hf_headers(
+                token=self.token, library_name="lerobot_grain", library_version=_library_version()
+            )
         except hub_errors.LocalTokenNotFoundError:
-            raise InvalidRequestError(f'{self.repo_id}: token=True, but there is none: set HF_TOKEN or run "hf auth login"') from None
+            raise InvalidRequestError(
+                f'{self.repo_id}: token=True, but there is none: set HF_TOKEN or run "hf auth '
+                'login"'
+            ) from None
 
     def api_url(self, *parts: str) -> str:
-        return "/".join([f"{self.endpoint}/api/{self.kind}/{self.repo_id}", *(quote(part, safe="") for part in parts if part)])
+        return "/".join(
+            [
+                f"{self.endpoint}/api/{self.kind}/{self.repo_id}",
+                *(quote(part, safe="") for part in parts if part),
+            ]
+        )
 
     def renamed_by(self, asked: str, target: str) -> str | None:
-        """Returns the name that a redirect gives the repository; None if it does not only change the name.
+        """Returns the name that a redirect gives the repository; None if it does not only change
+        the name.
 
         Args:
           asked: an address of the repository.
-          target: where the redirect leads. A mirror that has a path may pass on a target of the original, without its own path.
+          target: where the redirect leads. A mirror that has a path may pass on a target of the
+            original, without its own path.
         """
-        before, _, after = asked.removeprefix(self.endpoint).partition("?")[0].partition(f"/{self.kind}/{self.repo_id}/")
-        pattern = f".*{re.escape(before)}/{self.kind}/({_REPO_ID.pattern})/{re.escape(unquote(after))}"
+        before, _, after = (
+            asked.removeprefix(self.endpoint)
+            .partition("?")[0]
+            .partition(f"/{self.kind}/{self.repo_id}/")
+        )
+        pattern = (
+            f".*{re.escape(before)}/{self.kind}/({_REPO_ID.pattern})/{re.escape(unquote(after))}"
+        )
         found = re.fullmatch(pattern, unquote(urlsplit(target).path), re.ASCII) if after else None
         try:
             validate_repo_id(name := found[1] if found else "")
@@ -152,20 +184,31 @@ class HubAddress(abc.ABC):
         page = f"{self.endpoint}/{self.kind}/{self.repo_id}"
         match kind:
             case Refusal.GATED:
-                text = f"{self.repo_id} is gated: ask for access on its page {page} and pass a token ({self._token_hint()})"
+                text = (
+                    f"{self.repo_id} is gated: ask for access on its page {page} and pass a "
+                    f"token ({self._token_hint()})"
+                )
             case Refusal.MISSING_REPOSITORY:
                 text = (
-                    f"there is no {self.noun} {self.repo_id} on {self.endpoint}, or it is private, which looks the same without access "
-                    f"({self._token_hint()})"
+                    f"there is no {self.noun} {self.repo_id} on {self.endpoint}, or it is "
+                    f"private, which looks the same without access ({self._token_hint()})"
                 )
             case Refusal.MISSING_REVISION:
                 text = "the repository has no such revision"
             case Refusal.MISSING_FILE:
-                return MissingFileError(f"{subject}: the repository has no such file at this revision")
+                return MissingFileError(
+                    f"{subject}: the repository has no such file at this revision"
+                )
             case Refusal.DISABLED:
-                text = f"access to {self.repo_id} has been disabled by the Hub or its owner, see {page}"
+                text = (
+                    f"access to {self.repo_id} has been disabled by the Hub or its owner, see "
+                    f"{page}"
+                )
             case Refusal.BAD_TOKEN:
-                text = f"{self.endpoint} does not accept the token: make a new one, or pass token=False for a public {self.noun}"
+                text = (
+                    f"{self.endpoint} does not accept the token: make a new one, or pass "
+                    f"token=False for a public {self.noun}"
+                )
             case Refusal.OFFLINE:
                 text = f"HF_HUB_OFFLINE=1 forbids to read from {self.endpoint}: unset it"
             case Refusal.OTHER:
@@ -196,13 +239,21 @@ class RepositoryAddress(HubAddress):
         return self.api_url("tree", version, (self.prefix + directory).rstrip("/")) + query
 
     def file_url(self, version: str, path: str) -> str:
-        return f"{self.endpoint}/datasets/{self.repo_id}/resolve/{version}/{quote(self.prefix + path)}"
+        return (
+            f"{self.endpoint}/datasets/{self.repo_id}/resolve/{version}/{quote(self.prefix + path)}"
+        )
 
 
 def name_repository(
-    repo_id: str, *, endpoint: str | None, cache_dir: str | os.PathLike[str] | None, token: str | bool | None, options: StorageOptions
+    repo_id: str,
+    *,
+    endpoint: str | None,
+    cache_dir: str | os.PathLike[str] | None,
+    token: str | bool | None,
+    options: StorageOptions,
 ) -> RepositoryAddress:
-    """Returns a checked `RepositoryAddress`; what is None is taken from the environment, as huggingface_hub does it.
+    """Returns a checked `RepositoryAddress`; what is None is taken from the environment, as
+    huggingface_hub does it.
 
     Raises:
       InvalidRequestError: no such repository, endpoint or token can exist.
@@ -210,24 +261,33 @@ def name_repository(
     try:
         validate_repo_id(repo_id)
     except hub_errors.HFValidationError as error:
-        raise InvalidRequestError(f"{repo_id!r} cannot be the name of a repository: {error}") from None
+        raise InvalidRequestError(
+            f"{repo_id!r} cannot be the name of a repository: {error}"
+        ) from None
     endpoint = (endpoint or huggingface_hub.constants.ENDPOINT).rstrip("/")
     if not _ENDPOINT.fullmatch(endpoint):
         raise InvalidRequestError(
-            f"endpoint {endpoint.rpartition('@')[2]!r}: expected the address of a Hub, such as https://huggingface.co"
+            f"endpoint {endpoint.rpartition('@')[2]!r}: expected the address of a Hub, such as "
+            "https://huggingface.co"
         )
-    if isinstance(token, str) and (not token.isascii() or not token.isprintable() or token != token.strip() or not token):
+    if isinstance(token, str) and (
+        not token.isascii() or not token.isprintable() or token != token.strip() or not token
+    ):
         raise InvalidRequestError(
-            "token: expected printable characters without blanks around them; pass None for the one of the environment"
+            "token: expected printable characters without blanks around them; pass None for the "
+            "one of the environment"
         )
-    directory = os.path.abspath(os.path.expanduser(cache_dir or huggingface_hub.constants.HF_HUB_CACHE))
+    directory = os.path.abspath(
+        os.path.expanduser(cache_dir or huggingface_hub.constants.HF_HUB_CACHE)
+    )
     return RepositoryAddress(repo_id, endpoint, directory, token, options)
 
 
 def disk_cache_directory(cache_dir: str) -> str:
     """Returns where pieces of files are kept, for what is given as the cache of huggingface_hub.
 
-    It is what LEROBOT_GRAIN_CACHE says; else a folder in HF_HOME, beside the usual cache, or inside of another cache that the user chose.
+    It is what LEROBOT_GRAIN_CACHE says; else a folder in HF_HOME, beside the usual cache, or inside
+    of another cache that the user chose.
     """
     constants = huggingface_hub.constants
     usual = os.path.abspath(os.path.expanduser(constants.HF_HUB_CACHE))

@@ -1,14 +1,18 @@
 """Reading a data set in a Storage Bucket of the Hugging Face Hub, `hf://buckets/org/name[/prefix]`.
 
-The idea: a bucket has no commits, and files are overwritten in place. So its files are listed once, when it is opened, and each is pinned
-by its size and by the hash of its contents that Xet uses. Whenever the Hub is asked where a file's bytes are, it must answer for that hash.
+The idea: a bucket has no commits, and files are overwritten in place. So its files are listed once,
+when it is opened, and each is pinned by its size and by the hash of its contents that Xet uses.
+Whenever the Hub is asked where a file's bytes are, it must answer for that hash.
 
 Rules:
-* Only `meta/`, `data/` and `videos/` below the prefix are listed and read: what else lies in a bucket (checkpoints of the training that
-  reads it) may be many files, and may change.
-* A hash of that list stands for the commit. It changes with any of the files, and not when the data set is moved.
-* A file that is not in the list does not exist. One that was changed or deleted since is an error, never other bytes.
-* Metadata is read as ranges like everything else, and kept nowhere: the cache of huggingface_hub is made of commits.
+* Only `meta/`, `data/` and `videos/` below the prefix are listed and read: what else lies in a
+  bucket (checkpoints of the training that reads it) may be many files, and may change.
+* A hash of that list stands for the commit. It changes with any of the files, and not when the data
+  set is moved.
+* A file that is not in the list does not exist. One that was changed or deleted since is an error,
+  never other bytes.
+* Metadata is read as ranges like everything else, and kept nowhere: the cache of huggingface_hub is
+  made of commits.
 
 The requests, links and checks are those of `_storage/hub/session`.
 """
@@ -54,11 +58,15 @@ class BucketAddress(HubAddress):
         return f"{BUCKET_SCHEME}{self.name}"
 
     def tree_url(self, version: str, directory: str, *, recursive: bool = True) -> str:  # noqa: ARG002 (a bucket has one version)
-        return self.api_url("tree", (self.prefix + directory).rstrip("/")) + ("?recursive=true" if recursive else "")
+        return self.api_url("tree", (self.prefix + directory).rstrip("/")) + (
+            "?recursive=true" if recursive else ""
+        )
 
     def file_url(self, version: str, path: str) -> str:  # noqa: ARG002 (the answer says which one it is)
         # With "/" quoted, as huggingface_hub asks for the same.
-        return f"{self.endpoint}/buckets/{self.repo_id}/resolve/{quote(self.prefix + path, safe='')}"
+        return (
+            f"{self.endpoint}/buckets/{self.repo_id}/resolve/{quote(self.prefix + path, safe='')}"
+        )
 
 
 def name_bucket(
@@ -77,17 +85,29 @@ def name_bucket(
     """
     match = _BUCKET_URI.fullmatch(uri)
     if match is None:
-        raise InvalidRequestError(f"{uri!r} does not name a bucket, expected hf://buckets/org/name or hf://buckets/org/name/folder")
+        raise InvalidRequestError(
+            f"{uri!r} does not name a bucket, expected hf://buckets/org/name or "
+            "hf://buckets/org/name/folder"
+        )
     if revision is not None or "@" in match[1]:
-        raise InvalidRequestError(f"{uri}: a bucket has no revisions{'' if revision is None else f', so not {revision!r}'}; leave it out")
-    named = name_repository(match[1], endpoint=endpoint, cache_dir=cache_dir, token=token, options=options)
+        raise InvalidRequestError(
+            f"{uri}: a bucket has no "
+            f"revisions{'' if revision is None else f', so not {revision!r}'}; leave it out"
+        )
+    named = name_repository(
+        match[1], endpoint=endpoint, cache_dir=cache_dir, token=token, options=options
+    )
     folder = match[2].rstrip("/")
     prefix = f"{folder}/" if folder else ""
-    return BucketAddress(named.repo_id, named.endpoint, named.cache_dir, named.token, named.options, prefix)
+    return BucketAddress(
+        named.repo_id, named.endpoint, named.cache_dir, named.token, named.options, prefix
+    )
 
 
 def list_bucket(session: HubSession, bucket: BucketAddress) -> list[ListedFile]:
-    """Returns the files of the data set, by path behind the prefix, in order. Three requests, and one for each further 1,000 files.
+    """Returns the files of the data set, by path behind the prefix, in order.
+
+    Three requests, and one for each further 1,000 files.
 
     Raises:
       StorageError: the bucket does not exist, is not accessible, or lists files without a hash.
@@ -97,13 +117,18 @@ def list_bucket(session: HubSession, bucket: BucketAddress) -> list[ListedFile]:
         for file in session.api.list_tree("", folder):
             if not file.xet_hash:
                 path = bucket.prefix + file.path
-                raise StorageError(f"{bucket.at('')}: {bucket.endpoint} lists {path} without a hash, so it cannot be pinned")
+                raise StorageError(
+                    f"{bucket.at('')}: {bucket.endpoint} lists {path} without a hash, so it "
+                    "cannot be pinned"
+                )
             files.append(file)
     return sorted(files)
 
 
 def commit_of_files(files: Iterable[ListedFile]) -> str:
-    """Returns 40 hexadecimal digits that change with the name, size or contents of any of the files."""
+    """Returns 40 hexadecimal digits that change with the name, size or contents of any of the
+    files.
+    """
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.path} {file.size_bytes} {file.xet_hash}\n".encode())
@@ -114,7 +139,8 @@ def commit_of_files(files: Iterable[ListedFile]) -> str:
 class BucketStorage(OnHub):
     """The files that a bucket held when it was opened, each pinned by its size and hash.
 
-    Their list travels with it, so that all processes read the same. A token does as with `HubStorage`.
+    Their list travels with it, so that all processes read the same. A token does as with
+    `HubStorage`.
     """
 
     description: str
@@ -122,18 +148,33 @@ class BucketStorage(OnHub):
     options: StorageOptions
     repository: BucketAddress
     files: Mapping[str, ListedFile] = dataclasses.field(repr=False, hash=False)
-    _process_state: dict[int, HubSession] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+    _process_state: dict[int, HubSession] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.description, self.commit, self.options, self.repository, self.files)
+        return type(self), (
+            self.description,
+            self.commit,
+            self.options,
+            self.repository,
+            self.files,
+        )
 
     def list_metadata(self) -> Mapping[str, int]:
-        return {path: file.size_bytes for path, file in self.files.items() if path.startswith(f"{METADATA}/")}
+        return {
+            path: file.size_bytes
+            for path, file in self.files.items()
+            if path.startswith(f"{METADATA}/")
+        }
 
     def size_bytes(self, path: str) -> int:
         check_path(self.description, path)
         if (file := self.files.get(path)) is None:
-            raise MissingFileError(f"{self.description}: there is no file {path} (nor any outside of meta/, data/ and videos/)")
+            raise MissingFileError(
+                f"{self.description}: there is no file {path} (nor any outside of meta/, data/ "
+                "and videos/)"
+            )
         return file.size_bytes
 
     def _disk_cache(self, path: str) -> None:  # noqa: ARG002 (never)
@@ -143,7 +184,10 @@ class BucketStorage(OnHub):
         pinned, session = self.files[path], self._session()
         try:
             if (size := session.size_bytes(pinned.xet_hash, path)) != pinned.size_bytes:
-                raise StorageError(f"{self.description}: {path} has {size} bytes, {pinned.size_bytes} when it was listed; {CHANGED}")
+                raise StorageError(
+                    f"{self.description}: {path} has {size} bytes, {pinned.size_bytes} when it "
+                    f"was listed; {CHANGED}"
+                )
             return session.read_range(pinned.xet_hash, path, wanted)
         except MissingFileError:
             # It was there: no caller may take it for a file that the data set does without.

@@ -1,6 +1,8 @@
-"""The storage that reads a commit of a dataset repository: from huggingface_hub's cache where it has a file, else from the Hub.
+"""The storage that reads a commit of a dataset repository: from huggingface_hub's cache where it
+has a file, else from the Hub.
 
-It is a value that pickles; the session with the Hub is made when a process first reads, and belongs to that process (`OnHub`).
+It is a value that pickles; the session with the Hub is made when a process first reads, and belongs
+to that process (`OnHub`).
 """
 
 from __future__ import annotations
@@ -14,14 +16,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from lerobot_grain._base.byte_ranges import ByteRange
-from lerobot_grain._base.errors import LeRobotGrainError, LeRobotGrainWarning, MissingFileError, StorageError
+from lerobot_grain._base.errors import (
+    LeRobotGrainError,
+    LeRobotGrainWarning,
+    MissingFileError,
+    StorageError,
+)
 from lerobot_grain._format.layout import METADATA
 from lerobot_grain._storage.base import check_path, text_of_folders
 from lerobot_grain._storage.directory import DirectoryStorage, dataset_folders
 from lerobot_grain._storage.disk_cache import DiskCache
 from lerobot_grain._storage.git_files import LfsPointer, blob_name, hash_in, hash_like, lfs_pointer
 from lerobot_grain._storage.hub.address import HubAddress, ListedFile, is_offline
-from lerobot_grain._storage.hub.client_cache import cached_listing, is_as_told, keep_file, snapshot_directory
+from lerobot_grain._storage.hub.client_cache import (
+    cached_listing,
+    is_as_told,
+    keep_file,
+    snapshot_directory,
+)
 from lerobot_grain._storage.hub.session import HubSession, OnHub
 from lerobot_grain._storage.options import Counters, StorageOptions, StorageStatistics
 
@@ -33,12 +45,14 @@ _said: set[tuple[str, str]] = set()
 class HubStorage(OnHub):
     """The files of one commit of a data set repository on the Hub, or of one folder of it.
 
-    A file that lies in the commit's snapshot in the cache of huggingface_hub is read there, once its size is that of the file on the Hub,
-    and of a file of `meta/` its hash too; all others are read over the network, unless HF_HUB_OFFLINE forbids it. Which of the two is
-    decided anew for each read, so that a download that is under way, or a cache that is emptied, does no harm.
+    A file that lies in the commit's snapshot in the cache of huggingface_hub is read there, once
+    its size is that of the file on the Hub, and of a file of `meta/` its hash too; all others are
+    read over the network, unless HF_HUB_OFFLINE forbids it. Which of the two is decided anew for
+    each read, so that a download that is under way, or a cache that is emptied, does no harm.
 
-    The list of `meta/` travels with it, so that other processes need not ask the Hub's API. So does a token that was given as a string:
-    prefer one in the environment, which every process finds by itself.
+    The list of `meta/` travels with it, so that other processes need not ask the Hub's API. So does
+    a token that was given as a string: prefer one in the environment, which every process finds by
+    itself.
     """
 
     description: str
@@ -47,10 +61,19 @@ class HubStorage(OnHub):
     repository: HubAddress
     snapshot: DirectoryStorage = dataclasses.field(repr=False)
     metadata: tuple[ListedFile, ...] = dataclasses.field(repr=False)
-    _process_state: dict[int, HubSession] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+    _process_state: dict[int, HubSession] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.description, self.commit, self.options, self.repository, self.snapshot, self.metadata)
+        return type(self), (
+            self.description,
+            self.commit,
+            self.options,
+            self.repository,
+            self.snapshot,
+            self.metadata,
+        )
 
     @property
     def folder(self) -> str:
@@ -78,14 +101,23 @@ class HubStorage(OnHub):
         if not name or lfs_pointer(contents) is not None:
             return contents  # what was not compared with a hash, or is no file, is kept nowhere
         try:
-            keep_file(self.repository.cache_root, self.commit, self.repository.prefix + path, contents, name)
+            keep_file(
+                self.repository.cache_root,
+                self.commit,
+                self.repository.prefix + path,
+                contents,
+                name,
+            )
         except OSError as error:
             where = self.repository.cache_dir
-            raise StorageError(f"{self.description}: {path}: cannot be kept in {where}: {error.strerror}") from None
+            raise StorageError(
+                f"{self.description}: {path}: cannot be kept in {where}: {error.strerror}"
+            ) from None
         return contents
 
     def _read_copy(self, path: str, file: ListedFile, max_bytes: int) -> bytes:
-        """Returns the contents of the copy in the snapshot; with a warning those on the Hub, where the copy does not have the file's hash.
+        """Returns the contents of the copy in the snapshot; with a warning those on the Hub, where
+        the copy does not have the file's hash.
 
         The copy is left as it is: whoever changed it may want it back.
         """
@@ -94,12 +126,18 @@ class HubStorage(OnHub):
         told = self._told_hash(file, place)
         if lfs_pointer(contents) is not None or blob_name(contents, told) is not None:
             return contents
-        spoilt = self._about_spoilt(path, place, f"has the hash {hash_like(contents, told)}, expected {told}")
+        spoilt = self._about_spoilt(
+            path, place, f"has the hash {hash_like(contents, told)}, expected {told}"
+        )
         try:
             contents, _ = self._session().read_whole(self.commit, file)
         except StorageError as error:
             raise StorageError(f"{spoilt}. Reading it from the Hub failed: {error}") from None
-        warnings.warn(f"{spoilt}. Until then it is read from the Hub each time", LeRobotGrainWarning, stacklevel=2)
+        warnings.warn(
+            f"{spoilt}. Until then it is read from the Hub each time",
+            LeRobotGrainWarning,
+            stacklevel=2,
+        )
         return contents
 
     def _told_hash(self, file: ListedFile, place: str) -> str:
@@ -113,17 +151,19 @@ class HubStorage(OnHub):
           StorageError: HF_HUB_OFFLINE forbids to read the file from the Hub.
         """
         spoilt = (
-            f"{self.description}: {path}: its copy {place} {found}: it was changed after it was downloaded; delete it "
-            f"(rm {shlex.quote(place)}), and it will be downloaded again"
+            f"{self.description}: {path}: its copy {place} {found}: it was changed after it was "
+            f"downloaded; delete it (rm {shlex.quote(place)}), and it will be downloaded again"
         )
         if is_offline():
             raise StorageError(f"{spoilt} (not with HF_HUB_OFFLINE=1)")
         return spoilt
 
     def _is_good_copy(self, path: str) -> bool:
-        """Returns whether ranges of a file may be read from its copy in the snapshot; warns, once a process, of one that was changed.
+        """Returns whether ranges of a file may be read from its copy in the snapshot; warns, once a
+        process, of one that was changed.
 
-        Only files of `meta/` have hashes that are known, and are read by ranges only where they are long.
+        Only files of `meta/` have hashes that are known, and are read by ranges only where they are
+        long.
         """
         file, place = self._listed(path), self._place(path)
         if file is None or not os.path.isfile(place):
@@ -137,12 +177,18 @@ class HubStorage(OnHub):
         spoilt = self._about_spoilt(path, place, f"does not have the hash {told}")
         if (place, told) not in _said:
             _said.add((place, told))
-            warnings.warn(f"{spoilt}. Until then it is read from the Hub", LeRobotGrainWarning, stacklevel=2)
+            warnings.warn(
+                f"{spoilt}. Until then it is read from the Hub", LeRobotGrainWarning, stacklevel=2
+            )
         return False
 
     def _listed(self, path: str) -> ListedFile | None:
         """Returns what the list of `meta/` says of a file."""
-        return next((file for file in self.metadata if file.path == path), None) if path.startswith(f"{METADATA}/") else None
+        return (
+            next((file for file in self.metadata if file.path == path), None)
+            if path.startswith(f"{METADATA}/")
+            else None
+        )
 
     def size_bytes(self, path: str) -> int:
         check_path(self.description, path)
@@ -150,9 +196,18 @@ class HubStorage(OnHub):
         if cached is None:
             return self._size_on_hub(path) if file is None or is_offline() else file.size_bytes
         if file is None:
-            file = (cached_listing(self.repository, self.commit) or {}).get(self.repository.prefix + path)
-        expected = file.size_bytes if file is not None else None if is_offline() else self._size_on_hub(path)
-        # Without a list and without network there is nothing to compare with; the ends of parquet and MP4 files are seen by their readers.
+            file = (cached_listing(self.repository, self.commit) or {}).get(
+                self.repository.prefix + path
+            )
+        expected = (
+            file.size_bytes
+            if file is not None
+            else None
+            if is_offline()
+            else self._size_on_hub(path)
+        )
+        # Without a list and without network there is nothing to compare with; the ends of parquet
+        # and MP4 files are seen by their readers.
         if expected is not None:
             self._check_cached(path, cached, expected)
         return cached
@@ -170,7 +225,11 @@ class HubStorage(OnHub):
         return int.from_bytes(kept)
 
     def _disk_cache(self, path: str) -> DiskCache | None:
-        return None if is_offline() or self._cached_bytes(path) is not None else self._session().disk_cache
+        return (
+            None
+            if is_offline() or self._cached_bytes(path) is not None
+            else self._session().disk_cache
+        )
 
     def _cached_bytes(self, path: str) -> int | None:
         """Returns the size of the file in the snapshot, None if it is not there."""
@@ -181,29 +240,39 @@ class HubStorage(OnHub):
         except StorageError:
             link = os.path.join(self.snapshot.root, path)
             raise StorageError(
-                f"{self.description}: {path}: its copy {link} leads to {self._place(path)}, which is no file; delete the former "
-                f"(rm {shlex.quote(link)}), and it will be read from the Hub"
+                f"{self.description}: {path}: its copy {link} leads to {self._place(path)}, which "
+                f"is no file; delete the former (rm {shlex.quote(link)}), and it will be read "
+                "from the Hub"
             ) from None
 
     def _check_cached(self, path: str, found: int, expected: int) -> None:
         if found != expected:
             raise StorageError(
-                f"{self.description}: {path}: its copy {self._place(path)} has {found} bytes, expected {expected}; delete that, and it "
-                "will be read from the Hub again"
+                f"{self.description}: {path}: its copy {self._place(path)} has {found} bytes, "
+                f"expected {expected}; delete that, and it will be read from the Hub again"
             )
 
     def _place(self, path: str) -> str:
-        # The file itself: when only the link to it is deleted, huggingface_hub makes the same link again.
+        # The file itself: when only the link to it is deleted, huggingface_hub makes the same link
+        # again.
         return os.path.realpath(os.path.join(self.snapshot.root, path))
 
     def _about_pointer(self, path: str, pointer: LfsPointer) -> str:
         if self._cached_bytes(path) is None:
             return OnHub._about_pointer(self, path, pointer)
-        return f"its copy {self._place(path)} is {pointer}; delete that, and it will be read from the Hub again"
+        return (
+            f"its copy {self._place(path)} is {pointer}; delete that, and it will be read from "
+            "the Hub again"
+        )
 
     def _malformed(self, path: str, text: str) -> str | None:
         told = OnHub._malformed(self, path, text)
-        if told is not None or is_offline() or self._listed(path) is not None or self._cached_bytes(path) is not None:
+        if (
+            told is not None
+            or is_offline()
+            or self._listed(path) is not None
+            or self._cached_bytes(path) is not None
+        ):
             return told
         session = self._session()
         size = listed = None
@@ -213,8 +282,9 @@ class HubStorage(OnHub):
             return None
         session.disk_cache.forget(self._file(path))
         raise StorageError(
-            f"{self.description}: {path}: {self.repository.endpoint} told a length of {size} bytes for this file, which is listed with "
-            f"{listed}: a mirror or proxy that tells wrong lengths; read it from the Hub itself"
+            f"{self.description}: {path}: {self.repository.endpoint} told a length of {size} "
+            f"bytes for this file, which is listed with {listed}: a mirror or proxy that tells "
+            "wrong lengths; read it from the Hub itself"
         ) from None
 
     @property
@@ -234,8 +304,9 @@ class HubStorage(OnHub):
         """
         if is_offline():
             raise MissingFileError(
-                f"{self.description}: there is no file {path} in the cache; with HF_HUB_OFFLINE=1 it cannot be fetched, so unset that, or "
-                f"first run {self.repository.download_command(self.commit)}"
+                f"{self.description}: there is no file {path} in the cache; with HF_HUB_OFFLINE=1 "
+                "it cannot be fetched, so unset that, or first run "
+                f"{self.repository.download_command(self.commit)}"
             )
         return self._session()
 
@@ -245,7 +316,9 @@ class HubStorage(OnHub):
                 return self.snapshot._read_range(path, wanted)
         file, session = self._listed(path), self._session_for(path)
         try:
-            return session.read_range(self.commit, path, wanted, file_bytes=None if file is None else file.size_bytes)
+            return session.read_range(
+                self.commit, path, wanted, file_bytes=None if file is None else file.size_bytes
+            )
         except StorageError:
             # What was told of its size may be what is wrong.
             session.disk_cache.forget(self._file(path), "size")

@@ -1,23 +1,28 @@
 """Reading one commit of a data set repository on the Hugging Face Hub.
 
-The idea: the Hub is asked once per file where its bytes are (one HEAD on `/resolve/<commit>/<path>`), and the answer, a signed link to the
-CDN, serves every range of that file for up to an hour. The Hub limits how often it may be asked; the CDN does not.
+The idea: the Hub is asked once per file where its bytes are (one HEAD on
+`/resolve/<commit>/<path>`), and the answer, a signed link to the CDN, serves every range of that
+file for up to an hour. The Hub limits how often it may be asked; the CDN does not.
 
 Rules:
-* A name of a revision is sent once, to learn its commit. All other URLs hold the commit, so nothing that happens to the repository
-  changes what is read.
+* A name of a revision is sent once, to learn its commit. All other URLs hold the commit, so nothing
+  that happens to the repository changes what is read.
 * The token goes to the endpoint's own origin, never to the CDN, and no redirect takes it elsewhere.
-* Every answer is checked: its commit, status 206, exactly the range asked for, the file's size, the same ETag, no compression, no byte too
-  few or too many. One that is wrong is asked for again, as one that broke.
-* What the list of a commit says of a file counts for more than what is said when its bytes are asked for: mirrors tell wrong lengths.
-* A file of `meta/` is read whole and compared with its size and hash; only then it may be kept in the cache of huggingface_hub. That of a
-  mirror which tells no hash is kept nowhere.
+* Every answer is checked: its commit, status 206, exactly the range asked for, the file's size, the
+  same ETag, no compression, no byte too few or too many. One that is wrong is asked for again, as
+  one that broke.
+* What the list of a commit says of a file counts for more than what is said when its bytes are
+  asked for: mirrors tell wrong lengths.
+* A file of `meta/` is read whole and compared with its size and hash; only then it may be kept in
+  the cache of huggingface_hub. That of a mirror which tells no hash is kept nowhere.
 * A Git LFS pointer in place of a file is told by its contents, and never taken for the file.
 
-A bucket is read by the same session; `_storage/hub/bucket_storage` says what differs. No Xet chunks are read, and a range has no checksum:
-a flipped byte in rows or video is left to the decoders to find.
+A bucket is read by the same session; `_storage/hub/bucket_storage` says what differs. No Xet chunks
+are read, and a range has no checksum: a flipped byte in rows or video is left to the decoders to
+find.
 
-`OnHub` is what the storages of commits and buckets have in common: each process makes its own session when it first reads.
+`OnHub` is what the storages of commits and buckets have in common: each process makes its own
+session when it first reads.
 """
 
 from __future__ import annotations
@@ -37,7 +42,14 @@ from lerobot_grain._base.errors import LeRobotGrainError, StorageError
 from lerobot_grain._format.layout import newest_version_tag
 from lerobot_grain._storage.base import PROCESS_STATE_LOCK, Storage
 from lerobot_grain._storage.disk_cache import DiskCache
-from lerobot_grain._storage.git_files import MAX_POINTER_BYTES, LfsPointer, blob_name, hash_in, hash_like, lfs_pointer
+from lerobot_grain._storage.git_files import (
+    MAX_POINTER_BYTES,
+    LfsPointer,
+    blob_name,
+    hash_in,
+    hash_like,
+    lfs_pointer,
+)
 from lerobot_grain._storage.http.cancellation import CHECK_SECONDS
 from lerobot_grain._storage.http.client import MAX_HOPS, Deadline, HttpClient, RequestCancelledError
 from lerobot_grain._storage.http.responses import (
@@ -54,16 +66,23 @@ from lerobot_grain._storage.http.responses import (
     origin_of,
     size_in,
 )
-from lerobot_grain._storage.hub.address import HubAddress, ListedFile, Refusal, disk_cache_directory, is_offline
+from lerobot_grain._storage.hub.address import (
+    HubAddress,
+    ListedFile,
+    Refusal,
+    disk_cache_directory,
+    is_offline,
+)
 from lerobot_grain._storage.hub.api import HubApi, circle
 from lerobot_grain._storage.options import StorageStatistics
 
-# New links for one range after the CDN said 403. Signing has been broken for hours at a time, so this must end.
+# New links for one range after the CDN said 403. Signing has been broken for hours at a time, so
+# this must end.
 _MAX_FRESH_LINKS = 2
 # A request of 128 MB cannot be held to the deadline of one of 64 KB.
 _BYTES_PER_DEADLINE = 8 * 1024 * 1024
-# No request is longer. The rows of a data file of 100 MB come in one, but a row group of embedded pictures may have gigabytes, and what
-# comes in pieces is never asked for twice.
+# No request is longer. The rows of a data file of 100 MB come in one, but a row group of embedded
+# pictures may have gigabytes, and what comes in pieces is never asked for twice.
 _MAX_REQUEST_BYTES = 128 * 1024 * 1024
 # Readings of a file whose contents do not have their hash.
 _MAX_READINGS = 3
@@ -71,7 +90,9 @@ _MAX_READINGS = 3
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _Link(RangeSource):
-    """A place that the Hub named, how long it may be used (in time.monotonic), and the Hub's own ETag of the file (its SHA-256)."""
+    """A place that the Hub named, how long it may be used (in time.monotonic), and the Hub's own
+    ETag of the file (its SHA-256).
+    """
 
     expires_at: float = 0.0
     content_id: str | None = None
@@ -82,7 +103,9 @@ class _UntoldSizeError(Exception):
 
 
 class HubSession:
-    """The requests of one process to one repository. Thread-safe; not picklable; not to be used after a fork.
+    """The requests of one process to one repository.
+
+    Thread-safe; not picklable; not to be used after a fork.
 
     Attributes:
       api: asks the API of the Hub, and knows how the repository is called now.
@@ -94,11 +117,14 @@ class HubSession:
             raise repository.refusal(Refusal.OFFLINE, repository.repo_id)
         self._client = HttpClient(repository.options)
         self.api = HubApi(repository, self._client)
-        self.disk_cache = DiskCache(disk_cache_directory(repository.cache_dir), repository.options.disk_cache_bytes)
+        self.disk_cache = DiskCache(
+            disk_cache_directory(repository.cache_dir), repository.options.disk_cache_bytes
+        )
         self._lock = threading.Lock()
         self._links: dict[str, _Link] = {}
         self._being_resolved: dict[str, Future[_Link]] = {}
-        # A session that is simply forgotten closes its sockets too. Not at exit, where a forked child would run what its parent set up.
+        # A session that is simply forgotten closes its sockets too. Not at exit, where a forked
+        # child would run what its parent set up.
         self._finalizer = weakref.finalize(self, self._client.close)
         self._finalizer.atexit = False
 
@@ -117,26 +143,35 @@ class HubSession:
         tags, branches = self.api.references()
         name = newest_version_tag([*tags, *branches])
         if name in tags and name in branches and tags[name] != branches[name]:
-            self.api.note(f"revision {name}: there is a tag and a branch of this name; what is read is what the Hub takes the name for")
+            self.api.note(
+                f"revision {name}: there is a tag and a branch of this name; what is read is what "
+                "the Hub takes the name for"
+            )
         return name
 
     def read_whole(self, version: str, file: ListedFile) -> tuple[bytes, str]:
-        """Returns the contents of a small file, which have the size and hash that are known of it, and `blob_name` of them.
+        """Returns the contents of a small file, which have the size and hash that are known of it,
+        and `blob_name` of them.
 
-        The name is `""` where no hash is known: only the size was checked, and nobody else may take them for the file.
+        The name is `""` where no hash is known: only the size was checked, and nobody else may take
+        them for the file.
 
         Raises:
           StorageError: they cannot be had, or are others.
         """
         subject, size = f"{self._repository.at(version)}: {file.path}", file.size_bytes
         for _ in range(_MAX_READINGS):
-            contents = self.read_range(version, file.path, ByteRange(0, size), file_bytes=size) if size else b""
+            contents = (
+                self.read_range(version, file.path, ByteRange(0, size), file_bytes=size)
+                if size
+                else b""
+            )
             told = file.content_hash or hash_in(self._link(version, file.path, size).content_id)
             if (name := blob_name(contents, told)) is not None:
                 return contents, name if told else ""
         raise StorageError(
-            f"{subject}: its contents have the hash {hash_like(contents, told)}, expected {told}, also when read {_MAX_READINGS} times; "
-            "something on the way changes them"
+            f"{subject}: its contents have the hash {hash_like(contents, told)}, expected {told}, "
+            f"also when read {_MAX_READINGS} times; something on the way changes them"
         )
 
     # The files, each in the version that is pinned: any number of threads.
@@ -150,7 +185,9 @@ class HubSession:
         """Returns whether `size_bytes` costs no request."""
         return path in self._links
 
-    def read_range(self, version: str, path: str, wanted: ByteRange, *, file_bytes: int | None = None) -> bytes:
+    def read_range(
+        self, version: str, path: str, wanted: ByteRange, *, file_bytes: int | None = None
+    ) -> bytes:
         """Returns the bytes of `wanted`, which is not empty and inside of the file.
 
         One request, one more where a link is missing, and one for each further 128 MiB.
@@ -161,20 +198,28 @@ class HubSession:
           file_bytes: its size, where it was listed.
         """
         starts = range(wanted.start, wanted.stop, _MAX_REQUEST_BYTES)
-        ranges = [ByteRange(start, min(start + _MAX_REQUEST_BYTES, wanted.stop)) for start in starts]
+        ranges = [
+            ByteRange(start, min(start + _MAX_REQUEST_BYTES, wanted.stop)) for start in starts
+        ]
         parts = [self._read_part(version, path, part, file_bytes) for part in ranges]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _read_part(self, version: str, path: str, wanted: ByteRange, file_bytes: int | None) -> bytes:
+    def _read_part(
+        self, version: str, path: str, wanted: ByteRange, file_bytes: int | None
+    ) -> bytes:
         subject = f"{self._repository.at(version)}: {path} bytes {wanted}"
-        seconds = self._repository.options.deadline_seconds * -(-wanted.length // _BYTES_PER_DEADLINE)
+        seconds = self._repository.options.deadline_seconds * -(
+            -wanted.length // _BYTES_PER_DEADLINE
+        )
         pieces: list[bytes] = []
         refused: _Link | None = None
         for _ in range(1 + _MAX_FRESH_LINKS):
             link = self._link(version, path, file_bytes, refused)
 
             def attempt(deadline: Deadline, link: _Link = link) -> bytes:
-                return self._client.read_range(link, wanted, pieces, subject=subject, deadline=deadline)
+                return self._client.read_range(
+                    link, wanted, pieces, subject=subject, deadline=deadline
+                )
 
             try:
                 return self._client.retry(subject, seconds, attempt)
@@ -182,18 +227,24 @@ class HubSession:
                 refused, reason = link, str(refusal)
             except StorageError:
                 self._forget(path, link)
-                if (pointer := self._pointer_at(link, subject, pieces if wanted.start == 0 else [])) is not None:
+                if (
+                    pointer := self._pointer_at(link, subject, pieces if wanted.start == 0 else [])
+                ) is not None:
                     raise StorageError(
-                        f"{subject}: {host_of(link.url)} sent {pointer}, in place of the file of {link.file_bytes} bytes; a mirror "
-                        "without Git LFS does that: read from one that has it, or from the Hub itself"
+                        f"{subject}: {host_of(link.url)} sent {pointer}, in place of the file of "
+                        f"{link.file_bytes} bytes; a mirror without Git LFS does that: read from "
+                        "one that has it, or from the Hub itself"
                     ) from None
                 raise
         raise StorageError(
-            f"{subject}: {reason} also for {_MAX_FRESH_LINKS} fresh links; the server may be out of order, or a proxy changes the links"
+            f"{subject}: {reason} also for {_MAX_FRESH_LINKS} fresh links; the server may be out "
+            "of order, or a proxy changes the links"
         )
 
     def _pointer_at(self, link: _Link, subject: str, received: list[bytes]) -> LfsPointer | None:
-        """Returns the Git LFS pointer that was sent in place of a file, where the answers look like that. At most one request."""
+        """Returns the Git LFS pointer that was sent in place of a file, where the answers look like
+        that. At most one request.
+        """
         if (pointer := lfs_pointer(b"".join(received))) is not None or not link.may_be_pointer:
             return pointer
         body: list[bytes] = []
@@ -215,20 +266,30 @@ class HubSession:
         return lfs_pointer(b"".join(body))
 
     def _forget(self, path: str, link: _Link) -> None:
-        """Drops a link that has failed: what the Hub told with it may be wrong, or another CDN do better. Who reads again asks again."""
+        """Drops a link that has failed: what the Hub told with it may be wrong, or another CDN do
+        better. Who reads again asks again.
+        """
         with self._lock:
             if self._links.get(path) is link:
                 del self._links[path]
 
-    def _link(self, version: str, path: str, file_bytes: int | None, refused: _Link | None = None) -> _Link:
-        """Returns a link to the file that is valid and not `refused`. One thread asks the Hub, all others who want the file wait.
+    def _link(
+        self, version: str, path: str, file_bytes: int | None, refused: _Link | None = None
+    ) -> _Link:
+        """Returns a link to the file that is valid and not `refused`.
+
+        One thread asks the Hub, all others who want the file wait.
 
         Its size is `file_bytes`, where that is known.
         """
         while True:
             with self._lock:
                 known = self._links.get(path)
-                if known is not None and known is not refused and time.monotonic() < known.expires_at:
+                if (
+                    known is not None
+                    and known is not refused
+                    and time.monotonic() < known.expires_at
+                ):
                     return known
                 pending = self._being_resolved.get(path)
                 if pending is None:
@@ -241,13 +302,19 @@ class HubSession:
             if problem is None:
                 return pending.result()
             # Where only the other thread was ended, this one asks itself.
-            if isinstance(problem, LeRobotGrainError) and not isinstance(problem, RequestCancelledError):
+            if isinstance(problem, LeRobotGrainError) and not isinstance(
+                problem, RequestCancelledError
+            ):
                 raise type(problem)(str(problem))  # a new one: threads must not share a traceback
         try:
             link = self._resolve(version, path, file_bytes)
-            if known is not None and (known.file_bytes, known.content_id) != (link.file_bytes, link.content_id):
+            if known is not None and (known.file_bytes, known.content_id) != (
+                link.file_bytes,
+                link.content_id,
+            ):
                 raise StorageError(
-                    f"{self._repository.at(version)}: {path}: the file was changed: {link.file_bytes} bytes, before {known.file_bytes}"
+                    f"{self._repository.at(version)}: {path}: the file was changed: "
+                    f"{link.file_bytes} bytes, before {known.file_bytes}"
                 )
         except BaseException as error:
             with self._lock:
@@ -273,7 +340,10 @@ class HubSession:
         except StorageError:
             listed = None
         if listed is None:
-            raise StorageError(f"{subject}: {untold}, and no list of files tells it either; a mirror that does not is of no use here")
+            raise StorageError(
+                f"{subject}: {untold}, and no list of files tells it either; a mirror that does "
+                "not is of no use here"
+            )
         return self._ask_for_link(version, path, listed, subject)
 
     def _ask_for_link(self, version: str, path: str, file_bytes: int | None, subject: str) -> _Link:
@@ -282,31 +352,64 @@ class HubSession:
             is_first = True
             while len(asked) <= MAX_HOPS + 1:
                 url, headers = asked[-1], self._repository.headers()
-                answer = self._client.exchange("HEAD", url, headers, subject=subject, deadline=deadline, accept=lambda _: None, body=[])
+                answer = self._client.exchange(
+                    "HEAD",
+                    url,
+                    headers,
+                    subject=subject,
+                    deadline=deadline,
+                    accept=lambda _: None,
+                    body=[],
+                )
                 self.api.check_refusal(answer, subject)
                 location = answer.headers.get("Location")
-                if answer.status in REDIRECTS and self.api.adopt_name(url, next_hop(url, location, subject=subject), subject):
+                if answer.status in REDIRECTS and self.api.adopt_name(
+                    url, next_hop(url, location, subject=subject), subject
+                ):
                     target = self._repository.file_url(version, path)
                 else:
-                    self.api.check_version(answer, version, "none" if is_first else version, subject)
+                    self.api.check_version(
+                        answer, version, "none" if is_first else version, subject
+                    )
                     if answer.status == 200:
-                        return _link_from(answer, url, headers, file_bytes, "Content-Length", "ETag")
+                        return _link_from(
+                            answer, url, headers, file_bytes, "Content-Length", "ETag"
+                        )
                     target = next_hop(url, location, subject=subject)
                     at_home = origin_of(target) == origin_of(self._repository.endpoint)
                     if not at_home or "X-Linked-Size" in answer.headers:
-                        return _link_from(answer, target, headers if at_home else {}, file_bytes, "X-Linked-Size", "X-Linked-ETag")
+                        return _link_from(
+                            answer,
+                            target,
+                            headers if at_home else {},
+                            file_bytes,
+                            "X-Linked-Size",
+                            "X-Linked-ETag",
+                        )
                     is_first = False
                 if target in asked:
                     raise circle(subject, [*asked, target])
                 asked.append(target)
-            raise RetryableError(f"more than {MAX_HOPS} redirects, the last one to {describe_url(asked[-1])}")
+            raise RetryableError(
+                f"more than {MAX_HOPS} redirects, the last one to {describe_url(asked[-1])}"
+            )
 
         return self._client.retry(subject, self._repository.options.deadline_seconds, attempt)
 
 
-def _link_from(answer: Response, url: str, headers: Mapping[str, str], file_bytes: int | None, size_header: str, etag_header: str) -> _Link:
+def _link_from(
+    answer: Response,
+    url: str,
+    headers: Mapping[str, str],
+    file_bytes: int | None,
+    size_header: str,
+    etag_header: str,
+) -> _Link:
     if file_bytes is None and (file_bytes := size_in(answer, size_header, etag_header)) is None:
-        untold = f"the Hub told no size of the file ({size_header}: {cut(answer.headers.get(size_header, 'none'))})"
+        untold = (
+            f"the Hub told no size of the file ({size_header}: "
+            f"{cut(answer.headers.get(size_header, 'none'))})"
+        )
         raise _UntoldSizeError(untold) if answer.status == 200 else RetryableError(untold)
     return _Link(
         url,
@@ -331,8 +434,9 @@ class OnHub(Storage):
 
     def _about_pointer(self, path: str, pointer: LfsPointer) -> str:  # noqa: ARG002 (the message names it)
         return (
-            f"the server sent {pointer}, in place of the file: {self.repository.endpoint} is a mirror without Git LFS, or the dataset was "
-            "uploaded from a clone without it; read it from the Hub itself, or run `git lfs pull` in that clone and upload it again"
+            f"the server sent {pointer}, in place of the file: {self.repository.endpoint} is a "
+            "mirror without Git LFS, or the dataset was uploaded from a clone without it; read it "
+            "from the Hub itself, or run `git lfs pull` in that clone and upload it again"
         )
 
     def close(self) -> None:
@@ -347,8 +451,8 @@ class OnHub(Storage):
         return session.statistics() if session is not None else StorageStatistics()
 
     def _session(self) -> HubSession:
-        # By process, since a connection must not be shared with a forked child. The parent's is left alone there: closing it could wait for
-        # a lock for ever.
+        # By process, since a connection must not be shared with a forked child. The parent's is
+        # left alone there: closing it could wait for a lock for ever.
         if (session := self._process_state.get(os.getpid())) is not None:
             return session
         with PROCESS_STATE_LOCK:

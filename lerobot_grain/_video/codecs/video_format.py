@@ -10,13 +10,16 @@ IDENTITY = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
 
 
 class VideoFormat(NamedTuple):
-    """What a decoder is told of the samples of a file. Samples of files with equal formats can be decoded together.
+    """What a decoder is told of the samples of a file.
+
+    Samples of files with equal formats can be decoded together.
 
     Attributes:
       codec: `av1`, `h264`, `hevc`, `mpeg4` or `vp9`, told by the file.
       width, height: pixels, as coded.
       sample_description: the `stsd` box, without bit rates.
-      matrices: those of the movie and of the track, 36 bytes each: how the picture is turned for display.
+      matrices: those of the movie and of the track, 36 bytes each: how the picture is turned for
+        display.
       rotation: degrees clockwise that they turn it by: 0, 90, 180 or 270.
     """
 
@@ -30,4 +33,6 @@ class VideoFormat(NamedTuple):
     @property
     def frame_size(self) -> tuple[int, int]:
         """(height, width) of a frame, turned."""
-        return (self.width, self.height) if self.rotation in (90, 270) else (self.height, self.width)
+        return (
+            (self.width, self.height) if self.rotation in (90, 270) else (self.height, self.width)
+        )

@@ -1,1 +1,3 @@
-"""The loopback Hub: `loopback` is what tests hold, `server` and what it imports run in a process of their own."""
+"""The loopback Hub: `loopback` is what tests hold, `server` and what it imports run in a process of
+their own.
+"""

@@ -1,10 +1,11 @@
 """Storage Buckets of the loopback Hub: files without versions, which are overwritten in place.
 
-Idea: a bucket maps paths to files on disk. To overwrite one is to map its path to another file; links that were signed before go on serving
-the old contents, as the content-addressed storage of the real Hub does.
+Idea: a bucket maps paths to files on disk. To overwrite one is to map its path to another file;
+links that were signed before go on serving the old contents, as the content-addressed storage of
+the real Hub does.
 
-Listings and headers are what huggingface_hub 2.4 reads. A recursive listing has files only, and a prefix is compared as text: `log` finds
-`logs/1` too.
+Listings and headers are what huggingface_hub 2.4 reads. A recursive listing has files only, and a
+prefix is compared as text: `log` finds `logs/1` too.
 """
 
 from __future__ import annotations
@@ -41,8 +42,14 @@ class Bucket:
         }
 
     def entries(self, prefix: str, recursive: bool) -> list[dict[str, Any]]:
-        """Returns the listing of what begins with `prefix`; if not `recursive`, with directories in place of what is below them."""
-        found = {path: self.file_entry(file) for path, file in self.files.items() if path.startswith(prefix)}
+        """Returns the listing of what begins with `prefix`; if not `recursive`, with directories in
+        place of what is below them.
+        """
+        found = {
+            path: self.file_entry(file)
+            for path, file in self.files.items()
+            if path.startswith(prefix)
+        }
         if recursive:
             return [entry for _, entry in sorted(found.items())]
         depth = prefix.count("/") + 2 if prefix else 1
@@ -57,5 +64,6 @@ class Bucket:
         """Returns one file as listings have it."""
         date = date_text(file.mtime_ns)
         return {
-            "type": "file", "path": file.path, "size": file.size_bytes, "xetHash": file.xet_hash, "mtime": date, "uploadedAt": date,
+            "type": "file", "path": file.path, "size": file.size_bytes, "xetHash": file.xet_hash,
+            "mtime": date, "uploadedAt": date,
         }  # fmt: skip

@@ -1,7 +1,7 @@
 """Decides which requests get a fault, and turns the right answer into the wrong one.
 
-Pure but for the counting, on which also depends what is drawn with a probability: how an answer is to be sent wrongly is written down in a
-`Delivery`, which the server carries out.
+Pure but for the counting, on which also depends what is drawn with a probability: how an answer is
+to be sent wrongly is written down in a `Delivery`, which the server carries out.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Delivery:
       delay_seconds: wait before the first byte.
       bandwidth_bytes_per_second: limit for the body; None for no limit.
       stop_at: length of the body after which `ending` comes; None for the whole body.
-      ending: what happens then; `"keep"` leaves the connection open for the next request. `"drop"` closes it before the first byte,
-        `"reset_before"` resets it.
+      ending: what happens then; `"keep"` leaves the connection open for the next request. `"drop"`
+        closes it before the first byte, `"reset_before"` resets it.
       corrupt_at: offset of the byte of the body to invert, or None.
     """
 
@@ -55,11 +55,17 @@ class _Rule:
     def takes(self, origin: Origin, request: Request, file: str | None) -> bool:
         """Returns whether the fault is to be applied to this request, and counts it."""
         fault, range_header = self.fault, request.headers.get("range")
-        if self._times_left == 0 or fault.origin not in (None, origin) or fault.method not in (None, request.method):
+        if (
+            self._times_left == 0
+            or fault.origin not in (None, origin)
+            or fault.method not in (None, request.method)
+        ):
             return False
         if not (self._path.search(request.path) or self._path.search(file or "")):
             return False
-        if self._range is not None and (range_header is None or not self._range.search(range_header)):
+        if self._range is not None and (
+            range_header is None or not self._range.search(range_header)
+        ):
             return False
         if fault.probability < 1 and not self._draw((request.method, request.path, range_header)):
             return False
@@ -72,7 +78,10 @@ class _Rule:
 
     def _draw(self, request: tuple[str, str, str | None]) -> bool:
         self._drawn[request] += 1
-        return random.Random(f"{self.fault.seed} {request} {self._drawn[request]}").random() < self.fault.probability
+        return (
+            random.Random(f"{self.fault.seed} {request} {self._drawn[request]}").random()
+            < self.fault.probability
+        )
 
 
 class FaultRules:
@@ -94,22 +103,39 @@ class FaultRules:
         return None
 
 
-def apply_fault(fault: Fault, request: Request, delivery: Delivery, answer_again: Callable[[Request], Answer]) -> Delivery:
-    """Returns how to answer `request` wrongly, where `delivery` would be right. `answer_again` answers a changed request."""
+def apply_fault(
+    fault: Fault, request: Request, delivery: Delivery, answer_again: Callable[[Request], Answer]
+) -> Delivery:
+    """Returns how to answer `request` wrongly, where `delivery` would be right.
+
+    `answer_again` answers a changed request.
+    """
     answer = delivery.answer
     if fault.ignore_range:
-        headers = {name: value for name, value in request.headers.items() if name not in ("range", "if-range")}
+        headers = {
+            name: value
+            for name, value in request.headers.items()
+            if name not in ("range", "if-range")
+        }
         answer = answer_again(replace(request, headers=headers))
     if fault.status is not None:
         answer = replace(answer, status=fault.status, headers={}, body=fault.body)
     if answer.status == 206 and isinstance(answer.body, FileSlice):
         answer = _spoil_range(fault, answer, answer.body)
     if "X-Linked-Size" in answer.headers:
-        answer = with_headers(answer, {"X-Linked-Size": str(int(answer.headers["X-Linked-Size"]) + fault.size_change)})
+        answer = with_headers(
+            answer, {"X-Linked-Size": str(int(answer.headers["X-Linked-Size"]) + fault.size_change)}
+        )
     elif fault.size_change and request.method == "HEAD":
-        answer = with_headers(answer, {"Content-Length": str(answer.body_bytes + fault.size_change)})
+        answer = with_headers(
+            answer, {"Content-Length": str(answer.body_bytes + fault.size_change)}
+        )
     ending, stop_at = _choose_ending(fault)
-    limits = [limit for limit in (delivery.bandwidth_bytes_per_second, fault.bandwidth_bytes_per_second) if limit is not None]
+    limits = [
+        limit
+        for limit in (delivery.bandwidth_bytes_per_second, fault.bandwidth_bytes_per_second)
+        if limit is not None
+    ]
     return Delivery(
         with_headers(answer, dict(fault.headers)),
         delivery.delay_seconds + fault.latency_seconds,
@@ -135,5 +161,8 @@ def _choose_ending(fault: Fault) -> tuple[Ending, int | None]:
 def _spoil_range(fault: Fault, answer: Answer, body: FileSlice) -> Answer:
     stop = max(body.start + 1, body.stop - (fault.short_206 or 0))
     shift = 1 if fault.wrong_content_range else 0
-    claimed = {"Content-Range": f"bytes {body.start + shift}-{stop - 1 + shift}/{body.size_bytes + fault.size_change}"}
+    claimed = {
+        "Content-Range": "bytes "
+        f"{body.start + shift}-{stop - 1 + shift}/{body.size_bytes + fault.size_change}"
+    }
     return with_headers(replace(answer, body=body._replace(stop=stop)), claimed)

@@ -1,9 +1,11 @@
-"""The part of HTTP/1.1 that the loopback Hub speaks, without sockets: requests from bytes, answers to bytes, and ranges of files.
+"""The part of HTTP/1.1 that the loopback Hub speaks, without sockets: requests from bytes, answers
+to bytes, and ranges of files.
 
 Rules:
-* An answer's body is bytes or a slice of a file on disk; a slice is read only while it is being sent.
-* RFC 9110 sections 13 (conditions) and 14 (ranges). Of ranges only a single one is understood; several, and units other than bytes, are
-  ignored, which the RFC allows and the real CDN does too.
+* An answer's body is bytes or a slice of a file on disk; a slice is read only while it is being
+  sent.
+* RFC 9110 sections 13 (conditions) and 14 (ranges). Of ranges only a single one is understood;
+  several, and units other than bytes, are ignored, which the RFC allows and the real CDN does too.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ _SINGLE_RANGE = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
 
 
 class FileSlice(NamedTuple):
-    """The bytes `[start, stop)` of the file at `disk_path`, which had this size and mtime (in ns) when it was listed."""
+    """The bytes `[start, stop)` of the file at `disk_path`, which had this size and mtime (in ns)
+    when it was listed.
+    """
 
     disk_path: str
     size_bytes: int
@@ -61,7 +65,9 @@ class Request:
 
     @property
     def raw_path(self) -> str:
-        """The path as it was sent: a quoted `/` (`%2F`, in a branch's name) is not a separator yet."""
+        """The path as it was sent: a quoted `/` (`%2F`, in a branch's name) is not a
+        separator yet.
+        """
         return self.target.partition("?")[0]
 
     @property
@@ -75,7 +81,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What to send back. `file` is the path inside the repository that the request was about, `kind` is that of `RequestRecord`."""
+    """What to send back.
+
+    `file` is the path inside the repository that the request was about, `kind` is that of
+    `RequestRecord`.
+    """
 
     status: int
     headers: dict[str, str]
@@ -85,7 +95,9 @@ class Answer:
 
     @property
     def body_bytes(self) -> int:
-        return self.body.stop - self.body.start if isinstance(self.body, FileSlice) else len(self.body)
+        return (
+            self.body.stop - self.body.start if isinstance(self.body, FileSlice) else len(self.body)
+        )
 
 
 class BadRequestError(Exception):
@@ -97,7 +109,8 @@ class BadRequestError(Exception):
 
 
 def parse_request(buffer: bytearray) -> tuple[Request, int] | None:
-    """Returns the request at the start of `buffer` and its length in bytes, or None while it is incomplete.
+    """Returns the request at the start of `buffer` and its length in bytes, or None while it is
+    incomplete.
 
     Raises:
       BadRequestError: malformed, too large, or with a chunked body.
@@ -131,11 +144,16 @@ def parse_request(buffer: bytearray) -> tuple[Request, int] | None:
 
 
 def render_head(answer: Answer) -> bytes:
-    """Returns the status line and the headers. Content-Length is the body's unless the answer gives one."""
+    """Returns the status line and the headers.
+
+    Content-Length is the body's unless the answer gives one.
+    """
     lines = [f"HTTP/1.1 {answer.status} {REASONS.get(answer.status, 'Unknown')}"]
     lines += [f"{name}: {value}" for name, value in answer.headers.items()]
     # 304 never has a body, RFC 9110 section 15.4.5; its Content-Length would be that of the file.
-    if answer.status != 304 and not any(name.lower() == "content-length" for name in answer.headers):
+    if answer.status != 304 and not any(
+        name.lower() == "content-length" for name in answer.headers
+    ):
         lines.append(f"Content-Length: {answer.body_bytes}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
@@ -149,15 +167,23 @@ def with_headers(answer: Answer, headers: dict[str, str]) -> Answer:
 
 def xml_error(status: int, code: str, message: str) -> Answer:
     """Returns an error as the object store behind the CDN words it."""
-    text = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>'
+    text = (
+        '<?xml version="1.0" '
+        f'encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>'
+    )
     return Answer(status, {"Content-Type": "application/xml"}, text.encode())
 
 
 def answer_file(request: Request, whole: FileSlice, etag: str, content_type: str) -> Answer:
-    """Answers a GET or HEAD for the file `whole`, whose strong entity tag (with its quotes) is `etag`: 200, 206, 304, 412 or 416."""
+    """Answers a GET or HEAD for the file `whole`, whose strong entity tag (with its quotes) is
+    `etag`: 200, 206, 304, 412 or 416.
+    """
     headers = {"Content-Type": content_type, "ETag": etag, "Accept-Ranges": "bytes"}
     if not _names(request.headers.get("if-match", "*"), etag):
-        return with_headers(xml_error(412, "PreconditionFailed", "At least one of the preconditions did not hold"), {"ETag": etag})
+        return with_headers(
+            xml_error(412, "PreconditionFailed", "At least one of the preconditions did not hold"),
+            {"ETag": etag},
+        )
     if "if-none-match" in request.headers and _names(request.headers["if-none-match"], etag):
         return Answer(304, headers, b"")
     size = whole.size_bytes
@@ -173,8 +199,15 @@ def answer_file(request: Request, whole: FileSlice, etag: str, content_type: str
             # An invalid range is as good as none, RFC 9110 section 14.1.1.
             return Answer(200, headers, whole)
     if start >= size:
-        return with_headers(xml_error(416, "InvalidRange", "The requested range is not satisfiable"), {"Content-Range": f"bytes */{size}"})
-    return Answer(206, headers | {"Content-Range": f"bytes {start}-{stop - 1}/{size}"}, whole._replace(start=start, stop=stop))
+        return with_headers(
+            xml_error(416, "InvalidRange", "The requested range is not satisfiable"),
+            {"Content-Range": f"bytes */{size}"},
+        )
+    return Answer(
+        206,
+        headers | {"Content-Range": f"bytes {start}-{stop - 1}/{size}"},
+        whole._replace(start=start, stop=stop),
+    )
 
 
 def _names(condition: str, etag: str) -> bool:

@@ -1,9 +1,12 @@
-"""A Hugging Face Hub on this machine's loopback interface, for tests of code that reads dataset repositories.
+"""A Hugging Face Hub on this machine's loopback interface, for tests of code that reads dataset
+repositories.
 
-Idea: directories on disk are served as dataset repositories and buckets by a process of its own, over two origins as the real Hub does: the
-hub on `http://localhost:<port>`, and the CDN, to which it redirects for large files with signed URLs, on `http://127.0.0.1:<other port>`.
-huggingface_hub works with it unchanged (`HfApi(endpoint=hub.endpoint)`, `hf_hub_download(..., endpoint=hub.endpoint)`). Every request is
-logged, and anything can be made to go wrong with a `Fault`.
+Idea: directories on disk are served as dataset repositories and buckets by a process of its own,
+over two origins as the real Hub does: the hub on `http://localhost:<port>`, and the CDN, to which
+it redirects for large files with signed URLs, on `http://127.0.0.1:<other port>`. huggingface_hub
+works with it unchanged (`HfApi(endpoint=hub.endpoint)`, `hf_hub_download(...,
+endpoint=hub.endpoint)`). Every request is logged, and anything can be made to go wrong with a
+`Fault`.
 
 What it does not do: uploads over HTTP, Xet, models and spaces, TLS.
 """
@@ -28,18 +31,21 @@ from lerobot_grain.testing._hub.messages import Fault, RequestRecord, encode_fau
 
 __all__ = ["Fault", "HubRepository", "LoopbackHub", "RequestRecord", "mixed_faults"]
 
-# Gives the server's process our packages without running their `__init__` modules, which import far more than it needs; and with it
-# absolute imports that mean the same in both processes. -I and -S leave out site-packages, which a standard library program can spare.
+# Gives the server's process our packages without running their `__init__` modules, which import far
+# more than it needs; and with it absolute imports that mean the same in both processes. -I and -S
+# leave out site-packages, which a standard library program can spare.
 _START = """
 import sys, types
-for name, folder in zip(("lerobot_grain", "lerobot_grain.testing", "lerobot_grain.testing._hub"), sys.argv[1:4]):
+names = ("lerobot_grain", "lerobot_grain.testing", "lerobot_grain.testing._hub")
+for name, folder in zip(names, sys.argv[1:4]):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [folder]
 from lerobot_grain.testing._hub.server import main
 main()
 """
 _REPOSITORY_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-# The server ends within milliseconds of the end of its input; after this long something is wrong with it.
+# The server ends within milliseconds of the end of its input; after this long something is wrong
+# with it.
 _STOP_TIMEOUT_SECONDS = 5.0
 
 
@@ -49,8 +55,9 @@ class HubRepository:
 
     Attributes:
       repository_id: for example `"org/name"`.
-      commit: 40 hexadecimal digits of the newest commit. Derived from the repository's id, the paths, sizes and modification times of its
-        files, and the commits before; so the same directory gives the same commit in the next run.
+      commit: 40 hexadecimal digits of the newest commit. Derived from the repository's id, the
+        paths, sizes and modification times of its files, and the commits before; so the same
+        directory gives the same commit in the next run.
     """
 
     repository_id: str
@@ -64,26 +71,31 @@ class LoopbackHub:
             repository = hub.add_repository("org/name", directory, tags=["v3.0"])
             hub.add_fault(Fault(origin="cdn", path_regex=r"\\.mp4$", reset_at=1000))
             ...  # read with endpoint=hub.endpoint
-            assert not any(record.had_authorization for record in hub.requests() if record.origin == "cdn")
+            of_cdn = [record for record in hub.requests() if record.origin == "cdn"]
+            assert not any(record.had_authorization for record in of_cdn)
 
-    Files with the suffixes .json, .jsonl, .md and .txt and `.gitattributes` are plain git files: the resolver redirects (307) to contents
-    on the hub's own origin. All others count as LFS: it redirects (302) to the CDN. Directories `.git` and `.cache` are left out, links are
-    followed.
+    Files with the suffixes .json, .jsonl, .md and .txt and `.gitattributes` are plain git files:
+    the resolver redirects (307) to contents on the hub's own origin. All others count as LFS: it
+    redirects (302) to the CDN. Directories `.git` and `.cache` are left out, links are followed.
 
     All files of a bucket are redirected to the CDN.
 
-    A directory must not change after it was added: answers for a file whose size or modification time differ are 500 with that explanation.
-    New contents are a new directory and `add_commit`, in a bucket a new file and `put_bucket_file`.
+    A directory must not change after it was added: answers for a file whose size or modification
+    time differ are 500 with that explanation. New contents are a new directory and `add_commit`, in
+    a bucket a new file and `put_bucket_file`.
 
-    Access is as on the real Hub. Without a token a private repository looks missing (401, RepoNotFound). A token that is neither a
-    repository's nor was added with `add_token` is refused everywhere (401). The listings of a gated repository are open, its contents are
-    not (GatedRepo: 401 without a token, 403 with one that is not the repository's).
+    Access is as on the real Hub. Without a token a private repository looks missing (401,
+    RepoNotFound). A token that is neither a repository's nor was added with `add_token` is refused
+    everywhere (401). The listings of a gated repository are open, its contents are not (GatedRepo:
+    401 without a token, 403 with one that is not the repository's).
 
-    The Hub starts with the object and ends with `close`, at the end of the `with` block, with the object, or when this process dies. Its
-    methods may be called from several threads. Objects cannot be pickled; pass `endpoint` to other processes.
+    The Hub starts with the object and ends with `close`, at the end of the `with` block, with the
+    object, or when this process dies. Its methods may be called from several threads. Objects
+    cannot be pickled; pass `endpoint` to other processes.
 
     Args:
-      page_entries: entries of a page of the tree listing. The real Hub has 1000; fewer make a small repository test the paging.
+      page_entries: entries of a page of the tree listing. The real Hub has 1000; fewer make a small
+        repository test the paging.
 
     Raises:
       ValueError: `page_entries` below 1.
@@ -137,11 +149,13 @@ class LoopbackHub:
         Args:
           repository_id: `"org/name"`.
           directory: read from while the Hub runs, never written to.
-          branches: names of branches that point to the commit. Without `"main"`, requests that name no revision find none.
+          branches: names of branches that point to the commit. Without `"main"`, requests that name
+            no revision find none.
           tags: names of tags that point to the commit.
           private: whether only `token` can see it.
           gated: whether only `token` can read its files; True is `"auto"`.
-          token: the token that has access; None for a private or gated repository that nobody has access to.
+          token: the token that has access; None for a private or gated repository that nobody has
+            access to.
 
         Raises:
           ValueError: a malformed id, no such directory, or the repository exists already.
@@ -149,22 +163,45 @@ class LoopbackHub:
         if not _REPOSITORY_ID.fullmatch(repository_id):
             raise ValueError(f"repository_id is {repository_id!r}, expected 'org/name'")
         access = {"private": private, "gated": "auto" if gated is True else gated, "token": token}
-        commit = self._call("add_repository", repository_id=repository_id, **_commit(directory, branches, tags), **access)
+        commit = self._call(
+            "add_repository",
+            repository_id=repository_id,
+            **_commit(directory, branches, tags),
+            **access,
+        )
         return HubRepository(repository_id, commit)
 
     def add_commit(
-        self, repository_id: str, directory: str | os.PathLike[str], *, branches: Iterable[str] = ("main",), tags: Iterable[str] = ()
+        self,
+        repository_id: str,
+        directory: str | os.PathLike[str],
+        *,
+        branches: Iterable[str] = ("main",),
+        tags: Iterable[str] = (),
     ) -> HubRepository:
-        """Adds a commit with the contents of `directory`, and moves (or makes) the branches and tags that are named.
+        """Adds a commit with the contents of `directory`, and moves (or makes) the branches and
+        tags that are named.
 
         Older commits remain readable by their sha.
 
         Raises:
           ValueError: no such repository or directory.
         """
-        return HubRepository(repository_id, self._call("add_commit", repository_id=repository_id, **_commit(directory, branches, tags)))
+        return HubRepository(
+            repository_id,
+            self._call(
+                "add_commit", repository_id=repository_id, **_commit(directory, branches, tags)
+            ),
+        )
 
-    def add_bucket(self, bucket_id: str, directory: str | os.PathLike[str], *, private: bool = False, token: str | None = None) -> None:
+    def add_bucket(
+        self,
+        bucket_id: str,
+        directory: str | os.PathLike[str],
+        *,
+        private: bool = False,
+        token: str | None = None,
+    ) -> None:
         """Serves the files of `directory`, those of now, as a Storage Bucket.
 
         Args:
@@ -178,17 +215,26 @@ class LoopbackHub:
         """
         if not _REPOSITORY_ID.fullmatch(bucket_id):
             raise ValueError(f"bucket_id is {bucket_id!r}, expected 'org/name'")
-        self._call("add_bucket", bucket_id=bucket_id, directory=_directory(directory), private=private, token=token)
+        self._call(
+            "add_bucket",
+            bucket_id=bucket_id,
+            directory=_directory(directory),
+            private=private,
+            token=token,
+        )
 
     def put_bucket_file(self, bucket_id: str, path: str, source: str | os.PathLike[str]) -> None:
         """Overwrites a file of a bucket with the contents of the file `source`, or adds it.
 
-        `source` must not change afterwards. Links that were signed before go on serving the old contents.
+        `source` must not change afterwards. Links that were signed before go on serving the old
+        contents.
 
         Raises:
           ValueError: no such bucket or source.
         """
-        self._call("put_bucket_file", bucket_id=bucket_id, path=path, source=os.path.abspath(source))
+        self._call(
+            "put_bucket_file", bucket_id=bucket_id, path=path, source=os.path.abspath(source)
+        )
 
     def delete_bucket_file(self, bucket_id: str, path: str) -> None:
         """Takes a file out of a bucket.
@@ -203,7 +249,8 @@ class LoopbackHub:
         self._call("add_token", token=token)
 
     def requests(self) -> list[RequestRecord]:
-        """Returns the requests since the start or the last `clear_requests`, in the order of arrival.
+        """Returns the requests since the start or the last `clear_requests`, in the order of
+        arrival.
 
         A request is among them as soon as the first byte of its answer could be received.
         """
@@ -214,40 +261,59 @@ class LoopbackHub:
         self._call("clear_requests")
 
     def set_latency(self, seconds: float) -> None:
-        """Lets so many seconds pass between each request, to either origin, and the first byte of its answer."""
+        """Lets so many seconds pass between each request, to either origin, and the first byte of
+        its answer.
+        """
         if seconds < 0:
             raise ValueError(f"latency is {seconds} s, expected 0 or more")
         self._call("set_latency", seconds=seconds)
 
     def set_bandwidth(self, bytes_per_second: float | None) -> None:
-        """Limits the bodies of answers to so many bytes a second and connection; None lifts the limit."""
+        """Limits the bodies of answers to so many bytes a second and connection; None lifts the
+        limit.
+        """
         if bytes_per_second is not None and bytes_per_second <= 0:
-            raise ValueError(f"bandwidth is {bytes_per_second} bytes/s, expected more than 0 or None")
+            raise ValueError(
+                f"bandwidth is {bytes_per_second} bytes/s, expected more than 0 or None"
+            )
         self._call("set_bandwidth", bytes_per_second=bytes_per_second)
 
-    def set_rate_limit(self, bucket: Literal["api", "resolvers"], *, requests: int, window_seconds: float = 300) -> None:
-        """Answers 429 to what exceeds `requests` in a fixed window, and counts down in the RateLimit header.
+    def set_rate_limit(
+        self, bucket: Literal["api", "resolvers"], *, requests: int, window_seconds: float = 300
+    ) -> None:
+        """Answers 429 to what exceeds `requests` in a fixed window, and counts down in the
+        RateLimit header.
 
-        Until it is called for a bucket, RateLimit and RateLimit-Policy announce the quota of an anonymous client with all of it left.
+        Until it is called for a bucket, RateLimit and RateLimit-Policy announce the quota of an
+        anonymous client with all of it left.
 
         Args:
-          bucket: `"resolvers"` for URLs with `/resolve/`, `"api"` for all others of the hub. The CDN has no limit.
+          bucket: `"resolvers"` for URLs with `/resolve/`, `"api"` for all others of the hub. The
+            CDN has no limit.
           requests: how many are answered in a window, from all clients together.
-          window_seconds: length of the window, which starts with its first request; announced rounded to whole seconds.
+          window_seconds: length of the window, which starts with its first request; announced
+            rounded to whole seconds.
         """
         if bucket not in ("api", "resolvers") or requests < 0 or window_seconds <= 0:
             raise ValueError(
                 f"rate limit of {requests} {bucket!r} requests in {window_seconds} s, "
                 "expected 0 or more 'api' or 'resolvers' requests in more than 0 s"
             )
-        self._call("set_rate_limit", bucket=bucket, requests=requests, window_seconds=window_seconds)
+        self._call(
+            "set_rate_limit", bucket=bucket, requests=requests, window_seconds=window_seconds
+        )
 
     def set_url_lifetime(self, seconds: int) -> None:
-        """Signs URLs from now on for so many seconds (3600 at the start). With 0 they have expired when they are made."""
+        """Signs URLs from now on for so many seconds (3600 at the start).
+
+        With 0 they have expired when they are made.
+        """
         self._call("set_url_lifetime", seconds=int(seconds))
 
     def expire_urls(self) -> None:
-        """Makes the CDN answer 403 to every URL that was signed so far, whatever its `Expires` says."""
+        """Makes the CDN answer 403 to every URL that was signed so far, whatever its `Expires`
+        says.
+        """
         self._call("expire_urls")
 
     def add_fault(self, fault: Fault) -> None:
@@ -265,7 +331,12 @@ class LoopbackHub:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def _call(self, command: str, **arguments: Any) -> Any:
@@ -274,7 +345,10 @@ class LoopbackHub:
                 raise RuntimeError("the loopback Hub is closed")
             assert self._process.stdin is not None
             self._command_number += 1
-            line = json.dumps({"do": command, "number": self._command_number, **arguments}).encode() + b"\n"
+            line = (
+                json.dumps({"do": command, "number": self._command_number, **arguments}).encode()
+                + b"\n"
+            )
             # That the process is gone is told by the missing reply.
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.write(line)
@@ -289,7 +363,10 @@ class LoopbackHub:
             line = self._process.stdout.readline()
             if not line:
                 status = self._process.wait(_STOP_TIMEOUT_SECONDS)
-                raise RuntimeError(f"the process of the loopback Hub ended with status {status}; standard error may say why")
+                raise RuntimeError(
+                    f"the process of the loopback Hub ended with status {status}; standard error "
+                    "may say why"
+                )
             reply = json.loads(line)
         if "error" in reply:
             raise ValueError(reply["error"])
@@ -303,7 +380,9 @@ def _directory(directory: str | os.PathLike[str]) -> str:
     return path
 
 
-def _commit(directory: str | os.PathLike[str], branches: Iterable[str], tags: Iterable[str]) -> dict[str, Any]:
+def _commit(
+    directory: str | os.PathLike[str], branches: Iterable[str], tags: Iterable[str]
+) -> dict[str, Any]:
     for name, names in (("branches", branches), ("tags", tags)):
         if isinstance(names, str):
             raise ValueError(f"{name} is the string {names!r}, expected a list of names")

@@ -1,13 +1,18 @@
-"""The process of the loopback Hub: two listening sockets, and a control pipe on standard input and output.
+"""The process of the loopback Hub: two listening sockets, and a control pipe on standard input and
+output.
 
-It is started by `LoopbackHub` (module `_hub`), in a process of its own so that it does not compete with the test for the interpreter lock.
+It is started by `LoopbackHub` (module `_hub`), in a process of its own so that it does not compete
+with the test for the interpreter lock.
 
 Rules:
-* Asyncio protocols, no HTTP library: only those can reset, cut or stall a connection at a given byte.
-* Small answers are written from within the callback that received the request; a task is made only where something has to be waited for.
-* Requests and commands are handled in one thread, and a request is in the log before the first byte of its answer is sent. A test that has
-  received an answer therefore finds it in the log.
-* It ends when its standard input does, which is when the parent closes the pipe or dies however suddenly.
+* Asyncio protocols, no HTTP library: only those can reset, cut or stall a connection at a given
+  byte.
+* Small answers are written from within the callback that received the request; a task is made only
+  where something has to be waited for.
+* Requests and commands are handled in one thread, and a request is in the log before the first byte
+  of its answer is sent. A test that has received an answer therefore finds it in the log.
+* It ends when its standard input does, which is when the parent closes the pipe or dies however
+  suddenly.
 """
 
 from __future__ import annotations
@@ -31,13 +36,22 @@ from typing import Any
 from lerobot_grain.testing._hub.buckets import Bucket
 from lerobot_grain.testing._hub.cdn import CdnOrigin
 from lerobot_grain.testing._hub.faults import BEFORE_THE_ANSWER, Delivery, FaultRules, apply_fault
-from lerobot_grain.testing._hub.http import Answer, BadRequestError, FileSlice, Request, parse_request, render_head, with_headers
+from lerobot_grain.testing._hub.http import (
+    Answer,
+    BadRequestError,
+    FileSlice,
+    Request,
+    parse_request,
+    render_head,
+    with_headers,
+)
 from lerobot_grain.testing._hub.messages import Origin, RequestRecord, decode_fault
 from lerobot_grain.testing._hub.model import Repository
 from lerobot_grain.testing._hub.origin import HubOrigin
 
 CHUNK_BYTES = 262_144
-# A limited body is sent in this many pieces a second, so that a slow one comes as a drip and not in bursts.
+# A limited body is sent in this many pieces a second, so that a slow one comes as a drip and not in
+# bursts.
 PIECES_PER_SECOND = 50
 MAX_OPEN_FILES = 256
 # How often to look whether the peer has acknowledged everything.
@@ -53,10 +67,15 @@ class OpenFiles:
         self._descriptors: OrderedDict[str, tuple[int, int, int]] = OrderedDict()
 
     def check(self, part: FileSlice) -> None:
-        """Raises OSError if the file is not the one that was listed: a commit's contents must not change."""
+        """Raises OSError if the file is not the one that was listed: a commit's contents must not
+        change.
+        """
         status = os.stat(part.disk_path)
         if (status.st_size, status.st_mtime_ns) != (part.size_bytes, part.mtime_ns):
-            raise OSError(f"{part.disk_path} has changed since its commit was added to the loopback Hub; add a commit of another directory")
+            raise OSError(
+                f"{part.disk_path} has changed since its commit was added to the loopback Hub; "
+                "add a commit of another directory"
+            )
 
     def read(self, part: FileSlice) -> bytes:
         descriptor, *version = self._descriptors.get(part.disk_path, (-1, 0, 0))
@@ -72,7 +91,9 @@ class OpenFiles:
 
 
 class Server:
-    """What the connections share: the origins, the faults, the log, and the limits of the network that is imitated."""
+    """What the connections share: the origins, the faults, the log, and the limits of the network
+    that is imitated.
+    """
 
     def __init__(self, hub: HubOrigin, cdn: CdnOrigin) -> None:
         self.hub = hub
@@ -84,8 +105,12 @@ class Server:
         self.bandwidth_bytes_per_second: float | None = None
         self.connection_count = 0
 
-    def deliver(self, origin: Origin, request: Request, connection_id: int) -> tuple[Delivery, list[Any]]:
-        """Returns how to answer, and the entry in the log, in which the sender counts the bytes of the body."""
+    def deliver(
+        self, origin: Origin, request: Request, connection_id: int
+    ) -> tuple[Delivery, list[Any]]:
+        """Returns how to answer, and the entry in the log, in which the sender counts the bytes of
+        the body.
+        """
         received_at_seconds = time.time()
 
         def answer_again(changed: Request) -> Answer:
@@ -97,7 +122,10 @@ class Server:
         if fault is not None:
             delivery = apply_fault(fault, request, delivery, answer_again)
         if request.method == "HEAD":
-            answer = with_headers(delivery.answer, {"Content-Length": str(delivery.answer.body_bytes)} | delivery.answer.headers)
+            answer = with_headers(
+                delivery.answer,
+                {"Content-Length": str(delivery.answer.body_bytes)} | delivery.answer.headers,
+            )
             delivery = replace(delivery, answer=replace(answer, body=b""))
         record = RequestRecord(
             time_seconds=received_at_seconds,
@@ -126,7 +154,9 @@ class Server:
             traceback.print_exc()
             text = f"The loopback Hub failed: {type(error).__name__}: {error}"
             answer = Answer(500, {"Content-Type": "text/plain; charset=utf-8"}, text.encode())
-        return with_headers(answer, {"Date": time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime())})
+        return with_headers(
+            answer, {"Date": time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime())}
+        )
 
 
 _BYTES_SENT = RequestRecord._fields.index("body_bytes_sent")
@@ -168,7 +198,9 @@ class Connection(asyncio.Protocol):
             try:
                 parsed = parse_request(self._buffer)
             except BadRequestError as error:
-                self._transport.write(render_head(Answer(error.status, {"Connection": "close"}, b"")))
+                self._transport.write(
+                    render_head(Answer(error.status, {"Connection": "close"}, b""))
+                )
                 self._transport.close()
                 return
             if parsed is None:
@@ -178,18 +210,35 @@ class Connection(asyncio.Protocol):
             closes = request.headers.get("connection", "").lower() == "close"
             delivery, entry = self._server.deliver(self._origin, request, self._id)
             if closes and delivery.ending == "keep":
-                delivery = replace(delivery, ending="close", answer=with_headers(delivery.answer, {"Connection": "close"}))
+                delivery = replace(
+                    delivery,
+                    ending="close",
+                    answer=with_headers(delivery.answer, {"Connection": "close"}),
+                )
             if self._is_immediate(delivery):
                 self._write_at_once(delivery.answer, entry)
             else:
                 self._task = asyncio.get_running_loop().create_task(self._send(delivery, entry))
 
     def _is_immediate(self, delivery: Delivery) -> bool:
-        waits = delivery.delay_seconds > 0 or delivery.bandwidth_bytes_per_second is not None or not self._flushed.is_set()
-        return not waits and delivery.ending == "keep" and delivery.corrupt_at is None and delivery.answer.body_bytes <= CHUNK_BYTES
+        waits = (
+            delivery.delay_seconds > 0
+            or delivery.bandwidth_bytes_per_second is not None
+            or not self._flushed.is_set()
+        )
+        return (
+            not waits
+            and delivery.ending == "keep"
+            and delivery.corrupt_at is None
+            and delivery.answer.body_bytes <= CHUNK_BYTES
+        )
 
     def _write_at_once(self, answer: Answer, entry: list[Any]) -> None:
-        body = self._server.open_files.read(answer.body) if isinstance(answer.body, FileSlice) else answer.body
+        body = (
+            self._server.open_files.read(answer.body)
+            if isinstance(answer.body, FileSlice)
+            else answer.body
+        )
         entry[_BYTES_SENT] = len(body)
         self._transport.write(render_head(answer) + body)
 
@@ -207,10 +256,14 @@ class Connection(asyncio.Protocol):
         for piece in self._pieces(delivery):
             await self._flushed.wait()
             if self._transport.is_closing():
-                return  # the client has hung up, which is heard of only when something is waited for
+                # the client has hung up, which is heard of only when something is waited for
+                return
             if delivery.bandwidth_bytes_per_second is not None:
                 # By the clock, so that sleeps which are a little too long do not add up.
-                due_at_seconds = started_at_seconds + (entry[_BYTES_SENT] + len(piece)) / delivery.bandwidth_bytes_per_second
+                due_at_seconds = (
+                    started_at_seconds
+                    + (entry[_BYTES_SENT] + len(piece)) / delivery.bandwidth_bytes_per_second
+                )
                 await asyncio.sleep(due_at_seconds - time.monotonic())
             entry[_BYTES_SENT] += len(piece)
             self._transport.write(piece)
@@ -221,11 +274,13 @@ class Connection(asyncio.Protocol):
             self._transport.close()
         elif delivery.ending == "reset":
             await self._reset()
-        # After a stall the task stays set, so that nothing is read from this connection until the client hangs up.
+        # After a stall the task stays set, so that nothing is read from this connection until the
+        # client hangs up.
 
     async def _reset(self) -> None:
         connection = self._transport.get_extra_info("socket")
-        # A reset drops what is still in asyncio's and the kernel's buffers. What the peer has acknowledged it can read after the reset too.
+        # A reset drops what is still in asyncio's and the kernel's buffers. What the peer has
+        # acknowledged it can read after the reset too.
         while self._transport.get_write_buffer_size() > 0 or _unacknowledged_bytes(connection) > 0:
             await asyncio.sleep(ACKNOWLEDGED_CHECK_SECONDS)
         # Closing with a linger time of zero sends RST instead of FIN.
@@ -234,13 +289,27 @@ class Connection(asyncio.Protocol):
 
     def _pieces(self, delivery: Delivery) -> Iterator[bytes]:
         body, limit = delivery.answer.body, delivery.bandwidth_bytes_per_second
-        length = delivery.answer.body_bytes if delivery.stop_at is None else min(delivery.stop_at, delivery.answer.body_bytes)
-        piece_bytes = CHUNK_BYTES if limit is None else max(1, min(CHUNK_BYTES, round(limit / PIECES_PER_SECOND)))
-        corrupt_at = None if delivery.corrupt_at is None else min(delivery.corrupt_at, delivery.answer.body_bytes - 1)
+        length = (
+            delivery.answer.body_bytes
+            if delivery.stop_at is None
+            else min(delivery.stop_at, delivery.answer.body_bytes)
+        )
+        piece_bytes = (
+            CHUNK_BYTES
+            if limit is None
+            else max(1, min(CHUNK_BYTES, round(limit / PIECES_PER_SECOND)))
+        )
+        corrupt_at = (
+            None
+            if delivery.corrupt_at is None
+            else min(delivery.corrupt_at, delivery.answer.body_bytes - 1)
+        )
         for start in range(0, length, piece_bytes):
             stop = min(start + piece_bytes, length)
             if isinstance(body, FileSlice):
-                piece = self._server.open_files.read(body._replace(start=body.start + start, stop=body.start + stop))
+                piece = self._server.open_files.read(
+                    body._replace(start=body.start + start, stop=body.start + stop)
+                )
             else:
                 piece = body[start:stop]
             if corrupt_at is not None and start <= corrupt_at < stop:
@@ -250,11 +319,15 @@ class Connection(asyncio.Protocol):
 
 
 def _unacknowledged_bytes(connection: socket.socket) -> int:
-    return int.from_bytes(fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    return int.from_bytes(
+        fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder
+    )
 
 
 class Control(asyncio.Protocol):
-    """Commands of the parent, one JSON object a line on standard input, each answered with a line on standard output."""
+    """Commands of the parent, one JSON object a line on standard input, each answered with a line
+    on standard output.
+    """
 
     def __init__(self, server: Server, ended: asyncio.Event) -> None:
         self._server = server
@@ -278,7 +351,9 @@ class Control(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._ended.set()
 
-    def _do_add_repository(self, repository_id: str, private: bool, gated: str | bool, token: str | None, **commit: Any) -> str:
+    def _do_add_repository(
+        self, repository_id: str, private: bool, gated: str | bool, token: str | None, **commit: Any
+    ) -> str:
         if repository_id in self._server.hub.repositories:
             raise ValueError(f"repository {repository_id} exists already; add_commit adds to it")
         repository = Repository(repository_id, private, gated, token)
@@ -293,7 +368,9 @@ class Control(asyncio.Protocol):
             raise ValueError(f"there is no repository {repository_id}; add_repository makes one")
         return self._server.hub.repositories[repository_id].add_commit(**commit)
 
-    def _do_add_bucket(self, bucket_id: str, directory: str, private: bool, token: str | None) -> None:
+    def _do_add_bucket(
+        self, bucket_id: str, directory: str, private: bool, token: str | None
+    ) -> None:
         if bucket_id in self._server.hub.buckets:
             raise ValueError(f"bucket {bucket_id} exists already; put_bucket_file changes it")
         self._server.hub.buckets[bucket_id] = Bucket(bucket_id, directory, private, token)
@@ -351,7 +428,8 @@ def say(message: dict[str, Any]) -> None:
 
 async def serve(page_entries: int) -> None:
     loop = asyncio.get_running_loop()
-    # The names differ, not only the ports: clients treat a redirect to another port of the same host as one within the Hub.
+    # The names differ, not only the ports: clients treat a redirect to another port of the same
+    # host as one within the Hub.
     sockets = [socket.create_server(("127.0.0.1", 0), backlog=1024) for _ in range(2)]
     hub_port, cdn_port = (listening.getsockname()[1] for listening in sockets)
     endpoint, cdn_origin = f"http://localhost:{hub_port}", f"http://127.0.0.1:{cdn_port}"

@@ -1,15 +1,18 @@
 """Writes small LeRobotDataset data sets, for tests, demos and benchmarks, without lerobot.
 
-What it writes has the layout, the schemas and the video files that lerobot 0.6.1's recorder produces (v3.0; on request v2.1 or v2.0), and
-every value in it is known: `WrittenDataset` tells what a reader must return for each row, and a barcode on each picture says which frame it
-is.
+What it writes has the layout, the schemas and the video files that lerobot 0.6.1's recorder
+produces (v3.0; on request v2.1 or v2.0), and every value in it is known: `WrittenDataset` tells
+what a reader must return for each row, and a barcode on each picture says which frame it is.
 
 Rules:
-* The same arguments write the same values. Video bytes are the same with the same encoder libraries.
-* Where files end is said in episodes, not in megabytes as the recorder does it, so that tests can place a boundary.
+* The same arguments write the same values. Video bytes are the same with the same encoder
+  libraries.
+* Where files end is said in episodes, not in megabytes as the recorder does it, so that tests can
+  place a boundary.
 * The directory must be new or empty.
 
-Not here: the default values (`_writer/rows`) and pictures (`_writer/pictures`), encoding (`_writer/video`), `meta/` (`_writer/metadata`).
+Not here: the default values (`_writer/rows`) and pictures (`_writer/pictures`), encoding
+(`_writer/video`), `meta/` (`_writer/metadata`).
 """
 
 from __future__ import annotations
@@ -29,10 +32,23 @@ import pyarrow.parquet as pq
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain.testing._writer import metadata as meta
 from lerobot_grain.testing._writer import metadata_v2 as meta_v2
-from lerobot_grain.testing._writer.barcode import MAX_CAMERAS, MAX_EPISODES, MAX_FRAMES_PER_EPISODE, MIN_HEIGHT, MIN_VIDEO_WIDTH, MIN_WIDTH
+from lerobot_grain.testing._writer.barcode import (
+    MAX_CAMERAS,
+    MAX_EPISODES,
+    MAX_FRAMES_PER_EPISODE,
+    MIN_HEIGHT,
+    MIN_VIDEO_WIDTH,
+    MIN_WIDTH,
+)
 from lerobot_grain.testing._writer.depth import Pictures
 from lerobot_grain.testing._writer.recording import FrameContent, Studio
-from lerobot_grain.testing._writer.rows import DEFAULT_FEATURES, Feature, RowValues, episode_rows, point_path
+from lerobot_grain.testing._writer.rows import (
+    DEFAULT_FEATURES,
+    Feature,
+    RowValues,
+    episode_rows,
+    point_path,
+)
 from lerobot_grain.testing._writer.video import Camera
 
 
@@ -46,9 +62,10 @@ class WrittenDataset:
       cameras: in the order of `info.json`; the position is the camera index in the barcodes.
       tasks: texts by task index.
       episode_lengths: int64 (episodes,).
-      rows: all values by feature, (total_frames, *shape) in the stored dtype, objects for strings. Read-only. Scalars have no extra axis.
-      episodes: the columns of `meta/episodes` but `tasks` and statistics, (episodes,) each; of v2.x `episode_index` and `length`.
-        Read-only.
+      rows: all values by feature, (total_frames, *shape) in the stored dtype, objects for strings.
+        Read-only. Scalars have no extra axis.
+      episodes: the columns of `meta/episodes` but `tasks` and statistics, (episodes,) each; of v2.x
+        `episode_index` and `length`. Read-only.
     """
 
     directory: Path
@@ -65,17 +82,21 @@ class WrittenDataset:
 
     def row(self, episode_index: int, frame_index: int) -> int:
         """Returns the number of a frame in the data set."""
-        if not (0 <= episode_index < len(self.episode_lengths) and 0 <= frame_index < self.episode_lengths[episode_index]):
+        if not (
+            0 <= episode_index < len(self.episode_lengths)
+            and 0 <= frame_index < self.episode_lengths[episode_index]
+        ):
             raise InvalidRequestError(
-                f"episode {episode_index} frame {frame_index} was not written; {len(self.episode_lengths)} episodes were"
+                f"episode {episode_index} frame {frame_index} was not written; "
+                f"{len(self.episode_lengths)} episodes were"
             )
         return int(self.episode_lengths[:episode_index].sum()) + frame_index
 
     def expected_row(self, episode_index: int, frame_index: int) -> dict[str, Any]:
         """Returns every low-dimensional value of one frame, and its `task` text.
 
-        Vectors and matrices are arrays of the stored dtype, scalars are NumPy scalars, strings are str. Cameras are left out: their
-        barcode is (episode_index, frame_index, camera index).
+        Vectors and matrices are arrays of the stored dtype, scalars are NumPy scalars, strings are
+        str. Cameras are left out: their barcode is (episode_index, frame_index, camera index).
         """
         row = self.row(episode_index, frame_index)
         values = {name: column[row] for name, column in self.rows.items()}
@@ -118,19 +139,22 @@ def write_dataset(
       features: more columns, for example `EXTRA_FEATURES`.
       tasks: texts; episode e has task `e % len(tasks)`, unless `row_values` returns `task_index`.
       seed: of values and pictures.
-      episodes_per_data_file: None puts all episodes into one file, in v2.x each into its own. Here and below; v2.x allows None and 1.
-      episodes_per_video_file: for all cameras, or by camera key; cameras that are left out get one file.
+      episodes_per_data_file: None puts all episodes into one file, in v2.x each into its own. Here
+        and below; v2.x allows None and 1.
+      episodes_per_video_file: for all cameras, or by camera key; cameras that are left out get one
+        file.
       episodes_per_metadata_file: for `meta/episodes`.
       rows_per_row_group: of the data files. None: one row group per episode, like the recorder.
       chunks_size: files per chunk directory, for every kind of file.
-      row_values: `(episode_index, length) -> {feature: (length, *shape)}` instead of the default formulas (`_writer/rows`). May return
-        `timestamp` and `task_index`, too.
-      frame_content: `(episode_index, frame_index, camera_index) -> uint8 (height, width, 3)` instead of the default pictures; for a
-        depth camera uint16 (height, width, 1), millimetres. Barcodes are drawn over it.
-      barcodes: at most 1024 episodes, 1024 frames per episode and 4 cameras have room in a barcode, and pictures must be 16 high and 72
-        wide (embedded images: 24). Turn them off beyond.
-      noise: 0 to 1, how noisy the default pictures are. At 0.1, 480x640 AV1 takes 10.4 kB per frame; that of a real arm's camera with the
-        same settings took 10.0 kB.
+      row_values: `(episode_index, length) -> {feature: (length, *shape)}` instead of the default
+        formulas (`_writer/rows`). May return `timestamp` and `task_index`, too.
+      frame_content: `(episode_index, frame_index, camera_index) -> uint8 (height, width, 3)`
+        instead of the default pictures; for a depth camera uint16 (height, width, 1), millimetres.
+        Barcodes are drawn over it.
+      barcodes: at most 1024 episodes, 1024 frames per episode and 4 cameras have room in a barcode,
+        and pictures must be 16 high and 72 wide (embedded images: 24). Turn them off beyond.
+      noise: 0 to 1, how noisy the default pictures are. At 0.1, 480x640 AV1 takes 10.4 kB per
+        frame; that of a real arm's camera with the same settings took 10.0 kB.
       statistics: whether per-episode statistics and `meta/stats.json` are written.
 
     Returns:
@@ -152,11 +176,23 @@ def write_dataset(
     )
     _check(job, rows_per_row_group=rows_per_row_group, barcodes=barcodes, noise=noise)
     video_files = _video_files(job, episodes_per_video_file)
-    data_files, metadata_files = job.file_of_episode(episodes_per_data_file), job.file_of_episode(episodes_per_metadata_file)
+    data_files, metadata_files = (
+        job.file_of_episode(episodes_per_data_file),
+        job.file_of_episode(episodes_per_metadata_file),
+    )
     meta.claim_directory(job.directory)
     episodes = _episodes(job, seed=seed, row_values=row_values)
-    studio = Studio(cameras=job.cameras, fps=fps, seed=seed, noise=noise, barcodes=barcodes, frame_content=frame_content)
-    recorded = _record(job, studio, [_points(rows, seed=seed, fps=fps) for rows in episodes], video_files)
+    studio = Studio(
+        cameras=job.cameras,
+        fps=fps,
+        seed=seed,
+        noise=noise,
+        barcodes=barcodes,
+        frame_content=frame_content,
+    )
+    recorded = _record(
+        job, studio, [_points(rows, seed=seed, fps=fps) for rows in episodes], video_files
+    )
     _write_data(job, episodes, recorded.images, data_files, rows_per_row_group)
     located = _located(job, data_files, recorded.spans)
     summaries = _summaries(job, episodes, recorded.samples) if statistics else []
@@ -167,7 +203,12 @@ def write_dataset(
         cameras=job.cameras,
         tasks=job.tasks,
         episode_lengths=_read_only(job.lengths),
-        rows=MappingProxyType({name: _read_only(np.concatenate([rows[name] for rows in episodes])) for name in job.columns}),
+        rows=MappingProxyType(
+            {
+                name: _read_only(np.concatenate([rows[name] for rows in episodes]))
+                for name in job.columns
+            }
+        ),
         episodes=MappingProxyType({name: _read_only(column) for name, column in located.items()}),
     )
 
@@ -196,10 +237,14 @@ class _Job:
     def file_of_episode(self, episodes_per_file: int | None) -> npt.NDArray[np.int64]:
         """Returns the number of the file that holds each episode, counted over all chunks."""
         if episodes_per_file is not None and episodes_per_file < 1:
-            raise InvalidRequestError(f"episodes per file must be at least 1, not {episodes_per_file}")
+            raise InvalidRequestError(
+                f"episodes per file must be at least 1, not {episodes_per_file}"
+            )
         if self.has_file_per_episode:
             if episodes_per_file not in (None, 1):
-                raise InvalidRequestError(f"{self.version} has one episode a file, not {episodes_per_file}")
+                raise InvalidRequestError(
+                    f"{self.version} has one episode a file, not {episodes_per_file}"
+                )
             return np.arange(len(self.lengths))
         return np.arange(len(self.lengths)) // (episodes_per_file or len(self.lengths))
 
@@ -226,50 +271,80 @@ class _Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Recorded:
-    """Pictures of all cameras: rows of the image columns, sampled frames per episode, columns of the episodes table."""
+    """Pictures of all cameras: rows of the image columns, sampled frames per episode, columns of
+    the episodes table.
+    """
 
     images: Mapping[str, list[dict[str, bytes | str]]]
     samples: Mapping[str, list[Pictures]]
     spans: Mapping[str, npt.NDArray[Any]]
 
 
-def _columns(state_size: int, action_size: int, features: Mapping[str, Feature]) -> dict[str, Feature]:
+def _columns(
+    state_size: int, action_size: int, features: Mapping[str, Feature]
+) -> dict[str, Feature]:
     if state_size < 0 or action_size < 0:
-        raise InvalidRequestError(f"state_size {state_size} and action_size {action_size} must not be negative")
+        raise InvalidRequestError(
+            f"state_size {state_size} and action_size {action_size} must not be negative"
+        )
     columns = {}
-    for name, letter, size in (("observation.state", "s", state_size), ("action", "a", action_size)):
+    for name, letter, size in (
+        ("observation.state", "s", state_size),
+        ("action", "a", action_size),
+    ):
         if size:
-            columns[name] = Feature(dtype="float32", shape=(size,), names=tuple(f"{letter}{i}" for i in range(size)))
+            columns[name] = Feature(
+                dtype="float32", shape=(size,), names=tuple(f"{letter}{i}" for i in range(size))
+            )
     if taken := set(features) & {*columns, *DEFAULT_FEATURES}:
-        raise InvalidRequestError(f"features {sorted(taken)} are always written and cannot be declared again")
+        raise InvalidRequestError(
+            f"features {sorted(taken)} are always written and cannot be declared again"
+        )
     return {**columns, **features, **DEFAULT_FEATURES}
 
 
-def _video_files(job: _Job, episodes_per_file: int | Mapping[str, int] | None) -> dict[str, npt.NDArray[np.int64]]:
+def _video_files(
+    job: _Job, episodes_per_file: int | Mapping[str, int] | None
+) -> dict[str, npt.NDArray[np.int64]]:
     """Returns the number of the video file of each episode, by camera."""
     if not isinstance(episodes_per_file, Mapping):
         return {key: job.file_of_episode(episodes_per_file) for key in job.video_keys}
     if unknown := set(episodes_per_file) - set(job.video_keys):
-        raise InvalidRequestError(f"episodes_per_video_file names {sorted(unknown)}; the video cameras are {list(job.video_keys)}")
+        raise InvalidRequestError(
+            f"episodes_per_video_file names {sorted(unknown)}; the video cameras are "
+            f"{list(job.video_keys)}"
+        )
     return {key: job.file_of_episode(episodes_per_file.get(key)) for key in job.video_keys}
 
 
 def _check(job: _Job, *, rows_per_row_group: int | None, barcodes: bool, noise: float) -> None:
     if job.version not in meta.VERSIONS:
-        raise InvalidRequestError(f"version {job.version!r} must be one of {', '.join(meta.VERSIONS)}")
+        raise InvalidRequestError(
+            f"version {job.version!r} must be one of {', '.join(meta.VERSIONS)}"
+        )
     if job.lengths.ndim != 1 or len(job.lengths) == 0 or job.lengths.min() < 1:
-        raise InvalidRequestError("episode_lengths must name at least one episode, each of at least one frame")
+        raise InvalidRequestError(
+            "episode_lengths must name at least one episode, each of at least one frame"
+        )
     if job.fps < 1 or job.fps != int(job.fps):
         raise InvalidRequestError(f"fps {job.fps} must be a positive whole number")
     if not job.tasks or len(set(job.tasks)) < len(job.tasks):
         raise InvalidRequestError("tasks must name at least one text, each once")
     if job.chunks_size < 1 or not 0 <= noise <= 1:
-        raise InvalidRequestError(f"chunks_size {job.chunks_size} must be at least 1 and noise {noise} within 0 and 1")
+        raise InvalidRequestError(
+            f"chunks_size {job.chunks_size} must be at least 1 and noise {noise} within 0 and 1"
+        )
     if rows_per_row_group is not None and rows_per_row_group < 1:
-        raise InvalidRequestError(f"rows_per_row_group {rows_per_row_group} must be at least 1, or None for one row group per episode")
+        raise InvalidRequestError(
+            f"rows_per_row_group {rows_per_row_group} must be at least 1, or None for one row "
+            "group per episode"
+        )
     keys = [camera.key for camera in job.cameras]
     if len(set(keys)) < len(keys) or set(keys) & set(job.columns):
-        raise InvalidRequestError(f"camera keys {keys} must differ from each other and from the features {sorted(job.columns)}")
+        raise InvalidRequestError(
+            f"camera keys {keys} must differ from each other and from the features "
+            f"{sorted(job.columns)}"
+        )
     if not barcodes or not job.cameras:
         return
     for what, found, limit in (
@@ -278,17 +353,22 @@ def _check(job: _Job, *, rows_per_row_group: int | None, barcodes: bool, noise: 
         ("cameras", len(job.cameras), MAX_CAMERAS),
     ):
         if found > limit:
-            raise InvalidRequestError(f"{found} {what} do not fit into barcodes, which hold {limit}; pass barcodes=False")
+            raise InvalidRequestError(
+                f"{found} {what} do not fit into barcodes, which hold {limit}; pass barcodes=False"
+            )
     for camera in job.cameras:
         width = MIN_VIDEO_WIDTH if camera.kind == "video" else MIN_WIDTH
         if camera.height < MIN_HEIGHT or camera.width < width:
             raise InvalidRequestError(
-                f"camera {camera.key!r}: {camera.height}x{camera.width} (height x width) has no room for a barcode, which needs "
-                f"{MIN_HEIGHT}x{width} in a {camera.kind}; pass barcodes=False"
+                f"camera {camera.key!r}: {camera.height}x{camera.width} (height x width) has no "
+                f"room for a barcode, which needs {MIN_HEIGHT}x{width} in a {camera.kind}; pass "
+                "barcodes=False"
             )
 
 
-def _episodes(job: _Job, *, seed: int, row_values: RowValues | None) -> list[dict[str, npt.NDArray[Any]]]:
+def _episodes(
+    job: _Job, *, seed: int, row_values: RowValues | None
+) -> list[dict[str, npt.NDArray[Any]]]:
     starts = np.cumsum(job.lengths) - job.lengths
     episodes = [
         episode_rows(
@@ -305,20 +385,32 @@ def _episodes(job: _Job, *, seed: int, row_values: RowValues | None) -> list[dic
     ]
     used = np.unique(np.concatenate([rows["task_index"] for rows in episodes]))
     if used[0] < 0 or used[-1] >= len(job.tasks):
-        raise InvalidRequestError(f"row_values returned task_index {used[0]} to {used[-1]}, but tasks names {len(job.tasks)} texts")
+        raise InvalidRequestError(
+            f"row_values returned task_index {used[0]} to {used[-1]}, but tasks names "
+            f"{len(job.tasks)} texts"
+        )
     return episodes
 
 
-def _points(rows: Mapping[str, npt.NDArray[Any]], *, seed: int, fps: int) -> npt.NDArray[np.float64]:
-    """Returns what the disc shows: the state that was written, or the point behind it where there is no such state."""
+def _points(
+    rows: Mapping[str, npt.NDArray[Any]], *, seed: int, fps: int
+) -> npt.NDArray[np.float64]:
+    """Returns what the disc shows: the state that was written, or the point behind it where there
+    is no such state.
+    """
     state = rows.get("observation.state")
     if state is not None and state.ndim == 2 and state.shape[1] >= 2:
         return state[:, :2].astype(np.float64)
-    return point_path(seed=seed, episode_index=int(rows["episode_index"][0]), length=len(rows["index"]), fps=fps)
+    return point_path(
+        seed=seed, episode_index=int(rows["episode_index"][0]), length=len(rows["index"]), fps=fps
+    )
 
 
 def _record(
-    job: _Job, studio: Studio, points: Sequence[npt.NDArray[np.float64]], video_files: Mapping[str, npt.NDArray[np.int64]]
+    job: _Job,
+    studio: Studio,
+    points: Sequence[npt.NDArray[np.float64]],
+    video_files: Mapping[str, npt.NDArray[np.int64]],
 ) -> _Recorded:
     images: dict[str, list[dict[str, bytes | str]]] = {}
     samples: dict[str, list[Pictures]] = {}
@@ -334,7 +426,9 @@ def _record(
     return _Recorded(images=images, samples=samples, spans=spans)
 
 
-def _located(job: _Job, data_files: npt.NDArray[np.int64], spans: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+def _located(
+    job: _Job, data_files: npt.NDArray[np.int64], spans: Mapping[str, npt.NDArray[Any]]
+) -> dict[str, npt.NDArray[Any]]:
     """Returns the columns of the episodes table that are numbers, in the recorder's order."""
     if job.has_file_per_episode:
         return {"episode_index": np.arange(len(job.lengths)), "length": job.lengths}
@@ -367,7 +461,11 @@ def _write_data(
             if column.name in images:
                 arrays.append(pa.array(images[column.name][first:stop], column.type))
             else:
-                arrays.append(meta.column_array(np.concatenate([episodes[e][column.name] for e in members]), column))
+                arrays.append(
+                    meta.column_array(
+                        np.concatenate([episodes[e][column.name] for e in members]), column
+                    )
+                )
         table = pa.Table.from_arrays(arrays, schema=schema)
         path = job.data_path(int(file))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -380,14 +478,23 @@ def _write_data(
 
 
 def _summaries(
-    job: _Job, episodes: Sequence[Mapping[str, npt.NDArray[Any]]], samples: Mapping[str, list[Pictures]]
+    job: _Job,
+    episodes: Sequence[Mapping[str, npt.NDArray[Any]]],
+    samples: Mapping[str, list[Pictures]],
 ) -> list[dict[str, dict[str, npt.NDArray[Any]]]]:
-    """Returns the statistics of each episode, features in the recorder's order: videos last, embedded images where they are declared."""
-    order = [name for name in meta.feature_order(job.columns, job.cameras) if name not in job.video_keys] + list(job.video_keys)
+    """Returns the statistics of each episode, features in the recorder's order: videos last,
+    embedded images where they are declared.
+    """
+    order = [
+        name for name in meta.feature_order(job.columns, job.cameras) if name not in job.video_keys
+    ] + list(job.video_keys)
     kinds = {camera.key: camera.kind for camera in job.cameras}
     summaries = []
     for index, rows in enumerate(episodes):
-        pictures = {key: meta.picture_statistics(sampled[index], kind=kinds[key]) for key, sampled in samples.items()}
+        pictures = {
+            key: meta.picture_statistics(sampled[index], kind=kinds[key])
+            for key, sampled in samples.items()
+        }
         known = meta.episode_statistics(rows) | pictures
         summaries.append({name: known[name] for name in order if name in known})
     return summaries
@@ -412,7 +519,10 @@ def _write_meta(
         num_tasks=len(job.tasks),
         chunks_size=job.chunks_size,
     )
-    texts = [[job.tasks[index] for index in dict.fromkeys(rows["task_index"].tolist())] for rows in episodes]
+    texts = [
+        [job.tasks[index] for index in dict.fromkeys(rows["task_index"].tolist())]
+        for rows in episodes
+    ]
     if job.has_file_per_episode:
         meta_v2.write_metadata(
             job.directory,
@@ -424,7 +534,11 @@ def _write_meta(
         )
         return
     columns = {name: pa.array(column) for name, column in located.items()}
-    columns = {"episode_index": columns.pop("episode_index"), "tasks": pa.array(texts, pa.list_(pa.string())), **columns}
+    columns = {
+        "episode_index": columns.pop("episode_index"),
+        "tasks": pa.array(texts, pa.list_(pa.string())),
+        **columns,
+    }
     if summaries:
         for name in summaries[0]:
             for key in meta.STATISTICS:

@@ -1,7 +1,9 @@
-"""Depth: what the default pictures of a depth camera show, and how lerobot 0.6 stores depth in video.
+"""Depth: what the default pictures of a depth camera show, and how lerobot 0.6 stores depth in
+video.
 
-Depth is in millimetres, uint16 (height, width, 1). Video holds codes of 12 bits, which grow with the logarithm of the depth
-(`quantize_depth` of lerobot's `datasets/depth_utils.py`); it is coded without loss, so only the rounding to codes is lost: 2 mm at 2.5 m.
+Depth is in millimetres, uint16 (height, width, 1). Video holds codes of 12 bits, which grow with
+the logarithm of the depth (`quantize_depth` of lerobot's `datasets/depth_utils.py`); it is coded
+without loss, so only the rounding to codes is lost: 2 mm at 2.5 m.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ NEAREST, FARTHEST = 500, 2540
 
 def depth_of_picture(picture: Pictures) -> Pictures:
     """Returns a picture, uint8 (height, width, 3), as depth: the greener, the farther away."""
-    return (NEAREST + picture[..., 1:2].astype(np.uint16) * ((FARTHEST - NEAREST) // 255)).astype(np.uint16)
+    return (NEAREST + picture[..., 1:2].astype(np.uint16) * ((FARTHEST - NEAREST) // 255)).astype(
+        np.uint16
+    )
 
 
 def codes_of_depth(depth: Pictures) -> npt.NDArray[np.uint16]:

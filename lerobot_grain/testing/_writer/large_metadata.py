@@ -1,11 +1,13 @@
 """Writes only the `meta/` directory of a large data set, to measure how a reader opens one.
 
-The defaults have the size of DROID: 130,000 episodes, about 26 million frames, three cameras. The episodes table carries the per-episode
-statistics that fill most of the real ones (over a hundred columns), so a reader that does not project columns pays for it.
+The defaults have the size of DROID: 130,000 episodes, about 26 million frames, three cameras. The
+episodes table carries the per-episode statistics that fill most of the real ones (over a hundred
+columns), so a reader that does not project columns pays for it.
 
 Rules:
 * Everything is computed for all episodes at once; nothing loops over episodes.
-* Spans are consistent: a reader may check that rows, files and times add up. The statistics are plausible noise, rounded to 1/256.
+* Spans are consistent: a reader may check that rows, files and times add up. The statistics are
+  plausible noise, rounded to 1/256.
 
 Not here: data and video files. None are written.
 """
@@ -39,7 +41,8 @@ class WrittenMetadata:
       cameras: all of the same size.
       tasks: texts by task index; episode e has task `e % len(tasks)`.
       episode_lengths: int64 (episodes,). Read-only.
-      episodes: the columns of `meta/episodes` but `tasks` and statistics, (episodes,) each. Read-only.
+      episodes: the columns of `meta/episodes` but `tasks` and statistics, (episodes,) each.
+        Read-only.
     """
 
     directory: Path
@@ -75,7 +78,8 @@ def write_synthetic_metadata(
     Args:
       directory: new or empty.
       num_episodes: as it says.
-      mean_length: of an episode in frames; lengths are spread evenly from half to one and a half times that.
+      mean_length: of an episode in frames; lengths are spread evenly from half to one and a half
+        times that.
       num_cameras: 320x180 AV1 each, `observation.images.camera_0` and so on.
       num_tasks: as it says.
       fps: frames per second.
@@ -83,7 +87,8 @@ def write_synthetic_metadata(
       rows_per_data_file: a data file ends with the episode that reaches this many rows.
       episodes_per_video_file: on average; every camera rolls over at different episodes.
       episodes_per_metadata_file: as it says.
-      rows_per_row_group: of the episodes table. Data sets of this size were converted and not recorded, and the converter writes 1000.
+      rows_per_row_group: of the episodes table. Data sets of this size were converted and not
+        recorded, and the converter writes 1000.
       chunks_size: files per chunk directory.
       statistics: whether the per-episode statistics and `meta/stats.json` are written.
 
@@ -107,16 +112,34 @@ def write_synthetic_metadata(
     )
     root = meta.claim_directory(Path(directory))
     rng = np.random.default_rng(seed)
-    lengths = rng.integers(mean_length // 2, mean_length + mean_length // 2, num_episodes, endpoint=True)
-    cameras = tuple(Camera(key=f"observation.images.camera_{index}", height=180, width=320) for index in range(num_cameras))
+    lengths = rng.integers(
+        mean_length // 2, mean_length + mean_length // 2, num_episodes, endpoint=True
+    )
+    cameras = tuple(
+        Camera(key=f"observation.images.camera_{index}", height=180, width=320)
+        for index in range(num_cameras)
+    )
     tasks = tuple(f"put object {index} into the bin" for index in range(num_tasks))
-    located = _located(lengths, cameras, fps, rows_per_data_file, episodes_per_video_file, chunks_size)
+    located = _located(
+        lengths, cameras, fps, rows_per_data_file, episodes_per_video_file, chunks_size
+    )
     columns = _columns(located, tasks)
     if statistics:
         summaries = _noisy_statistics(rng, lengths, cameras)
-        columns |= {f"stats/{name}/{key}": meta.nested_lists(values) for name, entry in summaries.items() for key, values in entry.items()}
-        # Good enough for a set without frames, and at once: the statistics of the first episode stand for all.
-        meta.write_statistics(root, {name: {key: values[0] for key, values in entry.items()} for name, entry in summaries.items()})
+        columns |= {
+            f"stats/{name}/{key}": meta.nested_lists(values)
+            for name, entry in summaries.items()
+            for key, values in entry.items()
+        }
+        # Good enough for a set without frames, and at once: the statistics of the first episode
+        # stand for all.
+        meta.write_statistics(
+            root,
+            {
+                name: {key: values[0] for key, values in entry.items()}
+                for name, entry in summaries.items()
+            },
+        )
     meta.write_episodes(
         root,
         columns,
@@ -141,12 +164,19 @@ def write_synthetic_metadata(
     for array in (lengths, *located.values()):
         array.flags.writeable = False
     return WrittenMetadata(
-        directory=root, fps=fps, cameras=cameras, tasks=tasks, episode_lengths=lengths, episodes=MappingProxyType(located)
+        directory=root,
+        fps=fps,
+        cameras=cameras,
+        tasks=tasks,
+        episode_lengths=lengths,
+        episodes=MappingProxyType(located),
     )
 
 
 _FEATURES = {
-    "observation.state": Feature(dtype="float32", shape=(7,), names=tuple(f"s{index}" for index in range(7))),
+    "observation.state": Feature(
+        dtype="float32", shape=(7,), names=tuple(f"s{index}" for index in range(7))
+    ),
     "action": Feature(dtype="float32", shape=(7,), names=tuple(f"a{index}" for index in range(7))),
     **DEFAULT_FEATURES,
 }
@@ -159,11 +189,15 @@ def _check(**numbers: int) -> None:
             raise InvalidRequestError(f"{name} {value} must be at least {least}")
 
 
-def _columns(located: Mapping[str, npt.NDArray[Any]], tasks: tuple[str, ...]) -> dict[str, pa.Array]:
+def _columns(
+    located: Mapping[str, npt.NDArray[Any]], tasks: tuple[str, ...]
+) -> dict[str, pa.Array]:
     """Returns the columns of the episodes table up to the statistics."""
     columns = {name: pa.array(column) for name, column in located.items()}
     episode = located["episode_index"]
-    texts = pa.DictionaryArray.from_arrays(pa.array(episode % len(tasks)), pa.array(tasks)).dictionary_decode()
+    texts = pa.DictionaryArray.from_arrays(
+        pa.array(episode % len(tasks)), pa.array(tasks)
+    ).dictionary_decode()
     lists = pa.ListArray.from_arrays(pa.array(np.arange(len(episode) + 1), pa.int32()), texts)
     return {"episode_index": columns.pop("episode_index"), "tasks": lists, **columns}
 
@@ -191,12 +225,14 @@ def _located(
     }
     for index, camera in enumerate(cameras):
         files = episode // max(1, episodes_per_video_file + 7 * (index - len(cameras) // 2))
-        # Times count frames from the start of the file, so a time in a file is never a difference of two large times.
+        # Times count frames from the start of the file, so a time in a file is never a difference
+        # of two large times.
         first = np.searchsorted(files, files)
         located |= {
             f"videos/{camera.key}/chunk_index": files // chunks_size,
             f"videos/{camera.key}/file_index": files % chunks_size,
-            f"videos/{camera.key}/from_timestamp": (stops - lengths - (stops - lengths)[first]) / fps,
+            f"videos/{camera.key}/from_timestamp": (stops - lengths - (stops - lengths)[first])
+            / fps,
             f"videos/{camera.key}/to_timestamp": (stops - (stops - lengths)[first]) / fps,
         }
     return located
@@ -206,10 +242,16 @@ def _noisy_statistics(
     rng: np.random.Generator, lengths: npt.NDArray[np.int64], cameras: tuple[Camera, ...]
 ) -> dict[str, dict[str, npt.NDArray[Any]]]:
     """Returns `{feature: {statistic: (episodes, ...)}}` in the recorder's order and shapes."""
-    shapes: dict[str, tuple[int, ...]] = {name: feature.shape for name, feature in _FEATURES.items()}
+    shapes: dict[str, tuple[int, ...]] = {
+        name: feature.shape for name, feature in _FEATURES.items()
+    }
     shapes |= {camera.key: (3, 1, 1) for camera in cameras}
     result = {}
     for name, shape in shapes.items():
-        drawn = {key: rng.integers(0, 256, (len(lengths), *shape), np.uint8) / 256 for key in meta.STATISTICS if key != "count"}
+        drawn = {
+            key: rng.integers(0, 256, (len(lengths), *shape), np.uint8) / 256
+            for key in meta.STATISTICS
+            if key != "count"
+        }
         result[name] = {key: drawn.get(key, lengths[:, None]) for key in meta.STATISTICS}
     return result

@@ -1,9 +1,12 @@
-"""Writes the files under `meta/` and describes the columns of the data files, as lerobot 0.6.1 lays them out.
+"""Writes the files under `meta/` and describes the columns of the data files, as lerobot 0.6.1 lays
+them out.
 
 Rules:
-* Column order, Arrow types, row groups and schema metadata are those of the recorder; golden files hold the tests to that.
-* Statistics have the recorder's shapes and keys. Its quantiles come from histograms and are approximate; these are exact per episode.
-  Across episodes both take the mean of the quantiles, weighted by count.
+* Column order, Arrow types, row groups and schema metadata are those of the recorder; golden files
+  hold the tests to that.
+* Statistics have the recorder's shapes and keys. Its quantiles come from histograms and are
+  approximate; these are exact per episode. Across episodes both take the mean of the quantiles,
+  weighted by count.
 
 Not here: where episodes lie (`_writer`, `_writer/large_metadata` fill the episodes table).
 """
@@ -48,12 +51,17 @@ def claim_directory(directory: Path) -> Path:
     """
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):
-        raise InvalidRequestError(f"{directory} is not empty; files of another data set would be mixed in, so name a new directory")
+        raise InvalidRequestError(
+            f"{directory} is not empty; files of another data set would be mixed in, so name a "
+            "new directory"
+        )
     return directory
 
 
 def data_schema(features: Mapping[str, Feature], cameras: Sequence[Camera]) -> pa.Schema:
-    """Returns the schema of the data files, with the metadata by which Hugging Face `datasets` knows the types."""
+    """Returns the schema of the data files, with the metadata by which Hugging Face `datasets`
+    knows the types.
+    """
     fields, described = [], {}
     for name in feature_order(features, cameras):
         feature = features.get(name)
@@ -61,7 +69,9 @@ def data_schema(features: Mapping[str, Feature], cameras: Sequence[Camera]) -> p
             field, described[name] = _field(name, feature)
             fields.append(field)
         elif any(camera.key == name and camera.kind == "image" for camera in cameras):
-            fields.append(pa.field(name, pa.struct([("bytes", pa.binary()), ("path", pa.string())])))
+            fields.append(
+                pa.field(name, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+            )
             described[name] = {"_type": "Image"}
     text = json.dumps({"info": {"features": described}})
     fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -70,7 +80,9 @@ def data_schema(features: Mapping[str, Feature], cameras: Sequence[Camera]) -> p
 
 
 def feature_order(features: Mapping[str, Feature], cameras: Sequence[Camera]) -> list[str]:
-    """Returns the names in the order of `info.json`: the user's features, the cameras, the five columns of every data set."""
+    """Returns the names in the order of `info.json`: the user's features, the cameras, the five
+    columns of every data set.
+    """
     own = [name for name in features if name not in DEFAULT_FEATURES]
     return [*own, *(camera.key for camera in cameras), *DEFAULT_FEATURES]
 
@@ -84,13 +96,19 @@ def column_array(values: npt.NDArray[Any], field: pa.Field) -> pa.Array:
     return nested_lists(values)
 
 
-def episode_statistics(rows: Mapping[str, npt.NDArray[Any]]) -> dict[str, dict[str, npt.NDArray[Any]]]:
+def episode_statistics(
+    rows: Mapping[str, npt.NDArray[Any]],
+) -> dict[str, dict[str, npt.NDArray[Any]]]:
     """Returns the statistics of one episode's values, without those that have none (strings).
 
-    Like the recorder's, they keep only the last axis: those of a (2, 3) matrix have shape (3,), those of a scalar (1,).
+    Like the recorder's, they keep only the last axis: those of a (2, 3) matrix have shape (3,),
+    those of a scalar (1,).
     """
     return {
-        name: _statistics(values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1).astype(np.float64), count=len(values))
+        name: _statistics(
+            values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1).astype(np.float64),
+            count=len(values),
+        )
         for name, values in rows.items()
         if values.dtype != object
     }
@@ -100,24 +118,36 @@ def picture_statistics(sampled: Pictures, *, kind: str) -> dict[str, npt.NDArray
     """Returns the statistics of some frames of one camera.
 
     Args:
-      sampled: uint8 (frames, height, width, 3), or depth in millimetres, uint16 (frames, height, width, 1).
-      kind: `"video"` or `"image"`. The recorder counts pixels for the first and frames for the second.
+      sampled: uint8 (frames, height, width, 3), or depth in millimetres, uint16 (frames, height,
+        width, 1).
+      kind: `"video"` or `"image"`. The recorder counts pixels for the first and frames for the
+        second.
 
     Returns:
-      Arrays of shape (3, 1, 1), grey levels scaled to [0, 1], or (1, 1, 1) in millimetres, and `count` of shape (1,).
+      Arrays of shape (3, 1, 1), grey levels scaled to [0, 1], or (1, 1, 1) in millimetres, and
+      `count` of shape (1,).
     """
     count, channels = len(sampled) if kind == "image" else sampled[..., 0].size, sampled.shape[-1]
     scale = 255 if sampled.dtype == np.uint8 else 1
     raw = _statistics(sampled.reshape(-1, channels).astype(np.float32), count=count)
-    return {name: value if name == "count" else (value / scale).reshape(channels, 1, 1) for name, value in raw.items()}
+    return {
+        name: value if name == "count" else (value / scale).reshape(channels, 1, 1)
+        for name, value in raw.items()
+    }
 
 
 def aggregate_statistics(episodes: Sequence[Statistics]) -> dict[str, dict[str, npt.NDArray[Any]]]:
-    """Returns the statistics of the whole data set from those of its episodes, as lerobot's `aggregate_stats` combines them."""
+    """Returns the statistics of the whole data set from those of its episodes, as lerobot's
+    `aggregate_stats` combines them.
+    """
     total = {}
     for name in episodes[0]:
-        stacked = {key: np.stack([episode[name][key] for episode in episodes]) for key in STATISTICS}
-        weights = stacked["count"].reshape(-1, *[1] * (stacked["mean"].ndim - 1)) / stacked["count"].sum()
+        stacked = {
+            key: np.stack([episode[name][key] for episode in episodes]) for key in STATISTICS
+        }
+        weights = (
+            stacked["count"].reshape(-1, *[1] * (stacked["mean"].ndim - 1)) / stacked["count"].sum()
+        )
         mean = (stacked["mean"] * weights).sum(0)
         variance = ((stacked["std"] ** 2 + (stacked["mean"] - mean) ** 2) * weights).sum(0)
         total[name] = {
@@ -132,7 +162,9 @@ def aggregate_statistics(episodes: Sequence[Statistics]) -> dict[str, dict[str, 
 
 
 def nested_lists(values: npt.NDArray[Any]) -> pa.Array:
-    """Returns (rows, ...) values as a column of nested lists; each axis after the first is one level."""
+    """Returns (rows, ...) values as a column of nested lists; each axis after the first is one
+    level.
+    """
     array = pa.array(values.reshape(-1))
     for axis in range(values.ndim - 1, 0, -1):
         count, size = int(np.prod(values.shape[:axis])), values.shape[axis]
@@ -151,7 +183,8 @@ def video_spans(
       durations: float64 (episodes,), seconds.
       chunks_size: files per chunk.
     """
-    # `to` is `from` + duration and also the next `from`, added up one by one in float64: the recorder's values to the last bit.
+    # `to` is `from` + duration and also the next `from`, added up one by one in float64: the
+    # recorder's values to the last bit.
     stops = np.concatenate([np.cumsum(durations[files == file]) for file in np.unique(files)])
     starts = np.where(np.diff(files, prepend=-1) > 0, 0.0, np.roll(stops, 1))
     return {
@@ -182,7 +215,9 @@ def write_episodes(
       use_dictionary: whether Parquet looks for repeated values, which takes time.
     """
     table = pa.table(dict(columns))
-    table = table.append_column("meta/episodes/chunk_index", pa.array(file_of_episode // chunks_size))
+    table = table.append_column(
+        "meta/episodes/chunk_index", pa.array(file_of_episode // chunks_size)
+    )
     table = table.append_column("meta/episodes/file_index", pa.array(file_of_episode % chunks_size))
     starts = np.flatnonzero(np.diff(file_of_episode, prepend=-1))
     for start, stop in zip(starts, [*starts[1:], table.num_rows], strict=True):
@@ -190,16 +225,40 @@ def write_episodes(
         path = directory / EPISODES_PATH.format(chunk_index=chunk, file_index=file)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = table.slice(start, stop - start)
-        pq.write_table(part, path, row_group_size=rows_per_row_group, compression="snappy", use_dictionary=use_dictionary)
+        pq.write_table(
+            part,
+            path,
+            row_group_size=rows_per_row_group,
+            compression="snappy",
+            use_dictionary=use_dictionary,
+        )
 
 
 def write_tasks(directory: Path, tasks: Sequence[str]) -> None:
     """Writes `meta/tasks.parquet`: a pandas frame whose index, named `task`, holds the texts."""
     described = [
-        {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64", "metadata": None},
-        {"name": "task", "field_name": "task", "pandas_type": "unicode", "numpy_type": "object", "metadata": None},
+        {
+            "name": "task_index",
+            "field_name": "task_index",
+            "pandas_type": "int64",
+            "numpy_type": "int64",
+            "metadata": None,
+        },
+        {
+            "name": "task",
+            "field_name": "task",
+            "pandas_type": "unicode",
+            "numpy_type": "object",
+            "metadata": None,
+        },
     ]
-    index = {"name": None, "field_name": None, "pandas_type": "unicode", "numpy_type": "object", "metadata": {"encoding": "UTF-8"}}
+    index = {
+        "name": None,
+        "field_name": None,
+        "pandas_type": "unicode",
+        "numpy_type": "object",
+        "metadata": {"encoding": "UTF-8"},
+    }
     pandas = {
         "index_columns": ["task"],
         "column_indexes": [index],
@@ -208,10 +267,17 @@ def write_tasks(directory: Path, tasks: Sequence[str]) -> None:
         "creator": {"library": "pyarrow", "version": pa.__version__},
         "pandas_version": "2.3.3",
     }
-    schema = pa.schema([("task_index", pa.int64()), ("task", pa.string())], metadata={"pandas": json.dumps(pandas)})
+    schema = pa.schema(
+        [("task_index", pa.int64()), ("task", pa.string())], metadata={"pandas": json.dumps(pandas)}
+    )
     (directory / "meta").mkdir(parents=True, exist_ok=True)
-    columns = {"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())}
-    pq.write_table(pa.table(columns, schema=schema), directory / "meta/tasks.parquet", compression="snappy")
+    columns = {
+        "task_index": pa.array(range(len(tasks)), pa.int64()),
+        "task": pa.array(tasks, pa.string()),
+    }
+    pq.write_table(
+        pa.table(columns, schema=schema), directory / "meta/tasks.parquet", compression="snappy"
+    )
 
 
 def write_info(
@@ -233,9 +299,15 @@ def write_info(
     for name in feature_order(features, cameras):
         if camera := by_key.get(name):
             shape = [camera.height, camera.width, camera.num_channels]
-            described[name] = {"dtype": camera.kind, "shape": shape, "names": ["height", "width", "channels"]}
+            described[name] = {
+                "dtype": camera.kind,
+                "shape": shape,
+                "names": ["height", "width", "channels"],
+            }
             if info := camera.info(fps):
-                described[name]["video_info" if version == "v2.0" and camera.kind == "video" else "info"] = info
+                described[name][
+                    "video_info" if version == "v2.0" and camera.kind == "video" else "info"
+                ] = info
         else:
             feature = features[name]
             described[name] = {
@@ -246,7 +318,10 @@ def write_info(
     num_videos = sum(camera.kind == "video" for camera in cameras)
     sizes = {"data_files_size_in_mb": 100, "video_files_size_in_mb": 200}
     if version != VERSIONS[0]:
-        sizes = {"total_videos": num_videos * num_episodes, "total_chunks": -(-num_episodes // chunks_size)}
+        sizes = {
+            "total_videos": num_videos * num_episodes,
+            "total_chunks": -(-num_episodes // chunks_size),
+        }
     info = {
         "codebase_version": version,
         "fps": fps,
@@ -266,7 +341,10 @@ def write_info(
 
 def write_statistics(directory: Path, statistics: Statistics) -> None:
     """Writes `meta/stats.json`."""
-    lists = {name: {key: value.tolist() for key, value in entry.items()} for name, entry in statistics.items()}
+    lists = {
+        name: {key: value.tolist() for key, value in entry.items()}
+        for name, entry in statistics.items()
+    }
     _write_json(directory / "meta/stats.json", lists)
 
 
@@ -279,12 +357,17 @@ def _field(name: str, feature: Feature) -> tuple[pa.Field, dict[str, Any]]:
     if feature.row_shape == ():
         return pa.field(name, value), described
     if len(feature.shape) == 1:
-        return pa.field(name, pa.list_(value, feature.shape[0])), {"feature": described, "length": feature.shape[0], "_type": "List"}
+        return pa.field(name, pa.list_(value, feature.shape[0])), {
+            "feature": described,
+            "length": feature.shape[0],
+            "_type": "List",
+        }
     dimensions = len(feature.shape)
     nested = value
     for _ in feature.shape:
         nested = pa.list_(nested)
-    # The extension type of `datasets`, by its name: readers without that package see the nested lists below it.
+    # The extension type of `datasets`, by its name: readers without that package see the nested
+    # lists below it.
     extension = {
         "ARROW:extension:name": f"datasets.features.features.Array{dimensions}DExtensionType",
         "ARROW:extension:metadata": json.dumps([list(feature.shape), feature.dtype]),

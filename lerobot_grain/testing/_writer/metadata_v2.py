@@ -1,4 +1,6 @@
-"""Writes the files under `meta/` of LeRobotDataset v2.0 and v2.1 that differ from those of v3: lines of JSON instead of parquet."""
+"""Writes the files under `meta/` of LeRobotDataset v2.0 and v2.1 that differ from those of v3:
+lines of JSON instead of parquet.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain.testing._writer.metadata import Statistics, aggregate_statistics, write_statistics
+from lerobot_grain.testing._writer.metadata import (
+    Statistics,
+    aggregate_statistics,
+    write_statistics,
+)
 
 DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
@@ -42,20 +48,31 @@ def write_metadata(
         meta / "episodes.jsonl",
         (
             {"episode_index": index, "tasks": list(texts), "length": length}
-            for index, (texts, length) in enumerate(zip(tasks_of_episodes, episode_lengths.tolist(), strict=True))
+            for index, (texts, length) in enumerate(
+                zip(tasks_of_episodes, episode_lengths.tolist(), strict=True)
+            )
         ),
     )
-    _write_lines(meta / "tasks.jsonl", ({"task_index": index, "task": text} for index, text in enumerate(tasks)))
+    _write_lines(
+        meta / "tasks.jsonl",
+        ({"task_index": index, "task": text} for index, text in enumerate(tasks)),
+    )
     if summaries and version == "v2.0":
         total = aggregate_statistics(summaries)
-        write_statistics(directory, {key: {name: entry[name] for name in _STATISTICS} for key, entry in total.items()})
+        write_statistics(
+            directory,
+            {key: {name: entry[name] for name in _STATISTICS} for key, entry in total.items()},
+        )
     elif summaries:
         _write_lines(
             meta / "episodes_stats.jsonl",
             (
                 {
                     "episode_index": index,
-                    "stats": {key: {name: entry[name].tolist() for name in _STATISTICS} for key, entry in summary.items()},
+                    "stats": {
+                        key: {name: entry[name].tolist() for name in _STATISTICS}
+                        for key, entry in summary.items()
+                    },
                 }
                 for index, summary in enumerate(summaries)
             ),
@@ -64,4 +81,6 @@ def write_metadata(
 
 def _write_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values), encoding="utf-8"
+    )

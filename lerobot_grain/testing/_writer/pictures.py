@@ -1,12 +1,14 @@
 """The default pictures: a drifting texture with a bright disc that shows where the state is.
 
-A picture must do three jobs. A reader must be able to tell frames apart (the barcode, see `_writer/barcode`), a policy must be able to
-learn from it (the disc shows `state[0:2]`), and a codec must find it about as hard as a robot's camera (the texture drifts, `noise` is
-adjustable).
+A picture must do three jobs. A reader must be able to tell frames apart (the barcode, see
+`_writer/barcode`), a policy must be able to learn from it (the disc shows `state[0:2]`), and a
+codec must find it about as hard as a robot's camera (the texture drifts, `noise` is adjustable).
 
 Rules:
-* The disc stays clear of the barcode strip and inside the picture. Its centre is linear in the state, see `disc_centre`.
-* Same arguments, same bytes. Episodes are drawn independently, so threads can draw them in any order.
+* The disc stays clear of the barcode strip and inside the picture. Its centre is linear in the
+  state, see `disc_centre`.
+* Same arguments, same bytes. Episodes are drawn independently, so threads can draw them in any
+  order.
 
 Not here: the state itself (`_writer/rows`).
 """
@@ -30,27 +32,40 @@ def disc_radius(height: int, width: int) -> float:
     return min(height, width) / 8
 
 
-def disc_centre(state_xy: npt.NDArray[np.floating], *, height: int, width: int) -> npt.NDArray[np.float64]:
+def disc_centre(
+    state_xy: npt.NDArray[np.floating], *, height: int, width: int
+) -> npt.NDArray[np.float64]:
     """Returns where the disc is drawn.
 
     Args:
-      state_xy: (..., 2), horizontal and vertical, from 0 (left, top) to 1 (right, bottom); clipped to that.
+      state_xy: (..., 2), horizontal and vertical, from 0 (left, top) to 1 (right, bottom); clipped
+        to that.
       height: of the picture, pixels.
       width: of the picture, pixels.
 
     Returns:
-      float64 (..., 2): column and row of the centre in pixels. The whole disc lies below the barcode strip and inside the picture.
+      float64 (..., 2): column and row of the centre in pixels. The whole disc lies below the
+      barcode strip and inside the picture.
     """
     radius = disc_radius(height, width)
     top = strip_height(height) + 1
     low = np.array([radius, top + radius])
     high = np.array([width - 1 - radius, height - 1 - radius])
-    centre: npt.NDArray[np.float64] = low + np.clip(np.asarray(state_xy, np.float64), 0.0, 1.0) * (high - low)
+    centre: npt.NDArray[np.float64] = low + np.clip(np.asarray(state_xy, np.float64), 0.0, 1.0) * (
+        high - low
+    )
     return centre
 
 
 def draw_pictures(
-    state_xy: npt.NDArray[np.floating], *, height: int, width: int, episode_index: int, camera_index: int, seed: int, noise: float
+    state_xy: npt.NDArray[np.floating],
+    *,
+    height: int,
+    width: int,
+    episode_index: int,
+    camera_index: int,
+    seed: int,
+    noise: float,
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """Draws the frames of one camera of one episode, one after the other.
 
@@ -61,17 +76,20 @@ def draw_pictures(
       episode_index: changes the colours and the direction of the drift.
       camera_index: the same.
       seed: the same.
-      noise: 0 for none, 1 for noise that hides everything but the barcode and the outline of the disc.
+      noise: 0 for none, 1 for noise that hides everything but the barcode and the outline of the
+        disc.
 
     Yields:
-      uint8 (height, width, 3), a new array each time. One at a time, because a long episode at 480x640 does not fit into memory twice.
+      uint8 (height, width, 3), a new array each time. One at a time, because a long episode at
+      480x640 does not fit into memory twice.
     """
     rng = np.random.default_rng([seed, episode_index, camera_index, 1])
     texture = _texture(rng, height + _DRIFT, width + _DRIFT)
     centres = disc_centre(state_xy, height=height, width=width)
     steps = rng.integers(1, 3, 2)
     for index, centre in enumerate(centres):
-        # A triangle wave, so that the texture never jumps: a jump would be a scene cut, and encoders like key frames there.
+        # A triangle wave, so that the texture never jumps: a jump would be a scene cut, and
+        # encoders like key frames there.
         row, column = _DRIFT - np.abs(index * steps % (2 * _DRIFT) - _DRIFT)
         frame = texture[row : row + height, column : column + width].copy()
         _draw_disc(frame, centre, disc_radius(height, width))
@@ -86,18 +104,27 @@ def _texture(rng: np.random.Generator, height: int, width: int) -> npt.NDArray[n
     columns = np.arange(width, dtype=np.float32)
     phases = rng.uniform(0, 2 * np.pi, (3, 2)).astype(np.float32)
     waves = rng.uniform(15, 40, (3, 2)).astype(np.float32)
-    planes = [90 + 25 * (np.sin(rows / waves[c, 0] + phases[c, 0]) + np.sin(columns / waves[c, 1] + phases[c, 1])) for c in range(3)]
+    planes = [
+        90
+        + 25
+        * (np.sin(rows / waves[c, 0] + phases[c, 0]) + np.sin(columns / waves[c, 1] + phases[c, 1]))
+        for c in range(3)
+    ]
     return np.stack(planes, axis=-1).astype(np.uint8)
 
 
-def _draw_disc(frame: npt.NDArray[np.uint8], centre: npt.NDArray[np.float64], radius: float) -> None:
+def _draw_disc(
+    frame: npt.NDArray[np.uint8], centre: npt.NDArray[np.float64], radius: float
+) -> None:
     """Blends an anti-aliased disc into `frame`, so that it moves by fractions of a pixel."""
     left, top = np.floor(centre - radius).astype(int).clip(0)
     right, bottom = np.ceil(centre + radius).astype(int) + 1
     box = frame[top:bottom, left:right]
     rows = np.arange(top, top + box.shape[0], dtype=np.float32)[:, None] - centre[1]
     columns = np.arange(left, left + box.shape[1], dtype=np.float32) - centre[0]
-    cover = np.clip(radius + 0.5 - np.sqrt(rows**2 + columns**2), 0, 1).astype(np.float32)[..., None]
+    cover = np.clip(radius + 0.5 - np.sqrt(rows**2 + columns**2), 0, 1).astype(np.float32)[
+        ..., None
+    ]
     box[:] = np.rint(box + (_DISC_COLOUR - box) * cover).astype(np.uint8)
 
 

@@ -1,10 +1,13 @@
-"""Turns episodes into pictures and pictures into files: draws, stamps the barcode, encodes, keeps a few frames for the statistics.
+"""Turns episodes into pictures and pictures into files: draws, stamps the barcode, encodes, keeps a
+few frames for the statistics.
 
 Rules:
-* Episodes are recorded side by side on a small thread pool; encoders, the PNG writer and most of NumPy release the interpreter lock.
+* Episodes are recorded side by side on a small thread pool; encoders, the PNG writer and most of
+  NumPy release the interpreter lock.
 * A thread holds one frame at a time.
 
-Not here: what the default pictures show (`_writer/pictures`) and how an episode becomes an MP4 (`_writer/video`).
+Not here: what the default pictures show (`_writer/pictures`) and how an episode becomes an MP4
+(`_writer/video`).
 """
 
 from __future__ import annotations
@@ -29,12 +32,15 @@ from lerobot_grain.testing._writer.pictures import draw_pictures
 from lerobot_grain.testing._writer.video import Camera, encode_episode, stitch_episodes
 
 FrameContent = Callable[[int, int, int], Pictures]
-"""`(episode_index, frame_index, camera_index) -> uint8 (height, width, 3)`; called from several threads.
+"""`(episode_index, frame_index, camera_index) -> uint8 (height, width, 3)`.
+
+Called from several threads.
 
 For a depth camera it returns uint16 (height, width, 1), millimetres.
 """
 
-# lerobot estimates the statistics of pictures from a sample, too, of at least 100 frames; fewer suffice here and keep writing fast.
+# lerobot estimates the statistics of pictures from a sample, too, of at least 100 frames; fewer
+# suffice here and keep writing fast.
 _SAMPLED_FRAMES = 8
 # lerobot's thresholds: larger pictures are thinned out to about 150 pixels before statistics.
 _THIN_ABOVE_PIXELS = 300
@@ -53,7 +59,11 @@ class Studio:
     frame_content: FrameContent | None
 
     def film(
-        self, camera_index: int, points: Sequence[npt.NDArray[np.float64]], paths: Sequence[Path], directory: Path
+        self,
+        camera_index: int,
+        points: Sequence[npt.NDArray[np.float64]],
+        paths: Sequence[Path],
+        directory: Path,
     ) -> tuple[npt.NDArray[np.float64], list[Pictures]]:
         """Writes the video files of one camera.
 
@@ -64,16 +74,22 @@ class Studio:
           directory: where temporary files may go, on the same file system.
 
         Returns:
-          Duration of each episode in seconds as lerobot reckons it, float64 (episodes,), and sampled frames per episode.
+          Duration of each episode in seconds as lerobot reckons it, float64 (episodes,), and
+          sampled frames per episode.
         """
         camera = self.cameras[camera_index]
-        with tempfile.TemporaryDirectory(prefix=".recording-", dir=directory) as scratch, _pool() as pool:
+        with (
+            tempfile.TemporaryDirectory(prefix=".recording-", dir=directory) as scratch,
+            _pool() as pool,
+        ):
             parts = [Path(scratch) / f"{episode}.mp4" for episode in range(len(points))]
 
             def record(episode: int) -> tuple[float, Pictures]:
                 sample = _Sample(length=len(points[episode]))
                 frames = sample.watch(self._frames(camera_index, episode, points[episode]))
-                return encode_episode(parts[episode], frames, camera=camera, fps=self.fps), sample.frames()
+                return encode_episode(
+                    parts[episode], frames, camera=camera, fps=self.fps
+                ), sample.frames()
 
             durations, samples = zip(*pool.map(record, range(len(points))), strict=True)
             for path, group in groupby(range(len(points)), key=paths.__getitem__):
@@ -81,8 +97,12 @@ class Studio:
                 stitch_episodes(path, [parts[episode] for episode in group], moov=camera.moov)
         return np.array(durations), list(samples)
 
-    def embed(self, camera_index: int, points: Sequence[npt.NDArray[np.float64]]) -> tuple[list[dict[str, bytes | str]], list[Pictures]]:
-        """Returns the PNGs (depth: TIFFs) of all frames of one camera as rows of an image column, and sampled frames per episode."""
+    def embed(
+        self, camera_index: int, points: Sequence[npt.NDArray[np.float64]]
+    ) -> tuple[list[dict[str, bytes | str]], list[Pictures]]:
+        """Returns the PNGs (depth: TIFFs) of all frames of one camera as rows of an image column,
+        and sampled frames per episode.
+        """
         camera = self.cameras[camera_index]
 
         def record(episode: int) -> tuple[list[dict[str, bytes | str]], Pictures]:
@@ -95,14 +115,21 @@ class Studio:
                     Image.fromarray(frame[..., 0]).save(buffer, format="TIFF")
                 else:
                     Image.fromarray(frame).save(buffer, format="PNG", compress_level=6)
-                cells.append({"bytes": buffer.getvalue(), "path": f"frame-{index:06d}.{'tiff' if camera.depth else 'png'}"})
+                cells.append(
+                    {
+                        "bytes": buffer.getvalue(),
+                        "path": f"frame-{index:06d}.{'tiff' if camera.depth else 'png'}",
+                    }
+                )
             return cells, sample.frames()
 
         with _pool() as pool:
             recorded = list(pool.map(record, range(len(points))))
         return [cell for cells, _ in recorded for cell in cells], [sample for _, sample in recorded]
 
-    def _frames(self, camera_index: int, episode_index: int, points: npt.NDArray[np.float64]) -> Iterator[Pictures]:
+    def _frames(
+        self, camera_index: int, episode_index: int, points: npt.NDArray[np.float64]
+    ) -> Iterator[Pictures]:
         camera = self.cameras[camera_index]
         drawn: Iterator[Pictures]
         if self.frame_content is None:
@@ -118,20 +145,37 @@ class Studio:
             if camera.depth:
                 drawn = map(depth_of_picture, drawn)
         else:
-            drawn = (self._custom(self.frame_content, camera, episode_index, frame, camera_index) for frame in range(len(points)))
+            drawn = (
+                self._custom(self.frame_content, camera, episode_index, frame, camera_index)
+                for frame in range(len(points))
+            )
         for frame_index, frame in enumerate(drawn):
             if self.barcodes:
-                draw_barcodes(frame[None], episode_index=episode_index, first_frame_index=frame_index, camera_index=camera_index)
+                draw_barcodes(
+                    frame[None],
+                    episode_index=episode_index,
+                    first_frame_index=frame_index,
+                    camera_index=camera_index,
+                )
             yield frame
 
     @staticmethod
-    def _custom(frame_content: FrameContent, camera: Camera, episode_index: int, frame_index: int, camera_index: int) -> Pictures:
+    def _custom(
+        frame_content: FrameContent,
+        camera: Camera,
+        episode_index: int,
+        frame_index: int,
+        camera_index: int,
+    ) -> Pictures:
         frame = np.array(frame_content(episode_index, frame_index, camera_index))
-        expected, dtype = (camera.height, camera.width, camera.num_channels), np.dtype(np.uint16 if camera.depth else np.uint8)
+        expected, dtype = (
+            (camera.height, camera.width, camera.num_channels),
+            np.dtype(np.uint16 if camera.depth else np.uint8),
+        )
         if frame.shape != expected or frame.dtype != dtype:
             raise InvalidRequestError(
-                f"frame_content returned {frame.dtype} {frame.shape} for episode {episode_index} frame {frame_index} "
-                f"of camera {camera.key!r}, expected {dtype} {expected}"
+                f"frame_content returned {frame.dtype} {frame.shape} for episode {episode_index} "
+                f"frame {frame_index} of camera {camera.key!r}, expected {dtype} {expected}"
             )
         return frame
 

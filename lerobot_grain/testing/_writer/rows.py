@@ -1,15 +1,19 @@
 """The values of the rows of a written data set: what the features are, and the default formulas.
 
-The default world is a point that circles clockwise around the middle of the picture, with a radius and a start of its own in every episode.
+The default world is a point that circles clockwise around the middle of the picture, with a radius
+and a start of its own in every episode.
 
-* `observation.state[0:2]` is the point, in [0.1, 0.9]; cameras show it (`_writer_pictures.disc_centre`).
-* `action[0:2]` is its velocity in units per second, `SPEED * (0.5 - y, x - 0.5)`: a function of the point alone, so it can be learnt from
-  one picture, and following it from anywhere keeps circling.
+* `observation.state[0:2]` is the point, in [0.1, 0.9]; cameras show it
+  (`_writer_pictures.disc_centre`).
+* `action[0:2]` is its velocity in units per second, `SPEED * (0.5 - y, x - 0.5)`: a function of the
+  point alone, so it can be learnt from one picture, and following it from anywhere keeps circling.
 * `action[j]`, j >= 2, is `sin(pi * (x * cos(j) + y * sin(j)))`, also a function of the point alone.
-* `observation.state[j]`, j >= 2, is a slow sine in [0.1, 0.9] with a phase of its own in every episode; no picture shows it.
+* `observation.state[j]`, j >= 2, is a slow sine in [0.1, 0.9] with a phase of its own in every
+  episode; no picture shows it.
 
 Rules:
-* Every value is a pure function of (seed, episode index, frame index); nothing depends on the order of the calls.
+* Every value is a pure function of (seed, episode index, frame index); nothing depends on the order
+  of the calls.
 * Values are computed per episode in float64 and rounded once to the feature's dtype.
 
 Not here: files (`_writer/metadata`, `_writer`) and pictures.
@@ -30,7 +34,10 @@ SPEED = 2 * np.pi / 4
 """Angular speed of the point in radians per second: one turn in 4 s, the pace of a slow arm."""
 
 RowValues = Callable[[int, int], Mapping[str, npt.ArrayLike]]
-"""`(episode_index, length) -> {feature: (length, *shape)}`; features it leaves out get their default values."""
+"""`(episode_index, length) -> {feature: (length, *shape)}`.
+
+Features that it leaves out get their default values.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +46,8 @@ class Feature:
 
     Attributes:
       dtype: `"float32"`, `"float64"`, an integer, `"bool"` or `"string"`.
-      shape: `(1,)` for a scalar (stored without a list), `(n,)` for a vector, up to 5 dimensions otherwise. Strings are `(1,)`.
+      shape: `(1,)` for a scalar (stored without a list), `(n,)` for a vector, up to 5 dimensions
+        otherwise. Strings are `(1,)`.
       names: names of the elements of a vector, or None.
     """
 
@@ -49,9 +57,13 @@ class Feature:
 
     def __post_init__(self) -> None:
         if self.dtype != "string" and np.dtype(self.dtype).kind not in "fiub":
-            raise InvalidRequestError(f"feature dtype {self.dtype!r} is not one of float, int, uint, bool or string")
+            raise InvalidRequestError(
+                f"feature dtype {self.dtype!r} is not one of float, int, uint, bool or string"
+            )
         if not 1 <= len(self.shape) <= 5 or min(self.shape) < 1:
-            raise InvalidRequestError(f"feature shape {self.shape} must have 1 to 5 positive dimensions")
+            raise InvalidRequestError(
+                f"feature shape {self.shape} must have 1 to 5 positive dimensions"
+            )
         if self.dtype == "string" and self.shape != (1,):
             raise InvalidRequestError(f"a string feature must have shape (1,), not {self.shape}")
 
@@ -121,13 +133,16 @@ def episode_rows(
     """Returns all values of one episode, each (length, *row_shape) in the dtype of its feature.
 
     Raises:
-      InvalidRequestError: `row_values` returned an unknown feature, a fixed column or a wrong shape.
+      InvalidRequestError: `row_values` returned an unknown feature, a fixed column or a wrong
+        shape.
     """
     given = {} if row_values is None else dict(row_values(episode_index, length))
     for name in given:
         if name not in features or name in ("frame_index", "episode_index", "index"):
             known = sorted(set(features) - {"frame_index", "episode_index", "index"})
-            raise InvalidRequestError(f"row_values returned {name!r} for episode {episode_index}; it may return {known}")
+            raise InvalidRequestError(
+                f"row_values returned {name!r} for episode {episode_index}; it may return {known}"
+            )
     frame = np.arange(length)
     path = point_path(seed=seed, episode_index=episode_index, length=length, fps=fps)
     rows = {}
@@ -146,7 +161,9 @@ def episode_rows(
             case "task_index":
                 value = np.full(length, episode_index % num_tasks)
             case "observation.state":
-                value = np.concatenate([path, _slow_sines(feature, episode_index, length, fps, seed)], axis=1)[:, : feature.shape[0]]
+                value = np.concatenate(
+                    [path, _slow_sines(feature, episode_index, length, fps, seed)], axis=1
+                )[:, : feature.shape[0]]
             case "action":
                 value = expert_action(path, feature.shape[0])
             case "next.reward":
@@ -159,28 +176,43 @@ def episode_rows(
     return rows
 
 
-def _slow_sines(feature: Feature, episode_index: int, length: int, fps: int, seed: int) -> npt.NDArray[np.float64]:
+def _slow_sines(
+    feature: Feature, episode_index: int, length: int, fps: int, seed: int
+) -> npt.NDArray[np.float64]:
     """Returns the elements of the state that no picture shows, float64 (length, size)."""
     phases = np.random.default_rng([seed, episode_index, 2]).uniform(0, 2 * np.pi, feature.shape[0])
     return 0.5 + 0.4 * np.sin(phases + np.arange(length)[:, None] / fps)
 
 
 def _generic(feature: Feature, number: int, episode_index: int, length: int) -> npt.NDArray[Any]:
-    """Returns values for a feature that has no formula: different in every row and element, so that a mix-up shows."""
+    """Returns values for a feature that has no formula: different in every row and element, so that
+    a mix-up shows.
+    """
     if feature.dtype == "string":
         return np.array([f"note {episode_index}-{frame}" for frame in range(length)], object)
     elements = int(np.prod(feature.row_shape))
     counter = (episode_index * 1000 + np.arange(length))[:, None] * elements + np.arange(elements)
     kind = feature.numpy_dtype.kind
-    value = np.sin(counter + number) if kind == "f" else counter % 2 == 0 if kind == "b" else counter % 100
+    value = (
+        np.sin(counter + number)
+        if kind == "f"
+        else counter % 2 == 0
+        if kind == "b"
+        else counter % 100
+    )
     return value.reshape(length, *feature.row_shape)
 
 
-def _checked(value: npt.NDArray[Any], feature: Feature, *, name: str, episode_index: int, length: int) -> npt.NDArray[Any]:
+def _checked(
+    value: npt.NDArray[Any], feature: Feature, *, name: str, episode_index: int, length: int
+) -> npt.NDArray[Any]:
     expected = (length, *feature.row_shape)
     # A scalar may come as (length, 1), the shape info.json declares.
     if value.shape == (length, *feature.shape):
         value = value.reshape(expected)
     if value.shape != expected:
-        raise InvalidRequestError(f"row_values returned {name!r} of shape {value.shape} for episode {episode_index}, expected {expected}")
+        raise InvalidRequestError(
+            f"row_values returned {name!r} of shape {value.shape} for episode {episode_index}, "
+            f"expected {expected}"
+        )
     return value.astype(feature.numpy_dtype)

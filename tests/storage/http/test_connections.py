@@ -1,4 +1,6 @@
-"""Many datasets in one process: connections and threads are counted for the process, and no iterator disturbs another one."""
+"""Many datasets in one process: connections and threads are counted for the process, and no
+iterator disturbs another one.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ NUM_ROWS = 8 * 24
 
 
 @pytest.fixture(scope="module")
-def arguments(hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+def arguments(
+    hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("many")
     written = write_dataset(folder / "data", episode_lengths=[24] * 8, episodes_per_data_file=1)
     hub.add_repository("many/data", written.directory, tags=["v3.0"])
@@ -53,13 +57,17 @@ def watch():
         time.sleep(0.01)
 
 threading.Thread(target=watch, daemon=True).start()
-options = lg.ReadOptions(storage=lg.StorageOptions(num_connections=32 // part, disk_cache_bytes=0), num_decode_threads=1)
-streams = [lg.LeRobotIterDataset(**hub, shuffle=lg.Shuffle(seed=seed, clip_length=2), read_options=options) for seed in range(count)]
+storage = lg.StorageOptions(num_connections=32 // part, disk_cache_bytes=0)
+options = lg.ReadOptions(storage=storage, num_decode_threads=1)
+shuffles = [lg.Shuffle(seed=seed, clip_length=2) for seed in range(count)]
+streams = [lg.LeRobotIterDataset(**hub, shuffle=each, read_options=options) for each in shuffles]
 iterators = [iter(stream.batch(4)) for stream in streams]
 for iterator in iterators:
     iterator.start_prefetch()
 firsts = []
-readers = [threading.Thread(target=lambda each=each: firsts.append(len(next(each)["index"]))) for each in iterators]
+def read(each):
+    firsts.append(len(next(each)["index"]))
+readers = [threading.Thread(target=read, args=[each]) for each in iterators]
 for reader in readers:
     reader.start()
 for reader in readers:
@@ -69,15 +77,27 @@ print(json.dumps([firsts, most_files, most_threads - count]))
 
 
 @pytest.mark.parametrize(
-    ("count", "num_files", "part"), [(12, 120, 8), pytest.param(60, 1024, 1, marks=pytest.mark.long)], ids=["12", "60"]
+    ("count", "num_files", "part"),
+    [(12, 120, 8), pytest.param(60, 1024, 1, marks=pytest.mark.long)],
+    ids=["12", "60"],
 )
 def test_each_of_many_datasets_gives_its_first_batch(
     hub: LoopbackHub, arguments: dict[str, Any], count: int, num_files: int, part: int
 ) -> None:
-    """All at once, with few files that may be open: the usual 1,024 for 60, and for 12 an eighth of it, as of the limits."""
+    """All at once, with few files that may be open: the usual 1,024 for 60, and for 12 an eighth of
+    it, as of the limits.
+    """
     hub.set_latency(0.2 / count)
-    command = [sys.executable, "-c", PROGRAM, json.dumps(arguments), *map(str, (count, num_files, part))]
-    done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, timeout=100, check=False)
+    command = [
+        sys.executable,
+        "-c",
+        PROGRAM,
+        json.dumps(arguments),
+        *map(str, (count, num_files, part)),
+    ]
+    done = subprocess.run(
+        command, env=dict(os.environ), capture_output=True, text=True, timeout=100, check=False
+    )
     assert done.returncode == 0, done.stderr
     firsts, files, threads = json.loads(done.stdout)
     print(f"{count} datasets: {files} files and sockets, {threads} threads")
@@ -87,14 +107,20 @@ def test_each_of_many_datasets_gives_its_first_batch(
     assert threads <= 2 * count + 128 // part + 8
 
 
-def test_closing_iterators_disturbs_no_other_one(hub: LoopbackHub, arguments: dict[str, Any]) -> None:
+def test_closing_iterators_disturbs_no_other_one(
+    hub: LoopbackHub, arguments: dict[str, Any]
+) -> None:
     """Although a failed attempt would be the end of it."""
     options = lg.ReadOptions(storage=lg.StorageOptions(max_attempts=1, disk_cache_bytes=0))
     repository = lg.open_repository(**arguments, storage_options=options.storage)
     dataset = lg.LeRobotIterDataset(repository, shuffle=None, num_epochs=1, read_options=options)
 
     def look(number: int) -> None:
-        short = iter(lg.LeRobotIterDataset(repository, shuffle=lg.Shuffle(seed=number), num_epochs=1, read_options=options))
+        short = iter(
+            lg.LeRobotIterDataset(
+                repository, shuffle=lg.Shuffle(seed=number), num_epochs=1, read_options=options
+            )
+        )
         first = others.submit(next, short)
         time.sleep(0.01 * number % 0.1)
         short.close()
@@ -102,18 +128,24 @@ def test_closing_iterators_disturbs_no_other_one(hub: LoopbackHub, arguments: di
             first.result()
 
     hub.set_latency(0.3)
-    with ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(25) as others, ThreadPoolExecutor(5) as lookers:
+    with (
+        ThreadPoolExecutor(1) as pool,
+        ThreadPoolExecutor(25) as others,
+        ThreadPoolExecutor(5) as lookers,
+    ):
         stream = pool.submit(lambda: [int(example["index"]) for example in dataset])
         list(lookers.map(look, range(25)))
         assert stream.result(timeout=30) == list(range(NUM_ROWS))
 
 
-# --- threads -------------------------------------------------------------------------------------------------------------------------
+# --- threads -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads without a task end at once, and of all pools together there are three besides the first of each."""
+    """Threads without a task end at once, and of all pools together there are three besides the
+    first of each.
+    """
     shared: queue.SimpleQueue[None] = queue.SimpleQueue()
     for _ in range(3):
         shared.put(None)
@@ -130,7 +162,9 @@ def test_all_pools_together_have_few_threads_which_end_when_there_is_nothing_to_
     pools = [DaemonPool(4, f"pool {number}") for number in range(3)]
     wait = threading.Barrier(7)
     # The first pool takes the three threads that all share; the others have their own one.
-    futures = [pool.submit(wait.wait, 10) for pool in pools for _ in range(4 if pool is pools[0] else 1)]
+    futures = [
+        pool.submit(wait.wait, 10) for pool in pools for _ in range(4 if pool is pools[0] else 1)
+    ]
     late = [pool.submit(num_threads, "pool ") for pool in pools[1:]]
     assert num_threads("pool ") == 6
     assert wait.wait(10) is not None

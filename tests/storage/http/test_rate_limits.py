@@ -27,7 +27,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 def told(left: int, seconds: int, quota: int = 3000) -> dict[str, str]:
-    return {"RateLimit": f'"resolvers";r={left};t={seconds}', "RateLimit-Policy": f'"fixed window";"resolvers";q={quota};w=300'}
+    return {
+        "RateLimit": f'"resolvers";r={left};t={seconds}',
+        "RateLimit-Policy": f'"fixed window";"resolvers";q={quota};w=300',
+    }
 
 
 def test_which_limit_counts_a_request() -> None:
@@ -50,7 +53,9 @@ def test_which_limit_counts_a_request() -> None:
         (429, {}, None),
     ],
 )
-def test_how_long_a_refusal_lasts(status: int, headers: dict[str, str], seconds: int | None) -> None:
+def test_how_long_a_refusal_lasts(
+    status: int, headers: dict[str, str], seconds: int | None
+) -> None:
     assert refusal_seconds(status, headers) == seconds
 
 

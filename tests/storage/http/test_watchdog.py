@@ -1,4 +1,7 @@
-"""Time in which the process stands still counts for no deadline; all other time does. By a clock of the tests, and once by SIGSTOP."""
+"""Time in which the process stands still counts for no deadline; all other time does.
+
+By a clock of the tests, and once by SIGSTOP.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,11 @@ def jumping(monkeypatch: pytest.MonkeyPatch) -> JumpingTime:
 
 def read(transport: HttpClient, url: str, seconds: float) -> bytes:
     source, pieces = RangeSource(url, {}, len(CONTENTS)), []
-    return transport.retry("file", seconds, lambda each: transport.read_range(source, WANTED, pieces, subject="file", deadline=each))
+    return transport.retry(
+        "file",
+        seconds,
+        lambda each: transport.read_range(source, WANTED, pieces, subject="file", deadline=each),
+    )
 
 
 def test_the_clock_leaves_out_a_standstill_and_nothing_else() -> None:
@@ -78,7 +85,9 @@ def test_the_clock_leaves_out_a_standstill_and_nothing_else() -> None:
 
 
 def test_a_deadline_that_passed_while_the_process_stood_still_is_none(jumping: JumpingTime) -> None:
-    """The connection broke meanwhile: there is another attempt, although only one second was allowed."""
+    """The connection broke meanwhile: there is another attempt, although only one second was
+    allowed.
+    """
 
     def answers(number: int) -> Script:
         if number == 0:
@@ -86,14 +95,20 @@ def test_a_deadline_that_passed_while_the_process_stood_still_is_none(jumping: J
             raise OSError  # ends the connection
         return [ANSWER]
 
-    with serving(answers) as server, contextlib.closing(HttpClient(StorageOptions(pause_seconds=0.01))) as transport:
+    with (
+        serving(answers) as server,
+        contextlib.closing(HttpClient(StorageOptions(pause_seconds=0.01))) as transport,
+    ):
         assert read(transport, server.url, 1.0) == CONTENTS
         assert server.num_requests == 2
 
 
 @pytest.mark.parametrize("wait", ["a pause", "a rate limit"])
 def test_waiting_is_no_standstill(monkeypatch: pytest.MonkeyPatch, wait: str) -> None:
-    """Nobody else looks at the clock then. A pause counts for the deadline, and a rate limit moves it by its length, not by twice that."""
+    """Nobody else looks at the clock then.
+
+    A pause counts for the deadline, and a rate limit moves it by its length, not by twice that.
+    """
     monotonic, watch = Time(), Watch()
     watch.clock = AwakeClock(monotonic)
     monkeypatch.setattr(client, "watch", lambda: watch)
@@ -105,10 +120,24 @@ def test_waiting_is_no_standstill(monkeypatch: pytest.MonkeyPatch, wait: str) ->
         assert deadline.remaining_seconds() == pytest.approx(8, abs=0.2)
         return
     monkeypatch.setattr(transport._rate_limiter, "reserve", lambda _: 100.0)
-    monkeypatch.setattr(transport, "_on_connection", lambda *_, **__: pytest.fail("the deadline is looked at before"))
-    monkeypatch.setattr(deadline, "check", lambda: (_ for _ in ()).throw(KeyError(deadline.remaining_seconds())))
+    monkeypatch.setattr(
+        transport,
+        "_on_connection",
+        lambda *_, **__: pytest.fail("the deadline is looked at before"),
+    )
+    monkeypatch.setattr(
+        deadline, "check", lambda: (_ for _ in ()).throw(KeyError(deadline.remaining_seconds()))
+    )
     with pytest.raises(KeyError) as caught:
-        transport.exchange("GET", "http://localhost/", {}, subject="file", deadline=deadline, accept=lambda _: None, body=[])
+        transport.exchange(
+            "GET",
+            "http://localhost/",
+            {},
+            subject="file",
+            deadline=deadline,
+            accept=lambda _: None,
+            body=[],
+        )
     assert caught.value.args[0] == pytest.approx(20, abs=0.2)
 
 
@@ -133,12 +162,18 @@ def test_a_server_that_is_gone_is_given_up_at_the_deadline(monkeypatch: pytest.M
         raise UnreachableError("ConnectError at localhost: refused")
 
     began = monotonic.now
-    with pytest.raises(StorageError, match=r"^file: gave up after \d+ attempt\(s\), the last one failed with: ConnectError at localhost"):
+    with pytest.raises(
+        StorageError,
+        match=r"^file: gave up after \d+ attempt\(s\), the last one failed with: ConnectError at "
+        r"localhost",
+    ):
         HttpClient(StorageOptions()).retry("file", 120, attempt)
     assert 100 < monotonic.now - began <= 120
 
 
-def test_waiting_for_a_connection_of_the_process_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_a_connection_of_the_process_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Six datasets, one connection: the last one waits for twice its deadline."""
     monkeypatch.setattr(connections, "_MAX_CONNECTIONS", 1)
     alone = Connections()
@@ -150,13 +185,17 @@ def test_waiting_for_a_connection_of_the_process_does_not_count(monkeypatch: pyt
 
     options = StorageOptions(num_connections=1, max_attempts=1)
     with serving(late) as server, ThreadPoolExecutor(6) as pool, contextlib.ExitStack() as stack:
-        transports = [stack.enter_context(contextlib.closing(HttpClient(options))) for _ in range(6)]
-        assert list(pool.map(lambda each: read(each, server.url, 0.6), transports)) == [CONTENTS] * 6
+        transports = [
+            stack.enter_context(contextlib.closing(HttpClient(options))) for _ in range(6)
+        ]
+        assert (
+            list(pool.map(lambda each: read(each, server.url, 0.6), transports)) == [CONTENTS] * 6
+        )
         assert server.num_connections == 1
 
 
-# Without the package's __init__, which takes two seconds to import what reading a file does not need. A step of the clock of half a second
-# is a standstill here.
+# Without the package's __init__, which takes two seconds to import what reading a file does not
+# need. A step of the clock of half a second is a standstill here.
 PROGRAM = """
 import os, pickle, signal, sys, threading, types
 sys.modules["lerobot_grain"] = types.ModuleType("lerobot_grain")
@@ -171,19 +210,37 @@ sys.stdout.buffer.write(storage.read_ranges("a", [ByteRange(10, 20)])[0])
 """
 
 
-def test_a_process_that_was_stopped_asks_again_also_for_links_that_have_expired(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_a_process_that_was_stopped_asks_again_also_for_links_that_have_expired(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
     """SIGSTOP while a request stalls, for longer than its deadline."""
     contents = bytes(range(100))
     for name, data in (("meta/info.json", b"{}"), ("a", contents)):
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / name).write_bytes(data)
     hub.add_repository("awake/stopped", tmp_path / "data", tags=["v3.0"])
-    options = StorageOptions(deadline_seconds=1.0, read_timeout_seconds=60, pause_seconds=0.01, disk_cache_bytes=0)
-    arguments = {"revision": None, "endpoint": hub.endpoint, "token": None, "cache_dir": tmp_path / "cache"}
+    options = StorageOptions(
+        deadline_seconds=1.0, read_timeout_seconds=60, pause_seconds=0.01, disk_cache_bytes=0
+    )
+    arguments = {
+        "revision": None,
+        "endpoint": hub.endpoint,
+        "token": None,
+        "cache_dir": tmp_path / "cache",
+    }
     storage = open_storage("awake/stopped", options=options, **arguments)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
     command = [sys.executable, "-c", PROGRAM, os.path.dirname(lg.__file__)]
-    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as program:
         hub.add_fault(Fault(origin="cdn", path_regex="^a$", skip=1, latency_seconds=1000))
         assert program.stdin is not None
         assert program.stdout is not None

@@ -1,4 +1,6 @@
-"""Repositories that were renamed or moved: the Hub redirects their old names, once, and everything after that is asked by the new one."""
+"""Repositories that were renamed or moved: the Hub redirects their old names, once, and everything
+after that is asked by the new one.
+"""
 
 from __future__ import annotations
 
@@ -44,25 +46,39 @@ def front(hub: LoopbackHub) -> Iterator[Mirror]:
         yield running
 
 
-def redirect(names: dict[str, str], *, status: int = 307, origin: str = "", kind: str = "datasets") -> Any:
+def redirect(
+    names: dict[str, str], *, status: int = 307, origin: str = "", kind: str = "datasets"
+) -> Any:
     """Returns the route of a Hub that knows repositories by their old names."""
 
     def route(path: str) -> tuple[int, Headers, bytes] | None:
         for old, new in names.items():
             if f"{kind}/{old}/" in path:
-                return status, {"Location": origin + path.replace(f"{kind}/{old}/", f"{kind}/{new}/")}, b"Redirecting"
+                return (
+                    status,
+                    {"Location": origin + path.replace(f"{kind}/{old}/", f"{kind}/{new}/")},
+                    b"Redirecting",
+                )
         return None
 
     return route
 
 
 def opened(name: str, endpoint: str, cache: Path, **changes: Any) -> lg.Repository:
-    arguments = {"endpoint": endpoint, "token": TOKEN, "cache_dir": cache, "storage_options": OPTIONS} | changes
+    arguments = {
+        "endpoint": endpoint,
+        "token": TOKEN,
+        "cache_dir": cache,
+        "storage_options": OPTIONS,
+    } | changes
     return lg.open_repository(name, **arguments)
 
 
 def note_of(old: str, new: str, endpoint: str) -> str:
-    return f"{old}: {endpoint} redirects this name to {new}: the repository was renamed or moved, so use the new name"
+    return (
+        f"{old}: {endpoint} redirects this name to {new}: the repository was renamed or moved, "
+        "so use the new name"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +101,9 @@ def test_an_old_name_is_followed_once(served, front, expected, tmp_path, revisio
     # What another process gets holds the new name too.
     assert digest(pickle.loads(pickle.dumps(repository))) == digest(repository) == expected
     assert len(front.paths("/old/name")) == 1
-    assert [path.name for path in tmp_path.glob("datasets--*")] == [f"datasets--{served.repository_id.replace('/', '--')}"]
+    assert [path.name for path in tmp_path.glob("datasets--*")] == [
+        f"datasets--{served.repository_id.replace('/', '--')}"
+    ]
 
 
 def test_the_new_name_needs_no_note(served, front, expected, tmp_path):
@@ -97,11 +115,16 @@ def test_the_new_name_needs_no_note(served, front, expected, tmp_path):
 @pytest.mark.parametrize("prefix", ["", "/artifactory/hf"])
 @pytest.mark.parametrize("is_whole", [True, False], ids=["with the mirror's path", "without it"])
 def test_a_mirror_that_passes_redirects_on(served, hub, expected, tmp_path, prefix, is_whole):
-    """Relative ones of the original lack the path of the mirror. The token comes along, to the mirror."""
+    """Relative ones of the original lack the path of the mirror.
+
+    The token comes along, to the mirror.
+    """
     with Mirror(hub.endpoint, prefix=prefix) as mirror:
         names = {"old/name": served.repository_id}
         whole = redirect(names)
-        mirror.route = whole if is_whole else lambda path: redirect(names)(path.removeprefix(prefix))
+        mirror.route = (
+            whole if is_whole else lambda path: redirect(names)(path.removeprefix(prefix))
+        )
         with pytest.warns(lg.LeRobotGrainWarning, match="was renamed or moved"):
             repository = opened("old/name", mirror.endpoint, tmp_path)
         assert digest(repository) == expected
@@ -137,23 +160,33 @@ def test_listings_of_several_pages(directory, tmp_path):
         served = hub.add_repository("new/name", directory, tags=["v3.0"])
         front.route = redirect({"old/name": "new/name"})
         with pytest.warns(lg.LeRobotGrainWarning):
-            repository = opened("old/name", front.endpoint, tmp_path, token=None, revision=served.commit)
+            repository = opened(
+                "old/name", front.endpoint, tmp_path, token=None, revision=served.commit
+            )
         assert len(front.paths("/tree/")) > 2
         assert len(front.paths("/old/name")) == 1
         assert sorted(repository.storage.list_metadata()) == sorted(
-            path.relative_to(directory).as_posix() for path in (directory / "meta").rglob("*") if path.is_file()
+            path.relative_to(directory).as_posix()
+            for path in (directory / "meta").rglob("*")
+            if path.is_file()
         )
 
 
-def test_a_repository_that_is_renamed_while_it_is_read(served, front, directory, expected, tmp_path):
+def test_a_repository_that_is_renamed_while_it_is_read(
+    served, front, directory, expected, tmp_path
+):
     """Each process that goes on learns the new name at its first files."""
     repository = opened(served.repository_id, front.endpoint, tmp_path)
     front.route = redirect({served.repository_id: "moved/name"})
-    front.rewrite = lambda path: path.replace("datasets/moved/name/", f"datasets/{served.repository_id}/")
+    front.rewrite = lambda path: path.replace(
+        "datasets/moved/name/", f"datasets/{served.repository_id}/"
+    )
     front.log.clear()
     again = pickle.loads(pickle.dumps(repository))
     path = again.episodes.videos["top"].files.paths[0]
-    assert again.storage.read_tail(path, 10) == lg.open_repository(directory).storage.read_tail(path, 10)
+    assert again.storage.read_tail(path, 10) == lg.open_repository(directory).storage.read_tail(
+        path, 10
+    )
     assert len(front.paths(f"/{served.repository_id}/")) == 1
     assert digest(again) == expected
     assert len(front.paths(f"/{served.repository_id}/")) == 1
@@ -163,14 +196,16 @@ def test_buckets(hub, directory, expected, tmp_path):
     hub.add_bucket("new/bucket", directory)
     with Mirror(hub.endpoint, serves_files=False) as front:
         front.route = redirect({"old/bucket": "new/bucket"}, kind="buckets")
-        with pytest.warns(lg.LeRobotGrainWarning, match="old/bucket: .* redirects this name to new/bucket"):
+        with pytest.warns(
+            lg.LeRobotGrainWarning, match="old/bucket: .* redirects this name to new/bucket"
+        ):
             repository = opened("hf://buckets/old/bucket", front.endpoint, tmp_path, token=None)
         assert repository.description == "hf://buckets/new/bucket"
         assert digest(repository) == expected
         assert len(front.paths("/old/bucket")) == 1
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------------------------
+# --- what is refused -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("revision", [None, "main", "0" * 40])
@@ -181,8 +216,13 @@ def test_another_server_is_not_followed_and_gets_no_token(served, hub, front, tm
             opened("old/name", front.endpoint, tmp_path, revision=revision)
         text = str(caught.value)
         assert text.startswith("old/name")
-        assert f": {front.endpoint} redirects to another server, {elsewhere.origin}/api/datasets/{served.repository_id}/" in text
-        assert text.endswith(f"; if old/name is called {served.repository_id} now, open it by that name")
+        assert (
+            f": {front.endpoint} redirects to another server, "
+            f"{elsewhere.origin}/api/datasets/{served.repository_id}/" in text
+        )
+        assert text.endswith(
+            f"; if old/name is called {served.repository_id} now, open it by that name"
+        )
         assert elsewhere.log == []
 
 
@@ -192,19 +232,26 @@ def test_another_server_for_files_is_not_followed_either(served, hub, front, tmp
     with Mirror(hub.endpoint) as elsewhere:
         front.route = redirect({served.repository_id: "other/name"}, origin=elsewhere.origin)
         with pytest.raises(
-            lg.StorageError, match=r"redirects to another server, .*; if \S+ is called other/name now, open it by that name"
+            lg.StorageError,
+            match=r"redirects to another server, .*; if \S+ is called other/name now, open it by "
+            r"that name",
         ):
             repository.storage.read_tail(path, 10)
         assert elsewhere.log == []
 
 
 @pytest.mark.parametrize(
-    "names", [{"old/name": "old/name"}, {"old/name": "b/name", "b/name": "old/name"}], ids=["to itself", "there and back"]
+    "names",
+    [{"old/name": "old/name"}, {"old/name": "b/name", "b/name": "old/name"}],
+    ids=["to itself", "there and back"],
 )
 @pytest.mark.parametrize("revision", [None, "main", "0" * 40])
 def test_circles_end(front, tmp_path, names, revision):
     front.route = redirect(names)
-    with pytest.raises(lg.StorageError, match=r"^old/name.*: redirected in a circle, or more than 5 times: from http://127"):
+    with pytest.raises(
+        lg.StorageError,
+        match=r"^old/name.*: redirected in a circle, or more than 5 times: from http://127",
+    ):
         opened("old/name", front.endpoint, tmp_path, revision=revision)
     assert len(front.log) == len(names)
 
@@ -237,7 +284,9 @@ def test_names_that_cannot_be_are_not_taken(served, front, tmp_path, name):
 
 def test_other_redirects_of_the_api_are_followed(served, front, expected, tmp_path):
     """Such as to a trailing slash, by some mirrors."""
-    front.route = lambda path: (307, {"Location": f"{path}/"}, b"") if path.endswith("/refs") else None
+    front.route = lambda path: (
+        (307, {"Location": f"{path}/"}, b"") if path.endswith("/refs") else None
+    )
     front.rewrite = lambda path: path.rstrip("/")
     repository = opened(served.repository_id, front.endpoint, tmp_path)
     assert repository.notes == ()

@@ -1,4 +1,7 @@
-"""Mirrors of the Hub: wrong and missing lengths, lists that are missing, other contents. Exact or an error, and never a wrong file kept."""
+"""Mirrors of the Hub: wrong and missing lengths, lists that are missing, other contents.
+
+Exact or an error, and never a wrong file kept.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,12 @@ import lerobot_grain as lg
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._repository import metadata
 from lerobot_grain._storage.git_files import blob_name, blob_name_of, git_blob_id, hash_in
-from lerobot_grain._storage.http.responses import RangeSource, Response, RetryableError, accept_range
+from lerobot_grain._storage.http.responses import (
+    RangeSource,
+    Response,
+    RetryableError,
+    accept_range,
+)
 from lerobot_grain._storage.hub import client_cache
 from lerobot_grain._storage.hub.address import disk_cache_directory, name_repository
 from lerobot_grain._storage.hub.client_cache import cached_commit
@@ -26,9 +34,15 @@ from lerobot_grain.testing import Fault, HubRepository, LoopbackHub
 from tests.support.mirror import Headers, Mirror
 from tests.support.streams import DATA_AND_VIDEO, digest, write_small
 
-INFO, TASKS, EPISODES = "meta/info.json", "meta/tasks.parquet", "meta/episodes/chunk-000/file-001.parquet"
+INFO, TASKS, EPISODES = (
+    "meta/info.json",
+    "meta/tasks.parquet",
+    "meta/episodes/chunk-000/file-001.parquet",
+)
 DATA, VIDEO = DATA_AND_VIDEO[0], DATA_AND_VIDEO[-1]
-POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'ab' * 32}\nsize 123456\n".encode()
+POINTER = (
+    f"version https://git-lfs.github.com/spec/v1\noid sha256:{'ab' * 32}\nsize 123456\n".encode()
+)
 OPTIONS = lg.StorageOptions(max_attempts=2, pause_seconds=0.001)
 NUMBERS = itertools.count()
 
@@ -57,7 +71,12 @@ def mirror(hub: LoopbackHub) -> Iterator[Mirror]:
 
 
 def opened(served: HubRepository, endpoint: str, cache: Path, **changes: Any) -> lg.Repository:
-    arguments = {"endpoint": endpoint, "token": False, "cache_dir": cache, "storage_options": OPTIONS} | changes
+    arguments = {
+        "endpoint": endpoint,
+        "token": False,
+        "cache_dir": cache,
+        "storage_options": OPTIONS,
+    } | changes
     return lg.open_repository(served.repository_id, **arguments)
 
 
@@ -70,7 +89,10 @@ def refusal(call: Callable[[], Any], kind: type[lg.LeRobotGrainError] = lg.Stora
 def kept_contents(cache: Path) -> dict[str, bytes]:
     """Returns path -> contents of what lies in the snapshots of huggingface_hub's cache."""
     files = [path for path in cache.glob("datasets--*/snapshots/*/**/*") if path.is_file()]
-    return {path.as_posix().split("/snapshots/")[1].partition("/")[2]: path.read_bytes() for path in files}
+    return {
+        path.as_posix().split("/snapshots/")[1].partition("/")[2]: path.read_bytes()
+        for path in files
+    }
 
 
 def assert_only_the_files_of_the_commit_are_kept(cache: Path, directory: Path) -> None:
@@ -81,31 +103,38 @@ def assert_only_the_files_of_the_commit_are_kept(cache: Path, directory: Path) -
     assert set(blobs) <= files
 
 
-# --- lengths in answers to HEAD ------------------------------------------------------------------------------------------------------
+# --- lengths in answers to HEAD ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("told", ["0", None], ids=["zero", "missing"])
-def test_a_mirror_whose_head_tells_no_length_is_read_by_the_listed_sizes(served, hub, mirror, directory, expected, tmp_path, told):
+def test_a_mirror_whose_head_tells_no_length_is_read_by_the_listed_sizes(
+    served, hub, mirror, directory, expected, tmp_path, told
+):
     mirror.head_length = lambda *_: told
     assert digest(opened(served, mirror.endpoint, tmp_path)) == expected
     assert_only_the_files_of_the_commit_are_kept(tmp_path, directory)
     # And the Hub itself goes on with what was kept.
     assert digest(opened(served, hub.endpoint, tmp_path)) == expected
     # Each folder of data and video files was listed once.
-    assert sorted(path.split("/tree/")[1].partition("?")[0].split("/")[-1] for path in mirror.paths("expand=false")) == [
+    asked = [path.split("/tree/")[1].partition("?")[0] for path in mirror.paths("expand=false")]
+    assert sorted(path.split("/")[-1] for path in asked) == [
         "data%2Fchunk-000", "meta", "videos%2Ftop%2Fchunk-000",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("more", [-1, 1, 1000])
-def test_a_wrong_length_of_metadata_does_not_count(served, mirror, directory, expected, tmp_path, more):
+def test_a_wrong_length_of_metadata_does_not_count(
+    served, mirror, directory, expected, tmp_path, more
+):
     mirror.head_length = lambda path, size: str(size + more * path.startswith("meta/"))
     assert digest(opened(served, mirror.endpoint, tmp_path)) == expected
     assert_only_the_files_of_the_commit_are_kept(tmp_path, directory)
 
 
 @pytest.mark.parametrize("path", [INFO, TASKS, EPISODES])
-def test_metadata_of_another_size_is_an_error_and_not_kept(served, hub, mirror, directory, expected, tmp_path, path):
+def test_metadata_of_another_size_is_an_error_and_not_kept(
+    served, hub, mirror, directory, expected, tmp_path, path
+):
     mirror.contents = lambda file, data: data + b"\n" if file == path else data
     text = refusal(lambda: opened(served, mirror.endpoint, tmp_path))
     assert text.startswith(f"{served.repository_id}@{served.commit[:12]}: {path} bytes [0, ")
@@ -128,15 +157,22 @@ def test_metadata_of_the_same_size_that_is_not_what_was_listed_is_an_error_and_n
     assert digest(opened(served, hub.endpoint, tmp_path)) == expected
 
 
-def without_hashes(path: str, status: int, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
+def without_hashes(
+    path: str, status: int, headers: dict[str, str], body: bytes
+) -> tuple[int, dict[str, str], bytes]:
     if "/tree/" in path and status == 200:
-        entries = [{name: value for name, value in entry.items() if name not in ("oid", "lfs", "xetHash")} for entry in json.loads(body)]
+        entries = [
+            {name: value for name, value in entry.items() if name not in ("oid", "lfs", "xetHash")}
+            for entry in json.loads(body)
+        ]
         body = json.dumps(entries).encode()
     return status, headers, body
 
 
 @pytest.mark.parametrize("path", [INFO, TASKS, EPISODES])
-def test_metadata_of_a_mirror_that_tells_no_hash_is_read_and_kept_nowhere(served, hub, mirror, directory, expected, tmp_path, path):
+def test_metadata_of_a_mirror_that_tells_no_hash_is_read_and_kept_nowhere(
+    served, hub, mirror, directory, expected, tmp_path, path
+):
     """Neither its list nor its ETags are hashes, so that only the size was compared."""
     mirror.change = without_hashes
     assert digest(opened(served, mirror.endpoint, tmp_path)) == expected
@@ -149,29 +185,47 @@ def test_metadata_of_a_mirror_that_tells_no_hash_is_read_and_kept_nowhere(served
     assert_only_the_files_of_the_commit_are_kept(tmp_path, directory)
 
 
-@pytest.mark.parametrize(("path", "kind"), [(DATA, "X-Linked-Size: 0"), (VIDEO, "X-Linked-Size: 0")])
-def test_a_link_without_size_is_an_error_that_names_file_and_header(served, hub, tmp_path, path, kind):
+@pytest.mark.parametrize(
+    ("path", "kind"), [(DATA, "X-Linked-Size: 0"), (VIDEO, "X-Linked-Size: 0")]
+)
+def test_a_link_without_size_is_an_error_that_names_file_and_header(
+    served, hub, tmp_path, path, kind
+):
     """Of a file that was said to be empty it would be a malformed one."""
     repository = opened(served, hub.endpoint, tmp_path)
-    fault = Fault(method="HEAD", path_regex=f"resolve/.*{path}$", headers={"X-Linked-Size": "0"}, times=None)
+    fault = Fault(
+        method="HEAD", path_regex=f"resolve/.*{path}$", headers={"X-Linked-Size": "0"}, times=None
+    )
     hub.add_fault(fault)
     text = refusal(lambda: digest(repository))
-    assert f"{path}: gave up after 2 attempt(s), the last one failed with: the Hub told no size of the file ({kind})" in text
+    assert (
+        f"{path}: gave up after 2 attempt(s), the last one failed with: the Hub told no size of "
+        f"the file ({kind})" in text
+    )
     hub.clear_faults()
     assert digest(repository)
 
 
 @pytest.mark.parametrize("path", [DATA, VIDEO])
-def test_a_file_without_length_that_no_list_has_is_an_error_that_names_file_and_header(served, mirror, tmp_path, path):
+def test_a_file_without_length_that_no_list_has_is_an_error_that_names_file_and_header(
+    served, mirror, tmp_path, path
+):
     mirror.head_length = lambda file, size: "0" if file == path else str(size)
-    mirror.change = lambda asked, *answer: (404, {}, b"") if "/tree/" in asked and "meta" not in asked else answer
+    mirror.change = lambda asked, *answer: (
+        (404, {}, b"") if "/tree/" in asked and "meta" not in asked else answer
+    )
     repository = opened(served, mirror.endpoint, tmp_path)
     text = refusal(lambda: digest(repository))
-    assert text.startswith(f"{repository.description}: {path}: the Hub told no size of the file (Content-Length: 0), and no list of files")
+    assert text.startswith(
+        f"{repository.description}: {path}: the Hub told no size of the file (Content-Length: 0), "
+        "and no list of files"
+    )
 
 
 @pytest.mark.parametrize("path", [DATA, VIDEO])
-def test_a_wrong_length_of_other_files_is_an_error_and_not_remembered_on_disk(served, mirror, expected, tmp_path, path):
+def test_a_wrong_length_of_other_files_is_an_error_and_not_remembered_on_disk(
+    served, mirror, expected, tmp_path, path
+):
     mirror.head_length = lambda file, size: str(size - (file == path))
     text = refusal(lambda: digest(opened(served, mirror.endpoint, tmp_path)))
     assert path in text
@@ -181,15 +235,22 @@ def test_a_wrong_length_of_other_files_is_an_error_and_not_remembered_on_disk(se
 
 
 @pytest.mark.parametrize("told", [1, 4])
-def test_a_length_of_a_few_bytes_is_not_blamed_on_the_file(served, mirror, expected, tmp_path, told):
+def test_a_length_of_a_few_bytes_is_not_blamed_on_the_file(
+    served, mirror, expected, tmp_path, told
+):
     mirror.head_length = lambda path, size: str(told if path.endswith(".mp4") else size)
     text = refusal(lambda: digest(opened(served, mirror.endpoint, tmp_path)))
-    assert f"{mirror.endpoint} told a length of {told} bytes for this file, which is listed with " in text
+    assert (
+        f"{mirror.endpoint} told a length of {told} bytes for this file, which is listed with "
+        in text
+    )
     mirror.head_length = lambda _path, size: str(size)
     assert digest(opened(served, mirror.endpoint, tmp_path)) == expected
 
 
-def test_a_length_of_zero_that_was_kept_on_disk_before_does_not_count(served, hub, expected, tmp_path):
+def test_a_length_of_zero_that_was_kept_on_disk_before_does_not_count(
+    served, hub, expected, tmp_path
+):
     repository = opened(served, hub.endpoint, tmp_path)
     cache = repository.storage._session().disk_cache
     cache.put(repository.storage._file(VIDEO), "size", bytes(8))
@@ -198,7 +259,9 @@ def test_a_length_of_zero_that_was_kept_on_disk_before_does_not_count(served, hu
 
 
 @pytest.mark.parametrize("path", [INFO, TASKS])
-def test_a_wrong_file_that_lies_in_the_cache_is_named_and_can_be_deleted(served, hub, expected, tmp_path, path):
+def test_a_wrong_file_that_lies_in_the_cache_is_named_and_can_be_deleted(
+    served, hub, expected, tmp_path, path
+):
     """As versions before this one left it: an empty blob of another name, and a link to it."""
     root = tmp_path / f"datasets--{served.repository_id.replace('/', '--')}"
     blob, link = root / "blobs" / git_blob_id(b""), root / "snapshots" / served.commit / path
@@ -227,8 +290,14 @@ def spoilt_copy(cache: Path, path: str, old: bytes, new: bytes) -> Path:
     return link.resolve()
 
 
-@pytest.mark.parametrize(("path", "old", "new"), [(INFO, b'"fps": 10', b'"fps": 20'), (TASKS, b"PAR1", b"PAR2")], ids=["info", "tasks"])
-def test_a_copy_in_the_cache_that_was_changed_is_read_from_the_hub_with_a_warning(served, hub, expected, tmp_path, path, old, new):
+@pytest.mark.parametrize(
+    ("path", "old", "new"),
+    [(INFO, b'"fps": 10', b'"fps": 20'), (TASKS, b"PAR1", b"PAR2")],
+    ids=["info", "tasks"],
+)
+def test_a_copy_in_the_cache_that_was_changed_is_read_from_the_hub_with_a_warning(
+    served, hub, expected, tmp_path, path, old, new
+):
     assert digest(opened(served, hub.endpoint, tmp_path)) == expected
     blob = spoilt_copy(tmp_path, path, old, new)
     with pytest.warns(lg.LeRobotGrainWarning) as caught:
@@ -251,12 +320,19 @@ SPOILT = {"one bit": flipped, "zeros": lambda contents: bytes(len(contents))}
 @pytest.mark.parametrize("whole", [True, False], ids=["read whole", "read in ranges"])
 @pytest.mark.parametrize("damage", SPOILT.values(), ids=SPOILT)
 @pytest.mark.parametrize("path", [TASKS, EPISODES])
-def test_a_copy_of_the_same_size_is_compared_with_its_hash(served, hub, expected, tmp_path, monkeypatch, path, damage, whole):
+def test_a_copy_of_the_same_size_is_compared_with_its_hash(
+    served, hub, expected, tmp_path, monkeypatch, path, damage, whole
+):
     """All of the repository was downloaded. Long tables are read in ranges."""
     if not whole:
         monkeypatch.setattr(metadata, "_WHOLE_TABLE_BYTES", 0)
     huggingface_hub.snapshot_download(
-        served.repository_id, repo_type="dataset", revision="v3.0", endpoint=hub.endpoint, token=False, cache_dir=tmp_path
+        served.repository_id,
+        repo_type="dataset",
+        revision="v3.0",
+        endpoint=hub.endpoint,
+        token=False,
+        cache_dir=tmp_path,
     )
     (link,) = tmp_path.glob(f"datasets--*/snapshots/*/{path}")
     good = link.read_bytes()
@@ -269,14 +345,22 @@ def test_a_copy_of_the_same_size_is_compared_with_its_hash(served, hub, expected
     assert "it was changed after it was downloaded; delete it (rm " in warning
     monkeypatch.setattr("lerobot_grain._storage.hub.commit_storage.is_offline", lambda: True)
     monkeypatch.setattr("lerobot_grain._storage.opening.is_offline", lambda: True)
-    with pytest.raises(lg.StorageError, match=rf"{path}: its copy .* \(not with HF_HUB_OFFLINE=1\)$"):
+    with pytest.raises(
+        lg.StorageError, match=rf"{path}: its copy .* \(not with HF_HUB_OFFLINE=1\)$"
+    ):
         digest(opened(served, hub.endpoint, tmp_path, revision=served.commit))
     link.write_bytes(good)
     assert digest(opened(served, hub.endpoint, tmp_path, revision=served.commit)) == expected
 
 
 def test_a_long_copy_is_compared_once_until_it_changes(served, hub, tmp_path, monkeypatch):
-    huggingface_hub.snapshot_download(served.repository_id, repo_type="dataset", endpoint=hub.endpoint, token=False, cache_dir=tmp_path)
+    huggingface_hub.snapshot_download(
+        served.repository_id,
+        repo_type="dataset",
+        endpoint=hub.endpoint,
+        token=False,
+        cache_dir=tmp_path,
+    )
     monkeypatch.setattr(metadata, "_WHOLE_TABLE_BYTES", 0)
     compared = []
 
@@ -287,14 +371,18 @@ def test_a_long_copy_is_compared_once_until_it_changes(served, hub, tmp_path, mo
     monkeypatch.setattr(client_cache, "blob_name_of", noted)
     for _ in range(3):
         digest(opened(served, hub.endpoint, tmp_path))
-    assert len(compared) == len(set(compared)) == 3, "two files of the episode table, and that of the tasks"
+    assert len(compared) == len(set(compared)) == 3, (
+        "two files of the episode table, and that of the tasks"
+    )
     (link,) = tmp_path.glob(f"datasets--*/snapshots/*/{EPISODES}")
     os.utime(link.resolve(), (1, 1))
     digest(opened(served, hub.endpoint, tmp_path))
     assert len(compared) == 4
 
 
-def test_a_copy_in_the_cache_that_was_changed_is_an_error_where_the_hub_cannot_be_asked(served, hub, tmp_path, monkeypatch):
+def test_a_copy_in_the_cache_that_was_changed_is_an_error_where_the_hub_cannot_be_asked(
+    served, hub, tmp_path, monkeypatch
+):
     opened(served, hub.endpoint, tmp_path)
     blob = spoilt_copy(tmp_path, INFO, b'"fps": 10', b'"fps": 20')
     monkeypatch.setattr("lerobot_grain._storage.hub.commit_storage.is_offline", lambda: True)
@@ -311,7 +399,10 @@ def test_a_copy_in_the_cache_that_was_changed_is_an_error_where_the_hub_cannot_b
 
 
 def test_what_names_contents():
-    data, pointer = b"contents", b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 8\n"
+    data, pointer = (
+        b"contents",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 8\n",
+    )
     sha256, blob = hashlib.sha256(data).hexdigest(), hashlib.sha1(b"blob 8\0contents").hexdigest()
     pointer %= sha256.encode()
     for told, name in (
@@ -324,25 +415,46 @@ def test_what_names_contents():
         ("f" * 64, None),
     ):
         assert blob_name(data, told) == name
-    for text, found in ((f'"{blob}"', blob), (f'W/"{sha256}"', sha256), ("0" * 40, ""), ('"1a2b"', ""), (None, ""), (7, "")):
+    for text, found in (
+        (f'"{blob}"', blob),
+        (f'W/"{sha256}"', sha256),
+        ("0" * 40, ""),
+        ('"1a2b"', ""),
+        (None, ""),
+        (7, ""),
+    ):
         assert hash_in(text) == found
 
 
-def test_a_mirror_that_does_not_tell_commits_is_an_error_that_names_the_header(served, mirror, tmp_path):
+def test_a_mirror_that_does_not_tell_commits_is_an_error_that_names_the_header(
+    served, mirror, tmp_path
+):
     mirror.tells_commit = False
     text = refusal(lambda: opened(served, mirror.endpoint, tmp_path))
-    assert text.startswith(f"{served.repository_id}@{served.commit[:12]}: {INFO}: gave up after 2 attempt(s), the last one failed with: ")
-    assert text.endswith(f"{mirror.endpoint} (without the header X-Repo-Commit) answered for commit none, expected {served.commit}")
+    assert text.startswith(
+        f"{served.repository_id}@{served.commit[:12]}: {INFO}: gave up after 2 attempt(s), the "
+        "last one failed with: "
+    )
+    assert text.endswith(
+        f"{mirror.endpoint} (without the header X-Repo-Commit) answered for commit none, expected "
+        f"{served.commit}"
+    )
     assert not list(tmp_path.glob("datasets--*"))
 
 
-# --- lists that a mirror does not have -----------------------------------------------------------------------------------------------
+# --- lists that a mirror does not have -----------------------------------------------------------
 
 
-def without_references(path: str, status: int, headers: Headers, body: bytes) -> tuple[int, Headers, bytes]:
+def without_references(
+    path: str, status: int, headers: Headers, body: bytes
+) -> tuple[int, Headers, bytes]:
     """And without the headers in which the Hub says what is wrong."""
     headers = {name: value for name, value in headers.items() if not name.startswith("X-")}
-    return (404, headers, b'{"errors": [{"status": 404}]}') if path.endswith("/refs") else (status, headers, body)
+    return (
+        (404, headers, b'{"errors": [{"status": 404}]}')
+        if path.endswith("/refs")
+        else (status, headers, body)
+    )
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 410, 501])
@@ -350,21 +462,33 @@ def test_without_the_list_of_references_the_error_names_revision(served, mirror,
     mirror.change = lambda path, *answer: (status, {}, b"") if path.endswith("/refs") else answer
     text = refusal(lambda: opened(served, mirror.endpoint, tmp_path))
     assert text == (
-        f"{served.repository_id}: list of tags and branches: {mirror.endpoint} answered with HTTP {status}; if it is a mirror that has no "
+        f"{served.repository_id}: list of tags and branches: {mirror.endpoint} answered with HTTP "
+        f"{status}; if it is a mirror that has no "
         'such list, give revision= ("main", or another branch, a tag or a commit) to do without it'
     )
 
 
 @pytest.mark.parametrize(
     ("status", "body"),
-    [(200, b"<html>sign in</html>"), (429, b""), (500, b""), (503, b""), (200, b"[]"), (200, b'{"tags": "v3.0"}')],
+    [
+        (200, b"<html>sign in</html>"),
+        (429, b""),
+        (500, b""),
+        (503, b""),
+        (200, b"[]"),
+        (200, b'{"tags": "v3.0"}'),
+    ],
     ids=["HTML", "429", "500", "503", "list", "text"],
 )
-def test_however_the_list_of_references_fails_the_error_names_revision(served, mirror, expected, tmp_path, status, body):
+def test_however_the_list_of_references_fails_the_error_names_revision(
+    served, mirror, expected, tmp_path, status, body
+):
     mirror.change = lambda path, *answer: (status, {}, body) if path.endswith("/refs") else answer
     text = refusal(lambda: opened(served, mirror.endpoint, tmp_path))
     assert f"{served.repository_id}: list of tags and branches: " in text
-    assert text.endswith('give revision= ("main", or another branch, a tag or a commit) to do without it')
+    assert text.endswith(
+        'give revision= ("main", or another branch, a tag or a commit) to do without it'
+    )
     assert digest(opened(served, mirror.endpoint, tmp_path, revision="main")) == expected
 
 
@@ -378,8 +502,12 @@ def test_however_the_list_of_references_fails_the_error_names_revision(served, m
     ],
     ids=["odd tags", "no branches", "null", "no tags"],
 )
-def test_odd_entries_of_the_list_of_references_hide_no_others(served, mirror, expected, tmp_path, references):
-    mirror.change = lambda path, *answer: (200, {}, json.dumps(references).encode()) if path.endswith("/refs") else answer
+def test_odd_entries_of_the_list_of_references_hide_no_others(
+    served, mirror, expected, tmp_path, references
+):
+    mirror.change = lambda path, *answer: (
+        (200, {}, json.dumps(references).encode()) if path.endswith("/refs") else answer
+    )
     assert digest(opened(served, mirror.endpoint, tmp_path)) == expected
 
 
@@ -395,15 +523,17 @@ def test_a_missing_revision_where_that_list_is_missing_too(served, mirror, tmp_p
     mirror.change = without_references
     text = refusal(lambda: opened(served, mirror.endpoint, tmp_path, revision="v9"))
     assert text == (
-        f"{served.repository_id}@v9: {mirror.endpoint} answered with HTTP 404: it has no revision 'v9', or no such repository; "
-        f"{mirror.endpoint} does not list its tags and branches"
+        f"{served.repository_id}@v9: {mirror.endpoint} answered with HTTP 404: it has no revision "
+        f"'v9', or no such repository; {mirror.endpoint} does not list its tags and branches"
     )
 
 
 def test_the_newest_version_may_be_a_branch(hub, directory, expected, tmp_path):
     (tmp_path / "old" / "meta").mkdir(parents=True)
     (tmp_path / "old" / "meta" / "info.json").write_text("{}")
-    for number, references in enumerate(({"branches": ["v3.0"]}, {"branches": ["v3.1"], "tags": ["v2.1"]}, {"tags": ["v3.0"]})):
+    for number, references in enumerate(
+        ({"branches": ["v3.0"]}, {"branches": ["v3.1"], "tags": ["v2.1"]}, {"tags": ["v3.0"]})
+    ):
         name = f"mirrors/branch-{number}"
         hub.add_repository(name, tmp_path / "old", tags=["v2.0"])
         commit = hub.add_commit(name, directory, **({"branches": []} | references)).commit
@@ -414,16 +544,22 @@ def test_the_newest_version_may_be_a_branch(hub, directory, expected, tmp_path):
 
 def test_a_tag_and_a_branch_of_one_name_that_differ_are_noted(served, hub, directory, tmp_path):
     other = hub.add_commit(served.repository_id, directory, branches=["v3.0"]).commit
-    with pytest.warns(lg.LeRobotGrainWarning, match=r"revision v3\.0: there is a tag and a branch of this name"):
+    with pytest.warns(
+        lg.LeRobotGrainWarning, match=r"revision v3\.0: there is a tag and a branch of this name"
+    ):
         repository = opened(served, hub.endpoint, tmp_path)
-    found = huggingface_hub.HfApi(endpoint=hub.endpoint).dataset_info(served.repository_id, revision="v3.0").sha
+    found = (
+        huggingface_hub.HfApi(endpoint=hub.endpoint)
+        .dataset_info(served.repository_id, revision="v3.0")
+        .sha
+    )
     assert repository.commit == found == other
     assert len(repository.notes) == 1
     text = refusal(lambda: opened(served, hub.endpoint, tmp_path, revision="v9"))
     assert text.endswith("its tags and branches: v3.0, main")
 
 
-# --- Git LFS pointers ----------------------------------------------------------------------------------------------------------------
+# --- Git LFS pointers ----------------------------------------------------------------------------
 
 SENT = "a Git LFS pointer of 131 bytes, which stands for a file of 123456, in place of the file"
 
@@ -431,7 +567,9 @@ SENT = "a Git LFS pointer of 131 bytes, which stands for a file of 123456, in pl
 @pytest.mark.parametrize("obeys_ranges", [True, False], ids=["ranges", "whole files"])
 @pytest.mark.parametrize("has_length", [True, False], ids=["length", "no length"])
 @pytest.mark.parametrize("path", [INFO, TASKS, EPISODES, DATA, VIDEO])
-def test_a_mirror_that_sends_pointers(served, hub, mirror, directory, expected, tmp_path, path, has_length, obeys_ranges):
+def test_a_mirror_that_sends_pointers(
+    served, hub, mirror, directory, expected, tmp_path, path, has_length, obeys_ranges
+):
     mirror.contents = lambda file, data: POINTER if file == path else data
     mirror.obeys_ranges = lambda file: obeys_ranges or file != path
     if not has_length:
@@ -470,15 +608,26 @@ def test_answers_that_may_be_pointers(status, headers, expected):
     assert source.may_be_pointer == expected
 
 
-# --- without network -----------------------------------------------------------------------------------------------------------------
+# --- without network -----------------------------------------------------------------------------
 
 
 def test_branches_and_tags_of_versions_lie_in_one_folder_of_the_cache(tmp_path):
-    repository = name_repository("org/name", endpoint=None, cache_dir=tmp_path, token=False, options=OPTIONS)
+    repository = name_repository(
+        "org/name", endpoint=None, cache_dir=tmp_path, token=False, options=OPTIONS
+    )
     root = tmp_path / "datasets--org--name"
     for number, name in enumerate(("main", "v2.1", "feature/grip")):
         (root / "snapshots" / (str(number) * 40)).mkdir(parents=True)
         (root / "refs" / name).parent.mkdir(parents=True, exist_ok=True)
         (root / "refs" / name).write_text(str(number) * 40)
-    found = {revision: cached_commit(repository, revision) for revision in (None, "main", "v2.1", "feature/grip", "v3.0")}
-    assert found == {None: "1" * 40, "main": "0" * 40, "v2.1": "1" * 40, "feature/grip": "2" * 40, "v3.0": None}
+    found = {
+        revision: cached_commit(repository, revision)
+        for revision in (None, "main", "v2.1", "feature/grip", "v3.0")
+    }
+    assert found == {
+        None: "1" * 40,
+        "main": "0" * 40,
+        "v2.1": "1" * 40,
+        "feature/grip": "2" * 40,
+        "v3.0": None,
+    }
