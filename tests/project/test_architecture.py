@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import inspect
 import pickle
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -207,6 +208,26 @@ def test_rows_and_frames_do_not_know_each_other() -> None:
 def test_a_folder_has_at_most_ten_modules() -> None:
     sizes = Counter(name.rpartition(".")[0] for name in MODULES)
     assert max(sizes.values()) <= MOST_MODULES, sizes
+
+
+def test_every_module_has_a_test_file_of_its_name_or_a_line_that_names_one() -> None:
+    page = (PACKAGE.parent / "docs" / "architecture" / "README.md").read_text()
+    lines = page.partition("## Which test holds which module")[2].splitlines()
+    files = {path.stem for path in (PACKAGE.parent / "tests").rglob("test_*.py")}
+    held = set()
+    for cells in (line.split("|") for line in lines if line.startswith("| `")):
+        first, *others = re.findall(r"`([\w/]+)`", cells[1])
+        folder = first.rpartition("/")[0]
+        held |= {
+            first.replace("/", "."),
+            *(f"{folder}/{name}".replace("/", ".") for name in others),
+        }
+        named = re.findall(r"`(\w+)`", cells[2])
+        assert named, first
+        assert set(named) <= files, first
+    assert held <= set(MODULES)
+    unnamed = {name for name in MODULES if f"test_{name.rpartition('.')[2]}" not in files}
+    assert unnamed <= held
 
 
 @pytest.mark.parametrize(
