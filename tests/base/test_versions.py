@@ -5,6 +5,7 @@ older one has it.
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -21,6 +22,9 @@ from lerobot_grain._datasets import device
 from lerobot_grain._video import rgb
 from lerobot_grain.testing import Camera, write_dataset
 from tests.support.installed import own_lines
+
+# Where the decoder finds CUDA's libraries, if it needs them.
+LIBRARIES = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
 
 
 def test_enable_x64_of_jax_before_0_8(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +94,7 @@ batches = iter(dataset.pipe(lg.DeviceIterDataset))
 print(sorted(value.shape for value in next(batches).values() if value.ndim > 3))
 batches.close()
 """
-    environment = {"PYTHONPATH": str(Path(lg.__file__).parents[1]), "PATH": ""}
+    environment = {"PYTHONPATH": str(Path(lg.__file__).parents[1]), "PATH": "", **LIBRARIES}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
         env=environment,
@@ -155,7 +159,8 @@ try:
 except ImportError as error:
     print(error)
 """
-    environment = {"PYTHONPATH": f"{tmp_path}:{Path(lg.__file__).parents[1]}", "PATH": ""}
+    path = f"{tmp_path}:{Path(lg.__file__).parents[1]}"
+    environment = {"PYTHONPATH": path, "PATH": "", **LIBRARIES}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
         env=environment,

@@ -39,6 +39,7 @@ from lerobot_grain.testing import (
     write_dataset,
 )
 from tests.support.datasets import change_info, examples_of
+from tests.support.installed import JSON
 
 LENGTHS = [7, 12, 5, 9]
 TOP, PICTURE = "top", "picture"
@@ -354,7 +355,7 @@ COLUMNS = {
         _Array2D(),
         pa.array([[[float(row)] * 2] for row in range(4)], pa.list_(pa.list_(pa.float32()))),
     ),
-    "json": pa.array([f"{row}" for row in range(4)]).cast(pa.json_()),
+    "json": pa.array([f"{row}" for row in range(4)]).cast(JSON),
     "view of strings": pa.array(list("abcd"), pa.string_view()),
     "view of bytes": pa.array([b"a", b"b", b"c", b"d"], pa.binary_view()),
     "categories": pa.array(list("abca")).dictionary_encode(),

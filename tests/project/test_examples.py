@@ -24,6 +24,7 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain.testing import write_dataset
+from tests.support.installed import is_silent
 
 pytest.importorskip("flax", minversion="0.11")
 nnx = pytest.importorskip("flax.nnx")
@@ -189,6 +190,7 @@ def test_too_few_held_out_rows_are_an_error(sources: dict[str, list[str]], tmp_p
         run("behaviour_cloning", sources, tmp_path, "--batch-size", "17")
 
 
+@is_silent
 def test_an_example_writes_serves_trains_and_prints_no_warning(tmp_path: Path) -> None:
     command = [
         sys.executable,

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -69,7 +70,7 @@ def test_inputs_are_always_the_same(seeds: Seeds) -> None:
 _LEAVES: list[tuple[pa.DataType, list[Any]]] = [
     (pa.int8(), [-1, 127]),
     (pa.uint64(), [0, 2**64 - 1]),
-    (pa.float16(), [0.5, float("nan")]),
+    (pa.float16(), [np.float16(0.5), np.float16("nan")]),
     (pa.float64(), [1e300, -0.0]),
     (pa.bool_(), [True, False]),
     (pa.string(), ["", "1"]),

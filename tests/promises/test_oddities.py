@@ -36,6 +36,7 @@ from lerobot_grain.testing import (
     write_dataset,
 )
 from tests.support.datasets import change_info, change_table, examples_of
+from tests.support.installed import JSON
 
 TOP = "top"
 LENGTHS = [7, 12, 5, 9]
@@ -680,7 +681,7 @@ CALL = {"name": "say", "arguments": {"text": "yes"}}
 
 
 def _language(*fields: str) -> pa.DataType:
-    kinds = {"timestamp": pa.float32(), "tool_calls": pa.list_(pa.json_())}
+    kinds = {"timestamp": pa.float32(), "tool_calls": pa.list_(JSON)}
     return pa.list_(pa.struct([pa.field(name, kinds.get(name, pa.string())) for name in fields]))
 
 
