@@ -1,4 +1,4 @@
-"""The data sets of the benchmark: what each is for, and writing it once into a cache directory."""
+"""The datasets of the benchmark: what each is for, and writing it once into a cache directory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TINY_EPISODE_LENGTH = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A data set and how it is read.
+    """A dataset and how it is read.
 
     Attributes:
       name: of the case.
@@ -37,7 +37,7 @@ class Case:
       clip_length: of the shuffle, where the default is not meant.
       pinned: our reader gets one core only.
       target_of_limit, target_of_naive, target_of_plain: the ratios that are to be reached.
-      directory: a data set that is there already.
+      directory: a dataset that is there already.
     """
 
     name: str
@@ -117,7 +117,7 @@ CASES = (
 
 
 def prepare(case: Case, *, cache: Path, scale: float) -> Path:
-    """Returns the directory of a data set, and writes it when it is not there yet.
+    """Returns the directory of a dataset, and writes it when it is not there yet.
 
     Args:
       case: which one.

@@ -1,11 +1,11 @@
 """Compares the stream with lerobot's map-style reader, value by value, in one process, and measures
 both of lerobot's readers beside it.
 
-    python benchmarks/compare_lerobot.py                    # the golden data sets of ../shared
+    python benchmarks/compare_lerobot.py                    # the golden datasets of ../shared
     python benchmarks/compare_lerobot.py DIRECTORY [...]    # any of v3.0, whole, local
 
 For an environment with lerobot, such as environments/lerobot.txt; exits with status 77 where it is
-not installed. Every row of each data set is read by both, with a window of two frames of each
+not installed. Every row of each dataset is read by both, with a window of two frames of each
 camera, and of sixteen actions. What lerobot itself cannot read is counted. The rates are of single
 examples, one epoch each, shuffled: lerobot's readers in the process itself (no workers), the stream
 with its default options.
@@ -49,7 +49,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     directories = options.directories or sorted(path for path in GOLDEN.iterdir() if path.is_dir())
     print(
-        "| data set | rows | compared values | not read by lerobot | different | lerobot, "
+        "| dataset | rows | compared values | not read by lerobot | different | lerobot, "
         "map-style | lerobot, streaming | lerobot_grain |"
     )
     print("|---|---|---|---|---|---|---|---|")

@@ -1,4 +1,4 @@
-"""Measures how fast data sets are read from a Hub of which every twentieth request goes wrong,
+"""Measures how fast datasets are read from a Hub of which every twentieth request goes wrong,
 against one where none does.
 
     python benchmarks/faults.py                              # about 5 minutes on 2 cores
@@ -6,7 +6,7 @@ against one where none does.
 
 Both are read in turn, in fresh processes, with the default options: an epoch without faults, then
 one with 5 % of all kinds mixed (`lerobot_grain.testing.mixed_faults`), for each seed. Rates are
-examples a second over the whole epoch, "steady" without its first and last tenth. The data sets and
+examples a second over the whole epoch, "steady" without its first and last tenth. The datasets and
 processes are those of `throughput.py`.
 """
 
@@ -41,7 +41,7 @@ def main() -> None:
         type=float,
         default=1.0,
         metavar="X",
-        help="multiplies the episodes of the data sets",
+        help="multiplies the episodes of the datasets",
     )
     parser.add_argument(
         "--probability",

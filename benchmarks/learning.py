@@ -4,7 +4,7 @@
     python benchmarks/learning.py --examples act --steps 2000
 
 Blind: what the actions depend on, the cameras (in behaviour cloning the state), is zeros in every
-batch. Errors are those of the policy's actions on held-out episodes. The data sets are those that
+batch. Errors are those of the policy's actions on held-out episodes. The datasets are those that
 the examples write.
 """
 

@@ -1,4 +1,4 @@
-"""Measures, side by side and several times in one run, how fast data sets are read, and prints
+"""Measures, side by side and several times in one run, how fast datasets are read, and prints
 medians and ratios.
 
     # everything: about 20 minutes on 2 cores
@@ -24,7 +24,7 @@ all of them alike:
 
 Rates are examples a second over the whole epoch, the time to the first batch among it. "Steady"
 leaves out the first and last tenth of the batches. Memory growth is the peak resident memory less
-what was resident after import and construction. The data sets (`_cases.py`) are written into
+what was resident after import and construction. The datasets (`_cases.py`) are written into
 --cache once, which takes some minutes and 1 GB.
 """
 
@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CASE",
         help=", ".join(case.name for case in CASES),
     )
-    parser.add_argument("--directory", type=Path, help="measure this data set instead")
+    parser.add_argument("--directory", type=Path, help="measure this dataset instead")
     parser.add_argument(
         "--kinds",
         nargs="+",
@@ -128,13 +128,13 @@ def _parser() -> argparse.ArgumentParser:
         type=_scale,
         default=1.0,
         metavar="X",
-        help="multiplies the episodes of the data sets; or: tiny",
+        help="multiplies the episodes of the datasets; or: tiny",
     )
     parser.add_argument(
         "--cache",
         type=Path,
         default=Path(tempfile.gettempdir()) / "lerobot_grain-benchmark",
-        help="of data sets (default: %(default)s)",
+        help="of datasets (default: %(default)s)",
     )
     parser.add_argument(
         "--batch-size", type=int, default=64, metavar="N", help="(default: %(default)s)"
@@ -161,7 +161,7 @@ def _chosen(names: Sequence[str] | None, noise: float) -> list[Case]:
 
 def _measure_case(case: Case, options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """Returns kind -> one result a repetition."""
-    _say(f"{case.name}: preparing the data set")
+    _say(f"{case.name}: preparing the dataset")
     directory = prepare(case, cache=options.cache, scale=options.scale).resolve()
     with contextlib.ExitStack() as stack:
         kinds = _kinds_of(case, directory, options.kinds)
@@ -183,7 +183,7 @@ def _measure_case(case: Case, options: argparse.Namespace) -> dict[str, list[dic
 
 
 def _kinds_of(case: Case, directory: Path, wanted: Sequence[str]) -> list[str]:
-    """Leaves out what a data set without videos, or a case without windows, does not have."""
+    """Leaves out what a dataset without videos, or a case without windows, does not have."""
     has_video = bool(open_repository(directory).episodes.videos)
     possible = dict.fromkeys(KINDS, has_video) | {
         "ours": True,

@@ -3,7 +3,7 @@
     python examples/behaviour_cloning.py
     python examples/behaviour_cloning.py --repository lerobot/pusht --steps 5000
 
-No camera is named, so no video is fetched. In the data set that is written by default the state
+No camera is named, so no video is fetched. In the dataset that is written by default the state
 tells where a point is that circles around the middle, and the action is its velocity.
 """
 

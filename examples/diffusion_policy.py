@@ -5,7 +5,7 @@ and two states.
     python examples/diffusion_policy.py --repository lerobot/pusht --width 512 --batch-size 64 \
         --steps 50000
 
-In the data set that is written by default the balls circle clockwise in some episodes and the other
+In the dataset that is written by default the balls circle clockwise in some episodes and the other
 way round in others, so only a policy that sees motion can tell. As in the paper: squared cosine
 schedule, a convolutional network over time that is modulated by the observation (FiLM), sampling in
 a few deterministic steps (DDIM). Other than there: the network predicts the actions, not the noise,
@@ -160,7 +160,7 @@ def loss(policy: DiffusionPolicy, batch: Batch, key: jax.Array) -> jax.Array:
 
 
 def error(policy: DiffusionPolicy, batch: Batch, key: jax.Array) -> jax.Array:
-    """Returns how far sampled actions are from those of the data set; of who does not see, about
+    """Returns how far sampled actions are from those of the dataset; of who does not see, about
     twice their variance.
     """
     batch = policy.normalizer.normalize(batch)

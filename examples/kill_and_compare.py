@@ -205,7 +205,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     )
     parser.add_argument(
         "--repository",
-        help="org/name on the Hub, or a directory; by default a small data set is written and "
+        help="org/name on the Hub, or a directory; by default a small dataset is written and "
         "served",
     )
     parser.add_argument("--steps", type=int, default=300)

@@ -1,4 +1,4 @@
-"""One policy for unlike robots: a mixture of data sets with weights, other cameras, frame rates,
+"""One policy for unlike robots: a mixture of datasets with weights, other cameras, frame rates,
 states and actions.
 
     python examples/mixture.py
@@ -8,7 +8,7 @@ states and actions.
 What differs in time is made equal by `delta_timestamps`, which are seconds: all robots give actions
 a tenth of a second apart, from every frame of one and from every second frame of the other.
 Pictures are resized while they are decoded. What differs in dimension is padded, with a mask that
-says what is real, and a loss leaves out the rest. By default two data sets are written: a robot
+says what is real, and a loss leaves out the rest. By default two datasets are written: a robot
 with two hands and one with one hand, which moves at another frame rate.
 """
 

@@ -67,7 +67,7 @@ def parser(
     add = found.add_argument
     add(
         "--repository",
-        help="org/name on the Hub, or a directory; by default a data set is written, and served "
+        help="org/name on the Hub, or a directory; by default a dataset is written, and served "
         "by a Hub on this machine",
     )
     add("--revision", help="branch, tag or commit; by default the newest version tag")
@@ -133,13 +133,13 @@ def parser(
 def opened(
     options: argparse.Namespace, source: str | Callable[[Path], object], *, name: str = "robot"
 ) -> Iterator[Repository]:
-    """Opens a data set, and says what is in it.
+    """Opens a dataset, and says what is in it.
 
     Args:
       options: of the command line.
-      source: org/name on the Hub, or a directory; or what writes a data set into a directory: then
+      source: org/name on the Hub, or a directory; or what writes a dataset into a directory: then
         that is done once, in the directory of the run, and it is served by a Hub on this machine.
-      name: of the data set that is written.
+      name: of the dataset that is written.
     """
     with contextlib.ExitStack() as stack:
         if isinstance(source, str):
@@ -147,7 +147,7 @@ def opened(
         else:
             directory = options.directory / name
             if not directory.exists():
-                print(f"writing a small data set into {directory}")
+                print(f"writing a small dataset into {directory}")
                 # perhaps by a run that was killed meanwhile
                 unfinished = options.directory / f"{name}.unfinished"
                 shutil.rmtree(unfinished, ignore_errors=True)
@@ -197,7 +197,7 @@ def train(
       held_out: name -> examples of other episodes, shuffled, one pass.
       loss: (policy, batch, random key) -> scalar: what is minimized.
       error: (policy, batch, random key) -> `(batch,)`: how far the policy's actions are from those
-        of the data set.
+        of the dataset.
       options: of the command line.
       blind_to: keys of what is zeros with `--blind`.
     """

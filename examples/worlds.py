@@ -1,4 +1,4 @@
-"""The data sets that the examples train on when none is named: balls circle, and hands follow them.
+"""The datasets that the examples train on when none is named: balls circle, and hands follow them.
 
 Each hand has a camera that shows its ball, and its two actions are the velocity of that ball, in
 units per second. The state is of joints that have nothing to do with it. So a policy that sees
@@ -32,7 +32,7 @@ def write_world(
     both_ways: bool = False,
     seed: int = 0,
 ) -> None:
-    """Writes a data set: a camera and two actions for each hand, a state of three joints."""
+    """Writes a dataset: a camera and two actions for each hand, a state of three joints."""
     height, width = image_size
 
     def balls(episode: int) -> npt.NDArray[np.float64]:

@@ -1,3 +1,3 @@
-"""Fuzzing of everything that reads bytes of a data set: the invariant is "a value, or
+"""Fuzzing of everything that reads bytes of a dataset: the invariant is "a value, or
 `DatasetFormatError`". See README.md.
 """

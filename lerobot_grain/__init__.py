@@ -1,4 +1,4 @@
-"""Streams LeRobotDataset v3.x, v2.1 and v2.0 data sets from the Hugging Face Hub as a Grain
+"""Streams LeRobotDataset v3.x, v2.1 and v2.0 datasets from the Hugging Face Hub as a Grain
 IterDataset: shuffled, windowed, resumable.
 """
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets everything up, then trains a small diffusion policy on a streamed data set, stops it half-way, and goes on from the checkpoint. With
+# Sets everything up, then trains a small diffusion policy on a streamed dataset, stops it half-way, and goes on from the checkpoint. With
 # arguments: only examples/diffusion_policy.py, with these.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

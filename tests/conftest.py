@@ -1,4 +1,4 @@
-"""Fixtures of all tests: where the shared data sets lie, and an environment without network and
+"""Fixtures of all tests: where the shared datasets lie, and an environment without network and
 without the user's Hub settings.
 
 Also the order of the files.
@@ -76,9 +76,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of golden and real data sets; tests that need it are skipped where it is not."""
+    """The folder of golden and real datasets; tests that need it are skipped where it is not."""
     if not SHARED.is_dir():
-        pytest.skip("the shared data sets (../shared) are not here")
+        pytest.skip("the shared datasets (../shared) are not here")
     return SHARED
 
 

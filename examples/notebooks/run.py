@@ -1,4 +1,4 @@
-"""Runs the notebooks from top to bottom, against a Hub on this machine that has small data sets
+"""Runs the notebooks from top to bottom, against a Hub on this machine that has small datasets
 under the names of the real ones.
 
     python examples/notebooks/run.py            # says whether they run
@@ -34,7 +34,7 @@ from worlds import write_world  # noqa: E402 (scripts of examples/ are no packag
 
 @contextlib.contextmanager
 def stand_ins(directory: Path) -> Iterator[dict[str, str]]:
-    """Writes and serves the data sets; yields the environment in which notebooks find them."""
+    """Writes and serves the datasets; yields the environment in which notebooks find them."""
     write_world(directory / "pusht", cameras=("observation.image",), num_episodes=60)
     write_world(
         directory / "svla_so101_pickplace",

@@ -6,7 +6,7 @@
     +-- DatasetFormatError                        the dataset is not what the format (or this
     |                                             package) can read
     +-- StorageError (also an OSError)            the Hub, the network or the file system failed
-        +-- MissingFileError                      a file of the data set that is not there
+        +-- MissingFileError                      a file of the dataset that is not there
 
     LeRobotGrainWarning (a UserWarning)           the dataset is odd, or slow to read; what is read
                                                   is right nevertheless
@@ -56,7 +56,7 @@ class StateMismatchError(InvalidRequestError):
 
 
 class DatasetFormatError(LeRobotGrainError):
-    """A file of the data set is malformed, contradicts another one, or uses something that is not
+    """A file of the dataset is malformed, contradicts another one, or uses something that is not
     supported.
     """
 
@@ -68,10 +68,10 @@ class StorageError(LeRobotGrainError, OSError):
 
 
 class MissingFileError(StorageError):
-    """The data set, which is there, does not hold a file that its metadata names."""
+    """The dataset, which is there, does not hold a file that its metadata names."""
 
 
 class LeRobotGrainWarning(UserWarning):
-    """Something about a data set that does not change what is read: a repair, an oddity
+    """Something about a dataset that does not change what is read: a repair, an oddity
     (`Repository.notes`), or what makes it slow.
     """

@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     """Checks and prints. Returns the exit status.
 
     Raises:
-      LeRobotGrainError: the data set cannot be opened.
+      LeRobotGrainError: the dataset cannot be opened.
     """
     start = time.perf_counter()
     repository = open_repository(

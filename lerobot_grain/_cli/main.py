@@ -38,13 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="lerobot-grain", description="Streams LeRobotDataset data sets as Grain data sets."
+        prog="lerobot-grain", description="Streams LeRobotDataset datasets as Grain datasets."
     )
     commands = parser.add_subparsers(dest="command", required=True)
     profile = commands.add_parser(
         "profile",
-        help="measure how fast and how well mixed a data set streams",
-        description="Streams a data set for a while: how fast that is, what is waited for, what "
+        help="measure how fast and how well mixed a dataset streams",
+        description="Streams a dataset for a while: how fast that is, what is waited for, what "
         "is read, and how random its order is.",
     )
     check = commands.add_parser(

@@ -1,4 +1,4 @@
-"""`lerobot-grain profile`: streams a data set for a while, and prints how fast and how well mixed
+"""`lerobot-grain profile`: streams a dataset for a while, and prints how fast and how well mixed
 that is on this machine.
 
 matplotlib is optional: only `--plot` needs it, and it is asked for before anything is measured.
@@ -156,7 +156,7 @@ def run(options: argparse.Namespace) -> int:
     """Measures and prints. Returns the exit status.
 
     Raises:
-      LeRobotGrainError: an option is out of its range, or the data set cannot be opened or read.
+      LeRobotGrainError: an option is out of its range, or the dataset cannot be opened or read.
     """
     shuffle, plot = _shuffle(options), options.plot
     if plot is not None and Figure is None:
@@ -294,7 +294,7 @@ def _throughput_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         (
             "first batch",
             f"{throughput['first_batch_seconds']:.2f} s, after {throughput['open_seconds']:.2f} s "
-            "to open the data set",
+            "to open the dataset",
         ),
         ("time", ", ".join(shares)),
     ]

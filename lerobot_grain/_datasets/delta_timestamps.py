@@ -37,10 +37,10 @@ class DeltaTimestamps(grain.transforms.Map):
     needs.
 
     Pure arithmetic on the episode table; nothing is read. Use it as
-    `.map(DeltaTimestamps(repository, {...}))` on any data set of rows.
+    `.map(DeltaTimestamps(repository, {...}))` on any dataset of rows.
 
     Args:
-      repository: an opened data set.
+      repository: an opened dataset.
       delta_timestamps: feature key -> distances in seconds from the row, such as `{"action": [0.0,
         0.1, 0.2]}`.
       tolerance_seconds: a delta may be off a whole number of frames by this much.

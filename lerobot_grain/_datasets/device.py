@@ -2,7 +2,7 @@
 of several.
 
 A thread takes the next batch from the parent and brings it to the devices while the consumer
-computes on the one before. It is a data set of its own, because what Grain 0.2.18 has
+computes on the one before. It is a dataset of its own, because what Grain 0.2.18 has
 (`grain.experimental.device_put`, made of `ThreadPrefetchIterDataset`) differs where it matters:
 
 * It knows no sharding over several processes, and fails on batches that hold text.
@@ -75,7 +75,7 @@ class DeviceIterDataset(grain.IterDataset[Any]):
     read again after a restore.
 
     Args:
-      parent: data set of batches.
+      parent: dataset of batches.
       sharding: `None`: the default device, as for `jax.device_put`. A `jax.sharding.Sharding`, such
         as `NamedSharding(mesh, PartitionSpec("data"))`: how every array is laid out. Where it spans
         several processes, each gives its own part of the batch, `(rows of this process, ...)`, and

@@ -41,10 +41,10 @@ _POSITIONS_AT_A_TIME = 1024
 
 
 class FrameOrderIterDataset(grain.IterDataset[int]):
-    """The rows of a data set, as ints, in a shuffled or sequential order that is resumed exactly.
+    """The rows of a dataset, as ints, in a shuffled or sequential order that is resumed exactly.
 
     Args:
-      repository: an opened data set.
+      repository: an opened dataset.
       episodes: numbers of episodes, a slice of all in the order of their numbers, the name of a
         split of info.json, or a function of an `Episode` that says whether it is selected, which is
         called now; `None`: all. Their order does not matter.

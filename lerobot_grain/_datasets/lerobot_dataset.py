@@ -31,7 +31,7 @@ from lerobot_grain._repository.selection import EpisodeSelection, select_feature
 
 
 class LeRobotIterDataset(ReadWindowsIterDataset):
-    """A LeRobotDataset, streamed as a shuffled, windowed, exactly resumable Grain data set of
+    """A LeRobotDataset, streamed as a shuffled, windowed, exactly resumable Grain dataset of
     examples.
 
         chunk = {"action": [i / 10 for i in range(16)]}
@@ -55,7 +55,7 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         byte.
       delta_timestamps: feature key -> distances in seconds from the row of the example.
       pad_keys: feature key -> key of the mask of its window in examples, in place of
-        `{key}_is_pad`: for data sets with a feature of that name, such as `action_is_pad`.
+        `{key}_is_pad`: for datasets with a feature of that name, such as `action_is_pad`.
       shuffle: `None`: sequential, episode by episode.
       num_epochs: the stream ends after this many; `None`: it never does.
       shard_options: which shard of the stream; `grain.sharding.ShardByJaxProcess()` for one shard a
@@ -67,7 +67,7 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
       endpoint, token, cache_dir: as for `open_repository`.
 
     Raises:
-      InvalidRequestError: an argument is out of its range, or asks for what the data set does not
+      InvalidRequestError: an argument is out of its range, or asks for what the dataset does not
         have; the mask of a window would have the key of a feature that is selected, or of another
         mask.
       DatasetFormatError: it is not a LeRobotDataset v2.0, v2.1 or v3.x, or is malformed. A feature
@@ -139,7 +139,7 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
 
     @property
     def repository(self) -> Repository:
-        """The opened data set: features, episodes, tasks, statistics."""
+        """The opened dataset: features, episodes, tasks, statistics."""
         return self._repository
 
     @property
@@ -154,7 +154,7 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What in the data set is odd or was repaired, and does not change what is read:
+        """What in the dataset is odd or was repaired, and does not change what is read:
         `Repository.notes`.
         """
         return self._repository.notes

@@ -50,12 +50,12 @@ Taken = TypeVar("Taken")
 class ReadWindowsIterDataset(grain.IterDataset[Example]):
     """Reads the example of every `WindowRequest` of its parent: rows, and video decoded on the fly.
 
-    Its parent may be any data set of requests, such as
+    Its parent may be any dataset of requests, such as
     `FrameOrderIterDataset(...).filter(...).map(DeltaTimestamps(...))`. It is pulled ahead of the
     consumer; examples leave in its order, and the state is the parent's at the last example handed
     out.
 
-    An example is a flat dict with the keys of the data set: NumPy arrays of the declared dtype and
+    An example is a flat dict with the keys of the dataset: NumPy arrays of the declared dtype and
     shape `(*shape)`, scalars for features of shape `(1,)`; `(time, *shape)` and a mask
     `{key}_is_pad`, bool `(time,)`, for keys with delta timestamps; cameras uint8 `(height, width,
     3)` or `(time, height, width, 3)`; depth cameras float32 `(height, width, 1)` or `(time, height,
@@ -64,15 +64,15 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
     there are subtasks; language as a list of dicts, which a batch holds in an array of objects.
 
     Args:
-      parent: data set of `WindowRequest`.
-      repository: the opened data set that they belong to.
+      parent: dataset of `WindowRequest`.
+      repository: the opened dataset that they belong to.
       features: keys to read, among them `task`; `None`: all. A camera that is not read costs no
         byte.
       image_size: (height, width) that all cameras are resized to, depth by its nearest pixels, or
         `None`.
       read_options: memory and threads.
       pad_keys: feature key -> key of the mask of its window in examples, in place of
-        `{key}_is_pad`: for data sets with a feature of that name, such as `action_is_pad`.
+        `{key}_is_pad`: for datasets with a feature of that name, such as `action_is_pad`.
         `plot_example` and the shaping transformations find masks that are named `{key}_is_pad`.
       known_examples: requests that are pulled ahead; frames that are needed twice within this many
         examples are decoded once.
@@ -123,7 +123,7 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
         drop_remainder: bool = False,
         batch_fn: Callable[[Sequence[Example]], Any] | None = None,
     ) -> grain.IterDataset[Any]:
-        """Returns a data set of batches, the same as Grain's `batch`, put together without making
+        """Returns a dataset of batches, the same as Grain's `batch`, put together without making
         single examples first.
 
         Args:
@@ -294,7 +294,7 @@ class ReadWindowsIterator(grain.DatasetIterator[Example]):
         if self._stream is not None:
             raise TypeError(
                 "an iterator that was begun cannot be copied or pickled; make another one of its "
-                "data set, with this one's get_state()"
+                "dataset, with this one's get_state()"
             )
         return self.__dict__
 

@@ -25,10 +25,10 @@ _WRAPPERS = (
 _EXPECTED = "the dict that get_state of the same pipeline returned"
 # Far above any run; the arithmetic on positions is done in 64 bits.
 _POSITION_LIMIT = 1 << 62
-_REMEDY = "make the data set with the same shuffle, or begin a new stream"
+_REMEDY = "make the dataset with the same shuffle, or begin a new stream"
 _REMEDIES = {
     "commit": (
-        "open the data set with revision= that commit (of a directory it is a hash of its meta/, "
+        "open the dataset with revision= that commit (of a directory it is a hash of its meta/, "
         "of a bucket of the list of its files), or begin a new stream"
     ),
     "episodes": (

@@ -1,4 +1,4 @@
-"""Worker processes: what each does when it starts, and a Grain data set that reads with them and
+"""Worker processes: what each does when it starts, and a Grain dataset that reads with them and
 resumes with any number of them.
 
 Threads in one process are the default way to be parallel; processes help where the user's own
@@ -15,10 +15,10 @@ needs care (Grain 0.2.18):
   its examples are missing. Here the next call starts all workers again, behind the last example
   that was handed out.
 * A `StopIteration` out of the user's function ends that worker without a word, and an exception or
-  an example that does not pickle is lost on the way, so that the consumer waits for ever. Here all
+  an example that does not pickle is lost on the way, so that the consumer waits forever. Here all
   of these are errors.
 
-Not here: a worker that blocks for ever in the user's code blocks `next` and `close`, and one that
+Not here: a worker that blocks forever in the user's code blocks `next` and `close`, and one that
 leaves through `os._exit(0)` blocks `next`: Grain waits for it inside a thread that cannot be
 interrupted.
 """
@@ -88,7 +88,7 @@ def worker_init(worker_index: int, worker_count: int) -> None:  # noqa: ARG001 (
 def _end_with_parent() -> None:
     # Linux would send a signal by itself (PR_SET_PDEATHSIG), but when the *thread* ends that
     # started this process. Grain starts it from a thread that ends in `set_state`: tried, the
-    # worker was killed there and the consumer waited for ever.
+    # worker was killed there and the consumer waited forever.
     parent = multiprocessing.parent_process()
     assert parent is not None
     # The sentinel is a pipe that a process forked from the parent would hold open, so the number of

@@ -4,7 +4,7 @@ Row <-> (episode, frame), and where each episode lies in its files.
 
 Structs of read-only arrays, one element an episode, in the order of their rows: 130,000 episodes of
 three cameras are 20 MB. Everything about files follows the chunk and file indices of the table;
-nothing is found by listing (one real data set holds a second copy of its table under a name that a
+nothing is found by listing (one real dataset holds a second copy of its table under a name that a
 glob would match).
 
 An episode has a number, by which users, files and messages know it, and a position in the table, by
@@ -81,7 +81,7 @@ class VideoSpans:
 
 @dataclass(frozen=True, slots=True)
 class EpisodeTable:
-    """All episodes of a data set, in the order of their numbers.
+    """All episodes of a dataset, in the order of their numbers.
 
     Attributes:
       first_rows: int64 `(episodes,)`, row of frame 0.
@@ -172,7 +172,7 @@ def episode_table(
     Args:
       columns: name -> array `(episodes,)` of the columns that `episode_columns` names, of all files
         of the table, one after the other. Those that no file has are absent.
-      info: of the same data set.
+      info: of the same dataset.
       where: names the table in messages.
 
     Raises:
@@ -197,7 +197,7 @@ def episode_table(
         )
     if lengths.sum(dtype=np.float64) > _MAX_ROWS:
         raise DatasetFormatError(
-            f"{where}: the lengths add up to more than {_MAX_ROWS} frames, which no data set holds"
+            f"{where}: the lengths add up to more than {_MAX_ROWS} frames, which no dataset holds"
         )
     first_rows = np.cumsum(lengths) - lengths
     for name, expected in (
@@ -375,6 +375,6 @@ def _integers(columns: Mapping[str, npt.NDArray[Any]], name: str, where: str) ->
         )
     if len(values) and (values.max() > _MAX_INTEGER or values.min() < -_MAX_INTEGER):
         raise DatasetFormatError(
-            f"{where}: column {name} has values above {_MAX_INTEGER}, which no data set holds"
+            f"{where}: column {name} has values above {_MAX_INTEGER}, which no dataset holds"
         )
     return values.astype(np.int64)

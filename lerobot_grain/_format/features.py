@@ -61,7 +61,7 @@ class Depth:
     hold depths as they are.
 
     Attributes:
-      unit: `m` or `mm`: of the frames of examples, and of the data set's statistics.
+      unit: `m` or `mm`: of the frames of examples, and of the dataset's statistics.
       min_metres, max_metres: of the codes.
       shift_metres: see above.
       is_logarithmic: whether it is factors, and not steps.
@@ -76,7 +76,7 @@ class Depth:
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One feature of the data set.
+    """One feature of the dataset.
 
     Attributes:
       key: its name, such as `observation.state`.

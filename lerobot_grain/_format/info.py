@@ -1,4 +1,4 @@
-"""`meta/info.json` -> a typed description of the data set: version, fps, features, file templates.
+"""`meta/info.json` -> a typed description of the dataset: version, fps, features, file templates.
 
 Pure: bytes in, a frozen value or `DatasetFormatError` out. The format is the one of lerobot 0.4 to
 0.6 (v3.x; `DatasetInfo` in its `datasets/utils.py`) and of the versions before it (v2.0 and v2.1),
@@ -76,7 +76,7 @@ class DatasetInfo:
       features: those that can be read, by key, in the order of the file.
       total_episodes, total_frames: as declared; `None` where they are missing. The episode table
         decides.
-      data_path, video_path: templates of the files; `video_path` is `None` for data sets without
+      data_path, video_path: templates of the files; `video_path` is `None` for datasets without
         video.
       robot_type: free text, or `None`.
       splits: name -> text such as `0:50`; a list of such texts as `0:50, 60:80`.
@@ -292,7 +292,7 @@ def _note_other_rates(info: Mapping[str, Any], fps: float, notes: list[str]) -> 
         key, rate = next(iter(rates.items()))
         notes.append(
             f"{len(rates)} features have an fps of their own, such as {short_repr(key)}: "
-            f"{short_repr(rate)}; it is not used, all have that of the data set, {fps:g}"
+            f"{short_repr(rate)}; it is not used, all have that of the dataset, {fps:g}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Checks a data set before it is trained on: whether every row has its frame, where its files
+"""Checks a dataset before it is trained on: whether every row has its frame, where its files
 disagree, and what it costs to stream.
 
 Reads `meta/`, and the indices of the video and data files, side by side; no picture and no row. So
@@ -77,7 +77,7 @@ class RowsCost:
 
     Attributes:
       bytes_per_row: column -> bytes in the files, compressed.
-      num_groups: row groups of the whole data set.
+      num_groups: row groups of the whole dataset.
       largest_group_bytes: of the columns that info.json declares.
     """
 
@@ -92,7 +92,7 @@ class CheckReport:
 
     Attributes:
       dataset: its name and commit.
-      num_episodes, num_rows, fps: of the data set.
+      num_episodes, num_rows, fps: of the dataset.
       num_files, num_files_checked: data and video files.
       findings: problems first.
       unusable_features: no episode can be read with them; leave them out of `features=`.
@@ -159,11 +159,11 @@ def check(
     max_files: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
-    """Checks a data set without reading a picture or a row: one or two small requests for every
+    """Checks a dataset without reading a picture or a row: one or two small requests for every
     file, side by side.
 
     Args:
-      repository: the opened data set.
+      repository: the opened dataset.
       max_files: of each camera, and of the data files, so many are checked, evenly spaced; `None`:
         all.
       on_progress: called with the number of files that were checked, and of those that will be.
@@ -427,7 +427,7 @@ def _about_camera(repository: Repository, key: str, facts: list[VideoFacts]) -> 
             make_finding(
                 "frame_rate",
                 INFO_PATH,
-                f"camera {key!r} has video.fps {short_repr(rate)}; the data set has fps "
+                f"camera {key!r} has video.fps {short_repr(rate)}; the dataset has fps "
                 f"{repository.fps:g}",
             )
         )

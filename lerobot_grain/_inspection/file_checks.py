@@ -1,4 +1,4 @@
-"""What one file of a data set holds and what is wrong with it, told by its index: the `moov` of a
+"""What one file of a dataset holds and what is wrong with it, told by its index: the `moov` of a
 video, the footer of a data file.
 
 Rules:
@@ -48,7 +48,7 @@ class Finding:
       kind: a short name that does not change, such as `missing_file`; docs/check.md has them all.
       is_problem: examples cannot be read, or their pictures may not belong to their rows. Otherwise
         it is odd or costly, and is read.
-      path: the file, from the top of the data set.
+      path: the file, from the top of the dataset.
       feature: key of the feature that it concerns; `None`: all of them.
       episodes: numbers of the episodes that it concerns, ascending; empty where it is not about
         episodes. (Positions in the episode table until `check` hands them out.)
@@ -191,7 +191,7 @@ def _unreadable(
     error: LeRobotGrainError, repository: Repository, path: str, feature: str | None, held: Integers
 ) -> Finding:
     kinds: dict[type, str] = {MissingFileError: "missing_file", DatasetFormatError: "refused_file"}
-    # Every message begins with the name of the data set, and most go on with the path.
+    # Every message begins with the name of the dataset, and most go on with the path.
     text = str(error).removeprefix(repository.description).lstrip(",: ").removeprefix(f"{path}: ")
     text = text.replace(f"there is no file {path}", "there is no such file")
     return make_finding(

@@ -8,7 +8,7 @@ Rules:
 * It draws into a `matplotlib.figure.Figure` of its own; pyplot, and so any global state, is not
   touched.
 * matplotlib is optional, and only asked for when something is drawn.
-* What a value is, the data set says where it is given, and the shape where not: three axes, the
+* What a value is, the dataset says where it is given, and the shape where not: three axes, the
   last of 1, 3 or 4, are a picture.
 """
 
@@ -57,7 +57,7 @@ def plot_example(
     other vectors stems. Numbers and texts stand below, the task is the title.
 
     Args:
-      example: flat dict of arrays, numbers and texts, as the data set hands it out, also after
+      example: flat dict of arrays, numbers and texts, as the dataset hands it out, also after
         `.map`. Arrays may be on a device.
       repository: names the dimensions and says which features are cameras.
       index: which example, where `example` is a batch; `None`: it is one example.
@@ -208,7 +208,7 @@ def _is_camera(key: str, frames: Values, repository: Repository | None) -> bool:
 
 
 def _names(key: str, size: int, repository: Repository | None) -> tuple[str, ...]:
-    """Returns the names of the dimensions where the data set has them, else their numbers."""
+    """Returns the names of the dimensions where the dataset has them, else their numbers."""
     names = (
         repository.features[key].names
         if repository is not None and key in repository.features

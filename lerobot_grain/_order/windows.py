@@ -35,7 +35,7 @@ class WindowRequest:
 
     Attributes:
       row: row of the anchor.
-      episode: its episode (the data set's own number).
+      episode: its episode (the dataset's own number).
       frame: its frame in the episode, from 0.
       frames: feature key -> int64 `(time,)`, frames of the episode in the order of the deltas,
         clamped to the episode.
@@ -162,7 +162,7 @@ def first_invalid(
     Args:
       block: requests that somebody made, with the numbers of their episodes.
       positions: int64 `(examples,)`, where these are in the episode table; -1: they are not.
-      lengths: int64 `(episodes,)`, of the episodes of the data set.
+      lengths: int64 `(episodes,)`, of the episodes of the dataset.
       shown_episodes: which episodes there are, for the message.
     """
     if empty := [key for key, window in block.frames.items() if window.shape[1] == 0]:
@@ -177,7 +177,7 @@ def first_invalid(
     index = int(np.argmax(is_bad))
     episode = block.episodes.item(index)
     if no_episode[index]:
-        return index, f"there is no episode {episode}; the data set has episodes {shown_episodes}"
+        return index, f"there is no episode {episode}; the dataset has episodes {shown_episodes}"
     asked = {"frame": block.anchor_frames[index : index + 1]} | {
         f"frames[{key!r}]": window[index] for key, window in block.frames.items()
     }

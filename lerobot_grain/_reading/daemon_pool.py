@@ -61,7 +61,7 @@ class DaemonPool(Executor):
     """Runs calls in threads, which are started when they are needed.
 
     There is no lock: an exception of a signal handler that strikes while one is released would
-    leave it locked for ever. What is submitted after `shutdown`, by another thread than the one
+    leave it locked forever. What is submitted after `shutdown`, by another thread than the one
     that closed, raises `StorageError`.
 
     Args:

@@ -73,7 +73,7 @@ class ReadAhead:
     """Reads examples in the order in which their blocks were added.
 
     Args:
-      repository: the data set.
+      repository: the dataset.
       selection: what is read of it.
       image_size: (height, width) that cameras are resized to, or `None`.
       options: memory and threads.

@@ -20,7 +20,7 @@ class ReadStatistics:
     Attributes:
       examples: handed out.
       seconds: since the first one was asked for.
-      bytes_fetched, requests: of the data set's storage, since then; other iterators on the same
+      bytes_fetched, requests: of the dataset's storage, since then; other iterators on the same
         `Repository` are counted too.
       retries, pause_seconds: attempts after the first, and the time between attempts and in rate
         limits, summed over threads; counted as `requests` are.

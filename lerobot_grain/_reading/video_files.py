@@ -17,7 +17,7 @@ from lerobot_grain._video.video_file import VideoFile
 
 # Coded bytes of a camera that are fetched in one request, at most.
 MAX_FETCH_BYTES = 4 << 20
-# A file of one episode is fetched whole up to this size, however large the data set is: a request
+# A file of one episode is fetched whole up to this size, however large the dataset is: a request
 # costs as much as so many bytes.
 _WHOLE_FILE_BYTES = 64 << 10
 
@@ -28,7 +28,7 @@ def open_video(
     """Reads the index of a video file of a camera, and a small file of one episode whole.
 
     Args:
-      repository: the data set.
+      repository: the dataset.
       camera: its key.
       number: of the file, among those of the camera.
       keep_bytes: of all files of the camera: if they are not more, judged by this one, files of one

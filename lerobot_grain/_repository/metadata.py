@@ -30,10 +30,10 @@ from lerobot_grain._repository import metadata_v2 as v2
 from lerobot_grain._repository.stats_file import Statistics, parse_stats
 from lerobot_grain._storage.base import Storage
 
-# A metadata file is refused above these sizes before it is read; the largest public data sets have
+# A metadata file is refused above these sizes before it is read; the largest public datasets have
 # a hundredth of them.
 _MAX_STATS_BYTES, _MAX_TABLE_BYTES = 8 << 20, 1 << 30
-# Rows may be packed to nothing. The largest public data sets have 2 million episodes and 100,000
+# Rows may be packed to nothing. The largest public datasets have 2 million episodes and 100,000
 # tasks.
 _MAX_EPISODES, MAX_TASKS = 1 << 22, 1 << 20
 # Up to this size a table is fetched whole, into the Hub's cache, where it costs nothing the next
@@ -67,7 +67,7 @@ def read_episode_columns(
     """Returns name -> array `(episodes,)`, in the order of the files, of the columns of
     `meta/episodes` that there are.
     """
-    # Only names of the format count: a real data set holds a second copy of its table in another
+    # Only names of the format count: a real dataset holds a second copy of its table in another
     # folder under meta/episodes.
     numbered = sorted(
         (int(match[1]), int(match[2]), path)

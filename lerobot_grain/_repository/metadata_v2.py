@@ -6,7 +6,7 @@ number; `meta/` holds lines of JSON:
 
     meta/episodes.jsonl        {"episode_index": 0, "tasks": [...], "length": 197}
     meta/tasks.jsonl           {"task_index": 0, "task": "pick the cube"}
-    meta/stats.json            (v2.0) of the data set, as in v3
+    meta/stats.json            (v2.0) of the dataset, as in v3
     meta/episodes_stats.jsonl  (v2.1) {"episode_index": 0, "stats": {"action": {"min": [...], "max",
                                "mean", "std", "count"}}}
 
@@ -44,7 +44,7 @@ _REMEDY = "compute_stats(repository) makes others"
 def read_episode_columns(
     storage: Storage, listing: Mapping[str, int], info: DatasetInfo, *, max_episodes: int
 ) -> dict[str, npt.NDArray[Any]]:
-    """Reads `meta/episodes.jsonl` as the columns that `meta/episodes` of a v3 data set would have,
+    """Reads `meta/episodes.jsonl` as the columns that `meta/episodes` of a v3 dataset would have,
     int64 or float64 `(episodes,)`.
 
     Raises:
@@ -129,7 +129,7 @@ def read_tasks(storage: Storage, listing: Mapping[str, int], *, max_tasks: int) 
 def read_episodes_stats(
     storage: Storage, listing: Mapping[str, int], info: DatasetInfo, episodes: npt.NDArray[np.int64]
 ) -> dict[str, dict[str, Values]]:
-    """Reads `meta/episodes_stats.jsonl` and adds the episodes up to statistics of the data set, as
+    """Reads `meta/episodes_stats.jsonl` and adds the episodes up to statistics of the dataset, as
     lerobot does when it converts to v3.
 
     `min` and `max` are those of all episodes, `count` their sum; `mean` and quantiles are weighted

@@ -39,7 +39,7 @@ from lerobot_grain._storage.base import Storage
 from lerobot_grain._storage.opening import open_storage
 from lerobot_grain._storage.options import StorageOptions
 
-# A metadata file is refused above these sizes before it is read; the largest public data sets have
+# A metadata file is refused above these sizes before it is read; the largest public datasets have
 # a hundredth of them. JSON takes up to 40 times its size in memory.
 _MAX_INFO_BYTES = 4 << 20
 
@@ -53,7 +53,7 @@ def open_repository(
     cache_dir: str | os.PathLike[str] | None = None,
     storage_options: StorageOptions | None = None,
 ) -> Repository:
-    """Opens a data set on the Hub, in a bucket or in a directory. No row and no video is read.
+    """Opens a dataset on the Hub, in a bucket or in a directory. No row and no video is read.
 
     Args:
       repository: `org/name` on the Hub, `org/name/folder` where the dataset lies in a folder of it,

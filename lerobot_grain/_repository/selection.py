@@ -4,7 +4,7 @@ into training and held-out episodes.
 Rules:
 * What cannot be read is an error where it is selected, by name or by `features=None`, and nothing
   to anybody else.
-* A selection is evaluated once, when the data set is made: what is kept is the positions of
+* A selection is evaluated once, when the dataset is made: what is kept is the positions of
   episodes in the table, ascending.
 * Lists and functions name episodes by their numbers. Slices, and the ranges of splits, count the
   episodes in the order of their numbers, as lerobot counts them; that is the same but where numbers
@@ -235,8 +235,8 @@ def train_eval_split(
     seed: int = 0,
     episodes: EpisodeSelection = None,
 ) -> tuple[Integers, Integers]:
-    """Splits a data set into episodes to train on and episodes to hold out, at random and the same
-    for ever.
+    """Splits a dataset into episodes to train on and episodes to hold out, at random and the same
+    forever.
 
         train, held_out = train_eval_split(repository, eval_fraction=0.1)
         dataset = LeRobotIterDataset(repository, episodes=train)
@@ -246,7 +246,7 @@ def train_eval_split(
     the others stay on their side.
 
     Args:
-      repository: the opened data set.
+      repository: the opened dataset.
       eval_fraction: share of the episodes that is held out, 0 < eval_fraction < 1; rounded, and at
         least one on either side.
       seed: 0 <= seed < 2**64.
@@ -297,7 +297,7 @@ def _listed_episodes(repository: Repository, given: list[Any]) -> Integers:
     positions = table.positions_of(numbers)
     if (bad := np.flatnonzero(positions < 0)).size:
         raise InvalidRequestError(
-            f"episodes: there is no episode {given[bad[0]]}; the data set has episodes "
+            f"episodes: there is no episode {given[bad[0]]}; the dataset has episodes "
             f"{table.shown_numbers}"
         )
     distinct, counts = np.unique(numbers, return_counts=True)

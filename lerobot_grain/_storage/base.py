@@ -52,7 +52,7 @@ PROCESS_STATE_LOCK = threading.Lock()
 
 
 def check_path(description: str, path: str) -> None:
-    """Checks that `path` names a file inside of the data set and nothing else, wherever it is put
+    """Checks that `path` names a file inside of the dataset and nothing else, wherever it is put
     into a URL or a directory.
 
     Metadata decides what is read. With `..` in it, a Hub client would fetch files of other
@@ -70,7 +70,7 @@ def check_path(description: str, path: str) -> None:
     )
     if forbidden or any(part in ("", ".", "..") for part in parts):
         raise DatasetFormatError(
-            f"{description}: {path[:200]!r} is not the path of a file of a data set"
+            f"{description}: {path[:200]!r} is not the path of a file of a dataset"
         )
 
 

@@ -71,7 +71,7 @@ def open_storage(
     cache_dir: str | os.PathLike[str] | None,
     options: StorageOptions,
 ) -> Storage:
-    """Pins a data set and lists its metadata.
+    """Pins a dataset and lists its metadata.
 
     On the Hub that takes three requests, two when `revision` is given, one when it is a commit
     hash; one less when huggingface_hub has downloaded that commit. With HF_HUB_OFFLINE=1 it takes
@@ -105,7 +105,7 @@ def open_storage(
         root = os.path.abspath(os.path.expanduser(name))
         if not os.path.isdir(root):
             raise InvalidRequestError(
-                f"{root} is not a directory; a data set on the Hub is named org/name"
+                f"{root} is not a directory; a dataset on the Hub is named org/name"
             )
         return DirectoryStorage(root, root, options)
     if name.startswith(BUCKET_SCHEME):
@@ -209,7 +209,7 @@ def _parse_hub_name(name: str, revision: str | None) -> _HubName:
         repo_id, after_at, folder = "/".join(parts[:2]), "", "/".join(parts[2:])
         if "://" in name or "/" not in repo_id or (folder and parts[0] in _KINDS):
             raise InvalidRequestError(
-                f"{name!r} is neither an existing directory nor a data set on the Hub, named "
+                f"{name!r} is neither an existing directory nor a dataset on the Hub, named "
                 "org/name, org/name/folder or hf://datasets/org/name@revision"
             )
     folders: dict[str | None, str] = {revision: folder}

@@ -16,7 +16,7 @@ class StorageOptions:
     """How bytes are read.
 
     Attributes:
-      num_connections: requests under way at the same time, for each data set and process.
+      num_connections: requests under way at the same time, for each dataset and process.
       merge_gap_bytes: two ranges of one call are read in one request when at most this many bytes
         lie between them. About latency x bandwidth of one connection; 256 KiB made a prototype 2.8
         times faster at 50 ms, for 2.8 times the bytes at worst. Small episodes and row groups that
@@ -34,7 +34,7 @@ class StorageOptions:
         up to 8 seconds.
       disk_cache_bytes: what may be kept on disk from one run to the next, so that it is not fetched
         again: the indices of video and parquet files, and the rows of large row groups; never
-        pictures. For all data sets together; 0 keeps nothing. Of a directory or bucket nothing is
+        pictures. For all datasets together; 0 keeps nothing. Of a directory or bucket nothing is
         kept.
     """
 

@@ -71,7 +71,7 @@ class Normalizer:
     """Normalizes batches, and takes it back. A pytree of float32 arrays; made by `normalizer`.
 
     Close over it in a jitted function, or pass it as an argument. Save `to_dict()` with the policy,
-    and inference needs no data set.
+    and inference needs no dataset.
 
     Attributes:
       values: low-dimensional feature -> `center` and `width`, float32 `(*shape)`, `()` for scalars.
@@ -111,7 +111,7 @@ class Normalizer:
     def unnormalize(
         self, batch: Mapping[str, Any], keys: Iterable[str] | None = None
     ) -> dict[str, Any]:
-        """Returns the batch with its features in the units of the data set again, pictures in [0,
+        """Returns the batch with its features in the units of the dataset again, pictures in [0,
         1]; arguments as for `normalize`.
         """
         return self._mapped(batch, keys, lambda y, center, width: y * width + center)
@@ -175,10 +175,10 @@ def normalizer(
     *,
     stats: Statistics | None = None,
 ) -> Normalizer:
-    """Returns the normalization of a data set.
+    """Returns the normalization of a dataset.
 
     Args:
-      source: an opened data set; or, without one, its statistics: feature key -> statistic ->
+      source: an opened dataset; or, without one, its statistics: feature key -> statistic ->
         array.
       modes: feature key -> mode, in place of the default.
       stats: statistics of some features, such as `compute_stats` and `stats_of` give, in place of
@@ -200,7 +200,7 @@ def normalizer(
     Raises:
       InvalidRequestError: a feature, mode or statistic does not exist, or one number of `stats`
         stands for a feature of several.
-      DatasetFormatError: a statistic that is needed is malformed, or those of the data set have
+      DatasetFormatError: a statistic that is needed is malformed, or those of the dataset have
         another shape than their feature.
     """
     if isinstance(source, Repository):
@@ -278,11 +278,11 @@ def _check_shapes(
     whatever it has.
 
     Args:
-      is_given: they are not those of the data set, and may be of what a transformation made of the
+      is_given: they are not those of the dataset, and may be of what a transformation made of the
         feature, of another size.
 
     Raises:
-      DatasetFormatError: those of the data set are not.
+      DatasetFormatError: those of the dataset are not.
       InvalidRequestError: those that were given are not.
     """
     feature = repository.features[key]

@@ -127,7 +127,7 @@ class OpenPiDataLoader:
     `set_state` and `close`, and a checkpoint of it is one of the stream.
 
     Args:
-      batches: data set of openpi's dicts, batched, on the devices.
+      batches: dataset of openpi's dicts, batched, on the devices.
       data_config: what `data_config()` returns; the trainer takes the normalisation statistics from
         it.
       observation: makes an observation of a dict; openpi's is `Observation.from_dict`. `None`: the

@@ -198,7 +198,7 @@ class ResizeWithPad(grain.transforms.Map):
 
         dataset.map(ResizeWithPad(["observation.images.top"], (224, 224)))
 
-    `image_size=` of the data set resizes while decoding, which is cheaper; asked for a size of the
+    `image_size=` of the dataset resizes while decoding, which is cheaper; asked for a size of the
     camera's own proportions, such as (168, 224) for 480x640, it leaves only the borders to be added
     here.
 

@@ -1,4 +1,4 @@
-"""Statistics as in `meta/stats.json`: of the rows of a data set, and of whatever a stream of
+"""Statistics as in `meta/stats.json`: of the rows of a dataset, and of whatever a stream of
 batches holds.
 
 Low-dimensional features are read straight from the data files: only their columns, neighbouring row
@@ -65,11 +65,11 @@ def compute_stats(
     episodes: EpisodeSelection = None,
     camera_frames: int = 512,
 ) -> Stats:
-    """Returns statistics of rows, as `meta/stats.json` has them; for data sets without, or for some
+    """Returns statistics of rows, as `meta/stats.json` has them; for datasets without, or for some
     of their episodes.
 
     Args:
-      repository: the opened data set.
+      repository: the opened dataset.
       features: keys of low-dimensional features and cameras; `None`: all low-dimensional ones.
       episodes: as for `LeRobotIterDataset`; `None`: all.
       camera_frames: of how many frames the statistics of a camera are, spread over the selected

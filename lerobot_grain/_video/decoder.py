@@ -29,7 +29,7 @@ def load_decoder() -> tuple[Any, Any]:
     torchcodec is older than they are.
 
     They are imported here and not above because they bring PyTorch: two seconds and 200 MB that
-    data sets without video need not pay.
+    datasets without video need not pay.
 
     Raises:
       LeRobotGrainError: torchcodec, PyTorch or FFmpeg's shared libraries cannot be loaded.

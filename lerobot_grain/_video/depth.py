@@ -39,7 +39,7 @@ _MILLIMETRES_PER_METRE, _MAX_MILLIMETRES = 1000, 65535
 
 @functools.cache
 def load_depth_decoder() -> Any:
-    """Returns the module `av`; not imported above because data sets without depth video need not
+    """Returns the module `av`; not imported above because datasets without depth video need not
     have it.
 
     Raises:

@@ -44,7 +44,7 @@ from lerobot_grain._video.mp4 import SampleTable
 
 Seconds = npt.NDArray[np.float64]
 # Episodes, int64 (n,) -> of each the timestamps of its rows, float64 (rows,), or None where the
-# data set has none.
+# dataset has none.
 ReadTimestamps = Callable[[Integers], Sequence[npt.NDArray[np.floating[Any]] | None]]
 
 # A start may be off its frame by a millisecond, as which many write it, or by a tenth of a frame
@@ -96,7 +96,7 @@ def link_rows(
       episodes: int64 `(n,)`: positions in the episode table, in the order of rows.
       starts: float64 `(n,)`, seconds: where each should start in the file.
       lengths: int64 `(n,)`: rows of each.
-      fps: of the data set.
+      fps: of the dataset.
       read_timestamps: called for the episodes of a file that has more frames than rows, if it does.
         A `DatasetFormatError` becomes the problem of the episodes that need them.
 
@@ -372,7 +372,7 @@ class _Linker:
         )
 
     def _other_rate(self) -> str:
-        """Returns the end of a text, where the rate of the file is not that of the data set."""
+        """Returns the end of a text, where the rate of the file is not that of the dataset."""
         if self._rate is None or not self._is_other_rate(len(self._times) - 1):
             return ""
         return (

@@ -50,8 +50,8 @@ class VideoFile:
       path: of the file.
       camera: key of its camera.
       number: of the file among those of its camera.
-      episodes: the episode table of the data set.
-      fps: of the data set.
+      episodes: the episode table of the dataset.
+      fps: of the dataset.
       read_timestamps: as for `link_rows`.
       where: names the file in messages.
       contents: the whole file, where it was read whole.

@@ -1,4 +1,4 @@
-"""For tests and demos of your own pipelines: writes data sets, serves them from a Hub on this
+"""For tests and demos of your own pipelines: writes datasets, serves them from a Hub on this
 machine, reads the barcodes of frames.
 
     with LoopbackHub() as hub:

@@ -115,7 +115,7 @@ def test_versions_are_named() -> None:
 def test_whatever_fails_in_the_thread_of_the_device_feed_is_raised(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """It was waited for for ever where the thread failed before its first batch, as it did with JAX
+    """It was waited for forever where the thread failed before its first batch, as it did with JAX
     0.7.
     """
     written = write_dataset(tmp_path / "data", episode_lengths=[8], fps=10, cameras=[])

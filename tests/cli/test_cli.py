@@ -237,7 +237,7 @@ def test_plot_writes_a_picture(
     [
         (
             ["DIRECTORY/nothing"],
-            "DIRECTORY/nothing is not a directory; a data set on the Hub is named org/name",
+            "DIRECTORY/nothing is not a directory; a dataset on the Hub is named org/name",
         ),
         (
             ["DIRECTORY", "--delta", "nothing=0"],

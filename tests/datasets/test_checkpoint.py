@@ -346,7 +346,7 @@ def test_behind_a_window_shuffle_another_number_of_processes_is_not_exact(
 def test_a_mixture_is_restored_on_another_number_of_processes(
     repository: lg.Repository, other_repository: lg.Repository, tmp_path: Path
 ) -> None:
-    """Of each data set every row comes once, and the proportions stay; which data set comes at
+    """Of each dataset every row comes once, and the proportions stay; which dataset comes at
     which step depends on the number.
     """
 

@@ -1,4 +1,4 @@
-"""Window requests from any Grain data set: pulled ahead, read as those of the built-in order, with
+"""Window requests from any Grain dataset: pulled ahead, read as those of the built-in order, with
 windows of any lengths.
 """
 
@@ -399,8 +399,8 @@ def test_a_request_above_the_budget_comes_behind_the_examples_before_it(
 
 
 IMPOSSIBLE: dict[str, tuple[tuple[int, int], dict[str, list[int]], str]] = {
-    "episode": ((4, 0), {}, "there is no episode 4; the data set has episodes 0 to 3"),
-    "negative episode": ((-1, 0), {}, "there is no episode -1; the data set has episodes 0 to 3"),
+    "episode": ((4, 0), {}, "there is no episode 4; the dataset has episodes 0 to 3"),
+    "negative episode": ((-1, 0), {}, "there is no episode -1; the dataset has episodes 0 to 3"),
     "frame": ((1, 7), {}, r"frame is \[7\]; expected frames of episode 1, which are 0 to 6"),
     "negative frame": (
         (2, -1),

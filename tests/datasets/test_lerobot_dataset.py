@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import cloudpickle  # comes with Grain, which pickles data sets with it
+import cloudpickle  # comes with Grain, which pickles datasets with it
 import grain
 import jax
 import numpy as np
@@ -175,7 +175,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"features": "action"}, r"features='action': expected a list of keys"),
     ({"features": []}, r"expected at least one key"),
     ({"features": ["action", "action"]}, r"a key is given twice"),
-    ({"episodes": [7]}, r"there is no episode 7; the data set has episodes 0 to 4"),
+    ({"episodes": [7]}, r"there is no episode 7; the dataset has episodes 0 to 4"),
     ({"episodes": [1, 1]}, r"1 is given 2 times"),
     ({"episodes": []}, r"selects none of the 5 episodes"),
     ({"episodes": ["0"]}, r"expected episode numbers"),
@@ -220,7 +220,7 @@ HUB_ERRORS: list[tuple[str, dict[str, Any], str]] = [
     (
         "tests/nowhere",
         {},
-        r"there is no data set tests/nowhere on http://localhost:\d+, or it is private",
+        r"there is no dataset tests/nowhere on http://localhost:\d+, or it is private",
     ),
     ("tests/gated_one", {}, r"tests/gated_one is gated: ask for access on its page"),
     (

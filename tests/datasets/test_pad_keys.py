@@ -1,4 +1,4 @@
-"""Data sets that declare a feature under the name that the mask of a window has, such as
+"""Datasets that declare a feature under the name that the mask of a window has, such as
 `action_is_pad`.
 """
 

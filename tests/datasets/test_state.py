@@ -245,7 +245,7 @@ def test_filters_between_the_parts_resume_exactly(written: WrittenDataset) -> No
 MISMATCHES: dict[str, tuple[dict[str, Any], str]] = {
     "seed": (
         {"shuffle": lg.Shuffle(seed=1)},
-        r"seed = 0, this stream has 1; make the data set with the same shuffle",
+        r"seed = 0, this stream has 1; make the dataset with the same shuffle",
     ),
     "clip_length": ({"shuffle": lg.Shuffle(clip_length=8)}, r"clip_length = 20, this stream has 8"),
     "num_parts": ({"shuffle": lg.Shuffle(num_parts=8)}, r"num_parts = 64, this stream has 8"),
@@ -304,13 +304,13 @@ STREAM = "the dict that get_state of the same pipeline returned"
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "another commit": (
         {"commit": "f" * 40},
-        "commit = '{commit}', this stream has '{ours}'; open the data set with revision= that "
+        "commit = '{commit}', this stream has '{ours}'; open the dataset with revision= that "
         "commit (of a directory it is a hash of its meta/, of a bucket of the list of its files), "
         "or begin a new stream",
     ),
     "another seed": (
         {"seed": 7},
-        "the state was taken with seed = 7, this stream has 0; make the data set with the same "
+        "the state was taken with seed = 7, this stream has 0; make the dataset with the same "
         "shuffle, or begin a new stream",
     ),
     "another number of rows": (
@@ -323,7 +323,7 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "not shuffled": (
         {"shuffled": 0},
-        "shuffled = 0, this stream has 1; make the data set with the same shuffle",
+        "shuffled = 0, this stream has 1; make the dataset with the same shuffle",
     ),
     "a newer version": (
         {"format": 2},

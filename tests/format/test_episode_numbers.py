@@ -223,7 +223,7 @@ def test_selections(directory: Path, episodes: Any, expected: list[int] | None) 
 def test_numbers_that_no_episode_has(repository: lg.Repository, number: int) -> None:
     text = refusal(lambda: select_episodes(repository, [10, number]), lg.InvalidRequestError)
     assert (
-        text == f"episodes: there is no episode {number}; the data set has episodes 10, 20, 30, 45"
+        text == f"episodes: there is no episode {number}; the dataset has episodes 10, 20, 30, 45"
     )
     assert refusal(lambda: select_episodes(repository, [20, 20]), lg.InvalidRequestError) == (
         "episodes: 20 is given 2 times; expected every episode once"
@@ -264,9 +264,7 @@ def test_requests_name_episodes_by_their_numbers(
         rows.map(lambda row: lg.WindowRequest(row, 2, 0, {}, {})), repository
     )
     text = refusal(lambda: list(wrong), lg.InvalidRequestError)
-    assert (
-        text == "a WindowRequest: there is no episode 2; the data set has episodes 10, 20, 30, 45"
-    )
+    assert text == "a WindowRequest: there is no episode 2; the dataset has episodes 10, 20, 30, 45"
     late = lg.ReadWindowsIterDataset(
         rows.map(lambda row: lg.WindowRequest(row, 20, 4, {}, {})), repository
     )

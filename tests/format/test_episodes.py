@@ -107,7 +107,7 @@ def test_a_whole_table() -> None:
     assert table.data.paths == ("data/0-3", "data/1-0")
     assert table.data.file_of_episode.tolist() == [0, 1, 0, 1]
     assert [table.data.episodes_in(file).tolist() for file in range(2)] == [[0, 2], [1, 3]]
-    # Episodes 0 and 2 follow each other in their file, though not in the data set.
+    # Episodes 0 and 2 follow each other in their file, though not in the dataset.
     assert table.data_offsets.tolist() == [0, 0, 4, 2]
     assert list(table.videos) == ["top"]
     assert table.videos["top"].files.paths == ("videos/top/0-0", "videos/top/0-1")

@@ -84,7 +84,7 @@ def directory(written: WrittenDataset, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def numbers(tmp_path: Path) -> Path:
-    """A data set of numbers only, of one episode of 40 rows."""
+    """A dataset of numbers only, of one episode of 40 rows."""
     return write_dataset(
         tmp_path / "numbers",
         episode_lengths=[40],
@@ -807,7 +807,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, tuple[str, ...]]]:
 def test_the_column_is_read_once_in_a_process(
     directory: Path, reads: Any, monkeypatch: pytest.MonkeyPatch, order: Any
 ) -> None:
-    """Of each row group, however often the group is read, by whatever data set of the
+    """Of each row group, however often the group is read, by whatever dataset of the
     repository.
     """
     monkeypatch.setattr("lerobot_grain._reading.options._MIN_LARGE_BYTES", 0)

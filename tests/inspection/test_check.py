@@ -1,4 +1,4 @@
-"""`check`: data sets damaged on purpose, each finding seen, and none where nothing is wrong; what
+"""`check`: datasets damaged on purpose, each finding seen, and none where nothing is wrong; what
 it costs; what the command prints.
 """
 
@@ -333,7 +333,7 @@ def test_video_of_another_frame_rate_with_a_frame_for_every_row(directory: Path)
         "frames are 0.100000 s apart on average (10 fps); the k-th row is given the k-th frame; "
         "lerobot refuses it (and 1 more episode)"
     )
-    assert "camera 'top' has video.fps 10; the data set has fps 20" in text_of(report, "frame_rate")
+    assert "camera 'top' has video.fps 10; the dataset has fps 20" in text_of(report, "frame_rate")
     assert report.is_fine
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._order.shuffle import ORDER_VERSION, FrameOrder, Shuffle, halve_parts
 
-# The selected episodes of a small data set, of which rows 16 to 25 are not selected. 37 rows in
+# The selected episodes of a small dataset, of which rows 16 to 25 are not selected. 37 rows in
 # three data files.
 FIRST_ROWS, LENGTHS, DATA_FILES = [0, 9, 26, 33], [9, 7, 7, 14], [0, 0, 1, 2]
 

@@ -291,7 +291,7 @@ def test_public_names_are_what_all_says() -> None:
 
 
 def test_importing_the_package_does_not_import_pytorch() -> None:
-    # Two seconds and 200 MB that data sets without video need not pay.
+    # Two seconds and 200 MB that datasets without video need not pay.
     assert (
         printed(
             "import lerobot_grain, sys; print(*{'torch', 'torchcodec'} & set(sys.modules))"

@@ -1,4 +1,4 @@
-"""The benchmark runs: a smoke test with the smallest data sets.
+"""The benchmark runs: a smoke test with the smallest datasets.
 
 What it measures here means nothing.
 """
@@ -48,7 +48,7 @@ def test_a_measurement_in_a_process_of_its_own(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "result.json").read_text())
-    # A data set without video has nothing that the other kinds measure.
+    # A dataset without video has nothing that the other kinds measure.
     assert {case: list(kinds) for case, kinds in written["results"].items()} == {"state": ["ours"]}
     assert written["results"]["state"]["ours"][0]["examples"] == 96
     check_tables(done.stdout, written, {"local directory": 1})

@@ -56,7 +56,7 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """Returns for every example the options that name small data sets."""
+    """Returns for every example the options that name small datasets."""
     directory = tmp_path_factory.mktemp("worlds")
     write_world = importlib.import_module("worlds").write_world
     small: dict[str, Any] = {"num_episodes": 10, "episode_length": 16}
@@ -217,7 +217,7 @@ def test_an_example_writes_serves_trains_and_prints_no_warning(tmp_path: Path) -
         if line.strip()
     ]
     assert lines == [
-        "writing a small data set into runs/behaviour_cloning/robot",
+        "writing a small dataset into runs/behaviour_cloning/robot",
         "demo/robot@_: 50 episodes, 5,000 frames at 10 fps",
         *(f"step {step}: held-out error _" for step in (0, 2, 4)),
         "step 4: held-out error _; at the start held-out error _. _ a step, _% of the time spent "

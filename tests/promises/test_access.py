@@ -130,7 +130,7 @@ def test_tokens(
         expected = (
             f"{repository} is gated: ask for access on its page"
             if "gated" in repository
-            else f"there is no data set {repository} on"
+            else f"there is no dataset {repository} on"
         )
         assert expected in str(caught.value)
         assert f"({hint})" in str(caught.value)
@@ -151,7 +151,7 @@ def test_tokens_of_the_environment_of_a_process(guarded, directory, tmp_path):
     ]
     private, gated, refused = streams_in_process(tasks, {"HF_HOME": str(tmp_path)})
     assert private == gated == {"digest": digest(directory)}
-    assert "there is no data set access/private" in refused["text"]
+    assert "there is no dataset access/private" in refused["text"]
 
 
 # --- proxies -------------------------------------------------------------------------------------

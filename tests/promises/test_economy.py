@@ -32,7 +32,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(
     hub: LoopbackHub, directory: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[dict[str, Any]]:
-    """Opens the data set on the Hub, with an empty cache and eight connections."""
+    """Opens the dataset on the Hub, with an empty cache and eight connections."""
     name = f"economy/{request.node.name.replace('_', '-')}"
     hub.add_repository(name, directory, tags=["v3.0"])
     hub.clear_requests()
@@ -95,7 +95,7 @@ def test_four_workers(
     workers = lg.WorkerPrefetchIterDataset(dataset, num_workers=4)
     assert num_rows(workers) == NUM_ROWS
     found = hub.requests()
-    # Everything that the API and `meta/` say came with the data set.
+    # Everything that the API and `meta/` say came with the dataset.
     assert {r.kind for r in found} == {"resolver", "cdn"}
     assert sorted(by_file(found)) == DATA_AND_VIDEO
     assert max(by_file(found).values()) <= 4

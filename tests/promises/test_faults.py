@@ -1,5 +1,5 @@
 """A Hub that misbehaves: every fault, at every stage of a stream, once, in the middle, five times
-in a row and for ever.
+in a row and forever.
 
 Whatever happens, the stream is exact in the end: either it never notices, or it stops with the
 error of the table; then the fault is taken away, and the same iterator (where opening failed: the
@@ -106,7 +106,7 @@ def opened(
 def pickled(
     server: LoopbackHub, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[lg.StorageOptions, bytes]:
-    """An opened data set, as another process would get it: without connections and links."""
+    """An opened dataset, as another process would get it: without connections and links."""
     found = {}
     for options in (OPTIONS, UNHURRIED):
         dataset = opened(server, tmp_path_factory.mktemp("cache"), options=options)
@@ -242,7 +242,7 @@ KINDS = {
     "stalled before": Kind(
         {"latency_seconds": 100}, 5, GAVE_UP + "ReadTimeout at", patterns=("first",)
     ),
-    "stalled for ever": Kind(
+    "stalled forever": Kind(
         {"latency_seconds": 100},
         5,
         GAVE_UP + "ReadTimeout at",

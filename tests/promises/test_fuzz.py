@@ -1,4 +1,4 @@
-"""A short run of the fuzzer, always the same, over all that reads bytes of a data set; and the
+"""A short run of the fuzzer, always the same, over all that reads bytes of a dataset; and the
 fuzzer itself. Long runs: fuzz/README.md.
 """
 

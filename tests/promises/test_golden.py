@@ -1,4 +1,4 @@
-"""The oracle: what lerobot's map-style reader returns for data sets that lerobot's own recorder
+"""The oracle: what lerobot's map-style reader returns for datasets that lerobot's own recorder
 wrote.
 
 Every example of the four window specifications must be equal, bit for bit, depth among it; and in a

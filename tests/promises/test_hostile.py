@@ -152,7 +152,7 @@ def test_cameras_whose_key_leads_elsewhere(directory: Path, key: str) -> None:
     text = refusal(
         lambda: sample_table(repository.storage, repository.episodes.videos[key].files.paths[0])
     )
-    assert "is not the path of a file of a data set" in text
+    assert "is not the path of a file of a dataset" in text
 
 
 # --- texts and numbers of info.json --------------------------------------------------------------
@@ -317,9 +317,9 @@ def table_of(**changes: Any) -> Any:
     ("changes", "text"),
     [
         ({"length": [1 << 33, 1]}, "the lengths add up to more than 4294967296 frames, which no "
-                                   "data set holds"),
+                                   "dataset holds"),
         ({"length": [1 << 40] * 2}, "the lengths add up to more than 4294967296 frames, which no "
-                                    "data set holds"),
+                                    "dataset holds"),
         ({"length": [1 << 50, 1]}, "column length has values above 1099511627776, which no data "
                                    "set holds"),
         ({"videos__top__from_timestamp": [0, 1e300]}, "episode 1 has videos/top/from_timestamp "

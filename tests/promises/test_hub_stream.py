@@ -158,7 +158,7 @@ def test_real_video_is_bit_identical_to_sequential_decoding(
     repository = dataset.repository
     (key,) = repository.cameras
     spans = repository.episodes.videos[key]
-    # In both data sets the episodes fill their files, so the rows of a file are its frames, in
+    # In both datasets the episodes fill their files, so the rows of a file are its frames, in
     # order, decoded from start to end.
     expected: dict[int, int] = {}
     for number, path in enumerate(spans.files.paths):
@@ -232,7 +232,7 @@ def test_a_moved_branch_does_not_change_a_stream(
     reopened = lg.LeRobotIterDataset(**arguments, revision="main", features=["index"])
     assert reopened.num_rows == 780
     state = iter(dataset).get_state()
-    with pytest.raises(lg.StateMismatchError, match="open the data set with revision= that commit"):
+    with pytest.raises(lg.StateMismatchError, match="open the dataset with revision= that commit"):
         iter(reopened).set_state(state)
 
 

@@ -1,7 +1,7 @@
-"""Data sets of every kind against each other: version x codec x GOP x B pictures x place of `moov`
+"""Datasets of every kind against each other: version x codec x GOP x B pictures x place of `moov`
 x files x row groups x features.
 
-Each pair of values of two of these stands together in at least one data set. Every one is streamed,
+Each pair of values of two of these stands together in at least one dataset. Every one is streamed,
 shuffled and with windows, from its directory and from the loopback Hub: each frame must carry its
 own barcode, every other value must be the written one.
 """

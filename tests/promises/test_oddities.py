@@ -1,7 +1,7 @@
-"""What real data sets do that the format does not promise: each is read all the same, read with a
+"""What real datasets do that the format does not promise: each is read all the same, read with a
 note, or refused in words.
 
-The data sets here are written as the recorder writes them and then changed; what comes out must be
+The datasets here are written as the recorder writes them and then changed; what comes out must be
 what came out before.
 """
 
@@ -136,7 +136,7 @@ INFOS: dict[str, tuple[Callable[[dict[str, Any]], Any], list[str]]] = {
         lambda info: [info.pop(name) for name in ("total_episodes", "total_frames", "total_tasks")],
         [],
     ),
-    "totals of a larger data set": (
+    "totals of a larger dataset": (
         lambda info: info.update(total_episodes=50, total_frames=9999, total_tasks=3),
         [
             "total_episodes is 50, but the episode table has 4, which is what is read",
@@ -201,7 +201,7 @@ INFOS: dict[str, tuple[Callable[[dict[str, Any]], Any], list[str]]] = {
         lambda info: info["features"]["action"].update(fps=50),
         [
             "1 features have an fps of their own, such as 'action': 50; it is not used, all have "
-            "that of the data set, 10"
+            "that of the dataset, 10"
         ],
     ),
     "extra keys": (
@@ -767,7 +767,7 @@ def test_language_that_is_none(rows_directory: Path) -> None:
         examples_of(rows_directory)
 
 
-# --- real data sets ------------------------------------------------------------------------------
+# --- real datasets ------------------------------------------------------------------------------
 
 
 def test_the_fixture_of_lerobot_studio(shared: Path) -> None:

@@ -1,7 +1,7 @@
 """No token and no signed link leaves this process but to whom it belongs: not in errors, logs,
 warnings, pickles, states or files.
 
-Whole streams of a private data set are disturbed in all ways at all places, with every logger at
+Whole streams of a private dataset are disturbed in all ways at all places, with every logger at
 DEBUG, and everything that comes out of it is searched.
 """
 

@@ -71,7 +71,7 @@ class Uninterrupted:
 
 
 class Shard:
-    """One shard, read by workers: each has a slice of the data set, as `mp_prefetch` cuts it, and
+    """One shard, read by workers: each has a slice of the dataset, as `mp_prefetch` cuts it, and
     they are asked in turn.
     """
 

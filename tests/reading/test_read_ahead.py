@@ -308,7 +308,7 @@ ERRORS = {
 def break_something(
     repository: lg.Repository, directory: Path, name: str
 ) -> Callable[[dict[str, Any]], bool]:
-    """Damages a copy of the data set; returns whether an example needs what is lost.
+    """Damages a copy of the dataset; returns whether an example needs what is lost.
 
     Episode 3 is in each of the damaged files.
     """

@@ -1,4 +1,4 @@
-"""Data sets of v2.0 and v2.1: the same examples, order, states and statistics as of v3; malformed
+"""Datasets of v2.0 and v2.1: the same examples, order, states and statistics as of v3; malformed
 lines; which version is opened.
 """
 
@@ -58,7 +58,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A data set of v2.1 without cameras that a test may damage."""
+    """A dataset of v2.1 without cameras that a test may damage."""
     return write_dataset(
         tmp_path / "data", version="v2.1", episode_lengths=[5, 6, 7], cameras=()
     ).directory

@@ -1,4 +1,4 @@
-"""Opening a data set: what its description holds, what is read for it, incomplete and contradictory
+"""Opening a dataset: what its description holds, what is read for it, incomplete and contradictory
 metadata, and a large one.
 """
 
@@ -489,7 +489,7 @@ def test_a_column_that_no_file_has(directory: Path) -> None:
 
 
 def test_a_camera_that_the_episode_table_does_not_know_is_not_in_the_way(directory: Path) -> None:
-    # Real data sets declare cameras without files: an error only for those who select them.
+    # Real datasets declare cameras without files: an error only for those who select them.
     def declare(info: Any) -> Any:
         return {**info, "features": {**info["features"], "third": info["features"][TOP]}}
 
@@ -529,7 +529,7 @@ def test_paths_that_lead_out_of_the_data_set(directory: Path) -> None:
     repository = open_repository(directory)
     path = repository.episodes.videos[TOP].files.paths[0]
     with pytest.raises(
-        DatasetFormatError, match=r"'\.\./\.\./top\.mp4' is not the path of a file of a data set"
+        DatasetFormatError, match=r"'\.\./\.\./top\.mp4' is not the path of a file of a dataset"
     ):
         sample_table(repository.storage, path)
 
@@ -797,7 +797,7 @@ def test_statistics_without_any_entry(directory: Path) -> None:
     assert open_repository(directory).stats == {}
 
 
-# --- a large data set ----------------------------------------------------------------------------
+# --- a large dataset ----------------------------------------------------------------------------
 
 _MEASURE = """
 import json, sys, time

@@ -83,8 +83,8 @@ def test_selected_episodes_are_in_ascending_order(
 @pytest.mark.parametrize(
     ("episodes", "text"),
     [
-        ([5], "episodes: there is no episode 5; the data set has episodes 0 to 4"),
-        ([0, -1], "episodes: there is no episode -1; the data set has episodes 0 to 4"),
+        ([5], "episodes: there is no episode 5; the dataset has episodes 0 to 4"),
+        ([0, -1], "episodes: there is no episode -1; the dataset has episodes 0 to 4"),
         ([1, 2, 1], "episodes: 1 is given 2 times; expected every episode once"),
         ([], "episodes=[] selects none of the 5 episodes"),
         (slice(5, 9), "episodes=slice(5, 9, None) selects none of the 5 episodes"),

@@ -412,7 +412,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One large row group a file, as converted data sets have."""
+    """One large row group a file, as converted datasets have."""
     return write_dataset(
         tmp_path_factory.mktemp("converted") / "data",
         episode_lengths=[100] * 12,
@@ -436,7 +436,7 @@ def kept(tmp_path: Path) -> Path:
 def start(
     hub: LoopbackHub, tmp_path: Path
 ) -> Iterator[Callable[..., tuple[list[Any], list[RequestRecord]]]]:
-    """Opens a data set as a new process would, and reads one epoch; gives the examples, and the
+    """Opens a dataset as a new process would, and reads one epoch; gives the examples, and the
     requests for data and video files.
     """
 

@@ -312,7 +312,7 @@ def test_gated_and_private(hub, root, tmp_path):
     assert opened(hub, "folders/private/left", tmp_path, token="hf_owner").folder == "left"
     with pytest.raises(lg.StorageError) as caught:
         opened(hub, "folders/private/left", tmp_path)
-    assert "there is no data set folders/private on" in str(caught.value)
+    assert "there is no dataset folders/private on" in str(caught.value)
     assert str(caught.value).endswith("; nor is folders/private/left a directory here")
 
 
@@ -404,7 +404,7 @@ def test_a_revision_that_is_none(hub, tmp_path):
         (
             "datasets/org/name",
             None,
-            "'datasets/org/name' is neither an existing directory nor a data set on the Hub",
+            "'datasets/org/name' is neither an existing directory nor a dataset on the Hub",
         ),
         ("https://huggingface.co/datasets/org/name", None, "is neither an existing directory"),
         ("hf://datasets/org", None, "is neither an existing directory"),

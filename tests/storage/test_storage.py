@@ -309,7 +309,7 @@ class TestBothKinds:
             lambda: storage.read_metadata(path, max_bytes=100),
         ):
             with pytest.raises(
-                DatasetFormatError, match="is not the path of a file of a data set"
+                DatasetFormatError, match="is not the path of a file of a dataset"
             ) as caught:
                 call()
             assert str(caught.value).startswith(f"{storage.description}: ")
@@ -398,12 +398,12 @@ class TestOpening:
         [
             (
                 "/no/such/directory",
-                r"^/no/such/directory is not a directory; a data set on the Hub is named org/name",
+                r"^/no/such/directory is not a directory; a dataset on the Hub is named org/name",
             ),
             ("./nothing", r"nothing is not a directory"),
             (
                 "https://huggingface.co/datasets/org/name",
-                r"neither an existing directory nor a data set on the Hub, named org/name",
+                r"neither an existing directory nor a dataset on the Hub, named org/name",
             ),
             ("name", r"^'name' is neither"),
             ("datasets/a/b", r"^'datasets/a/b' is neither"),
@@ -515,7 +515,7 @@ class TestRefusals:
                 with pytest.raises(StorageError) as caught:
                     open_hub(repository, token=token, revision=revision)
                 expected = (
-                    f"there is no data set {repository} on {hub.endpoint}, or it is private, "
+                    f"there is no dataset {repository} on {hub.endpoint}, or it is private, "
                     f"which looks the same without access ({hint})"
                 )
                 assert str(caught.value).endswith(expected)

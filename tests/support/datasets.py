@@ -1,4 +1,4 @@
-"""Data sets on disk: read whole, and changed."""
+"""Datasets on disk: read whole, and changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One process of several that stream a data set together and run jitted steps on the global
+"""One process of several that stream a dataset together and run jitted steps on the global
 batches; started by test_multihost.py.
 
 The last line that it prints is what it saw, as JSON.

@@ -1,7 +1,7 @@
 """MP4 files as phones, editors and other recorders leave them: joined, cut, turned, with headers in
 their samples. Frames have barcodes.
 
-And data sets whose video files are such ones: `write_with_videos`.
+And datasets whose video files are such ones: `write_with_videos`.
 """
 
 from __future__ import annotations
@@ -326,7 +326,7 @@ def codes_by_pyav(data: bytes) -> list[tuple[int, int]]:
         )
 
 
-# --- data sets -----------------------------------------------------------------------------------
+# --- datasets -----------------------------------------------------------------------------------
 
 
 class VideoOf(NamedTuple):
@@ -344,7 +344,7 @@ def write_with_videos(
     fps: int = 10,
     size: tuple[int, int] = (HEIGHT, WIDTH),
 ) -> WrittenDataset:
-    """Writes a data set whose one camera has these files; `size` is the (height, width) that
+    """Writes a dataset whose one camera has these files; `size` is the (height, width) that
     info.json declares.
     """
     lengths = [length for file in files for length in file.lengths]

@@ -1,4 +1,4 @@
-"""A small data set of several files, its stream as one number, and processes of their own that
+"""A small dataset of several files, its stream as one number, and processes of their own that
 stream it.
 
 Settings of huggingface_hub are read when it is imported, so what depends on them is tried in such a

@@ -1,4 +1,4 @@
-"""The data set writer: the recorder's layout (golden files are the oracle), pictures that survive
+"""The dataset writer: the recorder's layout (golden files are the oracle), pictures that survive
 coding, values that are known.
 """
 
@@ -44,8 +44,7 @@ ROLLED_LENGTHS = [41, 16, 35, 74, 46, 10, 45, 14, 61, 76, 78, 51, 70, 32]
 def golden() -> Path:
     if not (SHARED / "golden").is_dir():
         pytest.skip(
-            f"needs the data sets that lerobot recorded, in {SHARED.name}/golden beside the "
-            "checkout"
+            f"needs the datasets that lerobot recorded, in {SHARED.name}/golden beside the checkout"
         )
     return SHARED / "golden"
 

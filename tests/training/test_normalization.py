@@ -459,7 +459,7 @@ ODD_SHAPES = {
 
 @pytest.fixture
 def with_stats(tmp_path: Path) -> Any:
-    """A data set with other statistics of some features."""
+    """A dataset with other statistics of some features."""
 
     def write(**changed: Any) -> lg.Repository:
         camera = Camera(key=TOP, height=24, width=24, kind="image")

@@ -210,7 +210,7 @@ def test_as_lerobot_but_for_its_quantiles(shared: Path, name: str) -> None:
 
 
 def test_as_what_others_say_of_all_rows(shared: Path) -> None:
-    # GR00T's own statistics, of all rows at once. A v2.0 data set: each episode is a file.
+    # GR00T's own statistics, of all rows at once. A v2.0 dataset: each episode is a file.
     repository = lg.open_repository(shared / "real" / "gr00t_v20")
     assert repository.stats is not None
     keys = ["observation.state", "action"]

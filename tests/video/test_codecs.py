@@ -1,7 +1,7 @@
-"""Every codec and pixel format that real data sets have, in GOPs of any length: each frame equals
+"""Every codec and pixel format that real datasets have, in GOPs of any length: each frame equals
 sequential decoding of its whole file.
 
-The codec is told by the file; what info.json says of it is wrong in all of these data sets.
+The codec is told by the file; what info.json says of it is wrong in all of these datasets.
 """
 
 from __future__ import annotations

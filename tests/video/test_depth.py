@@ -362,7 +362,7 @@ def test_what_info_json_cannot_mean(
 
 
 def features_with(written: WrittenDataset, tmp_path: Path, info: dict[str, Any]) -> Any:
-    """Returns the features of the data set with another `info` of its depth camera; only metadata
+    """Returns the features of the dataset with another `info` of its depth camera; only metadata
     are there.
     """
     (tmp_path / "meta").symlink_to(written.directory / "meta", target_is_directory=True)

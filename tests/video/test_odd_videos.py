@@ -109,7 +109,7 @@ def made(values: Mapping[str, Any]) -> bytes:
 
 
 def check(directory: Path, files: list[VideoOf], expected: np.ndarray, *, fps: int) -> None:
-    """Streams a data set, shuffled and through windows; the row `index` must have the frame of this
+    """Streams a dataset, shuffled and through windows; the row `index` must have the frame of this
     number.
     """
     repository = lg.open_repository(directory)

@@ -149,7 +149,7 @@ def test_an_episode_that_starts_behind_the_end_of_the_file() -> None:
 
 
 def test_an_episode_that_starts_where_there_is_no_frame() -> None:
-    # Half-way between two frames, seen from a data set of twice the rate; and in a file of a fourth
+    # Half-way between two frames, seen from a dataset of twice the rate; and in a file of a fourth
     # of it.
     assert problem(video_file([5, 5], [0.0, 0.75], fps=20.0), 1) == (
         "it should start at 0.750000 s, but the nearest of the 30 frames is at 0.700000 s and the "

@@ -43,7 +43,7 @@ class CameraReader:
     """Reads the frames of one camera.
 
     Args:
-      repository: the data set.
+      repository: the dataset.
       feature: the camera.
       image_size: (height, width) to resize to, or `None`.
       budget: of memory; the caller keeps to what it has for all cameras together.

@@ -47,7 +47,7 @@ class FrameReader:
     """Reads the camera frames of blocks of window requests.
 
     Args:
-      repository: the data set.
+      repository: the dataset.
       cameras: which are read.
       image_size: (height, width) that they are resized to, or `None`.
       budget: of memory; its `frames` are kept to here.

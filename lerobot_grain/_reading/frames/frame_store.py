@@ -1,7 +1,7 @@
 """Which frames of a camera coming examples need, how often, and where each of them is: dense
 arrays, without an object per frame.
 
-Frames are named by the row of the data set that they belong to. A data set may have many millions
+Frames are named by the row of the dataset that they belong to. A dataset may have many millions
 of rows, of which a few thousand are known to be needed, in short runs; so the arrays have pages of
 consecutive rows, made when a row of theirs becomes known and given up after its last use. The
 elements that belong to a row are its *entry*. Pure.
@@ -36,7 +36,7 @@ class FrameDemand:
     """
 
     def __init__(self) -> None:
-        # number of a page of the data set -> page of the arrays; page 0 is not used
+        # number of a page of the dataset -> page of the arrays; page 0 is not used
         self._pages: dict[int, int] = {}
         self._free: list[int] = []
         self._num_pages = 0

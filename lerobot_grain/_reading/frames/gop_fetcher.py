@@ -53,7 +53,7 @@ class GopRun:
     num_bytes: int
     gops: range
     num_waiting: int  # GOPs that are not done with
-    is_kept: bool  # for ever
+    is_kept: bool  # forever
 
 
 @dataclass(eq=False, slots=True)
@@ -73,7 +73,7 @@ class GopFetcher:
     """The coded bytes of one camera.
 
     Args:
-      repository: the data set.
+      repository: the dataset.
       camera: its key.
       demand: which frames are needed; those whose bytes are asked for are marked there.
       needed_every_epoch: bool `(episodes,)`: of which episodes the stream needs something in every

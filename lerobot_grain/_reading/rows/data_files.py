@@ -358,7 +358,7 @@ def episode_timestamps(
     and those that check and order rows.
 
     Args:
-      repository: the data set.
+      repository: the dataset.
       episodes: int64 `(n,)`, positions in the episode table, in any order and of any data files.
 
     Returns:
@@ -471,7 +471,7 @@ def _is_to_be_kept(
     """Returns whether a row group is kept on disk: numbers and texts, not pictures, of which many
     rows come for each that is wanted.
 
-    Only where those of the whole data set, if all its row groups are like this one, take less than
+    Only where those of the whole dataset, if all its row groups are like this one, take less than
     half of what may be kept. Otherwise the groups of each epoch would push out those of the same
     epoch, and the indices with them.
     """

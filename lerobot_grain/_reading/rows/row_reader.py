@@ -7,7 +7,7 @@ may be more than the memory of the machine. Up to twice the limit they are kept 
 is enough where a stream goes from one large file to the next. Above, a few are read at a time, only
 the rows that the block needs are kept of them, and a warning says what that costs and what helps.
 
-Where all row groups of the data set will be kept, those that lie side by side come in one request
+Where all row groups of the dataset will be kept, those that lie side by side come in one request
 (`_reading/fetch_groups`). Each is unpacked when it is needed, so a defect in one does not affect
 the others.
 """
@@ -87,7 +87,7 @@ class RowReader:
     """Reads the rows of blocks of window requests.
 
     Args:
-      repository: the data set.
+      repository: the dataset.
       selection: what is read of it.
       image_size: (height, width) that embedded images are resized to, or `None`.
       budget: of memory: `rows` of it for row groups that are kept for later requests, up to

@@ -34,7 +34,7 @@ class ListedFile(NamedTuple):
     """A file as a listing of the Hub has it.
 
     Attributes:
-      path: below the data set or, in `cached_listing`, the repository.
+      path: below the dataset or, in `cached_listing`, the repository.
       size_bytes: of its contents.
       xet_hash: the hash of its contents that Xet uses; empty where the listing has none.
       content_hash: as `blob_name` takes it.
@@ -63,7 +63,7 @@ class Refusal(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HubAddress(abc.ABC):
-    """Names something on the Hub that holds files, and how it is read: a data set, or a bucket.
+    """Names something on the Hub that holds files, and how it is read: a dataset, or a bucket.
 
     Of each file one *version* is read.
 
@@ -82,7 +82,7 @@ class HubAddress(abc.ABC):
       cache_dir: the cache of huggingface_hub.
       token: see above.
       options: how bytes are read.
-      prefix: the folder that the data set lies in, with a `/` at its end; empty: it is the whole
+      prefix: the folder that the dataset lies in, with a `/` at its end; empty: it is the whole
         repository.
       notes: what about the name is odd, or is to be said.
     """
@@ -108,7 +108,7 @@ class HubAddress(abc.ABC):
     @abc.abstractmethod
     def tree_url(self, version: str, directory: str, *, recursive: bool = True) -> str:
         """Returns the address of the first page of the list of all files below `directory` of the
-        data set, or only of those in it.
+        dataset, or only of those in it.
         """
 
     @abc.abstractmethod
@@ -223,10 +223,10 @@ class HubAddress(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RepositoryAddress(HubAddress):
-    """Names a data set repository; the version of each of its files is a commit."""
+    """Names a dataset repository; the version of each of its files is a commit."""
 
     kind = "datasets"
-    noun = "data set"
+    noun = "dataset"
     version_header = "X-Repo-Commit"
     version_noun = "commit"
     version_remedy = ""

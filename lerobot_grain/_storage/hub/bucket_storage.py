@@ -1,4 +1,4 @@
-"""Reading a data set in a Storage Bucket of the Hugging Face Hub, `hf://buckets/org/name[/prefix]`.
+"""Reading a dataset in a Storage Bucket of the Hugging Face Hub, `hf://buckets/org/name[/prefix]`.
 
 The idea: a bucket has no commits, and files are overwritten in place. So its files are listed once,
 when it is opened, and each is pinned by its size and by the hash of its contents that Xet uses.
@@ -7,8 +7,8 @@ Whenever the Hub is asked where a file's bytes are, it must answer for that hash
 Rules:
 * Only `meta/`, `data/` and `videos/` below the prefix are listed and read: what else lies in a
   bucket (checkpoints of the training that reads it) may be many files, and may change.
-* A hash of that list stands for the commit. It changes with any of the files, and not when the data
-  set is moved.
+* A hash of that list stands for the commit. It changes with any of the files, and not when the
+  dataset is moved.
 * A file that is not in the list does not exist. One that was changed or deleted since is an error,
   never other bytes.
 * Metadata is read as ranges like everything else, and kept nowhere: the cache of huggingface_hub is
@@ -40,13 +40,13 @@ _BUCKET_URI = re.compile(r"hf://buckets/([^/]+/[^/]+)/?(.*)")
 # Ends the messages about a file that is not the one that was pinned.
 CHANGED = (
     "the bucket was changed after it was opened: open it again and begin a new stream; "
-    "to be safe from changes, read a copy of it, or a data set repository, which has commits"
+    "to be safe from changes, read a copy of it, or a dataset repository, which has commits"
 )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BucketAddress(HubAddress):
-    """Names a data set in a bucket; the version of each of its files is the hash that Xet uses."""
+    """Names a dataset in a bucket; the version of each of its files is the hash that Xet uses."""
 
     kind = "buckets"
     noun = "bucket"
@@ -105,7 +105,7 @@ def name_bucket(
 
 
 def list_bucket(session: HubSession, bucket: BucketAddress) -> list[ListedFile]:
-    """Returns the files of the data set, by path behind the prefix, in order.
+    """Returns the files of the dataset, by path behind the prefix, in order.
 
     Three requests, and one for each further 1,000 files.
 
@@ -190,5 +190,5 @@ class BucketStorage(OnHub):
                 )
             return session.read_range(pinned.xet_hash, path, wanted)
         except MissingFileError:
-            # It was there: no caller may take it for a file that the data set does without.
+            # It was there: no caller may take it for a file that the dataset does without.
             raise StorageError(f"{self.description}: {path} is gone; {CHANGED}") from None

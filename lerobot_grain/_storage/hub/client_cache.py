@@ -1,4 +1,4 @@
-"""The cache of huggingface_hub on disk: what of a data set already lies in it, and putting a file
+"""The cache of huggingface_hub on disk: what of a dataset already lies in it, and putting a file
 there.
 
 Its layout is documented (huggingface_hub, "Understand caching"): contents in `blobs/<hash>`, for
@@ -41,7 +41,7 @@ _compared: dict[tuple[str, int, int, int, str], bool] = {}
 
 
 def snapshot_directory(repository: HubAddress, commit: str) -> str:
-    """Returns where all files of a commit lie, if any do; a data set in a folder lies in that
+    """Returns where all files of a commit lie, if any do; a dataset in a folder lies in that
     folder of it.
     """
     return os.path.join(repository.cache_root, "snapshots", commit)

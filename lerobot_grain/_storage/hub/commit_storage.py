@@ -43,7 +43,7 @@ _said: set[tuple[str, str]] = set()
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HubStorage(OnHub):
-    """The files of one commit of a data set repository on the Hub, or of one folder of it.
+    """The files of one commit of a dataset repository on the Hub, or of one folder of it.
 
     A file that lies in the commit's snapshot in the cache of huggingface_hub is read there, once
     its size is that of the file on the Hub, and of a file of `meta/` its hash too; all others are

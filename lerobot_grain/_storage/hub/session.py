@@ -1,4 +1,4 @@
-"""Reading one commit of a data set repository on the Hugging Face Hub.
+"""Reading one commit of a dataset repository on the Hugging Face Hub.
 
 The idea: the Hub is asked once per file where its bytes are (one HEAD on
 `/resolve/<commit>/<path>`), and the answer, a signed link to the CDN, serves every range of that
@@ -452,7 +452,7 @@ class OnHub(Storage):
 
     def _session(self) -> HubSession:
         # By process, since a connection must not be shared with a forked child. The parent's is
-        # left alone there: closing it could wait for a lock for ever.
+        # left alone there: closing it could wait for a lock forever.
         if (session := self._process_state.get(os.getpid())) is not None:
             return session
         with PROCESS_STATE_LOCK:

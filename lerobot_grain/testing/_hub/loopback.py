@@ -205,7 +205,7 @@ class LoopbackHub:
         """Serves the files of `directory`, those of now, as a Storage Bucket.
 
         Args:
-          bucket_id: `"org/name"`. A data set repository may have the same name.
+          bucket_id: `"org/name"`. A dataset repository may have the same name.
           directory: read from while the Hub runs, never written to.
           private: whether only `token` can see it.
           token: the token that has access; None for a private bucket that nobody has access to.

@@ -19,7 +19,7 @@ from typing import Any
 
 from lerobot_grain.testing._hub.http import FileSlice
 
-# The real Hub decides by .gitattributes and by size; LeRobot's data sets have these as plain git
+# The real Hub decides by .gitattributes and by size; LeRobot's datasets have these as plain git
 # files and the rest in LFS.
 GIT_FILE_SUFFIXES = (".json", ".jsonl", ".md", ".txt")
 # Files in LFS above this get an invented sha256: to hash gigabytes of video would delay the first

@@ -345,7 +345,7 @@ class Control(asyncio.Protocol):
             except BrokenPipeError:
                 self._ended.set()
             except Exception as error:
-                # Without a reply the parent would wait for ever.
+                # Without a reply the parent would wait forever.
                 say({"number": number, "error": str(error) or repr(error)})
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002

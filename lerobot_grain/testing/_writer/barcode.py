@@ -55,7 +55,7 @@ def draw_barcodes(
         a lossy codec; or depth in millimetres, uint16 (frames, height, width, 1).
       episode_index: of all frames.
       first_frame_index: frame index of `frames[0]`; it counts up by one.
-      camera_index: position of the camera among all cameras of the data set.
+      camera_index: position of the camera among all cameras of the dataset.
 
     Raises:
       InvalidRequestError: a number does not fit into its bits, or the pictures are too small.

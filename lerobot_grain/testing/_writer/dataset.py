@@ -1,4 +1,4 @@
-"""Writes small LeRobotDataset data sets, for tests, demos and benchmarks, without lerobot.
+"""Writes small LeRobotDataset datasets, for tests, demos and benchmarks, without lerobot.
 
 What it writes has the layout, the schemas and the video files that lerobot 0.6.1's recorder
 produces (v3.0; on request v2.1 or v2.0), and every value in it is known: `WrittenDataset` tells
@@ -57,7 +57,7 @@ class WrittenDataset:
     """What was written, and so what a reader must return.
 
     Attributes:
-      directory: of the data set.
+      directory: of the dataset.
       fps: frames per second.
       cameras: in the order of `info.json`; the position is the camera index in the barcodes.
       tasks: texts by task index.
@@ -81,7 +81,7 @@ class WrittenDataset:
         return int(self.episode_lengths.sum())
 
     def row(self, episode_index: int, frame_index: int) -> int:
-        """Returns the number of a frame in the data set."""
+        """Returns the number of a frame in the dataset."""
         if not (
             0 <= episode_index < len(self.episode_lengths)
             and 0 <= frame_index < self.episode_lengths[episode_index]
@@ -126,14 +126,14 @@ def write_dataset(
     noise: float = 0.0,
     statistics: bool = True,
 ) -> WrittenDataset:
-    """Writes a data set.
+    """Writes a dataset.
 
     Args:
       directory: new or empty.
       episode_lengths: frames per episode, each at least 1.
       version: of the format: `v3.0`, or `v2.1` or `v2.0`, where every episode has files of its own.
       fps: frames per second, a whole number.
-      cameras: empty for a data set without pictures.
+      cameras: empty for a dataset without pictures.
       state_size: elements of `observation.state`, float32; 0 leaves it out.
       action_size: elements of `action`, float32; 0 leaves it out.
       features: more columns, for example `EXTRA_FEATURES`.

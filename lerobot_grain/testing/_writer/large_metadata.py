@@ -1,4 +1,4 @@
-"""Writes only the `meta/` directory of a large data set, to measure how a reader opens one.
+"""Writes only the `meta/` directory of a large dataset, to measure how a reader opens one.
 
 The defaults have the size of DROID: 130,000 episodes, about 26 million frames, three cameras. The
 episodes table carries the per-episode statistics that fill most of the real ones (over a hundred
@@ -36,7 +36,7 @@ class WrittenMetadata:
     """What was written.
 
     Attributes:
-      directory: of the data set.
+      directory: of the dataset.
       fps: frames per second.
       cameras: all of the same size.
       tasks: texts by task index; episode e has task `e % len(tasks)`.
@@ -73,7 +73,7 @@ def write_synthetic_metadata(
     chunks_size: int = 1000,
     statistics: bool = True,
 ) -> WrittenMetadata:
-    """Writes `meta/` of a data set without data and videos.
+    """Writes `meta/` of a dataset without data and videos.
 
     Args:
       directory: new or empty.
@@ -87,7 +87,7 @@ def write_synthetic_metadata(
       rows_per_data_file: a data file ends with the episode that reaches this many rows.
       episodes_per_video_file: on average; every camera rolls over at different episodes.
       episodes_per_metadata_file: as it says.
-      rows_per_row_group: of the episodes table. Data sets of this size were converted and not
+      rows_per_row_group: of the episodes table. Datasets of this size were converted and not
         recorded, and the converter writes 1000.
       chunks_size: files per chunk directory.
       statistics: whether the per-episode statistics and `meta/stats.json` are written.

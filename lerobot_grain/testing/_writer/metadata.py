@@ -44,7 +44,7 @@ Statistics = Mapping[str, Mapping[str, npt.NDArray[Any]]]
 
 
 def claim_directory(directory: Path) -> Path:
-    """Makes the directory of a data set and returns it.
+    """Makes the directory of a dataset and returns it.
 
     Raises:
       InvalidRequestError: it holds something already.
@@ -52,7 +52,7 @@ def claim_directory(directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):
         raise InvalidRequestError(
-            f"{directory} is not empty; files of another data set would be mixed in, so name a "
+            f"{directory} is not empty; files of another dataset would be mixed in, so name a "
             "new directory"
         )
     return directory
@@ -81,7 +81,7 @@ def data_schema(features: Mapping[str, Feature], cameras: Sequence[Camera]) -> p
 
 def feature_order(features: Mapping[str, Feature], cameras: Sequence[Camera]) -> list[str]:
     """Returns the names in the order of `info.json`: the user's features, the cameras, the five
-    columns of every data set.
+    columns of every dataset.
     """
     own = [name for name in features if name not in DEFAULT_FEATURES]
     return [*own, *(camera.key for camera in cameras), *DEFAULT_FEATURES]
@@ -137,7 +137,7 @@ def picture_statistics(sampled: Pictures, *, kind: str) -> dict[str, npt.NDArray
 
 
 def aggregate_statistics(episodes: Sequence[Statistics]) -> dict[str, dict[str, npt.NDArray[Any]]]:
-    """Returns the statistics of the whole data set from those of its episodes, as lerobot's
+    """Returns the statistics of the whole dataset from those of its episodes, as lerobot's
     `aggregate_stats` combines them.
     """
     total = {}
@@ -207,7 +207,7 @@ def write_episodes(
     """Writes `meta/episodes/**`, one row per episode.
 
     Args:
-      directory: of the data set.
+      directory: of the dataset.
       columns: everything but where the row itself lies, which is appended.
       file_of_episode: int64 (episodes,), number of the file counted over all chunks, ascending.
       chunks_size: files per chunk.

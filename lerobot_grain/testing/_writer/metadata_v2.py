@@ -36,8 +36,8 @@ def write_metadata(
     """Writes everything but `info.json`.
 
     Args:
-      directory: of the data set.
-      version: v2.0 has statistics of the data set, v2.1 of each episode.
+      directory: of the dataset.
+      version: v2.0 has statistics of the dataset, v2.1 of each episode.
       episode_lengths: int64 (episodes,).
       tasks: texts by task index.
       tasks_of_episodes: the texts of each episode.

@@ -49,7 +49,7 @@ _THIN_TO_PIXELS = 150
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Studio:
-    """Records the pictures of one data set; see `write_dataset` for the fields."""
+    """Records the pictures of one dataset; see `write_dataset` for the fields."""
 
     cameras: tuple[Camera, ...]
     fps: int

@@ -1,4 +1,4 @@
-"""The values of the rows of a written data set: what the features are, and the default formulas.
+"""The values of the rows of a written dataset: what the features are, and the default formulas.
 
 The default world is a point that circles clockwise around the middle of the picture, with a radius
 and a start of its own in every episode.
@@ -92,7 +92,7 @@ DEFAULT_FEATURES: Mapping[str, Feature] = {
     "index": Feature(dtype="int64"),
     "task_index": Feature(dtype="int64"),
 }
-"""The five columns of every LeRobot data set, in the recorder's order."""
+"""The five columns of every LeRobot dataset, in the recorder's order."""
 
 
 def point_path(*, seed: int, episode_index: int, length: int, fps: int) -> npt.NDArray[np.float64]:
@@ -104,7 +104,7 @@ def point_path(*, seed: int, episode_index: int, length: int, fps: int) -> npt.N
 
 
 def expert_action(point: npt.NDArray[np.floating], action_size: int) -> npt.NDArray[np.float64]:
-    """Returns the action that the data set shows at `point`.
+    """Returns the action that the dataset shows at `point`.
 
     Args:
       point: (..., 2) in [0, 1].

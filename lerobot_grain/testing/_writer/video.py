@@ -87,7 +87,7 @@ _DEPTH_ENCODER = _Encoder("libx265", 30, None, ("gray12le",))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Camera:
-    """One camera of the data set, and how its pictures are stored.
+    """One camera of the dataset, and how its pictures are stored.
 
     Attributes:
       key: name of the feature.

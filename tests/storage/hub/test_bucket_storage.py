@@ -1,4 +1,4 @@
-"""Data sets in buckets of the loopback Hub: the same examples as from the directory, and never
+"""Datasets in buckets of the loopback Hub: the same examples as from the directory, and never
 bytes of a file that was changed since.
 """
 
@@ -92,7 +92,7 @@ def hub(server: LoopbackHub) -> Iterator[LoopbackHub]:
 
 @pytest.fixture
 def bucket(hub: LoopbackHub, written: WrittenDataset) -> str:
-    """A bucket of this test alone, with the data set in its folder `sets/a`; the log holds only
+    """A bucket of this test alone, with the dataset in its folder `sets/a`; the log holds only
     what comes after.
     """
     name = f"robots/{next(NUMBERS)}"
@@ -100,7 +100,7 @@ def bucket(hub: LoopbackHub, written: WrittenDataset) -> str:
     if not (root / "a").exists():
         (root / "a").symlink_to(written.directory)
         (root / "a-more").mkdir()
-        (root / "a-more" / "info.json").write_text("not of the data set")
+        (root / "a-more" / "info.json").write_text("not of the dataset")
     hub.add_bucket(name, root.parent)
     hub.clear_requests()
     return name

@@ -1,4 +1,4 @@
-"""Data sets in the cache of huggingface_hub: complete, incomplete and damaged snapshots, with the
+"""Datasets in the cache of huggingface_hub: complete, incomplete and damaged snapshots, with the
 network and without it.
 """
 
@@ -35,7 +35,7 @@ def expected(directory: Path) -> str:
 
 @pytest.fixture
 def served(hub: LoopbackHub, directory: Path, request: pytest.FixtureRequest) -> HubRepository:
-    """The data set on the Hub, under a name of the test's own."""
+    """The dataset on the Hub, under a name of the test's own."""
     name = "offline/" + "".join(c if c.isalnum() else "-" for c in request.node.name).strip("-")
     return hub.add_repository(name, directory, tags=["v3.0"])
 
