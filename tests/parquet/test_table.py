@@ -348,62 +348,141 @@ LOSSY = "with values that its declared dtype"
 @pytest.mark.parametrize(
     ("values", "kind", "dtype", "shape", "text"),
     [
-        ([[1, 2], [3]], pa.list_(pa.float32()), "float32", (2,), "has 1 values at axis 0 in some "
-                                                                 "row; expected 2 everywhere"),
-        ([[1, 2, 3], [1, 2, 3]], pa.list_(pa.float32(), 3), "float32", (2,), "has 3 values at "
-                                                                             "axis 0 in some row; "
-                                                                             "expected 2 "
-                                                                             "everywhere"),
-        ([[[1, 2], [3]]], pa.list_(pa.list_(pa.float32())), "float32", (2, 2), "has 1 values at "
-                                                                               "axis 1 in some "
-                                                                               "row; expected 2 "
-                                                                               "everywhere"),
-        ([[1, 2, 3, 4]], pa.list_(pa.float32()), "float32", (2, 2), "has 4 values at axis 0 in "
-                                                                    "some row; expected 2 "
-                                                                    "everywhere"),
-        ([[[1, 2]]], pa.list_(pa.list_(pa.float32())), "float32", (1,), "has more dimensions than "
-                                                                        "its declared shape (1,)"),
-        ([1.0], pa.float32(), "float32", (2,), "has values of type float at axis 0; expected "
-                                               "lists of 2"),
-        ([[1.0, 2.0]], pa.list_(pa.float32()), "float32", (2, 2), "has values of type float at "
-                                                                  "axis 1; expected lists of 2"),
+        (
+            [[1, 2], [3]],
+            pa.list_(pa.float32()),
+            "float32",
+            (2,),
+            "has 1 values at axis 0 in some row; expected 2 everywhere",
+        ),
+        (
+            [[1, 2, 3], [1, 2, 3]],
+            pa.list_(pa.float32(), 3),
+            "float32",
+            (2,),
+            "has 3 values at axis 0 in some row; expected 2 everywhere",
+        ),
+        (
+            [[[1, 2], [3]]],
+            pa.list_(pa.list_(pa.float32())),
+            "float32",
+            (2, 2),
+            "has 1 values at axis 1 in some row; expected 2 everywhere",
+        ),
+        (
+            [[1, 2, 3, 4]],
+            pa.list_(pa.float32()),
+            "float32",
+            (2, 2),
+            "has 4 values at axis 0 in some row; expected 2 everywhere",
+        ),
+        (
+            [[[1, 2]]],
+            pa.list_(pa.list_(pa.float32())),
+            "float32",
+            (1,),
+            "has more dimensions than its declared shape (1,)",
+        ),
+        (
+            [1.0],
+            pa.float32(),
+            "float32",
+            (2,),
+            "has values of type float at axis 0; expected lists of 2",
+        ),
+        (
+            [[1.0, 2.0]],
+            pa.list_(pa.float32()),
+            "float32",
+            (2, 2),
+            "has values of type float at axis 1; expected lists of 2",
+        ),
         ([1, None, None], pa.int64(), "int64", (1,), "has 2 missing values; every row needs one"),
         ([None], pa.null(), "int64", (1,), "has 1 missing values; every row needs one"),
-        ([[1, None]], pa.list_(pa.int64()), "int64", (2,), "has 1 missing values; every row needs "
-                                                           "one"),
-        ([[1, 2], None], pa.list_(pa.int64()), "int64", (2,), "has 1 missing values; every row "
-                                                              "needs one"),
-        ([[1, 2], None], pa.list_(pa.int64(), 2), "int64", (2,), "has 1 missing values; every row "
-                                                                 "needs one"),
+        (
+            [[1, None]],
+            pa.list_(pa.int64()),
+            "int64",
+            (2,),
+            "has 1 missing values; every row needs one",
+        ),
+        (
+            [[1, 2], None],
+            pa.list_(pa.int64()),
+            "int64",
+            (2,),
+            "has 1 missing values; every row needs one",
+        ),
+        (
+            [[1, 2], None],
+            pa.list_(pa.int64(), 2),
+            "int64",
+            (2,),
+            "has 1 missing values; every row needs one",
+        ),
         (["1"], pa.string(), "float32", (1,), "is stored as object; its declared dtype is float32"),
-        ([decimal.Decimal("1.5")], pa.decimal128(5, 2), "float32", (1,), "is stored as object; "
-                                                                         "its declared dtype is "
-                                                                         "float32"),
-        ([1], pa.timestamp("s"), "int64", (1,), "is stored as datetime64[s]; its declared dtype "
-                                                "is int64"),
-        ([{"a": 1}], pa.struct({"a": pa.int64()}), "int64", (1,), "is stored as object; its "
-                                                                  "declared dtype is int64"),
+        (
+            [decimal.Decimal("1.5")],
+            pa.decimal128(5, 2),
+            "float32",
+            (1,),
+            "is stored as object; its declared dtype is float32",
+        ),
+        (
+            [1],
+            pa.timestamp("s"),
+            "int64",
+            (1,),
+            "is stored as datetime64[s]; its declared dtype is int64",
+        ),
+        (
+            [{"a": 1}],
+            pa.struct({"a": pa.int64()}),
+            "int64",
+            (1,),
+            "is stored as object; its declared dtype is int64",
+        ),
         ([1.5], pa.float64(), "int64", (1,), f"is stored as float64 {LOSSY} int64 cannot hold"),
-        ([float("nan")], pa.float64(), "int64", (1,), f"is stored as float64 {LOSSY} int64 cannot "
-                                                      "hold"),
+        (
+            [float("nan")],
+            pa.float64(),
+            "int64",
+            (1,),
+            f"is stored as float64 {LOSSY} int64 cannot hold",
+        ),
         ([2.0**63], pa.float64(), "int64", (1,), f"is stored as float64 {LOSSY} int64 cannot hold"),
-        ([2.0**64], pa.float64(), "uint64", (1,), f"is stored as float64 {LOSSY} uint64 cannot "
-                                                  "hold"),
+        (
+            [2.0**64],
+            pa.float64(),
+            "uint64",
+            (1,),
+            f"is stored as float64 {LOSSY} uint64 cannot hold",
+        ),
         ([-1.0], pa.float64(), "uint64", (1,), f"is stored as float64 {LOSSY} uint64 cannot hold"),
         ([256], pa.int64(), "uint8", (1,), f"is stored as int64 {LOSSY} uint8 cannot hold"),
         ([2], pa.int64(), "bool", (1,), f"is stored as int64 {LOSSY} bool cannot hold"),
-        ([float("nan")], pa.float32(), "bool", (1,), f"is stored as float32 {LOSSY} bool cannot "
-                                                     "hold"),
+        (
+            [float("nan")],
+            pa.float32(),
+            "bool",
+            (1,),
+            f"is stored as float32 {LOSSY} bool cannot hold",
+        ),
         # Of equal width, where casting back gives the stored value again.
         ([-1], pa.int64(), "uint64", (1,), f"is stored as int64 {LOSSY} uint64 cannot hold"),
         ([2**63], pa.uint64(), "int64", (1,), f"is stored as uint64 {LOSSY} int64 cannot hold"),
         ([-1], pa.int8(), "uint8", (1,), f"is stored as int8 {LOSSY} uint8 cannot hold"),
         ([255], pa.uint8(), "int8", (1,), f"is stored as uint8 {LOSSY} int8 cannot hold"),
-        ([[-1, 1]], pa.list_(pa.int32()), "uint32", (2,), f"is stored as int32 {LOSSY} uint32 "
-                                                          "cannot hold"),
+        (
+            [[-1, 1]],
+            pa.list_(pa.int32()),
+            "uint32",
+            (2,),
+            f"is stored as int32 {LOSSY} uint32 cannot hold",
+        ),
     ],
     ids=lambda value: str(value) if isinstance(value, str | pa.DataType) else "",
-)  # fmt: skip
+)
 def test_values_that_are_not_what_is_declared(
     values: Any, kind: pa.DataType, dtype: str, shape: tuple[int, ...], text: str
 ) -> None:

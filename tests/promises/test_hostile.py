@@ -230,28 +230,37 @@ TOO_MANY = "expected at most 32 dimensions and 2147483648 values"
 @pytest.mark.parametrize(
     ("raw", "text"),
     [
-        (json.dumps({**INFO, "fps": 1e-300}).encode(), "fps is 1e-300; expected at least 1e-06 "
-                                                       "and at most 1e+06 frames per second"),
-        (json.dumps({**INFO, "fps": 1e300}).encode(), "fps is 1e+300; expected at least 1e-06 and "
-                                                      "at most 1e+06 frames per second"),
+        (
+            json.dumps({**INFO, "fps": 1e-300}).encode(),
+            "fps is 1e-300; expected at least 1e-06 and at most 1e+06 frames per second",
+        ),
+        (
+            json.dumps({**INFO, "fps": 1e300}).encode(),
+            "fps is 1e+300; expected at least 1e-06 and at most 1e+06 frames per second",
+        ),
         (with_feature(dtype="float32", shape=[1] * 33), TOO_MANY),
-        (with_feature(dtype="float32", shape=[1 << 16, 1 << 16]), "has shape [65536, 65536]; "
-                                                                  f"{TOO_MANY}"),
+        (
+            with_feature(dtype="float32", shape=[1 << 16, 1 << 16]),
+            f"has shape [65536, 65536]; {TOO_MANY}",
+        ),
         (with_feature(dtype="float32", shape=[0, 1 << 40]), TOO_MANY),
         (with_feature(dtype="float32", shape=[10**400]), TOO_MANY),
         (with_feature(dtype="video", shape=[10**9, 10**9, 3]), TOO_MANY),
-        (json.dumps({**INFO, "features": {"k" * 257: {}}}).encode(), "has a key of 257 "
-                                                                     "characters; expected at "
-                                                                     "most 256"),
-        (json.dumps({**INFO, "video_path": "v/" + "x" * 511}).encode(), "of 513 characters; "
-                                                                        "expected a relative path "
-                                                                        "with the fields"),
-        (json.dumps({**INFO, "data_path": "{file_index}" * 17}).encode(), "of 204 characters; "
-                                                                          "expected a relative "
-                                                                          "path with the fields"),
+        (
+            json.dumps({**INFO, "features": {"k" * 257: {}}}).encode(),
+            "has a key of 257 characters; expected at most 256",
+        ),
+        (
+            json.dumps({**INFO, "video_path": "v/" + "x" * 511}).encode(),
+            "of 513 characters; expected a relative path with the fields",
+        ),
+        (
+            json.dumps({**INFO, "data_path": "{file_index}" * 17}).encode(),
+            "of 204 characters; expected a relative path with the fields",
+        ),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_numbers_and_texts_beyond_all_reason(raw: bytes, text: str) -> None:
     assert text in refusal(lambda: info_of(raw))
 
@@ -316,19 +325,29 @@ def table_of(**changes: Any) -> Any:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"length": [1 << 33, 1]}, "the lengths add up to more than 4294967296 frames, which no "
-                                   "dataset holds"),
-        ({"length": [1 << 40] * 2}, "the lengths add up to more than 4294967296 frames, which no "
-                                    "dataset holds"),
-        ({"length": [1 << 50, 1]}, "column length has values above 1099511627776, which no data "
-                                   "set holds"),
-        ({"videos__top__from_timestamp": [0, 1e300]}, "episode 1 has videos/top/from_timestamp "
-                                                      "1e+300; expected seconds >= 0 and < 1e+09"),
-        ({"length": np.array([3, np.inf], np.float16)}, "column length has values of type float64 "
-                                                        "that are not all integers"),
+        (
+            {"length": [1 << 33, 1]},
+            "the lengths add up to more than 4294967296 frames, which no dataset holds",
+        ),
+        (
+            {"length": [1 << 40] * 2},
+            "the lengths add up to more than 4294967296 frames, which no dataset holds",
+        ),
+        (
+            {"length": [1 << 50, 1]},
+            "column length has values above 1099511627776, which no dataset holds",
+        ),
+        (
+            {"videos__top__from_timestamp": [0, 1e300]},
+            "episode 1 has videos/top/from_timestamp 1e+300; expected seconds >= 0 and < 1e+09",
+        ),
+        (
+            {"length": np.array([3, np.inf], np.float16)},
+            "column length has values of type float64 that are not all integers",
+        ),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_tables_beyond_all_reason(changes: dict[str, Any], text: str) -> None:
     assert refusal(lambda: table_of(**changes)) == f"org/name@1a2b, table: {text}"
 

@@ -444,8 +444,11 @@ def test_statistics_keep_their_digits(directory: Path) -> None:
     assert stats is not None
     together = np.concatenate(values)
     assert {name: value.tolist() for name, value in stats["action"].items() if name != "std"} == {
-        "min": [together.min()], "max": [together.max()], "mean": [together.mean()], "count": [5.0],
-    }  # fmt: skip
+        "min": [together.min()],
+        "max": [together.max()],
+        "mean": [together.mean()],
+        "count": [5.0],
+    }
     np.testing.assert_allclose(stats["action"]["std"], together.std(), rtol=1e-3)
 
 

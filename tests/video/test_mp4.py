@@ -417,60 +417,105 @@ REFUSED: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("moov/trak", twice("trak"), "found 2 video tracks; expected one"),
     ("moov", gone, f"there is no moov box in its {MOOV_START} bytes; {NO_MOOV}"),
     ("moov", lambda payload: box("moov", payload + box("mvex", b"")), FRAGMENTED),
-    ("moov", lambda payload: box("moof", b"") + box("moov", payload), "a fragmented MP4 (box moof "
-                                                                      f"at byte {MOOV_START}); "
-                                                                      f"{ONE_MOOV}"),
-    ("ftyp", lambda payload: box("RIFF", payload), "not an MP4 file: it starts with a box 'RIFF'; "
-                                                   "expected ftyp"),
+    (
+        "moov",
+        lambda payload: box("moof", b"") + box("moov", payload),
+        f"a fragmented MP4 (box moof at byte {MOOV_START}); {ONE_MOOV}",
+    ),
+    (
+        "ftyp",
+        lambda payload: box("RIFF", payload),
+        "not an MP4 file: it starts with a box 'RIFF'; expected ftyp",
+    ),
     ("moov/trak/mdia/mdhd", set_entries("mdhd", 0, skip=12), "the timescale is 0"),
-    (TRACK + "/stsd", as_vp8, "unsupported codec 'vp08'; expected one of av01, avc1, avc3, hvc1, "
-                              "hev1, mp4v, vp09"),
+    (
+        TRACK + "/stsd",
+        as_vp8,
+        "unsupported codec 'vp08'; expected one of av01, avc1, avc3, hvc1, hev1, mp4v, vp09",
+    ),
     (TRACK + "/stsd", lambda stsd: box("stsd", stsd + stsd[8:]), f"found 2 {ONE_DESCRIPTION}"),
     (TRACK + "/stsd", lambda stsd: box("stsd", stsd[:8]), f"found 0 {ONE_DESCRIPTION}"),
-    (TRACK + "/stsz", set_entries("stsz", 0), "stsz says 0 samples in a box of 132 bytes and a "
-                                              f"file of {SIZE}"),
-    (TRACK + "/stsz", set_entries("stsz", 31), "stsz says 31 samples in a box of 132 bytes and a "
-                                               f"file of {SIZE}"),
-    (TRACK + "/stsz", set_entries("stsz", 1, 2**31, skip=4), "stsz says 2147483648 samples in a "
-                                                             "box of 132 bytes and a file of "
-                                                             f"{SIZE}"),
+    (
+        TRACK + "/stsz",
+        set_entries("stsz", 0),
+        f"stsz says 0 samples in a box of 132 bytes and a file of {SIZE}",
+    ),
+    (
+        TRACK + "/stsz",
+        set_entries("stsz", 31),
+        f"stsz says 31 samples in a box of 132 bytes and a file of {SIZE}",
+    ),
+    (
+        TRACK + "/stsz",
+        set_entries("stsz", 1, 2**31, skip=4),
+        f"stsz says 2147483648 samples in a box of 132 bytes and a file of {SIZE}",
+    ),
     (TRACK + "/stsz", set_entries("stsz", 29), "the chunks hold 30 samples, stsz 29"),
-    (TRACK + "/stsc", set_entries("stsc", 1, 1, 29, 1, skip=4), "the chunks hold 29 samples, stsz "
-                                                                "30"),
+    (
+        TRACK + "/stsc",
+        set_entries("stsc", 1, 1, 29, 1, skip=4),
+        "the chunks hold 29 samples, stsz 30",
+    ),
     (TRACK + "/stsc", set_entries("stsc", 2), "stsc does not describe the 1 chunks in order"),
-    (TRACK + "/stsc", set_entries("stsc", 0, skip=4), "stsc does not describe the 1 chunks in "
-                                                      "order"),
+    (
+        TRACK + "/stsc",
+        set_entries("stsc", 0, skip=4),
+        "stsc does not describe the 1 chunks in order",
+    ),
     (TRACK + "/stsc", set_entries("stsc", 2, skip=4), "stsc says 2 entries in a box of 20 bytes"),
     (TRACK + "/stts", set_entries("stts", 29), "stts describes 29 samples, stsz 30"),
     (TRACK + "/stts", set_entries("stts", 2**32 - 1), "stts describes 4294967295 samples, stsz 30"),
-    (TRACK + "/stts", set_entries("stts", 2**32 - 1, skip=4), "stts says 4294967295 entries in a "
-                                                              "box of 16 bytes"),
+    (
+        TRACK + "/stts",
+        set_entries("stts", 2**32 - 1, skip=4),
+        "stts says 4294967295 entries in a box of 16 bytes",
+    ),
     (TRACK + "/ctts", set_entries("ctts", 7), "ctts describes 36 samples, stsz 30"),
     (TRACK + "/stss", set_entries("stss", 2), STSS),
     (TRACK + "/stss", set_entries("stss", 1, 1), STSS),
     (TRACK + "/stss", set_entries("stss", 1, 9, 17, 31), STSS),
     (TRACK + "/stss", set_entries("stss", 0, skip=4), STSS),
-    (TRACK + "/stts", set_entries("stts", 30, 0), "two pictures have the same presentation time; "
-                                                  "which one a row belongs to is not known"),
-    ("moov/trak/edts/elst", with_edits((1000, 2048), (1000, 5120)), "an edit list of 2 entries "
-                                                                    "starting at 2048; "
-                                                                    f"{ONE_EDIT}"),
-    ("moov/trak/edts/elst", with_edits((1000, 2048), (300, -1)), "an edit list of 2 entries "
-                                                                 f"starting at 2048; {ONE_EDIT}"),
-    ("moov/trak/edts/elst", with_edits((3000, -1)), "an edit list of 1 entries starting at -1; "
-                                                    f"{ONE_EDIT}"),
-    ("moov/trak/edts/elst", with_edits((0, 2048)), "an edit list that shows 0 ticks from 2048 on, "
-                                                   "where there is no picture; " + PICTURES),
+    (
+        TRACK + "/stts",
+        set_entries("stts", 30, 0),
+        "two pictures have the same presentation time; which one a row belongs to is not known",
+    ),
+    (
+        "moov/trak/edts/elst",
+        with_edits((1000, 2048), (1000, 5120)),
+        f"an edit list of 2 entries starting at 2048; {ONE_EDIT}",
+    ),
+    (
+        "moov/trak/edts/elst",
+        with_edits((1000, 2048), (300, -1)),
+        f"an edit list of 2 entries starting at 2048; {ONE_EDIT}",
+    ),
+    (
+        "moov/trak/edts/elst",
+        with_edits((3000, -1)),
+        f"an edit list of 1 entries starting at -1; {ONE_EDIT}",
+    ),
+    (
+        "moov/trak/edts/elst",
+        with_edits((0, 2048)),
+        "an edit list that shows 0 ticks from 2048 on, where there is no picture; " + PICTURES,
+    ),
     ("moov/trak/edts/elst", set_entries("elst", 2, skip=4), "malformed moov box ("),
     ("moov/trak/edts/elst", set_entries("elst", 2**31, skip=4), "malformed moov box ("),
-    ("moov/mvhd", set_entries("mvhd", 0, skip=12), "an edit list, but no timescale of the movie "
-                                                   "(mvhd); expected ticks per second above 0"),
-    ("moov/mvhd", gone, "an edit list, but no timescale of the movie (mvhd); expected ticks per "
-                        "second above 0"),
+    (
+        "moov/mvhd",
+        set_entries("mvhd", 0, skip=12),
+        "an edit list, but no timescale of the movie (mvhd); expected ticks per second above 0",
+    ),
+    (
+        "moov/mvhd",
+        gone,
+        "an edit list, but no timescale of the movie (mvhd); expected ticks per second above 0",
+    ),
     ("moov/trak/edts/elst", lambda elst: box("elst", elst[:6]), "malformed moov box ("),
     ("moov/trak/mdia/hdlr", lambda _: box("hdlr", b""), "found 0 video tracks; expected one"),
     ("moov/trak/mdia/mdhd", lambda _: box("mdhd", b""), "malformed moov box ("),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(

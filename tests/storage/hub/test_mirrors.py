@@ -118,8 +118,10 @@ def test_a_mirror_whose_head_tells_no_length_is_read_by_the_listed_sizes(
     # Each folder of data and video files was listed once.
     asked = [path.split("/tree/")[1].partition("?")[0] for path in mirror.paths("expand=false")]
     assert sorted(path.split("/")[-1] for path in asked) == [
-        "data%2Fchunk-000", "meta", "videos%2Ftop%2Fchunk-000",
-    ]  # fmt: skip
+        "data%2Fchunk-000",
+        "meta",
+        "videos%2Ftop%2Fchunk-000",
+    ]
 
 
 @pytest.mark.parametrize("more", [-1, 1, 1000])
