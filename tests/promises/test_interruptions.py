@@ -28,7 +28,9 @@ from lerobot_grain.testing import write_dataset
 
 PACKAGE = os.path.dirname(lg.__file__) + os.sep
 
-EVERY = pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.long), 29])
+# Hundreds of streams, each interrupted once: minutes.
+AT_EVERY_PLACE = [pytest.mark.long, pytest.mark.timeout(900)]
+EVERY = pytest.mark.parametrize("every", [pytest.param(1, marks=AT_EVERY_PLACE), 29])
 
 # The file and the number of a line.
 Place = tuple[str, int]
@@ -84,9 +86,7 @@ PIPELINES: dict[str, Callable[[lg.Repository], Any]] = {
 # The device feed has few lines of its own, and one of them between two that were tried lost a
 # batch: all are always tried.
 POINTS = [
-    pytest.param(
-        name, every, marks=pytest.mark.long if every == 1 and name != "device feed" else ()
-    )
+    pytest.param(name, every, marks=AT_EVERY_PLACE if every == 1 and name != "device feed" else ())
     for name in PIPELINES
     for every in ((1,) if name == "device feed" else (1, 29))
 ]
