@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lerobot_grain._base.errors import InvalidRequestError
+from lerobot_grain._base.arguments import check_int
 from lerobot_grain._storage.options import StorageOptions
 
 # R is this part of B, where there is video.
@@ -61,12 +61,9 @@ class ReadOptions:
     storage: StorageOptions = field(default_factory=StorageOptions)
 
     def __post_init__(self) -> None:
-        for name in ("memory_budget_bytes", "num_decode_threads"):
-            value = getattr(self, name)
-            if value is None and name == "num_decode_threads":
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InvalidRequestError(f"ReadOptions({name}={value!r}): expected an int >= 1")
+        check_int("memory_budget_bytes", self.memory_budget_bytes, least=1, of="ReadOptions")
+        if self.num_decode_threads is not None:
+            check_int("num_decode_threads", self.num_decode_threads, least=1, of="ReadOptions")
 
 
 @dataclass(frozen=True, slots=True)
