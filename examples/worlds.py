@@ -40,10 +40,8 @@ def write_world(
         velocity.
         """
         rng = np.random.default_rng([seed, episode])
-        radius, start = (
-            rng.uniform(0.15, 0.4, len(cameras)),
-            rng.uniform(0, 2 * np.pi, len(cameras)),
-        )
+        radius = rng.uniform(0.15, 0.4, len(cameras))
+        start = rng.uniform(0, 2 * np.pi, len(cameras))
         speed = RADIANS_PER_SECOND * (rng.choice([-1, 1]) if both_ways else 1)
         angle = start + speed * np.arange(episode_length)[:, None] / fps
         cos, sin = radius * np.cos(angle), radius * np.sin(angle)

@@ -90,11 +90,9 @@ def run_batch(
                 with contextlib.suppress(_TooSlow):
                     signal.setitimer(signal.ITIMER_PROF, 0)
             if not found and peak_bytes() > max(limit, peak + (64 << 20)):
-                found, text, peak = (
-                    "too much memory",
-                    f"the peak is {peak_bytes() >> 20} MiB",
-                    peak_bytes(),
-                )
+                found = "too much memory"
+                text = f"the peak is {peak_bytes() >> 20} MiB"
+                peak = peak_bytes()
             if found:
                 seen[found] += 1
                 if seen[found] <= _KEPT_INPUTS:

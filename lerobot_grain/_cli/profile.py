@@ -302,11 +302,9 @@ def _throughput_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _reading_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     reading, examples = report["reading"], report["throughput"]["examples"]
-    fetched, needed, frames = (
-        reading["bytes_fetched"],
-        reading["bytes_needed"],
-        reading["frames_handed_out"],
-    )
+    fetched = reading["bytes_fetched"]
+    needed = reading["bytes_needed"]
+    frames = reading["frames_handed_out"]
     result = [
         (
             "fetched",

@@ -49,15 +49,11 @@ def read_episodes(storage: Storage, listing: Mapping[str, int], info: DatasetInf
       StorageError: the bytes could not be read.
     """
     if info.major_version == 2:
-        path, columns = (
-            EPISODES_PATH_V2,
-            v2.read_episode_columns(storage, listing, info, max_episodes=_MAX_EPISODES),
-        )
+        path = EPISODES_PATH_V2
+        columns = v2.read_episode_columns(storage, listing, info, max_episodes=_MAX_EPISODES)
     else:
-        path, columns = (
-            EPISODES_FOLDER,
-            read_episode_columns(storage, listing, episode_columns(info)),
-        )
+        path = EPISODES_FOLDER
+        columns = read_episode_columns(storage, listing, episode_columns(info))
     return episode_table(columns, info=info, where=f"{storage.description}, {path}")
 
 

@@ -39,10 +39,8 @@ def parse_stats(raw: bytes, *, where: str) -> tuple[Statistics, tuple[str, ...]]
     Raises:
       DatasetFormatError: it is no JSON object, or nothing in it is a statistic.
     """
-    expected, remedy = (
-        f"{where}: expected feature -> statistic -> numbers",
-        "compute_stats(repository) makes others",
-    )
+    expected = f"{where}: expected feature -> statistic -> numbers"
+    remedy = "compute_stats(repository) makes others"
     try:
         entries = json.loads(raw)
     except (ValueError, RecursionError) as error:

@@ -199,11 +199,9 @@ def _parse_hub_name(name: str, revision: str | None) -> _HubName:
     `hf://datasets/org/name@revision/folder` names.
     """
     if match := _HUB_URI.fullmatch(name):
-        repo_id, after_at, folder = (
-            match[1],
-            (match[2] or "").rstrip("/"),
-            (match[3] or "").rstrip("/"),
-        )
+        repo_id = match[1]
+        after_at = (match[2] or "").rstrip("/")
+        folder = (match[3] or "").rstrip("/")
     else:
         parts = name.rstrip("/").split("/")
         repo_id, after_at, folder = "/".join(parts[:2]), "", "/".join(parts[2:])

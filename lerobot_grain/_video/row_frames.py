@@ -163,13 +163,11 @@ class _Linker:
         fps: float,
         rate: float | None,
     ) -> None:
-        self._table, self._times, self._firsts, self._starts, self._lengths = (
-            table,
-            times,
-            firsts,
-            starts,
-            lengths,
-        )
+        self._table = table
+        self._times = times
+        self._firsts = firsts
+        self._starts = starts
+        self._lengths = lengths
         self._fps, self._rate = fps, rate
         self._stops = frames_until(firsts, len(times))
         self.available = self._stops - firsts

@@ -98,18 +98,14 @@ class VideoFile:
             read_timestamps=read_timestamps,
         )
         self.table = table = link.table
-        self.named, self.num_hidden, self.rate = (
-            held[link.named],
-            num_frames - table.num_frames,
-            link.rate,
-        )
+        self.named = held[link.named]
+        self.num_hidden = num_frames - table.num_frames
+        self.rate = link.rate
         self.problems = {held.item(place): problem for place, problem in link.problems.items()}
         by_number = np.argsort(held)
-        self._episodes, self._first_frames, self._lengths = (
-            held[by_number],
-            link.first_frames[by_number],
-            lengths[by_number],
-        )
+        self._episodes = held[by_number]
+        self._first_frames = link.first_frames[by_number]
+        self._lengths = lengths[by_number]
         self._first_frame_of: dict[int, int] = dict(
             zip(held.tolist(), link.first_frames.tolist(), strict=True)
         )

@@ -230,10 +230,8 @@ def test_values_too_large_for_32_bits_are_refused(value: Any, text: str) -> None
 
 
 def test_the_largest_values_of_32_bits_pass() -> None:
-    integers, floats = (
-        np.array([-(2**31), 2**31 - 1]),
-        np.array([np.finfo(np.float32).max, -np.inf, np.nan], np.float64),
-    )
+    integers = np.array([-(2**31), 2**31 - 1])
+    floats = np.array([np.finfo(np.float32).max, -np.inf, np.nan], np.float64)
     assert one(integers).tolist() == integers.tolist()
     assert np.array_equal(np.asarray(one(floats)), floats, equal_nan=True)
 

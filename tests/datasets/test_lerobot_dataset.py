@@ -33,11 +33,9 @@ from lerobot_grain.testing import (
     write_dataset,
 )
 
-TOP, WRIST, PICTURE = (
-    "observation.images.top",
-    "observation.images.wrist",
-    "observation.images.picture",
-)
+TOP = "observation.images.top"
+WRIST = "observation.images.wrist"
+PICTURE = "observation.images.picture"
 
 
 @pytest.fixture(scope="module")

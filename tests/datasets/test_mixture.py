@@ -26,10 +26,8 @@ Directories = dict[str, Path]
 def directories(tmp_path_factory: pytest.TempPathFactory) -> Directories:
     """Other lengths, frame rates, cameras and dimensions."""
     where = tmp_path_factory.mktemp("mixture")
-    small, wide = (
-        Camera(height=48, width=80),
-        Camera(key="observation.images.wrist", height=64, width=96, codec="h264", gop=5),
-    )
+    small = Camera(height=48, width=80)
+    wide = Camera(key="observation.images.wrist", height=64, width=96, codec="h264", gop=5)
     return {
         "a": write_dataset(
             where / "a", episode_lengths=[9, 8], fps=10, cameras=[small], action_size=2

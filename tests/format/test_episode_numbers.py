@@ -303,10 +303,8 @@ def test_states(repository: lg.Repository, usual: WrittenDataset) -> None:
 
 
 def test_messages_name_the_number(directory: Path) -> None:
-    short, rows = (
-        directory / "videos/chunk-000/top/episode_000020.mp4",
-        directory / "data/chunk-001/episode_000045.parquet",
-    )
+    short = directory / "videos/chunk-000/top/episode_000020.mp4"
+    rows = directory / "data/chunk-001/episode_000045.parquet"
     shutil.copy(
         directory / "videos/chunk-001/top/episode_000045.mp4",
         directory / "videos/chunk-001/top/episode_000030.mp4",

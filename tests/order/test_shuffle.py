@@ -38,10 +38,8 @@ def epoch_rows(order: FrameOrder, epoch: int) -> list[int]:
 def philox_order(
     length: int, seed: int, epoch: int, block: int, part: int, purpose: int
 ) -> list[int]:
-    key, counter = (
-        np.array([seed, epoch], np.uint64),
-        np.array([0, block, part, purpose], np.uint64),
-    )
+    key = np.array([seed, epoch], np.uint64)
+    counter = np.array([0, block, part, purpose], np.uint64)
     words = np.random.Philox(key=key, counter=counter).random_raw(length).tolist()
     return sorted(range(length), key=lambda place: (words[place], place))
 

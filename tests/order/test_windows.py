@@ -108,10 +108,8 @@ def test_windows_are_those_of_a_plain_loop(
 
 def test_one_request_does_not_change_the_next() -> None:
     offsets = offsets_of({"action": [-0.1, 0.0, 0.1]})
-    first, clamped = (
-        offsets.request(row=3, episode=0, frame=3, length=9),
-        offsets.request(row=0, episode=0, frame=0, length=1),
-    )
+    first = offsets.request(row=3, episode=0, frame=3, length=9)
+    clamped = offsets.request(row=0, episode=0, frame=0, length=1)
     again = offsets.request(row=4, episode=0, frame=4, length=9)
     assert first.frames["action"].tolist() == [2, 3, 4]
     assert clamped.frames["action"].tolist() == [0, 0, 0]

@@ -175,10 +175,8 @@ def test_a_server_that_is_away_for_a_while_is_waited_for() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     transport = HttpClient(StorageOptions(deadline_seconds=30, max_attempts=2, pause_seconds=0.01))
-    source, answer = (
-        RangeSource(f"http://127.0.0.1:{port}/file", {}, len(CONTENTS)),
-        STATUS + RANGE + LENGTH + b"\r\n" + CONTENTS,
-    )
+    source = RangeSource(f"http://127.0.0.1:{port}/file", {}, len(CONTENTS))
+    answer = STATUS + RANGE + LENGTH + b"\r\n" + CONTENTS
     refused = []
 
     def attempt(deadline: Deadline) -> bytes:

@@ -40,11 +40,9 @@ from tests.support.installed import JSON
 
 TOP = "top"
 LENGTHS = [7, 12, 5, 9]
-INFO, EPISODES, DATA = (
-    "meta/info.json",
-    "meta/episodes/chunk-000/file-000.parquet",
-    "data/chunk-000/file-{:03d}.parquet",
-)
+INFO = "meta/info.json"
+EPISODES = "meta/episodes/chunk-000/file-000.parquet"
+DATA = "data/chunk-000/file-{:03d}.parquet"
 KINDS = {
     "array2": Feature(dtype="float64", shape=(2, 3)),
     "array3": Feature(dtype="int16", shape=(2, 1, 3)),

@@ -20,11 +20,9 @@ from lerobot_grain._reading.array_pool import _MAX_FREE, _MIN_BYTES, ArrayPool
 from lerobot_grain._reading.batches import Batch, join, num_examples, part_of, split
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, WrittenDataset, write_dataset
 
-TOP, WRIST, PICTURE = (
-    "observation.images.top",
-    "observation.images.wrist",
-    "observation.images.picture",
-)
+TOP = "observation.images.top"
+WRIST = "observation.images.wrist"
+PICTURE = "observation.images.picture"
 NUM_ROWS = 53
 WINDOWS = {
     TOP: [-0.2, 0.0, 0.3],

@@ -340,10 +340,8 @@ def break_something(
         rows = damage_row_group(repository, directory, 1, 1)
         return lambda example: needs_row(example, rows)
     if name == "two row groups":
-        rows, others = (
-            damage_row_group(repository, directory, 1, 1),
-            damage_row_group(repository, directory, 0, 2),
-        )
+        rows = damage_row_group(repository, directory, 1, 1)
+        others = damage_row_group(repository, directory, 0, 2)
         return lambda example: (
             needs_row(example, rows)
             or (

@@ -88,10 +88,8 @@ def refusal(directory: Path, *, read_stats: bool = False) -> str:
 
 @pytest.mark.parametrize("version", ["v2.1", "v2.0"])
 def test_the_same_tables_as_version_3(written: Written, version: str) -> None:
-    found, expected = (
-        lg.open_repository(written[version].directory),
-        lg.open_repository(written["v3.0"].directory),
-    )
+    found = lg.open_repository(written[version].directory)
+    expected = lg.open_repository(written["v3.0"].directory)
     assert found.info.codebase_version == version
     assert (found.tasks, found.fps, found.gop_length()) == (
         expected.tasks,

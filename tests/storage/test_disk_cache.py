@@ -29,11 +29,9 @@ from lerobot_grain._storage.disk_cache import DiskCache
 from lerobot_grain._storage.hub.address import disk_cache_directory
 from lerobot_grain.testing import Camera, Fault, LoopbackHub, RequestRecord, write_dataset
 
-FILE, PART, PAYLOAD = (
-    ("org/name@1a2b", "1a2b3c", "videos/a.mp4"),
-    "[0, 100)",
-    bytes(range(256)) * 40,
-)
+FILE = ("org/name@1a2b", "1a2b3c", "videos/a.mp4")
+PART = "[0, 100)"
+PAYLOAD = bytes(range(256)) * 40
 LIMIT = 16 * 64 * 1024
 TOP, FRONT = "observation.images.top", "observation.images.front"
 # What the states of `converted` take.

@@ -1200,10 +1200,8 @@ class TestTrouble:
         storage.read_metadata("meta/info.json", max_bytes=1000)
         (root,) = (tmp_path / "hub").glob("datasets--*")
         link = os.path.join(storage.snapshot.root, "meta")
-        old, new = (
-            root / f"blobs/{'a' * 40}.0123abcd.incomplete",
-            root / f"blobs/{'b' * 40}.0123abcd.incomplete",
-        )
+        old = root / f"blobs/{'a' * 40}.0123abcd.incomplete"
+        new = root / f"blobs/{'b' * 40}.0123abcd.incomplete"
         others = [root / "blobs/notes.incomplete", root / f"blobs/{'c' * 40}"]
         for path in (old, new, *others):
             path.write_bytes(b"half")
@@ -1387,10 +1385,8 @@ class TestScopes:
             ThreadPoolExecutor(1, initializer=scope.enter) as pool,
             ThreadPoolExecutor(1) as others,
         ):
-            mine, theirs = (
-                pool.submit(read, storage, 0, 1000),
-                others.submit(read, storage, 500, 900),
-            )
+            mine = pool.submit(read, storage, 0, 1000)
+            theirs = others.submit(read, storage, 500, 900)
             while len(hub.requests()) < 2:
                 time.sleep(0.01)
             started = time.monotonic()

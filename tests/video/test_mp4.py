@@ -303,10 +303,8 @@ def test_without_a_list_of_key_frames_every_picture_is_one() -> None:
 
 def test_without_an_edit_list_times_count_from_the_first_frame() -> None:
     data = encoded(**PLAIN)
-    with_edits, without = (
-        read_table(data),
-        read_table(edit_box(data, "moov/trak/edts", lambda _: b"")),
-    )
+    with_edits = read_table(data)
+    without = read_table(edit_box(data, "moov/trak/edts", lambda _: b""))
     assert without.pts.tolist() == with_edits.pts.tolist()
     empty = read_table(edit_box(data, "moov/trak/edts/elst", lambda _: box("elst", bytes(8))))
     assert empty.pts.tolist() == without.pts.tolist()

@@ -103,12 +103,10 @@ class GopDecoder:
         decoders: Executor,
         meter: Meter,
     ) -> None:
-        self._open_video, self._demand, self._store, self._fetcher = (
-            open_video,
-            demand,
-            store,
-            fetcher,
-        )
+        self._open_video = open_video
+        self._demand = demand
+        self._store = store
+        self._fetcher = fetcher
         self._budget, self._decoders, self._meter = budget, decoders, meter
         # those with an open decoder, the least recently used first
         self._open: OrderedDict[GopKey, FetchedGop] = OrderedDict()
@@ -168,10 +166,8 @@ class GopDecoder:
                 * _PICTURES_OF_DECODER
             )
             self._close_decoders(coded.decoder_bytes)
-            coded.decoder, coded.next_frame = (
-                LongGopDecoder(coded.run.coded, self._open_video),
-                start,
-            )
+            coded.next_frame = start
+            coded.decoder = LongGopDecoder(coded.run.coded, self._open_video)
             self.decoder_bytes += coded.decoder_bytes
             self._open[key] = coded
             self._count(gop)

@@ -258,11 +258,9 @@ class RowReader:
 
     def _values(self, pending: PendingRows, examples: slice) -> Batch:
         found: Batch = {}
-        groups, anchors, columns = (
-            pending.loaded,
-            pending.anchors[examples],
-            self._selection.columns,
-        )
+        groups = pending.loaded
+        anchors = pending.anchors[examples]
+        columns = self._selection.columns
         arrays = tuple(
             f.key
             for f in columns

@@ -86,10 +86,8 @@ class RateLimiter:
 
     def observe(self, limit: Limit, headers: Mapping[str, str]) -> None:
         """Takes note of what an answer tells of its limit."""
-        told, quota = (
-            _RATE_LIMIT.search(headers.get("RateLimit", "")),
-            _QUOTA.search(headers.get("RateLimit-Policy", "")),
-        )
+        told = _RATE_LIMIT.search(headers.get("RateLimit", ""))
+        quota = _QUOTA.search(headers.get("RateLimit-Policy", ""))
         if told is None or quota is None:
             return
         left, seconds = int(told[1]), int(told[2])

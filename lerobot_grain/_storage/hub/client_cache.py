@@ -122,10 +122,8 @@ def keep_file(root: str, commit: str, path: str, data: bytes, name: str) -> None
     Raises:
       OSError: it cannot be written.
     """
-    blob, pointer = (
-        os.path.join(root, "blobs", name),
-        os.path.join(root, "snapshots", commit, *path.split("/")),
-    )
+    blob = os.path.join(root, "blobs", name)
+    pointer = os.path.join(root, "snapshots", commit, *path.split("/"))
     for file in (blob, pointer):
         os.makedirs(os.path.dirname(file), exist_ok=True)
     # Whole at once under its name, or not at all. Unfinished ones are called as huggingface_hub

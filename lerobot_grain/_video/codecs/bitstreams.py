@@ -25,14 +25,12 @@ from lerobot_grain._video.codecs.video_format import VideoFormat
 Bytes = bytes | memoryview
 
 # NAL unit types of ITU-T H.265, table 7-1.
-(
-    _HEVC_BLA_W_LP,
-    _HEVC_BLA_N_LP,
-    _HEVC_IDR_W_RADL,
-    _HEVC_IDR_N_LP,
-    _HEVC_CRA,
-    _HEVC_LAST_PICTURE_TYPE,
-) = 16, 18, 19, 20, 21, 31
+_HEVC_BLA_W_LP = 16
+_HEVC_BLA_N_LP = 18
+_HEVC_IDR_W_RADL = 19
+_HEVC_IDR_N_LP = 20
+_HEVC_CRA = 21
+_HEVC_LAST_PICTURE_TYPE = 31
 _HEVC_HEADERS = (32, 33, 34)  # parameter sets of video, sequence, picture
 # NAL unit types of ITU-T H.264, table 7-1: coded slices are 1 to 5, of an IDR picture 5.
 _H264_IDR, _H264_LAST_PICTURE_TYPE = 5, 5

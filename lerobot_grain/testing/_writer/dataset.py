@@ -176,10 +176,8 @@ def write_dataset(
     )
     _check(job, rows_per_row_group=rows_per_row_group, barcodes=barcodes, noise=noise)
     video_files = _video_files(job, episodes_per_video_file)
-    data_files, metadata_files = (
-        job.file_of_episode(episodes_per_data_file),
-        job.file_of_episode(episodes_per_metadata_file),
-    )
+    data_files = job.file_of_episode(episodes_per_data_file)
+    metadata_files = job.file_of_episode(episodes_per_metadata_file)
     meta.claim_directory(job.directory)
     episodes = _episodes(job, seed=seed, row_values=row_values)
     studio = Studio(

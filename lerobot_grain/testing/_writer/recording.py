@@ -168,10 +168,8 @@ class Studio:
         camera_index: int,
     ) -> Pictures:
         frame = np.array(frame_content(episode_index, frame_index, camera_index))
-        expected, dtype = (
-            (camera.height, camera.width, camera.num_channels),
-            np.dtype(np.uint16 if camera.depth else np.uint8),
-        )
+        expected = (camera.height, camera.width, camera.num_channels)
+        dtype = np.dtype(np.uint16 if camera.depth else np.uint8)
         if frame.shape != expected or frame.dtype != dtype:
             raise InvalidRequestError(
                 f"frame_content returned {frame.dtype} {frame.shape} for episode {episode_index} "

@@ -34,11 +34,9 @@ from lerobot_grain.testing import Fault, HubRepository, LoopbackHub
 from tests.support.mirror import Headers, Mirror
 from tests.support.streams import DATA_AND_VIDEO, digest, write_small
 
-INFO, TASKS, EPISODES = (
-    "meta/info.json",
-    "meta/tasks.parquet",
-    "meta/episodes/chunk-000/file-001.parquet",
-)
+INFO = "meta/info.json"
+TASKS = "meta/tasks.parquet"
+EPISODES = "meta/episodes/chunk-000/file-001.parquet"
 DATA, VIDEO = DATA_AND_VIDEO[0], DATA_AND_VIDEO[-1]
 POINTER = (
     f"version https://git-lfs.github.com/spec/v1\noid sha256:{'ab' * 32}\nsize 123456\n".encode()
@@ -401,10 +399,8 @@ def test_a_copy_in_the_cache_that_was_changed_is_an_error_where_the_hub_cannot_b
 
 
 def test_what_names_contents():
-    data, pointer = (
-        b"contents",
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 8\n",
-    )
+    data = b"contents"
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 8\n"
     sha256, blob = hashlib.sha256(data).hexdigest(), hashlib.sha1(b"blob 8\0contents").hexdigest()
     pointer %= sha256.encode()
     for told, name in (
