@@ -13,6 +13,9 @@ from typing import Any
 from _cases import Case
 
 RATE, STEADY = "examples_per_second", "steady_examples_per_second"
+# Kinds of measurement that run this package; with this ending, the package of another checkout.
+OURS = ("ours", "plain", "hub0", "hub50")
+OTHER = " (other version)"
 # Name of a ratio -> what is divided by what: kind and field.
 _RATIOS = {
     "ours/limit": (("ours", RATE), ("limit", RATE)),
@@ -20,6 +23,7 @@ _RATIOS = {
     "ours/plain": (("ours", RATE), ("plain", RATE)),
     "hub0/local": (("hub0", STEADY), ("ours", STEADY)),
     "hub50/local": (("hub50", STEADY), ("ours", STEADY)),
+    **{kind + OTHER: ((kind, RATE), (kind + OTHER, RATE)) for kind in OURS},
 }
 _MEDIANS = (RATE, STEADY, "open_seconds", "first_batch_seconds", "memory_growth_bytes")
 
@@ -86,7 +90,13 @@ def tables(cases: Sequence[Case], summaries: Sequence[Mapping[str, Any]]) -> str
         for kind, latency in (("hub0", "0 ms"), ("hub50", "50 ms"))
         if kind in summary["medians"]
     ]
-    return "\n\n".join(_table(rows) for rows in (local, hub) if rows)
+    versions = [
+        _versions_row(summary, kind)
+        for _, summary in pairs
+        for kind in OURS
+        if kind + OTHER in summary["medians"]
+    ]
+    return "\n\n".join(_table(rows) for rows in (local, hub, versions) if rows)
 
 
 def _local_row(case: Case, summary: Mapping[str, Any]) -> dict[str, str]:
@@ -114,6 +124,27 @@ def _local_row(case: Case, summary: Mapping[str, Any]) -> dict[str, str]:
         )
         + f" / {ours['budget_peak_bytes'] / 1e6:,.0f} / {ours['budget_bytes'] / 1e6:,.0f}",
     }
+
+
+def _versions_row(summary: Mapping[str, Any], kind: str) -> dict[str, str]:
+    medians = summary["medians"]
+    this, other = medians[kind], medians[kind + OTHER]
+    return {
+        "two versions": summary["case"],
+        "kind": kind,
+        "this, examples/s": _rate(medians, kind),
+        "other": _rate(medians, kind + OTHER),
+        "this / other, median of pairs": f"{summary['ratios'][kind + OTHER]:.2f}",
+        "first batch, s": f"{this['first_batch_seconds']:.2f}",
+        "first batch, other": f"{other['first_batch_seconds']:.2f}",
+        "memory growth, MB": _megabytes(this),
+        "memory growth, other": _megabytes(other),
+    }
+
+
+def _megabytes(medians: Mapping[str, Any]) -> str:
+    growth = medians.get("memory_growth_bytes")
+    return "?" if growth is None else f"{growth / 1e6:,.0f}"
 
 
 def _hub_row(summary: Mapping[str, Any], kind: str, latency: str) -> dict[str, str]:

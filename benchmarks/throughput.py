@@ -6,6 +6,8 @@ medians and ratios.
     python benchmarks/throughput.py --cases small h264_g30 --kinds ours limit
     # a dataset that is there already
     python benchmarks/throughput.py --directory ~/data/pusht
+    # this version beside another one, a checkout (`git worktree add ../before v0.1.0`)
+    python benchmarks/throughput.py --kinds ours plain hub50 --versus ../before
     # what docs/performance.md shows
     python benchmarks/throughput.py --markdown --json throughput.json
 
@@ -47,12 +49,12 @@ from pathlib import Path
 from typing import Any
 
 from _cases import CAMERA_NOISE, CASES, TINY, Case, prepare
-from _report import RATE, summarize, tables
+from _report import OTHER, OURS, RATE, summarize, tables
 
 from lerobot_grain import open_repository
 from lerobot_grain.testing import LoopbackHub
 
-KINDS = ("ours", "plain", "limit", "naive", "hub0", "hub50")
+KINDS = (*OURS[:2], "limit", "naive", *OURS[2:])
 _LATENCIES = {"hub0": 0.0, "hub50": 0.05}
 _MEASURE = Path(__file__).with_name("_measure.py")
 # A measurement takes seconds; after this long something hangs.
@@ -114,6 +116,12 @@ def _parser() -> argparse.ArgumentParser:
         help="of measurement (default: all)",
     )
     parser.add_argument(
+        "--versus",
+        type=Path,
+        metavar="CHECKOUT",
+        help="measure our kinds with the package of this checkout, too, in turn with this one",
+    )
+    parser.add_argument(
         "--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)"
     )
     parser.add_argument(
@@ -164,15 +172,17 @@ def _measure_case(case: Case, options: argparse.Namespace) -> dict[str, list[dic
     _say(f"{case.name}: preparing the dataset")
     directory = prepare(case, cache=options.cache, scale=options.scale).resolve()
     with contextlib.ExitStack() as stack:
-        kinds = _kinds_of(case, directory, options.kinds)
+        kinds = _kinds_of(case, directory, options.kinds, versus=options.versus is not None)
         hub: LoopbackHub | None = None
-        if any(kind in _LATENCIES for kind in kinds):
+        if any(kind in _LATENCIES for kind in options.kinds):
             hub = stack.enter_context(LoopbackHub())
             hub.add_repository("bench/mark", directory, tags=["v3.0"])
         _warm_page_cache(directory)
         results: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
         for repetition in range(options.repeats):
-            for kind in kinds:
+            # The version that goes first changes, so that neither always finds the machine as the
+            # other left it.
+            for kind in kinds if repetition % 2 == 0 else reversed(kinds):
                 result = _measure(case, directory, kind, hub, options)
                 results[kind].append(result)
                 _say(
@@ -182,14 +192,19 @@ def _measure_case(case: Case, options: argparse.Namespace) -> dict[str, list[dic
     return results
 
 
-def _kinds_of(case: Case, directory: Path, wanted: Sequence[str]) -> list[str]:
-    """Leaves out what a dataset without videos, or a case without windows, does not have."""
+def _kinds_of(case: Case, directory: Path, wanted: Sequence[str], *, versus: bool) -> list[str]:
+    """Leaves out what a dataset without videos, or a case without windows, does not have; adds the
+    measurements of the other version (`versus`)."""
     has_video = bool(open_repository(directory).episodes.videos)
     possible = dict.fromkeys(KINDS, has_video) | {
         "ours": True,
         "plain": has_video and bool(case.windows),
     }
-    return [kind for kind in KINDS if kind in wanted and possible[kind]]
+    kinds = [kind for kind in KINDS if kind in wanted and possible[kind]]
+    if versus:
+        pairs = [[kind, kind + OTHER] if kind in OURS else [kind] for kind in kinds]
+        kinds = [kind for pair in pairs for kind in pair]
+    return kinds
 
 
 def _warm_page_cache(directory: Path) -> None:
@@ -202,6 +217,8 @@ def _measure(
     case: Case, directory: Path, kind: str, hub: LoopbackHub | None, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Runs one measurement in a process of its own."""
+    package = options.versus if kind.endswith(OTHER) else Path(__file__).parents[1]
+    kind = kind.removesuffix(OTHER)
     with tempfile.TemporaryDirectory(prefix="lerobot_grain-") as scratch:
         on_hub = kind in _LATENCIES
         if on_hub:
@@ -220,7 +237,7 @@ def _measure(
             "threads": options.threads,
             "naive_seconds": options.naive_seconds,
         }
-        result = _run(job, scratch, pinned=case.pinned)
+        result = _run(job, scratch, package.resolve(), pinned=case.pinned)
         if on_hub and hub is not None:
             records = hub.requests()
             result["hub"] = {
@@ -233,12 +250,13 @@ def _measure(
     return result
 
 
-def _run(job: Mapping[str, Any], scratch: str, *, pinned: bool) -> dict[str, Any]:
+def _run(job: Mapping[str, Any], scratch: str, package: Path, *, pinned: bool) -> dict[str, Any]:
     # Proxies are not to be asked for this machine's Hub, nor the user's Hub settings.
     environment = {
         name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "HF_ENDPOINT")
     }
     environment |= {
+        "PYTHONPATH": str(package),
         "HF_HOME": scratch,
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_VERBOSITY": "error",
