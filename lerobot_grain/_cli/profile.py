@@ -41,7 +41,8 @@ _SHOWN_PAUSE_SECONDS = 0.05
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this command to those that every command has."""
-    defaults, reading = Shuffle(), ReadOptions()
+    defaults = Shuffle()
+    reading = ReadOptions()
     add = parser.add_argument
     add("--features", nargs="+", metavar="KEY", help="read only these (default: all)")
     add(
@@ -158,7 +159,8 @@ def run(options: argparse.Namespace) -> int:
     Raises:
       LeRobotGrainError: an option is out of its range, or the dataset cannot be opened or read.
     """
-    shuffle, plot = _shuffle(options), options.plot
+    shuffle = _shuffle(options)
+    plot = options.plot
     if plot is not None and Figure is None:
         raise InvalidRequestError(
             '--plot needs matplotlib; install it with: pip install "lerobot_grain[examples]"'
@@ -215,8 +217,10 @@ def _report(
     dataset: LeRobotIterDataset, open_seconds: float, reading: Reading, randomness: Randomness
 ) -> dict[str, Any]:
     """Returns the JSON object: what was measured, units in names."""
-    statistics, repository = reading.statistics, dataset.repository
-    episodes, gaps = randomness.episodes_per_batch, randomness.gaps
+    statistics = reading.statistics
+    repository = dataset.repository
+    episodes = randomness.episodes_per_batch
+    gaps = randomness.gaps
     return {
         "dataset": repository.description,
         "num_episodes": repository.episodes.num_episodes,
@@ -278,7 +282,8 @@ def _table(report: Mapping[str, Any]) -> str:
 
 
 def _throughput_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    throughput, waited = report["throughput"], report["waited_seconds"]
+    throughput = report["throughput"]
+    waited = report["waited_seconds"]
     steady = throughput["steady_examples_per_second"]
     shares = (
         f"{name} {value:.2f} s ({value / throughput['seconds']:.0%})"
@@ -301,7 +306,8 @@ def _throughput_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _reading_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    reading, examples = report["reading"], report["throughput"]["examples"]
+    reading = report["reading"]
+    examples = report["throughput"]["examples"]
     fetched = reading["bytes_fetched"]
     needed = reading["bytes_needed"]
     frames = reading["frames_handed_out"]
@@ -330,7 +336,8 @@ def _reading_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
                 "those decoded ahead among them",
             )
         )
-    peak, budget = reading["budget_peak_bytes"], reading["budget_bytes"]
+    peak = reading["budget_peak_bytes"]
+    budget = reading["budget_bytes"]
     return [
         *result,
         ("memory budget", f"{peak / 1e6:,.1f} of {budget / 1e6:,.1f} MB at most in use"),

@@ -144,7 +144,8 @@ class OrderedWindowsIterator(grain.DatasetIterator[WindowRequest]):
         needed_every_epoch: npt.NDArray[np.bool_],
     ) -> None:
         super().__init__(order)
-        self._transformation, self._position_step = transformation, position_step
+        self._transformation = transformation
+        self._position_step = position_step
         self.needed_every_epoch = needed_every_epoch
 
     def __next__(self) -> WindowRequest:
@@ -162,7 +163,9 @@ class OrderedWindowsIterator(grain.DatasetIterator[WindowRequest]):
           StopIteration: there are no more.
         """
         rows = self._parent.next_rows(_EXAMPLES_PER_BLOCK)
-        state, step, count = self._parent.get_state(), self._position_step, len(rows)
+        state = self._parent.get_state()
+        step = self._position_step
+        count = len(rows)
         return self._transformation.block(rows), lambda taken: {
             **state,
             "position": state["position"] - (count - taken) * step,
@@ -187,7 +190,8 @@ class WindowBlockBuilder:
     def __init__(
         self, parent: grain.DatasetIterator[WindowRequest], repository: Repository
     ) -> None:
-        self._parent, self._episodes = parent, repository.episodes
+        self._parent = parent
+        self._episodes = repository.episodes
         self.needed_every_epoch = np.zeros(self._episodes.num_episodes, np.bool_)
         self._next: tuple[WindowRequest, dict[str, Any]] | None = None  # pulled, and not in a block
         self._error: Exception | None = None
@@ -208,7 +212,8 @@ class WindowBlockBuilder:
         if not requests:
             assert self._error is not None
             raise self._error
-        block, episodes = stack_requests(requests), self._episodes
+        block = stack_requests(requests)
+        episodes = self._episodes
         positions = episodes.positions_of(block.episodes)
         problem = first_invalid(
             block, positions, episodes.lengths, shown_episodes=episodes.shown_numbers
@@ -216,7 +221,8 @@ class WindowBlockBuilder:
         block = replace(block, episodes=positions)
         if problem is not None:
             index, text = problem
-            self._next, self._error = None, InvalidRequestError(f"a WindowRequest: {text}")
+            self._next = None
+            self._error = InvalidRequestError(f"a WindowRequest: {text}")
             block = block[:index]
             if index == 0:
                 raise self._error

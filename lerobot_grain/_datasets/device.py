@@ -52,7 +52,8 @@ from lerobot_grain._datasets.pipelines import end_reading, sources_under
 
 # A batch that is being made may come to its end; then the requests of the streams under it are
 # ended, which takes half a second. At the end of the program nothing is waited for any longer.
-_GRACE_SECONDS, _EXIT_SECONDS = 0.3, 1.0
+_GRACE_SECONDS = 0.3
+_EXIT_SECONDS = 1.0
 
 _NUMBERS = (np.ndarray, np.generic, jax.Array, bool, int, float, complex)
 
@@ -146,7 +147,8 @@ class _DeviceIterator(grain.DatasetIterator[Any]):
 
     def __next__(self) -> Any:
         self._assert_not_closed()
-        before, is_inside = self._state, False
+        before = self._state
+        is_inside = False
         try:
             self._one_thread.enter()
             is_inside = True
@@ -195,7 +197,8 @@ class _DeviceIterator(grain.DatasetIterator[Any]):
 
     def _stop(self) -> None:
         """Stops the thread and drops what waits; the parent stands where it was pulled to."""
-        feed, self._feed = self._feed, None
+        feed = self._feed
+        self._feed = None
         if feed is not None:
             feed.close()
 

@@ -94,7 +94,8 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
                 "selected episode has more rows than these"
             )
         lengths = table.lengths[selected] - dropped
-        self._selected, self._num_episodes = selected, len(table.lengths)
+        self._selected = selected
+        self._num_episodes = len(table.lengths)
         self._num_clips = -(
             -lengths
             // (1 if shuffle is None or shuffle.clip_length is None else shuffle.clip_length)
@@ -159,12 +160,14 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
                 "lerobot_grain: contiguous slices (sequential_slice) are not supported; every "
                 "worker takes every n-th row"
             )
-        start, step = sl.start or 0, sl.step or 1
+        start = sl.start or 0
+        step = sl.step or 1
         if sl.stop is not None or start < 0 or step < 1:
             raise InvalidRequestError(
                 f"set_slice({sl}): expected slice(start, None, step) with start >= 0 and step >= 1"
             )
-        self._start, self._step = self._start + start * self._step, self._step * step
+        self._start = self._start + start * self._step
+        self._step = self._step * step
 
     def __iter__(self) -> FrameOrderIterator:
         return FrameOrderIterator(self)
@@ -260,7 +263,8 @@ class FrameOrderIterator(grain.DatasetIterator[int]):
     def set_state(self, state: dict[str, Any]) -> None:
         position = checked_position(state, self._dataset._identity)
         self._computed = (0, self._computed[1][:0])
-        self._base, self._handed_out = position, 0
+        self._base = position
+        self._handed_out = 0
 
     def __str__(self) -> str:
         return str(self._dataset)

@@ -92,7 +92,9 @@ class OpenStream:
         blocks: OrderedWindowsIterator | WindowBlockBuilder,
         ahead: ReadAhead,
     ) -> None:
-        self._begin, self._blocks, self._ahead = begin, blocks, ahead
+        self._begin = begin
+        self._blocks = blocks
+        self._ahead = ahead
         self._pulled: deque[_Block] = deque()
         self._num_pulled = 0
         self._parent_error: Exception | None = None

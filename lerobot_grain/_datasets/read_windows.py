@@ -228,10 +228,12 @@ class ReadWindowsIterator(grain.DatasetIterator[Example]):
         """
         if isinstance(error, StopIteration):
             self._statistics = self.statistics()
-            stream.is_torn, stream.has_ended = False, True
+            stream.is_torn = False
+            stream.has_ended = True
             stream.close()
             return
-        stream.num_handed_out, stream.is_torn = num_handed_out, True
+        stream.num_handed_out = num_handed_out
+        stream.is_torn = True
         if isinstance(error, Exception):  # else the program is probably about to end
             self._put_back(stream)
 
@@ -258,7 +260,8 @@ class ReadWindowsIterator(grain.DatasetIterator[Example]):
     def _forget(self) -> None:
         """Stops reading ahead; the parent stands where it was pulled to, or was put back to."""
         self._statistics = self.statistics()
-        stream, self._stream = self._stream, None
+        stream = self._stream
+        self._stream = None
         if stream is not None:
             stream.close()
             del stream
@@ -313,7 +316,8 @@ class _BatchIterDataset(grain.IterDataset[Batch]):
         self, parent: ReadWindowsIterDataset, batch_size: int, *, drop_remainder: bool
     ) -> None:
         super().__init__(parent)
-        self._batch_size, self._drop_remainder = batch_size, drop_remainder
+        self._batch_size = batch_size
+        self._drop_remainder = drop_remainder
 
     def __iter__(self) -> grain.DatasetIterator[Batch]:
         return _BatchIterator(
@@ -334,7 +338,8 @@ class _BatchIterator(grain.DatasetIterator[Batch]):
         self, parent: ReadWindowsIterator, batch_size: int, *, drop_remainder: bool
     ) -> None:
         super().__init__(parent)
-        self._batch_size, self._drop_remainder = batch_size, drop_remainder
+        self._batch_size = batch_size
+        self._drop_remainder = drop_remainder
 
     def __next__(self) -> Batch:
         parent: ReadWindowsIterator = self._parent

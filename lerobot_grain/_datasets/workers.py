@@ -151,7 +151,8 @@ class WorkerPrefetchIterDataset(grain.IterDataset[Element]):
                 f"WorkerPrefetchIterDataset: {parent} adds something to the state of the stream; "
                 f"{_ONE_TO_ONE}"
             )
-        self._num_workers, self._buffer_size = num_workers, buffer_size
+        self._num_workers = num_workers
+        self._buffer_size = buffer_size
 
     def __iter__(self) -> grain.DatasetIterator[Element]:
         return _WorkerPrefetchIterator(self, self._parent.__iter__())
@@ -217,7 +218,8 @@ class _WorkerPrefetchIterator(grain.DatasetIterator[Element]):
         return workers
 
     def _stop(self) -> None:
-        workers, self._workers = self._workers, None
+        workers = self._workers
+        self._workers = None
         if workers is not None:
             workers.close()
 
@@ -231,7 +233,8 @@ class _WorkerPrefetchIterator(grain.DatasetIterator[Element]):
     def set_state(self, state: dict[str, Any]) -> None:
         self._unread.set_state(state)  # raises before anything has changed
         self._stop()
-        self._base, self._handed_out = self._unread.get_state(), 0
+        self._base = self._unread.get_state()
+        self._handed_out = 0
         self._exhausted = False
 
     def close(self) -> None:

@@ -35,7 +35,8 @@ NUMERIC_DTYPES = frozenset(
 )
 
 # Far above all that is real; below, what is made of a description stays small: an array of a frame.
-_MAX_DIMENSIONS, _MAX_VALUES = 32, 1 << 31
+_MAX_DIMENSIONS = 32
+_MAX_VALUES = 1 << 31
 _MAX_GOP_LENGTH = 1 << 20
 
 # Pictures have so many channels: grey, RGB, or with alpha.
@@ -147,7 +148,8 @@ def parse_feature(key: str, description: object, *, where: str, notes: list[str]
             f"{where}: feature {key!r} is {short_repr(description)}; expected an object with "
             "dtype and shape"
         )
-    dtype, shape = description.get("dtype"), description.get("shape")
+    dtype = description.get("dtype")
+    shape = description.get("shape")
     if not isinstance(dtype, str) or (
         dtype not in NUMERIC_DTYPES and dtype not in ("string", "image", "video", "language")
     ):
@@ -284,7 +286,8 @@ def _channels_last(
 ) -> tuple[int, ...]:
     # Both orders are allowed by lerobot (validate_feature_image_or_video); the names tell, and
     # where there are none, or they cannot be right, the number of channels.
-    first, last = shape[0] in _CHANNELS, shape[2] in _CHANNELS
+    first = shape[0] in _CHANNELS
+    last = shape[2] in _CHANNELS
     channels_first = first and not last
     if names is not None and len(names) == 3:
         said_first = names[0] in ("channel", "channels")

@@ -38,8 +38,11 @@ _CHUNKS_SIZE = 1000
 
 # Far above all that is real; below, what is made of a description stays small: a path for every
 # file.
-_MAX_KEY_LENGTH, _MAX_TEMPLATE_LENGTH, _MAX_TEMPLATE_FIELDS = 256, 512, 8
-_MIN_FPS, _MAX_FPS = 1e-6, 1e6
+_MAX_KEY_LENGTH = 256
+_MAX_TEMPLATE_LENGTH = 512
+_MAX_TEMPLATE_FIELDS = 8
+_MIN_FPS = 1e-6
+_MAX_FPS = 1e6
 _MAX_CHUNKS_SIZE = 1 << 40
 
 _VERSION = re.compile(r"v?(\d{1,4})\.(\d{1,4})(\..{0,40})?")
@@ -323,7 +326,8 @@ def _template(text: object, field: str, major: int, where: str, notes: list[str]
     """
     # Some converters leave the templates of v2.x in info.json. They cannot be meant: the episode
     # table of v3.0 numbers files, not episodes.
-    numbers, usual = TEMPLATE_NUMBERS[major], TEMPLATES[major]
+    numbers = TEMPLATE_NUMBERS[major]
+    usual = TEMPLATES[major]
     expected = (
         f"expected a relative path with the fields video_key, {numbers[0]} and "
         f"{numbers[1]}, such as {usual['data_path']}"

@@ -35,7 +35,8 @@ from lerobot_grain._format.episodes import EpisodeTable
 
 # The columns that number rows. The first one that a file has decides, as long as its numbers tell
 # an order.
-_FRAME, _INDEX = "frame_index", "index"
+_FRAME = "frame_index"
+_INDEX = "index"
 _REMEDY = "write the file again ordered by index"
 
 _MAX_KEPT_GROUPS = 256
@@ -170,7 +171,8 @@ class ExpectedRows:
         """
         if len(self.episodes) == 0:
             return []
-        first, last = self.episodes.item(0), self.episodes.item(-1)
+        first = self.episodes.item(0)
+        last = self.episodes.item(-1)
         split = [first] if self.frames[0] > 0 else []
         if self.frames[-1] < self.table.lengths[last] - 1 and last not in split:
             split.append(last)

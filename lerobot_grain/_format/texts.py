@@ -49,7 +49,8 @@ def texts_of_table(
             f"{where}: found the columns {', '.join(columns)[:400]}; expected {index} and one of "
             "texts"
         )
-    numbers, values = columns[index], columns[texts[0]]
+    numbers = columns[index]
+    values = columns[texts[0]]
     if numbers.dtype.kind not in "iuf" or not _are_integers(numbers):
         raise DatasetFormatError(
             f"{where}: {index} is {short_repr(numbers[:8].tolist())}...; expected integers"

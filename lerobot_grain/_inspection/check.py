@@ -364,8 +364,10 @@ def _about_spans(repository: Repository, key: str) -> list[Finding]:
     """
     if repository.info.major_version == 2:
         return []  # there every episode has a video file of its own, and no such column
-    spans, where = repository.episodes.videos[key], "meta/episodes"
-    name, half_a_frame = f"videos/{key}/to_timestamp", 0.5 / repository.fps
+    spans = repository.episodes.videos[key]
+    where = "meta/episodes"
+    name = f"videos/{key}/to_timestamp"
+    half_a_frame = 0.5 / repository.fps
     number_of = repository.episodes.number_of
     try:
         stops = repository.episode_column(name).astype(np.float64)
@@ -387,7 +389,8 @@ def _about_spans(repository: Repository, key: str) -> list[Finding]:
             make_finding("durations", where, f"{text}{and_more(odd)}", feature=key, episodes=odd)
         )
     by_start = np.lexsort((starts, spans.files.file_of_episode))
-    before, after = by_start[:-1], by_start[1:]
+    before = by_start[:-1]
+    after = by_start[1:]
     gaps = starts[after] - stops[before]
     together = spans.files.file_of_episode[before] == spans.files.file_of_episode[after]
     if (odd := np.flatnonzero(together & (np.abs(gaps) > half_a_frame))).size:
@@ -410,9 +413,11 @@ def _about_camera(repository: Repository, key: str, facts: list[VideoFacts]) -> 
     if not facts:
         return []
     path = f"videos/{key}"
-    cost, findings = _camera_cost(key, facts), []
+    cost = _camera_cost(key, facts)
+    findings = []
     encoding = camera_encoding(_declared(repository)["features"][key])
-    codec, rate = encoding.get("video.codec"), encoding.get("video.fps")
+    codec = encoding.get("video.codec")
+    rate = encoding.get("video.fps")
     if isinstance(codec, str) and cost.codecs != (_CODEC_NAMES.get(codec, codec),):
         findings.append(
             make_finding(

@@ -126,7 +126,8 @@ def check_video_file(
 def check_data_file(repository: Repository, number: int) -> tuple[list[Finding], DataFacts | None]:
     """Checks one data file; there are no facts where it cannot be opened."""
     spans = repository.episodes.data
-    path, held = spans.paths[number], spans.episodes_in(number)
+    path = spans.paths[number]
+    held = spans.episodes_in(number)
     columns = [feature for feature in repository.features.values() if not feature.is_video]
     try:
         table = open_data_file(repository, number).table
@@ -205,7 +206,8 @@ def _unreadable(
 
 
 def _frame_size(file: VideoFile, repository: Repository, held: Integers) -> list[Finding]:
-    size, declared = file.table.format.frame_size, repository.features[file.camera].shape[:2]
+    size = file.table.format.frame_size
+    declared = repository.features[file.camera].shape[:2]
     if size == declared:
         return []
     text = (
@@ -283,7 +285,8 @@ def _unused_frames(
     """Returns the frames that belong to no row: before the first episode, between those of one, and
     behind one, int64 `(episodes,)`.
     """
-    findings, num_frames = [], file.table.num_frames + file.num_hidden
+    findings = []
+    num_frames = file.table.num_frames + file.num_hidden
     if len(file.named):
         text = (
             f"episode {file.number_of(file.named.item(0))} has fewer rows than frames, and its "
@@ -314,7 +317,8 @@ def _starts_of_episodes(
     """Returns the episodes that are read, int64 `(n,)`, and do not begin where and as they
     should.
     """
-    findings, table = [], file.table
+    findings = []
+    table = file.table
     # Of an episode whose first rows were dropped, another frame is the first.
     regular = episodes[~np.isin(episodes, file.named)]
     first = file.first_frames(regular)
@@ -341,11 +345,13 @@ def _times_of_frames(file: VideoFile, repository: Repository, episodes: Integers
     """Returns which episodes, int64 `(n,)`, that have a frame for every row, have frames that are
     not `1 / fps` apart.
     """
-    table, fps = file.table, repository.fps
+    table = file.table
+    fps = repository.fps
     if len(episodes) == 0:
         return []
     times = table.times_seconds()
-    first, lengths = file.first_frames(episodes), repository.episodes.lengths[episodes]
+    first = file.first_frames(episodes)
+    lengths = repository.episodes.lengths[episodes]
     drift = _drift_seconds(times, first, lengths, fps)
     if not (drift > _TOLERANCE_SECONDS).any():
         return []

@@ -120,7 +120,8 @@ def locate(repository: Repository, row: int, camera: str | None = None) -> RowLo
     """
     if isinstance(row, bool) or not isinstance(row, int | np.integer):
         raise InvalidRequestError(f"locate(row={row!r}): expected an int")
-    row, episodes = int(row), repository.episodes
+    row = int(row)
+    episodes = repository.episodes
     position, frame = episodes.place_of(row)
     cameras = repository.cameras if camera is None else (_existing(repository, camera),)
     file = open_data_file(repository, episodes.data.file_of_episode.item(position))
@@ -169,8 +170,10 @@ def _frame_location(
         repository, camera, repository.episodes.videos[camera].files.file_of_episode.item(position)
     )
     file.check(position)
-    in_file, table = file.first_frame(position) + frame, file.table
-    gop, sample = file.gops_of(np.array([in_file])).item(0), table.presentation.item(in_file)
+    in_file = file.first_frame(position) + frame
+    table = file.table
+    gop = file.gops_of(np.array([in_file])).item(0)
+    sample = table.presentation.item(in_file)
     shown_frame = in_file
     if file.num_hidden:
         # The reader does not count frames that belong to no row; a player does.

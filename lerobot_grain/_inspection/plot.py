@@ -32,9 +32,12 @@ if TYPE_CHECKING:
 
 Values = npt.NDArray[Any]
 
-_WIDTH_INCHES, _CAMERA_INCHES, _PANEL_INCHES = 11.0, 1.9, 2.3
+_WIDTH_INCHES = 11.0
+_CAMERA_INCHES = 1.9
+_PANEL_INCHES = 2.3
 # More than these are not told apart by colour, or not readable.
-_MAX_NAMED_DIMENSIONS, _MAX_CURVES = 8, 16
+_MAX_NAMED_DIMENSIONS = 8
+_MAX_CURVES = 16
 # Smaller than any picture, larger than any matrix that is a feature and has a last axis of 1, 3 or
 # 4.
 _MIN_PICTURE_PIXELS = 8
@@ -221,7 +224,9 @@ def _names(key: str, size: int, repository: Repository | None) -> tuple[str, ...
 
 
 def _draw_camera(strip: Any, key: str, parts: _Parts, max_frames: int) -> None:
-    frames, is_pad, times = parts.frames[key], parts.pads.get(key), parts.times.get(key)
+    frames = parts.frames[key]
+    is_pad = parts.pads.get(key)
+    times = parts.times.get(key)
     shown = np.unique(
         np.linspace(0, len(frames) - 1, min(len(frames), max_frames)).round().astype(int)
     )
@@ -293,7 +298,9 @@ def _draw_curves(
     plot: Any, curves: Values, is_pad: Values, times: Values, names: tuple[str, ...]
 ) -> None:
     order = np.argsort(times, kind="stable")
-    times, curves, is_pad = times[order], curves[order], is_pad[order]
+    times = times[order]
+    curves = curves[order]
+    is_pad = is_pad[order]
     middles = (times[1:] + times[:-1]) / 2
     first, last = (middles[0], middles[-1]) if len(middles) else (times[0] - 0.5, times[0] + 0.5)
     edges = np.array([2 * times[0] - first, *middles, 2 * times[-1] - last])

@@ -105,7 +105,9 @@ class FrameOrder:
         assert shuffle is None or shuffle.clip_length is not None
         self.shuffle = shuffle
         self.num_rows = int(lengths.sum())
-        self._first_rows, self._lengths, self._data_files = first_rows, lengths, data_files
+        self._first_rows = first_rows
+        self._lengths = lengths
+        self._data_files = data_files
 
     def epoch(self, number: int) -> EpochOrder:
         """Returns the order of one epoch.
@@ -189,8 +191,11 @@ class _Group:
         epoch: int,
         number: int,
     ) -> None:
-        self._clip_first, self._clip_lengths = clip_first, clip_lengths
-        self._seed, self._epoch, self._number = shuffle.seed, epoch, number
+        self._clip_first = clip_first
+        self._clip_lengths = clip_lengths
+        self._seed = shuffle.seed
+        self._epoch = epoch
+        self._number = number
         self.num_rows = int(clip_lengths.sum())
         self._num_parts = halve_parts(shuffle.num_parts, len(clip_first))
         self._block_length = max(1, shuffle.buffer_size // self._num_parts)

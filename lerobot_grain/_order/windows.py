@@ -136,7 +136,8 @@ class WindowOffsets:
             clamped = np.clip(wanted, 0, lengths[:, None] - 1)
             mask = wanted != clamped
             for key in keys:
-                windows[key], is_pad[key] = clamped, mask
+                windows[key] = clamped
+                is_pad[key] = mask
         return WindowBlock(episodes, frames, windows, is_pad)
 
 

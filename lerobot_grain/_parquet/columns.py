@@ -40,7 +40,8 @@ def to_numpy(column: pa.ChunkedArray, feature: Feature, *, where: str) -> npt.ND
     values = column.combine_chunks()
     if isinstance(values, pa.ExtensionArray):
         values = values.storage
-    rows, shape = len(values), () if feature.is_scalar else feature.shape
+    rows = len(values)
+    shape = () if feature.is_scalar else feature.shape
     if 0 in shape:
         _check_empty(values, shape, f"{where}: feature {feature.key!r}")
         return np.empty((rows, *shape), np.dtype(feature.dtype))
@@ -141,7 +142,8 @@ class LanguageColumn(Sequence[list[dict[str, Any]]]):
 
     def __init__(self, column: pa.ChunkedArray, feature: Feature, *, where: str) -> None:
         self._values = column.combine_chunks()
-        subject, kind = f"{where}: feature {feature.key!r}", self._values.type
+        subject = f"{where}: feature {feature.key!r}"
+        kind = self._values.type
         if not (pa.types.is_null(kind) or (_is_list(kind) and pa.types.is_struct(kind.value_type))):
             raise DatasetFormatError(
                 f"{subject} is stored as {short_repr(str(kind))}; expected lists of messages, "

@@ -18,7 +18,8 @@ from typing import NamedTuple
 # Types of the compact protocol.
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
 # Types of pages, and the fields of their own headers.
-_DATA_PAGE, _DATA_PAGE_V2 = 0, 3
+_DATA_PAGE = 0
+_DATA_PAGE_V2 = 3
 _DATA_HEADER_FIELD = {_DATA_PAGE: 5, _DATA_PAGE_V2: 8}
 # Page headers are two structs deep; their statistics are one more.
 _MAX_DEPTH = 8
@@ -50,7 +51,10 @@ def chunk_contents(chunk: bytes | memoryview, num_values: int) -> ChunkContents:
     Raises:
       ValueError: a header is malformed, or a page is not inside of the chunk.
     """
-    at, values, nbytes, largest = 0, 0, 0, 0
+    at = 0
+    values = 0
+    nbytes = 0
+    largest = 0
     while values < num_values and at < len(chunk):
         start = at
         try:
@@ -59,7 +63,8 @@ def chunk_contents(chunk: bytes | memoryview, num_values: int) -> ChunkContents:
             raise ValueError(
                 f"the chunk ends inside of the page header at its byte {start}"
             ) from None
-        unpacked, packed = header.get(2), header.get(3)
+        unpacked = header.get(2)
+        packed = header.get(3)
         if (
             not isinstance(unpacked, int)
             or not isinstance(packed, int)
@@ -127,15 +132,18 @@ def _skip(data: bytes | memoryview, at: int, kind: int, depth: int) -> int:
     if kind == _STRUCT:
         return _read_struct(data, at, depth + 1)[1]
     if kind in (_LIST, _SET):
-        head, at = data[at], at + 1
-        length, kinds = head >> 4, [head & 0xF]
+        head = data[at]
+        at = at + 1
+        length = head >> 4
+        kinds = [head & 0xF]
         if length == 0xF:
             length, at = _read_varint(data, at)
     elif kind == _MAP:
         length, at = _read_varint(data, at)
         kinds = []
         if length:
-            kinds, at = [data[at] >> 4, data[at] & 0xF], at + 1
+            kinds = [data[at] >> 4, data[at] & 0xF]
+            at = at + 1
     else:
         raise ValueError(f"a page header has a field of the unknown type {kind}")
     if length > len(data) - at:
@@ -155,7 +163,8 @@ def _read_integer(data: bytes | memoryview, at: int) -> tuple[int, int]:
 
 
 def _read_varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
-    value, shift = 0, 0
+    value = 0
+    shift = 0
     while True:
         byte = data[at]
         at += 1

@@ -44,11 +44,13 @@ _MAGIC = b"PAR1"
 # The Thrift decoder makes room for a list as long as it is said to be, 700 bytes an element, before
 # it reads the first one (pyarrow 26: 6 GB for 40 bytes). So no list may be longer than the footer
 # has room for at so many bytes an element, nor than any needs.
-_MIN_ELEMENT_BYTES, _MAX_ELEMENTS = 8, 200_000
+_MIN_ELEMENT_BYTES = 8
+_MAX_ELEMENTS = 200_000
 # What is read may take so many bytes in memory, or so many times its bytes in the file, whichever
 # is more. lerobot's data files have up to 100 MB; pictures do not unpack to more, numbers to a few
 # times as much.
-_MAX_UNPACKED_BYTES, _MAX_UNPACKED_TIMES = 256 << 20, 8
+_MAX_UNPACKED_BYTES = 256 << 20
+_MAX_UNPACKED_TIMES = 8
 # Bytes of a value in memory by its physical type, without levels and offsets.
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
 # Levels (16 bits each) and offsets of a value.
@@ -97,7 +99,8 @@ class ParquetTable:
     @cached_property
     def leaves(self) -> Mapping[str, range]:
         """Column -> the numbers of its leaf columns, which is how column chunks are counted."""
-        spans, first = {}, 0
+        spans = {}
+        first = 0
         for column in self.schema:
             count = _num_leaves(column.type)
             spans[column.name] = range(first, first + count)
@@ -177,7 +180,8 @@ class ParquetTable:
           DatasetFormatError: the pages are damaged.
           StorageError: the bytes could not be had.
         """
-        leaves, ranges = self._leaves(columns), self.ranges(group, columns)
+        leaves = self._leaves(columns)
+        ranges = self.ranges(group, columns)
         merged = merge_ranges(ranges, gap_bytes=0, max_bytes=_MAX_REQUEST_BYTES)
         held = SparseFile(merged, self.storage.read_ranges(self.path, merged, keep=keep))
         payloads = [held.view(chunk) for chunk in ranges]
@@ -218,7 +222,8 @@ class ParquetTable:
         the first byte; so this begins to read, and stops there.
         """
         if unchecked := [leaf for leaf in leaves if leaf not in self._checked_leaves]:
-            groups, unread = list(range(self.metadata.num_row_groups)), UnreadFile(self.size_bytes)
+            groups = list(range(self.metadata.num_row_groups))
+            unread = UnreadFile(self.size_bytes)
             try:
                 with pq.ParquetFile(unread, metadata=self.metadata, pre_buffer=True) as file:
                     file.reader.read_row_groups(groups, column_indices=unchecked, use_threads=False)
@@ -331,7 +336,8 @@ def read_columns(table: ParquetTable, columns: Sequence[str] | None) -> dict[str
     names = [
         name for name in (table.leaves if columns is None else columns) if name in table.leaves
     ]
-    groups, held = [], 0
+    groups = []
+    held = 0
     for group in range(table.metadata.num_row_groups):
         groups.append(table.read_group(group, names, keep=True))
         held += groups[-1].nbytes

@@ -50,7 +50,8 @@ class _Lease:
         dtype: np.dtype[Any],
         free: deque[npt.NDArray[np.uint8]],
     ) -> None:
-        self._memory, self._free = memory, free
+        self._memory = memory
+        self._free = free
         self.__array_interface__: dict[str, Any] = {
             **memory.view(dtype).__array_interface__,
             "shape": shape,

@@ -111,5 +111,6 @@ def is_mask_of(mask: Any, values: Any) -> bool:
     """Returns whether an array can be the mask of a window: bools in the shape of the first axes of
     its values.
     """
-    found, shape = np.asarray(mask), np.shape(values)
+    found = np.asarray(mask)
+    shape = np.shape(values)
     return found.dtype == np.bool_ and found.ndim >= 1 and found.shape == shape[: found.ndim]

@@ -73,7 +73,8 @@ class DaemonPool(Executor):
     def __init__(
         self, max_threads: int, name: str, start_thread: Callable[[], None] | None = None
     ) -> None:
-        self._name, self._start_thread = name, start_thread
+        self._name = name
+        self._start_thread = start_thread
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         # One for each thread that waits for a task, and the numbers of those that may still be
         # started.

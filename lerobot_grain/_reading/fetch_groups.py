@@ -98,7 +98,8 @@ def row_groups_fetched_together(
             ALONE if extent is None or extent.length > piece_bytes else extent.start // piece_bytes
         )
 
-    begin, end = group, group + 1
+    begin = group
+    end = group + 1
     if (piece := piece_of(group)) != ALONE:
         while begin > 0 and piece_of(begin - 1) == piece:
             begin -= 1

@@ -28,7 +28,8 @@ class FutureCache(Generic[Key, Value]):
     """
 
     def __init__(self, *, limit: int, size: Callable[[Value], int]) -> None:
-        self.limit, self._size = limit, size
+        self.limit = limit
+        self._size = size
         self._futures: OrderedDict[Key, Future[Value]] = OrderedDict()
         self._sizes: dict[Key, int] = {}
         self._unsized: list[Key] = []

@@ -49,7 +49,8 @@ _EXAMPLES_PER_BLOCK = 256
 _MAX_TAKEN_BYTES = 4 << 20
 # At most this many blocks are decoded ahead, and examples fetched ahead of them, however large the
 # budget is: more would not hide more latency.
-_MAX_DECODED_BLOCKS, _MAX_FETCHED_AHEAD = 4, 1024
+_MAX_DECODED_BLOCKS = 4
+_MAX_FETCHED_AHEAD = 1024
 
 
 @dataclass(eq=False, slots=True)
@@ -98,7 +99,8 @@ class ReadAhead:
         pad_keys: Mapping[str, str],
         needed_every_epoch: npt.NDArray[np.bool_],
     ) -> None:
-        self._known_examples, self._pad_keys = known_examples, pad_keys
+        self._known_examples = known_examples
+        self._pad_keys = pad_keys
         self._budget = MemoryBudget.of(
             options.memory_budget_bytes, num_cameras=len(selection.videos)
         )
@@ -263,7 +265,8 @@ class ReadAhead:
         Raises:
           LeRobotGrainError: the first one cannot be read.
         """
-        start, stop = pending.num_taken, min(pending.num_taken + limit, len(pending.block))
+        start = pending.num_taken
+        stop = min(pending.num_taken + limit, len(pending.block))
         if pending.values is None:
             pending.values, pending.problem = self._rows.values(pending.rows)
         problems = [pending.problem, self._frames.wait(pending.entries, slice(start, stop))]

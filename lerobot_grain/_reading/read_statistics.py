@@ -58,7 +58,8 @@ class Meter:
     """Counts for `ReadStatistics`; for the consumer's thread."""
 
     def __init__(self, storage: Storage) -> None:
-        self._storage, self._before = storage, storage.statistics
+        self._storage = storage
+        self._before = storage.statistics
         self._started_seconds = time.perf_counter()
         self._counts: Counter[str] = Counter()
         self._waited_seconds = {"fetch": 0.0, "decode": 0.0}

@@ -38,10 +38,13 @@ def open_video(
       DatasetFormatError: not an MP4 file that can be read.
       StorageError: the bytes could not be had.
     """
-    storage, episodes = repository.storage, repository.episodes
+    storage = repository.storage
+    episodes = repository.episodes
     files = episodes.videos[camera].files
-    path, held = files.paths[number], files.episodes_in(number)
-    where, contents = f"{storage.description}, {path}", None
+    path = files.paths[number]
+    held = files.episodes_in(number)
+    where = f"{storage.description}, {path}"
+    contents = None
     with storage.checked(path):
         if is_one_episode := len(held) == 1:
             size = storage.size_bytes(path)

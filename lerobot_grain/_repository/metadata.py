@@ -32,10 +32,12 @@ from lerobot_grain._storage.base import Storage
 
 # A metadata file is refused above these sizes before it is read; the largest public datasets have
 # a hundredth of them.
-_MAX_STATS_BYTES, _MAX_TABLE_BYTES = 8 << 20, 1 << 30
+_MAX_STATS_BYTES = 8 << 20
+_MAX_TABLE_BYTES = 1 << 30
 # Rows may be packed to nothing. The largest public datasets have 2 million episodes and 100,000
 # tasks.
-_MAX_EPISODES, MAX_TASKS = 1 << 22, 1 << 20
+_MAX_EPISODES = 1 << 22
+MAX_TASKS = 1 << 20
 # Up to this size a table is fetched whole, into the Hub's cache, where it costs nothing the next
 # time; above, only its projected columns are read.
 _WHOLE_TABLE_BYTES = 8 << 20

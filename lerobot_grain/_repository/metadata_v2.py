@@ -51,7 +51,8 @@ def read_episode_columns(
       DatasetFormatError: it is missing or malformed, or has more than `max_episodes`.
       StorageError: the bytes could not be had.
     """
-    numbers, lengths = array("q"), array("q")
+    numbers = array("q")
+    lengths = array("q")
     for where, line in json_lines(
         storage, EPISODES_PATH_V2, _size_of(EPISODES_PATH_V2, storage, listing)
     ):
@@ -60,7 +61,8 @@ def read_episode_columns(
         numbers.append(_number(line, "episode_index", where))
         lengths.append(_number(line, "length", where))
     episodes = np.array(numbers, np.int64)
-    chunks, starts = episodes // info.chunks_size, np.zeros(len(episodes))
+    chunks = episodes // info.chunks_size
+    starts = np.zeros(len(episodes))
     columns: dict[str, npt.NDArray[Any]] = {
         "episode_index": episodes,
         "length": np.array(lengths, np.int64),
@@ -87,7 +89,8 @@ def read_column(
       DatasetFormatError: a line is malformed, or has no such field where others have it.
       StorageError: the bytes could not be had.
     """
-    numbers, values = array("q"), []
+    numbers = array("q")
+    values = []
     for where, line in json_lines(
         storage, EPISODES_PATH_V2, _size_of(EPISODES_PATH_V2, storage, listing)
     ):
@@ -115,7 +118,8 @@ def read_tasks(storage: Storage, listing: Mapping[str, int], *, max_tasks: int) 
     ):
         if len(tasks) == max_tasks:
             raise DatasetFormatError(f"{where}: at most {max_tasks} tasks are read")
-        number, text = _number(line, "task_index", where, least=-_MAX_NUMBER), line.get("task")
+        number = _number(line, "task_index", where, least=-_MAX_NUMBER)
+        text = line.get("task")
         if not isinstance(text, str):
             raise DatasetFormatError(f"{where}: task is {short_repr(text)}; expected a text")
         if tasks.setdefault(number, text) != text:

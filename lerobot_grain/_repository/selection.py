@@ -118,7 +118,8 @@ def select_features(repository: Repository, features: Iterable[str] | None) -> F
       DatasetFormatError: a selected feature cannot be read, a camera has no video, or a table of
         texts is missing or malformed.
     """
-    declared, unreadable = repository.features, repository.info.unreadable
+    declared = repository.features
+    unreadable = repository.info.unreadable
     if isinstance(features, str):
         raise InvalidRequestError(f"features={features!r}: expected a list of keys")
     has_subtasks = (
@@ -310,7 +311,8 @@ def _listed_episodes(repository: Repository, given: list[Any]) -> Integers:
 
 
 def _episodes_of_split(repository: Repository, name: str) -> Integers:
-    splits, num_episodes = repository.info.splits, repository.episodes.num_episodes
+    splits = repository.info.splits
+    num_episodes = repository.episodes.num_episodes
     if name not in splits:
         raise InvalidRequestError(
             f"episodes={name!r}: {repository.description} has no such split; "
@@ -332,7 +334,8 @@ def _episodes_of_split(repository: Repository, name: str) -> Integers:
                 f'{where}; expected ranges of episodes such as "0:50" or "0:50, 60:80"; select '
                 "with episode numbers"
             )
-        start, stop = int(found[1] or 0), int(found[2] or num_episodes)
+        start = int(found[1] or 0)
+        stop = int(found[2] or num_episodes)
         if max(start, stop) > num_episodes:
             raise DatasetFormatError(
                 f"{where}, but there are {num_episodes} episodes; select with episode numbers"

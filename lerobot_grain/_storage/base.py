@@ -206,7 +206,8 @@ class Storage(abc.ABC):
         cache = self._disk_cache(path) if keep else None
         if cache is None:
             return self._read_ranges(path, ranges)
-        file, part = self._file(path), " ".join(map(str, ranges))
+        file = self._file(path)
+        part = " ".join(map(str, ranges))
         kept = cache.get(file, part)
         if kept is None or len(kept) != sum(r.length for r in ranges):
             payloads = self._read_ranges(path, ranges)

@@ -57,7 +57,8 @@ class DiskCache:
     """
 
     def __init__(self, directory: str, max_bytes: int) -> None:
-        self._directory, self._max_bytes = directory, max_bytes
+        self._directory = directory
+        self._max_bytes = max_bytes
         self._share = max_bytes // _SHARE
         self._lock = threading.Lock()
         # So much that the first `put` looks what there is.
@@ -70,7 +71,8 @@ class DiskCache:
             return None
         try:
             with _opened(self._path(name)) as entry:
-                digest, payload = entry.read(_DIGEST_BYTES), entry.read(self._share + 1)
+                digest = entry.read(_DIGEST_BYTES)
+                payload = entry.read(self._share + 1)
         except OSError:
             return None
         if digest != _digest(name, payload):

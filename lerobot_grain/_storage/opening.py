@@ -142,7 +142,8 @@ def open_storage(
 def _open_on_hub(session: HubSession, name: _HubName) -> Storage:
     revisions = list(name.folders)
     if revisions == [None]:
-        found, commit = None, session.api.commit_of(session.default_revision())[1]
+        found = None
+        commit = session.api.commit_of(session.default_revision())[1]
     else:
         found, commit = session.api.commit_of(
             *(revision for revision in revisions if revision is not None)
@@ -204,7 +205,9 @@ def _parse_hub_name(name: str, revision: str | None) -> _HubName:
         folder = (match[3] or "").rstrip("/")
     else:
         parts = name.rstrip("/").split("/")
-        repo_id, after_at, folder = "/".join(parts[:2]), "", "/".join(parts[2:])
+        repo_id = "/".join(parts[:2])
+        after_at = ""
+        folder = "/".join(parts[2:])
         if "://" in name or "/" not in repo_id or (folder and parts[0] in _KINDS):
             raise InvalidRequestError(
                 f"{name!r} is neither an existing directory nor a dataset on the Hub, named "
@@ -284,7 +287,8 @@ def _cached_files(repository: HubAddress, commit: str) -> list[ListedFile] | Non
     """Returns the files of `meta/` in the list of the commit in the cache of huggingface_hub; None
     if there is none.
     """
-    listing, prefix = cached_listing(repository, commit), repository.prefix
+    listing = cached_listing(repository, commit)
+    prefix = repository.prefix
     if listing is None:
         return None
     beginning = f"{prefix}{METADATA}/"

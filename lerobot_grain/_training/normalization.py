@@ -156,7 +156,8 @@ class Normalizer:
                 raise InvalidRequestError(
                     f"{key!r} is not in {place}, which has {', '.join(found) or 'nothing'}"
                 )
-            center, width = known[key]["center"], known[key]["width"]
+            center = known[key]["center"]
+            width = known[key]["width"]
             x = jnp.asarray(batch[key])
             if x.shape[x.ndim - center.ndim :] != center.shape:
                 raise InvalidRequestError(
@@ -204,13 +205,15 @@ def normalizer(
         another shape than their feature.
     """
     if isinstance(source, Repository):
-        where, found = source.description, dict(stats or {})
+        where = source.description
+        found = dict(stats or {})
         known = [
             key for key, feature in source.features.items() if feature.is_camera or feature.is_array
         ]
         channels = {key: source.features[key].shape[-1] for key in source.cameras}
     else:
-        where, found = "statistics", {**source, **(stats or {})}
+        where = "statistics"
+        found = {**source, **(stats or {})}
         known = list(found)
         channels = {
             key: count for key, statistics in found.items() if (count := _num_channels(statistics))
@@ -347,7 +350,8 @@ def _of_statistics(
         return _affine(first, spread)
     # Sums leave traces: 1e-17 in place of a deviation of 0, and a mean that is not quite the
     # number.
-    low, high = _one_axis(statistics["min"]), _one_axis(statistics["max"])
+    low = _one_axis(statistics["min"])
+    high = _one_axis(statistics["max"])
     if not low.shape == high.shape == first.shape:
         raise DatasetFormatError(
             f"{where} has mean {short_repr(first.tolist())}, min {short_repr(low.tolist())} and "

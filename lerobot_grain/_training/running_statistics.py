@@ -35,7 +35,8 @@ class RunningStats:
     """Statistics of rows of `size` finite numbers each."""
 
     def __init__(self, size: int) -> None:
-        self.count, self.size = 0, size
+        self.count = 0
+        self.size = size
         # the first row; mean and squares are those of the distances from it
         self._origin = np.zeros(size)
         self._mean = np.zeros(size)
@@ -112,7 +113,8 @@ class RunningStats:
         stops = np.cumsum(counts)
         ranks = fractions * (self.count - 1)
         chosen = np.searchsorted(stops, ranks, side="right")
-        low, high = _lower_edges(filled[chosen]), _lower_edges(filled[chosen] + 1)
+        low = _lower_edges(filled[chosen])
+        high = _lower_edges(filled[chosen] + 1)
         inside = (ranks - stops[chosen] + counts[chosen] + 0.5) / counts[chosen]
         found: Floats = self._origin[number] + low + (high - low) * np.minimum(inside, 1)
         return found.clip(self._min[number], self._max[number])

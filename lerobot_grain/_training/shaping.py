@@ -264,7 +264,8 @@ def resize_with_pad(images: Values, size: tuple[int, int]) -> Values:
         inner = size[0], max(1, width * size[0] // height)
     else:
         inner = max(1, height * size[1] // width), size[1]
-    top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    top = (size[0] - inner[0]) // 2
+    left = (size[1] - inner[1]) // 2
     padded = np.zeros((*leading, *size, channels), images.dtype)
     count = math.prod(leading)
     rooms = padded.reshape(count, *size, channels)[:, top : top + inner[0], left : left + inner[1]]

@@ -53,9 +53,11 @@ Made = TypeVar("Made")
 
 # Small row groups are read together up to so many coded bytes, the size of a good request; so many
 # runs are read at a time.
-_RUN_BYTES, _THREADS = 4 << 20, 4
+_RUN_BYTES = 4 << 20
+_THREADS = 4
 # As lerobot: pictures with a side of at least 300 pixels are thinned out to about 150.
-_MAX_PICTURE_SIDE, _THIN_PICTURE_SIDE = 300, 150
+_MAX_PICTURE_SIDE = 300
+_THIN_PICTURE_SIDE = 150
 
 
 def compute_stats(

@@ -34,7 +34,8 @@ from lerobot_grain._video.small_mp4 import TICKS_PER_FRAME
 
 _PIXEL_FORMAT = "gray12le"
 _NUM_CODES = 1 << 12
-_MILLIMETRES_PER_METRE, _MAX_MILLIMETRES = 1000, 65535
+_MILLIMETRES_PER_METRE = 1000
+_MAX_MILLIMETRES = 65535
 
 
 @functools.cache
@@ -62,7 +63,9 @@ def depths_of_codes(depth: Depth) -> npt.NDArray[np.float32]:
 
     Read-only.
     """
-    low, high, shift = depth.min_metres, depth.max_metres, depth.shift_metres
+    low = depth.min_metres
+    high = depth.max_metres
+    shift = depth.shift_metres
     start, stop = (
         (math.log(low + shift), math.log(high + shift)) if depth.is_logarithmic else (low, high)
     )
@@ -103,7 +106,9 @@ class DepthDecoder(FrameDecoder):
         super().__init__(where)
         assert rotation == 0, "such a file is refused when it is opened"
         self._av = load_depth_decoder()
-        self._mp4, self._depths, self._image_size = mp4, depths_of_codes(depth), image_size
+        self._mp4 = mp4
+        self._depths = depths_of_codes(depth)
+        self._image_size = image_size
         self._frames = self._start()
         self._next = 0
 

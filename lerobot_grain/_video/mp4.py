@@ -186,7 +186,9 @@ def read_sample_table(
             and tail[place + 12 : place + 16] == b"mvhd"
         ):
             return _parse_moov(memoryview(tail)[place + 8 :], file_size_bytes, where)
-    start, known = 0, b""  # the bytes known are those from `start` on
+    # the bytes known are those from `start` on
+    start = 0
+    known = b""
     cursor = 0
     for _ in range(_MAX_TOP_LEVEL_BOXES):
         if file_size_bytes - cursor < 8:
@@ -197,7 +199,8 @@ def read_sample_table(
         if cursor + min(16, file_size_bytes - cursor) > start + len(known):
             rest = file_size_bytes - cursor
             length = min(_HEAD_BYTES, rest) if cursor == 0 else rest if rest <= _TAIL_BYTES else 16
-            start, known = cursor, (yield ByteRange(cursor, cursor + length))
+            start = cursor
+            known = yield ByteRange(cursor, cursor + length)
         kind, header, size = box_header(
             known, cursor - start, file_size_bytes - cursor, where, cursor
         )
@@ -233,7 +236,8 @@ def _parse_moov(moov: Bytes, file_size_bytes: int, where: str) -> SampleTable:
 
 
 def _parse_tracks(moov: Bytes, file_size_bytes: int, where: str) -> SampleTable:
-    tracks, movie = [], b""
+    tracks = []
+    movie = b""
     for kind, payload in boxes(moov, where, "moov"):
         if kind == "mvhd":
             movie = bytes(payload)
@@ -363,7 +367,8 @@ def _offsets(
     offsets = np.repeat(chunk_offsets - chunk_starts, samples_per_chunk) + ends - sizes
     # Not offsets + sizes, which may be beyond the end of the integers.
     if (bad := np.flatnonzero((offsets < 0) | (offsets > file_size_bytes - sizes))).size:
-        start, size = int(offsets[bad[0]]), int(sizes[bad[0]])
+        start = int(offsets[bad[0]])
+        size = int(sizes[bad[0]])
         raise DatasetFormatError(
             f"{where}: picture {bad[0]} of {len(sizes)} should lie at bytes [{start}, "
             f"{start + size}), but the file has {file_size_bytes}; it is truncated"

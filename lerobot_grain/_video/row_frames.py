@@ -49,10 +49,13 @@ ReadTimestamps = Callable[[Integers], Sequence[npt.NDArray[np.floating[Any]] | N
 
 # A start may be off its frame by a millisecond, as which many write it, or by a tenth of a frame
 # where that is less; lerobot's reader allows a tenth of a millisecond, which is always allowed.
-_START_TOLERANCE_SECONDS, _START_TOLERANCE_FRAMES, _LEAST_TOLERANCE_SECONDS = 1e-3, 0.1, 1e-4
+_START_TOLERANCE_SECONDS = 1e-3
+_START_TOLERANCE_FRAMES = 0.1
+_LEAST_TOLERANCE_SECONDS = 1e-4
 # A timestamp is a whole multiple of 1 / fps if it is as near: half a millisecond, as rounded to
 # milliseconds, and a bit.
-_WHOLE_TOLERANCE_SECONDS, _WHOLE_TOLERANCE_FRAMES = 6e-4, 0.05
+_WHOLE_TOLERANCE_SECONDS = 6e-4
+_WHOLE_TOLERANCE_FRAMES = 0.05
 # Timestamps are float32.
 _TIMESTAMP_PRECISION = 1.2e-7
 # Of larger ones, such as seconds since 1970, all are whole multiples then, and none names a frame.
@@ -168,7 +171,8 @@ class _Linker:
         self._firsts = firsts
         self._starts = starts
         self._lengths = lengths
-        self._fps, self._rate = fps, rate
+        self._fps = fps
+        self._rate = rate
         self._stops = frames_until(firsts, len(times))
         self.available = self._stops - firsts
         self.problems: dict[int, str] = {}
@@ -186,7 +190,9 @@ class _Linker:
             bool((self.available == 0).any()) and len(self._times) == self._lengths.sum()
         )
         for i in range(len(self._firsts)):
-            start, first, last = self._starts[i], self._times[self._firsts[i]], self._times[-1]
+            start = self._starts[i]
+            first = self._times[self._firsts[i]]
+            last = self._times[-1]
             if not is_at_frame[i]:
                 self.problems[i] = (
                     f"it should start at {start:.6f} s, but the nearest of the {len(self._times)} "
@@ -307,7 +313,8 @@ class _Linker:
         """Returns the frames that timestamps name by number, or those that follow each other if
         they are a clock's; `None`: a problem.
         """
-        first, available = self._firsts[i], self.available[i]
+        first = self._firsts[i]
+        available = self.available[i]
         numbers = _whole_numbers(timestamps, self._fps)
         if is_clock := numbers is None or numbers[0] >= available:
             numbers = np.arange(len(timestamps))

@@ -43,7 +43,8 @@ from lerobot_grain._video.mp4 import SampleTable
 
 # Ticks per second, and per picture, as lerobot and FFmpeg write them; any values serve, since
 # frames are addressed by number.
-TIMESCALE, TICKS_PER_FRAME = 15360, 512
+TIMESCALE = 15360
+TICKS_PER_FRAME = 512
 FRAMES_PER_SECOND = TIMESCALE / TICKS_PER_FRAME
 
 # Made once: there is one unit for every few pictures.
@@ -129,7 +130,8 @@ def coded_unit(
       DatasetFormatError: the first picture is not one that a decoder can start at.
     """
     view = memoryview(payload)
-    first, count = unit.samples.item(0), len(unit.samples)
+    first = unit.samples.item(0)
+    count = len(unit.samples)
     sizes = table.sizes[first : first + count] if table.is_plain else table.sizes[unit.samples]
     lengths = sizes.tolist()
     pieces: list[bytes | memoryview]

@@ -85,10 +85,14 @@ class VideoFile:
         contents: bytes | None = None,
     ) -> None:
         self.contents = contents
-        self.path, self.camera, self.number, self.where = path, camera, number, where
+        self.path = path
+        self.camera = camera
+        self.number = number
+        self.where = where
         spans = episodes.videos[camera]
         held = spans.files.episodes_in(number)
-        lengths, num_frames = episodes.lengths[held], table.num_frames
+        lengths = episodes.lengths[held]
+        num_frames = table.num_frames
         link = link_rows(
             table,
             episodes=held,
@@ -207,7 +211,8 @@ class VideoFile:
         """Returns the bytes that `unit` needs for any frames of a GOP."""
         if not self.table.is_plain:
             return self.unit(gop, self.frames_of(gop)).byte_range
-        first, last = self.gop_starts.item(gop), self.gop_starts.item(gop + 1) - 1
+        first = self.gop_starts.item(gop)
+        last = self.gop_starts.item(gop + 1) - 1
         return ByteRange(
             self.table.offsets.item(first),
             self.table.offsets.item(last) + self.table.sizes.item(last),

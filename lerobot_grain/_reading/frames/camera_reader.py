@@ -78,7 +78,8 @@ class CameraReader:
         self._file_of_episode = repository.episodes.videos[feature.key].files.file_of_episode
         height, width = image_size or feature.shape[:2]
         self.demand = FrameDemand()
-        shape, dtype = (height, width, feature.num_channels), np.dtype(feature.frame_dtype)
+        shape = (height, width, feature.num_channels)
+        dtype = np.dtype(feature.frame_dtype)
         self.store = FrameStore(shape, dtype, budget.num_slots(math.prod(shape) * dtype.itemsize))
         self._fetcher = GopFetcher(
             repository,
@@ -146,7 +147,8 @@ class CameraReader:
                     block.episodes.item(index // entries.shape[1]), frames.item(index)
                 )
             except LeRobotGrainError as error:
-                self.demand.slots[entry], self.demand.is_requested[entry] = FAILED, True
+                self.demand.slots[entry] = FAILED
+                self.demand.is_requested[entry] = True
                 self._problems_of_entries[entry] = error
 
     # Decoding
@@ -199,12 +201,15 @@ class CameraReader:
         needed = np.flatnonzero(
             (self.demand.uses[entries] > 0) & (self.demand.slots[entries] == NO_SLOT)
         )
-        candidates, entries, gop_of = candidates[needed], entries[needed], gop_of[needed]
+        candidates = candidates[needed]
+        entries = entries[needed]
+        gop_of = gop_of[needed]
         bounds = np.searchsorted(gop_of, np.arange(len(distinct) + 1)).tolist()
         now = is_now[entries]
         wanted = []
         for i, (episode, gop) in enumerate(zip(episodes.tolist(), gops.tolist(), strict=True)):
-            begin, end = bounds[i], bounds[i + 1]
+            begin = bounds[i]
+            end = bounds[i + 1]
             is_last = True
             if self._fetcher.gops[file.number, episode, gop].is_long:
                 last_end = begin + int(

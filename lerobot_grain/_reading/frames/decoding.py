@@ -122,7 +122,8 @@ def decode_jobs(
 
 
 def _decode_together(jobs: Sequence[DecodeJob], into: Frames, open_video: OpenVideo) -> None:
-    units, coded = [], []
+    units = []
+    coded = []
     for job in jobs:
         file = job.wanted.file
         unit = file.unit(job.wanted.gop, job.wanted.frames)
@@ -158,7 +159,8 @@ class LongGopDecoder:
     """
 
     def __init__(self, coded: PendingBytes, open_video: OpenVideo) -> None:
-        self._coded, self._open_video = coded, open_video
+        self._coded = coded
+        self._open_video = open_video
         self._lock = threading.Lock()
         self._video: FrameDecoder | None = None
         self._unit: Unit | None = None  # all frames of the GOP, of which the small MP4 is made

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from lerobot_grain._base.arrays import Integers
 
 # What `slots` holds for a frame that is not decoded, and for one that cannot be.
-NO_SLOT, FAILED = -1, -2
+NO_SLOT = -1
+FAILED = -2
 
 _PAGE_BITS = 8
 _PAGE = 1 << _PAGE_BITS
@@ -42,7 +43,8 @@ class FrameDemand:
         self._num_pages = 0
         self._waiting_uses = np.zeros(0, np.int64)  # of all frames of a page
         self._numbers = np.zeros(0, np.int64)
-        self.uses, self.slots = np.zeros(0, np.int32), np.zeros(0, np.int32)
+        self.uses = np.zeros(0, np.int32)
+        self.slots = np.zeros(0, np.int32)
         self.is_requested = np.zeros(0, np.bool_)
         self._grow()
 

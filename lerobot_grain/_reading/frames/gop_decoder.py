@@ -37,7 +37,8 @@ from lerobot_grain._video.decoder import OpenVideo
 # Wanted frames of one decode task: the speed of sequential decoding is reached at 16 to 64. More
 # where frames are small: a task takes Python's lock a dozen times, each time against a consumer
 # that may hold it for milliseconds.
-_PICTURES_PER_TASK, _TASK_BYTES = 64, 8 << 20
+_PICTURES_PER_TASK = 64
+_TASK_BYTES = 8 << 20
 # What an open decoder holds, in pictures of 12 bits a pixel: 5 MB at 640x480 (measured with 64 of
 # them).
 _PICTURES_OF_DECODER = 12
@@ -107,7 +108,9 @@ class GopDecoder:
         self._demand = demand
         self._store = store
         self._fetcher = fetcher
-        self._budget, self._decoders, self._meter = budget, decoders, meter
+        self._budget = budget
+        self._decoders = decoders
+        self._meter = meter
         # those with an open decoder, the least recently used first
         self._open: OrderedDict[GopKey, FetchedGop] = OrderedDict()
         self._tasks: dict[int, _Task] = {}  # that were not waited for yet
@@ -143,7 +146,8 @@ class GopDecoder:
         ):
             items = [short[index] for index in group]
             slots = self._take_slots(np.concatenate([item.entries for item, _ in items]))
-            jobs, begin = [], 0
+            jobs = []
+            begin = 0
             for item, coded in items:
                 end = begin + len(item.entries)
                 jobs.append(DecodeJob(item.gop, coded.run.coded, slots[begin:end]))
@@ -172,7 +176,8 @@ class GopDecoder:
             self._open[key] = coded
             self._count(gop)
         self._open.move_to_end(key)
-        begin, end = gop.frames.item(0), gop.frames.item(-1) + 1
+        begin = gop.frames.item(0)
+        end = gop.frames.item(-1) + 1
         self._meter.count(
             pictures_decoded=end - (coded.next_frame if begin >= coded.next_frame else start)
         )

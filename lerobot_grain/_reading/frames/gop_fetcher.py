@@ -103,10 +103,15 @@ class GopFetcher:
         files: FutureCache[tuple[str, int], VideoFile],
         meter: Meter,
     ) -> None:
-        self._repository, self._camera, self._demand = repository, camera, demand
+        self._repository = repository
+        self._camera = camera
+        self._demand = demand
         self._needed_every_epoch = needed_every_epoch
-        self._frame_bytes, self._budget = frame_bytes, budget
-        self._fetchers, self._files, self._meter = fetchers, files, meter
+        self._frame_bytes = frame_bytes
+        self._budget = budget
+        self._fetchers = fetchers
+        self._files = files
+        self._meter = meter
         self._episodes = repository.episodes
         self._file_of_episode = repository.episodes.videos[camera].files.file_of_episode
         # number of a file -> `episodes_fetched_together`
@@ -149,7 +154,8 @@ class GopFetcher:
         ).tolist()
         starts = file.gop_starts[low : high + 2].copy()
         # The first and the last GOP may hold frames of other episodes.
-        starts[0], starts[-1] = max(starts.item(0), first), min(starts.item(-1), stop)
+        starts[0] = max(starts.item(0), first)
+        starts[-1] = min(starts.item(-1), stop)
         demand = self._demand
         entries = demand.find(
             np.arange(starts.item(0), starts.item(-1))
@@ -163,14 +169,16 @@ class GopFetcher:
                 else (gop, gop + 1)
             )
         elif is_kept and self._fetch_together(file, episode):
-            begin, end = low, high + 1
+            begin = low
+            end = high + 1
         else:
             # Not of GOPs of which all frames are hidden: there `reduceat` gives that of the next
             # frame.
             gop_is_needed = (
                 np.logical_or.reduceat(is_needed, starts[:-1] - starts[0]) & (np.diff(starts) > 0)
             ).tolist()
-            begin, end = gop, gop + 1
+            begin = gop
+            end = gop + 1
             while (
                 begin > low
                 and (is_kept or gop_is_needed[begin - 1 - low])
@@ -185,7 +193,8 @@ class GopFetcher:
                 end += 1
             wanted = file.byte_range_of(range(begin, end))
             while wanted.length > MAX_FETCH_BYTES and end - begin > 1:
-                begin, end = (begin + gop + 1) // 2, (gop + end + 1) // 2
+                begin = (begin + gop + 1) // 2
+                end = (gop + end + 1) // 2
                 wanted = file.byte_range_of(range(begin, end))
             self._fetch_run(file, [(episode, range(begin, end))], wanted, is_kept=is_kept)
         asked = slice(starts[begin - low] - starts[0], starts[end - low] - starts[0])

@@ -56,9 +56,11 @@ def records_of(
 
 def gather(groups: list[RowGroup | None], key: str, cells: Cells) -> npt.NDArray[Any]:
     """Returns the values of cells, in their shape, of a column that is an array."""
-    places, rows = cells.groups.reshape(-1), cells.rows.reshape(-1)
+    places = cells.groups.reshape(-1)
+    rows = cells.rows.reshape(-1)
     by_group = np.argsort(places, kind="stable")
-    places, rows = places[by_group], rows[by_group]
+    places = places[by_group]
+    rows = rows[by_group]
     bounds = [0, *(np.flatnonzero(places[1:] != places[:-1]) + 1).tolist(), len(places)]
     found: npt.NDArray[Any] | None = None
     for begin, end in itertools.pairwise(bounds):
@@ -73,7 +75,8 @@ def gather(groups: list[RowGroup | None], key: str, cells: Cells) -> npt.NDArray
         )
     assert found is not None
     if len(bounds) > 2:
-        sorted_values, found = found, np.empty_like(found)
+        sorted_values = found
+        found = np.empty_like(found)
         found[by_group] = sorted_values
     return found.reshape(*cells.rows.shape, *found.shape[1:])
 

@@ -35,7 +35,8 @@ from lerobot_grain._reading.rows.order_reader import OrderReader, integer
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import INDEX_OF, FeatureSelection, texts_of
 
-_EPISODE_INDEX, _TIMESTAMP = "episode_index", "timestamp"
+_EPISODE_INDEX = "episode_index"
+_TIMESTAMP = "timestamp"
 
 # Smaller row groups cost a request and hardly a byte, and there may be one for every episode: too
 # many files for what they save.
@@ -135,7 +136,8 @@ def open_data_file(repository: Repository, number: int) -> DataFile:
     spans = repository.episodes.data
     held = spans.episodes_in(number)
     expected = int(repository.episodes.lengths[held].sum())
-    storage, path = repository.storage, spans.paths[number]
+    storage = repository.storage
+    path = spans.paths[number]
     with storage.checked(path):
         is_small = len(held) == 1 and storage.size_bytes(path) <= _WHOLE_FILE_BYTES
         table = open_table(storage, path, whole_up_to_bytes=_WHOLE_FILE_BYTES if is_small else 0)
@@ -172,7 +174,8 @@ def columns_to_read(
 
 
 def _all_columns(file: DataFile, selection: FeatureSelection) -> list[str]:
-    names, order = selected_columns(file, selection), order_column(file.table.leaves)
+    names = selected_columns(file, selection)
+    order = order_column(file.table.leaves)
     return names if order is None or order in names else [*names, order]
 
 
@@ -195,7 +198,8 @@ def _load_group(
 ) -> RowGroup:
     table = file.table
     where = f"{table.where}, row group {group}"
-    first_row, stop_row = table.group_starts[group], table.group_starts[group + 1]
+    first_row = table.group_starts[group]
+    stop_row = table.group_starts[group + 1]
     names = columns_to_read(repository, file, group, selection)
     found = table.read_group(group, names, keep=_is_to_be_kept(repository, file, group, selection))
     assert found.num_rows == stop_row - first_row

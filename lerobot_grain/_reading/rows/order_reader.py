@@ -33,7 +33,9 @@ from lerobot_grain._parquet.columns import to_numpy
 from lerobot_grain._parquet.table import ParquetTable
 from lerobot_grain._repository.repository import Repository
 
-_EPISODE, _FRAME, _INDEX = "episode_index", "frame_index", "index"
+_EPISODE = "episode_index"
+_FRAME = "frame_index"
+_INDEX = "index"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ class OrderReader:
 
     def groups_of(self, episode: int) -> list[int]:
         """Returns the row groups that hold rows of an episode of the file."""
-        table, starts = self.table, self.table.group_starts
+        table = self.table
+        starts = self.table.group_starts
         first = self.repository.episodes.data_offsets.item(episode)
         last = first + self.repository.episodes.lengths.item(episode) - 1
         return [

@@ -58,7 +58,8 @@ from lerobot_grain._repository.selection import FeatureSelection
 from lerobot_grain._video.images import decode_depth_image, decode_image
 
 # Opened data files that are kept: so many bytes of them, and so many of them at least.
-_MAX_OPEN_BYTES, _MIN_OPEN_DATA_FILES = 64 << 20, 256
+_MAX_OPEN_BYTES = 64 << 20
+_MIN_OPEN_DATA_FILES = 256
 _MAX_LARGE_AT_ONCE = 8
 
 
@@ -112,8 +113,12 @@ class RowReader:
         start_thread: Callable[[], None],
         meter: Meter,
     ) -> None:
-        self._repository, self._selection, self._image_size = repository, selection, image_size
-        self._fetchers, self._decoders, self._meter = fetchers, decoders, meter
+        self._repository = repository
+        self._selection = selection
+        self._image_size = image_size
+        self._fetchers = fetchers
+        self._decoders = decoders
+        self._meter = meter
         self._is_needed = bool(selection.columns or selection.texts)
         self._files: FutureCache[int, DataFile] = FutureCache(
             limit=_MAX_OPEN_BYTES,
@@ -124,7 +129,8 @@ class RowReader:
         self._groups: FutureCache[tuple[int, int], RowGroup] = FutureCache(
             limit=budget.rows, size=lambda rows: rows.nbytes
         )
-        self._budget, self._needed_every_epoch = budget, needed_every_epoch
+        self._budget = budget
+        self._needed_every_epoch = needed_every_epoch
         # Row groups that were fetched together, by the file and the first of them: for those of
         # them that are not needed yet.
         self._fetched: FutureCache[tuple[int, int], DataFile] = FutureCache(
@@ -201,7 +207,8 @@ class RowReader:
         else:
             self._groups.limit = limit
             groups = [self._group(file, group) for file, group in needed]
-        cells, begin = [], 0
+        cells = []
+        begin = 0
         for part in rows:
             cells.append(
                 Cells(places[begin : begin + len(part)], all_rows[begin : begin + len(part)])
@@ -337,7 +344,8 @@ class RowReader:
         if file.table.is_in_memory or any(feature.is_camera for feature in self._selection.columns):
             return range(group, group + 1)
         if (file.number, group) not in self._together:
-            starts, num_rows = file.table.group_starts, self._repository.episodes.num_rows
+            starts = file.table.group_starts
+            num_rows = self._repository.episodes.num_rows
             # Judged by this one. With their coded bytes they take less than twice what they unpack
             # to.
             needed = (

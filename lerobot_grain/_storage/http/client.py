@@ -73,11 +73,14 @@ _LONGEST_PAUSE_SECONDS = 8.0
 # a second or two. The first one, which is followed by more patient ones, may be cut after this many
 # times what answers usually take, and this many seconds.
 _LEAST_PATIENCE_SECONDS = 2.0
-_FIRST_PATIENCE, _LEAST_FIRST_PATIENCE_SECONDS = 10, 0.5
+_FIRST_PATIENCE = 10
+_LEAST_FIRST_PATIENCE_SECONDS = 0.5
 # The first attempts are also cut when they bring this many times fewer bytes a second than is
 # usual, and the rest would take longer than their patience: a drip. Usual are those of bodies of a
 # few KB and more, with the time until they begin; at first, those of a slow link.
-_DRIP_PART, _MEASURED_BYTES, _SLOW_RATE = 10, 4 << 10, 100_000
+_DRIP_PART = 10
+_MEASURED_BYTES = 4 << 10
+_SLOW_RATE = 100_000
 # From this attempt on there is all the patience that the options allow.
 _PATIENT_ATTEMPT = 4
 # The head of an answer may take so many times the read timeout: between its bytes there may be
@@ -85,7 +88,8 @@ _PATIENT_ATTEMPT = 4
 _HEAD_PATIENCE = 4
 # A wait that is longer than this is said, once; and so is a server to which no connection is made,
 # after about as long.
-_SAID_SECONDS, _SAID_UNREACHABLE = 3.0, 5
+_SAID_SECONDS = 3.0
+_SAID_UNREACHABLE = 5
 # A body nobody wants (the text of an error) is read to its end up to this size, since the
 # connection can then be used again.
 _UNWANTED_BODY_BYTES = 16 * 1024
@@ -150,7 +154,8 @@ class _WithoutQueries(logging.Filter):
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = redact(record.getMessage()), ()
+        record.msg = redact(record.getMessage())
+        record.args = ()
         return True
 
 
@@ -209,7 +214,8 @@ class HttpClient:
         scope = scope_of_thread()
         deadline = Deadline(seconds)
         pause = self.options.pause_seconds
-        num_unreachable, reason = 0, ""
+        num_unreachable = 0
+        reason = ""
         with (
             self._all.request(deadline),
             scope.request(deadline) if scope is not None else contextlib.nullcontext(),
@@ -361,7 +367,8 @@ class HttpClient:
           LinkRefused: the link is of no use (any more).
           StorageError: it leads away from HTTP, or from https to http.
         """
-        url, headers = source.url, source.headers
+        url = source.url
+        headers = source.headers
         for _ in range(MAX_HOPS + 1):
             missing = ByteRange(wanted.start + sum(map(len, pieces)), wanted.stop)
             answer = self.exchange(
@@ -528,7 +535,8 @@ class HttpClient:
         """
         server = cut(response.request.url.host)
         length = int(response.headers.get("Content-Length", 0))
-        received, begun = 0, time.monotonic()
+        received = 0
+        begun = time.monotonic()
         try:
             for chunk in response.iter_raw():
                 received += len(chunk)

@@ -90,7 +90,8 @@ class RateLimiter:
         quota = _QUOTA.search(headers.get("RateLimit-Policy", ""))
         if told is None or quota is None:
             return
-        left, seconds = int(told[1]), int(told[2])
+        left = int(told[1])
+        seconds = int(told[2])
         if seconds > LONGEST_LIMIT_SECONDS:
             return
         now = time.monotonic()

@@ -232,7 +232,8 @@ def size_in(answer: Response, size_header: str, etag_header: str) -> int | None:
     Mirrors that do not know it, or whose answers to HEAD are those of a handler without a body,
     tell 0: only an ETag that is the hash of nothing says that a file is empty.
     """
-    size, told = answer.headers.get(size_header, ""), hash_in(answer.headers.get(etag_header))
+    size = answer.headers.get(size_header, "")
+    told = hash_in(answer.headers.get(etag_header))
     if not _SIZE.fullmatch(size) or (int(size) == 0 and not (told and blob_name(b"", told))):
         return None
     return int(size)

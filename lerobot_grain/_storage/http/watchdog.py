@@ -20,7 +20,8 @@ from lerobot_grain._base.per_process import PerProcess
 
 # How often the watch looks. A step that takes this much longer is one in which the process stood
 # still (a busy machine delays a thread by tenths of a second).
-_STEP_SECONDS, _STANDSTILL_SECONDS = 0.25, 5.0
+_STEP_SECONDS = 0.25
+_STANDSTILL_SECONDS = 5.0
 # What is not waited for any more is only taken out when so many have come together: a request ends
 # long before its deadline.
 _MANY_CANCELLED = 1000
@@ -36,7 +37,8 @@ class AwakeClock:
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._lock = threading.Lock()
-        self._last, self._lost = monotonic(), 0.0
+        self._last = monotonic()
+        self._lost = 0.0
 
     def __call__(self) -> float:
         with self._lock:

@@ -355,7 +355,8 @@ class HubApi:
             return target
         # Our own address with the new name, because a mirror may leave its path, and any server the
         # query, out of the target.
-        rest, kind = asked.removeprefix(repository.endpoint), repository.kind
+        rest = asked.removeprefix(repository.endpoint)
+        kind = repository.kind
         return repository.endpoint + rest.replace(
             f"/{kind}/{repository.repo_id}/", f"/{kind}/{self.repository.repo_id}/", 1
         )

@@ -181,7 +181,8 @@ class BucketStorage(OnHub):
         return None
 
     def _read_range(self, path: str, wanted: ByteRange) -> bytes:
-        pinned, session = self.files[path], self._session()
+        pinned = self.files[path]
+        session = self._session()
         try:
             if (size := session.size_bytes(pinned.xet_hash, path)) != pinned.size_bytes:
                 raise StorageError(

@@ -32,7 +32,8 @@ from lerobot_grain._storage.hub.address import COMMIT, HubAddress, ListedFile
 
 # The names of unfinished files, ours and those of huggingface_hub 1.x, which nobody goes on with;
 # and how long the slowest is written.
-_UNFINISHED, _UNFINISHED_SECONDS = re.compile(r"\.[0-9a-f]{8}\.incomplete$"), 86400.0
+_UNFINISHED = re.compile(r"\.[0-9a-f]{8}\.incomplete$")
+_UNFINISHED_SECONDS = 86400.0
 _cleaned: set[str] = set()
 # Of a file that is compared with its hash.
 _PIECE_BYTES = 1 << 20

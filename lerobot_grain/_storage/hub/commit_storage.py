@@ -122,7 +122,8 @@ class HubStorage(OnHub):
         The copy is left as it is: whoever changed it may want it back.
         """
         self._check_cached(path, self.snapshot.size_bytes(path), file.size_bytes)
-        contents, place = self.snapshot.read_as_is(path, max_bytes=max_bytes), self._place(path)
+        contents = self.snapshot.read_as_is(path, max_bytes=max_bytes)
+        place = self._place(path)
         told = self._told_hash(file, place)
         if lfs_pointer(contents) is not None or blob_name(contents, told) is not None:
             return contents
@@ -165,7 +166,8 @@ class HubStorage(OnHub):
         Only files of `meta/` have hashes that are known, and are read by ranges only where they are
         long.
         """
-        file, place = self._listed(path), self._place(path)
+        file = self._listed(path)
+        place = self._place(path)
         if file is None or not os.path.isfile(place):
             return True
         told = self._told_hash(file, place)
@@ -192,7 +194,8 @@ class HubStorage(OnHub):
 
     def size_bytes(self, path: str) -> int:
         check_path(self.description, path)
-        cached, file = self._cached_bytes(path), self._listed(path)
+        cached = self._cached_bytes(path)
+        file = self._listed(path)
         if cached is None:
             return self._size_on_hub(path) if file is None or is_offline() else file.size_bytes
         if file is None:
@@ -277,7 +280,8 @@ class HubStorage(OnHub):
         session = self._session()
         size = listed = None
         with contextlib.suppress(LeRobotGrainError):
-            size, listed = self.size_bytes(path), session.api.listed_size(self.commit, path)
+            size = self.size_bytes(path)
+            listed = session.api.listed_size(self.commit, path)
         if size is None or listed is None or size == listed:
             return None
         session.disk_cache.forget(self._file(path))
@@ -314,7 +318,8 @@ class HubStorage(OnHub):
         if self._is_good_copy(path):
             with contextlib.suppress(MissingFileError):
                 return self.snapshot._read_range(path, wanted)
-        file, session = self._listed(path), self._session_for(path)
+        file = self._listed(path)
+        session = self._session_for(path)
         try:
             return session.read_range(
                 self.commit, path, wanted, file_bytes=None if file is None else file.size_bytes

@@ -159,7 +159,8 @@ class HubSession:
         Raises:
           StorageError: they cannot be had, or are others.
         """
-        subject, size = f"{self._repository.at(version)}: {file.path}", file.size_bytes
+        subject = f"{self._repository.at(version)}: {file.path}"
+        size = file.size_bytes
         for _ in range(_MAX_READINGS):
             contents = (
                 self.read_range(version, file.path, ByteRange(0, size), file_bytes=size)
@@ -224,7 +225,8 @@ class HubSession:
             try:
                 return self._client.retry(subject, seconds, attempt)
             except LinkRefused as refusal:
-                refused, reason = link, str(refusal)
+                refused = link
+                reason = str(refusal)
             except StorageError:
                 self._forget(path, link)
                 if (
@@ -351,7 +353,8 @@ class HubSession:
             asked = [self._repository.file_url(version, path)]
             is_first = True
             while len(asked) <= MAX_HOPS + 1:
-                url, headers = asked[-1], self._repository.headers()
+                url = asked[-1]
+                headers = self._repository.headers()
                 answer = self._client.exchange(
                     "HEAD",
                     url,

@@ -33,11 +33,14 @@ _HEVC_CRA = 21
 _HEVC_LAST_PICTURE_TYPE = 31
 _HEVC_HEADERS = (32, 33, 34)  # parameter sets of video, sequence, picture
 # NAL unit types of ITU-T H.264, table 7-1: coded slices are 1 to 5, of an IDR picture 5.
-_H264_IDR, _H264_LAST_PICTURE_TYPE = 5, 5
+_H264_IDR = 5
+_H264_LAST_PICTURE_TYPE = 5
 # parameter sets of sequence and picture, the extension and the subset of the former
 _H264_HEADERS = (7, 8, 13, 15)
 # OBU types of the AV1 specification, section 6.2.2.
-_AV1_SEQUENCE_HEADER, _AV1_FRAME_HEADER, _AV1_FRAME = 1, 3, 6
+_AV1_SEQUENCE_HEADER = 1
+_AV1_FRAME_HEADER = 3
+_AV1_FRAME = 6
 _START_CODE = b"\0\0\1"
 # Codecs whose samples consist of NAL units, any of which may be a header.
 HAS_NAL_UNITS = frozenset(("h264", "hevc"))
@@ -163,7 +166,10 @@ def hevc_start(video: VideoFormat, sample: Bytes) -> Start:
     """Looks for an IDR, CRA or BLA picture, rewrites CRA to BLA; raises `NotAStartError` if a
     decoder cannot start there.
     """
-    rewritten, headers, num_pictures, forgets = None, [], 0, True
+    rewritten = None
+    headers = []
+    num_pictures = 0
+    forgets = True
     for kind, begin, stop in _nal_units(video, sample):
         if not _is_picture(video, kind):
             if kind in _HEVC_HEADERS:
@@ -205,11 +211,13 @@ def h264_start(video: VideoFormat, sample: Bytes) -> Start:
 def av1_start(video: VideoFormat, sample: Bytes) -> Start:
     """Looks for a key frame; raises `NotAStartError` if a decoder cannot start there."""
     del video
-    cursor, headers = 0, b""
+    cursor = 0
+    headers = b""
     while cursor < len(sample):
         header = sample[cursor]
         cursor += 2 if header & 4 else 1  # an extension byte follows
-        size, shift = len(sample) - cursor, 0
+        size = len(sample) - cursor
+        shift = 0
         if header & 2:  # a size field follows: leb128 (section 4.10.5)
             size = 0
             while cursor < len(sample) and shift < 56:

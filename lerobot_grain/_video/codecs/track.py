@@ -92,7 +92,8 @@ def _other_codec(esds_boxes: list[Bytes]) -> str | None:
     # ISO/IEC 14496-1, 7.2.6: descriptors of tag, length (7 bits a byte) and fields. An
     # ES_Descriptor (3) holds its number and flags, then a DecoderConfigDescriptor (4), which begins
     # with the object type.
-    esds, cursor = bytes(esds_boxes[0]), 4
+    esds = bytes(esds_boxes[0])
+    cursor = 4
     for tag, num_fields in ((3, 3), (4, 0)):
         if cursor >= len(esds) or esds[cursor] != tag:
             return None  # FFmpeg then goes by the sample entry

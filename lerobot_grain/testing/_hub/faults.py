@@ -54,7 +54,8 @@ class _Rule:
 
     def takes(self, origin: Origin, request: Request, file: str | None) -> bool:
         """Returns whether the fault is to be applied to this request, and counts it."""
-        fault, range_header = self.fault, request.headers.get("range")
+        fault = self.fault
+        range_header = request.headers.get("range")
         if (
             self._times_left == 0
             or fault.origin not in (None, origin)

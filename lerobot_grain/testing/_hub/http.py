@@ -192,9 +192,11 @@ def answer_file(request: Request, whole: FileSlice, etag: str, content_type: str
         return Answer(200, headers, whole)
     first, last = found.groups()
     if first == "":
-        start, stop = max(0, size - int(last)), size
+        start = max(0, size - int(last))
+        stop = size
     else:
-        start, stop = int(first), min(size, int(last) + 1) if last else size
+        start = int(first)
+        stop = min(size, int(last) + 1) if last else size
         if last and int(last) < start:
             # An invalid range is as good as none, RFC 9110 section 14.1.1.
             return Answer(200, headers, whole)

@@ -118,13 +118,15 @@ class HubOrigin:
         return headers
 
     def _count(self, bucket: str) -> dict[str, str]:
-        window, now = self._windows.get(bucket), time.monotonic()
+        window = self._windows.get(bucket)
+        now = time.monotonic()
         if window is None:
             return _rate_headers(
                 bucket, QUOTAS[bucket], QUOTAS[bucket], WINDOW_SECONDS, WINDOW_SECONDS
             )
         if now >= window.ends_at_seconds:
-            window.left, window.ends_at_seconds = window.quota, now + window.window_seconds
+            window.left = window.quota
+            window.ends_at_seconds = now + window.window_seconds
         refused = window.left == 0
         window.left = max(0, window.left - 1)
         headers = _rate_headers(
@@ -146,7 +148,8 @@ class HubOrigin:
         if kind == "other":
             raise RefusalError(404, None, "Sorry, we can't find the page you are looking for.")
         at = {"resolver": 1, "api": 2, "git_file": 3}[kind]
-        repository_id, rest = "/".join(map(unquote, segments[at : at + 2])), segments[at + 2 :]
+        repository_id = "/".join(map(unquote, segments[at : at + 2]))
+        rest = segments[at + 2 :]
         if segments[at - 1] == "buckets":
             bucket = self._find(request, self.buckets, repository_id)
             return (

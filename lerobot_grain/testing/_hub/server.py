@@ -288,7 +288,8 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     def _pieces(self, delivery: Delivery) -> Iterator[bytes]:
-        body, limit = delivery.answer.body, delivery.bandwidth_bytes_per_second
+        body = delivery.answer.body
+        limit = delivery.bandwidth_bytes_per_second
         length = (
             delivery.answer.body_bytes
             if delivery.stop_at is None
@@ -432,7 +433,8 @@ async def serve(page_entries: int) -> None:
     # host as one within the Hub.
     sockets = [socket.create_server(("127.0.0.1", 0), backlog=1024) for _ in range(2)]
     hub_port, cdn_port = (listening.getsockname()[1] for listening in sockets)
-    endpoint, cdn_origin = f"http://localhost:{hub_port}", f"http://127.0.0.1:{cdn_port}"
+    endpoint = f"http://localhost:{hub_port}"
+    cdn_origin = f"http://127.0.0.1:{cdn_port}"
     cdn = CdnOrigin(cdn_origin)
     server = Server(HubOrigin(endpoint, cdn, page_entries), cdn)
     await loop.create_server(lambda: Connection(server, "hub"), sock=sockets[0], backlog=1024)

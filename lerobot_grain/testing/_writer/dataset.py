@@ -453,7 +453,8 @@ def _write_data(
     starts = np.cumsum(job.lengths) - job.lengths
     for file in np.unique(data_files):
         members = np.flatnonzero(data_files == file).tolist()
-        first, stop = starts[members[0]], starts[members[-1]] + job.lengths[members[-1]]
+        first = starts[members[0]]
+        stop = starts[members[-1]] + job.lengths[members[-1]]
         arrays = []
         for column in schema:
             if column.name in images:

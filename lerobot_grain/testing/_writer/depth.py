@@ -15,11 +15,14 @@ import numpy.typing as npt
 Pictures = npt.NDArray[np.uint8 | np.uint16]
 
 # The recorder's defaults, in metres, which `info.json` names.
-MIN_METRES, MAX_METRES, SHIFT_METRES = 0.01, 10.0, 3.5
+MIN_METRES = 0.01
+MAX_METRES = 10.0
+SHIFT_METRES = 3.5
 MAX_CODE = 4095
 
 # Black and white of a picture, in millimetres: what is seen from a robot's arm.
-NEAREST, FARTHEST = 500, 2540
+NEAREST = 500
+FARTHEST = 2540
 
 
 def depth_of_picture(picture: Pictures) -> Pictures:

@@ -62,7 +62,8 @@ def data_schema(features: Mapping[str, Feature], cameras: Sequence[Camera]) -> p
     """Returns the schema of the data files, with the metadata by which Hugging Face `datasets`
     knows the types.
     """
-    fields, described = [], {}
+    fields = []
+    described = {}
     for name in feature_order(features, cameras):
         feature = features.get(name)
         if feature is not None:
@@ -127,7 +128,8 @@ def picture_statistics(sampled: Pictures, *, kind: str) -> dict[str, npt.NDArray
       Arrays of shape (3, 1, 1), grey levels scaled to [0, 1], or (1, 1, 1) in millimetres, and
       `count` of shape (1,).
     """
-    count, channels = len(sampled) if kind == "image" else sampled[..., 0].size, sampled.shape[-1]
+    count = len(sampled) if kind == "image" else sampled[..., 0].size
+    channels = sampled.shape[-1]
     scale = 255 if sampled.dtype == np.uint8 else 1
     raw = _statistics(sampled.reshape(-1, channels).astype(np.float32), count=count)
     return {
@@ -167,7 +169,8 @@ def nested_lists(values: npt.NDArray[Any]) -> pa.Array:
     """
     array = pa.array(values.reshape(-1))
     for axis in range(values.ndim - 1, 0, -1):
-        count, size = int(np.prod(values.shape[:axis])), values.shape[axis]
+        count = int(np.prod(values.shape[:axis]))
+        size = values.shape[axis]
         array = pa.ListArray.from_arrays(pa.array(np.arange(count + 1) * size, pa.int32()), array)
     return array
 

@@ -98,7 +98,8 @@ DEFAULT_FEATURES: Mapping[str, Feature] = {
 def point_path(*, seed: int, episode_index: int, length: int, fps: int) -> npt.NDArray[np.float64]:
     """Returns where the circling point is, float64 (length, 2) in [0.1, 0.9]."""
     rng = np.random.default_rng([seed, episode_index, 0])
-    radius, start = rng.uniform(0.1, 0.4), rng.uniform(0, 2 * np.pi)
+    radius = rng.uniform(0.1, 0.4)
+    start = rng.uniform(0, 2 * np.pi)
     angle = start + SPEED * np.arange(length) / fps
     return 0.5 + radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
@@ -113,7 +114,8 @@ def expert_action(point: npt.NDArray[np.floating], action_size: int) -> npt.NDAr
     Returns:
       float64 (..., action_size).
     """
-    x, y = np.asarray(point[..., 0], np.float64), np.asarray(point[..., 1], np.float64)
+    x = np.asarray(point[..., 0], np.float64)
+    y = np.asarray(point[..., 1], np.float64)
     velocity = [SPEED * (0.5 - y), SPEED * (x - 0.5)]
     others = [np.sin(np.pi * (x * np.cos(j) + y * np.sin(j))) for j in range(2, action_size)]
     return np.stack((velocity + others)[:action_size], axis=-1)

@@ -136,7 +136,8 @@ class Camera:
             raise InvalidRequestError(
                 f"camera {self.key!r}: codec {self.codec!r} is not one of {sorted(_ENCODERS)}"
             )
-        formats, is_hevc = _ENCODERS[self.codec].pix_fmts, self.stored_codec == "hevc"
+        formats = _ENCODERS[self.codec].pix_fmts
+        is_hevc = self.stored_codec == "hevc"
         if self.pix_fmt not in formats and not self.depth:
             raise InvalidRequestError(
                 f"camera {self.key!r}: pixel format {self.pix_fmt!r} is not one of {formats}, "
@@ -241,7 +242,9 @@ def encode_episode(path: Path, frames: Iterable[Pictures], *, camera: Camera, fp
     pix_fmt = encoder.pix_fmts[0] if camera.depth else camera.pix_fmt
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream(encoder.library, fps, options=_encoder_options(camera))
-        stream.pix_fmt, stream.width, stream.height = pix_fmt, camera.width, camera.height
+        stream.pix_fmt = pix_fmt
+        stream.width = camera.width
+        stream.height = camera.height
         stream.codec_context.thread_count = 1
         try:
             stream.codec_context.open()
@@ -314,7 +317,8 @@ def stitch_episodes(
 
 def _listing(episodes: Sequence[Path]) -> str:
     """Returns what the concat demuxer is to join: the files, and how long each of them is."""
-    lines, start_seconds = [], 0.0
+    lines = []
+    start_seconds = 0.0
     for episode in episodes:
         with av.open(str(episode)) as container:
             stream = container.streams.video[0]
@@ -351,7 +355,8 @@ def _video_frames(frames: Iterable[Pictures], camera: Camera) -> Iterator[Any]:
 def _encoder_options(camera: Camera) -> dict[str, str]:
     encoder = camera._encoder
     crf = encoder.crf if camera.crf is None else camera.crf
-    gop, shortest = max(camera.gop_lengths), min(camera.gop_lengths)
+    gop = max(camera.gop_lengths)
+    shortest = min(camera.gop_lengths)
     options = {"g": str(gop), "crf": str(crf)} | (
         {} if encoder.preset is None else {"preset": str(encoder.preset)}
     )
