@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -20,28 +20,21 @@ from fuzz.corpus import CAMERAS, EPISODE_LENGTHS, FPS
 from fuzz.mutations import DTYPES, mutate_json, mutate_mp4, mutate_parquet
 from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._format.episodes import EpisodeTable, episode_columns, episode_table
-from lerobot_grain._format.info import DatasetInfo, Feature, PathTemplate, parse_info
+from lerobot_grain._format.info import Feature, parse_info
 from lerobot_grain._parquet.columns import to_encoded_images, to_numpy, to_strings
 from lerobot_grain._parquet.files import InMemoryFile
 from lerobot_grain._parquet.table import open_table, read_columns
 from lerobot_grain._video.mp4 import SampleTable, read_sample_table
 from lerobot_grain._video.small_mp4 import coded_unit, small_mp4
 from lerobot_grain._video.video_file import VideoFile
+from tests.support.datasets import make_info
 
 _WHERE = "org/name@1a2b, a file"
-_INFO = DatasetInfo(
-    codebase_version="v3.0",
-    fps=FPS,
-    features={
-        camera.key: Feature(camera.key, camera.kind, (camera.height, camera.width, 3))
-        for camera in CAMERAS
-    },
-    total_episodes=None,
-    total_frames=None,
-    data_path=PathTemplate("data/{chunk_index}-{file_index}"),
-    video_path=PathTemplate("videos/{video_key}/{chunk_index}-{file_index}"),
-    robot_type=None,
-    splits={},
+_INFO = replace(
+    make_info(
+        *(Feature(camera.key, camera.kind, (camera.height, camera.width, 3)) for camera in CAMERAS)
+    ),
+    fps=float(FPS),
 )
 # As info.json of the corpus declares them, and some as it does not.
 _FEATURES = (

@@ -16,6 +16,7 @@ import jax
 import pytest
 
 from lerobot_grain.testing import LoopbackHub
+from tests.support.streams import digest, write_small
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -95,3 +96,15 @@ def hub() -> Iterator[LoopbackHub]:
     """One loopback Hub for the whole session; tests add repositories of their own names."""
     with LoopbackHub() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dataset of `write_small`, once for the whole session; it is not to be changed."""
+    return write_small(tmp_path_factory.mktemp("small") / "data")
+
+
+@pytest.fixture(scope="session")
+def small_digest(small_dataset: Path) -> str:
+    """The hash of all examples that its files hold."""
+    return digest(small_dataset)

@@ -16,23 +16,14 @@ from hypothesis import strategies as st
 
 from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError
 from lerobot_grain._format.episodes import EpisodeTable, episode_columns, episode_table
-from lerobot_grain._format.info import DatasetInfo, Feature, PathTemplate
+from lerobot_grain._format.info import Feature
+from tests.support.datasets import make_info
 
 WHERE = "org/name@1a2b, meta/episodes"
-INFO = DatasetInfo(
-    codebase_version="v3.0",
-    fps=10.0,
-    features={
-        "state": Feature("state", "float32", (2,)),
-        "top": Feature("top", "video", (4, 6, 3)),
-        "image": Feature("image", "image", (4, 6, 3)),
-    },
-    total_episodes=None,
-    total_frames=None,
-    data_path=PathTemplate("data/{chunk_index}-{file_index}"),
-    video_path=PathTemplate("videos/{video_key}/{chunk_index}-{file_index}"),
-    robot_type=None,
-    splits={},
+INFO = make_info(
+    Feature("state", "float32", (2,)),
+    Feature("top", "video", (4, 6, 3)),
+    Feature("image", "image", (4, 6, 3)),
 )
 LENGTHS = [4, 2, 5, 1]
 

@@ -24,7 +24,6 @@ from PIL import Image
 
 import lerobot_grain as lg
 from lerobot_grain._format.episodes import episode_table
-from lerobot_grain._format.info import DatasetInfo, PathTemplate
 from lerobot_grain._format.row_order import IN_ORDER, ExpectedRows, order_of_group
 from lerobot_grain._parquet.columns import reordered
 from lerobot_grain._parquet.table import ParquetTable
@@ -38,7 +37,7 @@ from lerobot_grain.testing import (
     read_barcodes,
     write_dataset,
 )
-from tests.support.datasets import change_info, examples_of
+from tests.support.datasets import change_info, examples_of, make_info
 from tests.support.installed import JSON
 
 LENGTHS = [7, 12, 5, 9]
@@ -766,21 +765,10 @@ def test_any_order_of_any_row_group(data: st.DataObject) -> None:
 
 
 def _table(lengths: list[int]) -> Any:
-    info = DatasetInfo(
-        "v3.0",
-        10.0,
-        {},
-        None,
-        None,
-        PathTemplate("data/{chunk_index}-{file_index}"),
-        None,
-        None,
-        {},
-    )
     count = len(lengths)
     columns: dict[str, Any] = {"episode_index": np.arange(count), "length": np.array(lengths)}
     columns |= {f"data/{name}_index": np.zeros(count, np.int64) for name in ("chunk", "file")}
-    return episode_table(columns, info=info, where="here")
+    return episode_table(columns, info=make_info(), where="here")
 
 
 # --- what it costs -------------------------------------------------------------------------------

@@ -23,26 +23,21 @@ import lerobot_grain as lg
 from lerobot_grain._storage.base import Storage
 from lerobot_grain._storage.opening import open_storage
 from lerobot_grain.testing import LoopbackHub
-from tests.support.streams import digest, no_pauses, streams_in_process, write_small
+from tests.support.streams import digest, no_pauses, streams_in_process
 
 TOKEN, STRANGER = "hf_owner", "hf_stranger"
 INFO = "meta/info.json"
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_small(tmp_path_factory.mktemp("access") / "data")
-
-
-@pytest.fixture(scope="module")
-def guarded(directory: Path) -> Iterator[LoopbackHub]:
+def guarded(small_dataset: Path) -> Iterator[LoopbackHub]:
     with LoopbackHub() as running:
-        running.add_repository("access/public", directory, tags=["v3.0"])
+        running.add_repository("access/public", small_dataset, tags=["v3.0"])
         running.add_repository(
-            "access/private", directory, tags=["v3.0"], private=True, token=TOKEN
+            "access/private", small_dataset, tags=["v3.0"], private=True, token=TOKEN
         )
         running.add_repository(
-            "access/gated", directory, tags=["v3.0"], gated="manual", token=TOKEN
+            "access/gated", small_dataset, tags=["v3.0"], gated="manual", token=TOKEN
         )
         running.add_token(STRANGER)
         yield running
@@ -101,7 +96,16 @@ def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 )
 @pytest.mark.parametrize("repository", ["access/private", "access/gated"])
 def test_tokens(
-    guarded, directory, monkeypatch, tmp_path, repository, argument, variable, file, implicit, sent
+    guarded,
+    small_dataset,
+    monkeypatch,
+    tmp_path,
+    repository,
+    argument,
+    variable,
+    file,
+    implicit,
+    sent,
 ):
     """From the argument, else HF_TOKEN, else the file of `hf auth login`, unless that is
     forbidden.
@@ -117,7 +121,7 @@ def test_tokens(
         opened = lg.open_repository(repository, **where)
         video = opened.episodes.videos["top"].files.paths[0]
         for storage in (opened.storage, pickle.loads(pickle.dumps(opened.storage))):
-            assert storage.read_tail(video, 100)[0] == (directory / video).read_bytes()[-100:]
+            assert storage.read_tail(video, 100)[0] == (small_dataset / video).read_bytes()[-100:]
             storage.close()
     else:
         hint = (
@@ -139,7 +143,7 @@ def test_tokens(
     }
 
 
-def test_tokens_of_the_environment_of_a_process(guarded, directory, tmp_path):
+def test_tokens_of_the_environment_of_a_process(guarded, small_dataset, tmp_path):
     """Where huggingface_hub itself reads them, the file of HF_HOME, before and after this process
     was started.
     """
@@ -150,7 +154,7 @@ def test_tokens_of_the_environment_of_a_process(guarded, directory, tmp_path):
         {"repository": "access/private", "endpoint": guarded.endpoint, "token": False},
     ]
     private, gated, refused = streams_in_process(tasks, {"HF_HOME": str(tmp_path)})
-    assert private == gated == {"digest": digest(directory)}
+    assert private == gated == {"digest": digest(small_dataset)}
     assert "there is no dataset access/private" in refused["text"]
 
 
@@ -246,12 +250,14 @@ def proxy() -> Iterator[Proxy]:
         yield running
 
 
-def test_all_requests_go_through_a_proxy(guarded, directory, proxy, monkeypatch, tmp_path, caplog):
+def test_all_requests_go_through_a_proxy(
+    guarded, small_dataset, proxy, monkeypatch, tmp_path, caplog
+):
     monkeypatch.setenv("HTTP_PROXY", f"http://user:password@127.0.0.1:{proxy.port}")
     guarded.clear_requests()
     with caplog.at_level("DEBUG"):
         found = digest("access/private", endpoint=guarded.endpoint, token=TOKEN, cache_dir=tmp_path)
-    assert found == digest(directory)
+    assert found == digest(small_dataset)
     assert {authorized for _, _, authorized in proxy.asked} == {True}
     assert len(proxy.asked) == len(guarded.requests())
     assert {host for _, host, _ in proxy.asked} == {
@@ -265,11 +271,11 @@ def test_all_requests_go_through_a_proxy(guarded, directory, proxy, monkeypatch,
     ("without", "hosts"),
     [("localhost,127.0.0.1", set()), ("*", set()), ("127.0.0.1", {"localhost"})],
 )
-def test_hosts_without_proxy(guarded, directory, proxy, monkeypatch, tmp_path, without, hosts):
+def test_hosts_without_proxy(guarded, small_dataset, proxy, monkeypatch, tmp_path, without, hosts):
     monkeypatch.setenv("http_proxy", f"127.0.0.1:{proxy.port}")
     monkeypatch.setenv("NO_PROXY", without)
     assert digest("access/public", endpoint=guarded.endpoint, cache_dir=tmp_path) == digest(
-        directory
+        small_dataset
     )
     assert {host.partition(":")[0] for _, host, _ in proxy.asked} == hosts
 
@@ -370,15 +376,15 @@ def open_with(endpoint: str, cache: Path, **changes: Any) -> Storage:
     ("variable", "value"), [("SSL_CERT_FILE", "ca.pem"), ("SSL_CERT_DIR", ".")]
 )
 def test_certificate_authorities_of_the_user(
-    tls, certificate, directory, monkeypatch, tmp_path, variable, value
+    tls, certificate, small_dataset, monkeypatch, tmp_path, variable, value
 ):
     monkeypatch.setenv(variable, str(certificate / value))
     with contextlib.closing(open_with(tls.endpoint, tmp_path)) as storage:
-        contents = (directory / INFO).read_bytes()
+        contents = (small_dataset / INFO).read_bytes()
         assert storage.read_metadata(INFO, max_bytes=100_000) == contents
         assert (
             storage.read_tail("meta/stats.json", 10)[0]
-            == (directory / "meta/stats.json").read_bytes()[-10:]
+            == (small_dataset / "meta/stats.json").read_bytes()[-10:]
         )
 
 

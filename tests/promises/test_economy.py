@@ -16,25 +16,20 @@ import pytest
 import lerobot_grain as lg
 from lerobot_grain.testing import LoopbackHub, RequestRecord
 from tests.support.forked import fork_workers
-from tests.support.streams import DATA_AND_VIDEO, write_small
+from tests.support.streams import DATA_AND_VIDEO
 
 pytestmark = pytest.mark.timeout(180, method="thread")
 
 NUM_ROWS = 36
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_small(tmp_path_factory.mktemp("economy") / "data")
-
-
 @pytest.fixture
 def arguments(
-    hub: LoopbackHub, directory: Path, tmp_path: Path, request: pytest.FixtureRequest
+    hub: LoopbackHub, small_dataset: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[dict[str, Any]]:
     """Opens the dataset on the Hub, with an empty cache and eight connections."""
     name = f"economy/{request.node.name.replace('_', '-')}"
-    hub.add_repository(name, directory, tags=["v3.0"])
+    hub.add_repository(name, small_dataset, tags=["v3.0"])
     hub.clear_requests()
     options = lg.ReadOptions(storage=lg.StorageOptions(num_connections=8))
     yield {

@@ -23,7 +23,7 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain.testing import LoopbackHub
-from tests.support.streams import digest, write_small
+from tests.support.streams import digest
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -63,11 +63,6 @@ def olah() -> Path:
     return command
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_small(tmp_path_factory.mktemp("olah") / "data")
-
-
 @contextlib.contextmanager
 def serve(olah: Path, folder: Path, *, offline: bool, **settings: object) -> Iterator[str]:
     """Runs olah with its files under `folder`, and gives its endpoint."""
@@ -101,10 +96,10 @@ def serve(olah: Path, folder: Path, *, offline: bool, **settings: object) -> Ite
             process.wait()
 
 
-def test_a_mirror_that_fills_itself_then_without_network(olah, directory, tmp_path):
-    expected = digest(directory)
+def test_a_mirror_that_fills_itself_then_without_network(olah, small_dataset, tmp_path):
+    expected = digest(small_dataset)
     with LoopbackHub() as hub:
-        commit = hub.add_repository("olah/arm", directory, tags=["v3.0"]).commit
+        commit = hub.add_repository("olah/arm", small_dataset, tags=["v3.0"]).commit
         netlocs = {
             "hf-netloc": hub.endpoint.removeprefix("http://"),
             "hf-lfs-netloc": hub.cdn_origin.removeprefix("http://"),
@@ -126,11 +121,11 @@ def test_a_mirror_that_fills_itself_then_without_network(olah, directory, tmp_pa
             )
 
 
-def test_a_mirror_of_git_repositories_that_ignores_ranges(olah, directory, tmp_path):
+def test_a_mirror_of_git_repositories_that_ignores_ranges(olah, small_dataset, tmp_path):
     if shutil.which("git") is None:
         pytest.skip("the command git is not here")
     repository = tmp_path / "mirrors" / "datasets" / "olah" / "arm"
-    shutil.copytree(directory, repository)
+    shutil.copytree(small_dataset, repository)
     identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
     for arguments in (
         ["init", "-q", "-b", "main"],

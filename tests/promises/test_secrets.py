@@ -23,7 +23,7 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain.testing import Fault, LoopbackHub
-from tests.support.streams import digest, no_pauses, write_small
+from tests.support.streams import digest, no_pauses
 
 TOKEN = "hf_TopSecretTopSecret"
 # Of the loopback Hub's own links, plain and quoted, and of links that only faults give.
@@ -65,14 +65,11 @@ FAULTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_small(tmp_path_factory.mktemp("secrets") / "data")
-
-
-@pytest.fixture(scope="module")
-def secret_hub(directory: Path) -> Iterator[LoopbackHub]:
+def secret_hub(small_dataset: Path) -> Iterator[LoopbackHub]:
     with LoopbackHub() as running:
-        running.add_repository("secrets/arm", directory, tags=["v3.0"], private=True, token=TOKEN)
+        running.add_repository(
+            "secrets/arm", small_dataset, tags=["v3.0"], private=True, token=TOKEN
+        )
         yield running
 
 

@@ -12,8 +12,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import lerobot_grain as lg
+from lerobot_grain._format.info import DatasetInfo, Feature, PathTemplate
 
 INFO = "meta/info.json"
+
+
+def make_info(*features: Feature) -> DatasetInfo:
+    """Returns what info.json of a v3.0 dataset with 10 frames a second declares."""
+    return DatasetInfo(
+        codebase_version="v3.0",
+        fps=10.0,
+        features={feature.key: feature for feature in features},
+        total_episodes=None,
+        total_frames=None,
+        data_path=PathTemplate("data/{chunk_index}-{file_index}"),
+        video_path=PathTemplate("videos/{video_key}/{chunk_index}-{file_index}"),
+        robot_type=None,
+        splits={},
+    )
 
 
 def examples_of(repository: Any, **arguments: Any) -> list[dict[str, Any]]:

@@ -12,25 +12,16 @@ import pytest
 
 from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._format.episodes import EpisodeTable, episode_table
-from lerobot_grain._format.info import DatasetInfo, Feature, PathTemplate
+from lerobot_grain._format.info import Feature
 from lerobot_grain._reading.fetch_groups import episodes_fetched_together
 from lerobot_grain._reading.frames.decoding import GopFrames, decode_groups
 from lerobot_grain._video.mp4 import SampleTable
 from lerobot_grain._video.small_mp4 import unit_of_frames
 from lerobot_grain._video.video_file import VideoFile
+from tests.support.datasets import make_info
 from tests.support.helpers import encoded, read_table
 
-INFO = DatasetInfo(
-    codebase_version="v3.0",
-    fps=10.0,
-    features={"top": Feature("top", "video", (64, 96, 3))},
-    total_episodes=None,
-    total_frames=None,
-    data_path=PathTemplate("data/{chunk_index}-{file_index}"),
-    video_path=PathTemplate("videos/{video_key}/{chunk_index}-{file_index}"),
-    robot_type=None,
-    splits={},
-)
+INFO = make_info(Feature("top", "video", (64, 96, 3)))
 WHERE = "org/name@1a2b, videos/top/0-0"
 
 

@@ -16,27 +16,17 @@ import pytest
 import lerobot_grain as lg
 from lerobot_grain.testing import HubRepository, LoopbackHub
 from tests.support.mirror import Headers, Mirror
-from tests.support.streams import digest, write_small
+from tests.support.streams import digest
 
 TOKEN = "hf_secret"
 OPTIONS = lg.StorageOptions(max_attempts=2, pause_seconds=0.001)
 NUMBERS = itertools.count()
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_small(tmp_path_factory.mktemp("renamed") / "data")
-
-
-@pytest.fixture(scope="module")
-def expected(directory: Path) -> str:
-    return digest(directory)
-
-
 @pytest.fixture
-def served(hub: LoopbackHub, directory: Path) -> HubRepository:
+def served(hub: LoopbackHub, small_dataset: Path) -> HubRepository:
     """The repository under its new name."""
-    return hub.add_repository(f"new/name-{next(NUMBERS)}", directory, tags=["v3.0"])
+    return hub.add_repository(f"new/name-{next(NUMBERS)}", small_dataset, tags=["v3.0"])
 
 
 @pytest.fixture
@@ -88,7 +78,7 @@ def known_token(hub: LoopbackHub) -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 @pytest.mark.parametrize("revision", [None, "main", "v3.0", "commit"])
-def test_an_old_name_is_followed_once(served, front, expected, tmp_path, revision, status):
+def test_an_old_name_is_followed_once(served, front, small_digest, tmp_path, revision, status):
     front.route = redirect({"old/name": served.repository_id}, status=status)
     revision = served.commit if revision == "commit" else revision
     with pytest.warns(lg.LeRobotGrainWarning, match="redirects this name to new/name") as caught:
@@ -99,22 +89,22 @@ def test_an_old_name_is_followed_once(served, front, expected, tmp_path, revisio
     assert repository.description == f"{served.repository_id}@{served.commit[:12]}"
     assert repository.commit == served.commit
     # What another process gets holds the new name too.
-    assert digest(pickle.loads(pickle.dumps(repository))) == digest(repository) == expected
+    assert digest(pickle.loads(pickle.dumps(repository))) == digest(repository) == small_digest
     assert len(front.paths("/old/name")) == 1
     assert [path.name for path in tmp_path.glob("datasets--*")] == [
         f"datasets--{served.repository_id.replace('/', '--')}"
     ]
 
 
-def test_the_new_name_needs_no_note(served, front, expected, tmp_path):
+def test_the_new_name_needs_no_note(served, front, small_digest, tmp_path):
     repository = opened(served.repository_id, front.endpoint, tmp_path)
     assert repository.notes == ()
-    assert digest(repository) == expected
+    assert digest(repository) == small_digest
 
 
 @pytest.mark.parametrize("prefix", ["", "/artifactory/hf"])
 @pytest.mark.parametrize("is_whole", [True, False], ids=["with the mirror's path", "without it"])
-def test_a_mirror_that_passes_redirects_on(served, hub, expected, tmp_path, prefix, is_whole):
+def test_a_mirror_that_passes_redirects_on(served, hub, small_digest, tmp_path, prefix, is_whole):
     """Relative ones of the original lack the path of the mirror.
 
     The token comes along, to the mirror.
@@ -127,37 +117,37 @@ def test_a_mirror_that_passes_redirects_on(served, hub, expected, tmp_path, pref
         )
         with pytest.warns(lg.LeRobotGrainWarning, match="was renamed or moved"):
             repository = opened("old/name", mirror.endpoint, tmp_path)
-        assert digest(repository) == expected
+        assert digest(repository) == small_digest
         assert len(mirror.paths("/old/name")) == 1
         assert all(asked.had_authorization for asked in mirror.log)
 
 
-def test_absolute_redirects_of_the_same_origin(served, front, expected, tmp_path):
+def test_absolute_redirects_of_the_same_origin(served, front, small_digest, tmp_path):
     front.route = redirect({"old/name": served.repository_id}, origin=front.origin)
     with pytest.warns(lg.LeRobotGrainWarning):
-        assert digest(opened("old/name", front.endpoint, tmp_path)) == expected
+        assert digest(opened("old/name", front.endpoint, tmp_path)) == small_digest
 
 
-def test_a_name_that_was_changed_twice(served, front, expected, tmp_path):
+def test_a_name_that_was_changed_twice(served, front, small_digest, tmp_path):
     front.route = redirect({"old/name": "middle/name", "middle/name": served.repository_id})
     with pytest.warns(lg.LeRobotGrainWarning):
         repository = opened("old/name", front.endpoint, tmp_path)
     assert repository.notes == (note_of("old/name", served.repository_id, front.endpoint),)
-    assert digest(repository) == expected
+    assert digest(repository) == small_digest
     assert [len(front.paths(f"/{name}/name")) for name in ("old", "middle")] == [1, 1]
 
 
-def test_letters_of_another_case(served, front, expected, tmp_path):
+def test_letters_of_another_case(served, front, small_digest, tmp_path):
     """The Hub does not tell them apart in names, but redirects to those that were given."""
     name = served.repository_id.title()
     front.route = redirect({name: served.repository_id})
     with pytest.warns(lg.LeRobotGrainWarning, match=f"^{served.repository_id}@.*: {name}: "):
-        assert digest(opened(name, front.endpoint, tmp_path)) == expected
+        assert digest(opened(name, front.endpoint, tmp_path)) == small_digest
 
 
-def test_listings_of_several_pages(directory, tmp_path):
+def test_listings_of_several_pages(small_dataset, tmp_path):
     with LoopbackHub(page_entries=2) as hub, Mirror(hub.endpoint, serves_files=False) as front:
-        served = hub.add_repository("new/name", directory, tags=["v3.0"])
+        served = hub.add_repository("new/name", small_dataset, tags=["v3.0"])
         front.route = redirect({"old/name": "new/name"})
         with pytest.warns(lg.LeRobotGrainWarning):
             repository = opened(
@@ -166,14 +156,14 @@ def test_listings_of_several_pages(directory, tmp_path):
         assert len(front.paths("/tree/")) > 2
         assert len(front.paths("/old/name")) == 1
         assert sorted(repository.storage.list_metadata()) == sorted(
-            path.relative_to(directory).as_posix()
-            for path in (directory / "meta").rglob("*")
+            path.relative_to(small_dataset).as_posix()
+            for path in (small_dataset / "meta").rglob("*")
             if path.is_file()
         )
 
 
 def test_a_repository_that_is_renamed_while_it_is_read(
-    served, front, directory, expected, tmp_path
+    served, front, small_dataset, small_digest, tmp_path
 ):
     """Each process that goes on learns the new name at its first files."""
     repository = opened(served.repository_id, front.endpoint, tmp_path)
@@ -184,16 +174,16 @@ def test_a_repository_that_is_renamed_while_it_is_read(
     front.log.clear()
     again = pickle.loads(pickle.dumps(repository))
     path = again.episodes.videos["top"].files.paths[0]
-    assert again.storage.read_tail(path, 10) == lg.open_repository(directory).storage.read_tail(
+    assert again.storage.read_tail(path, 10) == lg.open_repository(small_dataset).storage.read_tail(
         path, 10
     )
     assert len(front.paths(f"/{served.repository_id}/")) == 1
-    assert digest(again) == expected
+    assert digest(again) == small_digest
     assert len(front.paths(f"/{served.repository_id}/")) == 1
 
 
-def test_buckets(hub, directory, expected, tmp_path):
-    hub.add_bucket("new/bucket", directory)
+def test_buckets(hub, small_dataset, small_digest, tmp_path):
+    hub.add_bucket("new/bucket", small_dataset)
     with Mirror(hub.endpoint, serves_files=False) as front:
         front.route = redirect({"old/bucket": "new/bucket"}, kind="buckets")
         with pytest.warns(
@@ -201,7 +191,7 @@ def test_buckets(hub, directory, expected, tmp_path):
         ):
             repository = opened("hf://buckets/old/bucket", front.endpoint, tmp_path, token=None)
         assert repository.description == "hf://buckets/new/bucket"
-        assert digest(repository) == expected
+        assert digest(repository) == small_digest
         assert len(front.paths("/old/bucket")) == 1
 
 
@@ -282,7 +272,7 @@ def test_names_that_cannot_be_are_not_taken(served, front, tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
-def test_other_redirects_of_the_api_are_followed(served, front, expected, tmp_path):
+def test_other_redirects_of_the_api_are_followed(served, front, small_digest, tmp_path):
     """Such as to a trailing slash, by some mirrors."""
     front.route = lambda path: (
         (307, {"Location": f"{path}/"}, b"") if path.endswith("/refs") else None
@@ -290,5 +280,5 @@ def test_other_redirects_of_the_api_are_followed(served, front, expected, tmp_pa
     front.rewrite = lambda path: path.rstrip("/")
     repository = opened(served.repository_id, front.endpoint, tmp_path)
     assert repository.notes == ()
-    assert digest(repository) == expected
+    assert digest(repository) == small_digest
     assert [path.rpartition("/refs")[2] for path in front.paths("/refs")] == ["", "/"]

@@ -17,27 +17,17 @@ import pytest
 import lerobot_grain as lg
 from lerobot_grain.testing import HubRepository, LoopbackHub, RequestRecord
 from tests.support.installed import keeps_lists_of_files
-from tests.support.streams import DATA_AND_VIDEO, digest, streams_in_process, write_small
+from tests.support.streams import DATA_AND_VIDEO, digest, streams_in_process
 
 VIDEO = "videos/top/chunk-000/file-001.mp4"
 EPISODES = "meta/episodes/chunk-000/file-001.parquet"
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_small(tmp_path_factory.mktemp("offline") / "data")
-
-
-@pytest.fixture(scope="module")
-def expected(directory: Path) -> str:
-    return digest(directory)
-
-
 @pytest.fixture
-def served(hub: LoopbackHub, directory: Path, request: pytest.FixtureRequest) -> HubRepository:
+def served(hub: LoopbackHub, small_dataset: Path, request: pytest.FixtureRequest) -> HubRepository:
     """The dataset on the Hub, under a name of the test's own."""
     name = "offline/" + "".join(c if c.isalnum() else "-" for c in request.node.name).strip("-")
-    return hub.add_repository(name, directory, tags=["v3.0"])
+    return hub.add_repository(name, small_dataset, tags=["v3.0"])
 
 
 @pytest.fixture
@@ -92,21 +82,21 @@ def shorten(path: Path) -> int:
 
 
 @keeps_lists_of_files
-def test_a_complete_snapshot_needs_no_network(served, hub, requests, expected, tmp_path):
+def test_a_complete_snapshot_needs_no_network(served, hub, requests, small_digest, tmp_path):
     download(hub, served, tmp_path)
     requests()
     where = {"endpoint": hub.endpoint, "cache_dir": tmp_path}
-    assert digest(served.repository_id, revision=served.commit, **where) == expected
+    assert digest(served.repository_id, revision=served.commit, **where) == small_digest
     assert requests() == []
     # What a name stands for today only the Hub knows.
-    assert digest(served.repository_id, revision="v3.0", **where) == expected
+    assert digest(served.repository_id, revision="v3.0", **where) == small_digest
     assert [r.path.rpartition("/")[2] for r in requests()] == ["v3.0"]
-    assert digest(served.repository_id, **where) == expected
+    assert digest(served.repository_id, **where) == small_digest
     assert [r.path.rpartition("/")[2] for r in requests()] == ["refs", "v3.0"]
 
 
 def test_without_a_listing_each_cached_file_is_asked_for_its_size_once(
-    served, hub, requests, expected, tmp_path
+    served, hub, requests, small_digest, tmp_path
 ):
     download(hub, served, tmp_path, listed=False)
     requests()
@@ -114,7 +104,7 @@ def test_without_a_listing_each_cached_file_is_asked_for_its_size_once(
         digest(
             served.repository_id, revision=served.commit, endpoint=hub.endpoint, cache_dir=tmp_path
         )
-        == expected
+        == small_digest
     )
     found = requests()
     assert [r.kind for r in found if r.kind != "resolver"] == ["api"]
@@ -123,7 +113,7 @@ def test_without_a_listing_each_cached_file_is_asked_for_its_size_once(
 
 @pytest.mark.parametrize("listed", [True, False], ids=["listed", "not listed"])
 def test_what_a_snapshot_lacks_comes_over_the_network(
-    served, hub, requests, expected, tmp_path, listed
+    served, hub, requests, small_digest, tmp_path, listed
 ):
     snapshot = download(hub, served, tmp_path, without=(VIDEO, EPISODES), listed=listed)
     assert not (snapshot / VIDEO).exists()
@@ -132,7 +122,7 @@ def test_what_a_snapshot_lacks_comes_over_the_network(
         digest(
             served.repository_id, revision=served.commit, endpoint=hub.endpoint, cache_dir=tmp_path
         )
-        == expected
+        == small_digest
     )
     assert {r.file for r in requests() if r.kind == "cdn"} == {VIDEO, EPISODES}
 
@@ -156,12 +146,12 @@ def test_a_damaged_cached_file_is_named(served, hub, tmp_path, path, listed):
 
 
 def test_a_cache_that_is_filled_or_emptied_while_it_is_read(
-    served, hub, requests, directory, tmp_path
+    served, hub, requests, small_dataset, tmp_path
 ):
     """Rows come from wherever they are at the moment, and are the same."""
     where = {"endpoint": hub.endpoint, "cache_dir": tmp_path, "revision": served.commit}
     repository = lg.open_repository(served.repository_id, **where)
-    local = lg.open_repository(directory)
+    local = lg.open_repository(small_dataset)
     path = repository.episodes.videos["top"].files.paths[0]
     size = local.storage.size_bytes(path)
     for present, kinds in ((False, {"resolver", "cdn"}), (True, set()), (False, {"cdn"})):
@@ -189,7 +179,7 @@ def test_reads_of_the_cache_are_counted(served, hub, tmp_path):
 
 
 @keeps_lists_of_files
-def test_hub_offline(served, hub, requests, expected, tmp_path):
+def test_hub_offline(served, hub, requests, small_digest, tmp_path):
     """With HF_HUB_OFFLINE=1, in a process of its own, for that is read at import: no request, the
     same examples, errors with a remedy.
     """
@@ -216,7 +206,7 @@ def test_hub_offline(served, hub, requests, expected, tmp_path):
         tasks, {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     )
     assert requests() == []
-    assert good == [{"digest": expected}] * 3
+    assert good == [{"digest": small_digest}] * 3
     name = f"{served.repository_id}@{served.commit[:12]}"
     assert main["error"] == "StorageError"
     assert main["text"].startswith(

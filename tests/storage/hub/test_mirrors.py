@@ -32,7 +32,7 @@ from lerobot_grain._storage.hub.address import disk_cache_directory, name_reposi
 from lerobot_grain._storage.hub.client_cache import cached_commit
 from lerobot_grain.testing import Fault, HubRepository, LoopbackHub
 from tests.support.mirror import Headers, Mirror
-from tests.support.streams import DATA_AND_VIDEO, digest, write_small
+from tests.support.streams import DATA_AND_VIDEO, digest
 
 INFO = "meta/info.json"
 TASKS = "meta/tasks.parquet"
@@ -45,19 +45,9 @@ OPTIONS = lg.StorageOptions(max_attempts=2, pause_seconds=0.001)
 NUMBERS = itertools.count()
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_small(tmp_path_factory.mktemp("mirrors") / "data")
-
-
-@pytest.fixture(scope="module")
-def expected(directory: Path) -> str:
-    return digest(directory)
-
-
 @pytest.fixture
-def served(hub: LoopbackHub, directory: Path) -> Iterator[HubRepository]:
-    yield hub.add_repository(f"mirrors/{next(NUMBERS)}", directory, tags=["v3.0"])
+def served(hub: LoopbackHub, small_dataset: Path) -> Iterator[HubRepository]:
+    yield hub.add_repository(f"mirrors/{next(NUMBERS)}", small_dataset, tags=["v3.0"])
     hub.clear_faults()
 
 
@@ -93,11 +83,11 @@ def kept_contents(cache: Path) -> dict[str, bytes]:
     }
 
 
-def assert_only_the_files_of_the_commit_are_kept(cache: Path, directory: Path) -> None:
+def assert_only_the_files_of_the_commit_are_kept(cache: Path, small_dataset: Path) -> None:
     for path, contents in kept_contents(cache).items():
-        assert contents == (directory / path).read_bytes(), path
+        assert contents == (small_dataset / path).read_bytes(), path
     blobs = [path.read_bytes() for path in cache.glob("datasets--*/blobs/*")]
-    files = {path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    files = {path.read_bytes() for path in small_dataset.rglob("*") if path.is_file()}
     assert set(blobs) <= files
 
 
@@ -106,13 +96,13 @@ def assert_only_the_files_of_the_commit_are_kept(cache: Path, directory: Path) -
 
 @pytest.mark.parametrize("told", ["0", None], ids=["zero", "missing"])
 def test_a_mirror_whose_head_tells_no_length_is_read_by_the_listed_sizes(
-    served, hub, mirror, directory, expected, tmp_path, told
+    served, hub, mirror, small_dataset, small_digest, tmp_path, told
 ):
     mirror.head_length = lambda *_: told
-    assert digest(opened(served, mirror.endpoint, tmp_path)) == expected
-    assert_only_the_files_of_the_commit_are_kept(tmp_path, directory)
+    assert digest(opened(served, mirror.endpoint, tmp_path)) == small_digest
+    assert_only_the_files_of_the_commit_are_kept(tmp_path, small_dataset)
     # And the Hub itself goes on with what was kept.
-    assert digest(opened(served, hub.endpoint, tmp_path)) == expected
+    assert digest(opened(served, hub.endpoint, tmp_path)) == small_digest
     # Each folder of data and video files was listed once.
     asked = [path.split("/tree/")[1].partition("?")[0] for path in mirror.paths("expand=false")]
     assert sorted(path.split("/")[-1] for path in asked) == [
@@ -124,37 +114,37 @@ def test_a_mirror_whose_head_tells_no_length_is_read_by_the_listed_sizes(
 
 @pytest.mark.parametrize("more", [-1, 1, 1000])
 def test_a_wrong_length_of_metadata_does_not_count(
-    served, mirror, directory, expected, tmp_path, more
+    served, mirror, small_dataset, small_digest, tmp_path, more
 ):
     mirror.head_length = lambda path, size: str(size + more * path.startswith("meta/"))
-    assert digest(opened(served, mirror.endpoint, tmp_path)) == expected
-    assert_only_the_files_of_the_commit_are_kept(tmp_path, directory)
+    assert digest(opened(served, mirror.endpoint, tmp_path)) == small_digest
+    assert_only_the_files_of_the_commit_are_kept(tmp_path, small_dataset)
 
 
 @pytest.mark.parametrize("path", [INFO, TASKS, EPISODES])
 def test_metadata_of_another_size_is_an_error_and_not_kept(
-    served, hub, mirror, directory, expected, tmp_path, path
+    served, hub, mirror, small_dataset, small_digest, tmp_path, path
 ):
     mirror.contents = lambda file, data: data + b"\n" if file == path else data
     text = refusal(lambda: opened(served, mirror.endpoint, tmp_path))
     assert text.startswith(f"{served.repository_id}@{served.commit[:12]}: {path} bytes [0, ")
     assert text.endswith("; the file was changed")
     assert path not in kept_contents(tmp_path)
-    assert_only_the_files_of_the_commit_are_kept(tmp_path, directory)
-    assert digest(opened(served, hub.endpoint, tmp_path)) == expected
+    assert_only_the_files_of_the_commit_are_kept(tmp_path, small_dataset)
+    assert digest(opened(served, hub.endpoint, tmp_path)) == small_digest
 
 
 @pytest.mark.parametrize("path", [INFO, TASKS, EPISODES])
 def test_metadata_of_the_same_size_that_is_not_what_was_listed_is_an_error_and_not_kept(
-    served, hub, mirror, directory, expected, tmp_path, path
+    served, hub, mirror, small_dataset, small_digest, tmp_path, path
 ):
     """The ETags of this mirror are no hashes: what counts is the hash in the list of the commit."""
     mirror.contents = lambda file, data: data[:-1] + bytes([data[-1] ^ 1]) if file == path else data
     text = refusal(lambda: opened(served, mirror.endpoint, tmp_path))
     assert f"{path}: its contents have the hash " in text
-    assert_only_the_files_of_the_commit_are_kept(tmp_path, directory)
+    assert_only_the_files_of_the_commit_are_kept(tmp_path, small_dataset)
     assert path not in kept_contents(tmp_path)
-    assert digest(opened(served, hub.endpoint, tmp_path)) == expected
+    assert digest(opened(served, hub.endpoint, tmp_path)) == small_digest
 
 
 def without_hashes(
@@ -171,18 +161,18 @@ def without_hashes(
 
 @pytest.mark.parametrize("path", [INFO, TASKS, EPISODES])
 def test_metadata_of_a_mirror_that_tells_no_hash_is_read_and_kept_nowhere(
-    served, hub, mirror, directory, expected, tmp_path, path
+    served, hub, mirror, small_dataset, small_digest, tmp_path, path
 ):
     """Neither its list nor its ETags are hashes, so that only the size was compared."""
     mirror.change = without_hashes
-    assert digest(opened(served, mirror.endpoint, tmp_path)) == expected
+    assert digest(opened(served, mirror.endpoint, tmp_path)) == small_digest
     assert kept_contents(tmp_path) == {}
     mirror.contents = lambda file, data: data[:-1] + bytes([data[-1] ^ 1]) if file == path else data
     with contextlib.suppress(lg.LeRobotGrainError):  # the changed file may be unreadable
         digest(opened(served, mirror.endpoint, tmp_path))
     assert not list(tmp_path.glob("datasets--*/blobs/*"))
-    assert digest(opened(served, hub.endpoint, tmp_path)) == expected
-    assert_only_the_files_of_the_commit_are_kept(tmp_path, directory)
+    assert digest(opened(served, hub.endpoint, tmp_path)) == small_digest
+    assert_only_the_files_of_the_commit_are_kept(tmp_path, small_dataset)
 
 
 @pytest.mark.parametrize(
@@ -224,19 +214,19 @@ def test_a_file_without_length_that_no_list_has_is_an_error_that_names_file_and_
 
 @pytest.mark.parametrize("path", [DATA, VIDEO])
 def test_a_wrong_length_of_other_files_is_an_error_and_not_remembered_on_disk(
-    served, mirror, expected, tmp_path, path
+    served, mirror, small_digest, tmp_path, path
 ):
     mirror.head_length = lambda file, size: str(size - (file == path))
     text = refusal(lambda: digest(opened(served, mirror.endpoint, tmp_path)))
     assert path in text
     assert "; the file was changed" in text
     mirror.head_length = lambda _file, size: str(size)
-    assert digest(opened(served, mirror.endpoint, tmp_path)) == expected
+    assert digest(opened(served, mirror.endpoint, tmp_path)) == small_digest
 
 
 @pytest.mark.parametrize("told", [1, 4])
 def test_a_length_of_a_few_bytes_is_not_blamed_on_the_file(
-    served, mirror, expected, tmp_path, told
+    served, mirror, small_digest, tmp_path, told
 ):
     mirror.head_length = lambda path, size: str(told if path.endswith(".mp4") else size)
     text = refusal(lambda: digest(opened(served, mirror.endpoint, tmp_path)))
@@ -245,22 +235,22 @@ def test_a_length_of_a_few_bytes_is_not_blamed_on_the_file(
         in text
     )
     mirror.head_length = lambda _path, size: str(size)
-    assert digest(opened(served, mirror.endpoint, tmp_path)) == expected
+    assert digest(opened(served, mirror.endpoint, tmp_path)) == small_digest
 
 
 def test_a_length_of_zero_that_was_kept_on_disk_before_does_not_count(
-    served, hub, expected, tmp_path
+    served, hub, small_digest, tmp_path
 ):
     repository = opened(served, hub.endpoint, tmp_path)
     cache = repository.storage._session().disk_cache
     cache.put(repository.storage._file(VIDEO), "size", bytes(8))
     assert os.path.isdir(disk_cache_directory(str(tmp_path)))
-    assert digest(repository) == expected
+    assert digest(repository) == small_digest
 
 
 @pytest.mark.parametrize("path", [INFO, TASKS])
 def test_a_wrong_file_that_lies_in_the_cache_is_named_and_can_be_deleted(
-    served, hub, expected, tmp_path, path
+    served, hub, small_digest, tmp_path, path
 ):
     """As versions before this one left it: an empty blob of another name, and a link to it."""
     root = tmp_path / f"datasets--{served.repository_id.replace('/', '--')}"
@@ -273,7 +263,7 @@ def test_a_wrong_file_that_lies_in_the_cache_is_named_and_can_be_deleted(
     assert f"{path}: its copy {blob} has 0 bytes, expected " in text
     assert text.endswith("; delete that, and it will be read from the Hub again")
     blob.unlink()
-    assert digest(opened(served, hub.endpoint, tmp_path)) == expected
+    assert digest(opened(served, hub.endpoint, tmp_path)) == small_digest
     assert link.stat().st_size > 0
     found = huggingface_hub.try_to_load_from_cache(
         served.repository_id, path, cache_dir=tmp_path, revision=served.commit, repo_type="dataset"
@@ -296,16 +286,16 @@ def spoilt_copy(cache: Path, path: str, old: bytes, new: bytes) -> Path:
     ids=["info", "tasks"],
 )
 def test_a_copy_in_the_cache_that_was_changed_is_read_from_the_hub_with_a_warning(
-    served, hub, expected, tmp_path, path, old, new
+    served, hub, small_digest, tmp_path, path, old, new
 ):
-    assert digest(opened(served, hub.endpoint, tmp_path)) == expected
+    assert digest(opened(served, hub.endpoint, tmp_path)) == small_digest
     blob = spoilt_copy(tmp_path, path, old, new)
     with pytest.warns(lg.LeRobotGrainWarning) as caught:
-        assert digest(opened(served, hub.endpoint, tmp_path)) == expected
+        assert digest(opened(served, hub.endpoint, tmp_path)) == small_digest
     assert f"{path}: its copy {blob} has the hash " in str(caught[0].message)
     assert f"delete it (rm {blob})" in str(caught[0].message)
     blob.unlink()
-    assert digest(opened(served, hub.endpoint, tmp_path)) == expected
+    assert digest(opened(served, hub.endpoint, tmp_path)) == small_digest
     assert blob.exists()
 
 
@@ -321,7 +311,7 @@ SPOILT = {"one bit": flipped, "zeros": lambda contents: bytes(len(contents))}
 @pytest.mark.parametrize("damage", SPOILT.values(), ids=SPOILT)
 @pytest.mark.parametrize("path", [TASKS, EPISODES])
 def test_a_copy_of_the_same_size_is_compared_with_its_hash(
-    served, hub, expected, tmp_path, monkeypatch, path, damage, whole
+    served, hub, small_digest, tmp_path, monkeypatch, path, damage, whole
 ):
     """All of the repository was downloaded. Long tables are read in ranges."""
     if not whole:
@@ -336,10 +326,10 @@ def test_a_copy_of_the_same_size_is_compared_with_its_hash(
     )
     (link,) = tmp_path.glob(f"datasets--*/snapshots/*/{path}")
     good = link.read_bytes()
-    assert digest(opened(served, hub.endpoint, tmp_path)) == expected
+    assert digest(opened(served, hub.endpoint, tmp_path)) == small_digest
     link.write_bytes(damage(good))
     with pytest.warns(lg.LeRobotGrainWarning) as caught:
-        assert digest(opened(served, hub.endpoint, tmp_path)) == expected
+        assert digest(opened(served, hub.endpoint, tmp_path)) == small_digest
     (warning,) = {str(each.message) for each in caught}
     assert f"{path}: its copy {link.resolve()} " in warning
     assert "it was changed after it was downloaded; delete it (rm " in warning
@@ -350,7 +340,7 @@ def test_a_copy_of_the_same_size_is_compared_with_its_hash(
     ):
         digest(opened(served, hub.endpoint, tmp_path, revision=served.commit))
     link.write_bytes(good)
-    assert digest(opened(served, hub.endpoint, tmp_path, revision=served.commit)) == expected
+    assert digest(opened(served, hub.endpoint, tmp_path, revision=served.commit)) == small_digest
 
 
 def test_a_long_copy_is_compared_once_until_it_changes(served, hub, tmp_path, monkeypatch):
@@ -479,7 +469,7 @@ def test_without_the_list_of_references_the_error_names_revision(served, mirror,
     ids=["HTML", "429", "500", "503", "list", "text"],
 )
 def test_however_the_list_of_references_fails_the_error_names_revision(
-    served, mirror, expected, tmp_path, status, body
+    served, mirror, small_digest, tmp_path, status, body
 ):
     mirror.change = lambda path, *answer: (status, {}, body) if path.endswith("/refs") else answer
     text = refusal(lambda: opened(served, mirror.endpoint, tmp_path))
@@ -487,7 +477,7 @@ def test_however_the_list_of_references_fails_the_error_names_revision(
     assert text.endswith(
         'give revision= ("main", or another branch, a tag or a commit) to do without it'
     )
-    assert digest(opened(served, mirror.endpoint, tmp_path, revision="main")) == expected
+    assert digest(opened(served, mirror.endpoint, tmp_path, revision="main")) == small_digest
 
 
 @pytest.mark.parametrize(
@@ -501,19 +491,21 @@ def test_however_the_list_of_references_fails_the_error_names_revision(
     ids=["odd tags", "no branches", "null", "no tags"],
 )
 def test_odd_entries_of_the_list_of_references_hide_no_others(
-    served, mirror, expected, tmp_path, references
+    served, mirror, small_digest, tmp_path, references
 ):
     mirror.change = lambda path, *answer: (
         (200, {}, json.dumps(references).encode()) if path.endswith("/refs") else answer
     )
-    assert digest(opened(served, mirror.endpoint, tmp_path)) == expected
+    assert digest(opened(served, mirror.endpoint, tmp_path)) == small_digest
 
 
 @pytest.mark.parametrize("revision", ["main", "v3.0", "commit"])
-def test_with_a_revision_that_list_is_not_asked_for(served, mirror, expected, tmp_path, revision):
+def test_with_a_revision_that_list_is_not_asked_for(
+    served, mirror, small_digest, tmp_path, revision
+):
     mirror.change = without_references
     revision = served.commit if revision == "commit" else revision
-    assert digest(opened(served, mirror.endpoint, tmp_path, revision=revision)) == expected
+    assert digest(opened(served, mirror.endpoint, tmp_path, revision=revision)) == small_digest
     assert mirror.paths("/refs") == []
 
 
@@ -526,7 +518,7 @@ def test_a_missing_revision_where_that_list_is_missing_too(served, mirror, tmp_p
     )
 
 
-def test_the_newest_version_may_be_a_branch(hub, directory, expected, tmp_path):
+def test_the_newest_version_may_be_a_branch(hub, small_dataset, small_digest, tmp_path):
     (tmp_path / "old" / "meta").mkdir(parents=True)
     (tmp_path / "old" / "meta" / "info.json").write_text("{}")
     for number, references in enumerate(
@@ -534,14 +526,14 @@ def test_the_newest_version_may_be_a_branch(hub, directory, expected, tmp_path):
     ):
         name = f"mirrors/branch-{number}"
         hub.add_repository(name, tmp_path / "old", tags=["v2.0"])
-        commit = hub.add_commit(name, directory, **({"branches": []} | references)).commit
+        commit = hub.add_commit(name, small_dataset, **({"branches": []} | references)).commit
         repository = lg.open_repository(name, endpoint=hub.endpoint, cache_dir=tmp_path / "cache")
         assert repository.commit == commit
-        assert digest(repository) == expected
+        assert digest(repository) == small_digest
 
 
-def test_a_tag_and_a_branch_of_one_name_that_differ_are_noted(served, hub, directory, tmp_path):
-    other = hub.add_commit(served.repository_id, directory, branches=["v3.0"]).commit
+def test_a_tag_and_a_branch_of_one_name_that_differ_are_noted(served, hub, small_dataset, tmp_path):
+    other = hub.add_commit(served.repository_id, small_dataset, branches=["v3.0"]).commit
     with pytest.warns(
         lg.LeRobotGrainWarning, match=r"revision v3\.0: there is a tag and a branch of this name"
     ):
@@ -566,22 +558,22 @@ SENT = "a Git LFS pointer of 131 bytes, which stands for a file of 123456, in pl
 @pytest.mark.parametrize("has_length", [True, False], ids=["length", "no length"])
 @pytest.mark.parametrize("path", [INFO, TASKS, EPISODES, DATA, VIDEO])
 def test_a_mirror_that_sends_pointers(
-    served, hub, mirror, directory, expected, tmp_path, path, has_length, obeys_ranges
+    served, hub, mirror, small_dataset, small_digest, tmp_path, path, has_length, obeys_ranges
 ):
     mirror.contents = lambda file, data: POINTER if file == path else data
     mirror.obeys_ranges = lambda file: obeys_ranges or file != path
     if not has_length:
         # As if HEAD were answered by the original.
-        mirror.head_length = lambda file, _size: str((directory / file).stat().st_size)
+        mirror.head_length = lambda file, _size: str((small_dataset / file).stat().st_size)
     text = refusal(lambda: digest(opened(served, mirror.endpoint, tmp_path)), lg.LeRobotGrainError)
     assert text.startswith(f"{served.repository_id}@{served.commit[:12]}")
     assert path in text
     assert f" sent {SENT}" in text
     assert path not in kept_contents(tmp_path)
-    assert_only_the_files_of_the_commit_are_kept(tmp_path, directory)
+    assert_only_the_files_of_the_commit_are_kept(tmp_path, small_dataset)
     for entry in tmp_path.rglob("*.kept"):
         assert POINTER not in entry.read_bytes()
-    assert digest(opened(served, hub.endpoint, tmp_path)) == expected
+    assert digest(opened(served, hub.endpoint, tmp_path)) == small_digest
 
 
 @pytest.mark.parametrize(
