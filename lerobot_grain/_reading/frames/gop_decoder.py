@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,8 +30,7 @@ from lerobot_grain._reading.frames.decoding import (
 )
 from lerobot_grain._reading.frames.frame_store import FrameDemand, FrameStore
 from lerobot_grain._reading.frames.gop_fetcher import FetchedGop, GopFetcher, GopKey
-from lerobot_grain._reading.options import MemoryBudget
-from lerobot_grain._reading.read_statistics import Meter
+from lerobot_grain._reading.read_context import ReadContext
 from lerobot_grain._video.decoder import OpenVideo
 
 # Wanted frames of one decode task: the speed of sequential decoding is reached at 16 to 64. More
@@ -81,13 +80,11 @@ class GopDecoder:
     """Decodes GOPs of one camera.
 
     Args:
+      context: of the stream.
       open_video: the decoder of the camera.
       demand: which frames are needed; slots are marked there.
       store: memory for frames.
       fetcher: has the coded bytes.
-      budget: of memory.
-      decoders: where decoding runs.
-      meter: counts.
 
     Attributes:
       decoder_bytes: of the open decoders.
@@ -95,22 +92,18 @@ class GopDecoder:
 
     def __init__(
         self,
+        context: ReadContext,
         open_video: OpenVideo,
         *,
         demand: FrameDemand,
         store: FrameStore,
         fetcher: GopFetcher,
-        budget: MemoryBudget,
-        decoders: Executor,
-        meter: Meter,
     ) -> None:
+        self._context = context
         self._open_video = open_video
         self._demand = demand
         self._store = store
         self._fetcher = fetcher
-        self._budget = budget
-        self._decoders = decoders
-        self._meter = meter
         # those with an open decoder, the least recently used first
         self._open: OrderedDict[GopKey, FetchedGop] = OrderedDict()
         self._tasks: dict[int, _Task] = {}  # that were not waited for yet
@@ -135,7 +128,7 @@ class GopDecoder:
                 num_pictures += item.gop.file.num_pictures(item.gop.gop, item.gop.frames)
             if item.is_last:
                 self._release_gop(key, coded)
-        self._meter.count(
+        self._context.meter.count(
             gops_decoded=self._num_gops,
             gops_decoded_again=self._num_gops_again,
             pictures_decoded=num_pictures,
@@ -152,7 +145,7 @@ class GopDecoder:
                 end = begin + len(item.entries)
                 jobs.append(DecodeJob(item.gop, coded.run.coded, slots[begin:end]))
                 begin = end
-            problems = self._decoders.submit(
+            problems = self._context.decoders.submit(
                 decode_jobs, jobs, self._store.frames, self._open_video
             )
             self._tasks[self._num_tasks] = _Task(problems, [coded.run.coded for _, coded in items])
@@ -178,12 +171,14 @@ class GopDecoder:
         self._open.move_to_end(key)
         begin = gop.frames.item(0)
         end = gop.frames.item(-1) + 1
-        self._meter.count(
+        self._context.meter.count(
             pictures_decoded=end - (coded.next_frame if begin >= coded.next_frame else start)
         )
         coded.next_frame = end
         slots = self._take_slots(wanted.entries)
-        problems = self._decoders.submit(coded.decoder.decode, gop, self._store.frames, slots)
+        problems = self._context.decoders.submit(
+            coded.decoder.decode, gop, self._store.frames, slots
+        )
         self._tasks[self._num_tasks] = _Task(problems, [coded.run.coded])
 
     def _take_slots(self, entries: Integers) -> Integers:
@@ -209,7 +204,7 @@ class GopDecoder:
 
         A decoder goes when the pieces that were asked of it are done.
         """
-        while self._open and self.decoder_bytes + more_bytes > self._budget.open_decoders:
+        while self._open and self.decoder_bytes + more_bytes > self._context.budget.open_decoders:
             _, coded = self._open.popitem(last=False)
             coded.decoder = None
             self.decoder_bytes -= coded.decoder_bytes
@@ -242,7 +237,7 @@ class GopDecoder:
         for number in self._tasks.keys() & set(self._store.task_of[slots].tolist()):
             task = self._tasks.pop(number)
             is_fetched = task.problems.done() or all(coded.payload.done() for coded in task.coded)
-            problems = self._meter.wait(task.problems, "decode" if is_fetched else "fetch")
+            problems = self._context.meter.wait(task.problems, "decode" if is_fetched else "fetch")
             # A frame that was dropped may have left its slot to another one.
             self._problems.update(
                 {

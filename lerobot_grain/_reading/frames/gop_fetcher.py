@@ -16,21 +16,18 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._reading.fetch_groups import episodes_fetched_together
 from lerobot_grain._reading.frames.decoding import LongGopDecoder, PendingBytes
 from lerobot_grain._reading.frames.frame_store import FrameDemand
 from lerobot_grain._reading.future_cache import FutureCache
-from lerobot_grain._reading.options import MemoryBudget
-from lerobot_grain._reading.read_statistics import Meter
+from lerobot_grain._reading.read_context import ReadContext
 from lerobot_grain._reading.video_files import MAX_FETCH_BYTES, open_video
-from lerobot_grain._repository.repository import Repository
 from lerobot_grain._storage.base import Storage
 from lerobot_grain._video.video_file import VideoFile
 
@@ -73,16 +70,11 @@ class GopFetcher:
     """The coded bytes of one camera.
 
     Args:
-      repository: the dataset.
+      context: of the stream.
       camera: its key.
       demand: which frames are needed; those whose bytes are asked for are marked there.
-      needed_every_epoch: bool `(episodes,)`: of which episodes the stream needs something in every
-        epoch, as far as is known.
       frame_bytes: of a decoded frame.
-      budget: of memory.
-      fetchers: where reading runs.
       files: of all cameras, by (camera, number of the file).
-      meter: counts.
 
     Attributes:
       gops: what was asked for.
@@ -92,28 +84,19 @@ class GopFetcher:
 
     def __init__(
         self,
-        repository: Repository,
+        context: ReadContext,
         camera: str,
         *,
         demand: FrameDemand,
-        needed_every_epoch: npt.NDArray[np.bool_],
         frame_bytes: int,
-        budget: MemoryBudget,
-        fetchers: Executor,
         files: FutureCache[tuple[str, int], VideoFile],
-        meter: Meter,
     ) -> None:
-        self._repository = repository
+        self._context = context
         self._camera = camera
         self._demand = demand
-        self._needed_every_epoch = needed_every_epoch
         self._frame_bytes = frame_bytes
-        self._budget = budget
-        self._fetchers = fetchers
         self._files = files
-        self._meter = meter
-        self._episodes = repository.episodes
-        self._file_of_episode = repository.episodes.videos[camera].files.file_of_episode
+        self._file_of_episode = context.repository.episodes.videos[camera].files.file_of_episode
         # number of a file -> `episodes_fetched_together`
         self._together: dict[int, dict[int, list[int]]] = {}
         self.gops: dict[GopKey, FetchedGop] = {}
@@ -125,12 +108,12 @@ class GopFetcher:
         """
         return self._files.get(
             (self._camera, number),
-            lambda: self._fetchers.submit(
+            lambda: self._context.fetchers.submit(
                 open_video,
-                self._repository,
+                self._context.repository,
                 self._camera,
                 number,
-                keep_bytes=self._budget.kept_video,
+                keep_bytes=self._context.budget.kept_video,
             ),
         )
 
@@ -142,12 +125,12 @@ class GopFetcher:
             episode.
         """
         number = self._file_of_episode.item(episode)
-        file = self._meter.wait(self.open(number), "fetch")
+        file = self._context.meter.wait(self.open(number), "fetch")
         file.check(episode)
         first = file.first_frame(episode)
-        stop = first + self._episodes.lengths.item(episode)
+        stop = first + self._context.repository.episodes.lengths.item(episode)
         frame += first
-        is_kept = file.contents is None and file.estimated_bytes <= self._budget.kept_video
+        is_kept = file.contents is None and file.estimated_bytes <= self._context.budget.kept_video
         reach = stop if is_kept else _MAX_FETCH_FRAMES
         low, gop, high = file.gops_of(
             np.array([max(first, frame - reach), frame, min(stop - 1, frame + reach)])
@@ -159,7 +142,7 @@ class GopFetcher:
         demand = self._demand
         entries = demand.find(
             np.arange(starts.item(0), starts.item(-1))
-            + (self._episodes.first_rows.item(episode) - first)
+            + (self._context.repository.episodes.first_rows.item(episode) - first)
         )
         is_needed = (demand.uses[entries] > 0) & ~demand.is_requested[entries]
         if (there := self.gops.get((number, episode, gop))) is not None:
@@ -207,8 +190,8 @@ class GopFetcher:
         if file.number not in self._together:
             self._together[file.number] = episodes_fetched_together(
                 file,
-                self._needed_every_epoch,
-                piece_bytes=self._repository.storage.options.cost_bytes,
+                self._context.needed_every_epoch,
+                piece_bytes=self._context.repository.storage.options.cost_bytes,
             )
         episodes = self._together[file.number][episode]
         if len(episodes) == 1:
@@ -241,7 +224,9 @@ class GopFetcher:
         """
         if file.contents is None:
             coded = PendingBytes(
-                self._fetchers.submit(_read_range, self._repository.storage, file.path, wanted),
+                self._context.fetchers.submit(
+                    _read_range, self._context.repository.storage, file.path, wanted
+                ),
                 wanted.start,
             )
             num_bytes = wanted.length
@@ -253,7 +238,8 @@ class GopFetcher:
         run = GopRun(coded, num_bytes, all_gops, sum(len(gops) for _, gops in members), is_kept)
         lengths = np.diff(file.gop_starts[all_gops.start : all_gops.stop + 1])
         is_long = (
-            (lengths >= _MIN_LONG_GOP) & (lengths * self._frame_bytes > self._budget.long_gop)
+            (lengths >= _MIN_LONG_GOP)
+            & (lengths * self._frame_bytes > self._context.budget.long_gop)
         ).tolist()
         for episode, gops in members:
             for gop in gops:
@@ -264,7 +250,7 @@ class GopFetcher:
             self.kept_bytes += run.num_bytes
         else:
             self.coded_bytes += run.num_bytes
-        self._meter.count(bytes_needed=wanted.length)
+        self._context.meter.count(bytes_needed=wanted.length)
 
     def release_bytes(self, key: GopKey, coded: FetchedGop) -> None:
         """Gives up the coded bytes of a GOP unless they are kept."""
