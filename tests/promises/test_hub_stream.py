@@ -19,7 +19,7 @@ import pytest
 from torchcodec.decoders import VideoDecoder
 
 import lerobot_grain as lg
-from lerobot_grain._reading.rows.data_files import episode_timestamps
+from lerobot_grain._reading.rows.timestamps import episode_timestamps
 from lerobot_grain._repository.sample_tables import sample_table
 from lerobot_grain._video.video_file import VideoFile
 from lerobot_grain.testing import LoopbackHub, RequestRecord

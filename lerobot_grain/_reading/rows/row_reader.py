@@ -34,23 +34,25 @@ from lerobot_grain._reading.future_cache import FutureCache
 from lerobot_grain._reading.read_context import ReadContext
 from lerobot_grain._reading.rows.cells import (
     Cells,
+    NeededRows,
     array_of,
     gather,
     list_column,
     look_up,
+    needed_rows,
     records_of,
 )
 from lerobot_grain._reading.rows.data_files import (
     DataFile,
-    RowGroup,
     columns_to_read,
     extents_to_join,
-    fetch_groups,
+    fetch_row_groups,
     load_group,
     load_rows,
     open_data_file,
     selected_columns,
 )
+from lerobot_grain._reading.rows.row_groups import RowGroup
 from lerobot_grain._video.images import decode_depth_image, decode_image
 
 # Opened data files that are kept: so many bytes of them, and so many of them at least.
@@ -131,58 +133,51 @@ class RowReader:
         files = episodes.data.file_of_episode[block.episodes]
         offsets = episodes.data_offsets[block.episodes]
         keys = [feature.key for feature in self._selection.columns if feature.key in block.frames]
-        # Features with equal windows share their array.
-        distinct = {id(block.frames[key]): block.frames[key] + offsets[:, None] for key in keys}
-        rows = [
-            offsets + block.anchor_frames,
-            *(window.reshape(-1) for window in distinct.values()),
-        ]
-        files_of = np.concatenate(
-            [files, *(np.repeat(files, window.shape[1]) for window in distinct.values())]
-        )
-        all_rows = np.concatenate(rows)
-        places = np.full(len(all_rows), -1, np.int64)
-        needed: list[tuple[DataFile, int]] = []
+        needed = needed_rows(block, keys, files=files, offsets=offsets)
+        groups, places, problems = self._groups_of(needed)
+        rows = needed.rows
+        sizes = [self._unpacked(file, group) for file, group in groups]
+        limit = self._context.budget.kept_rows(sizes)
+        if limit is None:
+            self._start_large_fetchers(sizes, len(block))
+            rows = rows.copy()
+            loads = []
+            for place, (file, group) in enumerate(groups):
+                members = np.flatnonzero(places == place)
+                wanted, rows[members] = np.unique(rows[members], return_inverse=True)
+                loads.append(self._rows_of(file, group, wanted))
+        else:
+            self._groups.limit = limit
+            loads = [self._group(file, group) for file, group in groups]
+        anchors, windows = needed.cells(places, rows)
+        return PendingRows(loads, anchors, windows, problems, files)
+
+    def _groups_of(
+        self, needed: NeededRows
+    ) -> tuple[list[tuple[DataFile, int]], Integers, dict[int, Exception]]:
+        """Finds the row groups that hold rows; waits for the footers of their files.
+
+        Returns:
+          The row groups; int64 `(rows,)`, the place of each row's among them, or -1; and number of
+          a file -> why it could not be opened.
+        """
+        places = np.full(len(needed.rows), -1, np.int64)
+        groups: list[tuple[DataFile, int]] = []
         problems: dict[int, Exception] = {}
-        for number in np.unique(files).tolist():
+        for number in np.unique(needed.files[: needed.num_anchors]).tolist():
             try:
                 file = self._context.meter.wait(self._file(number), "fetch")
             except LeRobotGrainError as error:
                 problems[number] = error
                 continue
-            members = np.flatnonzero(files_of == number)
+            members = np.flatnonzero(needed.files == number)
             numbers, inverse = np.unique(
-                np.searchsorted(file.table.group_starts, all_rows[members], side="right") - 1,
+                np.searchsorted(file.table.group_starts, needed.rows[members], side="right") - 1,
                 return_inverse=True,
             )
-            places[members] = len(needed) + inverse
-            needed += [(file, group) for group in numbers.tolist()]
-        sizes = [self._unpacked(file, group) for file, group in needed]
-        limit = self._context.budget.kept_rows(sizes)
-        if limit is None:
-            self._start_large_fetchers(sizes, len(block))
-            groups = []
-            for place, (file, group) in enumerate(needed):
-                members = np.flatnonzero(places == place)
-                wanted, all_rows[members] = np.unique(all_rows[members], return_inverse=True)
-                groups.append(self._rows_of(file, group, wanted))
-        else:
-            self._groups.limit = limit
-            groups = [self._group(file, group) for file, group in needed]
-        cells = []
-        begin = 0
-        for part in rows:
-            cells.append(
-                Cells(places[begin : begin + len(part)], all_rows[begin : begin + len(part)])
-            )
-            begin += len(part)
-        windows = {
-            name: Cells(cell.groups.reshape(window.shape), cell.rows.reshape(window.shape))
-            for (name, window), cell in zip(distinct.items(), cells[1:], strict=True)
-        }
-        return PendingRows(
-            groups, cells[0], {key: windows[id(block.frames[key])] for key in keys}, problems, files
-        )
+            places[members] = len(groups) + inverse
+            groups += [(file, group) for group in numbers.tolist()]
+        return groups, places, problems
 
     def values(self, pending: PendingRows | None) -> tuple[Batch, tuple[int, Exception] | None]:
         """Waits for the row groups of a block.
@@ -332,7 +327,7 @@ class RowReader:
         for group in groups:
             self._count(file, group)
         return self._context.fetchers.submit(
-            fetch_groups, self._repository, file, groups, self._selection
+            fetch_row_groups, self._repository, file, groups, self._selection
         )
 
     def _rows_of(self, file: DataFile, group: int, rows: Integers) -> Future[RowGroup]:
