@@ -64,7 +64,7 @@ def open_video(
                 f"{where}: its matrix turns the picture by {table.format.rotation} degrees; depth "
                 "video is not read turned, since lerobot gives it as it is coded"
             )
-        return VideoFile(
+        return VideoFile.linked(
             table,
             path=path,
             camera=camera,

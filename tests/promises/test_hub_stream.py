@@ -64,7 +64,7 @@ def needed_bytes(repository: lg.Repository, cameras: list[str], columns: list[st
         spans = repository.episodes.videos[key]
         for number, path in enumerate(spans.files.paths):
             table = sample_table(repository.storage, path)
-            file = VideoFile(
+            file = VideoFile.linked(
                 table,
                 path=path,
                 camera=key,
