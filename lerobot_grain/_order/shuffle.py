@@ -25,6 +25,7 @@ Rules:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -179,6 +180,36 @@ class _ShuffledEpoch(EpochOrder):
         return result
 
 
+class _Parts(NamedTuple):
+    """How the rows of one group are cut into parts, and these into blocks.
+
+    Attributes:
+      num_parts: how many there are.
+      block_length: rows of a block, but for the first and the last one of a part.
+      short: rows of a part, of the shorter ones.
+      num_longer: parts, the first ones, that have one row more.
+    """
+
+    num_parts: int
+    block_length: int
+    short: int
+    num_longer: int
+
+    @classmethod
+    def of(cls, shuffle: Shuffle, *, num_rows: int, num_clips: int) -> _Parts:
+        num_parts = halve_parts(shuffle.num_parts, num_clips)
+        short, num_longer = divmod(num_rows, num_parts)
+        return cls(num_parts, max(1, shuffle.buffer_size // num_parts), short, num_longer)
+
+
+class _Keys(NamedTuple):
+    """The keys that the permutations of one group have in common."""
+
+    seed: int
+    epoch: int
+    group: int
+
+
 class _Group:
     """Steps 2 to 5 for the clips of one group; permutes the clips when it is first asked."""
 
@@ -193,34 +224,25 @@ class _Group:
     ) -> None:
         self._clip_first = clip_first
         self._clip_lengths = clip_lengths
-        self._seed = shuffle.seed
-        self._epoch = epoch
-        self._number = number
+        self._keys = _Keys(shuffle.seed, epoch, number)
         self.num_rows = int(clip_lengths.sum())
-        self._num_parts = halve_parts(shuffle.num_parts, len(clip_first))
-        self._block_length = max(1, shuffle.buffer_size // self._num_parts)
-        self._short, self._num_longer = divmod(self.num_rows, self._num_parts)
+        self._parts = _Parts.of(shuffle, num_rows=self.num_rows, num_clips=len(clip_first))
         self._runs: _Runs | None = None
         self._blocks: dict[tuple[int, int], Integers] = {}
 
     def rows(self, elements: Integers) -> Integers:
         if self._runs is None:
-            order = permutation(
-                len(self._clip_first),
-                Stream.CLIPS,
-                seed=self._seed,
-                epoch=self._epoch,
-                group=self._number,
-            )
+            order = permutation(len(self._clip_first), Stream.CLIPS, **self._keys._asdict())
             self._runs = _Runs(self._clip_first[order], self._clip_lengths[order])
-        index, part = np.divmod(elements, self._num_parts)
-        full = self._block_length
-        first_length = full - part * full // self._num_parts
+        parts = self._parts
+        index, part = np.divmod(elements, parts.num_parts)
+        full = parts.block_length
+        first_length = full - part * full // parts.num_parts
         block = np.where(index < first_length, 0, 1 + (index - first_length) // full)
         block_start = np.where(block == 0, 0, first_length + (block - 1) * full)
         offset = index - block_start
         self._shuffle_blocks(part, block, offset)
-        part_start = part * self._short + np.minimum(part, self._num_longer)
+        part_start = part * parts.short + np.minimum(part, parts.num_longer)
         return self._runs.rows(part_start + block_start + offset)
 
     def _shuffle_blocks(self, part: Integers, block: Integers, offset: Integers) -> None:
@@ -242,16 +264,16 @@ class _Group:
         self._blocks = used
 
     def _block_permutation(self, part: int, block: int) -> Integers:
-        part_length = self._short + (part < self._num_longer)
-        first_length = self._block_length - part * self._block_length // self._num_parts
-        start = 0 if block == 0 else first_length + (block - 1) * self._block_length
-        length = min(first_length if block == 0 else self._block_length, part_length - start)
+        parts = self._parts
+        full = parts.block_length
+        part_length = parts.short + (part < parts.num_longer)
+        first_length = full - part * full // parts.num_parts
+        start = 0 if block == 0 else first_length + (block - 1) * full
+        length = min(first_length if block == 0 else full, part_length - start)
         return permutation(
             length,
             Stream.BLOCK,
-            seed=self._seed,
-            epoch=self._epoch,
-            group=self._number,
+            **self._keys._asdict(),
             block=block,
             part=part,
         )

@@ -7,6 +7,7 @@ which is for camera frames. The shares are explained in docs/architecture/readin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lerobot_grain._base.arguments import check_int
@@ -123,6 +124,28 @@ class MemoryBudget:
         only when it is used.
         """
         return _SLOTS * (self.frames // frame_bytes) + 1
+
+    def examples_of_block(self, example_bytes: int, *, at_most: int) -> int:
+        """Returns how many examples, at least one, are planned at a time where the frames of one
+        take so many bytes.
+        """
+        return max(1, min(at_most, self.block // max(1, example_bytes)))
+
+    def kept_rows(self, sizes: Sequence[int]) -> int | None:
+        """Returns how many bytes of row groups are kept while a block is read; `None`: those that
+        it needs are too large to be kept.
+
+        Args:
+          sizes: bytes that each of the row groups that the block needs unpacks to.
+        """
+        needed = sum(sizes)
+        return max(self.rows, needed) if needed <= self.large_rows else None
+
+    def large_groups_at_once(self, sizes: Sequence[int], *, at_most: int) -> int:
+        """Returns how many row groups, at least one, are read at a time where they are too large to
+        be kept; `sizes` as for `kept_rows`.
+        """
+        return max(1, min(at_most, self.rows // max(sizes)))
 
     @staticmethod
     def total_for(frames: int) -> int:

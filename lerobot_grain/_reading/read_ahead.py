@@ -19,8 +19,6 @@ Rules:
 
 from __future__ import annotations
 
-import os
-import sys
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,16 +29,15 @@ import numpy.typing as npt
 
 from lerobot_grain._base.errors import InvalidRequestError, LeRobotGrainError
 from lerobot_grain._order.windows import WindowBlock, mask_keys
-from lerobot_grain._reading.array_pool import ArrayPool
 from lerobot_grain._reading.batches import Batch, join, part_of
-from lerobot_grain._reading.daemon_pool import DaemonPool
 from lerobot_grain._reading.frames.frame_reader import Entries, FrameReader
+from lerobot_grain._reading.memory import ArrayPool
 from lerobot_grain._reading.options import MemoryBudget, ReadOptions
-from lerobot_grain._reading.read_statistics import Meter, ReadStatistics
+from lerobot_grain._reading.read_context import ReadContext
+from lerobot_grain._reading.read_statistics import ReadStatistics
 from lerobot_grain._reading.rows.row_reader import PendingRows, RowReader
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import FeatureSelection
-from lerobot_grain._storage.http.cancellation import CancelScope
 
 # Examples that are planned at a time, and whose GOPs are grouped into decode tasks: enough for
 # arrays to pay, and pictures for sequential speed; few enough for an early first batch.
@@ -85,9 +82,6 @@ class ReadAhead:
         as far as is known. Small ones that lie side by side are fetched together.
     """
 
-    # Here, since at the end of a process the names of a module may be gone before its objects.
-    _is_finalizing = staticmethod(sys.is_finalizing)
-
     def __init__(
         self,
         repository: Repository,
@@ -101,44 +95,19 @@ class ReadAhead:
     ) -> None:
         self._known_examples = known_examples
         self._pad_keys = pad_keys
-        self._budget = MemoryBudget.of(
-            options.memory_budget_bytes, num_cameras=len(selection.videos)
-        )
-        self._selection = selection
         self._pending: deque[_PendingBlock] = deque()
         self._num_pending = 0  # examples
         self._num_fetched = self._num_decoded = 0  # blocks
-        self._meter = Meter(repository.storage)
         self._arrays = ArrayPool()
-        self._requests = CancelScope()
-        self._fetchers = DaemonPool(
-            options.storage.num_connections, "lerobot_grain fetch", self._requests.enter
-        )
-        # They seldom send a request: for what tells the order of rows in the row groups around one.
-        self._decoders = DaemonPool(
-            options.num_decode_threads or _num_cores(), "lerobot_grain decode", self._requests.enter
-        )
-        self._rows = RowReader(
+        self._context = ReadContext(
             repository,
             selection,
             image_size=image_size,
-            budget=self._budget,
+            options=options,
             needed_every_epoch=needed_every_epoch,
-            fetchers=self._fetchers,
-            decoders=self._decoders,
-            start_thread=self._requests.enter,
-            meter=self._meter,
         )
-        self._frames = FrameReader(
-            repository,
-            selection.videos,
-            image_size=image_size,
-            budget=self._budget,
-            needed_every_epoch=needed_every_epoch,
-            fetchers=self._fetchers,
-            decoders=self._decoders,
-            meter=self._meter,
-        )
+        self._rows = RowReader(self._context)
+        self._frames = FrameReader(self._context)
 
     @property
     def wants_more(self) -> bool:
@@ -164,14 +133,17 @@ class ReadAhead:
           InvalidRequestError: the memory budget does not hold one example, or the mask of a window
             has the key of something else.
         """
-        keys = mask_keys(block.is_pad, selected=self._selection.keys, pad_keys=self._pad_keys)
+        keys = mask_keys(
+            block.is_pad, selected=self._context.selection.keys, pad_keys=self._pad_keys
+        )
         needed = self._frames.example_bytes(block)
-        if needed > self._budget.frames:
+        budget = self._context.budget
+        if needed > budget.frames:
             raise InvalidRequestError(
-                f"ReadOptions(memory_budget_bytes={self._budget.total}): the camera frames of one "
+                f"ReadOptions(memory_budget_bytes={budget.total}): the camera frames of one "
                 f"example take {needed} bytes; expected at least {MemoryBudget.total_for(needed)}"
             )
-        step = max(1, min(_EXAMPLES_PER_BLOCK, self._budget.block // max(1, needed)))
+        step = budget.examples_of_block(needed, at_most=_EXAMPLES_PER_BLOCK)
         for start in range(0, len(block), step):
             part = block[start : start + step]
             self._rows.announce(part)
@@ -211,7 +183,7 @@ class ReadAhead:
                         (count, *self._frames.shape_of(camera.key, pending.block)),
                         np.dtype(camera.frame_dtype),
                     )
-                    for camera in self._selection.videos
+                    for camera in self._context.selection.videos
                 }
             stop = done + examples.stop - examples.start
             self._frames.copy_frames(
@@ -222,21 +194,21 @@ class ReadAhead:
             self._advance(pending, examples)
         taken = join(parts)
         taken.update({key: array[:done] for key, array in frames.items()})
-        self._meter.count(examples=done)
+        self._context.meter.count(examples=done)
         return taken
 
     def statistics(self) -> ReadStatistics:
         """Returns what was read so far."""
         used_bytes = self._frames.used_bytes + self._rows.used_bytes
-        return self._meter.statistics(
+        return self._context.meter.statistics(
             used_bytes=used_bytes,
             peak_bytes=max(used_bytes, self._frames.peak_bytes),
-            budget_bytes=self._budget.total,
+            budget_bytes=self._context.budget.total,
         )
 
     def end_requests(self) -> None:
         """Ends the requests that are under way and those to come; for any thread."""
-        self._requests.end()
+        self._context.requests.end()
 
     def close(self) -> None:
         """Stops all threads.
@@ -244,16 +216,7 @@ class ReadAhead:
         Tasks that have not begun are dropped, requests are ended; what is being decoded is waited
         for.
         """
-        if self._is_finalizing():
-            return  # Python has ended the threads
-        for pool in (self._fetchers, self._decoders):
-            pool.shutdown(wait=False, cancel_futures=True)
-        self._rows.close(wait=False)
-        # A thread that is still connecting ends by itself, and cannot do anything more.
-        has_ended = self._requests.end()
-        for pool in (self._fetchers, self._decoders):
-            pool.shutdown(wait=has_ended)
-        self._rows.close(wait=has_ended)
+        self._context.close()
 
     def _next_part(self, pending: _PendingBlock, limit: int) -> tuple[slice, Batch]:
         """Waits for examples of a block, up to `limit`, and up to the first one that cannot be
@@ -316,7 +279,7 @@ class ReadAhead:
         while (
             self._num_fetched < len(blocks)
             and num_examples < _MAX_FETCHED_AHEAD
-            and self._frames.coded_bytes < self._budget.pending_coded
+            and self._frames.coded_bytes < self._context.budget.pending_coded
         ):
             num_examples += len(blocks[self._num_fetched])
             self._fetch_next()
@@ -330,8 +293,3 @@ class ReadAhead:
 
 def _window_lengths(block: WindowBlock) -> dict[str, int]:
     return {key: window.shape[1] for key, window in block.frames.items()}
-
-
-def _num_cores() -> int:
-    """Returns the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

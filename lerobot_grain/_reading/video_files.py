@@ -10,7 +10,7 @@ import functools
 
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import DatasetFormatError
-from lerobot_grain._reading.rows.data_files import episode_timestamps
+from lerobot_grain._reading.rows.timestamps import episode_timestamps
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.sample_tables import sample_table, sample_table_in
 from lerobot_grain._video.video_file import VideoFile
@@ -64,7 +64,7 @@ def open_video(
                 f"{where}: its matrix turns the picture by {table.format.rotation} degrees; depth "
                 "video is not read turned, since lerobot gives it as it is coded"
             )
-        return VideoFile(
+        return VideoFile.linked(
             table,
             path=path,
             camera=camera,

@@ -33,7 +33,7 @@ from lerobot_grain._reading.daemon_pool import DaemonPool
 from lerobot_grain._reading.rows.data_files import (
     DataFile,
     columns_to_read,
-    fetch_groups,
+    fetch_row_groups,
     load_group,
     open_data_file,
     place_of_row,
@@ -324,7 +324,7 @@ def _load(
     file = (
         run.file
         if len(run.groups) == 1
-        else fetch_groups(repository, run.file, run.groups, selection)
+        else fetch_row_groups(repository, run.file, run.groups, selection)
     )
     found: dict[str, list[npt.NDArray[Any]]] = {feature.key: [] for feature in selection.columns}
     for group in run.groups:

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -123,7 +123,7 @@ def link_rows(
             are_right or (np.diff(starts[order]) == 0).any()
         ):
             return RowFrames(table, counted, {}, np.zeros(0, np.int64), rate)
-    link = _Linker(table, times, nearest, starts, lengths, fps, rate)
+    link = _Linker(_FileTimes(table, times, fps, rate), nearest, starts, lengths)
     link.check_starts(is_at_frame, is_rate_right=is_rate_right)
     undecided = np.array(
         [i for i in np.flatnonzero(link.available >= lengths).tolist() if i not in link.problems],
@@ -153,27 +153,37 @@ def _timestamps_of(
         ]
 
 
+class _FileTimes(NamedTuple):
+    """When the frames of a file come.
+
+    Attributes:
+      table: of the file.
+      times: float64 `(frames,)`, seconds.
+      fps: of the dataset.
+      rate: of the file, as of `RowFrames`.
+    """
+
+    table: SampleTable
+    times: Seconds
+    fps: float
+    rate: float | None
+
+
 class _Linker:
     """The link while it is made; episodes are called by their place in the file."""
 
     def __init__(
         self,
-        table: SampleTable,
-        times: Seconds,
+        file: _FileTimes,
         firsts: Integers,
         starts: Seconds,
         lengths: Integers,
-        fps: float,
-        rate: float | None,
     ) -> None:
-        self._table = table
-        self._times = times
+        self._file = file
         self._firsts = firsts
         self._starts = starts
         self._lengths = lengths
-        self._fps = fps
-        self._rate = rate
-        self._stops = frames_until(firsts, len(times))
+        self._stops = frames_until(firsts, len(file.times))
         self.available = self._stops - firsts
         self.problems: dict[int, str] = {}
         # frames of the rows, where they do not follow each other
@@ -187,22 +197,22 @@ class _Linker:
         # As many frames as rows, and yet two episodes start at one frame: then the others may start
         # anywhere.
         is_contradictory = (
-            bool((self.available == 0).any()) and len(self._times) == self._lengths.sum()
+            bool((self.available == 0).any()) and len(self._file.times) == self._lengths.sum()
         )
         for i in range(len(self._firsts)):
             start = self._starts[i]
-            first = self._times[self._firsts[i]]
-            last = self._times[-1]
+            first = self._file.times[self._firsts[i]]
+            last = self._file.times[-1]
             if not is_at_frame[i]:
                 self.problems[i] = (
-                    f"it should start at {start:.6f} s, but the nearest of the {len(self._times)} "
-                    f"frames is at {first:.6f} s and the last one at {last:.6f} "
-                    f"s{self._other_rate()}"
+                    f"it should start at {start:.6f} s, but the nearest of the "
+                    f"{len(self._file.times)} frames is at {first:.6f} s and the last one at "
+                    f"{last:.6f} s{self._other_rate()}"
                 )
             elif self.available[i] < self._lengths[i]:
                 until = (
                     "the file ends"
-                    if self._stops[i] == len(self._times)
+                    if self._stops[i] == len(self._file.times)
                     else "the next episode starts"
                 )
                 self.problems[i] = (
@@ -219,7 +229,7 @@ class _Linker:
             elif not is_rate_right and (are_lacking or not is_at_frame.all()):
                 # Where other starts are wrong, that this one falls upon a frame means nothing.
                 self.problems[i] = (
-                    f"the {len(self._times)} frames of the file are not one for each of its "
+                    f"the {len(self._file.times)} frames of the file are not one for each of its "
                     f"{self._lengths.sum()} rows, and other episodes of it do not start where "
                     "they should; which frame belongs to which row is not "
                     f"known{self._other_rate()}"
@@ -274,20 +284,20 @@ class _Linker:
             or not np.isfinite(timestamps).all()
         ):
             return
-        numbers = _whole_numbers(np.asarray(timestamps, np.float64), self._fps)
+        numbers = _whole_numbers(np.asarray(timestamps, np.float64), self._file.fps)
         if (
             numbers is not None
             and numbers[0] >= 0
             and (np.diff(numbers) > 0).all()
-            and self._lengths[i] <= numbers[-1] < len(self._times)
+            and self._lengths[i] <= numbers[-1] < len(self._file.times)
         ):
             for each in range(len(self._firsts)):
                 self.problems.setdefault(
                     each,
-                    f"the file has {len(self._times)} frames for {self._lengths.sum()} rows, and "
-                    f"the episode that starts at {self._starts[i]:.6f} s has {self._lengths[i]} "
-                    f"of both, but the timestamp of its last row names frame {numbers[-1]}; which "
-                    "frame belongs to which row is not known",
+                    f"the file has {len(self._file.times)} frames for {self._lengths.sum()} "
+                    f"rows, and the episode that starts at {self._starts[i]:.6f} s has "
+                    f"{self._lengths[i]} of both, but the timestamp of its last row names frame "
+                    f"{numbers[-1]}; which frame belongs to which row is not known",
                 )
 
     def _frames_at(self, i: int, timestamps: npt.NDArray[np.floating[Any]]) -> Integers | None:
@@ -295,12 +305,12 @@ class _Linker:
         each, another for each row.
         """
         offsets = np.asarray(timestamps, np.float64)
-        targets = self._times[self._firsts[i]] + offsets
-        frames = self._table.frame_at(targets)
+        targets = self._file.times[self._firsts[i]] + offsets
+        frames = self._file.table.frame_at(targets)
         limits = _LEAST_TOLERANCE_SECONDS + np.minimum(
-            np.abs(offsets) * _TIMESTAMP_PRECISION, _LARGEST_ERROR_FRAMES / self._fps
+            np.abs(offsets) * _TIMESTAMP_PRECISION, _LARGEST_ERROR_FRAMES / self._file.fps
         )
-        is_there = (np.abs(self._times[frames] - targets) <= limits).all() and (
+        is_there = (np.abs(self._file.times[frames] - targets) <= limits).all() and (
             np.diff(frames) > 0
         ).all()
         return (
@@ -315,10 +325,10 @@ class _Linker:
         """
         first = self._firsts[i]
         available = self.available[i]
-        numbers = _whole_numbers(timestamps, self._fps)
+        numbers = _whole_numbers(timestamps, self._file.fps)
         if is_clock := numbers is None or numbers[0] >= available:
             numbers = np.arange(len(timestamps))
-            gaps = np.rint(np.diff(timestamps) * self._fps) - 1
+            gaps = np.rint(np.diff(timestamps) * self._file.fps) - 1
             if gaps.sum() == available - self._lengths[i]:
                 self.problems[i] = (
                     f"{more}, and its timestamps have gaps of as many frames; which frame belongs "
@@ -340,11 +350,11 @@ class _Linker:
                 "it has is not known"
             )
             return None
-        targets = self._times[first] + numbers / self._fps
-        frames = self._table.frame_at(targets)
+        targets = self._file.times[first] + numbers / self._file.fps
+        frames = self._file.table.frame_at(targets)
         are_there = (
             frames[-1] < self._stops[i]
-            and np.abs(self._times[frames] - targets).max() <= _LEAST_TOLERANCE_SECONDS
+            and np.abs(self._file.times[frames] - targets).max() <= _LEAST_TOLERANCE_SECONDS
         )
         if not (np.array_equal(frames, first + numbers) or (are_there and not is_clock)):
             self.problems[i] = (
@@ -354,35 +364,36 @@ class _Linker:
         return frames
 
     def result(self) -> RowFrames:
-        is_left = np.ones(len(self._times), np.bool_)
+        is_left = np.ones(len(self._file.times), np.bool_)
         for i, frames in self._named.items():
             is_left[self._firsts[i] : frames[-1]] = False
             is_left[frames] = True
         firsts = self._firsts.copy()
         for i, frames in self._named.items():
             firsts[i] = frames[0]
-        table = self._table.only(np.flatnonzero(is_left))
+        table = self._file.table.only(np.flatnonzero(is_left))
         return RowFrames(
             table,
             np.cumsum(is_left)[firsts] - 1,
             self.problems,
             np.array(sorted(self._named), np.int64),
-            self._rate,
+            self._file.rate,
         )
 
     def _is_other_rate(self, num_frames: int) -> bool:
         return (
-            self._rate is not None
-            and abs(num_frames / self._fps - num_frames / self._rate) > 0.5 / self._fps
+            self._file.rate is not None
+            and abs(num_frames / self._file.fps - num_frames / self._file.rate)
+            > 0.5 / self._file.fps
         )
 
     def _other_rate(self) -> str:
         """Returns the end of a text, where the rate of the file is not that of the dataset."""
-        if self._rate is None or not self._is_other_rate(len(self._times) - 1):
+        if self._file.rate is None or not self._is_other_rate(len(self._file.times) - 1):
             return ""
         return (
-            f"; the frames of the file come at {self._rate:.6g} a second, info.json says fps "
-            f"{self._fps:g}"
+            f"; the frames of the file come at {self._file.rate:.6g} a second, info.json says fps "
+            f"{self._file.fps:g}"
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -42,26 +43,38 @@ class EpisodeExtents(NamedTuple):
     has_problem: npt.NDArray[np.bool_]
 
 
+class _Held(NamedTuple):
+    """The episodes that a file holds.
+
+    Attributes:
+      episodes: int64 `(n,)`, ascending.
+      first_frames: int64 `(n,)`: the frame of the file that is frame 0 of each.
+      lengths: int64 `(n,)`: rows of each.
+      first_frame_of: episode -> its first frame.
+      number_of: episode -> the number by which messages call it.
+    """
+
+    episodes: Integers
+    first_frames: Integers
+    lengths: Integers
+    first_frame_of: dict[int, int]
+    number_of: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class VideoFile:
-    """One video file with the episodes that it holds. Immutable.
-
-    Args:
-      table: its sample table.
-      path: of the file.
-      camera: key of its camera.
-      number: of the file among those of its camera.
-      episodes: the episode table of the dataset.
-      fps: of the dataset.
-      read_timestamps: as for `link_rows`.
-      where: names the file in messages.
-      contents: the whole file, where it was read whole.
-
-    Raises:
-      LeRobotGrainError: timestamps are needed, and cannot be read.
+    """One video file with the episodes that it holds; made by `linked`.
 
     Attributes:
       table: the sample table, without the frames that lie between those of an episode and belong to
         no row.
+      path: of the file.
+      camera: key of its camera.
+      number: of the file among those of its camera.
+      where: names the file in messages.
+      contents: the whole file, where it was read whole.
+      gop_starts: int64 `(GOPs + 1,)`, as of `SampleTable.gop_starts`: GOPs follow each other in
+        presentation order.
       problems: episode -> what is wrong with it, for the episodes whose rows cannot be linked to
         frames.
       named: int64 `(n,)`: the episodes whose frames their timestamps name, where they do not follow
@@ -71,8 +84,23 @@ class VideoFile:
       estimated_bytes: of the camera's coded video in all files, judged by this one.
     """
 
-    def __init__(
-        self,
+    table: SampleTable
+    path: str
+    camera: str
+    number: int
+    where: str
+    contents: bytes | None
+    gop_starts: Integers
+    problems: dict[int, str]
+    named: Integers
+    num_hidden: int
+    rate: float | None
+    estimated_bytes: int
+    _held: _Held
+
+    @classmethod
+    def linked(
+        cls,
         table: SampleTable,
         *,
         path: str,
@@ -83,16 +111,22 @@ class VideoFile:
         read_timestamps: ReadTimestamps,
         where: str,
         contents: bytes | None = None,
-    ) -> None:
-        self.contents = contents
-        self.path = path
-        self.camera = camera
-        self.number = number
-        self.where = where
+    ) -> VideoFile:
+        """Links the rows of the episodes of a file to its frames.
+
+        Args:
+          table: its sample table.
+          path, camera, number, where, contents: as the attributes.
+          episodes: the episode table of the dataset.
+          fps: of the dataset.
+          read_timestamps: as for `link_rows`.
+
+        Raises:
+          LeRobotGrainError: timestamps are needed, and cannot be read.
+        """
         spans = episodes.videos[camera]
         held = spans.files.episodes_in(number)
         lengths = episodes.lengths[held]
-        num_frames = table.num_frames
         link = link_rows(
             table,
             episodes=held,
@@ -101,40 +135,44 @@ class VideoFile:
             fps=fps,
             read_timestamps=read_timestamps,
         )
-        self.table = table = link.table
-        self.named = held[link.named]
-        self.num_hidden = num_frames - table.num_frames
-        self.rate = link.rate
-        self.problems = {held.item(place): problem for place, problem in link.problems.items()}
         by_number = np.argsort(held)
-        self._episodes = held[by_number]
-        self._first_frames = link.first_frames[by_number]
-        self._lengths = lengths[by_number]
-        self._first_frame_of: dict[int, int] = dict(
-            zip(held.tolist(), link.first_frames.tolist(), strict=True)
-        )
-        self._number_of: dict[int, int] = dict(
-            zip(held.tolist(), episodes.numbers_of(held).tolist(), strict=True)
-        )
-        # GOPs follow each other in presentation order.
-        self.gop_starts = table.gop_starts()
-        self.nbytes = sum(
-            a.nbytes
-            for a in (
-                table.offsets,
-                table.sizes,
-                table.pts,
-                table.key_samples,
-                table.presentation,
-                self.gop_starts,
-            )
-        )
-        self.nbytes += len(contents or b"")
-        self.estimated_bytes = (
-            int(table.sizes.sum())
+        return cls(
+            table=link.table,
+            path=path,
+            camera=camera,
+            number=number,
+            where=where,
+            contents=contents,
+            gop_starts=link.table.gop_starts(),
+            problems={held.item(place): problem for place, problem in link.problems.items()},
+            named=held[link.named],
+            num_hidden=table.num_frames - link.table.num_frames,
+            rate=link.rate,
+            estimated_bytes=int(link.table.sizes.sum())
             * int(episodes.lengths.sum())
-            // max(1, int(episodes.lengths[held].sum()))
+            // max(1, int(lengths.sum())),
+            _held=_Held(
+                held[by_number],
+                link.first_frames[by_number],
+                lengths[by_number],
+                dict(zip(held.tolist(), link.first_frames.tolist(), strict=True)),
+                dict(zip(held.tolist(), episodes.numbers_of(held).tolist(), strict=True)),
+            ),
         )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the index, and of the contents."""
+        table = self.table
+        arrays = (
+            table.offsets,
+            table.sizes,
+            table.pts,
+            table.key_samples,
+            table.presentation,
+            self.gop_starts,
+        )
+        return sum(array.nbytes for array in arrays) + len(self.contents or b"")
 
     def check(self, episode: int) -> None:
         """Checks that the frames of an episode are there.
@@ -149,40 +187,40 @@ class VideoFile:
 
     def number_of(self, episode: int) -> int:
         """Returns the number by which messages call an episode."""
-        return self._number_of[episode]
+        return self._held.number_of[episode]
 
     def first_frame(self, episode: int) -> int:
         """Returns the frame of the file that is frame 0 of an episode that `check` finds."""
-        return self._first_frame_of[episode]
+        return self._held.first_frame_of[episode]
 
     def first_frames(self, episodes: Integers) -> Integers:
         """Returns int64 `(n,)`: `first_frame` of each."""
-        return self._first_frames[np.searchsorted(self._episodes, episodes)]
+        return self._held.first_frames[np.searchsorted(self._held.episodes, episodes)]
 
     def gops_of_episodes(self, episodes: Integers) -> tuple[Integers, Integers]:
         """Returns the first and the last GOP of each of the episodes, int64 `(n,)`; of one that
         `check` finds fault with, any.
         """
-        places = np.searchsorted(self._episodes, episodes)
-        first = self._first_frames[places]
+        places = np.searchsorted(self._held.episodes, episodes)
+        first = self._held.first_frames[places]
         return self.gops_of(first), self.gops_of(
-            np.minimum(first + self._lengths[places], self.table.num_frames) - 1
+            np.minimum(first + self._held.lengths[places], self.table.num_frames) - 1
         )
 
     def episode_extents(self) -> EpisodeExtents:
         """Returns where the GOPs of each episode of the file lie; of an episode that `check` finds
         fault with, any.
         """
-        first_gops, last_gops = self.gops_of_episodes(self._episodes)
+        first_gops, last_gops = self.gops_of_episodes(self._held.episodes)
         keys = np.append(self.table.key_samples, self.table.num_samples)
         before = np.append(0, np.cumsum(self.table.sizes))
         return EpisodeExtents(
-            self._episodes,
+            self._held.episodes,
             first_gops,
             last_gops,
             self.table.offsets[self.table.key_samples[first_gops]],
             before[keys[last_gops + 1]] - before[keys[first_gops]],
-            np.isin(self._episodes, list(self.problems)),
+            np.isin(self._held.episodes, list(self.problems)),
         )
 
     def gops_of(self, frames: Integers) -> Integers:

@@ -28,7 +28,7 @@ from lerobot_grain._format.row_order import IN_ORDER, ExpectedRows, order_of_gro
 from lerobot_grain._parquet.columns import reordered
 from lerobot_grain._parquet.table import ParquetTable
 from lerobot_grain._reading.rows import data_files
-from lerobot_grain._reading.rows.data_files import episode_timestamps
+from lerobot_grain._reading.rows.timestamps import episode_timestamps
 from lerobot_grain.testing import (
     Camera,
     Feature,

@@ -19,7 +19,7 @@ import pytest
 from torchcodec.decoders import VideoDecoder
 
 import lerobot_grain as lg
-from lerobot_grain._reading.rows.data_files import episode_timestamps
+from lerobot_grain._reading.rows.timestamps import episode_timestamps
 from lerobot_grain._repository.sample_tables import sample_table
 from lerobot_grain._video.video_file import VideoFile
 from lerobot_grain.testing import LoopbackHub, RequestRecord
@@ -64,7 +64,7 @@ def needed_bytes(repository: lg.Repository, cameras: list[str], columns: list[st
         spans = repository.episodes.videos[key]
         for number, path in enumerate(spans.files.paths):
             table = sample_table(repository.storage, path)
-            file = VideoFile(
+            file = VideoFile.linked(
                 table,
                 path=path,
                 camera=key,

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 import lerobot_grain as lg
 from lerobot_grain._reading.options import MemoryBudget
-from lerobot_grain._reading.rows.row_reader import limit_of_kept
 
 MIB = 1 << 20
 CASES = {
@@ -91,6 +90,19 @@ def test_the_least_budget_that_has_so_many_bytes_for_frames(frames: int) -> None
 def test_row_groups_are_kept_up_to_twice_their_share() -> None:
     budget = MemoryBudget.of(100 * MIB, num_cameras=0)
     assert (budget.rows, budget.large_rows) == (50 * MIB, 100 * MIB)
-    assert limit_of_kept([], budget) == limit_of_kept([20 * MIB, 30 * MIB], budget) == 50 * MIB
-    assert limit_of_kept([60 * MIB, 40 * MIB], budget) == 100 * MIB
-    assert limit_of_kept([60 * MIB, 40 * MIB + 1], budget) is None
+    assert budget.kept_rows([]) == budget.kept_rows([20 * MIB, 30 * MIB]) == 50 * MIB
+    assert budget.kept_rows([60 * MIB, 40 * MIB]) == 100 * MIB
+    assert budget.kept_rows([60 * MIB, 40 * MIB + 1]) is None
+
+
+def test_a_block_has_as_many_examples_as_fit() -> None:
+    budget = MemoryBudget.of(8000 * 16, num_cameras=1)
+    assert budget.block == 7000
+    sizes = (0, 7, 700, 7000, 7001)
+    assert [budget.examples_of_block(size, at_most=256) for size in sizes] == [256, 256, 10, 1, 1]
+
+
+def test_as_many_large_row_groups_at_once_as_fit_into_the_share_of_rows() -> None:
+    budget = MemoryBudget.of(100 * MIB, num_cameras=0)
+    for size, at_once in ((1 * MIB, 8), (20 * MIB, 2), (50 * MIB, 1), (60 * MIB, 1)):
+        assert budget.large_groups_at_once([MIB, size], at_most=8) == at_once

@@ -515,7 +515,7 @@ def test_everything_is_given_back_at_the_end_of_the_stream(
         )
         assert (
             camera.demand._pages,
-            camera._decoder._open,
+            camera._decoder._open._by_gop,
             camera._problems_of_entries,
             camera._decoder._problems,
         ) == ({}, {}, {}, {})

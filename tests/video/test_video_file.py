@@ -56,7 +56,7 @@ def video_file(
     files: list[int] | None = None,
 ) -> VideoFile:
     table = table_of() if table is None else table
-    return VideoFile(
+    return VideoFile.linked(
         table,
         path="videos/top/0-0",
         camera="top",

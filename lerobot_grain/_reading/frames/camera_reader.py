@@ -16,7 +16,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from concurrent.futures import Executor
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +29,7 @@ from lerobot_grain._reading.frames.frame_store import FAILED, NO_SLOT, FrameDema
 from lerobot_grain._reading.frames.gop_decoder import DecodeCandidate, GopDecoder
 from lerobot_grain._reading.frames.gop_fetcher import GopFetcher
 from lerobot_grain._reading.future_cache import FutureCache
-from lerobot_grain._reading.options import MemoryBudget
-from lerobot_grain._reading.read_statistics import Meter
-from lerobot_grain._repository.repository import Repository
+from lerobot_grain._reading.read_context import ReadContext
 from lerobot_grain._video.decoder import Frames, OpenVideo
 from lerobot_grain._video.depth import DepthDecoder
 from lerobot_grain._video.rgb import RgbDecoder
@@ -43,63 +40,40 @@ class CameraReader:
     """Reads the frames of one camera.
 
     Args:
-      repository: the dataset.
+      context: of the stream; the caller keeps to the budget of all cameras together.
       feature: the camera.
-      image_size: (height, width) to resize to, or `None`.
-      budget: of memory; the caller keeps to what it has for all cameras together.
-      needed_every_epoch: as for `GopFetcher`.
-      fetchers, decoders: where reading and decoding run.
       files: of all cameras, by (camera, number of the file).
-      meter: counts.
     """
 
     def __init__(
         self,
-        repository: Repository,
+        context: ReadContext,
         feature: Feature,
-        *,
-        image_size: tuple[int, int] | None,
-        budget: MemoryBudget,
-        needed_every_epoch: npt.NDArray[np.bool_],
-        fetchers: Executor,
-        decoders: Executor,
         files: FutureCache[tuple[str, int], VideoFile],
-        meter: Meter,
     ) -> None:
-        self._repository = repository
-        open_video: OpenVideo
-        if feature.depth is None:
-            open_video = functools.partial(RgbDecoder, image_size=image_size)
-        else:
-            open_video = functools.partial(DepthDecoder, depth=feature.depth, image_size=image_size)
-        self._meter = meter
+        self._meter = context.meter
         self._camera = feature.key
-        self._episodes = repository.episodes
-        self._file_of_episode = repository.episodes.videos[feature.key].files.file_of_episode
-        height, width = image_size or feature.shape[:2]
-        self.demand = FrameDemand()
+        self._episodes = context.repository.episodes
+        self._file_of_episode = self._episodes.videos[feature.key].files.file_of_episode
+        height, width = context.image_size or feature.shape[:2]
         shape = (height, width, feature.num_channels)
         dtype = np.dtype(feature.frame_dtype)
-        self.store = FrameStore(shape, dtype, budget.num_slots(math.prod(shape) * dtype.itemsize))
+        num_slots = context.budget.num_slots(math.prod(shape) * dtype.itemsize)
+        self.demand = FrameDemand()
+        self.store = FrameStore(shape, dtype, num_slots)
         self._fetcher = GopFetcher(
-            repository,
+            context,
             feature.key,
             demand=self.demand,
-            needed_every_epoch=needed_every_epoch,
             frame_bytes=self.store.frame_bytes,
-            budget=budget,
-            fetchers=fetchers,
             files=files,
-            meter=meter,
         )
         self._decoder = GopDecoder(
-            open_video,
+            context,
+            _decoder_of(feature, context.image_size),
             demand=self.demand,
             store=self.store,
             fetcher=self._fetcher,
-            budget=budget,
-            decoders=decoders,
-            meter=meter,
         )
         self._problems_of_entries: dict[int, Exception] = {}
 
@@ -291,3 +265,10 @@ class CameraReader:
         consist of.
         """
         return block.frames.get(self._camera, block.anchor_frames[:, None])
+
+
+def _decoder_of(feature: Feature, image_size: tuple[int, int] | None) -> OpenVideo:
+    """Returns what opens small MP4s of a camera."""
+    if feature.depth is None:
+        return functools.partial(RgbDecoder, image_size=image_size)
+    return functools.partial(DepthDecoder, depth=feature.depth, image_size=image_size)

@@ -9,7 +9,6 @@ later: slower, never wrong, never more memory.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,7 @@ from lerobot_grain._reading.frames.camera_reader import CameraReader
 from lerobot_grain._reading.frames.eviction import frames_that_stay
 from lerobot_grain._reading.frames.gop_decoder import DecodeCandidate
 from lerobot_grain._reading.future_cache import FutureCache
-from lerobot_grain._reading.options import MemoryBudget
-from lerobot_grain._reading.read_statistics import Meter
-from lerobot_grain._repository.repository import Repository
+from lerobot_grain._reading.read_context import ReadContext
 from lerobot_grain._video.decoder import load_decoder
 from lerobot_grain._video.depth import load_depth_decoder
 from lerobot_grain._video.video_file import VideoFile
@@ -47,45 +44,17 @@ class FrameReader:
     """Reads the camera frames of blocks of window requests.
 
     Args:
-      repository: the dataset.
-      cameras: which are read.
-      image_size: (height, width) that they are resized to, or `None`.
-      budget: of memory; its `frames` are kept to here.
-      needed_every_epoch: bool `(episodes,)`: of which episodes something is needed in every epoch,
-        as far as is known.
-      fetchers, decoders: where reading and decoding run.
-      meter: counts.
+      context: of the stream; its `budget.frames` are kept to here.
     """
 
-    def __init__(
-        self,
-        repository: Repository,
-        cameras: Sequence[Feature],
-        *,
-        image_size: tuple[int, int] | None,
-        budget: MemoryBudget,
-        needed_every_epoch: npt.NDArray[np.bool_],
-        fetchers: Executor,
-        decoders: Executor,
-        meter: Meter,
-    ) -> None:
-        self._budget_bytes = budget.frames
+    def __init__(self, context: ReadContext) -> None:
+        self._budget_bytes = context.budget.frames
         self._files: FutureCache[tuple[str, int], VideoFile] = FutureCache(
-            limit=budget.video_files, size=lambda file: file.nbytes
+            limit=context.budget.video_files, size=lambda file: file.nbytes
         )
         self._cameras = {
-            feature.key: CameraReader(
-                repository,
-                feature,
-                image_size=image_size,
-                budget=budget,
-                needed_every_epoch=needed_every_epoch,
-                fetchers=fetchers,
-                decoders=decoders,
-                files=self._files,
-                meter=meter,
-            )
-            for feature in cameras
+            feature.key: CameraReader(context, feature, self._files)
+            for feature in context.selection.videos
         }
         self.peak_bytes = 0
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,9 +29,8 @@ from lerobot_grain._reading.frames.decoding import (
     decode_jobs,
 )
 from lerobot_grain._reading.frames.frame_store import FrameDemand, FrameStore
-from lerobot_grain._reading.frames.gop_fetcher import FetchedGop, GopFetcher, GopKey
-from lerobot_grain._reading.options import MemoryBudget
-from lerobot_grain._reading.read_statistics import Meter
+from lerobot_grain._reading.frames.gop_fetcher import GopFetcher, GopKey
+from lerobot_grain._reading.read_context import ReadContext
 from lerobot_grain._video.decoder import OpenVideo
 
 # Wanted frames of one decode task: the speed of sequential decoding is reached at 16 to 64. More
@@ -77,114 +76,156 @@ class DecodeCandidate:
         )
 
 
+@dataclass(eq=False, slots=True)
+class _OpenDecoder:
+    """The decoder of a long GOP, which stays open between its pieces."""
+
+    decoder: LongGopDecoder
+    num_bytes: int
+    next_frame: int  # of the file: where it goes on
+
+
+class _OpenDecoders:
+    """The open decoders of a camera.
+
+    Args:
+      limit: on the sum of their bytes.
+
+    Attributes:
+      used_bytes: the sum.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._by_gop: OrderedDict[GopKey, _OpenDecoder] = OrderedDict()  # least recently used first
+        self.used_bytes = 0
+
+    def find(self, key: GopKey) -> _OpenDecoder | None:
+        """Returns the decoder of a GOP, if it is open."""
+        found = self._by_gop.get(key)
+        if found is not None:
+            self._by_gop.move_to_end(key)
+        return found
+
+    def add(self, key: GopKey, opened: _OpenDecoder) -> None:
+        """Keeps a decoder, and gives up the least recently used ones while all of them hold more
+        than they may; their GOPs begin anew when needed.
+
+        A decoder goes when the pieces that were asked of it are done.
+        """
+        while self._by_gop and self.used_bytes + opened.num_bytes > self._limit:
+            _, oldest = self._by_gop.popitem(last=False)
+            self.used_bytes -= oldest.num_bytes
+        self.used_bytes += opened.num_bytes
+        self._by_gop[key] = opened
+
+    def close(self, key: GopKey) -> None:
+        """Gives up the decoder of a GOP, if it is open."""
+        if (closed := self._by_gop.pop(key, None)) is not None:
+            self.used_bytes -= closed.num_bytes
+
+
 class GopDecoder:
     """Decodes GOPs of one camera.
 
     Args:
+      context: of the stream.
       open_video: the decoder of the camera.
       demand: which frames are needed; slots are marked there.
       store: memory for frames.
       fetcher: has the coded bytes.
-      budget: of memory.
-      decoders: where decoding runs.
-      meter: counts.
-
-    Attributes:
-      decoder_bytes: of the open decoders.
     """
 
     def __init__(
         self,
+        context: ReadContext,
         open_video: OpenVideo,
         *,
         demand: FrameDemand,
         store: FrameStore,
         fetcher: GopFetcher,
-        budget: MemoryBudget,
-        decoders: Executor,
-        meter: Meter,
     ) -> None:
+        self._context = context
         self._open_video = open_video
         self._demand = demand
         self._store = store
         self._fetcher = fetcher
-        self._budget = budget
-        self._decoders = decoders
-        self._meter = meter
-        # those with an open decoder, the least recently used first
-        self._open: OrderedDict[GopKey, FetchedGop] = OrderedDict()
+        self._open = _OpenDecoders(context.budget.open_decoders)
         self._tasks: dict[int, _Task] = {}  # that were not waited for yet
         self._num_tasks = 0
         self._problems: dict[int, Exception] = {}  # by slot
         self._lately_decoded: set[tuple[int, int]] = set()
-        self._num_gops = self._num_gops_again = 0  # since `start` was called
-        self.decoder_bytes = 0
+
+    @property
+    def decoder_bytes(self) -> int:
+        """Bytes of the open decoders."""
+        return self._open.used_bytes
 
     def start(self, wanted: Sequence[DecodeCandidate]) -> None:
         """Starts decoding."""
-        short = []
-        num_pictures = self._num_gops = self._num_gops_again = 0
+        meter = self._context.meter
+        short: list[tuple[DecodeCandidate, PendingBytes]] = []
+        begun: list[GopFrames] = []  # that go through a decoder from their start
+        num_pictures = 0
         for item in wanted:
-            key = item.gop.file.number, item.gop.episode, item.gop.gop
+            gop = item.gop
+            key = gop.file.number, gop.episode, gop.gop
             coded = self._fetcher.gops[key]
-            if coded.is_long:
-                self._start_piece(key, coded, item)
-            else:
-                short.append((item, coded))
-                self._count(item.gop)
-                num_pictures += item.gop.file.num_pictures(item.gop.gop, item.gop.frames)
+            if not coded.is_long:
+                short.append((item, coded.run.coded))
+                begun.append(gop)
+                num_pictures += gop.file.num_pictures(gop.gop, gop.frames)
+            elif self._start_piece(key, coded.run.coded, item):
+                begun.append(gop)
             if item.is_last:
-                self._release_gop(key, coded)
-        self._meter.count(
-            gops_decoded=self._num_gops,
-            gops_decoded_again=self._num_gops_again,
-            pictures_decoded=num_pictures,
+                self._open.close(key)
+                self._fetcher.release_bytes(key, coded)
+        num_again = sum(map(self._was_decoded_lately, begun))
+        meter.count(
+            gops_decoded=len(begun), gops_decoded_again=num_again, pictures_decoded=num_pictures
         )
         for group in decode_groups(
             [item.gop for item, _ in short],
             max_pictures=max(_PICTURES_PER_TASK, _TASK_BYTES // self._store.frame_bytes),
         ):
-            items = [short[index] for index in group]
-            slots = self._take_slots(np.concatenate([item.entries for item, _ in items]))
-            jobs = []
-            begin = 0
-            for item, coded in items:
-                end = begin + len(item.entries)
-                jobs.append(DecodeJob(item.gop, coded.run.coded, slots[begin:end]))
-                begin = end
-            problems = self._decoders.submit(
-                decode_jobs, jobs, self._store.frames, self._open_video
-            )
-            self._tasks[self._num_tasks] = _Task(problems, [coded.run.coded for _, coded in items])
+            self._start_group([short[index] for index in group])
 
-    def _start_piece(self, key: GopKey, coded: FetchedGop, wanted: DecodeCandidate) -> None:
-        """Starts decoding the next piece of a long GOP."""
+    def _start_group(self, items: Sequence[tuple[DecodeCandidate, PendingBytes]]) -> None:
+        """Starts decoding short GOPs that one small MP4 can hold."""
+        slots = self._take_slots(np.concatenate([item.entries for item, _ in items]))
+        jobs = []
+        begin = 0
+        for item, coded in items:
+            end = begin + len(item.entries)
+            jobs.append(DecodeJob(item.gop, coded, slots[begin:end]))
+            begin = end
+        problems = self._context.decoders.submit(
+            decode_jobs, jobs, self._store.frames, self._open_video
+        )
+        self._tasks[self._num_tasks] = _Task(problems, [coded for _, coded in items])
+
+    def _start_piece(self, key: GopKey, coded: PendingBytes, wanted: DecodeCandidate) -> bool:
+        """Starts decoding the next piece of a long GOP; returns whether a decoder was opened for
+        it.
+        """
         gop = wanted.gop
         start = gop.file.frames_of(gop.gop).start
-        if coded.decoder is None:
-            coded.decoder_bytes = (
-                gop.file.table.format.height
-                * gop.file.table.format.width
-                * 3
-                // 2
-                * _PICTURES_OF_DECODER
-            )
-            self._close_decoders(coded.decoder_bytes)
-            coded.next_frame = start
-            coded.decoder = LongGopDecoder(coded.run.coded, self._open_video)
-            self.decoder_bytes += coded.decoder_bytes
-            self._open[key] = coded
-            self._count(gop)
-        self._open.move_to_end(key)
+        opened = self._open.find(key)
+        if is_new := opened is None:
+            decoder = LongGopDecoder(coded, self._open_video)
+            opened = _OpenDecoder(decoder, _decoder_bytes(gop), next_frame=start)
+            self._open.add(key, opened)
         begin = gop.frames.item(0)
         end = gop.frames.item(-1) + 1
-        self._meter.count(
-            pictures_decoded=end - (coded.next_frame if begin >= coded.next_frame else start)
-        )
-        coded.next_frame = end
+        goes_on_at = opened.next_frame if begin >= opened.next_frame else start
+        self._context.meter.count(pictures_decoded=end - goes_on_at)
+        opened.next_frame = end
         slots = self._take_slots(wanted.entries)
-        problems = self._decoders.submit(coded.decoder.decode, gop, self._store.frames, slots)
-        self._tasks[self._num_tasks] = _Task(problems, [coded.run.coded])
+        problems = self._context.decoders.submit(
+            opened.decoder.decode, gop, self._store.frames, slots
+        )
+        self._tasks[self._num_tasks] = _Task(problems, [coded])
+        return is_new
 
     def _take_slots(self, entries: Integers) -> Integers:
         """Returns slots for frames that the next task is to decode."""
@@ -195,34 +236,15 @@ class GopDecoder:
         self._store.task_of[slots] = self._num_tasks
         return slots
 
-    def _release_gop(self, key: GopKey, coded: FetchedGop) -> None:
-        """Gives up the decoder of a GOP, and its coded bytes unless they are kept."""
-        if coded.decoder is not None:
-            del self._open[key]
-            coded.decoder = None
-            self.decoder_bytes -= coded.decoder_bytes
-        self._fetcher.release_bytes(key, coded)
-
-    def _close_decoders(self, more_bytes: int) -> None:
-        """Gives up the least recently used decoders while all of them hold more than they may;
-        their GOPs begin anew when needed.
-
-        A decoder goes when the pieces that were asked of it are done.
-        """
-        while self._open and self.decoder_bytes + more_bytes > self._budget.open_decoders:
-            _, coded = self._open.popitem(last=False)
-            coded.decoder = None
-            self.decoder_bytes -= coded.decoder_bytes
-
-    def _count(self, gop: GopFrames) -> None:
-        """Counts a GOP that goes through a decoder."""
+    def _was_decoded_lately(self, gop: GopFrames) -> bool:
+        """Returns whether a GOP that goes through a decoder did so before, and remembers it."""
         key = gop.file.number, gop.gop
-        self._num_gops += 1
         if key in self._lately_decoded:
-            self._num_gops_again += 1
-        elif len(self._lately_decoded) >= _MAX_LATELY_DECODED:
+            return True
+        if len(self._lately_decoded) >= _MAX_LATELY_DECODED:
             self._lately_decoded.clear()
         self._lately_decoded.add(key)
+        return False
 
     def not_being_written(self, entries: Integers) -> Integers:
         """Returns those of the entries of frames with a slot that no task is writing, int64
@@ -242,7 +264,7 @@ class GopDecoder:
         for number in self._tasks.keys() & set(self._store.task_of[slots].tolist()):
             task = self._tasks.pop(number)
             is_fetched = task.problems.done() or all(coded.payload.done() for coded in task.coded)
-            problems = self._meter.wait(task.problems, "decode" if is_fetched else "fetch")
+            problems = self._context.meter.wait(task.problems, "decode" if is_fetched else "fetch")
             # A frame that was dropped may have left its slot to another one.
             self._problems.update(
                 {
@@ -259,3 +281,9 @@ class GopDecoder:
             for slot in slots.tolist():
                 self._problems.pop(slot, None)
         self._store.give_back(slots)
+
+
+def _decoder_bytes(gop: GopFrames) -> int:
+    """Returns the bytes that an open decoder of a GOP is counted as."""
+    size = gop.file.table.format
+    return size.height * size.width * 3 // 2 * _PICTURES_OF_DECODER

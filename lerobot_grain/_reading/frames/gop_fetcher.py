@@ -15,22 +15,22 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._reading.fetch_groups import episodes_fetched_together
-from lerobot_grain._reading.frames.decoding import LongGopDecoder, PendingBytes
+from lerobot_grain._reading.frames.decoding import PendingBytes
 from lerobot_grain._reading.frames.frame_store import FrameDemand
 from lerobot_grain._reading.future_cache import FutureCache
-from lerobot_grain._reading.options import MemoryBudget
-from lerobot_grain._reading.read_statistics import Meter
+from lerobot_grain._reading.read_context import ReadContext
 from lerobot_grain._reading.video_files import MAX_FETCH_BYTES, open_video
-from lerobot_grain._repository.repository import Repository
 from lerobot_grain._storage.base import Storage
 from lerobot_grain._video.video_file import VideoFile
 
@@ -56,33 +56,92 @@ class GopRun:
     is_kept: bool  # forever
 
 
-@dataclass(eq=False, slots=True)
-class FetchedGop:
+class FetchedGop(NamedTuple):
     """A GOP whose coded bytes were asked for, until all frames that are known to be needed of it
     are being decoded.
     """
 
     run: GopRun
     is_long: bool
-    decoder: LongGopDecoder | None = None
-    decoder_bytes: int = 0
-    next_frame: int = 0  # of the file: where an open decoder goes on
+
+
+class NearGops(NamedTuple):
+    """The GOPs of an episode that may be fetched with the one that is needed.
+
+    Attributes:
+      gop: the one that is needed.
+      gops: all of them.
+      starts: int64 `(len(gops) + 1,)`: the first frame of each that belongs to the episode, and
+        the frame behind the last one.
+    """
+
+    gop: int
+    gops: range
+    starts: Integers
+
+    def places_of(self, gops: range) -> slice:
+        """Returns where the frames of some of them lie among the frames of all of them."""
+        first = self.starts[0]
+        return slice(
+            self.starts[gops.start - self.gops.start] - first,
+            self.starts[gops.stop - self.gops.start] - first,
+        )
+
+    def have_frames(self, is_frame: npt.NDArray[np.bool_]) -> list[bool]:
+        """Returns of each GOP whether one of its frames is marked, bool `(frames of all,)`."""
+        # Not of GOPs of which all frames are hidden: there `reduceat` gives that of the next frame.
+        found: list[bool] = (
+            np.logical_or.reduceat(is_frame, self.starts[:-1] - self.starts[0])
+            & (np.diff(self.starts) > 0)
+        ).tolist()
+        return found
+
+
+def near_gops(file: VideoFile, episode_frames: range, frame: int, reach: int) -> NearGops:
+    """Returns the GOPs that hold frames of an episode, up to `reach` frames from one of them."""
+    first = episode_frames.start
+    stop = episode_frames.stop
+    low, gop, high = file.gops_of(
+        np.array([max(first, frame - reach), frame, min(stop - 1, frame + reach)])
+    ).tolist()
+    starts = file.gop_starts[low : high + 2].copy()
+    # The first and the last GOP may hold frames of other episodes.
+    starts[0] = max(starts.item(0), first)
+    starts[-1] = min(starts.item(-1), stop)
+    return NearGops(gop, range(low, high + 1), starts)
+
+
+def run_around(gop: int, gops: range, may_join: Callable[[int], bool]) -> range:
+    """Returns the longest run of GOPs around one of which all others may join it."""
+    begin = gop
+    end = gop + 1
+    while begin > gops.start and may_join(begin - 1):
+        begin -= 1
+    while end < gops.stop and may_join(end):
+        end += 1
+    return range(begin, end)
+
+
+def shortened(gops: range, gop: int, file: VideoFile) -> tuple[range, ByteRange]:
+    """Returns the part of a run around one of its GOPs that one request may bring, and its
+    bytes.
+    """
+    wanted = file.byte_range_of(gops)
+    while wanted.length > MAX_FETCH_BYTES and len(gops) > 1:
+        gops = range((gops.start + gop + 1) // 2, (gop + gops.stop + 1) // 2)
+        wanted = file.byte_range_of(gops)
+    return gops, wanted
 
 
 class GopFetcher:
     """The coded bytes of one camera.
 
     Args:
-      repository: the dataset.
+      context: of the stream.
       camera: its key.
       demand: which frames are needed; those whose bytes are asked for are marked there.
-      needed_every_epoch: bool `(episodes,)`: of which episodes the stream needs something in every
-        epoch, as far as is known.
       frame_bytes: of a decoded frame.
-      budget: of memory.
-      fetchers: where reading runs.
       files: of all cameras, by (camera, number of the file).
-      meter: counts.
 
     Attributes:
       gops: what was asked for.
@@ -92,28 +151,19 @@ class GopFetcher:
 
     def __init__(
         self,
-        repository: Repository,
+        context: ReadContext,
         camera: str,
         *,
         demand: FrameDemand,
-        needed_every_epoch: npt.NDArray[np.bool_],
         frame_bytes: int,
-        budget: MemoryBudget,
-        fetchers: Executor,
         files: FutureCache[tuple[str, int], VideoFile],
-        meter: Meter,
     ) -> None:
-        self._repository = repository
+        self._context = context
         self._camera = camera
         self._demand = demand
-        self._needed_every_epoch = needed_every_epoch
         self._frame_bytes = frame_bytes
-        self._budget = budget
-        self._fetchers = fetchers
         self._files = files
-        self._meter = meter
-        self._episodes = repository.episodes
-        self._file_of_episode = repository.episodes.videos[camera].files.file_of_episode
+        self._file_of_episode = context.repository.episodes.videos[camera].files.file_of_episode
         # number of a file -> `episodes_fetched_together`
         self._together: dict[int, dict[int, list[int]]] = {}
         self.gops: dict[GopKey, FetchedGop] = {}
@@ -125,12 +175,12 @@ class GopFetcher:
         """
         return self._files.get(
             (self._camera, number),
-            lambda: self._fetchers.submit(
+            lambda: self._context.fetchers.submit(
                 open_video,
-                self._repository,
+                self._context.repository,
                 self._camera,
                 number,
-                keep_bytes=self._budget.kept_video,
+                keep_bytes=self._context.budget.kept_video,
             ),
         )
 
@@ -141,64 +191,66 @@ class GopFetcher:
           LeRobotGrainError: the file could not be opened, or does not hold the frames of the
             episode.
         """
-        number = self._file_of_episode.item(episode)
-        file = self._meter.wait(self.open(number), "fetch")
+        episodes = self._context.repository.episodes
+        file = self._context.meter.wait(self.open(self._file_of_episode.item(episode)), "fetch")
         file.check(episode)
         first = file.first_frame(episode)
-        stop = first + self._episodes.lengths.item(episode)
-        frame += first
-        is_kept = file.contents is None and file.estimated_bytes <= self._budget.kept_video
-        reach = stop if is_kept else _MAX_FETCH_FRAMES
-        low, gop, high = file.gops_of(
-            np.array([max(first, frame - reach), frame, min(stop - 1, frame + reach)])
-        ).tolist()
-        starts = file.gop_starts[low : high + 2].copy()
-        # The first and the last GOP may hold frames of other episodes.
-        starts[0] = max(starts.item(0), first)
-        starts[-1] = min(starts.item(-1), stop)
+        length = episodes.lengths.item(episode)
+        is_kept = file.contents is None and file.estimated_bytes <= self._context.budget.kept_video
+        near = near_gops(
+            file,
+            range(first, first + length),
+            first + frame,
+            reach=length if is_kept else _MAX_FETCH_FRAMES,
+        )
         demand = self._demand
         entries = demand.find(
-            np.arange(starts.item(0), starts.item(-1))
-            + (self._episodes.first_rows.item(episode) - first)
+            np.arange(near.starts.item(0), near.starts.item(-1))
+            + (episodes.first_rows.item(episode) - first)
         )
         is_needed = (demand.uses[entries] > 0) & ~demand.is_requested[entries]
-        if (there := self.gops.get((number, episode, gop))) is not None:
-            begin, end = (
-                (max(low, there.run.gops.start), min(high + 1, there.run.gops.stop))
-                if is_kept
-                else (gop, gop + 1)
-            )
-        elif is_kept and self._fetch_together(file, episode):
-            begin = low
-            end = high + 1
-        else:
-            # Not of GOPs of which all frames are hidden: there `reduceat` gives that of the next
-            # frame.
-            gop_is_needed = (
-                np.logical_or.reduceat(is_needed, starts[:-1] - starts[0]) & (np.diff(starts) > 0)
-            ).tolist()
-            begin = gop
-            end = gop + 1
-            while (
-                begin > low
-                and (is_kept or gop_is_needed[begin - 1 - low])
-                and (number, episode, begin - 1) not in self.gops
-            ):
-                begin -= 1
-            while (
-                end <= high
-                and (is_kept or gop_is_needed[end - low])
-                and (number, episode, end) not in self.gops
-            ):
-                end += 1
-            wanted = file.byte_range_of(range(begin, end))
-            while wanted.length > MAX_FETCH_BYTES and end - begin > 1:
-                begin = (begin + gop + 1) // 2
-                end = (gop + end + 1) // 2
-                wanted = file.byte_range_of(range(begin, end))
-            self._fetch_run(file, [(episode, range(begin, end))], wanted, is_kept=is_kept)
-        asked = slice(starts[begin - low] - starts[0], starts[end - low] - starts[0])
+        gops = self._ask_for(file, episode, near, is_needed, is_kept=is_kept)
+        asked = near.places_of(gops)
         demand.is_requested[entries[asked][is_needed[asked]]] = True
+
+    def _ask_for(
+        self,
+        file: VideoFile,
+        episode: int,
+        near: NearGops,
+        is_needed: npt.NDArray[np.bool_],
+        *,
+        is_kept: bool,
+    ) -> range:
+        """Asks for a GOP and those that come with it, unless it was asked for; returns those of
+        `near` that are asked for now.
+
+        Args:
+          is_needed: bool `(frames of near,)`: which frames are needed, and not asked for.
+        """
+        there = self.gops.get((file.number, episode, near.gop))
+        if there is not None:
+            if not is_kept:
+                return range(near.gop, near.gop + 1)
+            return range(
+                max(near.gops.start, there.run.gops.start),
+                min(near.gops.stop, there.run.gops.stop),
+            )
+        if is_kept and self._fetch_together(file, episode):
+            return near.gops
+        gop_is_needed = near.have_frames(is_needed)
+
+        def may_join(gop: int) -> bool:
+            return (is_kept or gop_is_needed[gop - near.gops.start]) and (
+                file.number,
+                episode,
+                gop,
+            ) not in self.gops
+
+        run = run_around(near.gop, near.gops, may_join)
+        gops, wanted = shortened(run, near.gop, file)
+        self._fetch_run(file, [(episode, gops)], wanted, is_kept=is_kept)
+        return gops
 
     def _fetch_together(self, file: VideoFile, episode: int) -> bool:
         """Asks for an episode that is kept and those that it is fetched together with; returns
@@ -207,8 +259,8 @@ class GopFetcher:
         if file.number not in self._together:
             self._together[file.number] = episodes_fetched_together(
                 file,
-                self._needed_every_epoch,
-                piece_bytes=self._repository.storage.options.cost_bytes,
+                self._context.needed_every_epoch,
+                piece_bytes=self._context.repository.storage.options.cost_bytes,
             )
         episodes = self._together[file.number][episode]
         if len(episodes) == 1:
@@ -241,7 +293,9 @@ class GopFetcher:
         """
         if file.contents is None:
             coded = PendingBytes(
-                self._fetchers.submit(_read_range, self._repository.storage, file.path, wanted),
+                self._context.fetchers.submit(
+                    _read_range, self._context.repository.storage, file.path, wanted
+                ),
                 wanted.start,
             )
             num_bytes = wanted.length
@@ -253,7 +307,8 @@ class GopFetcher:
         run = GopRun(coded, num_bytes, all_gops, sum(len(gops) for _, gops in members), is_kept)
         lengths = np.diff(file.gop_starts[all_gops.start : all_gops.stop + 1])
         is_long = (
-            (lengths >= _MIN_LONG_GOP) & (lengths * self._frame_bytes > self._budget.long_gop)
+            (lengths >= _MIN_LONG_GOP)
+            & (lengths * self._frame_bytes > self._context.budget.long_gop)
         ).tolist()
         for episode, gops in members:
             for gop in gops:
@@ -264,7 +319,7 @@ class GopFetcher:
             self.kept_bytes += run.num_bytes
         else:
             self.coded_bytes += run.num_bytes
-        self._meter.count(bytes_needed=wanted.length)
+        self._context.meter.count(bytes_needed=wanted.length)
 
     def release_bytes(self, key: GopKey, coded: FetchedGop) -> None:
         """Gives up the coded bytes of a GOP unless they are kept."""

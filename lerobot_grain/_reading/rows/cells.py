@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.arrays import Integers
-from lerobot_grain._reading.rows.data_files import RowGroup
+from lerobot_grain._order.windows import WindowBlock
+from lerobot_grain._reading.rows.row_groups import RowGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,64 @@ class Cells:
 
     def __getitem__(self, examples: slice) -> Cells:
         return Cells(self.groups[examples], self.rows[examples])
+
+
+@dataclass(frozen=True, slots=True)
+class NeededRows:
+    """The rows that the examples of a block need: their own ones, then those of their windows.
+
+    Attributes:
+      files: int64 `(rows,)`: number of the data file of each.
+      rows: int64 `(rows,)`: row in that file.
+      num_anchors: how many of them are the examples' own.
+      window_shapes: (examples, time) of each window; features with equal windows share one.
+      window_of: feature key -> place in `window_shapes`.
+    """
+
+    files: Integers
+    rows: Integers
+    num_anchors: int
+    window_shapes: list[tuple[int, ...]]
+    window_of: dict[str, int]
+
+    def cells(self, groups: Integers, rows: Integers) -> tuple[Cells, dict[str, Cells]]:
+        """Returns the cells of the examples' own rows, and by feature key those of its windows.
+
+        Args:
+          groups, rows: int64 `(rows,)`: of the cell of each row.
+        """
+        begin = self.num_anchors
+        windows = []
+        for shape in self.window_shapes:
+            end = begin + shape[0] * shape[1]
+            windows.append(Cells(groups[begin:end].reshape(shape), rows[begin:end].reshape(shape)))
+            begin = end
+        anchors = Cells(groups[: self.num_anchors], rows[: self.num_anchors])
+        return anchors, {key: windows[place] for key, place in self.window_of.items()}
+
+
+def needed_rows(
+    block: WindowBlock, keys: Sequence[str], *, files: Integers, offsets: Integers
+) -> NeededRows:
+    """Returns the rows that a block needs.
+
+    Args:
+      keys: of the features that are read with windows.
+      files: int64 `(examples,)`: number of the data file of each example.
+      offsets: int64 `(examples,)`: row of the first frame of its episode in that file.
+    """
+    distinct = {id(block.frames[key]): block.frames[key] for key in keys}
+    places = {name: place for place, name in enumerate(distinct)}
+    windows = [frames + offsets[:, None] for frames in distinct.values()]
+    return NeededRows(
+        np.concatenate([files, *(np.repeat(files, window.shape[1]) for window in windows)]),
+        np.concatenate(
+            [offsets + block.anchor_frames, *(window.reshape(-1) for window in windows)]
+        ),
+        len(files),
+        [window.shape for window in windows],
+        {key: places[id(block.frames[key])] for key in keys},
+    )
 
 
 def records_of(

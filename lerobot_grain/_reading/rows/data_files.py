@@ -12,15 +12,14 @@ that only where it is selected.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.byte_ranges import ByteRange, merge_ranges, slice_from
 from lerobot_grain._base.errors import DatasetFormatError
-from lerobot_grain._format.info import Feature
 from lerobot_grain._format.row_order import GroupOrder, check_episodes, order_column
 from lerobot_grain._format.texts import numbers_shown
 from lerobot_grain._parquet.columns import (
@@ -32,11 +31,11 @@ from lerobot_grain._parquet.columns import (
 )
 from lerobot_grain._parquet.table import ParquetTable, open_table
 from lerobot_grain._reading.rows.order_reader import OrderReader, integer
+from lerobot_grain._reading.rows.row_groups import RowGroup
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import INDEX_OF, FeatureSelection, texts_of
 
 _EPISODE_INDEX = "episode_index"
-_TIMESTAMP = "timestamp"
 
 # Smaller row groups cost a request and hardly a byte, and there may be one for every episode: too
 # many files for what they save.
@@ -59,71 +58,6 @@ class DataFile:
     table: ParquetTable
     number: int
     nbytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class RowGroup:
-    """The selected columns of one row group.
-
-    Attributes:
-      first_row: row in the file of its first row.
-      columns: feature key -> array `(rows, *shape)`, or a sequence of str, (images) bytes or
-        (language) lists; and the texts.
-      nbytes: bytes held.
-      problems: row -> what is wrong with it, for rows that cannot be handed out.
-    """
-
-    first_row: int
-    columns: dict[str, npt.NDArray[Any] | Sequence[Any]]
-    nbytes: int
-    problems: Mapping[int, str] = field(default_factory=dict)
-    _records: dict[tuple[str, ...], Records] = field(default_factory=dict)
-
-    def only(self, rows: npt.NDArray[np.int64]) -> RowGroup:
-        """Returns some of its rows, as rows 0, 1, 2, ...; nothing of the others is held."""
-        chosen = rows - self.first_row
-        columns: dict[str, npt.NDArray[Any] | Sequence[Any]] = {
-            key: column[chosen]
-            if isinstance(column, np.ndarray)
-            else [column[row] for row in chosen.tolist()]
-            for key, column in self.columns.items()
-        }
-        problems = (
-            {
-                place: self.problems[row]
-                for place, row in enumerate(rows.tolist())
-                if row in self.problems
-            }
-            if self.problems
-            else {}
-        )
-        return RowGroup(0, columns, nbytes=0, problems=problems)
-
-    def records(self, keys: tuple[str, ...]) -> Records:
-        """Returns the values of columns that are arrays, row by row: single rows are then had in
-        one piece.
-        """
-        found = self._records.get(keys)
-        if found is None:
-            arrays = {
-                key: column for key in keys if isinstance(column := self.columns[key], np.ndarray)
-            }
-            table = np.empty(
-                len(next(iter(arrays.values()))),
-                [(key, array.dtype, array.shape[1:]) for key, array in arrays.items()],
-            )
-            for key, array in arrays.items():
-                table[key] = array
-                self.columns[key] = table[key]  # so that nothing is held twice
-            found = self._records[keys] = Records(table.view(np.uint8).data, table.dtype)
-        return found
-
-
-class Records(NamedTuple):
-    """Rows as bytes, one after the other, each of a structured dtype with the columns as fields."""
-
-    rows: memoryview
-    dtype: np.dtype[Any]
 
 
 def open_data_file(repository: Repository, number: int) -> DataFile:
@@ -290,7 +224,7 @@ def _learn_orders(repository: Repository, file: DataFile, groups: Sequence[int])
         if not file.table.is_in_memory:
             # The file at hand may hold other row groups only.
             whole = replace(file, table=replace(file.table, storage=repository.storage))
-            file = fetch_groups(repository, whole, unknown, nothing)
+            file = fetch_row_groups(repository, whole, unknown, nothing)
         for group in unknown:
             found = file.table.read_group(group, columns_to_read(repository, file, group, nothing))
             _orders_of(repository, file).learn(group, found)
@@ -333,7 +267,7 @@ def extents_to_join(
     return extent_of
 
 
-def fetch_groups(
+def fetch_row_groups(
     repository: Repository, file: DataFile, groups: Sequence[int], selection: FeatureSelection
 ) -> DataFile:
     """Reads the bytes of some row groups, in one request where they are neighbours; returns their
@@ -351,93 +285,12 @@ def fetch_groups(
     # Without a limit, so that none ends inside of what is read together of a row group.
     ranges = merge_ranges(chunks, gap_bytes=0, max_bytes=table.size_bytes)
     payloads = table.storage.read_ranges(table.path, ranges)
-    in_memory = replace(table, storage=_Fetched(table.storage.description, ranges, payloads))
+    in_memory = replace(table, storage=FetchedRanges(table.storage.description, ranges, payloads))
     return DataFile(in_memory, file.number, nbytes=sum(map(len, payloads)))
 
 
-def episode_timestamps(
-    repository: Repository, episodes: npt.NDArray[np.int64]
-) -> list[npt.NDArray[np.float64] | None]:
-    """Reads the `timestamp` column of some episodes: of the row groups that hold them, that column
-    and those that check and order rows.
-
-    Args:
-      repository: the dataset.
-      episodes: int64 `(n,)`, positions in the episode table, in any order and of any data files.
-
-    Returns:
-      Of each episode float64 `(length,)`, seconds, in the order of its rows; `None` where its data
-      file has no such column.
-
-    Raises:
-      DatasetFormatError: as `load_group`.
-      StorageError: the bytes could not be had.
-    """
-    table = repository.episodes
-    files = table.data.file_of_episode[episodes]
-    found: list[npt.NDArray[np.float64] | None] = [None] * len(episodes)
-    selection = FeatureSelection((Feature(_TIMESTAMP, "float64", (1,)),), (), ())
-    for number in np.unique(files).tolist():
-        file = open_data_file(repository, number)
-        if _TIMESTAMP not in file.table.leaves:
-            continue
-        wanted = np.flatnonzero(files == number)
-        starts = table.data_offsets[episodes[wanted]]
-        stops = starts + table.lengths[episodes[wanted]]
-        times = _timestamps_of_rows(repository, file, selection, starts, stops)
-        for place, start, stop in zip(
-            wanted.tolist(), starts.tolist(), stops.tolist(), strict=True
-        ):
-            found[place] = np.concatenate(
-                [values[max(0, start - first) : max(0, stop - first)] for first, values in times]
-            )
-    return found
-
-
-def _timestamps_of_rows(
-    repository: Repository,
-    file: DataFile,
-    selection: FeatureSelection,
-    starts: npt.NDArray[np.int64],
-    stops: npt.NDArray[np.int64],
-) -> list[tuple[int, npt.NDArray[np.float64]]]:
-    """Returns the timestamps of the row groups that hold rows `[start, stop)` of the file: the
-    first row of each, and its values.
-    """
-    bounds = np.array(file.table.group_starts)
-    is_needed = np.zeros(len(bounds) - 1, np.bool_)
-    for first, last in zip(
-        np.searchsorted(bounds, starts, "right") - 1,
-        np.searchsorted(bounds, stops, "left"),
-        strict=True,
-    ):
-        is_needed[first:last] = True
-    groups = np.flatnonzero(is_needed).tolist()
-    known = repository.row_timestamps
-    with known.reading(file.number):
-        found = {group: known.get(file.number, group) for group in groups}
-        if missing := [group for group, values in found.items() if values is None]:
-            with repository.storage.checked(file.table.path):
-                held = (
-                    file
-                    if file.table.is_in_memory or len(missing) < 2
-                    else fetch_groups(repository, file, missing, selection)
-                )
-            for group in missing:
-                values = np.asarray(
-                    load_group(repository, held, group, selection).columns[_TIMESTAMP], np.float64
-                )
-                found[group] = values
-                known.keep(file.number, group, values)
-    return [
-        (file.table.group_starts[group], values)
-        for group, values in found.items()
-        if values is not None
-    ]
-
-
 @dataclass(frozen=True, slots=True)
-class _Fetched:
+class FetchedRanges:
     """Bytes of a file that are in memory, in the place of a storage."""
 
     description: str

@@ -29,32 +29,30 @@ from lerobot_grain._base.errors import DatasetFormatError, LeRobotGrainError, Le
 from lerobot_grain._format.info import Feature
 from lerobot_grain._order.windows import WindowBlock
 from lerobot_grain._reading.batches import Batch
-from lerobot_grain._reading.daemon_pool import DaemonPool
 from lerobot_grain._reading.fetch_groups import row_groups_fetched_together
 from lerobot_grain._reading.future_cache import FutureCache
-from lerobot_grain._reading.options import MemoryBudget
-from lerobot_grain._reading.read_statistics import Meter
+from lerobot_grain._reading.read_context import ReadContext
 from lerobot_grain._reading.rows.cells import (
     Cells,
+    NeededRows,
     array_of,
     gather,
     list_column,
     look_up,
+    needed_rows,
     records_of,
 )
 from lerobot_grain._reading.rows.data_files import (
     DataFile,
-    RowGroup,
     columns_to_read,
     extents_to_join,
-    fetch_groups,
+    fetch_row_groups,
     load_group,
     load_rows,
     open_data_file,
     selected_columns,
 )
-from lerobot_grain._repository.repository import Repository
-from lerobot_grain._repository.selection import FeatureSelection
+from lerobot_grain._reading.rows.row_groups import RowGroup
 from lerobot_grain._video.images import decode_depth_image, decode_image
 
 # Opened data files that are kept: so many bytes of them, and so many of them at least.
@@ -88,37 +86,15 @@ class RowReader:
     """Reads the rows of blocks of window requests.
 
     Args:
-      repository: the dataset.
-      selection: what is read of it.
-      image_size: (height, width) that embedded images are resized to, or `None`.
-      budget: of memory: `rows` of it for row groups that are kept for later requests, up to
-        `large_rows` where one block needs it.
-      needed_every_epoch: bool `(episodes,)`: of which episodes something is needed in every epoch,
-        as far as is known.
-      fetchers, decoders: where reading, and decoding of embedded images run.
-      start_thread: what threads of its own, which read large row groups, begin with.
-      meter: counts.
+      context: of the stream; `rows` of its budget are for row groups that are kept for later
+        requests, up to `large_rows` where one block needs it.
     """
 
-    def __init__(
-        self,
-        repository: Repository,
-        selection: FeatureSelection,
-        *,
-        image_size: tuple[int, int] | None,
-        budget: MemoryBudget,
-        needed_every_epoch: npt.NDArray[np.bool_],
-        fetchers: Executor,
-        decoders: Executor,
-        start_thread: Callable[[], None],
-        meter: Meter,
-    ) -> None:
-        self._repository = repository
+    def __init__(self, context: ReadContext) -> None:
+        selection = context.selection
+        self._context = context
+        self._repository = context.repository
         self._selection = selection
-        self._image_size = image_size
-        self._fetchers = fetchers
-        self._decoders = decoders
-        self._meter = meter
         self._is_needed = bool(selection.columns or selection.texts)
         self._files: FutureCache[int, DataFile] = FutureCache(
             limit=_MAX_OPEN_BYTES,
@@ -127,31 +103,19 @@ class RowReader:
             ),
         )
         self._groups: FutureCache[tuple[int, int], RowGroup] = FutureCache(
-            limit=budget.rows, size=lambda rows: rows.nbytes
+            limit=context.budget.rows, size=lambda rows: rows.nbytes
         )
-        self._budget = budget
-        self._needed_every_epoch = needed_every_epoch
         # Row groups that were fetched together, by the file and the first of them: for those of
         # them that are not needed yet.
         self._fetched: FutureCache[tuple[int, int], DataFile] = FutureCache(
-            limit=budget.rows, size=lambda file: file.nbytes
+            limit=context.budget.rows, size=lambda file: file.nbytes
         )
         self._together: dict[tuple[int, int], range] = {}
         self._unpacked_bytes: dict[tuple[int, int], int] = {}
-        self._start_thread = start_thread
-        self._large_fetchers: DaemonPool | None = None
 
     @property
     def used_bytes(self) -> int:
         return self._groups.total + self._fetched.total
-
-    def close(self, *, wait: bool) -> None:
-        """Stops the threads for large row groups, if there are any.
-
-        Tasks that have not begun are dropped.
-        """
-        if self._large_fetchers is not None:
-            self._large_fetchers.shutdown(wait=wait, cancel_futures=True)
 
     def announce(self, block: WindowBlock) -> None:
         """Asks for the footers of the files that a coming block will need."""
@@ -169,58 +133,51 @@ class RowReader:
         files = episodes.data.file_of_episode[block.episodes]
         offsets = episodes.data_offsets[block.episodes]
         keys = [feature.key for feature in self._selection.columns if feature.key in block.frames]
-        # Features with equal windows share their array.
-        distinct = {id(block.frames[key]): block.frames[key] + offsets[:, None] for key in keys}
-        rows = [
-            offsets + block.anchor_frames,
-            *(window.reshape(-1) for window in distinct.values()),
-        ]
-        files_of = np.concatenate(
-            [files, *(np.repeat(files, window.shape[1]) for window in distinct.values())]
-        )
-        all_rows = np.concatenate(rows)
-        places = np.full(len(all_rows), -1, np.int64)
-        needed: list[tuple[DataFile, int]] = []
+        needed = needed_rows(block, keys, files=files, offsets=offsets)
+        groups, places, problems = self._groups_of(needed)
+        rows = needed.rows
+        sizes = [self._unpacked(file, group) for file, group in groups]
+        limit = self._context.budget.kept_rows(sizes)
+        if limit is None:
+            self._start_large_fetchers(sizes, len(block))
+            rows = rows.copy()
+            loads = []
+            for place, (file, group) in enumerate(groups):
+                members = np.flatnonzero(places == place)
+                wanted, rows[members] = np.unique(rows[members], return_inverse=True)
+                loads.append(self._rows_of(file, group, wanted))
+        else:
+            self._groups.limit = limit
+            loads = [self._group(file, group) for file, group in groups]
+        anchors, windows = needed.cells(places, rows)
+        return PendingRows(loads, anchors, windows, problems, files)
+
+    def _groups_of(
+        self, needed: NeededRows
+    ) -> tuple[list[tuple[DataFile, int]], Integers, dict[int, Exception]]:
+        """Finds the row groups that hold rows; waits for the footers of their files.
+
+        Returns:
+          The row groups; int64 `(rows,)`, the place of each row's among them, or -1; and number of
+          a file -> why it could not be opened.
+        """
+        places = np.full(len(needed.rows), -1, np.int64)
+        groups: list[tuple[DataFile, int]] = []
         problems: dict[int, Exception] = {}
-        for number in np.unique(files).tolist():
+        for number in np.unique(needed.files[: needed.num_anchors]).tolist():
             try:
-                file = self._meter.wait(self._file(number), "fetch")
+                file = self._context.meter.wait(self._file(number), "fetch")
             except LeRobotGrainError as error:
                 problems[number] = error
                 continue
-            members = np.flatnonzero(files_of == number)
+            members = np.flatnonzero(needed.files == number)
             numbers, inverse = np.unique(
-                np.searchsorted(file.table.group_starts, all_rows[members], side="right") - 1,
+                np.searchsorted(file.table.group_starts, needed.rows[members], side="right") - 1,
                 return_inverse=True,
             )
-            places[members] = len(needed) + inverse
-            needed += [(file, group) for group in numbers.tolist()]
-        sizes = [self._unpacked(file, group) for file, group in needed]
-        limit = limit_of_kept(sizes, self._budget)
-        if limit is None:
-            self._start_large_fetchers(sizes, len(block))
-            groups = []
-            for place, (file, group) in enumerate(needed):
-                members = np.flatnonzero(places == place)
-                wanted, all_rows[members] = np.unique(all_rows[members], return_inverse=True)
-                groups.append(self._rows_of(file, group, wanted))
-        else:
-            self._groups.limit = limit
-            groups = [self._group(file, group) for file, group in needed]
-        cells = []
-        begin = 0
-        for part in rows:
-            cells.append(
-                Cells(places[begin : begin + len(part)], all_rows[begin : begin + len(part)])
-            )
-            begin += len(part)
-        windows = {
-            name: Cells(cell.groups.reshape(window.shape), cell.rows.reshape(window.shape))
-            for (name, window), cell in zip(distinct.items(), cells[1:], strict=True)
-        }
-        return PendingRows(
-            groups, cells[0], {key: windows[id(block.frames[key])] for key in keys}, problems, files
-        )
+            places[members] = len(groups) + inverse
+            groups += [(file, group) for group in numbers.tolist()]
+        return groups, places, problems
 
     def values(self, pending: PendingRows | None) -> tuple[Batch, tuple[int, Exception] | None]:
         """Waits for the row groups of a block.
@@ -239,7 +196,7 @@ class RowReader:
         problems: list[tuple[int, Exception]] = []
         for place, group in enumerate(pending.groups):
             try:
-                loaded = self._meter.wait(group, "fetch")
+                loaded = self._context.meter.wait(group, "fetch")
             except LeRobotGrainError as error:
                 pending.loaded.append(None)
                 cells = (pending.anchors, *pending.windows.values())
@@ -317,7 +274,7 @@ class RowReader:
 
     def _file(self, number: int) -> Future[DataFile]:
         return self._files.get(
-            number, lambda: self._fetchers.submit(open_data_file, self._repository, number)
+            number, lambda: self._context.fetchers.submit(open_data_file, self._repository, number)
         )
 
     def _group(self, file: DataFile, group: int) -> Future[RowGroup]:
@@ -331,11 +288,11 @@ class RowReader:
         if len(groups) == 1:
             self._count(file, group)
             # What is in memory need not wait behind requests for what comes later.
-            return (self._decoders if file.table.is_in_memory else self._fetchers).submit(
-                load, file
-            )
+            return (
+                self._context.decoders if file.table.is_in_memory else self._context.fetchers
+            ).submit(load, file)
         fetched = self._fetched.get((file.number, groups.start), lambda: self._fetch(file, groups))
-        return _after(fetched, self._decoders, load)
+        return _after(fetched, self._context.decoders, load)
 
     def _groups_with(self, file: DataFile, group: int) -> range:
         """Returns the row groups that are fetched in one request with one, itself among them: where
@@ -355,9 +312,9 @@ class RowReader:
                 // max(1, starts[group + 1] - starts[group])
             )
             groups = range(group, group + 1)
-            if needed <= self._budget.rows:
+            if needed <= self._context.budget.rows:
                 extents = extents_to_join(
-                    self._repository, file, self._selection, self._needed_every_epoch
+                    self._repository, file, self._selection, self._context.needed_every_epoch
                 )
                 piece_bytes = self._repository.storage.options.cost_bytes
                 groups = row_groups_fetched_together(
@@ -369,31 +326,34 @@ class RowReader:
     def _fetch(self, file: DataFile, groups: range) -> Future[DataFile]:
         for group in groups:
             self._count(file, group)
-        return self._fetchers.submit(fetch_groups, self._repository, file, groups, self._selection)
+        return self._context.fetchers.submit(
+            fetch_row_groups, self._repository, file, groups, self._selection
+        )
 
     def _rows_of(self, file: DataFile, group: int, rows: Integers) -> Future[RowGroup]:
-        assert self._large_fetchers is not None
+        pool = self._context.large_fetchers
+        assert pool is not None
         self._count(file, group)
-        return self._large_fetchers.submit(
-            load_rows, self._repository, file, group, self._selection, rows
-        )
+        return pool.submit(load_rows, self._repository, file, group, self._selection, rows)
 
     def _count(self, file: DataFile, group: int) -> None:
         columns = columns_to_read(self._repository, file, group, self._selection)
-        self._meter.count(
+        self._context.meter.count(
             bytes_needed=sum(chunk.length for chunk in file.table.ranges(group, columns))
         )
 
     def _start_large_fetchers(self, sizes: Sequence[int], num_examples: int) -> None:
         """Starts the threads that read large row groups, the first time, and warns."""
-        if self._large_fetchers is not None:
+        if self._context.large_fetchers is not None:
             return
-        at_once = max(1, min(_MAX_LARGE_AT_ONCE, self._budget.rows // max(sizes)))
-        self._large_fetchers = DaemonPool(at_once, "lerobot_grain rows", self._start_thread)
+        budget = self._context.budget
+        self._context.start_large_fetchers(
+            budget.large_groups_at_once(sizes, at_most=_MAX_LARGE_AT_ONCE)
+        )
         warnings.warn(
             f"{self._repository.description}: the {len(sizes)} row groups that {num_examples} "
             f"examples need unpack to {sum(sizes) >> 20} MiB; at most "
-            f"{self._budget.large_rows >> 20} MiB are kept, so they are read again for the next "
+            f"{budget.large_rows >> 20} MiB are kept, so they are read again for the next "
             "examples, which is slow. Read fewer of them at a time with Shuffle(num_parts=...) or "
             "Shuffle(open_files=...), fewer columns with features=[...], or keep more with "
             "ReadOptions(memory_budget_bytes=...)",
@@ -412,12 +372,12 @@ class RowReader:
     def _decoded(
         self, feature: Feature, encoded: list[Any], episodes: Integers, shape: tuple[int, ...]
     ) -> npt.NDArray[Any]:
-        expected = (*(self._image_size or feature.shape[:2]), feature.num_channels)
+        expected = (*(self._context.image_size or feature.shape[:2]), feature.num_channels)
         decode_one = decode_depth_image if feature.is_depth else decode_image
 
         def decode(item: tuple[int, Any]) -> npt.NDArray[Any]:
             where = f"{self._repository.description}, episode {item[0]}, camera {feature.key}"
-            pixels = decode_one(item[1], image_size=self._image_size, where=where)
+            pixels = decode_one(item[1], image_size=self._context.image_size, where=where)
             if pixels.shape != expected:
                 raise DatasetFormatError(
                     f"{where}: a picture has shape {pixels.shape}; info.json declares {expected}"
@@ -427,21 +387,11 @@ class RowReader:
         owners = np.repeat(
             self._repository.episodes.numbers_of(episodes), len(encoded) // len(episodes)
         ).tolist()
-        pixels = np.stack(list(self._decoders.map(decode, zip(owners, encoded, strict=True))))
-        self._meter.count(frames_handed_out=len(encoded))
+        pixels = np.stack(
+            list(self._context.decoders.map(decode, zip(owners, encoded, strict=True)))
+        )
+        self._context.meter.count(frames_handed_out=len(encoded))
         return pixels.reshape(*shape, *expected)
-
-
-def limit_of_kept(sizes: Sequence[int], budget: MemoryBudget) -> int | None:
-    """Returns how many bytes of row groups are kept while a block is read; `None`: those that it
-    needs are too large to be kept.
-
-    Args:
-      sizes: bytes that each of the row groups that the block needs unpacks to.
-      budget: of memory.
-    """
-    needed = sum(sizes)
-    return max(budget.rows, needed) if needed <= budget.large_rows else None
 
 
 def _after(
