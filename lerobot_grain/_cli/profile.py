@@ -41,8 +41,14 @@ _SHOWN_PAUSE_SECONDS = 0.05
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this command to those that every command has."""
-    defaults = Shuffle()
-    reading = ReadOptions()
+    _add_stream_arguments(parser)
+    _add_limit_arguments(parser)
+    _add_order_arguments(parser)
+    _add_machine_arguments(parser)
+    _add_output_arguments(parser)
+
+
+def _add_stream_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--features", nargs="+", metavar="KEY", help="read only these (default: all)")
     add(
@@ -66,6 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="examples a batch (default: %(default)s)",
     )
+
+
+def _add_limit_arguments(parser: argparse.ArgumentParser) -> None:
     limit = parser.add_mutually_exclusive_group()
     limit.add_argument("--batches", type=_positive, metavar="N", help="stop after so many batches")
     limit.add_argument(
@@ -74,6 +83,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help=f"stop after so many seconds (default: {DEFAULT_SECONDS:g})",
     )
+
+
+def _add_order_arguments(parser: argparse.ArgumentParser) -> None:
+    defaults = Shuffle()
     order = parser.add_argument_group("order")
     order.add_argument("--sequential", action="store_true", help="episode by episode, not shuffled")
     order.add_argument("--seed", type=int, metavar="N", help=f"(default: {defaults.seed})")
@@ -95,6 +108,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="finish so many data files before the next ones (default: all at once)",
     )
+
+
+def _add_machine_arguments(parser: argparse.ArgumentParser) -> None:
+    reading = ReadOptions()
     machine = parser.add_argument_group("machine")
     machine.add_argument(
         "--budget",
@@ -106,6 +123,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     machine.add_argument(
         "--threads", type=int, metavar="N", help="that decode (default: one per core)"
     )
+
+
+def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument(
         "--json", action="store_true", help="print one JSON object instead of the table"
