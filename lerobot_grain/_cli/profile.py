@@ -1,7 +1,7 @@
 """`lerobot-grain profile`: streams a dataset for a while, and prints how fast and how well mixed
 that is on this machine.
 
-matplotlib is optional: only `--plot` needs it, and it is asked for before anything is measured.
+Its plots: `_cli/profile_plots`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from lerobot_grain import InvalidRequestError, LeRobotIterDataset, ReadOptions, Shuffle
+from lerobot_grain._cli.profile_plots import check_can_plot, write_plots
 from lerobot_grain._cli.progress import ProgressLine
 from lerobot_grain._inspection.profile import (
     MAX_ORDER_ROWS,
@@ -27,22 +28,21 @@ from lerobot_grain._inspection.profile import (
     measure_reading,
 )
 
-try:
-    from matplotlib.figure import Figure
-except ModuleNotFoundError:
-    Figure = None  # type: ignore[assignment,misc]
-
 DEFAULT_SECONDS = 10.0
-# More points than the plot has pixels would only make the file large.
-_PLOTTED_POINTS = 20_000
 # Of all threads together. Below it nobody was slowed down.
 _SHOWN_PAUSE_SECONDS = 0.05
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this command to those that every command has."""
-    defaults = Shuffle()
-    reading = ReadOptions()
+    _add_stream_arguments(parser)
+    _add_limit_arguments(parser)
+    _add_order_arguments(parser)
+    _add_machine_arguments(parser)
+    _add_output_arguments(parser)
+
+
+def _add_stream_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--features", nargs="+", metavar="KEY", help="read only these (default: all)")
     add(
@@ -66,6 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="examples a batch (default: %(default)s)",
     )
+
+
+def _add_limit_arguments(parser: argparse.ArgumentParser) -> None:
     limit = parser.add_mutually_exclusive_group()
     limit.add_argument("--batches", type=_positive, metavar="N", help="stop after so many batches")
     limit.add_argument(
@@ -74,6 +77,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help=f"stop after so many seconds (default: {DEFAULT_SECONDS:g})",
     )
+
+
+def _add_order_arguments(parser: argparse.ArgumentParser) -> None:
+    defaults = Shuffle()
     order = parser.add_argument_group("order")
     order.add_argument("--sequential", action="store_true", help="episode by episode, not shuffled")
     order.add_argument("--seed", type=int, metavar="N", help=f"(default: {defaults.seed})")
@@ -95,6 +102,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="finish so many data files before the next ones (default: all at once)",
     )
+
+
+def _add_machine_arguments(parser: argparse.ArgumentParser) -> None:
+    reading = ReadOptions()
     machine = parser.add_argument_group("machine")
     machine.add_argument(
         "--budget",
@@ -106,6 +117,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     machine.add_argument(
         "--threads", type=int, metavar="N", help="that decode (default: one per core)"
     )
+
+
+def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument(
         "--json", action="store_true", help="print one JSON object instead of the table"
@@ -161,12 +175,8 @@ def run(options: argparse.Namespace) -> int:
     """
     shuffle = _shuffle(options)
     plot = options.plot
-    if plot is not None and Figure is None:
-        raise InvalidRequestError(
-            '--plot needs matplotlib; install it with: pip install "lerobot_grain[examples]"'
-        )
-    if plot is not None and not plot.parent.is_dir():
-        raise InvalidRequestError(f"--plot {plot}: there is no directory {plot.parent}")
+    if plot is not None:
+        check_can_plot(plot)
     read_options = ReadOptions(
         memory_budget_bytes=options.budget, num_decode_threads=options.threads
     )
@@ -208,7 +218,7 @@ def run(options: argparse.Namespace) -> int:
         )
     report = _report(dataset, open_seconds, reading, randomness)
     if plot is not None:
-        _write_plots(plot, dataset.repository.description, reading, randomness)
+        write_plots(plot, dataset.repository.description, reading, randomness)
     print(json.dumps(report, indent=2) if options.json else _table(report))
     return 0
 
@@ -380,67 +390,3 @@ def _randomness_rows(randomness: Mapping[str, Any]) -> list[tuple[str, str]]:
             )
         )
     return result
-
-
-def _write_plots(path: Path, title: str, reading: Reading, randomness: Randomness) -> None:
-    figure = Figure(figsize=(11, 8), layout="constrained")
-    figure.suptitle(title)
-    plots: Sequence[Any] = figure.subplots(2, 2).ravel()
-    for plot, draw in zip(plots, (_plot_rows, _plot_episodes, _plot_gaps), strict=False):
-        draw(plot, randomness)
-    _plot_throughput(plots[3], reading)
-    try:
-        figure.savefig(path, dpi=110, format="png")
-    except OSError as error:
-        raise InvalidRequestError(f"--plot {path}: cannot be written ({error})") from None
-
-
-def _plot_rows(plot: Any, randomness: Randomness) -> None:
-    step = -(-len(randomness.rows) // _PLOTTED_POINTS)
-    iterations = np.arange(0, len(randomness.rows), step)
-    plot.plot(iterations, randomness.rows[::step], ".", markersize=1.5)
-    plot.set(
-        title=f"|corr(row, iteration)| = {randomness.correlation:.3f}",
-        xlabel="iteration",
-        ylabel="row",
-    )
-
-
-def _plot_episodes(plot: Any, randomness: Randomness) -> None:
-    plot.plot(randomness.episodes_per_batch, linewidth=0.8, label="this order")
-    plot.axhline(
-        randomness.global_episodes_per_batch,
-        color="black",
-        linestyle="--",
-        label="global shuffle, expected",
-    )
-    plot.set(
-        title="different episodes in a batch", xlabel="batch", ylabel="episodes", ylim=(0, None)
-    )
-    plot.legend(loc="lower right")
-
-
-def _plot_gaps(plot: Any, randomness: Randomness) -> None:
-    counts = randomness.gap_histogram
-    plot.bar(range(len(counts)), counts, width=0.9)
-    plot.set_xticks(range(len(counts)), [f"{1 << k:,}" for k in range(len(counts))], rotation=45)
-    median = randomness.median_gap
-    plot.set(
-        title="gap between neighbouring frames"
-        + ("" if median is None else f": median {median:,.0f}"),
-        xlabel="iterations, from this to twice as many",
-        ylabel="pairs of frames",
-    )
-
-
-def _plot_throughput(plot: Any, reading: Reading) -> None:
-    # As many bins as show the course of it, each with several batches.
-    num_bins = max(1, min(50, len(reading.batch_seconds) // 4))
-    counts, edges = np.histogram(reading.batch_seconds, bins=num_bins, range=(0, reading.seconds))
-    plot.stairs(counts * reading.batch_size / np.diff(edges), edges)
-    plot.set(
-        title=f"{reading.examples_per_second:,.0f} examples/s",
-        xlabel="seconds since the first next",
-        ylabel="examples/s",
-        ylim=(0, None),
-    )

@@ -189,29 +189,9 @@ def episode_table(
     columns = _with_usual_names(
         {name: values[order] for name, values in columns.items()}, notes
     ) | {"episode_index": numbers}
-    lengths = _integers(columns, "length", where)
-    if (bad := np.flatnonzero(lengths <= 0)).size:
-        raise DatasetFormatError(
-            f"{where}: episode {numbers[bad[0]]} has length {lengths[bad[0]]}; expected at least "
-            "1 frame"
-        )
-    if lengths.sum(dtype=np.float64) > _MAX_ROWS:
-        raise DatasetFormatError(
-            f"{where}: the lengths add up to more than {_MAX_ROWS} frames, which no dataset holds"
-        )
+    lengths = _checked_lengths(columns, where)
     first_rows = np.cumsum(lengths) - lengths
-    for name, expected in (
-        ("dataset_from_index", first_rows),
-        ("dataset_to_index", first_rows + lengths),
-    ):
-        if name in columns:
-            found = _integers(columns, name, where)
-            if (bad := np.flatnonzero(found != expected)).size:
-                raise DatasetFormatError(
-                    f"{where}: episode {numbers[bad[0]]} has {name} {found[bad[0]]}; expected "
-                    f"{expected[bad[0]]}, since the lengths of the episodes before it add up to "
-                    f"{first_rows[bad[0]]} and its own is {lengths[bad[0]]}"
-                )
+    _check_row_bounds(columns, first_rows, lengths, where)
     data = _spans(
         columns,
         "data",
@@ -249,6 +229,41 @@ def _checked_numbers(numbers: Integers, where: str, *, may_have_gaps: bool) -> I
             f"where {odd[0]} was expected"
         )
     return numbers
+
+
+def _checked_lengths(columns: Mapping[str, npt.NDArray[Any]], where: str) -> Integers:
+    """Returns int64 `(episodes,)`: the frames of each episode."""
+    lengths = _integers(columns, "length", where)
+    if (bad := np.flatnonzero(lengths <= 0)).size:
+        raise DatasetFormatError(
+            f"{where}: episode {columns['episode_index'][bad[0]]} has length {lengths[bad[0]]}; "
+            "expected at least 1 frame"
+        )
+    if lengths.sum(dtype=np.float64) > _MAX_ROWS:
+        raise DatasetFormatError(
+            f"{where}: the lengths add up to more than {_MAX_ROWS} frames, which no dataset holds"
+        )
+    return lengths
+
+
+def _check_row_bounds(
+    columns: Mapping[str, npt.NDArray[Any]], first_rows: Integers, lengths: Integers, where: str
+) -> None:
+    """Checks the columns that say where the rows of an episode begin and end, if they are there."""
+    for name, expected in (
+        ("dataset_from_index", first_rows),
+        ("dataset_to_index", first_rows + lengths),
+    ):
+        if name not in columns:
+            continue
+        found = _integers(columns, name, where)
+        if (bad := np.flatnonzero(found != expected)).size:
+            i = bad[0]
+            raise DatasetFormatError(
+                f"{where}: episode {columns['episode_index'][i]} has {name} {found[i]}; expected "
+                f"{expected[i]}, since the lengths of the episodes before it add up to "
+                f"{first_rows[i]} and its own is {lengths[i]}"
+            )
 
 
 def episode_columns(info: DatasetInfo) -> tuple[str, ...]:

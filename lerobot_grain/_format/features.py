@@ -149,7 +149,6 @@ def parse_feature(key: str, description: object, *, where: str, notes: list[str]
             "dtype and shape"
         )
     dtype = description.get("dtype")
-    shape = description.get("shape")
     if not isinstance(dtype, str) or (
         dtype not in NUMERIC_DTYPES and dtype not in ("string", "image", "video", "language")
     ):
@@ -157,16 +156,7 @@ def parse_feature(key: str, description: object, *, where: str, notes: list[str]
             f"{where}: feature {key!r} has dtype {short_repr(dtype)}; expected a NumPy dtype such "
             "as float32, or string, image, video, language"
         )
-    if not isinstance(shape, list) or not all(is_int(n, least=0) for n in shape):
-        raise DatasetFormatError(
-            f"{where}: feature {key!r} has shape {short_repr(shape)}; expected a list of integers "
-            ">= 0"
-        )
-    if len(shape) > _MAX_DIMENSIONS or math.prod(max(n, 1) for n in shape) > _MAX_VALUES:
-        raise DatasetFormatError(
-            f"{where}: feature {key!r} has shape {short_repr(shape)}; expected at most "
-            f"{_MAX_DIMENSIONS} dimensions and {_MAX_VALUES} values"
-        )
+    shape = _checked_shape(key, description.get("shape"), where)
     names = description.get("names")
     listed = (
         tuple(names)
@@ -192,6 +182,20 @@ def parse_feature(key: str, description: object, *, where: str, notes: list[str]
         if type(gop_length) is int and 1 <= gop_length <= _MAX_GOP_LENGTH
         else None,
     )
+
+
+def _checked_shape(key: str, shape: object, where: str) -> list[int]:
+    if not isinstance(shape, list) or not all(is_int(n, least=0) for n in shape):
+        raise DatasetFormatError(
+            f"{where}: feature {key!r} has shape {short_repr(shape)}; expected a list of integers "
+            ">= 0"
+        )
+    if len(shape) > _MAX_DIMENSIONS or math.prod(max(n, 1) for n in shape) > _MAX_VALUES:
+        raise DatasetFormatError(
+            f"{where}: feature {key!r} has shape {short_repr(shape)}; expected at most "
+            f"{_MAX_DIMENSIONS} dimensions and {_MAX_VALUES} values"
+        )
+    return shape
 
 
 def camera_encoding(description: Mapping[str, Any]) -> dict[str, Any]:

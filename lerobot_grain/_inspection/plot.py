@@ -29,6 +29,7 @@ from lerobot_grain._repository.repository import Repository
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 Values = npt.NDArray[Any]
 
@@ -76,14 +77,7 @@ def plot_example(
       InvalidRequestError: matplotlib is missing; there is nothing to draw; `index` is not in the
         batch; `delta_timestamps` has another length than the window.
     """
-    try:
-        # Not with the package: it takes half a second, also in every worker process.
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-    except ModuleNotFoundError:
-        raise InvalidRequestError(
-            'plot_example needs matplotlib; install it with: pip install "lerobot_grain[examples]"'
-        ) from None
+    figure_class, layout_class = _matplotlib_classes()
     if max_frames < 1:
         raise InvalidRequestError(f"max_frames={max_frames!r}: expected an int >= 1")
     parts = _parts(_one_example(example, index), repository, delta_timestamps or {})
@@ -92,21 +86,11 @@ def plot_example(
             "plot_example: there is nothing to draw; the example has "
             f"{', '.join(example) or 'no keys'}"
         )
-    heights = [_CAMERA_INCHES] * len(parts.cameras) + [_PANEL_INCHES] * math.ceil(
-        len(parts.panels) / 2
+    heights = _heights_inches(parts)
+    figure = figure_class(
+        figsize=(_WIDTH_INCHES, sum(heights) + 0.9), layout=layout_class(w_pad=0.08)
     )
-    figure = Figure(
-        figsize=(_WIDTH_INCHES, sum(heights) + 0.9), layout=ConstrainedLayoutEngine(w_pad=0.08)
-    )
-    if parts.task is not None:
-        figure.suptitle(_wrapped(_as_text(parts.task), 90), fontsize="large", fontweight="bold")
-    if parts.words:
-        figure.supxlabel(
-            _wrapped(
-                "    ".join(f"{key}: {_as_text(value)}" for key, value in parts.words.items()), 160
-            ),
-            fontsize="small",
-        )
+    _write_texts(figure, parts)
     strips: Any = (
         figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         if heights
@@ -117,6 +101,18 @@ def plot_example(
     for row, strip in enumerate(strips[len(parts.cameras) :]):
         _draw_panels(strip, parts.panels[2 * row : 2 * row + 2], parts, repository)
     return figure
+
+
+def _matplotlib_classes() -> tuple[type[Figure], type[ConstrainedLayoutEngine]]:
+    try:
+        # Not with the package: it takes half a second, also in every worker process.
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+    except ModuleNotFoundError:
+        raise InvalidRequestError(
+            'plot_example needs matplotlib; install it with: pip install "lerobot_grain[examples]"'
+        ) from None
+    return Figure, ConstrainedLayoutEngine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,6 +217,21 @@ def _names(key: str, size: int, repository: Repository | None) -> tuple[str, ...
 
 
 # --- drawing -------------------------------------------------------------------------------------
+
+
+def _heights_inches(parts: _Parts) -> list[float]:
+    """Returns the heights of the strips: one for each camera, then one for every two panels."""
+    num_panel_strips = math.ceil(len(parts.panels) / 2)
+    return [_CAMERA_INCHES] * len(parts.cameras) + [_PANEL_INCHES] * num_panel_strips
+
+
+def _write_texts(figure: Figure, parts: _Parts) -> None:
+    """Writes the task above, and what is not drawn below."""
+    if parts.task is not None:
+        figure.suptitle(_wrapped(_as_text(parts.task), 90), fontsize="large", fontweight="bold")
+    if parts.words:
+        words = "    ".join(f"{key}: {_as_text(value)}" for key, value in parts.words.items())
+        figure.supxlabel(_wrapped(words, 160), fontsize="small")
 
 
 def _draw_camera(strip: Any, key: str, parts: _Parts, max_frames: int) -> None:

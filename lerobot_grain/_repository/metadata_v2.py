@@ -158,55 +158,76 @@ def read_episodes_stats(
         for where, line in json_lines(
             storage, EPISODES_STATS_PATH_V2, _size_of(EPISODES_STATS_PATH_V2, storage, listing)
         ):
-            stats = line.get("stats")
-            if not isinstance(stats, dict):
-                raise DatasetFormatError(
-                    f"{where}: stats is {short_repr(stats)}; expected feature -> statistic -> "
-                    "numbers"
-                )
-            for key in {**stats, **totals}:
-                if key in left_out:
-                    continue
-                try:
-                    _add(
-                        totals,
-                        key,
-                        stats,
-                        f"{where}, feature {short_repr(key)}",
-                        is_first=len(missing) == len(episodes),
-                    )
-                except DatasetFormatError as error:
-                    feature = info.features.get(key)
-                    if feature is not None and (feature.is_array or feature.is_camera):
-                        raise
-                    left_out[key] = f"{error}; it has no statistics"
-            if (number := _number(line, "episode_index", where)) not in missing:
-                problem = (
-                    "has a line before it"
-                    if number in episodes
-                    else f"is not in {EPISODES_PATH_V2}"
-                )
-                raise DatasetFormatError(
-                    f"{where}: episode {number} {problem}; expected one line for each episode; "
-                    f"{_REMEDY}"
-                )
-            missing.remove(number)
+            is_first = len(missing) == len(episodes)
+            _add_line(totals, left_out, _stats_of(line, where), info, where, is_first=is_first)
+            missing.remove(_missing_number(line, missing, episodes, where))
+    place = f"{storage.description}, {EPISODES_STATS_PATH_V2}"
     if missing:
         raise DatasetFormatError(
-            f"{storage.description}, {EPISODES_STATS_PATH_V2}: there is no line for episode "
-            f"{min(missing)} (and {len(missing) - 1} others); expected one for each of the "
-            f"{len(episodes)} episodes; {_REMEDY}"
+            f"{place}: there is no line for episode {min(missing)} (and {len(missing) - 1} "
+            f"others); expected one for each of the {len(episodes)} episodes; {_REMEDY}"
         )
     totals = {key: total for key, total in totals.items() if key not in left_out}
-    partial = [
-        f"{storage.description}, {EPISODES_STATS_PATH_V2}: {', '.join(sorted(total.dropped))} of "
-        f"feature {short_repr(key)} is left out: only some episodes have it"
+    for text in (*left_out.values(), *_partial_quantiles(totals, place)):
+        warnings.warn(text, LeRobotGrainWarning, stacklevel=4)
+    return {key: total.statistics() for key, total in totals.items()}
+
+
+def _stats_of(line: Mapping[str, Any], where: str) -> dict[str, Any]:
+    stats = line.get("stats")
+    if not isinstance(stats, dict):
+        raise DatasetFormatError(
+            f"{where}: stats is {short_repr(stats)}; expected feature -> statistic -> numbers"
+        )
+    return stats
+
+
+def _add_line(
+    totals: dict[str, _Total],
+    left_out: dict[str, str],
+    stats: Mapping[str, Any],
+    info: DatasetInfo,
+    where: str,
+    *,
+    is_first: bool,
+) -> None:
+    """Adds the statistics of one episode to `totals`, and to `left_out` what cannot be added up and
+    need not be.
+    """
+    for key in {**stats, **totals}:
+        if key in left_out:
+            continue
+        place = f"{where}, feature {short_repr(key)}"
+        try:
+            _add(totals, key, stats, place, is_first=is_first)
+        except DatasetFormatError as error:
+            feature = info.features.get(key)
+            if feature is not None and (feature.is_array or feature.is_camera):
+                raise
+            left_out[key] = f"{error}; it has no statistics"
+
+
+def _missing_number(
+    line: Mapping[str, Any], missing: set[int], episodes: npt.NDArray[np.int64], where: str
+) -> int:
+    """Returns the number of the episode of a line, which is the only one of that episode so far."""
+    number = _number(line, "episode_index", where)
+    if number not in missing:
+        problem = "has a line before it" if number in episodes else f"is not in {EPISODES_PATH_V2}"
+        raise DatasetFormatError(
+            f"{where}: episode {number} {problem}; expected one line for each episode; {_REMEDY}"
+        )
+    return number
+
+
+def _partial_quantiles(totals: Mapping[str, _Total], place: str) -> list[str]:
+    """Returns a text about each feature with quantiles that only some episodes have."""
+    return [
+        f"{place}: {', '.join(sorted(total.dropped))} of feature {short_repr(key)} is left out: "
+        "only some episodes have it"
         for key, total in totals.items()
         if total.dropped
     ]
-    for text in (*left_out.values(), *partial):
-        warnings.warn(text, LeRobotGrainWarning, stacklevel=4)
-    return {key: total.statistics() for key, total in totals.items()}
 
 
 def _add(

@@ -34,7 +34,7 @@ from lerobot_grain._repository import metadata_v2 as v2
 from lerobot_grain._repository.json_lines import pieces_of
 from lerobot_grain._repository.metadata import MAX_TASKS, read_episodes, read_stats, read_texts
 from lerobot_grain._repository.repository import Repository
-from lerobot_grain._repository.stats_file import Statistics
+from lerobot_grain._repository.stats_file import KnownStatistics
 from lerobot_grain._storage.base import Storage
 from lerobot_grain._storage.opening import open_storage
 from lerobot_grain._storage.options import StorageOptions
@@ -113,57 +113,17 @@ def open_leniently(
         options=options,
     )
     listing = storage.list_metadata()
-    if INFO_PATH not in listing:
-        raise DatasetFormatError(
-            f"{storage.description}: there is no {INFO_PATH}; this is not a LeRobotDataset"
-            + (f" (meta/ holds {', '.join(sorted(listing)[:8])})" if listing else "")
-            + storage.elsewhere()
-        )
-    with storage.checked(INFO_PATH):
-        info = parse_info(
-            storage.read_metadata(INFO_PATH, max_bytes=_MAX_INFO_BYTES),
-            where=f"{storage.description}, {INFO_PATH}",
-        )
+    info = _read_info(storage, listing)
     episodes = read_episodes(storage, listing, info)
-    is_v2 = info.major_version == 2
-    tasks = _texts(
-        lambda: (
-            v2.read_tasks(storage, listing, max_tasks=MAX_TASKS)
-            if is_v2
-            else read_texts(storage, listing, TASKS_PATH, "task")
-        )
-    )
-    subtasks = (
-        _texts(lambda: read_texts(storage, listing, SUBTASKS_PATH, "subtask"))
-        if SUBTASKS_PATH in listing
-        else None
-    )
-    stats: list[Statistics | None] = []
-    odd: list[str] = []
-    if EPISODES_STATS_PATH_V2 not in listing:
-        # Small, and found in the cache when the Hub cannot be reached.
-        try:
-            found, odd_stats = read_stats(storage, info, episodes)
-        except DatasetFormatError as error:
-            odd.append(
-                f"{_note_of(error, storage, STATS_PATH)}; until then there are no statistics"
-            )
-        else:
-            stats.append(found)
-            odd += [f"{STATS_PATH}: {note}" for note in odd_stats]
+    tasks = _read_tasks(storage, listing, info)
+    subtasks = _read_subtasks(storage, listing)
+    small_stats, odd_stats = _read_small_stats(storage, listing, info, episodes)
     notes = (
         *storage.notes,
         *(f"{INFO_PATH}: {note}" for note in (*info.notes, *_odd_totals(info, episodes))),
         *(f"{EPISODES_FOLDER}: {note}" for note in episodes.notes),
-        *(
-            _note_of(texts.problem, storage, path)
-            for texts, path in (
-                (tasks, TASKS_PATH_V2 if is_v2 else TASKS_PATH),
-                (subtasks, SUBTASKS_PATH),
-            )
-            if isinstance(texts, UnreadableTexts)
-        ),
-        *odd,
+        *_notes_of_texts(storage, info, tasks, subtasks),
+        *odd_stats,
     )
     opened = Repository(
         storage=storage,
@@ -175,7 +135,8 @@ def open_leniently(
         notes=notes,
         folder=storage.folder,
     )
-    opened._stats.extend(stats)
+    if small_stats.are_read:
+        opened.known_stats.keep(small_stats.stats)
     return opened
 
 
@@ -183,6 +144,80 @@ def warn_of_notes(opened: Repository) -> None:
     """Issues the notes about a dataset as warnings."""
     for note in opened.notes:
         warnings.warn(f"{opened.description}: {note}", LeRobotGrainWarning, stacklevel=3)
+
+
+def _read_info(storage: Storage, listing: Mapping[str, int]) -> DatasetInfo:
+    if INFO_PATH not in listing:
+        raise DatasetFormatError(
+            f"{storage.description}: there is no {INFO_PATH}; this is not a LeRobotDataset"
+            + (f" (meta/ holds {', '.join(sorted(listing)[:8])})" if listing else "")
+            + storage.elsewhere()
+        )
+    with storage.checked(INFO_PATH):
+        return parse_info(
+            storage.read_metadata(INFO_PATH, max_bytes=_MAX_INFO_BYTES),
+            where=f"{storage.description}, {INFO_PATH}",
+        )
+
+
+def _read_tasks(
+    storage: Storage, listing: Mapping[str, int], info: DatasetInfo
+) -> Mapping[int, str]:
+    return _texts(
+        lambda: (
+            v2.read_tasks(storage, listing, max_tasks=MAX_TASKS)
+            if info.major_version == 2
+            else read_texts(storage, listing, TASKS_PATH, "task")
+        )
+    )
+
+
+def _read_subtasks(storage: Storage, listing: Mapping[str, int]) -> Mapping[int, str] | None:
+    if SUBTASKS_PATH not in listing:
+        return None
+    return _texts(lambda: read_texts(storage, listing, SUBTASKS_PATH, "subtask"))
+
+
+def _texts(read: Callable[[], dict[int, str]]) -> Mapping[int, str]:
+    try:
+        return read()
+    except DatasetFormatError as error:
+        return UnreadableTexts(str(error))
+
+
+def _read_small_stats(
+    storage: Storage, listing: Mapping[str, int], info: DatasetInfo, episodes: EpisodeTable
+) -> tuple[KnownStatistics, list[str]]:
+    """Reads statistics where they are small, and returns notes about them.
+
+    Those of every episode (v2.1) are not: they are read when they are asked for.
+    """
+    known = KnownStatistics()
+    if EPISODES_STATS_PATH_V2 in listing:
+        return known, []
+    # Found in the cache when the Hub cannot be reached.
+    try:
+        stats, odd = read_stats(storage, info, episodes)
+    except DatasetFormatError as error:
+        note = _note_of(error, storage, STATS_PATH)
+        return known, [f"{note}; until then there are no statistics"]
+    known.keep(stats)
+    return known, [f"{STATS_PATH}: {note}" for note in odd]
+
+
+def _notes_of_texts(
+    storage: Storage,
+    info: DatasetInfo,
+    tasks: Mapping[int, str],
+    subtasks: Mapping[int, str] | None,
+) -> list[str]:
+    """Returns a note about each table of texts that cannot be read."""
+    tasks_path = TASKS_PATH_V2 if info.major_version == 2 else TASKS_PATH
+    return [
+        _note_of(texts.problem, storage, path)
+        for texts, path in ((tasks, tasks_path), (subtasks, SUBTASKS_PATH))
+        if isinstance(texts, UnreadableTexts)
+    ]
 
 
 def _odd_totals(info: DatasetInfo, episodes: EpisodeTable) -> list[str]:
@@ -195,13 +230,6 @@ def _odd_totals(info: DatasetInfo, episodes: EpisodeTable) -> list[str]:
         for field, declared, found in totals
         if declared not in (None, found)
     ]
-
-
-def _texts(read: Callable[[], dict[int, str]]) -> Mapping[int, str]:
-    try:
-        return read()
-    except DatasetFormatError as error:
-        return UnreadableTexts(str(error))
 
 
 def _note_of(error: DatasetFormatError | str, storage: Storage, path: str) -> str:

@@ -24,7 +24,7 @@ from lerobot_grain._format.row_order import RowOrders, RowTimestamps
 from lerobot_grain._repository import metadata_v2 as v2
 from lerobot_grain._repository.metadata import read_episode_columns, read_stats
 from lerobot_grain._repository.sample_tables import sample_table
-from lerobot_grain._repository.stats_file import Statistics
+from lerobot_grain._repository.stats_file import KnownStatistics, Statistics
 from lerobot_grain._storage.base import Storage
 
 
@@ -42,6 +42,7 @@ class Repository:
       subtasks: texts by `subtask_index`; `None` where there is no `meta/subtasks.parquet`.
       notes: what in the files is odd or was repaired, and does not change what is read; one text
         each. Opening issues each as a `LeRobotGrainWarning`.
+      known_stats: what `stats` returns, once it was read.
       row_orders: in which row groups of data files the rows lie in order, as far as this process
         has read them.
       row_timestamps: of row groups, as far as this process has read them to link rows to frames.
@@ -57,8 +58,8 @@ class Repository:
     subtasks: Mapping[int, str] | None = None
     notes: tuple[str, ...] = ()
     folder: str = ""
-    _stats: list[Statistics | None] = dataclasses.field(
-        default_factory=list, init=False, repr=False, compare=False
+    known_stats: KnownStatistics = dataclasses.field(
+        default_factory=KnownStatistics, init=False, repr=False, compare=False
     )
     row_orders: RowOrders = dataclasses.field(
         default_factory=RowOrders, init=False, repr=False, compare=False
@@ -80,9 +81,9 @@ class Repository:
           DatasetFormatError: they are malformed. `compute_stats` makes new ones.
           StorageError: the bytes could not be had.
         """
-        if not self._stats:
-            self._stats.append(read_stats(self.storage, self.info, self.episodes)[0])
-        return self._stats[0]
+        if not self.known_stats.are_read:
+            self.known_stats.keep(read_stats(self.storage, self.info, self.episodes)[0])
+        return self.known_stats.stats
 
     @property
     def description(self) -> str:

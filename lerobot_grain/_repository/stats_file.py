@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,24 @@ from lerobot_grain._base.errors import DatasetFormatError, short_repr
 Statistics = Mapping[str, Mapping[str, npt.NDArray[np.float64]]]
 
 _COUNT = "count"
+
+
+@dataclass(slots=True)
+class KnownStatistics:
+    """The statistics of a dataset once they are read, so that this happens once.
+
+    Attributes:
+      stats: what was read; `None`: the dataset has none, or they are not read yet.
+      are_read: whether they are.
+    """
+
+    stats: Statistics | None = None
+    are_read: bool = False
+
+    def keep(self, stats: Statistics | None) -> None:
+        """Keeps what was read."""
+        self.stats = stats
+        self.are_read = True
 
 
 def parse_stats(raw: bytes, *, where: str) -> tuple[Statistics, tuple[str, ...]]:

@@ -204,51 +204,100 @@ def normalizer(
       DatasetFormatError: a statistic that is needed is malformed, or those of the dataset have
         another shape than their feature.
     """
-    if isinstance(source, Repository):
-        where = source.description
-        found = dict(stats or {})
-        known = [
-            key for key, feature in source.features.items() if feature.is_camera or feature.is_array
-        ]
-        channels = {key: source.features[key].shape[-1] for key in source.cameras}
-    else:
-        where = "statistics"
-        found = {**source, **(stats or {})}
-        known = list(found)
-        channels = {
-            key: count for key, statistics in found.items() if (count := _num_channels(statistics))
-        }
-    default = {key: _default_mode(key, channels.get(key)) for key in known}
+    known = _known_features(source, stats or {})
     of_values: dict[str, Affine] = {}
     of_cameras: dict[str, Affine] = {}
-    for key, mode in {**default, **(modes or {})}.items():
-        if mode not in get_args(Mode):
-            raise InvalidRequestError(
-                f"modes[{key!r}]={mode!r}: expected one of {', '.join(get_args(Mode))}"
-            )
-        # Cameras of constant modes need not be among the statistics.
-        if key not in known and (isinstance(source, Repository) or mode not in _OF_CAMERAS):
-            raise InvalidRequestError(
-                f"{where}: there is no feature {key!r} of numbers or pictures; there are "
-                f"{', '.join(known)}"
-            )
+    for key, mode in {**known.default_modes(), **(modes or {})}.items():
+        _check_mode(known, key, mode)
         if mode in _OF_CAMERAS:
-            if key in known and channels.get(key) != 3:
-                raise InvalidRequestError(
-                    f"modes[{key!r}]={mode!r}: that is for cameras of three channels, and {key!r} "
-                    "is none"
-                )
             of_cameras[key] = _affine(*_OF_CAMERAS[mode])
         elif mode != "identity":
-            if key not in found and isinstance(source, Repository):
-                # Not before they are needed: they may be malformed, which is nothing to those who
-                # have others.
-                found = {**(source.stats or {}), **found}
-            if isinstance(source, Repository):
-                _check_shapes(source, key, found.get(key, {}), mode, is_given=key in (stats or {}))
-            affine = _of_statistics(found.get(key, {}), mode, where=f"{where}: feature {key!r}")
-            (of_cameras if key in channels else of_values)[key] = affine
+            of_its_kind = of_cameras if key in known.channels else of_values
+            of_its_kind[key] = _of_feature(known, key, mode)
     return Normalizer(of_values, of_cameras)
+
+
+@dataclass(frozen=True, slots=True)
+class _KnownFeatures:
+    """The features that can be normalized, and their statistics.
+
+    Attributes:
+      where: names the source in messages.
+      repository: the source, where it is a dataset.
+      keys: of the features.
+      channels: camera -> how many.
+      given: feature key -> statistics that are not those of the dataset.
+    """
+
+    where: str
+    repository: Repository | None
+    keys: tuple[str, ...]
+    channels: Mapping[str, int]
+    given: Statistics
+
+    def default_modes(self) -> dict[str, Mode]:
+        return {key: _default_mode(key, self.channels.get(key)) for key in self.keys}
+
+    def statistics_of(self, key: str) -> Mapping[str, npt.NDArray[np.float64]]:
+        """Returns the statistics of a feature; empty: there are none."""
+        if key in self.given or self.repository is None:
+            return self.given.get(key, {})
+        # Not before they are needed: they may be malformed, which is nothing to those who have
+        # others.
+        return (self.repository.stats or {}).get(key, {})
+
+
+def _known_features(source: Repository | Statistics, stats: Statistics) -> _KnownFeatures:
+    if isinstance(source, Repository):
+        features = source.features
+        return _KnownFeatures(
+            where=source.description,
+            repository=source,
+            keys=tuple(
+                key for key, feature in features.items() if feature.is_camera or feature.is_array
+            ),
+            channels={key: features[key].shape[-1] for key in source.cameras},
+            given=stats,
+        )
+    given = {**source, **stats}
+    return _KnownFeatures(
+        where="statistics",
+        repository=None,
+        keys=tuple(given),
+        channels={
+            key: count for key, statistics in given.items() if (count := _num_channels(statistics))
+        },
+        given=given,
+    )
+
+
+def _check_mode(known: _KnownFeatures, key: str, mode: Mode) -> None:
+    """Refuses a mode that does not exist, or not for this feature, and a feature that is not
+    known.
+    """
+    if mode not in get_args(Mode):
+        raise InvalidRequestError(
+            f"modes[{key!r}]={mode!r}: expected one of {', '.join(get_args(Mode))}"
+        )
+    is_known = key in known.keys
+    # Cameras of constant modes need not be among the statistics.
+    if not is_known and (known.repository is not None or mode not in _OF_CAMERAS):
+        raise InvalidRequestError(
+            f"{known.where}: there is no feature {key!r} of numbers or pictures; there are "
+            f"{', '.join(known.keys)}"
+        )
+    if mode in _OF_CAMERAS and is_known and known.channels.get(key) != 3:
+        raise InvalidRequestError(
+            f"modes[{key!r}]={mode!r}: that is for cameras of three channels, and {key!r} is none"
+        )
+
+
+def _of_feature(known: _KnownFeatures, key: str, mode: Mode) -> Affine:
+    """Returns the map of a feature in a mode that its statistics are needed for."""
+    statistics = known.statistics_of(key)
+    if known.repository is not None:
+        _check_shapes(known.repository, key, statistics, mode, is_given=key in known.given)
+    return _of_statistics(statistics, mode, where=f"{known.where}: feature {key!r}")
 
 
 def _num_channels(statistics: Mapping[str, npt.NDArray[np.float64]]) -> int:

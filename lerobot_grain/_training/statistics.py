@@ -92,6 +92,21 @@ def compute_stats(
     """
     check_int("camera_frames", camera_frames, least=1)
     declared = repository.features
+    selection = _with_statistics(repository, features)
+    selected = select_episodes(repository, episodes)
+    stats = _of_rows(
+        repository,
+        FeatureSelection(tuple(f for f in selection.columns if not f.is_camera), (), ()),
+        selected,
+    )
+    if cameras := [key for key in selection.keys if declared[key].is_camera]:
+        stats |= _of_cameras(repository, cameras, selected, camera_frames)
+    return {key: stats[key] for key in selection.keys}
+
+
+def _with_statistics(repository: Repository, features: Iterable[str] | None) -> FeatureSelection:
+    """Selects features, all of which have statistics; `None`: all that are arrays."""
+    declared = repository.features
     keys = (
         [key for key, feature in declared.items() if feature.is_array]
         if features is None
@@ -107,28 +122,29 @@ def compute_stats(
             f"{repository.description}: {odd[0]!r} is text, which has no statistics; leave it out "
             "of features"
         )
-    selected = select_episodes(repository, episodes)
-    cameras = [key for key in selection.keys if declared[key].is_camera]
-    stats = _of_rows(
-        repository,
-        FeatureSelection(tuple(f for f in selection.columns if not f.is_camera), (), ()),
-        selected,
+    return selection
+
+
+def _of_cameras(
+    repository: Repository,
+    cameras: Sequence[str],
+    selected: npt.NDArray[np.int64],
+    num_frames: int,
+) -> Stats:
+    """Returns statistics of some frames of each camera, spread over the selected episodes."""
+    examples = iter(
+        LeRobotIterDataset(repository, episodes=selected, features=cameras, num_epochs=1)
     )
-    if cameras:
-        examples = iter(
-            LeRobotIterDataset(repository, episodes=selected, features=cameras, num_epochs=1)
-        )
-        try:
-            thinned = (
-                {key: _thinned(example[key])[None] for key in cameras} for example in examples
-            )
-            stats |= stats_of(thinned, keys=cameras, num_batches=camera_frames)
-        finally:
-            examples.close()
-        stats |= {
-            key: _of_pictures(stats[key], scale=1) for key in cameras if declared[key].is_depth
-        }
-    return {key: stats[key] for key in selection.keys}
+    try:
+        thinned = ({key: _thinned(example[key])[None] for key in cameras} for example in examples)
+        stats = stats_of(thinned, keys=cameras, num_batches=num_frames)
+    finally:
+        examples.close()
+    features = repository.features
+    return {
+        key: _of_pictures(found, scale=1) if features[key].is_depth else found
+        for key, found in stats.items()
+    }
 
 
 def stats_of(
@@ -167,23 +183,9 @@ def stats_of(
     pictures: set[str] = set()
     for number, batch in enumerate(itertools.islice(batches, num_batches)):
         for key in keys:
-            if key not in batch:
-                raise InvalidRequestError(
-                    f"batch {number} has no key {key!r}; it has {', '.join(map(str, batch))}"
-                )
-            values = np.asarray(batch[key])
-            if values.dtype.kind not in "biuf":
-                raise InvalidRequestError(
-                    f"batch {number}: {key!r} is of dtype {values.dtype}, which has no statistics"
-                )
+            values = _values_of(batch, key, number)
             if values.dtype == np.uint8 and values.ndim >= 4:
                 pictures.add(key)
-            if not np.isfinite(values).all():
-                place = tuple(np.argwhere(~np.isfinite(values))[0].tolist())
-                raise InvalidRequestError(
-                    f"batch {number}: {key!r} is {values[place]} at {list(place)}; expected "
-                    "finite numbers"
-                )
             rows = _rows(values, _mask_of(batch, key, pad_keys or {}))
             stats = running.setdefault(key, RunningStats(rows.shape[1]))
             if rows.shape[1] != stats.size:
@@ -202,6 +204,27 @@ def stats_of(
         key: _of_pictures(values, scale=255) if key in pictures else values
         for key, values in found.items()
     }
+
+
+def _values_of(batch: Mapping[str, Any], key: str, number: int) -> npt.NDArray[Any]:
+    """Returns an array of a batch, all of which are finite numbers; the batch has a number in
+    messages.
+    """
+    if key not in batch:
+        raise InvalidRequestError(
+            f"batch {number} has no key {key!r}; it has {', '.join(map(str, batch))}"
+        )
+    values = np.asarray(batch[key])
+    if values.dtype.kind not in "biuf":
+        raise InvalidRequestError(
+            f"batch {number}: {key!r} is of dtype {values.dtype}, which has no statistics"
+        )
+    if not np.isfinite(values).all():
+        place = tuple(np.argwhere(~np.isfinite(values))[0].tolist())
+        raise InvalidRequestError(
+            f"batch {number}: {key!r} is {values[place]} at {list(place)}; expected finite numbers"
+        )
+    return values
 
 
 def _mask_of(batch: Mapping[str, Any], key: str, pad_keys: Mapping[str, str | None]) -> Any:

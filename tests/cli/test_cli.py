@@ -14,6 +14,7 @@ import pytest
 
 from lerobot_grain import LeRobotIterDataset
 from lerobot_grain._cli import profile as cli_profile
+from lerobot_grain._cli import profile_plots
 from lerobot_grain._cli.main import main
 from lerobot_grain._inspection.profile import (
     consecutive_gaps,
@@ -302,7 +303,7 @@ def test_a_wrong_command_line_is_status_2(
 def test_plots_without_matplotlib_are_refused_before_anything_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli_profile, "Figure", None)
+    monkeypatch.setattr(profile_plots, "Figure", None)
     assert main(["profile", "nowhere/nothing", "--plot", str(tmp_path / "plots.png")]) == 2
     expected = (
         "lerobot-grain: --plot needs matplotlib; install it with: pip install "

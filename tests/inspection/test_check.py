@@ -17,7 +17,7 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain._cli.main import main
-from lerobot_grain._inspection import check
+from lerobot_grain._inspection import dataset_checks
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, LoopbackHub, WrittenDataset, write_dataset
 from tests.support.datasets import change_info, change_table
 from tests.support.helpers import encoded
@@ -383,7 +383,7 @@ def test_encodings_that_differ(directory: Path, monkeypatch: pytest.MonkeyPatch)
     change_info(
         directory, lambda info: info["features"][TOP]["info"].update({"video.codec": "libx265"})
     )
-    monkeypatch.setattr(check, "LONG_GOP", 1)
+    monkeypatch.setattr(dataset_checks, "LONG_GOP", 1)
     report = checked(directory)
     assert [(finding.kind, finding.text) for finding in report.findings] == [
         (
@@ -579,7 +579,7 @@ def test_numbers_of_another_type_and_columns_that_nobody_declared(
         directory / DATA.format(1),
         lambda table: table.append_column("extra", pa.array(range(table.num_rows))),
     )
-    monkeypatch.setattr(check, "_LARGE_GROUP_BYTES", 100)
+    monkeypatch.setattr(dataset_checks, "_LARGE_GROUP_BYTES", 100)
     report = checked(directory)
     assert found(report) == {
         "column_type": (False, "next.reward", ()),

@@ -89,7 +89,7 @@ HEAVY = {
     "_training.openpi": {"grain"},
     "_training.shaping": {"grain", "PIL"},
     "_inspection.plot": {"matplotlib"},
-    "_cli.profile": {"matplotlib"},
+    "_cli.profile_plots": {"matplotlib"},
     "testing._writer.video": {"av"},
     "testing._writer.dataset": {"pyarrow"},
     "testing._writer.metadata": {"pyarrow"},

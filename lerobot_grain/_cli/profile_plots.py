@@ -1,0 +1,106 @@
+"""The plots of `lerobot-grain profile --plot`.
+
+matplotlib is optional: only `--plot` needs it, and it is asked for before anything is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lerobot_grain import InvalidRequestError
+from lerobot_grain._inspection.profile import Randomness, Reading
+
+try:
+    from matplotlib.figure import Figure
+except ModuleNotFoundError:
+    Figure = None  # type: ignore[assignment,misc]
+
+# More points than the plot has pixels would only make the file large.
+_PLOTTED_POINTS = 20_000
+
+
+def check_can_plot(path: Path) -> None:
+    """Refuses a file that plots cannot be written to.
+
+    Raises:
+      InvalidRequestError: matplotlib is missing, or there is no such directory.
+    """
+    if Figure is None:
+        raise InvalidRequestError(
+            '--plot needs matplotlib; install it with: pip install "lerobot_grain[examples]"'
+        )
+    if not path.parent.is_dir():
+        raise InvalidRequestError(f"--plot {path}: there is no directory {path.parent}")
+
+
+def write_plots(path: Path, title: str, reading: Reading, randomness: Randomness) -> None:
+    """Draws the four plots of a measurement into a PNG file.
+
+    Raises:
+      InvalidRequestError: the file cannot be written.
+    """
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    figure.suptitle(title)
+    plots: Sequence[Any] = figure.subplots(2, 2).ravel()
+    for plot, draw in zip(plots, (_plot_rows, _plot_episodes, _plot_gaps), strict=False):
+        draw(plot, randomness)
+    _plot_throughput(plots[3], reading)
+    try:
+        figure.savefig(path, dpi=110, format="png")
+    except OSError as error:
+        raise InvalidRequestError(f"--plot {path}: cannot be written ({error})") from None
+
+
+def _plot_rows(plot: Any, randomness: Randomness) -> None:
+    step = -(-len(randomness.rows) // _PLOTTED_POINTS)
+    iterations = np.arange(0, len(randomness.rows), step)
+    plot.plot(iterations, randomness.rows[::step], ".", markersize=1.5)
+    plot.set(
+        title=f"|corr(row, iteration)| = {randomness.correlation:.3f}",
+        xlabel="iteration",
+        ylabel="row",
+    )
+
+
+def _plot_episodes(plot: Any, randomness: Randomness) -> None:
+    plot.plot(randomness.episodes_per_batch, linewidth=0.8, label="this order")
+    plot.axhline(
+        randomness.global_episodes_per_batch,
+        color="black",
+        linestyle="--",
+        label="global shuffle, expected",
+    )
+    plot.set(
+        title="different episodes in a batch", xlabel="batch", ylabel="episodes", ylim=(0, None)
+    )
+    plot.legend(loc="lower right")
+
+
+def _plot_gaps(plot: Any, randomness: Randomness) -> None:
+    counts = randomness.gap_histogram
+    plot.bar(range(len(counts)), counts, width=0.9)
+    plot.set_xticks(range(len(counts)), [f"{1 << k:,}" for k in range(len(counts))], rotation=45)
+    median = randomness.median_gap
+    plot.set(
+        title="gap between neighbouring frames"
+        + ("" if median is None else f": median {median:,.0f}"),
+        xlabel="iterations, from this to twice as many",
+        ylabel="pairs of frames",
+    )
+
+
+def _plot_throughput(plot: Any, reading: Reading) -> None:
+    # As many bins as show the course of it, each with several batches.
+    num_bins = max(1, min(50, len(reading.batch_seconds) // 4))
+    counts, edges = np.histogram(reading.batch_seconds, bins=num_bins, range=(0, reading.seconds))
+    plot.stairs(counts * reading.batch_size / np.diff(edges), edges)
+    plot.set(
+        title=f"{reading.examples_per_second:,.0f} examples/s",
+        xlabel="seconds since the first next",
+        ylabel="examples/s",
+        ylim=(0, None),
+    )
