@@ -50,8 +50,9 @@ from lerobot_grain._storage.git_files import (
     hash_like,
     lfs_pointer,
 )
+from lerobot_grain._storage.http.calls import Call, Deadline
 from lerobot_grain._storage.http.cancellation import CHECK_SECONDS
-from lerobot_grain._storage.http.client import MAX_HOPS, Deadline, HttpClient, RequestCancelledError
+from lerobot_grain._storage.http.client import MAX_HOPS, HttpClient, RequestCancelledError
 from lerobot_grain._storage.http.responses import (
     REDIRECTS,
     LinkRefused,
@@ -252,16 +253,15 @@ class HubSession:
         body: list[bytes] = []
 
         def attempt(deadline: Deadline) -> Response:
-            headers = {**link.headers, "Range": f"bytes=0-{MAX_POINTER_BYTES - 1}"}
-            return self._client.exchange(
+            call = Call(
                 "GET",
                 link.url,
-                headers,
+                {**link.headers, "Range": f"bytes=0-{MAX_POINTER_BYTES - 1}"},
                 subject=subject,
                 deadline=deadline,
                 accept=lambda answer: MAX_POINTER_BYTES if answer.status in (200, 206) else None,
-                body=body,
             )
+            return self._client.exchange(call, body)
 
         with contextlib.suppress(StorageError, RetryableError):
             self._client.retry(subject, self._repository.options.deadline_seconds, attempt)
@@ -355,15 +355,15 @@ class HubSession:
             while len(asked) <= MAX_HOPS + 1:
                 url = asked[-1]
                 headers = self._repository.headers()
-                answer = self._client.exchange(
+                call = Call(
                     "HEAD",
                     url,
                     headers,
                     subject=subject,
                     deadline=deadline,
                     accept=lambda _: None,
-                    body=[],
                 )
+                answer = self._client.exchange(call, [])
                 self.api.check_refusal(answer, subject)
                 location = answer.headers.get("Location")
                 if answer.status in REDIRECTS and self.api.adopt_name(
