@@ -249,7 +249,8 @@ class Storage(abc.ABC):
                 return f"{self.description}, {path}: {self._about_pointer(path, pointer)}"
         return None
 
-    def _about_pointer(self, path: str, pointer: LfsPointer) -> str:  # noqa: ARG002 (the message names it)
+    # The message before it names the path.
+    def _about_pointer(self, path: str, pointer: LfsPointer) -> str:  # noqa: ARG002
         """Returns what to say, and to do, of a Git LFS pointer that lies in place of a file."""
         return f"it is {pointer}"
 

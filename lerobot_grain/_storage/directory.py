@@ -78,7 +78,8 @@ class DirectoryStorage(Storage):
             [os.path.join(self.root, folder) for folder in dataset_folders(self.root)]
         )
 
-    def _about_pointer(self, path: str, pointer: LfsPointer) -> str:  # noqa: ARG002 (the message names it)
+    # The message before it names the path.
+    def _about_pointer(self, path: str, pointer: LfsPointer) -> str:  # noqa: ARG002
         return (
             f"it is {pointer}: the directory was cloned without Git LFS; run `git lfs pull` in "
             f"{self.root}"
@@ -116,6 +117,10 @@ class DirectoryStorage(Storage):
             return self._process_state.setdefault(os.getpid(), Counters())
 
     def _read_range(self, path: str, wanted: ByteRange) -> bytes:
+        return self.read_range(path, wanted)
+
+    def read_range(self, path: str, wanted: ByteRange) -> bytes:
+        """Returns the bytes of a range that is not empty and inside of the file."""
         started = time.perf_counter()
         data = b""
         try:

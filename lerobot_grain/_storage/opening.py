@@ -98,16 +98,7 @@ def open_storage(
     """
     name = os.fspath(repository)
     if not isinstance(repository, str) or _looks_like_directory(name):
-        if revision is not None:
-            raise InvalidRequestError(
-                f"{name} is a directory, which has no revision {revision!r}; leave it out"
-            )
-        root = os.path.abspath(os.path.expanduser(name))
-        if not os.path.isdir(root):
-            raise InvalidRequestError(
-                f"{root} is not a directory; a dataset on the Hub is named org/name"
-            )
-        return DirectoryStorage(root, root, options)
+        return _open_directory(name, revision, options)
     if name.startswith(BUCKET_SCHEME):
         return _open_bucket(
             name_bucket(
@@ -125,15 +116,32 @@ def open_storage(
     )
     if is_offline():
         return _open_offline(named, hub_name)
-    session = HubSession(named)
     try:
-        return _open_on_hub(session, hub_name)
+        return _open_online(named, hub_name)
     except StorageError as error:
-        session.close()
         if "://" in name or not any(hub_name.folders.values()):
             raise
         # Most names with more than one slash are paths.
         raise type(error)(f"{error}; nor is {name} a directory here") from None
+
+
+def _open_directory(name: str, revision: str | None, options: StorageOptions) -> DirectoryStorage:
+    if revision is not None:
+        raise InvalidRequestError(
+            f"{name} is a directory, which has no revision {revision!r}; leave it out"
+        )
+    root = os.path.abspath(os.path.expanduser(name))
+    if not os.path.isdir(root):
+        raise InvalidRequestError(
+            f"{root} is not a directory; a dataset on the Hub is named org/name"
+        )
+    return DirectoryStorage(root, root, options)
+
+
+def _open_online(named: RepositoryAddress, name: _HubName) -> Storage:
+    session = HubSession(named)
+    try:
+        return _open_on_hub(session, name)
     except BaseException:
         session.close()
         raise
@@ -155,7 +163,7 @@ def _open_on_hub(session: HubSession, name: _HubName) -> Storage:
         listing = session.api.list_tree(commit, METADATA)
         repository = session.api.repository  # by its new name
     storage = _make_hub_storage(repository, commit, listing)
-    storage._process_state[os.getpid()] = session
+    storage.use(session)
     if prefix and INFO_PATH not in storage.list_metadata():
         raise StorageError(_without_dataset(storage) + storage.elsewhere())
     return storage
@@ -182,7 +190,7 @@ def _open_bucket(bucket: BucketAddress) -> Storage:
         bucket,
         {file.path: file for file in files},
     )
-    storage._process_state[os.getpid()] = session
+    storage.use(session)
     return storage
 
 

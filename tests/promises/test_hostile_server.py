@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from lerobot_grain._base.errors import StorageError
-from lerobot_grain._storage.http.client import Deadline, HttpClient, LinkRefused
+from lerobot_grain._storage.http.calls import Deadline
+from lerobot_grain._storage.http.client import HttpClient, LinkRefused
 from lerobot_grain._storage.http.responses import RangeSource
 from lerobot_grain._storage.options import StorageOptions
 from tests.support.raw_server import (

@@ -850,33 +850,26 @@ class TestTrouble:
 
     def test_on_a_slow_link_nothing_drips(self, hub, linked):
         transport = linked._session()._client
-        transport._usual_rate = 1e6
+        transport._pace.bytes_per_second = 1e6
         hub.set_bandwidth(100_000)
         try:
             for start in range(20):
                 read(linked, start, start + 5000)
         finally:
             hub.set_bandwidth(None)
-        assert 30_000 < transport._usual_rate < 400_000
+        assert 30_000 < transport._pace.bytes_per_second < 400_000
         assert linked.statistics.retries == 0
 
-    def test_the_first_attempts_are_less_patient(self):
-        patience = http_client._patience_seconds
-        assert [patience(20, number, 0.1) for number in range(1, 7)] == [1, 5, 10, 20, 20, 20]
-        assert [patience(8, number, 3) for number in range(1, 5)] == [2, 2, 4, 8]
-        assert [patience(1, number, 0.5) for number in (1, 4)] == [1, 1]
-        assert patience(20, 1, 0.01) == 0.5
-
     def test_patience_follows_what_answers_take(self, hub, linked):
-        before = linked._session()._client._usual_seconds
+        before = linked._session()._client._pace.seconds
         for start in range(40):
             read(linked, start, start + 1)
-        usual = linked._session()._client._usual_seconds
+        usual = linked._session()._client._pace.seconds
         assert 0 < usual < before
         hub.set_latency(0.1)
         for start in range(20):
             read(linked, start, start + 1)
-        assert linked._session()._client._usual_seconds > max(usual, 0.05)
+        assert linked._session()._client._pace.seconds > max(usual, 0.05)
 
     def test_a_truncated_answer_without_length_is_seen(self, hub, linked):
         hub.add_fault(Fault(origin="cdn", headers={"Content-Length": "0"}, times=None))
@@ -890,12 +883,11 @@ class TestTrouble:
         """As a chunked answer may, whose end a truncated one also has."""
         asked = []
 
-        def send(*arguments, body, accept, **_):
-            headers = arguments[-1]
-            asked.append(headers["Range"])
-            start, stop = int(headers["Range"][6:].partition("-")[0]), 3000
+        def send(_client, _connection, call, body):
+            asked.append(call.headers["Range"])
+            start, stop = int(call.headers["Range"][6:].partition("-")[0]), 3000
             answer = responses.Response(206, {"Content-Range": f"bytes {start}-{stop - 1}/300000"})
-            assert accept(answer) == stop - start
+            assert call.accept(answer) == stop - start
             body.append(VIDEO[start : min(start + 800, stop)])
             return answer
 

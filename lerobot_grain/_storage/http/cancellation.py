@@ -85,6 +85,13 @@ class CancelScope:
                     return True
         return False
 
+    def interrupt(self) -> None:
+        """Breaks the connections of the requests that are under way, and waits for nothing, not
+        even for the lock.
+        """
+        for request in list(self._under_way):
+            request.interrupt()
+
 
 _SCOPES: weakref.WeakSet[CancelScope] = weakref.WeakSet()
 
@@ -95,8 +102,7 @@ def end_all() -> None:
     for scope in scopes:
         scope.is_ended = True
     for scope in scopes:
-        for request in list(scope._under_way):
-            request.interrupt()
+        scope.interrupt()
 
 
 def scope_of_thread() -> CancelScope | None:

@@ -28,15 +28,18 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 import httpx2
 
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import StorageError
+from lerobot_grain._storage.http.calls import Call, Deadline
 from lerobot_grain._storage.http.cancellation import CHECK_SECONDS, CancelScope, scope_of_thread
 from lerobot_grain._storage.http.connections import Connection, connections
+from lerobot_grain._storage.http.logs import keep_queries_out_of_logs
+from lerobot_grain._storage.http.pace import UsualPace
 from lerobot_grain._storage.http.rate_limits import (
     LONGEST_LIMIT_SECONDS,
     Limit,
@@ -69,20 +72,6 @@ _LOGGER = logging.getLogger("lerobot_grain")
 # and errors of a server or a gateway.
 _TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _LONGEST_PAUSE_SECONDS = 8.0
-# A read timeout is not made shorter than this for attempts: what is not cached at the CDN may take
-# a second or two. The first one, which is followed by more patient ones, may be cut after this many
-# times what answers usually take, and this many seconds.
-_LEAST_PATIENCE_SECONDS = 2.0
-_FIRST_PATIENCE = 10
-_LEAST_FIRST_PATIENCE_SECONDS = 0.5
-# The first attempts are also cut when they bring this many times fewer bytes a second than is
-# usual, and the rest would take longer than their patience: a drip. Usual are those of bodies of a
-# few KB and more, with the time until they begin; at first, those of a slow link.
-_DRIP_PART = 10
-_MEASURED_BYTES = 4 << 10
-_SLOW_RATE = 100_000
-# From this attempt on there is all the patience that the options allow.
-_PATIENT_ATTEMPT = 4
 # The head of an answer may take so many times the read timeout: between its bytes there may be
 # pauses, but it is short.
 _HEAD_PATIENCE = 4
@@ -108,66 +97,6 @@ class UnreachableError(RetryableError):
     """
 
 
-class Deadline:
-    """One request with its further attempts: the time that is left for them, how many were begun,
-    and the connection in use.
-
-    The time in which the process stood still does not count. Used by one thread, but for
-    `interrupt`.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.num_attempts = 0
-        self.connection: Connection | None = None
-        self._clock = watch().clock
-        self._end = self._clock() + seconds
-
-    def remaining_seconds(self) -> float:
-        return self._end - self._clock()
-
-    def now(self) -> float:
-        """Returns the time by the clock of the deadline."""
-        return self._clock()
-
-    def leave_out_since(self, time_seconds: float) -> None:
-        """The time since then, in which nothing was asked yet, does not count."""
-        self._end += self._clock() - time_seconds
-
-    def check(self) -> None:
-        if self.remaining_seconds() <= 0:
-            raise RetryableError(self.reason)
-
-    @property
-    def reason(self) -> str:
-        return f"nothing came to an end within {self.seconds:g} s"
-
-    def interrupt(self) -> None:
-        """Breaks the connection that is in use: whoever waits for it gets an error."""
-        if (connection := self.connection) is not None:
-            connection.break_off()
-
-
-class _WithoutQueries(logging.Filter):
-    """Takes signatures out of logs: other libraries log URLs, httpcore2 also headers with URLs in
-    them.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg = redact(record.getMessage())
-        record.args = ()
-        return True
-
-
-_WITHOUT_QUERIES = _WithoutQueries()
-# By name, because a filter does not see what comes from the loggers below its own.
-_LOGGERS = (
-    "httpx2",
-    *(f"httpcore2.{part}" for part in ("connection", "http11", "http2", "proxy", "socks")),
-    *(f"huggingface_hub.{part}" for part in ("utils._http", "file_download")),
-)
-
-
 class HttpClient:
     """The requests of one dataset: their limits, their slots and their counters.
 
@@ -178,13 +107,11 @@ class HttpClient:
         self.options = options
         self.counters = Counters()
         self._rate_limiter = RateLimiter()
-        self._usual_seconds = _LEAST_PATIENCE_SECONDS / _FIRST_PATIENCE  # until an answer begins
-        self._usual_rate = float(_SLOW_RATE)  # bytes a second
+        self._pace = UsualPace()
         self._slots = threading.BoundedSemaphore(options.num_connections)
         self._all = CancelScope()
         self._origins: set[tuple[str, str, int | None]] = set()
-        for name in _LOGGERS:
-            logging.getLogger(name).addFilter(_WITHOUT_QUERIES)  # adding it twice does nothing
+        keep_queries_out_of_logs()
 
     def close(self) -> None:
         """Ends all requests, and closes the connections to the servers that were asked."""
@@ -281,51 +208,31 @@ class HttpClient:
             )
         self._sleep(seconds, subject)
 
-    def exchange(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        *,
-        subject: str,
-        deadline: Deadline,
-        accept: Callable[[Response], int | None],
-        body: list[bytes],
-    ) -> Response:
+    def exchange(self, call: Call, body: list[bytes]) -> Response:
         """Sends one request and reads its answer.
 
         Args:
-          subject: begins the messages of errors.
-          accept: sees status and headers before any byte of the body is read. Returns how many
-            bytes of it may come, or None if it is not wanted; or raises, and nothing is read.
+          call: what is sent, until when, and which answers are read.
           body: the wanted bytes are appended here as they come, so they are not lost when the
             connection breaks.
 
         Raises:
           RetryableError: timeout, broken connection, a status that says "later", or an answer that
-            would not end before `deadline`.
+            would not end before the deadline.
           StorageError: it cannot be sent at all, the body is longer than accepted, or the rate
             limit lasts longer than any window of the Hub.
         """
-        limit = limit_of(url)
-        queued = deadline.now()
-        paused = self._wait_for_turn(limit, subject)
+        limit = limit_of(call.url)
+        queued = call.deadline.now()
+        paused = self._wait_for_turn(limit, call.subject)
         with self._slots:
-            self.check_not_ended(subject)
+            self.check_not_ended(call.subject)
             sent = time.monotonic()
-            deadline.leave_out_since(queued)
-            deadline.check()
+            call.deadline.leave_out_since(queued)
+            call.deadline.check()
             received = sum(map(len, body))
             try:
-                answer = self._on_connection(
-                    method,
-                    url,
-                    headers,
-                    subject=subject,
-                    deadline=deadline,
-                    accept=accept,
-                    body=body,
-                )
+                answer = self._on_connection(call, body)
             finally:
                 seconds = time.monotonic() - sent
                 received = sum(map(len, body)) - received
@@ -334,17 +241,23 @@ class HttpClient:
                 )
         self._rate_limiter.observe(limit, answer.headers)
         if answer.status in _TRANSIENT_STATUSES:
-            host = host_of(url)
-            told_seconds = refusal_seconds(answer.status, answer.headers)
-            if told_seconds is not None and told_seconds > LONGEST_LIMIT_SECONDS:
-                raise StorageError(
-                    f"{subject}: {host} refuses requests for the next {told_seconds} s (HTTP "
-                    f"{answer.status}); ask less often, or with a token, which has a higher limit"
-                )
-            if told_seconds is not None:
-                self._rate_limiter.pause(limit, told_seconds)
-            raise RetryableError(f"HTTP {answer.status} from {host}")
+            raise self._refused(call, answer, limit)
         return answer
+
+    def _refused(self, call: Call, answer: Response, limit: Limit) -> Exception:
+        """Returns what to raise for a status that says "later"; lets all wait as long as the
+        server asks.
+        """
+        host = host_of(call.url)
+        told_seconds = refusal_seconds(answer.status, answer.headers)
+        if told_seconds is not None and told_seconds > LONGEST_LIMIT_SECONDS:
+            return StorageError(
+                f"{call.subject}: {host} refuses requests for the next {told_seconds} s (HTTP "
+                f"{answer.status}); ask less often, or with a token, which has a higher limit"
+            )
+        if told_seconds is not None:
+            self._rate_limiter.pause(limit, told_seconds)
+        return RetryableError(f"HTTP {answer.status} from {host}")
 
     def read_range(
         self,
@@ -371,15 +284,15 @@ class HttpClient:
         headers = source.headers
         for _ in range(MAX_HOPS + 1):
             missing = ByteRange(wanted.start + sum(map(len, pieces)), wanted.stop)
-            answer = self.exchange(
+            call = Call(
                 "GET",
                 url,
                 {**headers, "Range": f"bytes={missing.start}-{missing.stop - 1}"},
                 subject=subject,
                 deadline=deadline,
                 accept=functools.partial(accept_range, source=source, asked=missing),
-                body=pieces,
             )
+            answer = self.exchange(call, pieces)
             if answer.status in REDIRECTS:
                 target = next_hop(url, answer.headers.get("Location"), subject=subject)
                 headers = headers if origin_of(target) == origin_of(url) else {}
@@ -396,71 +309,43 @@ class HttpClient:
             return b"".join(pieces)
         raise RetryableError(f"more than {MAX_HOPS} redirects, the last one to {describe_url(url)}")
 
-    def _on_connection(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        *,
-        subject: str,
-        deadline: Deadline,
-        **of_answer: Any,
-    ) -> Response:
+    def _on_connection(self, call: Call, body: list[bytes]) -> Response:
         """Sends a request on a connection that is broken at the deadline, wherever it then
         waits.
         """
-        self._origins.add(origin_of(url))
-        check = functools.partial(self.check_not_ended, subject)
+        deadline = call.deadline
+        self._origins.add(origin_of(call.url))
+        check = functools.partial(self.check_not_ended, call.subject)
         queued = deadline.now()
         with connections().lease(
-            url, at_most=self.options.num_connections, check=check
+            call.url, at_most=self.options.num_connections, check=check
         ) as connection:
             deadline.leave_out_since(queued)
             deadline.connection = connection
             try:
                 with watch().after(max(deadline.remaining_seconds(), 0.001), connection.break_off):
-                    self.check_not_ended(subject)  # again, now that it can be broken
-                    return self._send(
-                        connection,
-                        method,
-                        url,
-                        headers,
-                        subject=subject,
-                        deadline=deadline,
-                        **of_answer,
-                    )
+                    self.check_not_ended(call.subject)  # again, now that it can be broken
+                    return self._send(connection, call, body)
             finally:
                 deadline.connection = None
 
-    def _send(
-        self,
-        connection: Connection,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        *,
-        subject: str,
-        deadline: Deadline,
-        accept: Callable[[Response], int | None],
-        body: list[bytes],
-    ) -> Response:
+    def _send(self, connection: Connection, call: Call, body: list[bytes]) -> Response:
         """The only place that talks HTTP: to replace httpx2, replace this and
         `_storage/http/connections`.
         """
+        deadline = call.deadline
         left = max(deadline.remaining_seconds(), 0.001)
         patience = min(
-            _patience_seconds(
-                self.options.read_timeout_seconds, deadline.num_attempts, self._usual_seconds
-            ),
+            self._pace.patience_seconds(self.options.read_timeout_seconds, deadline.num_attempts),
             left,
         )
         connect_seconds = min(self.options.connect_timeout_seconds, left)
         timeout = httpx2.Timeout(connect=connect_seconds, read=patience, write=patience, pool=None)
         try:
             request = connection.client.build_request(
-                method,
-                url,
-                headers={"Accept-Encoding": "identity", **headers},
+                call.method,
+                call.url,
+                headers={"Accept-Encoding": "identity", **call.headers},
                 timeout=timeout,
                 extensions={"trace": connection.note},
             )
@@ -469,19 +354,11 @@ class HttpClient:
             # a drip of bytes renews a read timeout.
             with watch().after(connect_seconds + _HEAD_PATIENCE * patience, connection.break_off):
                 response = connection.client.send(request, stream=True)
-            self._usual_seconds += 0.1 * (time.monotonic() - sent - self._usual_seconds)
+            self._pace.note_beginning(time.monotonic() - sent)
             try:
                 answer = Response(response.status_code, response.headers)
-                limit = None if answer.status in _TRANSIENT_STATUSES else accept(answer)
-                self._read_body(
-                    response,
-                    body,
-                    limit,
-                    sent=sent,
-                    patience=patience,
-                    subject=subject,
-                    deadline=deadline,
-                )
+                limit = None if answer.status in _TRANSIENT_STATUSES else call.accept(answer)
+                self._read_body(response, call, body, limit, sent=sent, patience=patience)
                 return answer
             finally:
                 response.close()
@@ -491,40 +368,25 @@ class HttpClient:
             httpx2.RemoteProtocolError,
             httpx2.ProxyError,
         ) as error:
-            failure = self._failure(error, url, subject, deadline)
+            failure = _failure(error, call)
         except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
             # Without its text, which may quote a header or the URL.
             failure = StorageError(
-                f"{subject}: cannot ask {describe_url(url)} ({type(error).__name__})"
+                f"{call.subject}: cannot ask {describe_url(call.url)} ({type(error).__name__})"
             )
         # Outside of the handlers, so that no error is chained to it that holds the request, and
         # with it the token.
         raise failure
 
-    def _failure(self, error: Exception, url: str, subject: str, deadline: Deadline) -> Exception:
-        """Returns what to raise for an error of the network."""
-        host = host_of(url)
-        if reason := untrusted_certificate(error):
-            return StorageError(f"{subject}: {host} {reason}")
-        if deadline.remaining_seconds() <= 0:
-            return RetryableError(deadline.reason)
-        text = f"{type(error).__name__} at {host}: {cut(redact(str(error)))}"
-        return (
-            UnreachableError(text)
-            if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
-            else RetryableError(text)
-        )
-
     def _read_body(
         self,
         response: httpx2.Response,
+        call: Call,
         body: list[bytes],
         limit: int | None,
         *,
         sent: float,
         patience: float,
-        subject: str,
-        deadline: Deadline,
     ) -> None:
         """Appends the body of an answer to `body`, as it comes; with the limit `None` throws it
         away.
@@ -533,6 +395,7 @@ class HttpClient:
           RetryableError: it would not end in time, or drips.
           StorageError: it is longer than the limit.
         """
+        deadline = call.deadline
         server = cut(response.request.url.host)
         length = int(response.headers.get("Content-Length", 0))
         received = 0
@@ -543,17 +406,14 @@ class HttpClient:
                 if limit is not None:
                     if received > limit:
                         raise StorageError(
-                            f"{subject}: {server} sent more than the {limit} bytes expected"
+                            f"{call.subject}: {server} sent more than the {limit} bytes expected"
                         )
                     body.append(chunk)
                 elif received > _UNWANTED_BODY_BYTES:
                     return
                 deadline.check()
                 seconds = time.monotonic() - begun
-                drips = (
-                    deadline.num_attempts < _PATIENT_ATTEMPT
-                    and received * _DRIP_PART < self._usual_rate * seconds
-                )
+                drips = self._pace.is_drip(received, seconds, deadline.num_attempts)
                 allowed = min(deadline.remaining_seconds(), patience if drips else math.inf)
                 if seconds > patience and (length - received) * seconds > received * allowed:
                     raise RetryableError(
@@ -562,15 +422,20 @@ class HttpClient:
                     )
         finally:
             # Also of those that were given up: when a link has become slow, nothing on it drips.
-            if limit is not None and length >= _MEASURED_BYTES:
-                self._usual_rate += 0.1 * (received / (time.monotonic() - sent) - self._usual_rate)
+            if limit is not None:
+                self._pace.note_body(received, length, time.monotonic() - sent)
 
 
-def _patience_seconds(timeout_seconds: float, num_attempts: int, usual_seconds: float) -> float:
-    """Returns the read timeout of the n-th attempt: little for the first, then a fourth, a half,
-    and all of it.
-    """
-    least = min(timeout_seconds, _LEAST_PATIENCE_SECONDS)
-    if num_attempts <= 1:
-        return min(least, max(_LEAST_FIRST_PATIENCE_SECONDS, _FIRST_PATIENCE * usual_seconds))
-    return max(least, timeout_seconds * 0.5 ** max(0, _PATIENT_ATTEMPT - num_attempts))
+def _failure(error: Exception, call: Call) -> Exception:
+    """Returns what to raise for an error of the network."""
+    host = host_of(call.url)
+    if reason := untrusted_certificate(error):
+        return StorageError(f"{call.subject}: {host} {reason}")
+    if call.deadline.remaining_seconds() <= 0:
+        return RetryableError(call.deadline.reason)
+    text = f"{type(error).__name__} at {host}: {cut(redact(str(error)))}"
+    return (
+        UnreachableError(text)
+        if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+        else RetryableError(text)
+    )

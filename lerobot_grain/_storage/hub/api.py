@@ -27,8 +27,9 @@ from typing import Any, NamedTuple
 from lerobot_grain._base.errors import StorageError
 from lerobot_grain._format.layout import INFO_PATH
 from lerobot_grain._storage.git_files import hash_in
+from lerobot_grain._storage.http.calls import Call, Deadline
 from lerobot_grain._storage.http.cancellation import CHECK_SECONDS
-from lerobot_grain._storage.http.client import MAX_HOPS, Deadline, HttpClient, RequestCancelledError
+from lerobot_grain._storage.http.client import MAX_HOPS, HttpClient, RequestCancelledError
 from lerobot_grain._storage.http.responses import (
     REDIRECTS,
     Response,
@@ -327,15 +328,15 @@ class HubApi:
         """
         asked = [url]
         while len(asked) <= MAX_HOPS + 1:
-            answer = self._client.exchange(
+            call = Call(
                 "GET",
                 asked[-1],
                 self.repository.headers(),
                 subject=subject,
                 deadline=deadline,
                 accept=lambda answer: _MAX_JSON_BYTES if answer.status == 200 else None,
-                body=body,
             )
+            answer = self._client.exchange(call, body)
             if answer.status not in REDIRECTS:
                 return answer
             following = self._next_address(asked[-1], answer, subject)

@@ -32,7 +32,8 @@ from lerobot_grain._base.errors import InvalidRequestError, MissingFileError, St
 from lerobot_grain._format.layout import FOLDERS, METADATA
 from lerobot_grain._storage.base import check_path
 from lerobot_grain._storage.hub.address import HubAddress, ListedFile, name_repository
-from lerobot_grain._storage.hub.session import HubSession, OnHub
+from lerobot_grain._storage.hub.on_hub import OnHub
+from lerobot_grain._storage.hub.session import HubSession
 from lerobot_grain._storage.options import StorageOptions
 
 BUCKET_SCHEME = "hf://buckets/"

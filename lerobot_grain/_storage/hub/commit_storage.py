@@ -34,7 +34,8 @@ from lerobot_grain._storage.hub.client_cache import (
     keep_file,
     snapshot_directory,
 )
-from lerobot_grain._storage.hub.session import HubSession, OnHub
+from lerobot_grain._storage.hub.on_hub import OnHub
+from lerobot_grain._storage.hub.session import HubSession
 from lerobot_grain._storage.options import Counters, StorageOptions, StorageStatistics
 
 # Copies that were changed, and the hashes that they should have, of which this process has warned.
@@ -262,14 +263,14 @@ class HubStorage(OnHub):
 
     def _about_pointer(self, path: str, pointer: LfsPointer) -> str:
         if self._cached_bytes(path) is None:
-            return OnHub._about_pointer(self, path, pointer)
+            return super(HubStorage, self)._about_pointer(path, pointer)
         return (
             f"its copy {self._place(path)} is {pointer}; delete that, and it will be read from "
             "the Hub again"
         )
 
     def _malformed(self, path: str, text: str) -> str | None:
-        told = OnHub._malformed(self, path, text)
+        told = super(HubStorage, self)._malformed(path, text)
         if (
             told is not None
             or is_offline()
@@ -317,7 +318,7 @@ class HubStorage(OnHub):
     def _read_range(self, path: str, wanted: ByteRange) -> bytes:
         if self._is_good_copy(path):
             with contextlib.suppress(MissingFileError):
-                return self.snapshot._read_range(path, wanted)
+                return self.snapshot.read_range(path, wanted)
         file = self._listed(path)
         session = self._session_for(path)
         try:

@@ -20,16 +20,12 @@ Rules:
 A bucket is read by the same session; `_storage/hub/bucket_storage` says what differs. No Xet chunks
 are read, and a range has no checksum: a flipped byte in rows or video is left to the decoders to
 find.
-
-`OnHub` is what the storages of commits and buckets have in common: each process makes its own
-session when it first reads.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import threading
 import time
 import weakref
@@ -40,7 +36,6 @@ from concurrent.futures import Future
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import LeRobotGrainError, StorageError
 from lerobot_grain._format.layout import newest_version_tag
-from lerobot_grain._storage.base import PROCESS_STATE_LOCK, Storage
 from lerobot_grain._storage.disk_cache import DiskCache
 from lerobot_grain._storage.git_files import (
     MAX_POINTER_BYTES,
@@ -50,8 +45,9 @@ from lerobot_grain._storage.git_files import (
     hash_like,
     lfs_pointer,
 )
+from lerobot_grain._storage.http.calls import Call, Deadline
 from lerobot_grain._storage.http.cancellation import CHECK_SECONDS
-from lerobot_grain._storage.http.client import MAX_HOPS, Deadline, HttpClient, RequestCancelledError
+from lerobot_grain._storage.http.client import MAX_HOPS, HttpClient, RequestCancelledError
 from lerobot_grain._storage.http.responses import (
     REDIRECTS,
     LinkRefused,
@@ -252,16 +248,15 @@ class HubSession:
         body: list[bytes] = []
 
         def attempt(deadline: Deadline) -> Response:
-            headers = {**link.headers, "Range": f"bytes=0-{MAX_POINTER_BYTES - 1}"}
-            return self._client.exchange(
+            call = Call(
                 "GET",
                 link.url,
-                headers,
+                {**link.headers, "Range": f"bytes=0-{MAX_POINTER_BYTES - 1}"},
                 subject=subject,
                 deadline=deadline,
                 accept=lambda answer: MAX_POINTER_BYTES if answer.status in (200, 206) else None,
-                body=body,
             )
+            return self._client.exchange(call, body)
 
         with contextlib.suppress(StorageError, RetryableError):
             self._client.retry(subject, self._repository.options.deadline_seconds, attempt)
@@ -355,15 +350,15 @@ class HubSession:
             while len(asked) <= MAX_HOPS + 1:
                 url = asked[-1]
                 headers = self._repository.headers()
-                answer = self._client.exchange(
+                call = Call(
                     "HEAD",
                     url,
                     headers,
                     subject=subject,
                     deadline=deadline,
                     accept=lambda _: None,
-                    body=[],
                 )
+                answer = self._client.exchange(call, [])
                 self.api.check_refusal(answer, subject)
                 location = answer.headers.get("Location")
                 if answer.status in REDIRECTS and self.api.adopt_name(
@@ -421,44 +416,3 @@ def _link_from(
         expires_at=time.monotonic() + lifetime_seconds(url, answer.headers.get("Date")),
         content_id=answer.headers.get(etag_header),
     )
-
-
-class OnHub(Storage):
-    """What the storages of a commit and of a bucket have in common: the session of this process."""
-
-    __slots__ = ()
-
-    repository: HubAddress
-    _process_state: dict[int, HubSession]
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return self.repository.notes
-
-    def _about_pointer(self, path: str, pointer: LfsPointer) -> str:  # noqa: ARG002 (the message names it)
-        return (
-            f"the server sent {pointer}, in place of the file: {self.repository.endpoint} is a "
-            "mirror without Git LFS, or the dataset was uploaded from a clone without it; read it "
-            "from the Hub itself, or run `git lfs pull` in that clone and upload it again"
-        )
-
-    def close(self) -> None:
-        with PROCESS_STATE_LOCK:
-            session = self._process_state.pop(os.getpid(), None)
-        if session is not None:
-            session.close()
-
-    @property
-    def statistics(self) -> StorageStatistics:
-        session = self._process_state.get(os.getpid())
-        return session.statistics() if session is not None else StorageStatistics()
-
-    def _session(self) -> HubSession:
-        # By process, since a connection must not be shared with a forked child. The parent's is
-        # left alone there: closing it could wait for a lock forever.
-        if (session := self._process_state.get(os.getpid())) is not None:
-            return session
-        with PROCESS_STATE_LOCK:
-            if (session := self._process_state.get(os.getpid())) is None:
-                session = self._process_state[os.getpid()] = HubSession(self.repository)
-            return session

@@ -28,7 +28,6 @@ import sys
 import termios
 import time
 import traceback
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -47,47 +46,17 @@ from lerobot_grain.testing._hub.http import (
 )
 from lerobot_grain.testing._hub.messages import Origin, RequestRecord, decode_fault
 from lerobot_grain.testing._hub.model import Repository
+from lerobot_grain.testing._hub.open_files import OpenFiles
 from lerobot_grain.testing._hub.origin import HubOrigin
 
 CHUNK_BYTES = 262_144
 # A limited body is sent in this many pieces a second, so that a slow one comes as a drip and not in
 # bursts.
 PIECES_PER_SECOND = 50
-MAX_OPEN_FILES = 256
 # How often to look whether the peer has acknowledged everything.
 ACKNOWLEDGED_CHECK_SECONDS = 0.002
 # For a parent that died while a forked child of it still holds the control pipe open.
 PARENT_CHECK_SECONDS = 0.5
-
-
-class OpenFiles:
-    """Reads slices of files, and keeps the files that were used last open."""
-
-    def __init__(self) -> None:
-        self._descriptors: OrderedDict[str, tuple[int, int, int]] = OrderedDict()
-
-    def check(self, part: FileSlice) -> None:
-        """Raises OSError if the file is not the one that was listed: a commit's contents must not
-        change.
-        """
-        status = os.stat(part.disk_path)
-        if (status.st_size, status.st_mtime_ns) != (part.size_bytes, part.mtime_ns):
-            raise OSError(
-                f"{part.disk_path} has changed since its commit was added to the loopback Hub; "
-                "add a commit of another directory"
-            )
-
-    def read(self, part: FileSlice) -> bytes:
-        descriptor, *version = self._descriptors.get(part.disk_path, (-1, 0, 0))
-        if version != [part.size_bytes, part.mtime_ns]:
-            if descriptor >= 0:
-                os.close(descriptor)
-            descriptor = os.open(part.disk_path, os.O_RDONLY)
-            self._descriptors[part.disk_path] = (descriptor, part.size_bytes, part.mtime_ns)
-            if len(self._descriptors) > MAX_OPEN_FILES:
-                os.close(self._descriptors.popitem(last=False)[1][0])
-        self._descriptors.move_to_end(part.disk_path)
-        return os.pread(descriptor, part.stop - part.start, part.start)
 
 
 class Server:

@@ -181,10 +181,6 @@ class Camera:
     def stored_codec(self) -> Codec:
         return "hevc" if self.depth else self.codec
 
-    @property
-    def _encoder(self) -> _Encoder:
-        return _DEPTH_ENCODER if self.depth else _ENCODERS[self.codec]
-
     def info(self, fps: int) -> dict[str, Any]:
         """Returns the `info` entry of the feature in `info.json`, as lerobot 0.6.1 writes it; empty
         where it writes none.
@@ -192,7 +188,7 @@ class Camera:
         unit = {"is_depth_map": True, "depth_unit": "mm"} if self.depth else {}
         if self.kind == "image":
             return unit
-        encoder = self._encoder
+        encoder = _encoder(self)
         quantizer = {
             "video.depth_min": MIN_METRES,
             "video.depth_max": MAX_METRES,
@@ -219,6 +215,10 @@ class Camera:
         }
 
 
+def _encoder(camera: Camera) -> _Encoder:
+    return _DEPTH_ENCODER if camera.depth else _ENCODERS[camera.codec]
+
+
 def encode_episode(path: Path, frames: Iterable[Pictures], *, camera: Camera, fps: int) -> float:
     """Encodes one episode to an MP4 of its own, with `moov` at the end.
 
@@ -238,7 +238,7 @@ def encode_episode(path: Path, frames: Iterable[Pictures], *, camera: Camera, fp
       InvalidRequestError: the encoder refuses the size or the format.
     """
     _require_av()
-    encoder = camera._encoder
+    encoder = _encoder(camera)
     pix_fmt = encoder.pix_fmts[0] if camera.depth else camera.pix_fmt
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream(encoder.library, fps, options=_encoder_options(camera))
@@ -353,7 +353,7 @@ def _video_frames(frames: Iterable[Pictures], camera: Camera) -> Iterator[Any]:
 
 
 def _encoder_options(camera: Camera) -> dict[str, str]:
-    encoder = camera._encoder
+    encoder = _encoder(camera)
     crf = encoder.crf if camera.crf is None else camera.crf
     gop = max(camera.gop_lengths)
     shortest = min(camera.gop_lengths)

@@ -19,8 +19,9 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain._base.errors import StorageError
-from lerobot_grain._storage.http import client, connections
-from lerobot_grain._storage.http.client import Deadline, HttpClient, UnreachableError
+from lerobot_grain._storage.http import calls, client, connections
+from lerobot_grain._storage.http.calls import Call, Deadline
+from lerobot_grain._storage.http.client import HttpClient, UnreachableError
 from lerobot_grain._storage.http.connections import Connections
 from lerobot_grain._storage.http.responses import RangeSource
 from lerobot_grain._storage.http.watchdog import AwakeClock, Watch
@@ -57,6 +58,7 @@ def jumping(monkeypatch: pytest.MonkeyPatch) -> JumpingTime:
     """The time of all deadlines."""
     found, watch = JumpingTime(), Watch()
     watch.clock = AwakeClock(found)
+    monkeypatch.setattr(calls, "watch", lambda: watch)
     monkeypatch.setattr(client, "watch", lambda: watch)
     return found
 
@@ -111,6 +113,7 @@ def test_waiting_is_no_standstill(monkeypatch: pytest.MonkeyPatch, wait: str) ->
     """
     monotonic, watch = Time(), Watch()
     watch.clock = AwakeClock(monotonic)
+    monkeypatch.setattr(calls, "watch", lambda: watch)
     monkeypatch.setattr(client, "watch", lambda: watch)
     monkeypatch.setattr(client, "time", FakeTime(monotonic))
     transport = HttpClient(StorageOptions(pause_seconds=8, max_attempts=6))
@@ -128,16 +131,11 @@ def test_waiting_is_no_standstill(monkeypatch: pytest.MonkeyPatch, wait: str) ->
     monkeypatch.setattr(
         deadline, "check", lambda: (_ for _ in ()).throw(KeyError(deadline.remaining_seconds()))
     )
+    call = Call(
+        "GET", "http://localhost/", {}, subject="file", deadline=deadline, accept=lambda _: None
+    )
     with pytest.raises(KeyError) as caught:
-        transport.exchange(
-            "GET",
-            "http://localhost/",
-            {},
-            subject="file",
-            deadline=deadline,
-            accept=lambda _: None,
-            body=[],
-        )
+        transport.exchange(call, [])
     assert caught.value.args[0] == pytest.approx(20, abs=0.2)
 
 
@@ -155,6 +153,7 @@ def test_a_server_that_is_gone_is_given_up_at_the_deadline(monkeypatch: pytest.M
     """With pauses that are longer than what the clock takes for a standstill."""
     monotonic, watch = Time(), Watch()
     watch.clock = AwakeClock(monotonic)
+    monkeypatch.setattr(calls, "watch", lambda: watch)
     monkeypatch.setattr(client, "watch", lambda: watch)
     monkeypatch.setattr(client, "time", FakeTime(monotonic))
 
