@@ -1,5 +1,5 @@
-"""What versions of our dependencies that are still in use lack, each with the version from which on
-it is superfluous.
+"""Features that dependency versions still in use lack, each with the version from which on the
+substitute is superfluous.
 
 Nothing else of the package asks for a version. Each dependency is imported when it is asked for, by
 the module that needs it.

@@ -7,7 +7,7 @@
 Rules:
 * The result goes to standard output: a table, or one JSON object. Progress goes to standard error,
   and only to a terminal.
-* What the package raises on purpose ends the command with status 2 and one line on standard error;
+* An exception of the package ends the command with status 2 and one line on standard error;
   anything else is a defect of ours and shows its traceback.
 """
 

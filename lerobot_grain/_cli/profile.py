@@ -29,7 +29,7 @@ from lerobot_grain._inspection.profile import (
 )
 
 DEFAULT_SECONDS = 10.0
-# Of all threads together. Below it nobody was slowed down.
+# Summed over all threads. Below it nobody was slowed down.
 _SHOWN_PAUSE_SECONDS = 0.05
 
 

@@ -132,7 +132,7 @@ class OrderedWindowsIterator(grain.DatasetIterator[WindowRequest]):
       needed_every_epoch: as of `FrameOrderIterDataset`.
     """
 
-    # Of what is not made to its end, such as a copy that fails: there is nothing to close.
+    # For an object whose construction failed, such as a failed copy: there is nothing to close.
     _closed = True
 
     def __init__(

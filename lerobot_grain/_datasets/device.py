@@ -6,9 +6,9 @@ computes on the one before. It is a dataset of its own, because what Grain 0.2.1
 (`grain.experimental.device_put`, made of `ThreadPrefetchIterDataset`) differs where it matters:
 
 * It knows no sharding over several processes, and fails on batches that hold text.
-* What is read ahead is lost when a state is refused, and when an error comes in the middle of a
-  batch: the stream goes on behind it. Here the parent is put back to the last batch that was handed
-  out, so nothing is skipped.
+* Examples read ahead are lost when a state is refused, and when an error comes in the middle of a
+  batch: the stream continues after it. Here the parent is put back to the last batch that was
+  handed out, so nothing is skipped.
 * Its thread does not see what the consumer set with `jax.default_device` or `jax.enable_x64`, which
   JAX keeps per thread.
 * It hands out arrays that may share memory with the host's: on CPU, JAX takes over a NumPy array
@@ -26,7 +26,7 @@ Rules:
 * A feed that is stopped waits for no server: what the streams under it read ahead is ended, and
   read again after the parent was put back.
 
-What it does not do: sharding keys differently, or moving anything back to the host.
+It does not shard keys differently, and moves nothing back to the host.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class DeviceIterDataset(grain.IterDataset[Any]):
     Args:
       parent: dataset of batches.
       sharding: `None`: the default device, as for `jax.device_put`. A `jax.sharding.Sharding`, such
-        as `NamedSharding(mesh, PartitionSpec("data"))`: how every array is laid out. Where it spans
+        as `NamedSharding(mesh, PartitionSpec("data"))`: how every array is laid out. If it spans
         several processes, each gives its own part of the batch, `(rows of this process, ...)`, and
         all get the same global array, `(rows of all processes, ...)`.
       buffer_size: batches that wait on the devices, besides the one that is computed on; at least

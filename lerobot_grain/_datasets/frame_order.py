@@ -183,7 +183,7 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
 class FrameOrderIterator(grain.DatasetIterator[int]):
     """Yields rows one by one, or some at a time."""
 
-    # Of what is not made to its end, such as a copy that fails: there is nothing to close.
+    # For an object whose construction failed, such as a failed copy: there is nothing to close.
     _closed = True
 
     def __init__(self, dataset: FrameOrderIterDataset) -> None:
@@ -273,9 +273,9 @@ class FrameOrderIterator(grain.DatasetIterator[int]):
 def _hash_of(
     episodes: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], first_frame: int
 ) -> str:
-    # Of the numbers as little-endian 64-bit integers, so that it is the same on every machine. A
-    # first frame of 0, the usual one, adds nothing; rows of the same lengths that begin elsewhere
-    # are others.
+    # The hash of the numbers as little-endian 64-bit integers, so that it is the same on every
+    # machine. A first frame of 0, the usual one, adds nothing; rows of the same lengths that begin
+    # elsewhere are others.
     numbers = np.concatenate((episodes, lengths, np.full(1 if first_frame else 0, first_frame)))
     return hashlib.sha256(numbers.astype("<i8").tobytes()).hexdigest()[:16]
 

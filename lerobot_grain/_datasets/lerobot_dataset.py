@@ -39,7 +39,7 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         for batch in dataset.batch(64): ...
 
     `.map`, `.filter`, `.batch`, `grain.IterDataset.mix`, `mp_prefetch` and Grain's checkpoints work
-    on it. What an example looks like: `ReadWindowsIterDataset`.
+    on it. An example: `ReadWindowsIterDataset`.
 
     Args:
       repository: `org/name` on the Hub or `org/name/folder`, `hf://buckets/org/name/folder`, a
@@ -154,8 +154,8 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What in the dataset is odd or was repaired, and does not change what is read:
-        `Repository.notes`.
+        """Irregularities of the dataset that were repaired, or that do not change the values that
+        are read: `Repository.notes`.
         """
         return self._repository.notes
 

@@ -80,9 +80,8 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
     Raises:
       InvalidRequestError: an argument is out of its range, asks for a feature that does not exist
         or is not supported, or the mask of a window would have the key of a feature that is
-        selected, or of another mask. Where the windows are not known yet, since `parent` is not
-        made by `DeltaTimestamps`, the last is raised when the first example with such a window is
-        taken.
+        selected, or of another mask. If the windows are not known yet, since `parent` is not made
+        by `DeltaTimestamps`, the last is raised when the first example with such a window is taken.
     """
 
     def __init__(
@@ -144,7 +143,7 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
 class ReadWindowsIterator(grain.DatasetIterator[Example]):
     """Yields examples, or hands out batches of them, and counts what was handed out."""
 
-    # Of what is not made to its end, such as a copy that fails: there is nothing to close.
+    # For an object whose construction failed, such as a failed copy: there is nothing to close.
     _closed = True
 
     def __init__(

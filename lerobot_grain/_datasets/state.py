@@ -16,7 +16,7 @@ import numpy as np
 from lerobot_grain._base.errors import StateMismatchError
 from lerobot_grain._order.shuffle import ORDER_VERSION
 
-# What Grain 0.2.18 puts around a state, so that a message can name it.
+# The wrapping that Grain 0.2.18 puts around a state, so that a message can name it.
 _WRAPPERS = (
     ({"parents", "index", "stop"}, "IterDataset.mix"),
     ({"iterators_in_use_states", "exhausted"}, "mp_prefetch"),

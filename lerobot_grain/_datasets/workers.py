@@ -92,7 +92,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     # The sentinel is a pipe that a process forked from the parent would hold open, so the number of
-    # the parent is looked at, too. Where it was another one from the start, a process stands in
+    # the parent is looked at, too. If it was another one from the start, a process stands in
     # between, and only the sentinel counts.
     watched = os.getppid() == parent.pid
     while not connection.wait([parent.sentinel], timeout=_WATCH_SECONDS):

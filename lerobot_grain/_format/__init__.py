@@ -1,4 +1,4 @@
-"""What a LeRobotDataset declares, as immutable values: where files are, features, info.json,
+"""The declarations of a LeRobotDataset as immutable values: where files are, features, info.json,
 episodes, tables of texts, the order of rows.
 
 Bytes or arrays in, values or DatasetFormatError out. Knows no file, no network, no parquet. Read in

@@ -68,7 +68,7 @@ class FileSpans:
 
 @dataclass(frozen=True, slots=True)
 class VideoSpans:
-    """Where each episode lies in the video of one camera.
+    """The place of each episode in the video of one camera.
 
     Attributes:
       files: in which file.
@@ -182,7 +182,7 @@ def episode_table(
     if len(episodes) == 0:
         raise DatasetFormatError(f"{where}: the table has no episode")
     order = np.argsort(episodes, kind="stable")
-    # Where a number is in the name of the file, it is plain which file belongs to it.
+    # If a number is in the name of the file, it is plain which file belongs to it.
     may_have_gaps = info.major_version == 2 and "{episode_index" in info.data_path.text
     numbers = _checked_numbers(episodes[order], where, may_have_gaps=may_have_gaps)
     notes: list[str] = []

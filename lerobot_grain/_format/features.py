@@ -47,14 +47,15 @@ TASK_KEY = "task"
 
 _MAX_METRES = 1e6
 
-# Where a camera's description says how its pictures are coded: newer recorders use the first.
+# The keys of a camera's description that say how its pictures are coded: newer recorders use the
+# first.
 _ENCODINGS = ("info", "video_info")
 _DEPTH_MARKS = ("is_depth_map", "video.is_depth_map")
 
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """What the values of a depth camera mean (`DepthEncoderConfig` of lerobot 0.6, with its
+    """The meaning of the values of a depth camera (`DepthEncoderConfig` of lerobot 0.6, with its
     defaults).
 
     Video holds codes of 12 bits: 0 is `min_metres`, 4095 is `max_metres`, and between them the
@@ -104,7 +105,7 @@ class Feature:
 
     @property
     def num_channels(self) -> int:
-        """Of the frames of a camera as they are given: 1 for depth, 3 for RGB."""
+        """Channels of the frames of a camera as they are returned: 1 for depth, 3 for RGB."""
         return 1 if self.is_depth else 3
 
     @property

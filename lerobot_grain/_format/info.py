@@ -5,8 +5,8 @@ Pure: bytes in, a frozen value or `DatasetFormatError` out. The format is the on
 read as real files have it: fps may be a float, unknown keys are ignored. Single features:
 `_format/features`.
 
-Where a field cannot be meant as it stands, and it is plain what is meant, that is taken and a note
-says so. A note never stands for something that could change a value: that is an error.
+If a field is wrong as it stands but its meaning is plain, the plain meaning is used and a note says
+so. A note never stands for something that could change a value: that is an error.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class PathTemplate:
 
 @dataclass(frozen=True, slots=True)
 class DatasetInfo:
-    """What `meta/info.json` says.
+    """The contents of `meta/info.json`.
 
     Attributes:
       codebase_version: such as `v3.0`; 2.0, 2.1 or 3.x.

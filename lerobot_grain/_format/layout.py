@@ -1,5 +1,5 @@
-"""Where the files of a dataset are, and which versions of the format are read: the one place that
-says so. Pure.
+"""The paths of the files of a dataset, and the versions of the format that are read: the one place
+that says so. Pure.
 
     meta/   info.json, the episode table, the texts of tasks and subtasks, statistics
     data/   rows, in parquet files
@@ -21,17 +21,17 @@ METADATA = "meta"
 # lerobot has always written these folders, although info.json could name others.
 FOLDERS = (METADATA, "data", "videos")
 
-# Of all versions; of v2.1 not the statistics.
+# In all versions; in v2.1 without the statistics.
 INFO_PATH = "meta/info.json"
 STATS_PATH = "meta/stats.json"
 
-# Of v3.x. Only files with names of this form are parts of the episode table.
+# In v3.x. Only files with names of this form are parts of the episode table.
 EPISODES_FOLDER = "meta/episodes"
 EPISODES_PATH = re.compile(r"meta/episodes/chunk-([0-9]{1,9})/file-([0-9]{1,9})\.parquet")
 TASKS_PATH = "meta/tasks.parquet"
 SUBTASKS_PATH = "meta/subtasks.parquet"
 
-# Of v2.0 and v2.1; the statistics of v2.1 only.
+# In v2.0 and v2.1; the statistics in v2.1 only.
 EPISODES_PATH_V2 = "meta/episodes.jsonl"
 TASKS_PATH_V2 = "meta/tasks.jsonl"
 EPISODES_STATS_PATH_V2 = "meta/episodes_stats.jsonl"
@@ -51,7 +51,7 @@ TEMPLATES = {
 # The fields of templates that are numbers.
 TEMPLATE_NUMBERS = {2: ("episode_chunk", "episode_index"), 3: ("chunk_index", "file_index")}
 
-# What is read, for messages; `is_read` and the tags say the same.
+# The versions that are read, for messages; `is_read` and the tags say the same.
 VERSIONS = ("v2.0", "v2.1", "v3.x")
 _VERSION_TAG = re.compile(r"v(2\.[01]|3\.[0-9]{1,9}(\.[0-9]{1,9})?)")
 # The revision that is read where there is no tag of a version.

@@ -9,13 +9,13 @@ dropped; each may be there once.
 Rules:
 * A row group is put in order by itself. The rows that the episode table puts into it must be in it,
   in whatever order: what lies in another row group is refused.
-* Of an episode that is split over row groups, a part whose numbers are the usual ones (0, 1, 2,
-  ..., or the rows of the dataset) is in its place. Where they are others, they are compared with
-  those of the other parts.
-* Where `frame_index` is no number of each row, or says that the rows lie in no order, `index` is
-  asked too. It decides where `frame_index` tells no order; where each tells another one, the row
-  group is refused.
-* Where the file has neither column, rows are taken as they lie.
+* If an episode is split over row groups, a part whose numbers are the usual ones (0, 1, 2, ..., or
+  the rows of the dataset) is in its place. If they are others, they are compared with those of the
+  other parts.
+* If `frame_index` is no number of each row, or says that the rows lie in no order, `index` is asked
+  too. It decides where `frame_index` tells no order; where each tells another one, the row group is
+  refused.
+* If the file has neither column, rows are read in file order.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from lerobot_grain._base.errors import DatasetFormatError, short_repr
 
-# What the texts are called by the version of lerobot that wrote the table: they are the index of
-# one of pandas.
+# The column of the texts as the version of lerobot that wrote the table calls it: they are the
+# index of a pandas table.
 _PANDAS_INDEX = "__index_level_0__"
 _MAX_SHOWN = 8
 

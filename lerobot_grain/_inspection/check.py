@@ -3,8 +3,8 @@ disagree, and what it costs to stream.
 
 Reads `meta/`, and the indices of the video and data files, side by side; no picture and no row. So
 it takes seconds, and finds what only random access exposes: a file that ends too early, an episode
-with a frame less than rows. What is wrong with one file: `_inspection/file_checks`; with
-the dataset as a whole: `_inspection/dataset_checks`. Nothing is printed: that is `_cli/check`.
+with a frame less than rows. A defect of one file: `_inspection/file_checks`; with the dataset as a
+whole: `_inspection/dataset_checks`. Nothing is printed: that is `_cli/check`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _File = tuple[str | None, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckReport:
-    """What `check` found.
+    """The findings of `check`.
 
     Attributes:
       dataset: its name and commit.
@@ -82,7 +82,7 @@ class CheckReport:
 
     @property
     def bytes_per_example(self) -> float:
-        """Of one row with one frame of every camera; each byte fetched once."""
+        """Bytes of one row with one frame of every camera; each byte fetched once."""
         return sum(camera.bytes_per_frame for camera in self.cameras) + (
             sum(self.rows.bytes_per_row.values()) if self.rows else 0
         )

@@ -1,8 +1,8 @@
-"""What one file of a dataset holds and what is wrong with it, told by its index: the `moov` of a
-video, the footer of a data file.
+"""The contents and defects of one file of a dataset, judged by its index: the `moov` of a video,
+the footer of a data file.
 
 Rules:
-* What the reader refuses is asked of the reader's own rooms, and its message is the finding. Only
+* The reader's own modules decide which files are refused, and their message is the finding. Only
   what it takes without a word is looked at here.
 * A *problem* is what training would run into: examples that cannot be read, or pictures that may
   not belong to their rows. Everything else is a *note*: what is odd, costly, or not as it is
@@ -319,7 +319,7 @@ def _starts_of_episodes(
     """
     findings = []
     table = file.table
-    # Of an episode whose first rows were dropped, another frame is the first.
+    # If the first rows of an episode were dropped, another frame is the first.
     regular = episodes[~np.isin(episodes, file.named)]
     first = file.first_frames(regular)
     starts = repository.episodes.videos[file.camera].from_timestamp_seconds[regular]

@@ -24,7 +24,7 @@ from lerobot_grain._repository.selection import FeatureSelection, select_feature
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameLocation:
-    """Where the frame of one camera is that belongs to a row.
+    """The place of the frame of one camera that belongs to a row.
 
     Attributes:
       camera: its key.
@@ -61,7 +61,7 @@ class FrameLocation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowLocation:
-    """Where one row is. `print` shows it on several lines.
+    """The place of one row. `print` shows it on several lines.
 
     Attributes:
       dataset: name and commit.

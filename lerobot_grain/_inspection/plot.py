@@ -8,8 +8,8 @@ Rules:
 * It draws into a `matplotlib.figure.Figure` of its own; pyplot, and so any global state, is not
   touched.
 * matplotlib is optional, and only asked for when something is drawn.
-* What a value is, the dataset says where it is given, and the shape where not: three axes, the
-  last of 1, 3 or 4, are a picture.
+* The dataset, if it is given, says how a value is drawn; else the shape does: three axes, the last
+  of 1, 3 or 4, are a picture.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _matplotlib_classes() -> tuple[type[Figure], type[ConstrainedLayoutEngine]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Parts:
-    """What is drawn of an example, by the key of its feature.
+    """The parts of an example that are drawn, by the key of the feature.
 
     Attributes:
       num_values: values of the example, without masks.

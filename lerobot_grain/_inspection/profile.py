@@ -36,7 +36,7 @@ MAX_ORDER_ROWS = 1 << 18
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What came out of a stream, and when.
+    """The examples that a stream returned, and when.
 
     Attributes:
       batch_size: examples a batch.

@@ -30,8 +30,8 @@ _MAX_OFFSET = 1 << 40
 
 @dataclass(frozen=True, slots=True)
 class WindowRequest:
-    """What one example needs: its anchor and, for every feature with delta timestamps, the frames
-    of its window.
+    """The frames that one example needs: its anchor and, for every feature with delta timestamps,
+    the frames of its window.
 
     Attributes:
       row: row of the anchor.

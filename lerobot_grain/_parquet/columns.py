@@ -1,7 +1,7 @@
 """Arrow columns -> NumPy arrays, texts, encoded pictures and messages, as info.json declares them.
 
 Rules:
-* What a column holds is checked against the declared feature; nothing is converted that would
+* The values of a column are checked against the declared feature; nothing is converted that would
   become another value.
 * Arrow does not look into values that it reads from a file: a text that is not UTF-8, or a date
   that Python does not have, is an error only here, when it becomes a Python object.
@@ -22,7 +22,8 @@ import pyarrow as pa
 from lerobot_grain._base.errors import DatasetFormatError, short_repr
 from lerobot_grain._format.info import Feature
 
-# What pyarrow raises at damaged data; ValueError also for names and texts that are not UTF-8.
+# The errors that pyarrow raises at damaged data; ValueError also for names and texts that are not
+# UTF-8.
 DAMAGED = (pa.ArrowException, OSError, EOFError, ValueError)
 
 # The values of an example are made one by one.
@@ -206,8 +207,8 @@ def _check_empty(values: pa.Array, shape: tuple[int, ...], subject: str) -> None
     """Checks lists that are to hold no value: those of the axis of length 0 are empty, or all lists
     of an axis before it.
 
-    What would be in them does not matter: a writer that has seen no value may call them lists of
-    nulls, or of anything.
+    The declared type of their values does not matter: a writer that has seen no value may call them
+    lists of nulls, or of anything.
     """
     for axis, length in enumerate(shape):
         values = _flatten(values, length, subject, axis, may_be_empty=True)
@@ -255,8 +256,8 @@ def example_column(kind: pa.DataType, feature: Feature) -> pa.ChunkedArray | Non
     """Returns a column of this type with one row of zeros and short texts, in lists as long as
     declared where the type leaves it open.
 
-    What the type of a column alone makes unreadable is found by converting this one. `None` where a
-    row has too many values for that.
+    A column that its type alone makes unreadable is found by converting this empty one. `None`
+    where a row has too many values for that.
     """
     if isinstance(kind, pa.BaseExtensionType):
         kind = kind.storage_type

@@ -20,7 +20,7 @@ from lerobot_grain._base.byte_ranges import ByteRange
 
 
 class RangeReader(Protocol):
-    """What is needed of a storage; see `Storage`."""
+    """The part of a storage that is needed here; see `Storage`."""
 
     @property
     def description(self) -> str: ...

@@ -28,7 +28,7 @@ _Struct = dict[int, "int | _Struct"]
 
 
 class ChunkContents(NamedTuple):
-    """What the pages of a column chunk hold.
+    """The contents of the pages of a column chunk.
 
     Attributes:
       values: of all data pages, nulls and empty lists included.

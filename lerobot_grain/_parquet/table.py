@@ -5,9 +5,8 @@ read once per file; then a row group costs one read of the chunks of the project
 by the storage. lerobot's recorder writes one row group an episode; official and converted sets have
 row groups of 1000 rows or one for the whole file, so nothing here knows about episodes.
 
-Files may lie. What they can make us do is bounded before it is done: footers by the limits of the
-Thrift decoder, row groups by the headers of their pages (`_parquet/pages`), which no decoder goes
-beyond.
+Files may lie. Their cost is bounded before it arises: footers by the limits of the Thrift decoder,
+row groups by the headers of their pages (`_parquet/pages`), which no decoder goes beyond.
 """
 
 from __future__ import annotations
@@ -46,9 +45,9 @@ _MAGIC = b"PAR1"
 # has room for at so many bytes an element, nor than any needs.
 _MIN_ELEMENT_BYTES = 8
 _MAX_ELEMENTS = 200_000
-# What is read may take so many bytes in memory, or so many times its bytes in the file, whichever
-# is more. lerobot's data files have up to 100 MB; pictures do not unpack to more, numbers to a few
-# times as much.
+# Columns that are read may take this many bytes in memory, or this many times their bytes in the
+# file, whichever is more. lerobot's data files have up to 100 MB; pictures do not unpack to more,
+# numbers to a few times as much.
 _MAX_UNPACKED_BYTES = 256 << 20
 _MAX_UNPACKED_TIMES = 8
 # Bytes of a value in memory by its physical type, without levels and offsets.
@@ -125,7 +124,7 @@ class ParquetTable:
 
     @property
     def estimated_bytes(self) -> int:
-        """What the opened table takes in memory."""
+        """Memory that the opened table takes."""
         return (self.size_bytes if self.is_in_memory else 0) + _BYTES_OF_FOOTER * int(
             self.metadata.serialized_size
         )

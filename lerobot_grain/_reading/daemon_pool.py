@@ -26,8 +26,8 @@ from lerobot_grain._storage.http.cancellation import end_all
 
 _T = TypeVar("_T")
 
-# Tasks that run at the end of the program may end, for this long. What has not begun by then is
-# dropped.
+# Tasks that run at the end of the program may end, for this long. Tasks that have not begun by then
+# are dropped.
 _EXIT_SECONDS = 2.0
 # The same for calls into C++ (`holding_off_exit`). Each takes tenths of a second, but more on a
 # machine that is overloaded.
@@ -61,8 +61,8 @@ class DaemonPool(Executor):
     """Runs calls in threads, which are started when they are needed.
 
     There is no lock: an exception of a signal handler that strikes while one is released would
-    leave it locked forever. What is submitted after `shutdown`, by another thread than the one
-    that closed, raises `StorageError`.
+    leave it locked forever. A task submitted after `shutdown`, by another thread than the one that
+    closed, raises `StorageError`.
 
     Args:
       max_threads: at most so many, and where other pools are busy fewer, but at least one.

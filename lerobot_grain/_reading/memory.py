@@ -3,10 +3,10 @@
 Fresh memory for every batch costs more than filling it. So the arrays of an `ArrayPool` get memory
 of earlier ones that nobody refers to any more.
 
-What threads allocate and free, in pieces of all sizes, leaves holes in the heaps of the C library,
-and new threads leave other ones. While an iterator was opened and closed every three seconds for an
-hour, what was allocated stayed the same to 0.8 MB, and the process grew by 16 MB from minute 10 on
-(docs/robustness.md). glibc gives the holes back when it is told to.
+Memory that threads allocate and free, in pieces of all sizes, leaves holes in the heaps of the C
+library, and new threads leave other ones. While an iterator was opened and closed every three
+seconds for an hour, what was allocated stayed the same to 0.8 MB, and the process grew by 16 MB
+from minute 10 on (docs/robustness.md). glibc gives the holes back when it is told to.
 """
 
 from __future__ import annotations

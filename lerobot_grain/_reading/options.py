@@ -39,8 +39,8 @@ _KEPT_PART = 8
 _LONG_GOP_PART = 128
 # The open decoders of long GOPs, of each camera: at most this part of F.
 _DECODERS_PART = 2
-# What the next example needs is decoded whatever the budget; so there are slots for this many times
-# F.
+# The frames of the next example are decoded whatever the budget; so there are slots for this many
+# times F.
 _SLOTS = 2
 
 

@@ -1,4 +1,4 @@
-"""What an iterator reads, counted: cheap enough to be always on."""
+"""Counts the reads of an iterator: cheap enough to be always on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True)
 class ReadStatistics:
-    """What an iterator has read so far, in this process.
+    """The reads of an iterator so far, in this process.
 
     Attributes:
       examples: handed out.

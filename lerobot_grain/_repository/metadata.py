@@ -1,7 +1,7 @@
 """`meta/` of a dataset: the episode table, the texts of tasks and subtasks, and the statistics.
 
 The tables of v3 are read here, the files of v2.x by `_repository/metadata_v2`, which gives the same
-columns. Of the episode tables only the few columns that are needed are read: the statistics of
+columns. Only the few columns that are needed are read from the episode tables: the statistics of
 every episode would be a hundred times as much.
 """
 

@@ -138,9 +138,9 @@ def read_episodes_stats(
 
     `min` and `max` are those of all episodes, `count` their sum; `mean` and quantiles are weighted
     by `count`, `std` follows from them. The file has up to 10 KB an episode; one piece of it is in
-    memory at a time. What some recorders write for texts, and for what info.json does not declare,
-    is left out where it cannot be added up, with a warning; so is a quantile that only some
-    episodes have.
+    memory at a time. Statistics that some recorders write for texts, and for features that
+    info.json does not declare, are left out with a warning if they cannot be added up; so is a
+    quantile that only some episodes have.
 
     Args:
       storage, listing, info: of the dataset.

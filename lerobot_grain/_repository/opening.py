@@ -3,11 +3,11 @@
 Rules:
 * The revision is resolved to a commit once; after that nothing can change under a stream. A bucket
   and a directory have no commits; a hash of the list of files, or of `meta/`, stands for it.
-* Files that disagree are an error where it could change what is read. Where it could not, a note
-  says so, and a warning once.
-* Statistics are not needed to read rows. What is wrong with their file is a note, and an error for
-  who asks for them. That the bytes could not be had is an error all the same: it says nothing about
-  the dataset, and what the Hub has is to be in the cache afterwards.
+* Files that disagree are an error where it could change what is read. If it could not, a note says
+  so, and a warning once.
+* Statistics are not needed to read rows. A defect of their file is a note, and raises when they are
+  asked for. That the bytes could not be had is an error all the same: it says nothing about the
+  dataset, and what the Hub has is to be in the cache afterwards.
 """
 
 from __future__ import annotations

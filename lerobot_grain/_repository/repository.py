@@ -137,8 +137,8 @@ class Repository:
         """Returns the pictures from key frame to key frame: the most common number in one file of
         each camera, the largest of all cameras.
 
-        Reads one or two small ranges of one file per camera. Where a camera has no video file,
-        `video.g` of info.json counts; `None` where nothing is known.
+        Reads one or two small ranges of one file per camera. If a camera has no video file,
+        `video.g` of info.json counts; `None` if nothing is known.
 
         Raises:
           DatasetFormatError: a file is not one that can be read.
@@ -156,7 +156,7 @@ class Repository:
             except MissingFileError:
                 lengths.append(self.features[key].gop_length)
             else:
-                # Of equally common ones the longest: a short last GOP of an episode must not win in
-                # a file of two.
+                # Among equally common ones the longest: a short last GOP of an episode must not win
+                # in a file of two.
                 lengths.append(int(len(counts) - 1 - np.argmax(counts[::-1])))
         return max((length for length in lengths if length is not None), default=None)

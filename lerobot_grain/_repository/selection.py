@@ -1,15 +1,15 @@
-"""What a stream is made of: what `features=` and `episodes=` may be, and the split of a dataset
-into training and held-out episodes.
+"""Selects the contents of a stream: the values of `features=` and `episodes=`, and the split of a
+dataset into training and held-out episodes.
 
 Rules:
-* What cannot be read is an error where it is selected, by name or by `features=None`, and nothing
-  to anybody else.
+* A feature that cannot be read raises where it is selected, by name or by `features=None`, and
+  affects no other selection.
 * A selection is evaluated once, when the dataset is made: what is kept is the positions of
   episodes in the table, ascending.
 * Lists and functions name episodes by their numbers. Slices, and the ranges of splits, count the
   episodes in the order of their numbers, as lerobot counts them; that is the same but where numbers
   have gaps.
-* Of the episode table a predicate costs only the columns that it asks for, each read once.
+* A predicate reads only the columns of the episode table that it asks for, each once.
 * A split text that can be understood in two ways is refused: percentages depend on how they are
   rounded.
 """
@@ -243,7 +243,7 @@ def train_eval_split(
         dataset = LeRobotIterDataset(repository, episodes=train)
 
     Which episodes are held out is a function of the number of episodes, the fraction and the seed,
-    on every machine and in every version. Where episodes are added at the end, or left out, most of
+    on every machine and in every version. When episodes are added at the end, or left out, most of
     the others stay on their side.
 
     Args:

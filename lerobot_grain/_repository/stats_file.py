@@ -6,7 +6,7 @@ Rules:
   what is refused into a note.
 * `null` is a number that is not known, NaN: strict JSON has no other way to write it.
 * A statistic that is no numbers is left out, and so is an entry without any statistic but `count`:
-  some recorders put texts, numbers of their own and descriptions there. Where nothing is left of a
+  some recorders put texts, numbers of their own and descriptions there. If nothing is left of a
   file that has entries, it is refused.
 """
 

@@ -15,10 +15,10 @@ Rules:
 * Threads are the caller's: `read_ranges` works through its ranges one by one, and any number of
   threads may call it.
 * Every error message begins with `description` and names the path and the range.
-* What could not be parsed is looked at once more: an empty file, and the pointer that lies in place
-  of one that Git LFS has not fetched, are told by their contents, for all formats here.
+* A file that could not be parsed is looked at once more: an empty file, and the pointer in place of
+  a file that Git LFS has not fetched, are recognized by their contents, for all formats here.
 
-It does not parse contents. What `keep` asks for stays on disk, where the storage has a disk cache.
+It does not parse contents. Ranges read with `keep` stay on disk, if the storage has a disk cache.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Storage(abc.ABC):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is to be said of the name that it was opened by, each text as `name: what`."""
+        """Remarks on the name that it was opened by, each text as `name: what`."""
         return ()
 
     def elsewhere(self) -> str:
@@ -163,7 +163,7 @@ class Storage(abc.ABC):
     @property
     @abc.abstractmethod
     def statistics(self) -> StorageStatistics:
-        """What this process has read so far, without what `read_metadata` downloads into the cache
+        """The reads of this process so far, without the downloads of `read_metadata` into the cache
         of huggingface_hub.
         """
 

@@ -7,8 +7,8 @@ number of threads and processes share a directory. (Libraries that do this keep 
 database, whose locks network file systems do not have.)
 
 Rules:
-* Nothing here fails. What cannot be read is absent, what cannot be written is not kept; the log
-  says the latter once a process.
+* Nothing here fails. An entry that cannot be read is absent, one that cannot be written is not
+  kept; the log says the latter once a process.
 * The bytes of a key never change, so it does not matter who wrote an entry, or how often. Keys
   therefore hold a commit.
 * The time of an entry's last change is when it was last used. Above the limit, those used longest
@@ -36,8 +36,8 @@ _LOG = logging.getLogger(__name__)
 _VERSION = "1"
 _SUFFIX = ".kept"
 _DIGEST_BYTES = 16
-# What one entry may take of the limit, and what is written before the directory is looked through
-# again.
+# The share of the limit that one entry may take, and the bytes that are written before the
+# directory is looked through again.
 _SHARE = 16
 # File systems give files whole blocks, mostly of this size, and many entries are smaller.
 _BLOCK_BYTES = 4096

@@ -1,4 +1,5 @@
-"""What Git calls the contents of a file, and the pointer that Git LFS puts in its place.
+"""The hash by which Git names the contents of a file, and the pointer that Git LFS puts in its
+place.
 
 Without any I/O.
 
@@ -25,7 +26,7 @@ MAX_POINTER_BYTES = 1024
 _POINTER = re.compile(rb"version https://(git-lfs\.github\.com|hawser\.github\.com)/spec/v1")
 _FILE_SIZE = re.compile(rb"^size (\d{1,18})\r?$", re.MULTILINE)
 _HASH = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
-# What Git writes where there is no object.
+# Written by Git where there is no object.
 _NO_OBJECT = "0" * 40
 
 

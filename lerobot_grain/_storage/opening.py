@@ -1,11 +1,11 @@
-"""What a user may name as a dataset: a directory, a dataset repository on the Hub or a folder of
-one, or a bucket; and opening it.
+"""Opens the storage that a user names: a directory, a dataset repository on the Hub or a folder of
+one, or a bucket.
 
 Rules:
 * A directory that exists comes first: `org/name` may be one.
-* What follows `@` in a URI is a revision, and after that a folder:
-  `hf://datasets/org/name@v3.0/arm`, as huggingface_hub reads it. A branch may have slashes in its
-  name too (`@feature/grip`), so the first part that the Hub knows as a revision is taken.
+* After `@` in a URI come a revision and then a folder: `hf://datasets/org/name@v3.0/arm`, as
+  huggingface_hub reads it. A branch may have slashes in its name too (`@feature/grip`), so the
+  first part that the Hub knows as a revision is taken.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _KINDS = ("datasets", "models", "spaces", "buckets")
 
 
 class _HubName(NamedTuple):
-    """What a text names: a repository, and which folder of it goes with which revision, in the
+    """The repository that a text names, and which folder of it goes with which revision, in the
     order in which they are tried.
     """
 
@@ -75,7 +75,7 @@ def open_storage(
 
     On the Hub that takes three requests, two when `revision` is given, one when it is a commit
     hash; one less when huggingface_hub has downloaded that commit. With HF_HUB_OFFLINE=1 it takes
-    none, and names mean what they meant when they were downloaded. Of a bucket all files are
+    none, and names mean what they meant when they were downloaded. All files of a bucket are
     listed, with three requests or one for each 1,000.
 
     Args:

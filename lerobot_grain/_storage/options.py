@@ -34,7 +34,7 @@ class StorageOptions:
         up to 8 seconds.
       disk_cache_bytes: what may be kept on disk from one run to the next, so that it is not fetched
         again: the indices of video and parquet files, and the rows of large row groups; never
-        pictures. For all datasets together; 0 keeps nothing. Of a directory or bucket nothing is
+        pictures. For all datasets together; 0 keeps nothing. Nothing of a directory or bucket is
         kept.
     """
 
@@ -50,8 +50,8 @@ class StorageOptions:
 
     @property
     def cost_bytes(self) -> int:
-        """What a request costs as much as, in bytes: what is needed sooner or later is fetched
-        together in pieces of this size.
+        """The cost of a request in bytes: data that is needed sooner or later is fetched together
+        in pieces of this size.
         """
         return max(1, min(self.merge_gap_bytes, self.merge_max_bytes // 2))
 
@@ -71,7 +71,7 @@ class StorageOptions:
 
 
 class StorageStatistics(NamedTuple):
-    """What one process has read so far from one storage.
+    """The reads of one process so far from one storage.
 
     Attributes:
       requests: HTTP requests sent (for a directory: reads of a file).

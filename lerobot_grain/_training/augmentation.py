@@ -2,8 +2,8 @@
 picture brought to all of its cameras' frames.
 
 The functions that change pictures are not here: libraries have them, such as `dm_pix` (crops,
-brightness, contrast, hue, ...) and `jax.image`. What they leave to the caller is, and it is easy to
-get wrong:
+brightness, contrast, hue, ...) and `jax.image`. They leave a part to the caller that is easy to get
+wrong:
 
 * Keys are a function of (key, step, row), so a resumed training draws what the one that was not
   stopped would have drawn, on any number of hosts and devices, as long as the global batches are
@@ -60,7 +60,7 @@ def augment_images(
 
     Args:
       change: `(key, image) -> image`, for one picture, float32 `(height, width, channels)` in [0,
-        1]; may return another size. What it returns outside of [0, 1] is clipped.
+        1]; may return another size. Values that it returns outside of [0, 1] are clipped.
       keys: `(batch,)`, of `example_keys`.
       images: `(batch, [time,] height, width, channels)`, uint8 or floats in [0, 1]. The frames of
         one example get the same key.

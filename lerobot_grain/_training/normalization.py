@@ -13,16 +13,16 @@ Every mode is one affine map for each number of a feature, y = (x - center) / wi
 statistics are named as in lerobot.
 
 Rules:
-* Where the width is 0 (a number that never changes: std is 0, min == max, or both quantiles are
-  equal) every x becomes 0, and every y `center`, which is that number. No epsilon: what changes a
-  little is not changed a little more.
+* If the width is 0 (a number that never changes: std is 0, min == max, or both quantiles are equal)
+  every x becomes 0, and every y `center`, which is that number. No epsilon: what changes a little
+  is not changed a little more.
 * Statistics belong to the last axes of an array, so batches and windows broadcast. A shape that
   does not fit is an error, never broadcast.
 * Pictures are `(..., height, width, channels)`: uint8, or floating point in [0, 1], of which their
   statistics are. Depth has its own unit.
 
-What it does not do: clipping; rotations and quaternions, which need more than an affine map;
-relative actions, which are a `.map` before.
+Not included: clipping; rotations and quaternions, which need more than an affine map; relative
+actions, which are a `.map` before.
 """
 
 from __future__ import annotations
@@ -339,7 +339,8 @@ def _check_shapes(
     """
     feature = repository.features[key]
     last = feature.shape[-1:]
-    # Of numbers those of the last axes, or of all of them, as older versions of lerobot have them.
+    # For numbers the statistics of the last axes, or of all axes, as older versions of lerobot have
+    # them.
     fitting = (
         [(*last, 1, 1), last]
         if feature.is_camera
@@ -421,7 +422,7 @@ def _one_axis(statistic: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 def _affine(center: npt.ArrayLike, width: npt.ArrayLike) -> Affine:
     wide = np.asarray(width, np.float32)
-    # What float32 cannot divide by is no change.
+    # A width that float32 cannot divide by counts as 0.
     wide = np.where(wide < np.finfo(np.float32).tiny, np.float32(0), wide)
     return {"center": np.asarray(center, np.float32), "width": wide}
 

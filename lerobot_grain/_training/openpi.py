@@ -5,8 +5,8 @@ openpi (github.com/Physical-Intelligence/openpi, `src/openpi/training/data_loade
 it writes into its checkpoints, and to be iterable over (observation, actions) on the devices.
 openpi itself is not needed here: its class of observations is given as a function.
 
-What it does not do: normalisation and delta actions. They come before, by openpi's own transforms
-or by those of this package.
+Not included: normalization and delta actions. They come before, by openpi's own transforms or by
+those of this package.
 """
 
 from __future__ import annotations

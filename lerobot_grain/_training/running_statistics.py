@@ -23,8 +23,8 @@ import numpy.typing as npt
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 # 2.4 million rows of 7 float32: nearly all datasets.
 MAX_HELD_BYTES = 64 << 20
-# Of the 32 bits of a float32, those that do not count: finer bins take more memory, coarser ones
-# show in the results.
+# The bits of a float32 that are ignored: finer bins take more memory, coarser ones show in the
+# results.
 _DROPPED_BITS = 12
 _NUM_BINS = 1 << (32 - _DROPPED_BITS)
 

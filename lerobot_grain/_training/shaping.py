@@ -11,7 +11,7 @@ Rules:
 * The order that policies are trained with is: delta actions, normalisation, padding. A padded
   dimension is then 0 in every unit.
 
-What it does not do: anything random (`_training/augmentation`), normalisation (a subtraction and a
+Not included: anything random (`_training/augmentation`), normalization (a subtraction and a
 division), renaming, tokenizing: a lambda does that.
 """
 

@@ -80,7 +80,7 @@ def compute_stats(
     Returns:
       Feature key -> statistic -> float64 array. `min`, `max`, `mean`, `std`, `q01`, `q10`, `q50`,
       `q90`, `q99`, in the units of the data, of shape `(size,)` of the last axis, `(1,)` for
-      scalars; axes before the last are counted as more rows, as lerobot does. Of cameras
+      scalars; axes before the last are counted as more rows, as lerobot does. For cameras
       `(channels, 1, 1)`, scaled to [0, 1]; depth keeps its unit. `count`, `(1,)`: the numbers that
       each is made of. All exact, but for quantiles of more than 64 MiB of values of a feature,
       which are off by at most 1/2048 of max - min.
@@ -162,11 +162,10 @@ def stats_of(
         stats = stats_of(chunks.batch(256), keys=["action"], num_batches=2_000)
 
     Args:
-      batches: dicts of arrays with the examples, and windows, on the first axes. Where there is a
-        mask `{key}_is_pad`, what it marks is left out.
-      keys: whose statistics.
-      num_batches: how many of the batches, from the first on; `None`: all.
-      pad_keys: key -> key of its mask, where that is not `{key}_is_pad`; as for
+      batches: dicts of arrays with the examples, and windows, on the first axes. If there is a mask
+      `{key}_is_pad`, the values that it marks are left out. keys: whose statistics. num_batches:
+      how many of the batches, from the first on; `None`: all. pad_keys: key -> key of its mask,
+      where that is not `{key}_is_pad`; as for
         `LeRobotIterDataset`. `None`: there is no mask, and `{key}_is_pad` is a feature of the
         dataset.
 
@@ -231,7 +230,7 @@ def _mask_of(batch: Mapping[str, Any], key: str, pad_keys: Mapping[str, str | No
     name = pad_keys.get(key, f"{key}_is_pad")
     if name is None or name not in batch:
         return None
-    # What is named is a mask; what only has such a name may be a feature.
+    # A key that is named here is a mask; one that only has such a name may be a feature.
     return batch[name] if key in pad_keys or is_mask_of(batch[name], batch[key]) else None
 
 

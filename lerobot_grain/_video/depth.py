@@ -7,10 +7,10 @@ lossless). torchcodec gives 8 bits a channel (0.13), so these pictures go throug
 with the extra `depth`.
 
 Rules:
-* What a code stands for is lerobot's rule (`dequantize_depth` of its `datasets/depth_utils.py`), in
-  its precision: all values in millimetres are equal to those that it returns, those in metres but
-  for a last bit (39 of the 4096). So code 0, which is also what a pixel without a measurement was
-  given, is the least depth.
+* The value of a code follows lerobot's rule (`dequantize_depth` of its `datasets/depth_utils.py`),
+  in its precision: all values in millimetres are equal to those that it returns, those in metres
+  but for a last bit (39 of the 4096). So code 0, which is also what a pixel without a measurement
+  was given, is the least depth.
 * Frames are resized by taking the nearest pixel.
 """
 

@@ -1,6 +1,6 @@
 """Decodes embedded images through Pillow, color and depth, and resizes depth.
 
-Of the reading folders only this module imports Pillow.
+No other module of the reading folders imports Pillow.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ bytes, and returns the table:
     wanted = next(reader)
     while ...: wanted = reader.send(bytes of wanted)   # StopIteration.value is the SampleTable
 
-Box layouts are those of ISO/IEC 14496-12 (clause 8). What real files do: lerobot leaves `moov` at
-the end for files of one episode and puts it at the start when it concatenates; h264 and HEVC have
-an edit list whose media_time is the delay of the first presented picture; pictures are stored in
+Box layouts are those of ISO/IEC 14496-12 (clause 8). Real files vary: lerobot leaves `moov` at the
+end for files of one episode and puts it at the start when it concatenates; h264 and HEVC have an
+edit list whose media_time is the delay of the first presented picture; pictures are stored in
 decode order, which is not presentation order with B pictures.
 
 Not read, and refused by name: fragmented files, several video tracks, several sample descriptions,
@@ -52,8 +52,8 @@ _HEAD_BYTES = 4096
 # `moov` is the last box where it is not the first: what follows `mdat` is read whole up to this
 # size (20 bytes a picture: 200,000 pictures).
 _TAIL_BYTES = 4 << 20
-# Of a file that ends with `moov`, asked for at once where that is expected: 2,000 pictures and
-# more.
+# Bytes at the end of a file that ends with `moov`, read at once if that is expected: 2,000 pictures
+# and more.
 _LAST_MOOV_BYTES = 64 << 10
 # 20 bytes a picture: 3 million pictures, 30 hours at 30 fps. Larger ones are refused before
 # anything is allocated.

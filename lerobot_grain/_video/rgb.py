@@ -36,7 +36,7 @@ class RgbDecoder(FrameDecoder):
     ) -> None:
         super().__init__(where)
         decoders, transformations = load_decoder()
-        # What the decoder cannot do yet, in this order.
+        # The steps that the decoder cannot do yet, in this order.
         self._after: list[Callable[[Any], Any]] = []
         resized_first = image_size
         if rotation and not decoder_turns_frames(decoders):

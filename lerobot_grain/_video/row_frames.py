@@ -2,14 +2,14 @@
 
 Pure, but for the timestamps of rows, which a caller's function reads.
 
-What is known: of each episode its number of rows and the second at which it starts in the file
-(`from_timestamp`); of the file the time of every frame. What is not: whether any of these is right.
+Known are: of each episode its number of rows and the second at which it starts in the file
+(`from_timestamp`); of the file the time of every frame. Unknown is whether any of these is right.
 Rates are rounded (29.97 is called 30), starts are computed from rows, rows are dropped and the
 video is not cut. So a link is made only where the numbers leave one way to make it; all else is a
 problem, told by episode.
 
 Rules, in this order:
-1. Where a file has exactly one frame for each of its rows, the k-th row has the k-th frame,
+1. If a file has exactly one frame for each of its rows, the k-th row has the k-th frame,
    whatever the times are. Unless the times are right in themselves, and contradict that: every
    episode starts at a frame, the frames come at `fps`, and yet the numbers do not fit.
 2. Else an episode starts at the frame at its `from_timestamp`, and where there is none, it is a
@@ -21,7 +21,7 @@ Rules, in this order:
    multiples of 1 / fps, they name the frames by number; where the frames come at another rate, the
    two differ, and it is a problem. If they are those of a clock, the k-th row has the k-th frame,
    unless that clock has gaps of as many frames as are left over.
-5. Where it shows that starts were computed from rows, although there are more frames than rows,
+5. If it shows that starts were computed from rows, although there are more frames than rows,
    nothing is known of the file: an episode with as many frames as rows, but timestamps that name
    frames behind its last.
 
@@ -58,7 +58,7 @@ _WHOLE_TOLERANCE_SECONDS = 6e-4
 _WHOLE_TOLERANCE_FRAMES = 0.05
 # Timestamps are float32.
 _TIMESTAMP_PRECISION = 1.2e-7
-# Of larger ones, such as seconds since 1970, all are whole multiples then, and none names a frame.
+# Larger ones, such as seconds since 1970, are then all whole multiples, and none names a frame.
 _LARGEST_ERROR_FRAMES = 0.05
 
 
@@ -227,7 +227,7 @@ class _Linker:
                     "frame belongs to which row is not known"
                 )
             elif not is_rate_right and (are_lacking or not is_at_frame.all()):
-                # Where other starts are wrong, that this one falls upon a frame means nothing.
+                # If other starts are wrong, it means nothing that this one falls upon a frame.
                 self.problems[i] = (
                     f"the {len(self._file.times)} frames of the file are not one for each of its "
                     f"{self._lengths.sum()} rows, and other episodes of it do not start where "

@@ -9,8 +9,8 @@ Rules:
 * Leading pictures of a unit's first key frame (presented before it, so they may need the GOP
   before) are left out. A frame that is a leading picture belongs to the GOP before its key frame
   (`SampleTable.gop_of_frame`), whose unit then runs on into the next GOP.
-* What can be stitched is told by the coded picture, not by the key flag: the first picture of each
-  unit is looked at (`_video/codecs/bitstreams`), and refused if it is not one that resets the
+* The coded picture decides whether a unit can be stitched, not the key flag: the first picture of
+  each unit is looked at (`_video/codecs/bitstreams`), and refused if it is not one that resets the
   decoder.
 * Units that bring headers of their own along (parameter sets, sequence headers) are stitched only
   to those that bring the same: a unit without any would be decoded with those of the unit before
@@ -18,7 +18,7 @@ Rules:
 * HEVC's CRA pictures do not reset a decoder that is running: stitched as they are, decoders drop
   and shift pictures without an error. The first picture of a unit is therefore turned from CRA into
   BLA_N_LP (ITU-T H.265, 7.4.2.2: the same slice header syntax, and the decoder starts anew).
-* FFmpeg from 7.1 on keeps its reference pictures over a BLA picture. Where one of them has the same
+* FFmpeg from 7.1 on keeps its reference pictures over a BLA picture. If one of them has the same
   number (POC), it drops the BLA picture and predicts the rest of the unit from the picture of
   another file, without an error. A unit that begins with a CRA or BLA picture therefore gets a
   decoder, and so a small MP4, of its own (`stitchable`). IDR pictures clear them in every version.

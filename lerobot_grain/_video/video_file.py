@@ -1,8 +1,8 @@
 """One video file with the episodes that it holds: frames of episodes -> GOPs of the file -> byte
 ranges. Pure.
 
-Which frame belongs to which row: `_video/row_frames`. What is wrong with an episode is found when
-its file is opened, and told before one of its frames is given out.
+Which frame belongs to which row: `_video/row_frames`. A defect of an episode is found when its file
+is opened, and raised before one of its frames is returned.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lerobot_grain._video.small_mp4 import Unit, unit_of_frames
 
 
 class EpisodeExtents(NamedTuple):
-    """Where episodes lie in a video file.
+    """The places of episodes in a video file.
 
     Attributes:
       episodes: int64 `(n,)`, ascending.

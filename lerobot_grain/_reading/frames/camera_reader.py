@@ -94,8 +94,8 @@ class CameraReader:
     def announce(self, block: WindowBlock) -> Integers:
         """Counts the frames that a block needs; returns their entries, int64 `(examples, time)`.
 
-        What tells where the bytes lie is asked for as soon as a file is known to be needed, long
-        before its first frame is.
+        The index of a file is requested as soon as a file is known to be needed, long before its
+        first frame is.
         """
         for number in set(self._file_of_episode[block.episodes].tolist()):
             self._fetcher.open(number)
@@ -131,7 +131,7 @@ class CameraReader:
         """Returns what is to be decoded for a block: of every GOP that it needs, the frames that
         are known to be needed.
 
-        Of long GOPs those up to the last one that the block needs.
+        In long GOPs, the frames up to the last one that the block needs.
         """
         flat = entries.reshape(-1)
         waiting = np.flatnonzero(self.demand.slots[flat] == NO_SLOT)

@@ -18,8 +18,8 @@ def frames_that_stay(next_use: Integers, size: Integers, room: int) -> npt.NDArr
     """Returns which frames stay, bool `(n,)`: in the order of their next use, as many as there is
     room for.
 
-    From the first one on that there is no room for, none stays, small as it may be. Of frames with
-    the same next use, earlier ones stay.
+    From the first one on that there is no room for, none stays, small as it may be. Among frames
+    with the same next use, earlier ones stay.
 
     Args:
       next_use: int64 `(n,)`: when each frame is needed next.

@@ -1,7 +1,7 @@
 """The frames of all cameras, within one budget.
 
-What a block of examples needs is decoded at once, together with the frames of the same GOPs that
-are needed later, as far as the budget allows. When it does not allow all,
+The frames that a block of examples needs are decoded at once, together with the frames of the same
+GOPs that are needed later, as far as the budget allows. When it does not allow all,
 `_reading/frames/eviction` chooses; frames that it leaves out or drops are read and decoded again
 later: slower, never wrong, never more memory.
 """
@@ -163,7 +163,7 @@ class FrameReader:
         """Returns the part of `wanted` that there is room for, after dropping decoded frames that
         are needed later than the rest of it.
         """
-        # Of each camera: the decoded frames that may go, and those that would be decoded for later
+        # For each camera: the decoded frames that may go, and those that would be decoded for later
         # blocks.
         decoded: dict[str, Integers] = {}
         later: dict[str, Integers] = {}

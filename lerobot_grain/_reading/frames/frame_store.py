@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from lerobot_grain._base.arrays import Integers
 
-# What `slots` holds for a frame that is not decoded, and for one that cannot be.
+# The values in `slots` for a frame that is not decoded, and for one that cannot be.
 NO_SLOT = -1
 FAILED = -2
 

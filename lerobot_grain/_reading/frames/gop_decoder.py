@@ -38,8 +38,8 @@ from lerobot_grain._video.decoder import OpenVideo
 # that may hold it for milliseconds.
 _PICTURES_PER_TASK = 64
 _TASK_BYTES = 8 << 20
-# What an open decoder holds, in pictures of 12 bits a pixel: 5 MB at 640x480 (measured with 64 of
-# them).
+# Memory that an open decoder holds, in pictures of 12 bits a pixel: 5 MB at 640x480 (measured with
+# 64 of them).
 _PICTURES_OF_DECODER = 12
 # GOPs that are remembered to count those that are decoded again; only a figure of the statistics.
 _MAX_LATELY_DECODED = 100_000

@@ -1,6 +1,6 @@
 """The coded bytes of one camera: which were asked for, and what they are asked for together with.
 
-A GOP is asked for together with its neighbours in the file that are known to be needed. Where the
+A GOP is asked for together with its neighbours in the file that are known to be needed. If the
 coded bytes of all the camera's video are few, they are kept: an episode is fetched whole, at its
 first use, and later epochs fetch nothing. Small pictures are decoded faster than a Hub answers a
 request for each clip, or even for each episode: so short episodes that lie side by side in a file,
@@ -9,8 +9,8 @@ them, is fetched whole, with what tells where its pictures lie, and kept with th
 
 Rules:
 * For one thread, the consumer's; the fetch threads run tasks that know everything they need.
-* What a request brings for several episodes fails for all of them, each time at the example that
-  needs it; what is wrong with an episode itself is nothing to its neighbours.
+* A failed request for several episodes fails for all of them, each time at the example that needs
+  it; a defect in one episode does not affect its neighbours.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from lerobot_grain._reading.video_files import MAX_FETCH_BYTES, open_video
 from lerobot_grain._storage.base import Storage
 from lerobot_grain._video.video_file import VideoFile
 
-# Of a GOP: number of the file, episode, number in the file.
+# The key of a GOP: number of the file, episode, number in the file.
 GopKey = tuple[int, int, int]
 
 # Neighbouring GOPs are fetched in one request this many frames before and behind the one that is
@@ -273,7 +273,7 @@ class GopFetcher:
             )
         ]
         wanted = file.byte_range_of(range(members[0][1].start, members[-1][1].stop))
-        # Where the bytes are not in the order of the pictures, those of neighbours may lie far from
+        # If the bytes are not in the order of the pictures, those of neighbours may lie far from
         # each other.
         if wanted.length > MAX_FETCH_BYTES:
             return False

@@ -20,7 +20,7 @@ from lerobot_grain._reading.rows.row_groups import RowGroup
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """Where values lie.
+    """The places of values.
 
     Attributes:
       groups: int64 `(examples,)` or `(examples, time)`: places in `PendingRows.groups`; -1: the

@@ -98,7 +98,7 @@ def columns_to_read(
     """Returns the columns that are read of a row group: the selected ones, and the one that orders
     rows unless their order is known.
 
-    Of a row group that is kept on disk they are always the same, since it is found there by its
+    For a row group that is kept on disk they are always the same, since it is found there by its
     byte ranges.
     """
     known = repository.row_orders.get((file.number, group))
@@ -239,8 +239,8 @@ def extents_to_join(
     """Returns a function that tells where the bytes of a row group lie, if it may come with others
     (`_reading/fetch_groups`).
 
-    That is one with rows of an episode that is needed, unless it is kept on disk. What lies between
-    its columns counts too, since it is fetched with them.
+    That is one with rows of an episode that is needed, unless it is kept on disk. Bytes between its
+    columns count too, since they are fetched with them.
 
     Args:
       needed_every_epoch: bool `(episodes,)`: of which something will be needed.

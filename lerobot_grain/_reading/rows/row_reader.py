@@ -1,13 +1,13 @@
 """Fetches row groups ahead, and puts the low-dimensional values, embedded images and texts of
 examples together.
 
-Row groups are kept for later examples, up to a limit; the least recently used go. Where one block
-of examples needs more than that, the next block would find none of them, and all of them together
-may be more than the memory of the machine. Up to twice the limit they are kept nevertheless, which
-is enough where a stream goes from one large file to the next. Above, a few are read at a time, only
+Row groups are kept for later examples, up to a limit; the least recently used go. If one block of
+examples needs more than that, the next block would find none of them, and all of them together may
+be more than the memory of the machine. Up to twice the limit they are kept nevertheless, which is
+enough where a stream goes from one large file to the next. Above, a few are read at a time, only
 the rows that the block needs are kept of them, and a warning says what that costs and what helps.
 
-Where all row groups of the dataset will be kept, those that lie side by side come in one request
+If all row groups of the dataset will be kept, neighbours come in one request
 (`_reading/fetch_groups`). Each is unpacked when it is needed, so a defect in one does not affect
 the others.
 """
@@ -63,7 +63,7 @@ _MAX_LARGE_AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class PendingRows:
-    """What the examples of a block need.
+    """The row groups and cells that the examples of a block need.
 
     Attributes:
       groups: the row groups.
@@ -287,7 +287,7 @@ class RowReader:
         groups = self._groups_with(file, group)
         if len(groups) == 1:
             self._count(file, group)
-            # What is in memory need not wait behind requests for what comes later.
+            # Bytes in memory need not wait for the requests of later examples.
             return (
                 self._context.decoders if file.table.is_in_memory else self._context.fetchers
             ).submit(load, file)

@@ -350,8 +350,8 @@ class HttpClient:
                 extensions={"trace": connection.note},
             )
             sent = time.monotonic()
-            # What becomes of the head of an answer must not take all the time of further attempts:
-            # a drip of bytes renews a read timeout.
+            # Waiting for the head of an answer must not take all the time of further attempts: a
+            # drip of bytes renews a read timeout.
             with watch().after(connect_seconds + _HEAD_PATIENCE * patience, connection.break_off):
                 response = connection.client.send(request, stream=True)
             self._pace.note_beginning(time.monotonic() - sent)

@@ -31,13 +31,13 @@ from lerobot_grain._base.per_process import PerProcess
 from lerobot_grain._storage.http.cancellation import CHECK_SECONDS
 from lerobot_grain._storage.http.responses import origin_of
 
-# Of a process, unless one dataset is allowed more: with other files, 60 datasets stay below the
-# usual limit of 1,024 open ones.
+# The limit of a process, unless one dataset is allowed more: with other files, 60 datasets stay
+# below the usual limit of 1,024 open ones.
 _MAX_CONNECTIONS = 128
 # Idle connections are dropped by the Hub's CDN after about a minute; with httpx2's 5 s, requests 6
 # s apart opened a connection each.
 _KEEPALIVE_SECONDS = 60.0
-# What a connection depends on besides its server.
+# Settings that a connection depends on besides its server.
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 _PROXIES = tuple(
     spelled

@@ -30,7 +30,7 @@ from lerobot_grain._storage.http.responses import origin_of
 Limit = tuple[tuple[str, str, int | None], bool]
 
 # The Hub counts requests in fixed windows of 300 s, so no honest answer asks for more than that.
-# What does is not waited for.
+# A longer one is not waited for.
 LONGEST_LIMIT_SECONDS = 330
 # A stream that stays above this part of its quota never notices the limit.
 _LOW_PART = 0.1

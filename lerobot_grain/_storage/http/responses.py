@@ -1,5 +1,4 @@
-"""What is right about an answer of a server, and what is wrong: checks of status, headers and
-addresses, without any I/O.
+"""Validates HTTP responses: status, headers and addresses. No I/O.
 
 The idea: a server, a proxy or a CDN may answer anything. An answer counts only if it is exactly
 what was asked for; one that is not is asked for again, and what is never right becomes the error.
@@ -7,8 +6,8 @@ what was asked for; one that is not is asked for again, and what is never right 
 Rules:
 * Texts hold scheme, host and path of a URL, never its query (a signed link is a key to the file for
   an hour) and never a header.
-* What may be right the next time is a `RetryableError`; what must not be tried again (a redirect
-  away from https) is a `StorageError`.
+* A response that may be right the next time is a `RetryableError`; one that must not be tried again
+  (a redirect away from https) is a `StorageError`.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _LINK_MARGIN_SECONDS = 30.0
 # The Hub signs for an hour; an unsigned link is asked for again as often.
 _LONGEST_LINK_SECONDS = 3600.0
 
-# Of what a server says, in a message.
+# The most that a message quotes from a server.
 _MAX_SHOWN = 200
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -55,7 +54,7 @@ class LinkRefused(Exception):  # noqa: N818 (the caller's cue to ask for another
 
 @dataclasses.dataclass(slots=True, eq=False)
 class RangeSource:
-    """Where the bytes of one file are, and what is known of them.
+    """The address of the bytes of one file, with its known properties.
 
     Attributes:
       url: may be signed, so it never stands in a text.

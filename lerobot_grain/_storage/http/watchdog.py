@@ -22,8 +22,8 @@ from lerobot_grain._base.per_process import PerProcess
 # still (a busy machine delays a thread by tenths of a second).
 _STEP_SECONDS = 0.25
 _STANDSTILL_SECONDS = 5.0
-# What is not waited for any more is only taken out when so many have come together: a request ends
-# long before its deadline.
+# Deadlines that are no longer waited for are removed only when this many have accumulated: a
+# request ends long before its deadline.
 _MANY_CANCELLED = 1000
 
 

@@ -65,7 +65,7 @@ class Refusal(enum.Enum):
 class HubAddress(abc.ABC):
     """Names something on the Hub that holds files, and how it is read: a dataset, or a bucket.
 
-    Of each file one *version* is read.
+    One *version* of each file is read.
 
     The token is what the user gave: None (of the environment, the normal case), True, False, or the
     token itself. Only in the last case it is part of the pickle, because another process could not

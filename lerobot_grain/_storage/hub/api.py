@@ -54,7 +54,7 @@ _NEXT_PAGE = re.compile(r'<([^<>]*)>\s*;\s*rel="?next"?')
 class References(NamedTuple):
     """Name -> hash of the tags and of the branches of a repository.
 
-    Of an annotated tag it may be its own, and not that of a commit.
+    For an annotated tag it may be its own, and not that of a commit.
     """
 
     tags: Mapping[str, str]

@@ -35,7 +35,7 @@ from lerobot_grain._storage.hub.address import COMMIT, HubAddress, ListedFile
 _UNFINISHED = re.compile(r"\.[0-9a-f]{8}\.incomplete$")
 _UNFINISHED_SECONDS = 86400.0
 _cleaned: set[str] = set()
-# Of a file that is compared with its hash.
+# The most bytes of a file that is compared with its hash.
 _PIECE_BYTES = 1 << 20
 # Which files were compared in this process, and whether they have their hash.
 _compared: dict[tuple[str, int, int, int, str], bool] = {}
@@ -79,8 +79,8 @@ def cached_listing(repository: HubAddress, commit: str) -> Mapping[str, ListedFi
         return None
 
 
-# What was not found is looked for again, because a download may bring it. A list of 100,000 files
-# takes about 30 MB.
+# A missing file is looked for again, because a download may bring it. A list of 100,000 files takes
+# about 30 MB.
 @functools.lru_cache(maxsize=8)
 def _listing(repo_id: str, cache_dir: str, commit: str) -> Mapping[str, ListedFile]:
     files = cached_repo_tree(repo_id, revision=commit, cache_dir=cache_dir)
@@ -142,7 +142,7 @@ def keep_file(root: str, commit: str, path: str, data: bytes, name: str) -> None
     try:
         os.symlink(target, pointer)
     except FileExistsError:
-        # Of another process that does the same, or the rest of a file that was deleted: that leads
+        # Left by another process that does the same, or the rest of a deleted file: that leads
         # nowhere, or to another blob.
         if os.path.realpath(pointer) != os.path.realpath(blob):
             _replace_link(target, pointer)

@@ -326,6 +326,6 @@ class HubStorage(OnHub):
                 self.commit, path, wanted, file_bytes=None if file is None else file.size_bytes
             )
         except StorageError:
-            # What was told of its size may be what is wrong.
+            # The reported size may be wrong.
             session.disk_cache.forget(self._file(path), "size")
             raise

@@ -11,8 +11,7 @@ Rules:
 * Every answer is checked: its commit, status 206, exactly the range asked for, the file's size, the
   same ETag, no compression, no byte too few or too many. One that is wrong is asked for again, as
   one that broke.
-* What the list of a commit says of a file counts for more than what is said when its bytes are
-  asked for: mirrors tell wrong lengths.
+* The list of a commit counts for more than the headers of a response: mirrors report wrong lengths.
 * A file of `meta/` is read whole and compared with its size and hash; only then it may be kept in
   the cache of huggingface_hub. That of a mirror which tells no hash is kept nowhere.
 * A Git LFS pointer in place of a file is told by its contents, and never taken for the file.
@@ -298,7 +297,7 @@ class HubSession:
             problem = pending.exception()
             if problem is None:
                 return pending.result()
-            # Where only the other thread was ended, this one asks itself.
+            # If only the other thread was ended, this one asks itself.
             if isinstance(problem, LeRobotGrainError) and not isinstance(
                 problem, RequestCancelledError
             ):

@@ -1,5 +1,5 @@
-"""What a coded picture says of itself: whether a decoder can start at it, and which headers it
-brings along. Bits only, no I/O.
+"""Reads from a coded picture whether a decoder can start at it, and which headers it has. Bits
+only, no I/O.
 
 Each codec of the table (`_video/codecs/table`) has a function here that looks at the first picture
 of a unit, `*_start`: one whose first pictures nobody looks at could be stitched wrongly without an
@@ -47,7 +47,7 @@ HAS_NAL_UNITS = frozenset(("h264", "hevc"))
 
 
 class NotAStartError(Exception):
-    """What is wrong with the first picture of a unit."""
+    """The defect of the first picture of a unit."""
 
 
 class Start(NamedTuple):
@@ -251,7 +251,7 @@ def mpeg4_start(video: VideoFormat, sample: Bytes) -> Start:
             "flagged as key frame, but it does not begin with an MPEG-4 intra picture"
         )
     # The time of a group of pictures (b3) stands with the headers, and differs from GOP to GOP.
-    # What an encoder writes of itself (b2) counts: FFmpeg decodes by it.
+    # The version that an encoder writes (b2) counts: FFmpeg decodes by it.
     pieces = data[:start].split(_START_CODE)
     return Start(
         sample, b"".join(_START_CODE + piece for piece in pieces if piece and piece[0] != 0xB3)

@@ -1,4 +1,4 @@
-"""What a decoder is told of the samples of a file, as a value. Pure."""
+"""The description of the samples of a file that a decoder gets, as a value. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ IDENTITY = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
 
 
 class VideoFormat(NamedTuple):
-    """What a decoder is told of the samples of a file.
+    """The description of the samples of a file that a decoder gets.
 
     Samples of files with equal formats can be decoded together.
 

@@ -4,8 +4,8 @@ to bytes, and ranges of files.
 Rules:
 * An answer's body is bytes or a slice of a file on disk; a slice is read only while it is being
   sent.
-* RFC 9110 sections 13 (conditions) and 14 (ranges). Of ranges only a single one is understood;
-  several, and units other than bytes, are ignored, which the RFC allows and the real CDN does too.
+* RFC 9110 sections 13 (conditions) and 14 (ranges). Only a single range is understood; several, and
+  units other than bytes, are ignored, which the RFC allows and the real CDN does too.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What to send back.
+    """The response to send.
 
     `file` is the path inside the repository that the request was about, `kind` is that of
     `RequestRecord`.

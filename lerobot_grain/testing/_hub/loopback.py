@@ -8,7 +8,7 @@ works with it unchanged (`HfApi(endpoint=hub.endpoint)`, `hf_hub_download(...,
 endpoint=hub.endpoint)`). Every request is logged, and anything can be made to go wrong with a
 `Fault`.
 
-What it does not do: uploads over HTTP, Xet, models and spaces, TLS.
+Not included: uploads over HTTP, Xet, models and spaces, TLS.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What crosses the pipe between a test and the process of its loopback Hub: faults going in,
-request records coming out.
+"""The messages between a test and the process of its loopback Hub: faults going in, request records
+coming out.
 
 Rules:
 * Both are frozen values. A fault says which requests it waits for and what goes wrong with them;
@@ -59,7 +59,7 @@ class RequestRecord(NamedTuple):
 class Fault:
     """Something that goes wrong with some requests.
 
-    Of the faults that match a request, the first one added that has finished skipping, is not used
+    If several faults match a request, the first one added that has finished skipping, is not used
     up and is drawn is applied; later ones are left alone and do not count it. Offsets count bytes
     of the body of the answer, from 0; one past the end of the body acts at its end.
 
@@ -92,7 +92,7 @@ class Fault:
         requests that have one.
       skip: how many matching requests are let through first.
       times: how many requests it is applied to; None for no end.
-      probability: of being drawn, for each matching request. What is drawn depends on `seed`, the
+      probability: of being drawn, for each matching request. The draw depends on `seed`, the
         request (method, path and Range) and on how often it came before: not on the order of
         requests, so that several threads meet the same faults in every run.
       seed: of `probability`.

@@ -4,8 +4,8 @@ tags.
 Idea: a commit is a listing (path, size, modification time) of a directory at the moment when it was
 added. Contents stay on disk, hashes are computed when somebody asks for them.
 
-What it does not do: git. A commit's sha is derived from its listing and its parent, a directory's
-id from its path.
+Not included: git. A commit's sha is derived from its listing and its parent, a directory's id from
+its path.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GIT_FILE_SUFFIXES = (".json", ".jsonl", ".md", ".txt")
 # Files in LFS above this get an invented sha256: to hash gigabytes of video would delay the first
 # listing by seconds, for a number that nobody compares: clients hash small files only.
 MAX_HASHED_BYTES = 16_000_000
-# What `git` and `hf download --local-dir` leave in a directory.
+# Files that `git` and `hf download --local-dir` leave in a directory.
 _IGNORED_DIRECTORIES = frozenset((".git", ".cache"))
 
 

@@ -2,7 +2,7 @@
 and small files.
 
 Headers, status codes and error codes are those of huggingface.co, as huggingface_hub 2.4 reads
-them. What differs on purpose:
+them. Intended differences:
 
 * No Link header with `rel="xet-auth"`, so that clients download over plain HTTP whether hf_xet is
   installed or not. (Of files in buckets there is one, because huggingface_hub insists on it; where
@@ -31,7 +31,7 @@ QUOTAS = {"api": 500, "resolvers": 3000}
 WINDOW_SECONDS = 300
 # With expand=true the real Hub lists at most so many entries a page.
 EXPANDED_PAGE_ENTRIES = 50
-# What only some tokens may see.
+# Repositories that only some tokens may see.
 _Closable = TypeVar("_Closable", Repository, Bucket)
 _JSON = {"Content-Type": "application/json; charset=utf-8"}
 _REDIRECT = {"Vary": "Origin, Accept", "Content-Type": "text/plain; charset=utf-8"}
@@ -341,7 +341,7 @@ def _token(request: Request) -> str | None:
 def _refuse_gated(request: Request, repository: Repository) -> None:
     """Raises unless the request has the repository's token.
 
-    Of a gated repository only the contents are closed, not the listings.
+    Only the contents of a gated repository are closed, not the listings.
     """
     token = _token(request)
     if token is not None and token == repository.token:

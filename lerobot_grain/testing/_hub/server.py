@@ -60,8 +60,8 @@ PARENT_CHECK_SECONDS = 0.5
 
 
 class Server:
-    """What the connections share: the origins, the faults, the log, and the limits of the network
-    that is imitated.
+    """The state that the connections share: the origins, the faults, the log, and the limits of the
+    network that is imitated.
     """
 
     def __init__(self, hub: HubOrigin, cdn: CdnOrigin) -> None:
@@ -248,8 +248,8 @@ class Connection(asyncio.Protocol):
 
     async def _reset(self) -> None:
         connection = self._transport.get_extra_info("socket")
-        # A reset drops what is still in asyncio's and the kernel's buffers. What the peer has
-        # acknowledged it can read after the reset too.
+        # A reset drops what is still in asyncio's and the kernel's buffers. The peer can read the
+        # bytes that it has acknowledged after the reset, too.
         while self._transport.get_write_buffer_size() > 0 or _unacknowledged_bytes(connection) > 0:
             await asyncio.sleep(ACKNOWLEDGED_CHECK_SECONDS)
         # Closing with a linger time of zero sends RST instead of FIN.

@@ -1,14 +1,14 @@
 """Writes small LeRobotDataset datasets, for tests, demos and benchmarks, without lerobot.
 
-What it writes has the layout, the schemas and the video files that lerobot 0.6.1's recorder
-produces (v3.0; on request v2.1 or v2.0), and every value in it is known: `WrittenDataset` tells
-what a reader must return for each row, and a barcode on each picture says which frame it is.
+The dataset has the layout, the schemas and the video files that lerobot 0.6.1's recorder produces
+(v3.0; on request v2.1 or v2.0), and every value in it is known: `WrittenDataset` tells what a
+reader must return for each row, and a barcode on each picture says which frame it is.
 
 Rules:
 * The same arguments write the same values. Video bytes are the same with the same encoder
   libraries.
-* Where files end is said in episodes, not in megabytes as the recorder does it, so that tests can
-  place a boundary.
+* The ends of files are given in episodes, not in megabytes as the recorder does it, so that tests
+  can place a boundary.
 * The directory must be new or empty.
 
 Not here: the default values (`_writer/rows`) and pictures (`_writer/pictures`), encoding
@@ -54,7 +54,7 @@ from lerobot_grain.testing._writer.video import Camera
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenDataset:
-    """What was written, and so what a reader must return.
+    """The values that were written, and so those that a reader must return.
 
     Attributes:
       directory: of the dataset.
@@ -158,7 +158,7 @@ def write_dataset(
       statistics: whether per-episode statistics and `meta/stats.json` are written.
 
     Returns:
-      What was written.
+      The written values.
 
     Raises:
       InvalidRequestError: an argument is out of range, or an encoder refuses a camera's size.
@@ -213,7 +213,7 @@ def write_dataset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    """What every step of the writing needs to know."""
+    """The facts that every step of the writing needs."""
 
     directory: Path
     lengths: npt.NDArray[np.int64]

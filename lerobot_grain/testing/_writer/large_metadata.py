@@ -33,7 +33,7 @@ from lerobot_grain.testing._writer.video import Camera
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenMetadata:
-    """What was written.
+    """The written values.
 
     Attributes:
       directory: of the dataset.
@@ -93,7 +93,7 @@ def write_synthetic_metadata(
       statistics: whether the per-episode statistics and `meta/stats.json` are written.
 
     Returns:
-      What was written.
+      The written values.
 
     Raises:
       InvalidRequestError: a number is out of range, or the directory is not empty.

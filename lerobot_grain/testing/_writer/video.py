@@ -170,7 +170,7 @@ class Camera:
 
     @property
     def num_channels(self) -> int:
-        """Of its pictures: 1 for depth, else 3."""
+        """Channels of its pictures: 1 for depth, else 3."""
         return 1 if self.depth else 3
 
     @property
