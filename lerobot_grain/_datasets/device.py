@@ -112,7 +112,12 @@ class DeviceIterDataset(grain.IterDataset[Any]):
         self._buffer_size = buffer_size
 
     def __iter__(self) -> grain.DatasetIterator[Any]:
-        return _DeviceIterator(self, self._parent.__iter__())
+        return _DeviceIterator(
+            self._parent.__iter__(),
+            sharding=self._sharding,
+            buffer_size=self._buffer_size,
+            name=str(self),
+        )
 
     def __str__(self) -> str:
         return f"DeviceIterDataset(buffer_size={self._buffer_size})"
@@ -121,9 +126,18 @@ class DeviceIterDataset(grain.IterDataset[Any]):
 class _DeviceIterator(grain.DatasetIterator[Any]):
     _closed = True
 
-    def __init__(self, dataset: DeviceIterDataset, parent: grain.DatasetIterator[Any]) -> None:
+    def __init__(
+        self,
+        parent: grain.DatasetIterator[Any],
+        *,
+        sharding: jax.sharding.Sharding | None,
+        buffer_size: int,
+        name: str,
+    ) -> None:
         super().__init__(parent)
-        self._dataset = dataset
+        self._sharding = sharding
+        self._buffer_size = buffer_size
+        self._name = name
         # the parent's at the last batch handed out; None: as the parent stands
         self._state: dict[str, Any] | None = None
         self._feed: _Feed | None = None
@@ -138,11 +152,7 @@ class _DeviceIterator(grain.DatasetIterator[Any]):
         if self._feed is None:
             if self._state is None:
                 self._state = copy.deepcopy(self._parent.get_state())
-            self._feed = _Feed(
-                self._parent,
-                sharding=self._dataset._sharding,
-                buffer_size=self._dataset._buffer_size,
-            )
+            self._feed = _Feed(self._parent, sharding=self._sharding, buffer_size=self._buffer_size)
         return self._feed
 
     def __next__(self) -> Any:
@@ -208,7 +218,7 @@ class _DeviceIterator(grain.DatasetIterator[Any]):
             self._parent.set_state(self._state)
 
     def __str__(self) -> str:
-        return str(self._dataset)
+        return self._name
 
 
 class _Feed:
@@ -387,7 +397,7 @@ def _check_shards(parent: grain.IterDataset[Any], sharding: jax.sharding.Shardin
         return
     index, count = _part_of_batch(sharding)
     for source in sources_under(parent):
-        shard = source._shard_options
+        shard = source.shard_options
         if shard.shard_count > count:
             raise InvalidRequestError(
                 f"the stream is shard {shard.shard_index} of {shard.shard_count}, but the "
@@ -396,9 +406,9 @@ def _check_shards(parent: grain.IterDataset[Any], sharding: jax.sharding.Shardin
                 f"shard_options=grain.sharding.ShardOptions({index}, {count}, "
                 "drop_remainder=True) on this process"
             )
-        if source._num_epochs is not None and shard.shard_count > 1 and not shard.drop_remainder:
+        if source.num_epochs is not None and shard.shard_count > 1 and not shard.drop_remainder:
             raise InvalidRequestError(
-                f"num_epochs={source._num_epochs}: {shard.shard_count} shards may end at "
+                f"num_epochs={source.num_epochs}: {shard.shard_count} shards may end at "
                 "different steps, on which all processes wait for each other; use "
                 "shard_options=grain.sharding.ShardByJaxProcess(drop_remainder=True)"
             )

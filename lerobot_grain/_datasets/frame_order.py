@@ -13,7 +13,7 @@ Rules, most of them forced by Grain 0.2.18:
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grain
@@ -100,42 +100,53 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
             -lengths
             // (1 if shuffle is None or shuffle.clip_length is None else shuffle.clip_length)
         )
-        self._order = FrameOrder(
+        order = FrameOrder(
             first_rows=table.first_rows[selected] + drop_first_frames,
             lengths=lengths,
             data_files=table.data.file_of_episode[selected],
             shuffle=shuffle,
         )
-        self._num_epochs = num_epochs
-        self._shard_options = shard_options
-        # Element k of this shard is position base + start + k * step, where base is 0 or comes from
-        # a restored state.
-        self._start: int = shard_options.shard_index
-        self._step: int = shard_options.shard_count
-        self._identity = {
-            # Datasets in folders of one repository share its commit.
-            "commit": f"{repository.commit}/{repository.folder}".rstrip("/"),
-            "episodes": _hash_of(table.numbers_of(selected), lengths, drop_first_frames),
-            "num_rows": self._order.num_rows,
-            **_shuffle_state(shuffle),
-        }
+        self._part = _PartOfOrder(
+            order=order,
+            identity={
+                # Datasets in folders of one repository share its commit.
+                "commit": f"{repository.commit}/{repository.folder}".rstrip("/"),
+                "episodes": _hash_of(table.numbers_of(selected), lengths, drop_first_frames),
+                "num_rows": order.num_rows,
+                **_shuffle_state(shuffle),
+            },
+            num_epochs=num_epochs,
+            shard_options=shard_options,
+            start=shard_options.shard_index,
+            step=shard_options.shard_count,
+        )
 
     @property
     def num_rows(self) -> int:
         """Rows of one epoch, over all shards."""
-        return self._order.num_rows
+        return self._part.order.num_rows
+
+    @property
+    def num_epochs(self) -> int | None:
+        """The stream ends after this many; `None`: it never does."""
+        return self._part.num_epochs
+
+    @property
+    def shard_options(self) -> grain.sharding.ShardOptions:
+        """Which shard this is, of how many."""
+        return self._part.shard_options
 
     @property
     def shuffle(self) -> Shuffle | None:
         """The shuffle, with the `clip_length` that is used."""
-        return self._order.shuffle
+        return self._part.order.shuffle
 
     @property
     def position_step(self) -> int:
         """Positions from one row of this shard, or slice, to its next: the number of shards (times
         that of workers, in a worker).
         """
-        return self._step
+        return self._part.step
 
     @property
     def needed_every_epoch(self) -> npt.NDArray[np.bool_]:
@@ -146,9 +157,8 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
         one in twenty goes without.
         """
         found = np.zeros(self._num_episodes, np.bool_)
-        found[self._selected] = (self._step == 1) | (
-            self._num_clips >= _CLIPS_PER_SHARD * self._step
-        )
+        step = self._part.step
+        found[self._selected] = (step == 1) | (self._num_clips >= _CLIPS_PER_SHARD * step)
         return found
 
     def set_slice(self, sl: slice, sequential_slice: bool = False) -> None:
@@ -166,18 +176,53 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
             raise InvalidRequestError(
                 f"set_slice({sl}): expected slice(start, None, step) with start >= 0 and step >= 1"
             )
-        self._start = self._start + start * self._step
-        self._step = self._step * step
+        part = self._part
+        self._part = replace(part, start=part.start + start * part.step, step=part.step * step)
 
     def __iter__(self) -> FrameOrderIterator:
-        return FrameOrderIterator(self)
+        return FrameOrderIterator(self._part, name=str(self))
 
     @property
     def _element_spec(self) -> Any:
         return grain.experimental.ShapeDtypeStruct((), np.int64)
 
     def __str__(self) -> str:
-        return f"FrameOrderIterDataset({self._order.num_rows} rows)"
+        return f"FrameOrderIterDataset({self.num_rows} rows)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PartOfOrder:
+    """Which positions of an order a shard, or a slice of one, streams: its element k is position
+    base + start + k * step, where base is 0 or comes from a restored state.
+
+    Attributes:
+      order: of all rows.
+      identity: what a state says of the stream besides the position.
+      num_epochs: the stream ends after this many; `None`: it never does.
+      shard_options: of the shard.
+      start, step: as above.
+    """
+
+    order: FrameOrder
+    identity: dict[str, Any]
+    num_epochs: int | None
+    shard_options: grain.sharding.ShardOptions
+    start: int
+    step: int
+
+    def stop_position(self, base: int) -> int | None:
+        """Returns the position, not counting this shard's start, at which the stream ends; `None`:
+        never.
+        """
+        if self.num_epochs is None:
+            return None
+        stop = self.num_epochs * self.order.num_rows
+        if self.shard_options.drop_remainder:
+            # All shards together take whole rounds from the base on. A worker's slice ends at the
+            # same position as its host's shard.
+            count: int = self.shard_options.shard_count
+            stop = base + (stop - base) // count * count
+        return stop
 
 
 class FrameOrderIterator(grain.DatasetIterator[int]):
@@ -186,9 +231,10 @@ class FrameOrderIterator(grain.DatasetIterator[int]):
     # For an object whose construction failed, such as a failed copy: there is nothing to close.
     _closed = True
 
-    def __init__(self, dataset: FrameOrderIterDataset) -> None:
+    def __init__(self, part: _PartOfOrder, *, name: str) -> None:
         super().__init__()
-        self._dataset = dataset
+        self._part = part
+        self._name = name
         # Elements handed out since `base`; the global position is base + handed_out * step.
         self._base = self._handed_out = 0
         self._epoch: tuple[int, EpochOrder] | None = None
@@ -225,49 +271,34 @@ class FrameOrderIterator(grain.DatasetIterator[int]):
         """Returns the next rows of this shard, up to the end of an epoch, from the position
         alone.
         """
-        dataset = self._dataset
-        num_rows = dataset.num_rows
-        first = self._base + dataset._start + self._handed_out * dataset._step
-        stop = self._stop_position()
+        part = self._part
+        num_rows = part.order.num_rows
+        first = self._base + part.start + self._handed_out * part.step
+        stop = part.stop_position(self._base)
         if stop is not None and first >= stop:
             raise StopIteration
         epoch = first // num_rows
         if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = epoch, dataset._order.epoch(epoch)
-        positions = np.arange(first, first + _POSITIONS_AT_A_TIME * dataset._step, dataset._step)
+            self._epoch = epoch, part.order.epoch(epoch)
+        positions = np.arange(first, first + _POSITIONS_AT_A_TIME * part.step, part.step)
         limit = (epoch + 1) * num_rows if stop is None else min((epoch + 1) * num_rows, stop)
         return self._epoch[1].rows(positions[positions < limit] - epoch * num_rows)
-
-    def _stop_position(self) -> int | None:
-        """Returns the position, not counting this shard's start, at which the stream ends; `None`:
-        never.
-        """
-        dataset = self._dataset
-        if dataset._num_epochs is None:
-            return None
-        stop: int = dataset._num_epochs * dataset.num_rows
-        if dataset._shard_options.drop_remainder:
-            # All shards together take whole rounds from the base on. A worker's slice ends at the
-            # same position as its host's shard.
-            count: int = dataset._shard_options.shard_count
-            stop = self._base + (stop - self._base) // count * count
-        return stop
 
     def get_state(self) -> dict[str, Any]:
         return {
             "format": ORDER_VERSION,
-            "position": self._base + self._handed_out * self._dataset._step,
-            **self._dataset._identity,
+            "position": self._base + self._handed_out * self._part.step,
+            **self._part.identity,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        position = checked_position(state, self._dataset._identity)
+        position = checked_position(state, self._part.identity)
         self._computed = (0, self._computed[1][:0])
         self._base = position
         self._handed_out = 0
 
     def __str__(self) -> str:
-        return str(self._dataset)
+        return self._name
 
 
 def _hash_of(

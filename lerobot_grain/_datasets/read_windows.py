@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grain
@@ -42,7 +43,7 @@ from lerobot_grain._reading.options import ReadOptions
 from lerobot_grain._reading.read_ahead import ReadAhead
 from lerobot_grain._reading.read_statistics import ReadStatistics
 from lerobot_grain._repository.repository import Repository
-from lerobot_grain._repository.selection import select_features
+from lerobot_grain._repository.selection import FeatureSelection, select_features
 
 Taken = TypeVar("Taken")
 
@@ -97,20 +98,25 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
     ) -> None:
         super().__init__(parent)
         self._repository = repository
-        self._selection = select_features(repository, features)
+        selection = select_features(repository, features)
         windows = windows_of(parent)
-        self._pad_keys = checked_pad_keys(
+        checked_keys = checked_pad_keys(
             pad_keys, known_keys=tuple(repository.features) if windows is None else windows
         )
-        mask_keys(windows or (), selected=self._selection.keys, pad_keys=self._pad_keys)
-        self._image_size = _checked_image_size(image_size)
+        mask_keys(windows or (), selected=selection.keys, pad_keys=checked_keys)
+        self._reading = _Reading(
+            repository=repository,
+            selection=selection,
+            image_size=_checked_image_size(image_size),
+            options=read_options,
+            known_examples=known_examples,
+            pad_keys=checked_keys,
+        )
         # Now, so that what is not installed is said here.
-        load_decoders(self._selection.videos)
-        self._read_options = read_options
-        self._known_examples = known_examples
+        load_decoders(selection.videos)
 
     def __iter__(self) -> grain.DatasetIterator[Example]:
-        return ReadWindowsIterator(self, self._parent.__iter__())
+        return ReadWindowsIterator(self._parent.__iter__(), self._reading, name=str(self))
 
     def __str__(self) -> str:
         return f"ReadWindowsIterDataset({self._repository.description})"
@@ -140,6 +146,34 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
         return _BatchIterDataset(self, batch_size, drop_remainder=drop_remainder)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reading:
+    """What is read of each request, and with what: see `ReadWindowsIterDataset`."""
+
+    repository: Repository
+    selection: FeatureSelection
+    image_size: tuple[int, int] | None
+    options: ReadOptions
+    known_examples: int
+    pad_keys: Mapping[str, str]
+
+    def open(self, parent: grain.DatasetIterator[WindowRequest]) -> OpenStream:
+        """Begins to read the requests of `parent`."""
+        blocks = parent
+        if not isinstance(blocks, OrderedWindowsIterator):
+            blocks = WindowBlockBuilder(blocks, self.repository)
+        ahead = ReadAhead(
+            self.repository,
+            self.selection,
+            image_size=self.image_size,
+            options=self.options,
+            known_examples=self.known_examples,
+            pad_keys=self.pad_keys,
+            needed_every_epoch=blocks.needed_every_epoch,
+        )
+        return OpenStream(parent.get_state(), blocks, ahead)
+
+
 class ReadWindowsIterator(grain.DatasetIterator[Example]):
     """Yields examples, or hands out batches of them, and counts what was handed out."""
 
@@ -147,10 +181,11 @@ class ReadWindowsIterator(grain.DatasetIterator[Example]):
     _closed = True
 
     def __init__(
-        self, dataset: ReadWindowsIterDataset, parent: grain.DatasetIterator[WindowRequest]
+        self, parent: grain.DatasetIterator[WindowRequest], reading: _Reading, *, name: str
     ) -> None:
         super().__init__(parent)
-        self._dataset = dataset
+        self._reading = reading
+        self._name = name
         self._stream: OpenStream | None = None
         self._statistics = ReadStatistics()
         self._one_thread = OneThread()
@@ -200,26 +235,10 @@ class ReadWindowsIterator(grain.DatasetIterator[Example]):
             self._put_back(stream)
             stream = None
         if stream is None:
-            stream = self._stream = self._opened()
+            stream = self._stream = self._reading.open(self._parent)
         if stream.has_ended:
             raise StopIteration
         return stream, stream.num_handed_out
-
-    def _opened(self) -> OpenStream:
-        dataset = self._dataset
-        blocks = self._parent
-        if not isinstance(blocks, OrderedWindowsIterator):
-            blocks = WindowBlockBuilder(blocks, dataset._repository)
-        ahead = ReadAhead(
-            dataset._repository,
-            dataset._selection,
-            image_size=dataset._image_size,
-            options=dataset._read_options,
-            known_examples=dataset._known_examples,
-            pad_keys=dataset._pad_keys,
-            needed_every_epoch=blocks.needed_every_epoch,
-        )
-        return OpenStream(self._parent.get_state(), blocks, ahead)
 
     def _take_back(self, stream: OpenStream, num_handed_out: int, error: BaseException) -> None:
         """Puts the stream to where it was before `next` raised; the next call reads the same
@@ -301,7 +320,7 @@ class ReadWindowsIterator(grain.DatasetIterator[Example]):
         return self.__dict__
 
     def __str__(self) -> str:
-        return str(self._dataset)
+        return self._name
 
 
 def _take_example(stream: OpenStream) -> tuple[Example, int]:

@@ -155,7 +155,14 @@ class WorkerPrefetchIterDataset(grain.IterDataset[Element]):
         self._buffer_size = buffer_size
 
     def __iter__(self) -> grain.DatasetIterator[Element]:
-        return _WorkerPrefetchIterator(self, self._parent.__iter__())
+        return _WorkerPrefetchIterator(
+            self._parent,
+            self._source,
+            grain.multiprocessing.MultiprocessingOptions(
+                num_workers=self._num_workers, per_worker_buffer_size=self._buffer_size
+            ),
+            name=str(self),
+        )
 
     @property
     def _element_spec(self) -> Any:
@@ -169,14 +176,22 @@ class _WorkerPrefetchIterator(grain.DatasetIterator[Element]):
     _closed = True
 
     def __init__(
-        self, dataset: WorkerPrefetchIterDataset[Element], unread: grain.DatasetIterator[Element]
+        self,
+        read: grain.IterDataset[Element],
+        source: FrameOrderIterDataset,
+        options: grain.multiprocessing.MultiprocessingOptions,
+        *,
+        name: str,
     ) -> None:
         super().__init__()
-        self._dataset = dataset
+        self._read = read
+        self._source = source
+        self._options = options
+        self._name = name
         # Never asked for an example: it says what a state looks like, and refuses those of other
         # streams.
-        self._unread = unread
-        self._base: dict[str, Any] = unread.get_state()
+        self._unread = read.__iter__()
+        self._base: dict[str, Any] = self._unread.get_state()
         self._handed_out = 0  # since the base
         self._workers: grain.DatasetIterator[Element] | None = None
         self._exhausted = False
@@ -204,16 +219,12 @@ class _WorkerPrefetchIterator(grain.DatasetIterator[Element]):
 
     def _start(self) -> grain.DatasetIterator[Element]:
         _mark_flags_as_parsed()
-        dataset = self._dataset
         reading = grain.experimental.WithOptionsIterDataset(
-            _OneToOneIterDataset(dataset._parent, dataset._source, self.get_state()),
+            _OneToOneIterDataset(self._read, self._source, self.get_state()),
             grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED_BYTES),
         )
-        options = grain.multiprocessing.MultiprocessingOptions(
-            num_workers=dataset._num_workers, per_worker_buffer_size=dataset._buffer_size
-        )
         workers: grain.DatasetIterator[Element] = reading.mp_prefetch(
-            options, worker_init_fn=worker_init
+            self._options, worker_init_fn=worker_init
         ).__iter__()
         return workers
 
@@ -226,8 +237,7 @@ class _WorkerPrefetchIterator(grain.DatasetIterator[Element]):
     def get_state(self) -> dict[str, Any]:
         return {
             **self._base,
-            "position": self._base["position"]
-            + self._handed_out * self._dataset._source.position_step,
+            "position": self._base["position"] + self._handed_out * self._source.position_step,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -245,7 +255,7 @@ class _WorkerPrefetchIterator(grain.DatasetIterator[Element]):
         super().close()
 
     def __str__(self) -> str:
-        return str(self._dataset)
+        return self._name
 
 
 class _OneToOneIterDataset(grain.IterDataset[Element]):
@@ -267,7 +277,7 @@ class _OneToOneIterDataset(grain.IterDataset[Element]):
     def __iter__(self) -> grain.DatasetIterator[Element]:
         parent = self._parent.__iter__()
         parent.set_state(self._state)
-        return _OneToOneIterator(self, parent)
+        return _OneToOneIterator(parent, self._source)
 
     def __str__(self) -> str:
         return "_OneToOneIterDataset"
@@ -277,10 +287,10 @@ class _OneToOneIterator(grain.DatasetIterator[Element]):
     _closed = True
 
     def __init__(
-        self, dataset: _OneToOneIterDataset[Element], parent: grain.DatasetIterator[Element]
+        self, parent: grain.DatasetIterator[Element], source: FrameOrderIterDataset
     ) -> None:
         super().__init__(parent)
-        self._source = dataset._source
+        self._source = source
         self._sent_one = False
 
     def __next__(self) -> Element:
