@@ -6,7 +6,7 @@ Without any I/O.
 The Hub names a small file by the id of its git blob, a large one by its SHA-256: in listings, in
 ETags, and as file names in the cache of huggingface_hub. A repository that was cloned without Git
 LFS, and a mirror that knows nothing of it, has a *pointer* in place of each large file: a text of
-three lines (git-lfs, `docs/spec.md`).
+three lines (git-lfs's specification).
 
     version https://git-lfs.github.com/spec/v1
     oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393

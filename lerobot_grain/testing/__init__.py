@@ -17,9 +17,9 @@ from lerobot_grain.testing._hub.loopback import (
     mixed_faults,
 )
 from lerobot_grain.testing._writer.barcode import draw_barcodes, read_barcodes
-from lerobot_grain.testing._writer.dataset import WrittenDataset, write_dataset
+from lerobot_grain.testing._writer.dataset import write_dataset
 from lerobot_grain.testing._writer.large_metadata import WrittenMetadata, write_synthetic_metadata
-from lerobot_grain.testing._writer.rows import EXTRA_FEATURES, Feature
+from lerobot_grain.testing._writer.rows import EXTRA_FEATURES, Feature, WrittenDataset
 from lerobot_grain.testing._writer.video import Camera
 
 __all__ = [

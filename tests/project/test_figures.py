@@ -43,8 +43,10 @@ class Pair(NamedTuple):
 
 
 def test_lines_of_functions() -> None:
-    source = 'def one():\n    """Text."""\n\n    return 1\n\n\nasync_ = 1\n'
-    assert counted(SCRIPT["_function_lines"], source) == {"file.py:1 one": 4}
+    source = (
+        'def one():\n    """Text.\n\n    More.\n    """\n    return 1\n\n\ndef two():\n    pass\n'
+    )
+    assert counted(SCRIPT["_function_lines"], source) == {"file.py:1 one": 2, "file.py:9 two": 2}
 
 
 def test_parameters_of_private_functions() -> None:

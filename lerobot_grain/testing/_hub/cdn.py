@@ -54,9 +54,11 @@ class CdnOrigin:
                 }
             ]
         }
+        encoded = base64.urlsafe_b64encode(json.dumps(policy).encode()).decode().rstrip("=")
         target = (
-            f"{path}?X-Amz-Expires={self.url_lifetime_seconds}&X-Amz-SignedHeaders=host&X-Xet-Cas-Uid={user}&Expires={expires}"
-            f"&Policy={base64.urlsafe_b64encode(json.dumps(policy).encode()).decode().rstrip('=')}&Key-Pair-Id=K{self._generation}"
+            f"{path}?X-Amz-Expires={self.url_lifetime_seconds}&X-Amz-SignedHeaders=host"
+            f"&X-Xet-Cas-Uid={user}&Expires={expires}"
+            f"&Policy={encoded}&Key-Pair-Id=K{self._generation}"
         )
         return f"{self._origin}{target}&Signature={self._signature(target)}"
 

@@ -32,75 +32,17 @@ import pyarrow.parquet as pq
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain.testing._writer import metadata as meta
 from lerobot_grain.testing._writer import metadata_v2 as meta_v2
-from lerobot_grain.testing._writer.barcode import (
-    MAX_CAMERAS,
-    MAX_EPISODES,
-    MAX_FRAMES_PER_EPISODE,
-    MIN_HEIGHT,
-    MIN_VIDEO_WIDTH,
-    MIN_WIDTH,
-)
 from lerobot_grain.testing._writer.depth import Pictures
 from lerobot_grain.testing._writer.recording import FrameContent, Studio
 from lerobot_grain.testing._writer.rows import (
-    DEFAULT_FEATURES,
     Feature,
     RowValues,
+    WrittenDataset,
+    declared_columns,
     episode_rows,
-    point_path,
+    shown_points,
 )
 from lerobot_grain.testing._writer.video import Camera
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WrittenDataset:
-    """The values that were written, and so those that a reader must return.
-
-    Attributes:
-      directory: of the dataset.
-      fps: frames per second.
-      cameras: in the order of `info.json`; the position is the camera index in the barcodes.
-      tasks: texts by task index.
-      episode_lengths: int64 (episodes,).
-      rows: all values by feature, (total_frames, *shape) in the stored dtype, objects for strings.
-        Read-only. Scalars have no extra axis.
-      episodes: the columns of `meta/episodes` but `tasks` and statistics, (episodes,) each; of v2.x
-        `episode_index` and `length`. Read-only.
-    """
-
-    directory: Path
-    fps: int
-    cameras: tuple[Camera, ...]
-    tasks: tuple[str, ...]
-    episode_lengths: npt.NDArray[np.int64]
-    rows: Mapping[str, npt.NDArray[Any]]
-    episodes: Mapping[str, npt.NDArray[Any]]
-
-    @property
-    def total_frames(self) -> int:
-        return int(self.episode_lengths.sum())
-
-    def row(self, episode_index: int, frame_index: int) -> int:
-        """Returns the number of a frame in the dataset."""
-        if not (
-            0 <= episode_index < len(self.episode_lengths)
-            and 0 <= frame_index < self.episode_lengths[episode_index]
-        ):
-            raise InvalidRequestError(
-                f"episode {episode_index} frame {frame_index} was not written; "
-                f"{len(self.episode_lengths)} episodes were"
-            )
-        return int(self.episode_lengths[:episode_index].sum()) + frame_index
-
-    def expected_row(self, episode_index: int, frame_index: int) -> dict[str, Any]:
-        """Returns every low-dimensional value of one frame, and its `task` text.
-
-        Vectors and matrices are arrays of the stored dtype, scalars are NumPy scalars, strings are
-        str. Cameras are left out: their barcode is (episode_index, frame_index, camera index).
-        """
-        row = self.row(episode_index, frame_index)
-        values = {name: column[row] for name, column in self.rows.items()}
-        return values | {"task": self.tasks[int(values["task_index"])]}
 
 
 def write_dataset(
@@ -170,16 +112,11 @@ def write_dataset(
         version=version,
         fps=fps,
         cameras=tuple(cameras),
-        columns=_columns(state_size, action_size, features),
+        columns=declared_columns(state_size, action_size, features),
         tasks=tuple(tasks),
         chunks_size=chunks_size,
     )
-    _check(job, rows_per_row_group=rows_per_row_group, barcodes=barcodes, noise=noise)
-    video_files = _video_files(job, episodes_per_video_file)
-    data_files = job.file_of_episode(episodes_per_data_file)
-    metadata_files = job.file_of_episode(episodes_per_metadata_file)
-    meta.claim_directory(job.directory)
-    episodes = _episodes(job, seed=seed, row_values=row_values)
+    _check(job, rows_per_row_group=rows_per_row_group, noise=noise)
     studio = Studio(
         cameras=job.cameras,
         fps=fps,
@@ -188,25 +125,40 @@ def write_dataset(
         barcodes=barcodes,
         frame_content=frame_content,
     )
-    recorded = _record(
-        job, studio, [_points(rows, seed=seed, fps=fps) for rows in episodes], video_files
-    )
+    studio.check_room(job.lengths)
+    video_files = _video_files(job, episodes_per_video_file)
+    data_files = job.file_of_episode(episodes_per_data_file)
+    metadata_files = job.file_of_episode(episodes_per_metadata_file)
+    meta.claim_directory(job.directory)
+    episodes = _episodes(job, seed=seed, row_values=row_values)
+    points = [shown_points(rows, seed=seed, fps=fps) for rows in episodes]
+    recorded = _record(job, studio, points, video_files)
     _write_data(job, episodes, recorded.images, data_files, rows_per_row_group)
     located = _located(job, data_files, recorded.spans)
-    summaries = _summaries(job, episodes, recorded.samples) if statistics else []
+    summaries = (
+        meta.episodes_statistics(job.columns, job.cameras, episodes, recorded.samples)
+        if statistics
+        else []
+    )
     _write_meta(job, episodes, located, summaries, metadata_files)
+    return _written(job, episodes, located)
+
+
+def _written(
+    job: _Job,
+    episodes: Sequence[Mapping[str, npt.NDArray[Any]]],
+    located: Mapping[str, npt.NDArray[Any]],
+) -> WrittenDataset:
+    rows = {
+        name: _read_only(np.concatenate([rows[name] for rows in episodes])) for name in job.columns
+    }
     return WrittenDataset(
         directory=job.directory,
-        fps=fps,
+        fps=job.fps,
         cameras=job.cameras,
         tasks=job.tasks,
         episode_lengths=_read_only(job.lengths),
-        rows=MappingProxyType(
-            {
-                name: _read_only(np.concatenate([rows[name] for rows in episodes]))
-                for name in job.columns
-            }
-        ),
+        rows=MappingProxyType(rows),
         episodes=MappingProxyType({name: _read_only(column) for name, column in located.items()}),
     )
 
@@ -278,29 +230,6 @@ class _Recorded:
     spans: Mapping[str, npt.NDArray[Any]]
 
 
-def _columns(
-    state_size: int, action_size: int, features: Mapping[str, Feature]
-) -> dict[str, Feature]:
-    if state_size < 0 or action_size < 0:
-        raise InvalidRequestError(
-            f"state_size {state_size} and action_size {action_size} must not be negative"
-        )
-    columns = {}
-    for name, letter, size in (
-        ("observation.state", "s", state_size),
-        ("action", "a", action_size),
-    ):
-        if size:
-            columns[name] = Feature(
-                dtype="float32", shape=(size,), names=tuple(f"{letter}{i}" for i in range(size))
-            )
-    if taken := set(features) & {*columns, *DEFAULT_FEATURES}:
-        raise InvalidRequestError(
-            f"features {sorted(taken)} are always written and cannot be declared again"
-        )
-    return {**columns, **features, **DEFAULT_FEATURES}
-
-
 def _video_files(
     job: _Job, episodes_per_file: int | Mapping[str, int] | None
 ) -> dict[str, npt.NDArray[np.int64]]:
@@ -315,7 +244,7 @@ def _video_files(
     return {key: job.file_of_episode(episodes_per_file.get(key)) for key in job.video_keys}
 
 
-def _check(job: _Job, *, rows_per_row_group: int | None, barcodes: bool, noise: float) -> None:
+def _check(job: _Job, *, rows_per_row_group: int | None, noise: float) -> None:
     if job.version not in meta.VERSIONS:
         raise InvalidRequestError(
             f"version {job.version!r} must be one of {', '.join(meta.VERSIONS)}"
@@ -343,25 +272,6 @@ def _check(job: _Job, *, rows_per_row_group: int | None, barcodes: bool, noise: 
             f"camera keys {keys} must differ from each other and from the features "
             f"{sorted(job.columns)}"
         )
-    if not barcodes or not job.cameras:
-        return
-    for what, found, limit in (
-        ("episodes", len(job.lengths), MAX_EPISODES),
-        ("frames in one episode", int(job.lengths.max()), MAX_FRAMES_PER_EPISODE),
-        ("cameras", len(job.cameras), MAX_CAMERAS),
-    ):
-        if found > limit:
-            raise InvalidRequestError(
-                f"{found} {what} do not fit into barcodes, which hold {limit}; pass barcodes=False"
-            )
-    for camera in job.cameras:
-        width = MIN_VIDEO_WIDTH if camera.kind == "video" else MIN_WIDTH
-        if camera.height < MIN_HEIGHT or camera.width < width:
-            raise InvalidRequestError(
-                f"camera {camera.key!r}: {camera.height}x{camera.width} (height x width) has no "
-                f"room for a barcode, which needs {MIN_HEIGHT}x{width} in a {camera.kind}; pass "
-                "barcodes=False"
-            )
 
 
 def _episodes(
@@ -388,20 +298,6 @@ def _episodes(
             f"{len(job.tasks)} texts"
         )
     return episodes
-
-
-def _points(
-    rows: Mapping[str, npt.NDArray[Any]], *, seed: int, fps: int
-) -> npt.NDArray[np.float64]:
-    """Returns what the disc shows: the state that was written, or the point behind it where there
-    is no such state.
-    """
-    state = rows.get("observation.state")
-    if state is not None and state.ndim == 2 and state.shape[1] >= 2:
-        return state[:, :2].astype(np.float64)
-    return point_path(
-        seed=seed, episode_index=int(rows["episode_index"][0]), length=len(rows["index"]), fps=fps
-    )
 
 
 def _record(
@@ -474,29 +370,6 @@ def _write_data(
             else:
                 for episode in members:
                     writer.write_table(table.slice(starts[episode] - first, job.lengths[episode]))
-
-
-def _summaries(
-    job: _Job,
-    episodes: Sequence[Mapping[str, npt.NDArray[Any]]],
-    samples: Mapping[str, list[Pictures]],
-) -> list[dict[str, dict[str, npt.NDArray[Any]]]]:
-    """Returns the statistics of each episode, features in the recorder's order: videos last,
-    embedded images where they are declared.
-    """
-    order = [
-        name for name in meta.feature_order(job.columns, job.cameras) if name not in job.video_keys
-    ] + list(job.video_keys)
-    kinds = {camera.key: camera.kind for camera in job.cameras}
-    summaries = []
-    for index, rows in enumerate(episodes):
-        pictures = {
-            key: meta.picture_statistics(sampled[index], kind=kinds[key])
-            for key, sampled in samples.items()
-        }
-        known = meta.episode_statistics(rows) | pictures
-        summaries.append({name: known[name] for name in order if name in known})
-    return summaries
 
 
 def _write_meta(

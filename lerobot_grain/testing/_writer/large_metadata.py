@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -77,33 +77,25 @@ def write_synthetic_metadata(
 
     Args:
       directory: new or empty.
-      num_episodes: as it says.
+      num_episodes, num_tasks, episodes_per_metadata_file: as they say.
       mean_length: of an episode in frames; lengths are spread evenly from half to one and a half
         times that.
       num_cameras: 320x180 AV1 each, `observation.images.camera_0` and so on.
-      num_tasks: as it says.
       fps: frames per second.
       seed: of lengths and statistics.
       rows_per_data_file: a data file ends with the episode that reaches this many rows.
       episodes_per_video_file: on average; every camera rolls over at different episodes.
-      episodes_per_metadata_file: as it says.
       rows_per_row_group: of the episodes table. Datasets of this size were converted and not
         recorded, and the converter writes 1000.
       chunks_size: files per chunk directory.
       statistics: whether the per-episode statistics and `meta/stats.json` are written.
 
-    Returns:
-      The written values.
-
     Raises:
       InvalidRequestError: a number is out of range, or the directory is not empty.
     """
-    _check(
-        num_episodes=num_episodes,
-        mean_length=mean_length,
-        num_cameras=num_cameras,
-        num_tasks=num_tasks,
-        fps=fps,
+    _check(num_episodes=num_episodes, mean_length=mean_length, num_cameras=num_cameras)
+    _check(num_tasks=num_tasks, fps=fps)
+    sizes = _Sizes(
         rows_per_data_file=rows_per_data_file,
         episodes_per_video_file=episodes_per_video_file,
         episodes_per_metadata_file=episodes_per_metadata_file,
@@ -112,20 +104,61 @@ def write_synthetic_metadata(
     )
     root = meta.claim_directory(Path(directory))
     rng = np.random.default_rng(seed)
-    lengths = rng.integers(
-        mean_length // 2, mean_length + mean_length // 2, num_episodes, endpoint=True
-    )
+    longest = mean_length + mean_length // 2
+    lengths = rng.integers(mean_length // 2, longest, num_episodes, endpoint=True)
+    written = _written(root, lengths, num_cameras, num_tasks, fps, sizes)
+    summaries = _noisy_statistics(rng, lengths, written.cameras) if statistics else {}
+    _write(written, summaries, sizes)
+    return written
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sizes:
+    """Of files and folders, as `write_synthetic_metadata` is given them."""
+
+    rows_per_data_file: int
+    episodes_per_video_file: int
+    episodes_per_metadata_file: int
+    rows_per_row_group: int
+    chunks_size: int
+
+    def __post_init__(self) -> None:
+        _check(**asdict(self))
+
+
+def _written(
+    root: Path,
+    lengths: npt.NDArray[np.int64],
+    num_cameras: int,
+    num_tasks: int,
+    fps: int,
+    sizes: _Sizes,
+) -> WrittenMetadata:
+    """Returns what is to be written."""
     cameras = tuple(
         Camera(key=f"observation.images.camera_{index}", height=180, width=320)
         for index in range(num_cameras)
     )
-    tasks = tuple(f"put object {index} into the bin" for index in range(num_tasks))
-    located = _located(
-        lengths, cameras, fps, rows_per_data_file, episodes_per_video_file, chunks_size
+    located = _located(lengths, cameras, fps, sizes)
+    for array in (lengths, *located.values()):
+        array.flags.writeable = False
+    return WrittenMetadata(
+        directory=root,
+        fps=fps,
+        cameras=cameras,
+        tasks=tuple(f"put object {index} into the bin" for index in range(num_tasks)),
+        episode_lengths=lengths,
+        episodes=MappingProxyType(located),
     )
-    columns = _columns(located, tasks)
-    if statistics:
-        summaries = _noisy_statistics(rng, lengths, cameras)
+
+
+def _write(
+    written: WrittenMetadata,
+    summaries: Mapping[str, Mapping[str, npt.NDArray[Any]]],
+    sizes: _Sizes,
+) -> None:
+    columns = _columns(written.episodes, written.tasks)
+    if summaries:
         columns |= {
             f"stats/{name}/{key}": meta.nested_lists(values)
             for name, entry in summaries.items()
@@ -134,42 +167,33 @@ def write_synthetic_metadata(
         # Good enough for a set without frames, and at once: the statistics of the first episode
         # stand for all.
         meta.write_statistics(
-            root,
+            written.directory,
             {
                 name: {key: values[0] for key, values in entry.items()}
                 for name, entry in summaries.items()
             },
         )
+    num_episodes = len(written.episode_lengths)
     meta.write_episodes(
-        root,
+        written.directory,
         columns,
-        file_of_episode=np.arange(num_episodes) // episodes_per_metadata_file,
-        chunks_size=chunks_size,
-        rows_per_row_group=rows_per_row_group,
+        file_of_episode=np.arange(num_episodes) // sizes.episodes_per_metadata_file,
+        chunks_size=sizes.chunks_size,
+        rows_per_row_group=sizes.rows_per_row_group,
         use_dictionary=True,
     )
-    meta.write_tasks(root, tasks)
+    meta.write_tasks(written.directory, written.tasks)
     meta.write_info(
-        root,
+        written.directory,
         version="v3.0",
         templates=(meta.DATA_PATH, meta.VIDEO_PATH),
         features=_FEATURES,
-        cameras=cameras,
-        fps=fps,
+        cameras=written.cameras,
+        fps=written.fps,
         num_episodes=num_episodes,
-        num_frames=int(lengths.sum()),
-        num_tasks=num_tasks,
-        chunks_size=chunks_size,
-    )
-    for array in (lengths, *located.values()):
-        array.flags.writeable = False
-    return WrittenMetadata(
-        directory=root,
-        fps=fps,
-        cameras=cameras,
-        tasks=tasks,
-        episode_lengths=lengths,
-        episodes=MappingProxyType(located),
+        num_frames=written.total_frames,
+        num_tasks=len(written.tasks),
+        chunks_size=sizes.chunks_size,
     )
 
 
@@ -206,31 +230,29 @@ def _located(
     lengths: npt.NDArray[np.int64],
     cameras: tuple[Camera, ...],
     fps: int,
-    rows_per_data_file: int,
-    episodes_per_video_file: int,
-    chunks_size: int,
+    sizes: _Sizes,
 ) -> dict[str, npt.NDArray[Any]]:
     """Returns the columns of the episodes table that are numbers, in the recorder's order."""
     episode = np.arange(len(lengths))
     stops = np.cumsum(lengths)
     # Renumbered without gaps: an episode longer than a file would skip a number.
-    data_files = np.unique((stops - lengths) // rows_per_data_file, return_inverse=True)[1]
+    data_files = np.unique((stops - lengths) // sizes.rows_per_data_file, return_inverse=True)[1]
     located = {
         "episode_index": episode,
         "length": lengths,
-        "data/chunk_index": data_files // chunks_size,
-        "data/file_index": data_files % chunks_size,
+        "data/chunk_index": data_files // sizes.chunks_size,
+        "data/file_index": data_files % sizes.chunks_size,
         "dataset_from_index": stops - lengths,
         "dataset_to_index": stops,
     }
     for index, camera in enumerate(cameras):
-        files = episode // max(1, episodes_per_video_file + 7 * (index - len(cameras) // 2))
+        files = episode // max(1, sizes.episodes_per_video_file + 7 * (index - len(cameras) // 2))
         # Times count frames from the start of the file, so a time in a file is never a difference
         # of two large times.
         first = np.searchsorted(files, files)
         located |= {
-            f"videos/{camera.key}/chunk_index": files // chunks_size,
-            f"videos/{camera.key}/file_index": files % chunks_size,
+            f"videos/{camera.key}/chunk_index": files // sizes.chunks_size,
+            f"videos/{camera.key}/file_index": files % sizes.chunks_size,
             f"videos/{camera.key}/from_timestamp": (stops - lengths - (stops - lengths)[first])
             / fps,
             f"videos/{camera.key}/to_timestamp": (stops - (stops - lengths)[first]) / fps,

@@ -138,6 +138,29 @@ def picture_statistics(sampled: Pictures, *, kind: str) -> dict[str, npt.NDArray
     }
 
 
+def episodes_statistics(
+    columns: Mapping[str, Feature],
+    cameras: Sequence[Camera],
+    episodes: Sequence[Mapping[str, npt.NDArray[Any]]],
+    samples: Mapping[str, list[Pictures]],
+) -> list[dict[str, dict[str, npt.NDArray[Any]]]]:
+    """Returns the statistics of each episode, features in the recorder's order: videos last,
+    embedded images where they are declared.
+    """
+    videos = [camera.key for camera in cameras if camera.kind == "video"]
+    order = [name for name in feature_order(columns, cameras) if name not in videos] + videos
+    kinds = {camera.key: camera.kind for camera in cameras}
+    summaries = []
+    for index, rows in enumerate(episodes):
+        pictures = {
+            key: picture_statistics(sampled[index], kind=kinds[key])
+            for key, sampled in samples.items()
+        }
+        known = episode_statistics(rows) | pictures
+        summaries.append({name: known[name] for name in order if name in known})
+    return summaries
+
+
 def aggregate_statistics(episodes: Sequence[Statistics]) -> dict[str, dict[str, npt.NDArray[Any]]]:
     """Returns the statistics of the whole dataset from those of its episodes, as lerobot's
     `aggregate_stats` combines them.

@@ -26,7 +26,15 @@ import numpy.typing as npt
 from PIL import Image
 
 from lerobot_grain._base.errors import InvalidRequestError
-from lerobot_grain.testing._writer.barcode import draw_barcodes
+from lerobot_grain.testing._writer.barcode import (
+    MAX_CAMERAS,
+    MAX_EPISODES,
+    MAX_FRAMES_PER_EPISODE,
+    MIN_HEIGHT,
+    MIN_VIDEO_WIDTH,
+    MIN_WIDTH,
+    draw_barcodes,
+)
 from lerobot_grain.testing._writer.depth import Pictures, depth_of_picture
 from lerobot_grain.testing._writer.pictures import draw_pictures
 from lerobot_grain.testing._writer.video import Camera, encode_episode, stitch_episodes
@@ -57,6 +65,31 @@ class Studio:
     noise: float
     barcodes: bool
     frame_content: FrameContent | None
+
+    def check_room(self, lengths: npt.NDArray[np.int64]) -> None:
+        """Raises `InvalidRequestError` where the barcodes of episodes of these lengths have no room
+        on the pictures.
+        """
+        if not self.barcodes or not self.cameras:
+            return
+        for what, found, limit in (
+            ("episodes", len(lengths), MAX_EPISODES),
+            ("frames in one episode", int(lengths.max()), MAX_FRAMES_PER_EPISODE),
+            ("cameras", len(self.cameras), MAX_CAMERAS),
+        ):
+            if found > limit:
+                raise InvalidRequestError(
+                    f"{found} {what} do not fit into barcodes, which hold {limit}; pass "
+                    "barcodes=False"
+                )
+        for camera in self.cameras:
+            width = MIN_VIDEO_WIDTH if camera.kind == "video" else MIN_WIDTH
+            if camera.height < MIN_HEIGHT or camera.width < width:
+                raise InvalidRequestError(
+                    f"camera {camera.key!r}: {camera.height}x{camera.width} (height x width) has "
+                    f"no room for a barcode, which needs {MIN_HEIGHT}x{width} in a {camera.kind}; "
+                    "pass barcodes=False"
+                )
 
     def film(
         self,

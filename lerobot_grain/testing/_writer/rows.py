@@ -1,10 +1,10 @@
-"""The values of the rows of a written dataset: what the features are, and the default formulas.
+"""The values of the rows of a written dataset: features, default formulas, and what was written.
 
 The default world is a point that circles clockwise around the middle of the picture, with a radius
 and a start of its own in every episode.
 
 * `observation.state[0:2]` is the point, in [0.1, 0.9]; cameras show it
-  (`_writer_pictures.disc_centre`).
+  (`disc_centre` of `_writer/pictures`).
 * `action[0:2]` is its velocity in units per second, `SPEED * (0.5 - y, x - 0.5)`: a function of the
   point alone, so it can be learnt from one picture, and following it from anywhere keeps circling.
 * `action[j]`, j >= 2, is `sin(pi * (x * cos(j) + y * sin(j)))`, also a function of the point alone.
@@ -16,19 +16,21 @@ Rules:
   of the calls.
 * Values are computed per episode in float64 and rounded once to the feature's dtype.
 
-Not here: files (`_writer/metadata`, `_writer`) and pictures.
+Not here: files (`_writer/dataset`, `_writer/metadata`) and pictures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.errors import InvalidRequestError
+from lerobot_grain.testing._writer.video import Camera
 
 SPEED = 2 * np.pi / 4
 """Angular speed of the point in radians per second: one turn in 4 s, the pace of a slow arm."""
@@ -121,6 +123,57 @@ def expert_action(point: npt.NDArray[np.floating], action_size: int) -> npt.NDAr
     return np.stack((velocity + others)[:action_size], axis=-1)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenDataset:
+    """The values that were written, and so those that a reader must return.
+
+    Attributes:
+      directory: of the dataset.
+      fps: frames per second.
+      cameras: in the order of `info.json`; the position is the camera index in the barcodes.
+      tasks: texts by task index.
+      episode_lengths: int64 (episodes,).
+      rows: all values by feature, (total_frames, *shape) in the stored dtype, objects for strings.
+        Read-only. Scalars have no extra axis.
+      episodes: the columns of `meta/episodes` but `tasks` and statistics, (episodes,) each; of v2.x
+        `episode_index` and `length`. Read-only.
+    """
+
+    directory: Path
+    fps: int
+    cameras: tuple[Camera, ...]
+    tasks: tuple[str, ...]
+    episode_lengths: npt.NDArray[np.int64]
+    rows: Mapping[str, npt.NDArray[Any]]
+    episodes: Mapping[str, npt.NDArray[Any]]
+
+    @property
+    def total_frames(self) -> int:
+        return int(self.episode_lengths.sum())
+
+    def row(self, episode_index: int, frame_index: int) -> int:
+        """Returns the number of a frame in the dataset."""
+        if not (
+            0 <= episode_index < len(self.episode_lengths)
+            and 0 <= frame_index < self.episode_lengths[episode_index]
+        ):
+            raise InvalidRequestError(
+                f"episode {episode_index} frame {frame_index} was not written; "
+                f"{len(self.episode_lengths)} episodes were"
+            )
+        return int(self.episode_lengths[:episode_index].sum()) + frame_index
+
+    def expected_row(self, episode_index: int, frame_index: int) -> dict[str, Any]:
+        """Returns every low-dimensional value of one frame, and its `task` text.
+
+        Vectors and matrices are arrays of the stored dtype, scalars are NumPy scalars, strings are
+        str. Cameras are left out: their barcode is (episode_index, frame_index, camera index).
+        """
+        row = self.row(episode_index, frame_index)
+        values = {name: column[row] for name, column in self.rows.items()}
+        return values | {"task": self.tasks[int(values["task_index"])]}
+
+
 def episode_rows(
     features: Mapping[str, Feature],
     *,
@@ -176,6 +229,48 @@ def episode_rows(
                 value = _generic(feature, number, episode_index, length)
         rows[name] = _checked(value, feature, name=name, episode_index=episode_index, length=length)
     return rows
+
+
+def declared_columns(
+    state_size: int, action_size: int, features: Mapping[str, Feature]
+) -> dict[str, Feature]:
+    """Returns all columns of a dataset but the cameras, in the recorder's order.
+
+    Raises:
+      InvalidRequestError: a size is negative, or a feature is one that is always written.
+    """
+    if state_size < 0 or action_size < 0:
+        raise InvalidRequestError(
+            f"state_size {state_size} and action_size {action_size} must not be negative"
+        )
+    columns = {}
+    for name, letter, size in (
+        ("observation.state", "s", state_size),
+        ("action", "a", action_size),
+    ):
+        if size:
+            columns[name] = Feature(
+                dtype="float32", shape=(size,), names=tuple(f"{letter}{i}" for i in range(size))
+            )
+    if taken := set(features) & {*columns, *DEFAULT_FEATURES}:
+        raise InvalidRequestError(
+            f"features {sorted(taken)} are always written and cannot be declared again"
+        )
+    return {**columns, **features, **DEFAULT_FEATURES}
+
+
+def shown_points(
+    rows: Mapping[str, npt.NDArray[Any]], *, seed: int, fps: int
+) -> npt.NDArray[np.float64]:
+    """Returns what the disc of the pictures shows: the state that was written, or the point behind
+    it where there is no such state.
+    """
+    state = rows.get("observation.state")
+    if state is not None and state.ndim == 2 and state.shape[1] >= 2:
+        return state[:, :2].astype(np.float64)
+    return point_path(
+        seed=seed, episode_index=int(rows["episode_index"][0]), length=len(rows["index"]), fps=fps
+    )
 
 
 def _slow_sines(
