@@ -114,7 +114,7 @@ def _run_mp4(data: bytes) -> None:
     assert (table.offsets <= size - table.sizes).all()
     assert len(np.unique(table.presentation)) == table.num_frames > 0
     assert 0 <= table.presentation.min() <= table.presentation.max() < table.num_samples
-    video = VideoFile(
+    video = VideoFile.linked(
         table,
         path="a.mp4",
         camera="h264",
