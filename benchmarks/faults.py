@@ -78,23 +78,23 @@ def main() -> None:
 
 
 def _measure_case(case: Case, options: argparse.Namespace) -> None:
-    shared = throughput._parser().parse_args([])
+    shared = throughput.make_parser().parse_args([])
     shared.cache.mkdir(parents=True, exist_ok=True)
     directory = prepare(case, cache=shared.cache, scale=options.scale).resolve()
     kind = f"hub{options.latency}"
     with LoopbackHub() as hub:
         hub.add_repository("bench/mark", directory, tags=["v3.0"])
-        throughput._measure(case, directory, kind, hub, shared)  # files into the page cache
+        throughput.measure(case, directory, kind, hub, shared)  # files into the page cache
         plain, faulty = [], []
         for seed in range(options.seeds):
             hub.clear_faults()
-            plain.append(throughput._measure(case, directory, kind, hub, shared))
+            plain.append(throughput.measure(case, directory, kind, hub, shared))
             for fault in mixed_faults(options.probability, seed=seed):
                 hub.add_fault(fault)
-            faulty.append(throughput._measure(case, directory, kind, hub, shared))
+            faulty.append(throughput.measure(case, directory, kind, hub, shared))
             records = hub.requests()
             faulty[-1]["hub"]["faulted"] = sum(record.faulted for record in records)
-            throughput._say(
+            throughput.say(
                 f"{case.name}, seed {seed}: {plain[-1][RATE]:,.1f} and, with faults, "
                 f"{faulty[-1][RATE]:,.1f} examples/s"
             )

@@ -63,7 +63,7 @@ _TIMEOUT_SECONDS = 900
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the benchmark with the command line's options."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     options.cache.mkdir(parents=True, exist_ok=True)
     cases = (
         [Case(name=options.directory.name, directory=options.directory)]
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(tables(cases, summaries))
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -169,7 +169,7 @@ def _chosen(names: Sequence[str] | None, noise: float) -> list[Case]:
 
 def _measure_case(case: Case, options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """Returns kind -> one result a repetition."""
-    _say(f"{case.name}: preparing the dataset")
+    say(f"{case.name}: preparing the dataset")
     directory = prepare(case, cache=options.cache, scale=options.scale).resolve()
     with contextlib.ExitStack() as stack:
         kinds = _kinds_of(case, directory, options.kinds, versus=options.versus is not None)
@@ -183,9 +183,9 @@ def _measure_case(case: Case, options: argparse.Namespace) -> dict[str, list[dic
             # The version that goes first changes, so that neither always finds the machine as the
             # other left it.
             for kind in kinds if repetition % 2 == 0 else reversed(kinds):
-                result = _measure(case, directory, kind, hub, options)
+                result = measure(case, directory, kind, hub, options)
                 results[kind].append(result)
-                _say(
+                say(
                     f"{case.name}: {kind} {repetition + 1}/{options.repeats}: {result[RATE]:,.1f} "
                     "examples/s"
                 )
@@ -213,7 +213,7 @@ def _warm_page_cache(directory: Path) -> None:
             path.read_bytes()
 
 
-def _measure(
+def measure(
     case: Case, directory: Path, kind: str, hub: LoopbackHub | None, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Runs one measurement in a process of its own."""
@@ -303,7 +303,7 @@ def _machine() -> str:
     )
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
