@@ -102,11 +102,12 @@ import json, sys, zlib
 import lerobot_grain as lg
 
 for directory, state in json.load(sys.stdin):
-    iterator = iter(lg.LeRobotIterDataset(directory, shuffle=lg.Shuffle(seed=4), num_epochs=3))
+    dataset = lg.LeRobotIterDataset(directory, shuffle=lg.Shuffle(seed=4), num_epochs=3)
+    iterator = iter(dataset)
     iterator.set_state(state)
     for _ in range(5):
         example = next(iterator)
-        checksums = [zlib.crc32(example[key]) for key in iterator._dataset._repository.cameras]
+        checksums = [zlib.crc32(example[key]) for key in dataset.repository.cameras]
         print(json.dumps([int(example["index"]), example["task"], checksums]))
     iterator.close()
 """
