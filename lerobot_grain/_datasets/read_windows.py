@@ -41,6 +41,7 @@ from lerobot_grain._reading.frames.frame_reader import load_decoders
 from lerobot_grain._reading.memory import give_back
 from lerobot_grain._reading.options import ReadOptions
 from lerobot_grain._reading.read_ahead import ReadAhead
+from lerobot_grain._reading.read_context import ReadContext
 from lerobot_grain._reading.read_statistics import ReadStatistics
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import FeatureSelection, select_features
@@ -162,15 +163,14 @@ class _Reading:
         blocks = parent
         if not isinstance(blocks, OrderedWindowsIterator):
             blocks = WindowBlockBuilder(blocks, self.repository)
-        ahead = ReadAhead(
+        context = ReadContext(
             self.repository,
             self.selection,
             image_size=self.image_size,
             options=self.options,
-            known_examples=self.known_examples,
-            pad_keys=self.pad_keys,
             needed_every_epoch=blocks.needed_every_epoch,
         )
+        ahead = ReadAhead(context, known_examples=self.known_examples, pad_keys=self.pad_keys)
         return OpenStream(parent.get_state(), blocks, ahead)
 
 

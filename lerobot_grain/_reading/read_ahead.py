@@ -32,12 +32,10 @@ from lerobot_grain._order.windows import WindowBlock, mask_keys
 from lerobot_grain._reading.batches import Batch, join, part_of
 from lerobot_grain._reading.frames.frame_reader import Entries, FrameReader
 from lerobot_grain._reading.memory import ArrayPool
-from lerobot_grain._reading.options import MemoryBudget, ReadOptions
+from lerobot_grain._reading.options import MemoryBudget
 from lerobot_grain._reading.read_context import ReadContext
 from lerobot_grain._reading.read_statistics import ReadStatistics
 from lerobot_grain._reading.rows.row_reader import PendingRows, RowReader
-from lerobot_grain._repository.repository import Repository
-from lerobot_grain._repository.selection import FeatureSelection
 
 # Examples that are planned at a time, and whose GOPs are grouped into decode tasks: enough for
 # arrays to pay, and pictures for sequential speed; few enough for an early first batch.
@@ -71,27 +69,14 @@ class ReadAhead:
     """Reads examples in the order in which their blocks were added.
 
     Args:
-      repository: the dataset.
-      selection: what is read of it.
-      image_size: (height, width) that cameras are resized to, or `None`.
-      options: memory and threads.
+      context: of the stream; it is closed with this.
       known_examples: add this many examples ahead of `take`, where there are so many.
       pad_keys: feature key -> key of the mask of its window in examples, where that is not
         `{key}_is_pad`.
-      needed_every_epoch: bool `(episodes,)`: of which episodes something is needed in every epoch,
-        as far as is known. Small ones that lie side by side are fetched together.
     """
 
     def __init__(
-        self,
-        repository: Repository,
-        selection: FeatureSelection,
-        *,
-        image_size: tuple[int, int] | None,
-        options: ReadOptions,
-        known_examples: int,
-        pad_keys: Mapping[str, str],
-        needed_every_epoch: npt.NDArray[np.bool_],
+        self, context: ReadContext, *, known_examples: int, pad_keys: Mapping[str, str]
     ) -> None:
         self._known_examples = known_examples
         self._pad_keys = pad_keys
@@ -99,15 +84,9 @@ class ReadAhead:
         self._num_pending = 0  # examples
         self._num_fetched = self._num_decoded = 0  # blocks
         self._arrays = ArrayPool()
-        self._context = ReadContext(
-            repository,
-            selection,
-            image_size=image_size,
-            options=options,
-            needed_every_epoch=needed_every_epoch,
-        )
-        self._rows = RowReader(self._context)
-        self._frames = FrameReader(self._context)
+        self._context = context
+        self._rows = RowReader(context)
+        self._frames = FrameReader(context)
 
     @property
     def wants_more(self) -> bool:

@@ -29,7 +29,7 @@ class ReadContext:
       image_size: (height, width) that pictures are resized to, or `None`.
       options: memory and threads.
       needed_every_epoch: bool `(episodes,)`: of which episodes something is needed in every epoch,
-        as far as is known.
+        as far as is known. Small ones that lie side by side are fetched together.
 
     Attributes:
       budget: of memory.

@@ -163,9 +163,10 @@ def stats_of(
 
     Args:
       batches: dicts of arrays with the examples, and windows, on the first axes. If there is a mask
-      `{key}_is_pad`, the values that it marks are left out. keys: whose statistics. num_batches:
-      how many of the batches, from the first on; `None`: all. pad_keys: key -> key of its mask,
-      where that is not `{key}_is_pad`; as for
+        `{key}_is_pad`, the values that it marks are left out.
+      keys: whose statistics.
+      num_batches: how many of the batches, from the first on; `None`: all.
+      pad_keys: key -> key of its mask, where that is not `{key}_is_pad`; as for
         `LeRobotIterDataset`. `None`: there is no mask, and `{key}_is_pad` is a feature of the
         dataset.
 
