@@ -60,11 +60,9 @@ class Job:
 
 def measure_ours(job: Job) -> dict[str, Any]:
     """Reads one epoch in batches, with the default order."""
-    defaults = ReadOptions()
-    read_options = ReadOptions(
-        memory_budget_bytes=job.budget_bytes or defaults.memory_budget_bytes,
-        num_decode_threads=job.threads,
-    )
+    # Before the default was `None`, this argument had none.
+    budget = {} if job.budget_bytes is None else {"memory_budget_bytes": job.budget_bytes}
+    read_options = ReadOptions(**budget, num_decode_threads=job.threads)
     start = time.perf_counter()
     repository = open_repository(job.repository, endpoint=job.endpoint, cache_dir=job.cache_dir)
     dataset = LeRobotIterDataset(

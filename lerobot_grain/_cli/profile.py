@@ -105,14 +105,13 @@ def _add_order_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_machine_arguments(parser: argparse.ArgumentParser) -> None:
-    reading = ReadOptions()
     machine = parser.add_argument_group("machine")
     machine.add_argument(
         "--budget",
         type=int,
-        default=reading.memory_budget_bytes,
         metavar="BYTES",
-        help="memory to read ahead into (default: %(default)s)",
+        help="memory to read ahead into (default: 1.5 GiB, more above four cores, at most a "
+        "quarter of the memory)",
     )
     machine.add_argument(
         "--threads", type=int, metavar="N", help="that decode (default: one per core)"

@@ -22,8 +22,8 @@ from lerobot_grain._base.arrays import Integers
 class Stream(enum.IntEnum):
     """The use of a stream of words, the lowest part of word 3 of its counter.
 
-    The counter's word 3 is the stream plus `_STREAMS` times the number of the group, so these four
-    fill all values that groups reach. A new stream has to have a value of at least 2**32: there is
+    The counter's word 3 is the stream plus `_STREAMS` times the number of the group, so the first
+    four fill all values that groups reach. Further streams have values of at least 2**32: there is
     room for 2**64, and no dataset has 2**30 groups of files.
     """
 
@@ -31,6 +31,7 @@ class Stream(enum.IntEnum):
     FILES = 1
     BLOCK = 2
     SPLIT = 3
+    MIXTURE = 1 << 32
 
 
 # How many streams a group has.

@@ -42,6 +42,12 @@ _DECODERS_PART = 2
 # The frames of the next example are decoded whatever the budget; so there are slots for this many
 # times F.
 _SLOTS = 2
+# B by default: enough for four cores, and more for each further one, which decodes further ahead;
+# but at most this part of the memory that the process may use.
+_DEFAULT_BYTES = 3 << 29
+_DEFAULT_CORES = 4
+_BYTES_PER_CORE = 64 << 20
+_MEMORY_PART = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,8 @@ class ReadOptions:
 
     Attributes:
       memory_budget_bytes: for coded bytes, decoded frames and rows that wait to be handed out.
+        `None`: 1.5 GiB, and 64 MiB more for each core above four, but at most a quarter of the
+        memory that this process may use (`default_budget_bytes`).
       num_decode_threads: `None`: one per core that this process may use.
       storage: connections, merging of byte ranges, timeouts and retries.
 
@@ -57,14 +65,26 @@ class ReadOptions:
       InvalidRequestError: a value is out of its range.
     """
 
-    memory_budget_bytes: int = 3 << 29
+    memory_budget_bytes: int | None = None
     num_decode_threads: int | None = None
     storage: StorageOptions = field(default_factory=StorageOptions)
 
     def __post_init__(self) -> None:
-        check_int("memory_budget_bytes", self.memory_budget_bytes, least=1, of="ReadOptions")
+        if self.memory_budget_bytes is not None:
+            check_int("memory_budget_bytes", self.memory_budget_bytes, least=1, of="ReadOptions")
         if self.num_decode_threads is not None:
             check_int("num_decode_threads", self.num_decode_threads, least=1, of="ReadOptions")
+
+
+def default_budget_bytes(num_cores: int, memory_bytes: int | None) -> int:
+    """Returns the memory budget where none was chosen.
+
+    Args:
+      num_cores: that decode.
+      memory_bytes: that the process may use; `None`: not known.
+    """
+    wanted = _DEFAULT_BYTES + _BYTES_PER_CORE * max(0, num_cores - _DEFAULT_CORES)
+    return wanted if memory_bytes is None else max(1, min(wanted, memory_bytes // _MEMORY_PART))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ Rules:
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ import numpy.typing as npt
 from lerobot_grain._base.errors import InvalidRequestError, LeRobotGrainError
 from lerobot_grain._order.windows import WindowBlock, mask_keys
 from lerobot_grain._reading.batches import Batch, join, part_of
-from lerobot_grain._reading.frames.frame_reader import Entries, FrameReader
+from lerobot_grain._reading.frames.frame_reader import Entries, FrameReader, Priority
 from lerobot_grain._reading.memory import ArrayPool
 from lerobot_grain._reading.options import MemoryBudget
 from lerobot_grain._reading.read_context import ReadContext
@@ -42,9 +43,13 @@ from lerobot_grain._reading.rows.row_reader import PendingRows, RowReader
 _EXAMPLES_PER_BLOCK = 256
 # Frames of examples that are taken together only to be handed out one by one.
 _MAX_TAKEN_BYTES = 4 << 20
-# At most this many blocks are decoded ahead, and examples fetched ahead of them, however large the
-# budget is: more would not hide more latency.
-_MAX_DECODED_BLOCKS = 4
+# So many blocks are decoded ahead, dropping frames that are needed later if the budget asks for it;
+# and further ones, for which no frame is dropped, while those that are decoded ahead take less than
+# so many seconds of every thread.
+_DECODED_BLOCKS = 4
+_DECODED_SECONDS = 0.15
+# At most this many examples are fetched ahead of those, however large the budget is: more would not
+# hide more latency.
 _MAX_FETCHED_AHEAD = 1024
 
 
@@ -60,6 +65,7 @@ class _PendingBlock:
     # the first example whose values cannot be had, and why
     problem: tuple[int, Exception] | None = None
     num_taken: int = 0
+    decode_seconds: float = 0.0  # of a core, once it is decoded
 
     def __len__(self) -> int:
         return len(self.block) - self.num_taken
@@ -91,7 +97,11 @@ class ReadAhead:
     @property
     def wants_more(self) -> bool:
         """Whether another block should be added before the next `take`."""
-        return self._num_pending < self._known_examples
+        # Ahead of what is decoded, not of what is handed out: frames that are decoded are to be
+        # known with all of their uses.
+        decoded = sum(map(len, itertools.islice(self._pending, self._num_decoded)))
+        further = max(0, decoded - _DECODED_BLOCKS * _EXAMPLES_PER_BLOCK)
+        return self._num_pending - further < self._known_examples
 
     @property
     def is_empty(self) -> bool:
@@ -149,6 +159,9 @@ class ReadAhead:
             pending = self._pending[0]
             if _window_lengths(pending.block) != lengths:
                 break
+            self._decode_further()
+            while not self._is_ready(pending, count - done) and self._decode_further():
+                pass
             try:
                 examples, values = self._next_part(pending, count - done)
             except LeRobotGrainError:
@@ -197,6 +210,11 @@ class ReadAhead:
         """
         self._context.close()
 
+    def _is_ready(self, pending: _PendingBlock, limit: int) -> bool:
+        """Returns whether the frames of the next examples of a block, up to `limit`, are there."""
+        examples = slice(pending.num_taken, pending.num_taken + limit)
+        return self._frames.is_done(pending.entries, examples)
+
     def _next_part(self, pending: _PendingBlock, limit: int) -> tuple[slice, Batch]:
         """Waits for examples of a block, up to `limit`, and up to the first one that cannot be
         read.
@@ -241,17 +259,10 @@ class ReadAhead:
         at least what the next example needs.
         """
         blocks = self._pending
-        while self._num_decoded < min(len(blocks), _MAX_DECODED_BLOCKS):
-            if self._num_fetched == self._num_decoded:
-                self._fetch_next()
-            number = self._num_decoded
-            pending = blocks[number]
-            # Frames that were dropped since they were fetched are fetched again.
-            self._frames.fetch(pending.block, pending.entries)
-            coming = [block.entries for block in blocks]
-            if not self._frames.decode(pending.block, coming, number, is_urgent=number == 0):
+        while self._num_decoded < min(len(blocks), _DECODED_BLOCKS):
+            priority = Priority.SOON if self._num_decoded else Priority.URGENT
+            if not self._decode_next(priority):
                 break
-            self._num_decoded += 1
         num_examples = sum(
             len(blocks[number]) for number in range(self._num_decoded, self._num_fetched)
         )
@@ -262,6 +273,35 @@ class ReadAhead:
         ):
             num_examples += len(blocks[self._num_fetched])
             self._fetch_next()
+
+    def _decode_further(self) -> bool:
+        """Starts decoding another block, where all threads have less to do than they might; returns
+        whether it did.
+        """
+        blocks = itertools.islice(self._pending, self._num_decoded)
+        ahead = sum(block.decode_seconds for block in blocks)
+        return (
+            _DECODED_BLOCKS <= self._num_decoded < len(self._pending)
+            and ahead < _DECODED_SECONDS * self._context.num_decoders
+            and self._decode_next(Priority.SPARE)
+        )
+
+    def _decode_next(self, priority: Priority) -> bool:
+        """Starts decoding the next block; returns whether there was room for it."""
+        blocks = self._pending
+        if self._num_fetched == self._num_decoded:
+            self._fetch_next()
+        number = self._num_decoded
+        pending = blocks[number]
+        # Frames that were dropped since they were fetched are fetched again.
+        self._frames.fetch(pending.block, pending.entries)
+        coming = [block.entries for block in blocks]
+        seconds = self._frames.decode(pending.block, coming, number, priority=priority)
+        if seconds is None:
+            return False
+        pending.decode_seconds = seconds
+        self._num_decoded += 1
+        return True
 
     def _fetch_next(self) -> None:
         pending = self._pending[self._num_fetched]

@@ -6,18 +6,22 @@ Each stream has a context of its own, so closing one stream does not affect the 
 
 from __future__ import annotations
 
-import os
 import sys
 
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.machine import memory_bytes, num_cores
 from lerobot_grain._reading.daemon_pool import DaemonPool
-from lerobot_grain._reading.options import MemoryBudget, ReadOptions
+from lerobot_grain._reading.options import MemoryBudget, ReadOptions, default_budget_bytes
 from lerobot_grain._reading.read_statistics import Meter
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import FeatureSelection
 from lerobot_grain._storage.http.cancellation import CancelScope
+
+
+# Threads that copy frames into batches: more would not be faster than memory.
+_MAX_COPIERS = 4
 
 
 class ReadContext:
@@ -37,6 +41,8 @@ class ReadContext:
       requests: the requests of this stream.
       fetchers: where reading runs.
       decoders: where decoding runs, of videos and embedded images.
+      num_decoders: threads of these.
+      copiers: where frames are copied into batches.
       large_fetchers: where large row groups are read, once there are any.
     """
 
@@ -56,18 +62,19 @@ class ReadContext:
         self.selection = selection
         self.image_size = image_size
         self.needed_every_epoch = needed_every_epoch
-        self.budget = MemoryBudget.of(
-            options.memory_budget_bytes, num_cameras=len(selection.videos)
-        )
+        self.num_decoders = options.num_decode_threads or num_cores()
+        total = options.memory_budget_bytes
+        if total is None:
+            total = default_budget_bytes(self.num_decoders, memory_bytes())
+        self.budget = MemoryBudget.of(total, num_cameras=len(selection.videos))
         self.meter = Meter(repository.storage)
         self.requests = CancelScope()
         self.fetchers = DaemonPool(
             options.storage.num_connections, "lerobot_grain fetch", self.requests.enter
         )
         # They seldom send a request: for what tells the order of rows in the row groups around one.
-        self.decoders = DaemonPool(
-            options.num_decode_threads or _num_cores(), "lerobot_grain decode", self.requests.enter
-        )
+        self.decoders = DaemonPool(self.num_decoders, "lerobot_grain decode", self.requests.enter)
+        self.copiers = DaemonPool(min(_MAX_COPIERS, self.num_decoders), "lerobot_grain copy")
         self.large_fetchers: DaemonPool | None = None
 
     def start_large_fetchers(self, num_threads: int) -> None:
@@ -82,7 +89,7 @@ class ReadContext:
         """
         if self._is_finalizing():
             return  # Python has ended the threads
-        pools = [self.fetchers, self.decoders]
+        pools = [self.fetchers, self.decoders, self.copiers]
         if self.large_fetchers is not None:
             pools.append(self.large_fetchers)
         for pool in pools:
@@ -91,8 +98,3 @@ class ReadContext:
         has_ended = self.requests.end()
         for pool in pools:
             pool.shutdown(wait=has_ended)
-
-
-def _num_cores() -> int:
-    """Returns the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lerobot_grain as lg
-from lerobot_grain._reading.options import MemoryBudget
+from lerobot_grain._reading.options import MemoryBudget, default_budget_bytes
 
 MIB = 1 << 20
 CASES = {
@@ -71,8 +71,26 @@ def test_the_shares(name: str) -> None:
     assert dataclasses.astuple(MemoryBudget.of(total, num_cameras=num_cameras)) == (total, *shares)
 
 
-def test_the_default_is_that_of_the_options() -> None:
-    assert lg.ReadOptions().memory_budget_bytes == CASES["by default, two cameras"][0]
+@pytest.mark.parametrize(
+    ("cores", "memory", "expected"),
+    [
+        (1, None, 1536 * MIB),
+        (4, 32 << 30, 1536 * MIB),
+        (16, 64 << 30, 2304 * MIB),
+        (64, 512 << 30, 5376 * MIB),
+        (64, 8 << 30, 2048 * MIB),
+        (2, 1 << 30, 256 * MIB),
+        (1, 3, 1),
+    ],
+)
+def test_the_default_grows_with_the_cores_up_to_a_quarter_of_the_memory(
+    cores: int, memory: int | None, expected: int
+) -> None:
+    assert default_budget_bytes(cores, memory) == expected
+
+
+def test_the_default_is_not_chosen_before_a_stream_is_begun() -> None:
+    assert lg.ReadOptions().memory_budget_bytes is None
 
 
 def test_slots_for_twice_the_frames_and_one_more() -> None:

@@ -26,7 +26,7 @@ from lerobot_grain._format.info import Feature
 from lerobot_grain._order.windows import WindowBlock
 from lerobot_grain._reading.frames.decoding import GopFrames
 from lerobot_grain._reading.frames.frame_store import FAILED, NO_SLOT, FrameDemand, FrameStore
-from lerobot_grain._reading.frames.gop_decoder import DecodeCandidate, GopDecoder
+from lerobot_grain._reading.frames.gop_decoder import DecodeCandidate, DecodeTask, GopDecoder
 from lerobot_grain._reading.frames.gop_fetcher import GopFetcher
 from lerobot_grain._reading.future_cache import FutureCache
 from lerobot_grain._reading.read_context import ReadContext
@@ -139,24 +139,34 @@ class CameraReader:
             return []
         is_now = np.zeros(len(self.demand.slots), np.bool_)
         is_now[flat[waiting]] = True
-        episodes = block.episodes[waiting // entries.shape[1]]
+        examples = waiting // entries.shape[1]
+        episodes = block.episodes[examples]
         frames = self._window(block).reshape(-1)[waiting]
         numbers = self._file_of_episode[episodes]
         wanted: list[DecodeCandidate] = []
         for number in sorted(set(numbers.tolist())):
             members = numbers == number
             file = self._meter.wait(self._fetcher.open(number), "fetch")
-            wanted += self._frames_of_file(file, episodes[members], frames[members], is_now)
+            wanted += self._frames_of_file(
+                file, examples[members], episodes[members], frames[members], is_now
+            )
         return wanted
 
     def _frames_of_file(
-        self, file: VideoFile, episodes: Integers, frames: Integers, is_now: npt.NDArray[np.bool_]
+        self,
+        file: VideoFile,
+        examples: Integers,
+        episodes: Integers,
+        frames: Integers,
+        is_now: npt.NDArray[np.bool_],
     ) -> list[DecodeCandidate]:
         frames = frames + file.first_frames(episodes)
         num_gops = len(file.gop_starts)
-        distinct, inverse = np.unique(
-            episodes * num_gops + file.gops_of(frames), return_inverse=True
+        # Examples ascend, so the first place of each is its first use.
+        distinct, places, inverse = np.unique(
+            episodes * num_gops + file.gops_of(frames), return_index=True, return_inverse=True
         )
+        first_uses = examples[places].tolist()
         episodes, gops = np.divmod(distinct, num_gops)
         last = np.zeros(len(distinct), np.int64)
         np.maximum.at(last, inverse, frames)
@@ -196,14 +206,23 @@ class CameraReader:
                     GopFrames(file, episode, gop, candidates[part]),
                     entries[part],
                     now[part],
+                    first_uses[i],
                     is_last,
                 )
             )
         return wanted
 
-    def start(self, wanted: Sequence[DecodeCandidate]) -> None:
-        """Starts decoding."""
-        self._decoder.start(wanted)
+    def seconds_of(self, wanted: Sequence[DecodeCandidate]) -> float:
+        """Returns about how long decoding takes, on one core."""
+        return self._decoder.seconds_of(wanted)
+
+    def decode_tasks(
+        self, wanted: Sequence[DecodeCandidate], *, task_seconds: float
+    ) -> list[DecodeTask]:
+        """Returns the tasks that decode something, all of which must be started
+        (`GopDecoder.tasks`).
+        """
+        return self._decoder.tasks(wanted, task_seconds=task_seconds)
 
     # Dropping
 
@@ -218,6 +237,11 @@ class CameraReader:
         self.demand.is_requested[entries] = False
 
     # Handing out
+
+    def is_done(self, entries: Integers) -> bool:
+        """Returns whether `wait` would not wait, entries int64 `(examples, time)`."""
+        slots = self.demand.slots[entries]
+        return self._decoder.is_done(slots[slots >= 0])
 
     def wait(self, entries: Integers) -> tuple[int, Exception] | None:
         """Waits for the frames of examples, entries int64 `(examples, time)`.
@@ -241,7 +265,7 @@ class CameraReader:
 
     def copy_frames(self, entries: Integers, out: Frames) -> None:
         """Copies the frames of examples, which were waited for, entries int64 `(examples, time)`,
-        to `out`: one after the other.
+        to `out`: one after the other. For any thread.
         """
         slots = self.demand.slots[entries.reshape(-1)]
         # "clip", because "raise" would go through a copy.
@@ -252,10 +276,10 @@ class CameraReader:
             out=out.reshape(len(slots), *self.store.frames.shape[1:]),
             mode="clip",
         )
-        self._meter.count(frames_handed_out=len(slots))
 
     def release(self, entries: Integers) -> None:
         """Counts a use of each of the frames; those that are needed no more go."""
+        self._meter.count(frames_handed_out=entries.size)
         self._decoder.give_back(self.demand.use(entries.reshape(-1)))
 
     # Windows

@@ -8,7 +8,9 @@ later: slower, never wrong, never more memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import enum
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,8 +28,30 @@ from lerobot_grain._video.decoder import load_decoder
 from lerobot_grain._video.depth import load_depth_decoder
 from lerobot_grain._video.video_file import VideoFile
 
+# Decode tasks are to take this long at least: each costs half a millisecond of Python, and opens a
+# decoder. And there are to be so many for each thread in a block that is decoded, so that none is
+# waited for by all.
+_MIN_TASK_SECONDS = 0.02
+_TASKS_PER_THREAD = 2
+# So much of a camera's frames is copied at a time.
+_COPIED_BYTES = 4 << 20
+
 # By camera, the entries of the frames that a block needs: int64 `(examples, time)`.
 Entries = Mapping[str, Integers]
+
+
+class Priority(enum.Enum):
+    """What may be given up so that a block is decoded.
+
+    Attributes:
+      URGENT: it is handed out next: whatever is not needed for it, and the budget.
+      SOON: decoded frames that are needed later.
+      SPARE: nothing.
+    """
+
+    URGENT = enum.auto()
+    SOON = enum.auto()
+    SPARE = enum.auto()
 
 
 def load_decoders(cameras: Sequence[Feature]) -> None:
@@ -48,6 +72,7 @@ class FrameReader:
     """
 
     def __init__(self, context: ReadContext) -> None:
+        self._context = context
         self._budget_bytes = context.budget.frames
         self._files: FutureCache[tuple[str, int], VideoFile] = FutureCache(
             limit=context.budget.video_files, size=lambda file: file.nbytes
@@ -85,18 +110,19 @@ class FrameReader:
             camera.fetch(block, entries[key])
 
     def decode(
-        self, block: WindowBlock, coming: Sequence[Entries], number: int, *, is_urgent: bool
-    ) -> bool:
+        self, block: WindowBlock, coming: Sequence[Entries], number: int, *, priority: Priority
+    ) -> float | None:
         """Starts decoding what a block needs.
 
         Args:
           block: whose coded bytes were asked for.
           coming: the entries of all blocks that were not handed out.
           number: of `block` among them; those before it were started.
-          is_urgent: decode it even if the budget does not hold it.
+          priority: what may be given up for it.
 
         Returns:
-          Whether it was started; if not, the budget is full of frames that are needed earlier.
+          About how many seconds of a core it takes; `None` if it was not started, because the
+          budget is full of frames that are needed earlier.
         """
         wanted = {
             key: camera.frames_to_decode(block, coming[number][key])
@@ -111,14 +137,31 @@ class FrameReader:
             )
             > room
         ):
+            if priority is Priority.SPARE:
+                return None
+            is_urgent = priority is Priority.URGENT
             chosen = self._choose(wanted, coming, number, room, is_urgent=is_urgent)
             if chosen is None:
-                return False
+                return None
             wanted = chosen
-        for key, camera in self._cameras.items():
-            camera.start(wanted[key])
+        seconds = sum(camera.seconds_of(wanted[key]) for key, camera in self._cameras.items())
+        task_seconds = max(
+            _MIN_TASK_SECONDS, seconds / self._context.num_decoders / _TASKS_PER_THREAD
+        )
+        tasks = [
+            task
+            for key, camera in self._cameras.items()
+            for task in camera.decode_tasks(wanted[key], task_seconds=task_seconds)
+        ]
+        # What is needed first is decoded first, of all cameras.
+        for task in sorted(tasks, key=lambda task: task.first_use):
+            task.start()
         self.peak_bytes = max(self.peak_bytes, self.used_bytes)
-        return True
+        return seconds
+
+    def is_done(self, entries: Entries, examples: slice) -> bool:
+        """Returns whether `wait` would not wait."""
+        return all(camera.is_done(entries[key][examples]) for key, camera in self._cameras.items())
 
     def wait(self, entries: Entries, examples: slice) -> tuple[int, Exception] | None:
         """Waits for the frames of some examples of a block.
@@ -140,8 +183,18 @@ class FrameReader:
         """Copies the frames of some examples of a block, which were waited for, to `out`: camera ->
         `(examples, ..., channels)`.
         """
+        pieces = [
+            functools.partial(camera.copy_frames, entries[key][examples][piece], out[key][piece])
+            for key, camera in self._cameras.items()
+            for piece in _pieces(len(out[key]), out[key].nbytes)
+        ]
+        if len(pieces) > len(self._cameras):
+            for copy in [self._context.copiers.submit(piece) for piece in pieces]:
+                copy.result()
+        else:
+            for piece in pieces:
+                piece()
         for key, camera in self._cameras.items():
-            camera.copy_frames(entries[key][examples], out[key])
             camera.release(entries[key][examples])
 
     def shape_of(self, key: str, block: WindowBlock) -> tuple[int, ...]:
@@ -196,3 +249,9 @@ class FrameReader:
             chosen[key] = [item.only(item.is_now | is_kept[item.entries]) for item in wanted[key]]
             begin = end
         return chosen
+
+
+def _pieces(count: int, num_bytes: int) -> Iterator[slice]:
+    """Cuts examples that take so many bytes into pieces to copy."""
+    step = max(1, count * _COPIED_BYTES // max(1, num_bytes))
+    return (slice(start, start + step) for start in range(0, count, step))

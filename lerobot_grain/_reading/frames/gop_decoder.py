@@ -1,5 +1,5 @@
-"""Starts the decode tasks of one camera, and holds what belongs to them: which slot a task writes,
-what failed, and open decoders.
+"""Makes the decode tasks of one camera, and holds what belongs to them: which slot a task writes,
+what failed, open decoders, and how long a picture takes.
 
 * Short GOPs, of any episodes and files, are decoded in groups: one small MP4 for many.
 * A long GOP would fill the budget with frames that are needed much later. It is decoded in pieces:
@@ -10,9 +10,12 @@ For one thread, the consumer's.
 
 from __future__ import annotations
 
+import functools
+import math
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,11 +36,15 @@ from lerobot_grain._reading.frames.gop_fetcher import GopFetcher, GopKey
 from lerobot_grain._reading.read_context import ReadContext
 from lerobot_grain._video.decoder import OpenVideo
 
-# Wanted frames of one decode task: the speed of sequential decoding is reached at 16 to 64. More
-# where frames are small: a task takes Python's lock a dozen times, each time against a consumer
-# that may hold it for milliseconds.
+# Wanted frames of one decode task, at most: the speed of sequential decoding is reached at 16 to
+# 64. More where frames are small: a task takes Python's lock a dozen times, each time against a
+# consumer that may hold it for milliseconds.
 _PICTURES_PER_TASK = 64
 _TASK_BYTES = 8 << 20
+# Until it was measured, how long a decoder takes for a picture: 640x480 AV1 4 ms.
+_SECONDS_PER_PIXEL = 13e-9
+# How much of that figure each task that has ended decides.
+_NEWEST_PART = 0.1
 # Memory that an open decoder holds, in pictures of 12 bits a pixel: 5 MB at 640x480 (measured with
 # 64 of them).
 _PICTURES_OF_DECODER = 12
@@ -45,11 +52,35 @@ _PICTURES_OF_DECODER = 12
 _MAX_LATELY_DECODED = 100_000
 
 
-class _Task(NamedTuple):
-    """A decode that was started, and the coded bytes that it waits for."""
+class _Decoded(NamedTuple):
+    """What a task found: slot -> what is wrong with its frame, and the seconds that decoding
+    took.
+    """
 
-    problems: Future[dict[int, Exception]]
-    coded: list[PendingBytes]
+    problems: dict[int, Exception]
+    seconds: float
+
+
+class _Task(NamedTuple):
+    """A decode that was started, the coded bytes that it waits for, and how many pictures pass
+    through the decoder.
+    """
+
+    decoded: Future[_Decoded]
+    coded: Sequence[PendingBytes]
+    num_pictures: int
+
+
+class DecodeTask(NamedTuple):
+    """A decode that is to be started.
+
+    Attributes:
+      first_use: number of the first example of the block that needs one of its frames.
+      start: starts it.
+    """
+
+    first_use: int
+    start: Callable[[], None]
 
 
 @dataclass(eq=False, slots=True)
@@ -60,20 +91,29 @@ class DecodeCandidate:
       gop: which, with the frames.
       entries: int64 `(n,)`, of the frames.
       is_now: bool `(n,)`: whether the block that is decoded next needs the frame.
+      first_use: number of the first example of that block that needs one of them.
       is_last: whether no other frame of the GOP is known to be needed.
     """
 
     gop: GopFrames
     entries: Integers
     is_now: npt.NDArray[np.bool_]
+    first_use: int
     is_last: bool
 
     def only(self, keep: npt.NDArray[np.bool_]) -> DecodeCandidate:
         """Returns this for a part of its frames."""
         gop = self.gop._replace(frames=self.gop.frames[keep])
-        return DecodeCandidate(
-            gop, self.entries[keep], self.is_now[keep], self.is_last and bool(keep.all())
-        )
+        is_last = self.is_last and bool(keep.all())
+        return DecodeCandidate(gop, self.entries[keep], self.is_now[keep], self.first_use, is_last)
+
+
+class _ShortGop(NamedTuple):
+    """A short GOP, its coded bytes, and how many of its pictures pass through the decoder."""
+
+    item: DecodeCandidate
+    coded: PendingBytes
+    num_pictures: int
 
 
 @dataclass(eq=False, slots=True)
@@ -155,58 +195,79 @@ class GopDecoder:
         self._num_tasks = 0
         self._problems: dict[int, Exception] = {}  # by slot
         self._lately_decoded: set[tuple[int, int]] = set()
+        self._picture_seconds = math.prod(store.frames.shape[1:3]) * _SECONDS_PER_PIXEL
 
     @property
     def decoder_bytes(self) -> int:
         """Bytes of the open decoders."""
         return self._open.used_bytes
 
-    def start(self, wanted: Sequence[DecodeCandidate]) -> None:
-        """Starts decoding."""
+    def seconds_of(self, wanted: Sequence[DecodeCandidate]) -> float:
+        """Returns about how long decoding takes, on one core."""
+        return self._picture_seconds * sum(len(item.entries) for item in wanted)
+
+    def tasks(self, wanted: Sequence[DecodeCandidate], *, task_seconds: float) -> list[DecodeTask]:
+        """Returns the tasks that decode something, all of which must be started, those of one GOP
+        in the order of this list.
+
+        Args:
+          wanted: what to decode; from now on its frames have slots.
+          task_seconds: about so long each task may take; less where it would hold too many frames.
+        """
         meter = self._context.meter
-        short: list[tuple[DecodeCandidate, PendingBytes]] = []
+        tasks: list[DecodeTask] = []
+        short: list[_ShortGop] = []
         begun: list[GopFrames] = []  # that go through a decoder from their start
-        num_pictures = 0
-        for item in wanted:
+        for item in sorted(wanted, key=lambda item: item.first_use):
             gop = item.gop
             key = gop.file.number, gop.episode, gop.gop
             coded = self._fetcher.gops[key]
             if not coded.is_long:
-                short.append((item, coded.run.coded))
+                num_pictures = gop.file.num_pictures(gop.gop, gop.frames)
+                short.append(_ShortGop(item, coded.run.coded, num_pictures))
                 begun.append(gop)
-                num_pictures += gop.file.num_pictures(gop.gop, gop.frames)
-            elif self._start_piece(key, coded.run.coded, item):
-                begun.append(gop)
+            else:
+                task, is_begun = self._piece(key, coded.run.coded, item)
+                tasks.append(task)
+                if is_begun:
+                    begun.append(gop)
             if item.is_last:
                 self._open.close(key)
                 self._fetcher.release_bytes(key, coded)
         num_again = sum(map(self._was_decoded_lately, begun))
         meter.count(
-            gops_decoded=len(begun), gops_decoded_again=num_again, pictures_decoded=num_pictures
+            gops_decoded=len(begun),
+            gops_decoded_again=num_again,
+            pictures_decoded=sum(each.num_pictures for each in short),
         )
-        for group in decode_groups(
-            [item.gop for item, _ in short],
-            max_pictures=max(_PICTURES_PER_TASK, _TASK_BYTES // self._store.frame_bytes),
-        ):
-            self._start_group([short[index] for index in group])
+        most = max(_PICTURES_PER_TASK, _TASK_BYTES // self._store.frame_bytes)
+        groups = decode_groups(
+            [each.item.gop for each in short],
+            max_pictures=min(most, max(1, round(task_seconds / self._picture_seconds))),
+        )
+        return tasks + [self._group([short[index] for index in group]) for group in groups]
 
-    def _start_group(self, items: Sequence[tuple[DecodeCandidate, PendingBytes]]) -> None:
-        """Starts decoding short GOPs that one small MP4 can hold."""
-        slots = self._take_slots(np.concatenate([item.entries for item, _ in items]))
+    def _group(self, gops: Sequence[_ShortGop]) -> DecodeTask:
+        """Returns the task that decodes short GOPs that one small MP4 can hold."""
+        slots = self._take_slots(np.concatenate([each.item.entries for each in gops]))
         jobs = []
         begin = 0
-        for item, coded in items:
+        for item, coded, _ in gops:
             end = begin + len(item.entries)
             jobs.append(DecodeJob(item.gop, coded, slots[begin:end]))
             begin = end
-        problems = self._context.decoders.submit(
-            decode_jobs, jobs, self._store.frames, self._open_video
+        return self._task(
+            functools.partial(decode_jobs, jobs, self._store.frames, self._open_video),
+            [each.coded for each in gops],
+            num_pictures=sum(each.num_pictures for each in gops),
+            first_use=gops[0].item.first_use,
         )
-        self._tasks[self._num_tasks] = _Task(problems, [coded for _, coded in items])
 
-    def _start_piece(self, key: GopKey, coded: PendingBytes, wanted: DecodeCandidate) -> bool:
-        """Starts decoding the next piece of a long GOP; returns whether a decoder was opened for
-        it.
+    def _piece(
+        self, key: GopKey, coded: PendingBytes, wanted: DecodeCandidate
+    ) -> tuple[DecodeTask, bool]:
+        """Returns the task that decodes the next piece of a long GOP, and whether a decoder is
+        opened for it.
         """
         gop = wanted.gop
         start = gop.file.frames_of(gop.gop).start
@@ -217,15 +278,31 @@ class GopDecoder:
             self._open.add(key, opened)
         begin = gop.frames.item(0)
         end = gop.frames.item(-1) + 1
-        goes_on_at = opened.next_frame if begin >= opened.next_frame else start
-        self._context.meter.count(pictures_decoded=end - goes_on_at)
+        num_pictures = end - (opened.next_frame if begin >= opened.next_frame else start)
+        self._context.meter.count(pictures_decoded=num_pictures)
         opened.next_frame = end
         slots = self._take_slots(wanted.entries)
-        problems = self._context.decoders.submit(
-            opened.decoder.decode, gop, self._store.frames, slots
-        )
-        self._tasks[self._num_tasks] = _Task(problems, [coded])
-        return is_new
+        decode = functools.partial(opened.decoder.decode, gop, self._store.frames, slots)
+        return self._task(
+            decode, [coded], num_pictures=num_pictures, first_use=wanted.first_use
+        ), is_new
+
+    def _task(
+        self,
+        decode: Callable[[], dict[int, Exception]],
+        coded: Sequence[PendingBytes],
+        *,
+        num_pictures: int,
+        first_use: int,
+    ) -> DecodeTask:
+        """Returns the task with the number of the slots that were taken last."""
+        number = self._num_tasks
+
+        def start() -> None:
+            decoded = self._context.decoders.submit(_timed, decode, coded)
+            self._tasks[number] = _Task(decoded, coded, num_pictures)
+
+        return DecodeTask(first_use, start)
 
     def _take_slots(self, entries: Integers) -> Integers:
         """Returns slots for frames that the next task is to decode."""
@@ -250,11 +327,18 @@ class GopDecoder:
         """Returns those of the entries of frames with a slot that no task is writing, int64
         `(n,)`.
         """
-        running = [number for number, task in self._tasks.items() if not task.problems.done()]
+        running = [number for number, task in self._tasks.items() if not task.decoded.done()]
         return (
             entries[~np.isin(self._store.task_of[self._demand.slots[entries]], running)]
             if running
             else entries
+        )
+
+    def is_done(self, slots: npt.NDArray[np.integer[Any]]) -> bool:
+        """Returns whether the tasks that write slots, `(n,)`, have ended."""
+        return all(
+            self._tasks[number].decoded.done()
+            for number in self._tasks.keys() & set(self._store.task_of[slots].tolist())
         )
 
     def wait(self, slots: npt.NDArray[np.integer[Any]]) -> dict[int, Exception]:
@@ -263,8 +347,13 @@ class GopDecoder:
         """
         for number in self._tasks.keys() & set(self._store.task_of[slots].tolist()):
             task = self._tasks.pop(number)
-            is_fetched = task.problems.done() or all(coded.payload.done() for coded in task.coded)
-            problems = self._context.meter.wait(task.problems, "decode" if is_fetched else "fetch")
+            is_fetched = task.decoded.done() or all(coded.payload.done() for coded in task.coded)
+            problems, seconds = self._context.meter.wait(
+                task.decoded, "decode" if is_fetched else "fetch"
+            )
+            self._picture_seconds += _NEWEST_PART * (
+                seconds / task.num_pictures - self._picture_seconds
+            )
             # A frame that was dropped may have left its slot to another one.
             self._problems.update(
                 {
@@ -281,6 +370,14 @@ class GopDecoder:
             for slot in slots.tolist():
                 self._problems.pop(slot, None)
         self._store.give_back(slots)
+
+
+def _timed(decode: Callable[[], dict[int, Exception]], coded: Sequence[PendingBytes]) -> _Decoded:
+    """Decodes, once the coded bytes are there."""
+    wait([each.payload for each in coded])
+    start = time.perf_counter()
+    problems = decode()
+    return _Decoded(problems, time.perf_counter() - start)
 
 
 def _decoder_bytes(gop: GopFrames) -> int:
