@@ -62,13 +62,14 @@ class SleepingDecoder:
     Attributes:
       late_seconds: for each call the time between the end of the sleep that was asked for and the
         moment when Python went on: of all decoders.
-      num_pictures: that all decoders passed through.
+      slept_seconds: for each call what was asked for.
     """
 
     picture_seconds = 0.0
     pictures = np.zeros((0, 0, 0, 0), np.uint8)
     metadata = types.SimpleNamespace(height=0, width=0)
     late_seconds: list[float] = []  # noqa: RUF012 (of all decoders)
+    slept_seconds: list[float] = []  # noqa: RUF012 (of all decoders)
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self._next = 0
@@ -91,6 +92,7 @@ class SleepingDecoder:
         start = time.perf_counter()
         time.sleep(asked)
         self.late_seconds.append(time.perf_counter() - start - asked)
+        self.slept_seconds.append(asked)
 
 
 def measure(job: Job) -> dict[str, Any]:
@@ -123,6 +125,7 @@ def measure(job: Job) -> dict[str, Any]:
         next(iterator)
     before = read_statistics(iterator)
     num_late = len(SleepingDecoder.late_seconds)
+    num_slept = len(SleepingDecoder.slept_seconds)
     start = time.perf_counter()
     cpu_seconds = time.process_time()
     consumer_seconds = time.thread_time()
@@ -135,21 +138,22 @@ def measure(job: Job) -> dict[str, Any]:
     consumer_seconds = time.thread_time() - consumer_seconds
     now = read_statistics(iterator)
     late = SleepingDecoder.late_seconds[num_late:]
+    slept = SleepingDecoder.slept_seconds[num_slept:]
     num_threads = threading.active_count()
     iterator.close()
     examples = now.examples - before.examples
     pictures = now.pictures_decoded - before.pictures_decoded
     return {
         "examples_per_second": examples / seconds,
-        # If all cores decoded all the time, and nothing else was to be done.
-        "ideal_examples_per_second": job.cores / job.picture_seconds * examples / pictures,
+        # How much of the time of all cores is decoding; the ideal is all of it.
+        "of_ideal": sum(slept) / seconds / job.cores,
         "pictures_an_example": pictures / examples,
         "first_batch_seconds": first_batch_seconds,
         "consumer_ms_an_example": 1e3 * consumer_seconds / examples,
         "cores_used": cpu_seconds / seconds,
         # Of the time of all threads that decode.
         "late_share": sum(max(0.0, each - slack) for each in late) / seconds / job.cores,
-        "late_ms": 1e3 * statistics.mean(max(0.0, each - slack) for each in late),
+        "late_ms": 1e3 * statistics.fmean([max(0.0, each - slack) for each in late] or [0.0]),
         "longest_wait_seconds": float(np.diff(times).max()),
         "threads": num_threads,
         "budget_bytes": now.budget_bytes,

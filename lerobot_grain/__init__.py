@@ -15,6 +15,8 @@ from lerobot_grain._datasets.delta_timestamps import DeltaTimestamps
 from lerobot_grain._datasets.device import DeviceIterDataset
 from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
 from lerobot_grain._datasets.lerobot_dataset import LeRobotIterDataset
+from lerobot_grain._datasets.mixtures.mixture_dataset import MixtureIterDataset
+from lerobot_grain._datasets.mixtures.opening import open_repositories
 from lerobot_grain._datasets.pipelines import read_statistics
 from lerobot_grain._datasets.read_windows import ReadWindowsIterDataset
 from lerobot_grain._datasets.workers import WorkerPrefetchIterDataset, worker_init
@@ -58,6 +60,7 @@ __all__ = [
     "LeRobotGrainWarning",
     "LeRobotIterDataset",
     "MissingFileError",
+    "MixtureIterDataset",
     "Normalizer",
     "OpenPiDataLoader",
     "OpenPiFormat",
@@ -80,6 +83,7 @@ __all__ = [
     "example_keys",
     "locate",
     "normalizer",
+    "open_repositories",
     "open_repository",
     "plot_example",
     "read_statistics",

@@ -23,6 +23,7 @@ from lerobot_grain._order.windows import (
     stack_requests,
     window_offsets,
 )
+from lerobot_grain._reading.pending import SourceBlock
 from lerobot_grain._repository.repository import Repository
 
 # Number of examples of a block that were handed out -> the parent's state.
@@ -111,12 +112,13 @@ class OrderedWindowsIterDataset(grain.IterDataset[WindowRequest]):
 
     def __init__(self, order: FrameOrderIterDataset, transformation: DeltaTimestamps) -> None:
         super().__init__(order)
-        self._transformation = transformation
+        self.order = order
+        self.transformation = transformation
 
     def __iter__(self) -> OrderedWindowsIterator:
         return OrderedWindowsIterator(
             self._parent.__iter__(),
-            self._transformation,
+            self.transformation,
             position_step=self._parent.position_step,
             needed_every_epoch=self._parent.needed_every_epoch,
         )
@@ -156,8 +158,8 @@ class OrderedWindowsIterator(grain.DatasetIterator[WindowRequest]):
             self._parent.set_state(before)
             raise
 
-    def next_block(self) -> tuple[WindowBlock, StateAfter]:
-        """Returns the next requests, and their states.
+    def next_block(self) -> tuple[list[SourceBlock], StateAfter]:
+        """Returns the next requests, of the only source, and their states.
 
         Raises:
           StopIteration: there are no more.
@@ -166,7 +168,7 @@ class OrderedWindowsIterator(grain.DatasetIterator[WindowRequest]):
         state = self._parent.get_state()
         step = self._position_step
         count = len(rows)
-        return self._transformation.block(rows), lambda taken: {
+        return _of_one_source(self._transformation.block(rows)), lambda taken: {
             **state,
             "position": state["position"] - (count - taken) * step,
         }
@@ -196,7 +198,7 @@ class WindowBlockBuilder:
         self._next: tuple[WindowRequest, dict[str, Any]] | None = None  # pulled, and not in a block
         self._error: Exception | None = None
 
-    def next_block(self) -> tuple[WindowBlock, StateAfter]:
+    def next_block(self) -> tuple[list[SourceBlock], StateAfter]:
         """As `OrderedWindowsIterator.next_block`; any error of the parent, or in a request, comes
         after the requests before it.
         """
@@ -226,7 +228,7 @@ class WindowBlockBuilder:
             block = block[:index]
             if index == 0:
                 raise self._error
-        return block, lambda taken: {**states[taken - 1]}
+        return _of_one_source(block), lambda taken: {**states[taken - 1]}
 
     def _pull(self) -> tuple[WindowRequest, dict[str, Any]] | None:
         if self._next is None and self._error is None:
@@ -235,3 +237,7 @@ class WindowBlockBuilder:
             except Exception as error:  # also StopIteration
                 self._error = error
         return self._next
+
+
+def _of_one_source(block: WindowBlock) -> list[SourceBlock]:
+    return [SourceBlock(0, block, np.arange(len(block)))]

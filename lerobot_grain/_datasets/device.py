@@ -406,9 +406,9 @@ def _check_shards(parent: grain.IterDataset[Any], sharding: jax.sharding.Shardin
                 f"shard_options=grain.sharding.ShardOptions({index}, {count}, "
                 "drop_remainder=True) on this process"
             )
-        if source.num_epochs is not None and shard.shard_count > 1 and not shard.drop_remainder:
+        if source.end is not None and shard.shard_count > 1 and not shard.drop_remainder:
             raise InvalidRequestError(
-                f"num_epochs={source.num_epochs}: {shard.shard_count} shards may end at "
+                f"{source.end}: {shard.shard_count} shards may end at "
                 "different steps, on which all processes wait for each other; use "
                 "shard_options=grain.sharding.ShardByJaxProcess(drop_remainder=True)"
             )

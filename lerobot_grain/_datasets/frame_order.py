@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.errors import InvalidRequestError
+from lerobot_grain._datasets.positions import PartOfPositions, PositionsIterDataset
 from lerobot_grain._datasets.state import checked_position
 from lerobot_grain._order.shuffle import (
     ORDER_VERSION,
@@ -40,7 +41,7 @@ _CLIPS_PER_SHARD = 3
 _POSITIONS_AT_A_TIME = 1024
 
 
-class FrameOrderIterDataset(grain.IterDataset[int]):
+class FrameOrderIterDataset(PositionsIterDataset):
     """The rows of a dataset, as ints, in a shuffled or sequential order that is resumed exactly.
 
     Args:
@@ -72,7 +73,6 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
         num_epochs: int | None = None,
         shard_options: grain.sharding.ShardOptions = grain.sharding.NoSharding(),  # noqa: B008 (a frozen value)
     ) -> None:
-        super().__init__()
         if num_epochs is not None:
             check_int(
                 "num_epochs", num_epochs, least=1, otherwise=", or None for an endless stream"
@@ -106,47 +106,37 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
             data_files=table.data.file_of_episode[selected],
             shuffle=shuffle,
         )
-        self._part = _PartOfOrder(
-            order=order,
-            identity={
+        self._num_epochs = num_epochs
+        self.order = OrderWithIdentity(
+            order,
+            {
                 # Datasets in folders of one repository share its commit.
                 "commit": f"{repository.commit}/{repository.folder}".rstrip("/"),
                 "episodes": _hash_of(table.numbers_of(selected), lengths, drop_first_frames),
                 "num_rows": order.num_rows,
                 **_shuffle_state(shuffle),
             },
-            num_epochs=num_epochs,
-            shard_options=shard_options,
-            start=shard_options.shard_index,
-            step=shard_options.shard_count,
+        )
+        num_positions = None if num_epochs is None else num_epochs * order.num_rows
+        super().__init__(
+            PartOfPositions.of_shard(num_positions, shard_options),
+            end=None if num_epochs is None else f"num_epochs={num_epochs}",
         )
 
     @property
     def num_rows(self) -> int:
         """Rows of one epoch, over all shards."""
-        return self._part.order.num_rows
+        return self.order.rows.num_rows
 
     @property
     def num_epochs(self) -> int | None:
         """The stream ends after this many; `None`: it never does."""
-        return self._part.num_epochs
-
-    @property
-    def shard_options(self) -> grain.sharding.ShardOptions:
-        """Which shard this is, of how many."""
-        return self._part.shard_options
+        return self._num_epochs
 
     @property
     def shuffle(self) -> Shuffle | None:
         """The shuffle, with the `clip_length` that is used."""
-        return self._part.order.shuffle
-
-    @property
-    def position_step(self) -> int:
-        """Positions from one row of this shard, or slice, to its next: the number of shards (times
-        that of workers, in a worker).
-        """
-        return self._part.step
+        return self.order.rows.shuffle
 
     @property
     def needed_every_epoch(self) -> npt.NDArray[np.bool_]:
@@ -156,31 +146,16 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
         Without shards of all that are selected; else of those with so many clips that no more than
         one in twenty goes without.
         """
+        return self.needed_every_epoch_of(self.part.step)
+
+    def needed_every_epoch_of(self, step: int) -> npt.NDArray[np.bool_]:
+        """Returns the same where one in `step` rows is taken."""
         found = np.zeros(self._num_episodes, np.bool_)
-        step = self._part.step
         found[self._selected] = (step == 1) | (self._num_clips >= _CLIPS_PER_SHARD * step)
         return found
 
-    def set_slice(self, sl: slice, sequential_slice: bool = False) -> None:
-        """Takes every `sl.step`-th row of this shard from the `sl.start`-th on: what Grain's
-        `mp_prefetch` calls for each worker.
-        """
-        if sequential_slice:
-            raise NotImplementedError(
-                "lerobot_grain: contiguous slices (sequential_slice) are not supported; every "
-                "worker takes every n-th row"
-            )
-        start = sl.start or 0
-        step = sl.step or 1
-        if sl.stop is not None or start < 0 or step < 1:
-            raise InvalidRequestError(
-                f"set_slice({sl}): expected slice(start, None, step) with start >= 0 and step >= 1"
-            )
-        part = self._part
-        self._part = replace(part, start=part.start + start * part.step, step=part.step * step)
-
     def __iter__(self) -> FrameOrderIterator:
-        return FrameOrderIterator(self._part, name=str(self))
+        return FrameOrderIterator(self.order, self.part, name=str(self))
 
     @property
     def _element_spec(self) -> Any:
@@ -190,39 +165,17 @@ class FrameOrderIterDataset(grain.IterDataset[int]):
         return f"FrameOrderIterDataset({self.num_rows} rows)"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _PartOfOrder:
-    """Which positions of an order a shard, or a slice of one, streams: its element k is position
-    base + start + k * step, where base is 0 or comes from a restored state.
+@dataclass(frozen=True, slots=True)
+class OrderWithIdentity:
+    """An order of rows, and what a state says of it.
 
     Attributes:
-      order: of all rows.
+      rows: the order.
       identity: what a state says of the stream besides the position.
-      num_epochs: the stream ends after this many; `None`: it never does.
-      shard_options: of the shard.
-      start, step: as above.
     """
 
-    order: FrameOrder
+    rows: FrameOrder
     identity: dict[str, Any]
-    num_epochs: int | None
-    shard_options: grain.sharding.ShardOptions
-    start: int
-    step: int
-
-    def stop_position(self, base: int) -> int | None:
-        """Returns the position, not counting this shard's start, at which the stream ends; `None`:
-        never.
-        """
-        if self.num_epochs is None:
-            return None
-        stop = self.num_epochs * self.order.num_rows
-        if self.shard_options.drop_remainder:
-            # All shards together take whole rounds from the base on. A worker's slice ends at the
-            # same position as its host's shard.
-            count: int = self.shard_options.shard_count
-            stop = base + (stop - base) // count * count
-        return stop
 
 
 class FrameOrderIterator(grain.DatasetIterator[int]):
@@ -231,8 +184,9 @@ class FrameOrderIterator(grain.DatasetIterator[int]):
     # For an object whose construction failed, such as a failed copy: there is nothing to close.
     _closed = True
 
-    def __init__(self, part: _PartOfOrder, *, name: str) -> None:
+    def __init__(self, order: OrderWithIdentity, part: PartOfPositions, *, name: str) -> None:
         super().__init__()
+        self._order = order
         self._part = part
         self._name = name
         # Elements handed out since `base`; the global position is base + handed_out * step.
@@ -272,27 +226,25 @@ class FrameOrderIterator(grain.DatasetIterator[int]):
         alone.
         """
         part = self._part
-        num_rows = part.order.num_rows
-        first = self._base + part.start + self._handed_out * part.step
-        stop = part.stop_position(self._base)
-        if stop is not None and first >= stop:
-            raise StopIteration
-        epoch = first // num_rows
+        num_rows = self._order.rows.num_rows
+        positions = part.next_positions(
+            base=self._base, handed_out=self._handed_out, count=_POSITIONS_AT_A_TIME
+        )
+        epoch = positions.item(0) // num_rows
         if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = epoch, part.order.epoch(epoch)
-        positions = np.arange(first, first + _POSITIONS_AT_A_TIME * part.step, part.step)
-        limit = (epoch + 1) * num_rows if stop is None else min((epoch + 1) * num_rows, stop)
-        return self._epoch[1].rows(positions[positions < limit] - epoch * num_rows)
+            self._epoch = epoch, self._order.rows.epoch(epoch)
+        elements = positions - epoch * num_rows
+        return self._epoch[1].rows(elements[elements < num_rows])
 
     def get_state(self) -> dict[str, Any]:
         return {
             "format": ORDER_VERSION,
             "position": self._base + self._handed_out * self._part.step,
-            **self._part.identity,
+            **self._order.identity,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        position = checked_position(state, self._part.identity)
+        position = checked_position(state, self._order.identity)
         self._computed = (0, self._computed[1][:0])
         self._base = position
         self._handed_out = 0

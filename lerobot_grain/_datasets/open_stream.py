@@ -18,17 +18,14 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from lerobot_grain._base.errors import InvalidRequestError
-from lerobot_grain._datasets.delta_timestamps import (
-    OrderedWindowsIterator,
-    StateAfter,
-    WindowBlockBuilder,
-)
+from lerobot_grain._datasets.delta_timestamps import StateAfter
 from lerobot_grain._reading.batches import Batch, Example, join, num_examples, split
+from lerobot_grain._reading.pending import SourceBlock, Taken
 from lerobot_grain._reading.read_ahead import ReadAhead
 from lerobot_grain._reading.read_statistics import ReadStatistics
 
@@ -60,6 +57,50 @@ class OneThread:
         self._inside.pop("thread", None)
 
 
+class Blocks(Protocol):
+    """The order of a stream, in blocks."""
+
+    def next_block(self) -> tuple[list[SourceBlock], StateAfter]:
+        """Returns the next requests, and their states.
+
+        Raises:
+          StopIteration: there are no more.
+        """
+
+
+class Assembly(Protocol):
+    """How examples of all sources are put together."""
+
+    def examples(self, taken: Sequence[Taken]) -> list[Any]:
+        """Returns examples that were taken together, in their order, not finished."""
+
+    def finished(self, example: Any) -> Any:
+        """Returns one of them as it is handed out."""
+
+    def source_of(self, example: Any) -> int:
+        """Returns the number of the source of one of them."""
+
+    def batch(self, taken: Sequence[Taken]) -> Batch:
+        """Returns the same as a batch."""
+
+
+class OneSource(Assembly):
+    """Examples that all come from one source."""
+
+    def examples(self, taken: Sequence[Taken]) -> list[Example]:
+        return split(taken[0].batch)
+
+    def finished(self, example: Example) -> Example:
+        return example
+
+    def source_of(self, example: Example) -> int:
+        del example
+        return 0
+
+    def batch(self, taken: Sequence[Taken]) -> Batch:
+        return taken[0].batch
+
+
 class _Block(NamedTuple):
     """Examples that were pulled: the first one, counted as `num_handed_out` is, how many, and the
     parent's state after n of them.
@@ -77,6 +118,7 @@ class OpenStream:
       begin: the parent's state.
       blocks: the parent, in blocks; pulled ahead from here on.
       ahead: reads them.
+      assembly: puts examples together.
 
     Attributes:
       num_handed_out: examples that the consumer has. Assigned by who hands them out, after
@@ -89,17 +131,19 @@ class OpenStream:
     def __init__(
         self,
         begin: dict[str, Any],
-        blocks: OrderedWindowsIterator | WindowBlockBuilder,
+        blocks: Blocks,
         ahead: ReadAhead,
+        assembly: Assembly,
     ) -> None:
         self._begin = begin
         self._blocks = blocks
         self._ahead = ahead
+        self._assembly = assembly
         self._pulled: deque[_Block] = deque()
         self._num_pulled = 0
         self._parent_error: Exception | None = None
         # Examples that are handed out one by one: the first one, and all that were taken with it.
-        self._taken: tuple[int, list[Example]] = (0, [])
+        self._taken: tuple[int, list[Any]] = (0, [])
         self.num_handed_out = 0
         self.is_torn = self.has_ended = False
 
@@ -111,7 +155,7 @@ class OpenStream:
                 return block.state_after(count - block.first)
         return dict(self._begin)
 
-    def next_example(self) -> Example:
+    def next_example(self) -> Any:
         """Returns the example that comes next; again and again the same one, until it is counted in
         `num_handed_out`.
 
@@ -124,9 +168,9 @@ class OpenStream:
                 ahead = self._filled()
                 self._taken = first, examples = (
                     self.num_handed_out,
-                    split(ahead.take(ahead.convenient_count)),
+                    self._assembly.examples(ahead.take(ahead.convenient_count)),
                 )
-        return examples[self.num_handed_out - first]
+        return self._assembly.finished(examples[self.num_handed_out - first])
 
     def take_batch(self, batch_size: int) -> Batch:
         """Returns the next `batch_size` examples, or all that are left; to be counted in
@@ -136,11 +180,11 @@ class OpenStream:
           StopIteration: there is none. Any other error: one of them cannot be read.
         """
         with self._changing():
-            batches = [self._filled().take(batch_size)]
+            batches = [self._assembly.batch(self._filled().take(batch_size))]
             while missing := batch_size - sum(num_examples(batch) for batch in batches):
                 # There are no more, or the next one cannot be read, which taking it says.
                 try:
-                    batches.append(self._filled().take(missing))
+                    batches.append(self._assembly.batch(self._filled().take(missing)))
                 except StopIteration:
                     break
             return join(batches)
@@ -151,13 +195,21 @@ class OpenStream:
         yield
         self.is_torn = False
 
+    def source_statistics(self, number: int) -> ReadStatistics:
+        """Returns what was read of one source, and how many of its examples were handed out."""
+        found = self._ahead.source_statistics(number)
+        waiting = [self._assembly.source_of(example) for example in self._not_handed_out()]
+        return replace(found, examples=found.examples - waiting.count(number))
+
     def statistics(self) -> ReadStatistics:
         """Returns what was read, and how many examples were handed out."""
         found = self._ahead.statistics()
+        return replace(found, examples=found.examples - len(self._not_handed_out()))
+
+    def _not_handed_out(self) -> list[Any]:
+        """Returns the examples that were taken one by one, and are not counted yet."""
         first, examples = self._taken
-        return replace(
-            found, examples=found.examples - max(0, first + len(examples) - self.num_handed_out)
-        )
+        return examples[max(0, self.num_handed_out - first) :]
 
     def end_requests(self) -> None:
         """Ends the requests that are under way and those to come; for any thread.
@@ -183,12 +235,13 @@ class OpenStream:
             try:
                 block, state_after = self._blocks.next_block()
                 self._ahead.add(block)
+                length = sum(len(part.places) for part in block)
             except Exception as error:
                 # also StopIteration: the examples before it are handed out first
                 self._parent_error = error
             else:
-                self._pulled.append(_Block(self._num_pulled, len(block), state_after))
-                self._num_pulled += len(block)
+                self._pulled.append(_Block(self._num_pulled, length, state_after))
+                self._num_pulled += length
         if self._ahead.is_empty:
             assert self._parent_error is not None
             raise self._parent_error

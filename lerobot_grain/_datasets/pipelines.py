@@ -12,19 +12,19 @@ from typing import Any, TypeVar
 import grain
 
 from lerobot_grain._base.errors import InvalidRequestError
-from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
+from lerobot_grain._datasets.positions import PositionsIterDataset
 from lerobot_grain._datasets.read_windows import ReadWindowsIterator
 from lerobot_grain._reading.read_statistics import ReadStatistics
 
 Node = TypeVar("Node")
 
 
-def sources_under(dataset: grain.IterDataset[Any]) -> list[FrameOrderIterDataset]:
+def sources_under(dataset: grain.IterDataset[Any]) -> list[PositionsIterDataset]:
     """Returns all our sources of rows under a dataset, itself included."""
-    return _nodes_under(dataset, FrameOrderIterDataset)
+    return _nodes_under(dataset, PositionsIterDataset)
 
 
-def only_source_under(dataset: grain.IterDataset[Any], *, asked_by: str) -> FrameOrderIterDataset:
+def only_source_under(dataset: grain.IterDataset[Any], *, asked_by: str) -> PositionsIterDataset:
     """Returns our source of rows under a dataset.
 
     Args:

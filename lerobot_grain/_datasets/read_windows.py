@@ -18,9 +18,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grain
+import numpy as np
+import numpy.typing as npt
 
 from lerobot_grain._base.arguments import check_int, is_int
 from lerobot_grain._base.errors import InvalidRequestError, StorageError
@@ -29,7 +31,7 @@ from lerobot_grain._datasets.delta_timestamps import (
     WindowBlockBuilder,
     windows_of,
 )
-from lerobot_grain._datasets.open_stream import OneThread, OpenStream
+from lerobot_grain._datasets.open_stream import OneSource, OneThread, OpenStream
 from lerobot_grain._order.shuffle import LOOKAHEAD_EXAMPLES
 from lerobot_grain._order.windows import (
     WindowRequest,
@@ -41,8 +43,8 @@ from lerobot_grain._reading.frames.frame_reader import load_decoders
 from lerobot_grain._reading.memory import give_back
 from lerobot_grain._reading.options import ReadOptions
 from lerobot_grain._reading.read_ahead import ReadAhead
-from lerobot_grain._reading.read_context import ReadContext
-from lerobot_grain._reading.read_statistics import ReadStatistics
+from lerobot_grain._reading.read_context import ReadContext, ReadSource
+from lerobot_grain._reading.read_statistics import Meter, ReadStatistics
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import FeatureSelection, select_features
 
@@ -105,7 +107,7 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
             pad_keys, known_keys=tuple(repository.features) if windows is None else windows
         )
         mask_keys(windows or (), selected=selection.keys, pad_keys=checked_keys)
-        self._reading = _Reading(
+        self.reading = Reading(
             repository=repository,
             selection=selection,
             image_size=_checked_image_size(image_size),
@@ -117,7 +119,7 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
         load_decoders(selection.videos)
 
     def __iter__(self) -> grain.DatasetIterator[Example]:
-        return ReadWindowsIterator(self._parent.__iter__(), self._reading, name=str(self))
+        return ReadWindowsIterator(self._parent.__iter__(), self.reading, name=str(self))
 
     def __str__(self) -> str:
         return f"ReadWindowsIterDataset({self._repository.description})"
@@ -144,11 +146,11 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
         check_int("batch_size", batch_size, least=1, of="batch")
         if batch_fn is not None:
             return super().batch(batch_size, drop_remainder=drop_remainder, batch_fn=batch_fn)
-        return _BatchIterDataset(self, batch_size, drop_remainder=drop_remainder)
+        return BatchIterDataset(self, batch_size, drop_remainder=drop_remainder)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Reading:
+class Reading:
     """What is read of each request, and with what: see `ReadWindowsIterDataset`."""
 
     repository: Repository
@@ -163,15 +165,32 @@ class _Reading:
         blocks = parent
         if not isinstance(blocks, OrderedWindowsIterator):
             blocks = WindowBlockBuilder(blocks, self.repository)
-        context = ReadContext(
-            self.repository,
-            self.selection,
-            image_size=self.image_size,
-            options=self.options,
-            needed_every_epoch=blocks.needed_every_epoch,
+        context = ReadContext(self.options, num_cameras=len(self.selection.videos))
+        ahead = ReadAhead(
+            context,
+            [self.source(0, blocks.needed_every_epoch)],
+            known_examples=self.known_examples,
+            pad_keys=[self.pad_keys],
         )
-        ahead = ReadAhead(context, known_examples=self.known_examples, pad_keys=self.pad_keys)
-        return OpenStream(parent.get_state(), blocks, ahead)
+        return OpenStream(parent.get_state(), blocks, ahead, OneSource())
+
+    def source(self, number: int, needed_every_epoch: npt.NDArray[np.bool_]) -> ReadSource:
+        """Returns what is read, as a source of a reader."""
+        return ReadSource(
+            number=number,
+            repository=self.repository,
+            selection=self.selection,
+            image_size=self.image_size,
+            needed_every_epoch=needed_every_epoch,
+            meter=Meter(self.repository.storage),
+        )
+
+
+class Opener(Protocol):
+    """What opens streams."""
+
+    def open(self, parent: Any) -> OpenStream:
+        """Begins to read what the parent yields."""
 
 
 class ReadWindowsIterator(grain.DatasetIterator[Example]):
@@ -180,9 +199,7 @@ class ReadWindowsIterator(grain.DatasetIterator[Example]):
     # For an object whose construction failed, such as a failed copy: there is nothing to close.
     _closed = True
 
-    def __init__(
-        self, parent: grain.DatasetIterator[WindowRequest], reading: _Reading, *, name: str
-    ) -> None:
+    def __init__(self, parent: grain.DatasetIterator[Any], reading: Opener, *, name: str) -> None:
         super().__init__(parent)
         self._reading = reading
         self._name = name
@@ -275,6 +292,10 @@ class ReadWindowsIterator(grain.DatasetIterator[Example]):
             else self._stream.statistics()
         )
 
+    def source_statistics(self, number: int) -> ReadStatistics:
+        """Returns what was read of one source since the stream was begun or restored."""
+        return ReadStatistics() if self._stream is None else self._stream.source_statistics(number)
+
     def _forget(self) -> None:
         """Stops reading ahead; the parent stands where it was pulled to, or was put back to."""
         self._statistics = self.statistics()
@@ -327,11 +348,17 @@ def _take_example(stream: OpenStream) -> tuple[Example, int]:
     return stream.next_example(), 1
 
 
-class _BatchIterDataset(grain.IterDataset[Batch]):
-    """Batches, put together without making single examples first."""
+class BatchIterDataset(grain.IterDataset[Batch]):
+    """Batches, put together without making single examples first.
+
+    Args:
+      parent: whose iterators are `ReadWindowsIterator`s.
+      batch_size: examples of a batch.
+      drop_remainder: whether a last, shorter batch is left out.
+    """
 
     def __init__(
-        self, parent: ReadWindowsIterDataset, batch_size: int, *, drop_remainder: bool
+        self, parent: grain.IterDataset[Example], batch_size: int, *, drop_remainder: bool
     ) -> None:
         super().__init__(parent)
         self._batch_size = batch_size

@@ -48,20 +48,35 @@ def checked_position(state: object, identity: Mapping[str, Any]) -> int:
             f"this is not a state of a lerobot_grain stream: {_described(state)}; expected "
             f"{_EXPECTED}"
         )
-    format_version = _as_int(state["format"])
+    format_version = as_int(state["format"])
     if format_version != ORDER_VERSION:
         raise StateMismatchError(
             f"the state has format {state['format']!r}, this version of lerobot_grain reads "
             f"{ORDER_VERSION}; resume with the version of lerobot_grain that wrote it, or begin a "
             "new stream"
         )
-    names = ("position", *identity)
-    if missing := [name for name in names if name not in state]:
+    if "position" not in state:
+        raise _truncated("position")
+    check_identity(
+        {key: value for key, value in state.items() if key not in ("format", "position")},
+        identity,
+    )
+    position = as_position(state["position"])
+    if position is None:
         raise StateMismatchError(
-            f"the state has no {missing[0]!r}: it is truncated, or of something else; expected "
-            f"{_EXPECTED}"
+            f"the state has position {state['position']!r}; expected an int, 0 <= position < "
+            "2**62; restore an older checkpoint"
         )
-    if unknown := [name for name in state if name not in ("format", *names)]:
+    return position
+
+
+def check_identity(state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Compares what a state says of a stream besides the position with what the stream is; raises
+    StateMismatchError if that is not the same.
+    """
+    if missing := [name for name in identity if name not in state]:
+        raise _truncated(missing[0])
+    if unknown := [name for name in state if name not in identity]:
         raise StateMismatchError(
             f"the state has {unknown[0]!r}, which no lerobot_grain stream writes; expected "
             f"{_EXPECTED}"
@@ -70,7 +85,7 @@ def checked_position(state: object, identity: Mapping[str, Any]) -> int:
         value = state[name]
         # Compared as what it is to be: an array of something else has no single truth value.
         if not (
-            _as_int(value) == expected
+            as_int(value) == expected
             if isinstance(expected, int)
             else isinstance(value, str) and value == expected
         ):
@@ -78,16 +93,21 @@ def checked_position(state: object, identity: Mapping[str, Any]) -> int:
                 f"the state was taken with {name} = {value!r}, this stream has {expected!r}; "
                 f"{_REMEDIES.get(name, _REMEDY)}"
             )
-    position = _as_int(state["position"])
-    if position is None or not 0 <= position < _POSITION_LIMIT:
-        raise StateMismatchError(
-            f"the state has position {state['position']!r}; expected an int, 0 <= position < "
-            "2**62; restore an older checkpoint"
-        )
-    return position
 
 
-def _as_int(value: object) -> int | None:
+def _truncated(name: str) -> StateMismatchError:
+    return StateMismatchError(
+        f"the state has no {name!r}: it is truncated, or of something else; expected {_EXPECTED}"
+    )
+
+
+def as_position(value: object) -> int | None:
+    """Returns a position; `None` if it is none."""
+    position = as_int(value)
+    return None if position is None or not 0 <= position < _POSITION_LIMIT else position
+
+
+def as_int(value: object) -> int | None:
     """Returns an int, also of the NumPy and JAX scalars that Orbax makes of one; `None` for
     everything else, bools included.
     """

@@ -39,8 +39,8 @@ from absl import flags
 
 from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.errors import InvalidRequestError
-from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
 from lerobot_grain._datasets.pipelines import only_source_under
+from lerobot_grain._datasets.positions import PositionsIterDataset
 
 Element = TypeVar("Element")
 
@@ -178,7 +178,7 @@ class _WorkerPrefetchIterator(grain.DatasetIterator[Element]):
     def __init__(
         self,
         read: grain.IterDataset[Element],
-        source: FrameOrderIterDataset,
+        source: PositionsIterDataset,
         options: grain.multiprocessing.MultiprocessingOptions,
         *,
         name: str,
@@ -266,7 +266,7 @@ class _OneToOneIterDataset(grain.IterDataset[Element]):
     def __init__(
         self,
         parent: grain.IterDataset[Element],
-        source: FrameOrderIterDataset,
+        source: PositionsIterDataset,
         state: dict[str, Any],
     ) -> None:
         super().__init__(parent)
@@ -287,7 +287,7 @@ class _OneToOneIterator(grain.DatasetIterator[Element]):
     _closed = True
 
     def __init__(
-        self, parent: grain.DatasetIterator[Element], source: FrameOrderIterDataset
+        self, parent: grain.DatasetIterator[Element], source: PositionsIterDataset
     ) -> None:
         super().__init__(parent)
         self._source = source

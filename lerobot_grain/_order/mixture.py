@@ -76,12 +76,13 @@ def _exact(name: str, weight: object) -> Fraction:
     if (
         isinstance(weight, bool)
         or not isinstance(weight, int | float | Rational | np.integer | np.floating)
-        or not (math.isfinite(weight) and weight > 0)
+        or not math.isfinite(weight)
+        or (found := Fraction(weight.item() if isinstance(weight, np.generic) else weight)) <= 0
     ):
         raise InvalidRequestError(
             f"the weight of {name!r} is {weight!r}; expected a finite number > 0"
         )
-    return Fraction(weight.item() if isinstance(weight, np.generic) else weight)
+    return found
 
 
 class MixtureOrder:
@@ -139,9 +140,7 @@ class MixtureOrder:
         if kept is None:
             components = np.repeat(np.arange(len(self._shares)), self._shares)
             arranged = components[
-                permutation(
-                    TURN, Stream.MIXTURE, seed=self._seed, epoch=number, block=self.begin
-                )
+                permutation(TURN, Stream.MIXTURE, seed=self._seed, epoch=number, block=self.begin)
             ]
             by_component = np.argsort(arranged, kind="stable")
             firsts = np.cumsum(self._shares) - self._shares

@@ -24,7 +24,7 @@ Rules:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -82,6 +82,23 @@ class Shuffle:
                 check_int(
                     name, value, least=1, of="Shuffle", otherwise=" or None" if optional else ""
                 )
+
+    def shared_by(self, num_streams: int) -> Shuffle:
+        """Returns the shuffle of one of so many streams that are mixed, so that all together mix as
+        many rows at a time as one with this shuffle.
+
+        Buffer and parts are divided by the power of two that is at least their number.
+
+        Raises:
+          InvalidRequestError: it is not an int >= 1.
+        """
+        check_int("num_streams", num_streams, least=1, of="Shuffle.shared_by")
+        part = 1 << (num_streams - 1).bit_length()
+        return replace(
+            self,
+            buffer_size=max(1, self.buffer_size // part),
+            num_parts=max(1, self.num_parts // part),
+        )
 
 
 class FrameOrder:

@@ -15,7 +15,7 @@ import ctypes
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
@@ -57,9 +57,11 @@ class ArrayPool:
     """Makes arrays. The memory of one goes to another when it, and every view of it, is garbage."""
 
     def __init__(self) -> None:
-        self._free: dict[tuple[str, int], deque[npt.NDArray[np.uint8]]] = {}
+        self._free: dict[tuple[Hashable, int], deque[npt.NDArray[np.uint8]]] = {}
 
-    def empty(self, purpose: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    def empty(
+        self, purpose: Hashable, shape: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> npt.NDArray[Any]:
         """Returns an array with any contents, in memory of an earlier one of the same purpose and
         size if there is one.
         """

@@ -20,55 +20,47 @@ Rules:
 from __future__ import annotations
 
 import itertools
-from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from lerobot_grain._base.errors import InvalidRequestError, LeRobotGrainError
-from lerobot_grain._order.windows import WindowBlock, mask_keys
-from lerobot_grain._reading.batches import Batch, join, part_of
-from lerobot_grain._reading.frames.frame_reader import Entries, FrameReader, Priority
+from lerobot_grain._order.windows import mask_keys
+from lerobot_grain._reading.batches import Batch, part_of
+from lerobot_grain._reading.frames.frame_reader import (
+    BlockFrames,
+    FrameCopy,
+    FrameReader,
+    Priority,
+)
 from lerobot_grain._reading.memory import ArrayPool
 from lerobot_grain._reading.options import MemoryBudget
-from lerobot_grain._reading.read_context import ReadContext
-from lerobot_grain._reading.read_statistics import ReadStatistics
-from lerobot_grain._reading.rows.row_reader import PendingRows, RowReader
+from lerobot_grain._reading.pending import (
+    PendingBlock,
+    PendingPart,
+    SourceBlock,
+    Taken,
+    Taking,
+    window_lengths,
+)
+from lerobot_grain._reading.read_context import ReadContext, ReadSource
+from lerobot_grain._reading.read_statistics import ReadStatistics, sum_of
+from lerobot_grain._reading.rows.row_reader import RowCaches, RowReader
 
 # Examples that are planned at a time, and whose GOPs are grouped into decode tasks: enough for
 # arrays to pay, and pictures for sequential speed; few enough for an early first batch.
 _EXAMPLES_PER_BLOCK = 256
 # Frames of examples that are taken together only to be handed out one by one.
 _MAX_TAKEN_BYTES = 4 << 20
-# So many blocks are decoded ahead, dropping frames that are needed later if the budget asks for it;
-# and further ones, for which no frame is dropped, while those that are decoded ahead take less than
-# so many seconds of every thread.
+# So many blocks are decoded ahead, dropping frames that are needed later if the budget asks for it.
+# Further ones, for which no frame is dropped, while fewer than that are finished, and all threads
+# together have less than so many seconds of work each.
 _DECODED_BLOCKS = 4
-_DECODED_SECONDS = 0.15
+_WORK_SECONDS = 0.15
 # At most this many examples are fetched ahead of those, however large the budget is: more would not
 # hide more latency.
 _MAX_FETCHED_AHEAD = 1024
-
-
-@dataclass(eq=False, slots=True)
-class _PendingBlock:
-    """A block that was asked for, and not taken to its end yet."""
-
-    block: WindowBlock
-    entries: Entries
-    masks: Mapping[str, npt.NDArray[np.bool_]]  # of its windows, by their keys in examples
-    rows: PendingRows | None = None
-    values: Batch | None = None
-    # the first example whose values cannot be had, and why
-    problem: tuple[int, Exception] | None = None
-    num_taken: int = 0
-    decode_seconds: float = 0.0  # of a core, once it is decoded
-
-    def __len__(self) -> int:
-        return len(self.block) - self.num_taken
 
 
 class ReadAhead:
@@ -76,23 +68,31 @@ class ReadAhead:
 
     Args:
       context: of the stream; it is closed with this.
+      sources: in the order of their numbers.
       known_examples: add this many examples ahead of `take`, where there are so many.
-      pad_keys: feature key -> key of the mask of its window in examples, where that is not
-        `{key}_is_pad`.
+      pad_keys: of each source: feature key -> key of the mask of its window in examples, where
+        that is not `{key}_is_pad`.
     """
 
     def __init__(
-        self, context: ReadContext, *, known_examples: int, pad_keys: Mapping[str, str]
+        self,
+        context: ReadContext,
+        sources: Sequence[ReadSource],
+        *,
+        known_examples: int,
+        pad_keys: Sequence[Mapping[str, str]],
     ) -> None:
         self._known_examples = known_examples
         self._pad_keys = pad_keys
-        self._pending: deque[_PendingBlock] = deque()
+        self._pending: deque[PendingBlock] = deque()
         self._num_pending = 0  # examples
-        self._num_fetched = self._num_decoded = 0  # blocks
+        self._num_fetched = self._num_decoded = self._num_finished = 0  # blocks
         self._arrays = ArrayPool()
         self._context = context
-        self._rows = RowReader(context)
-        self._frames = FrameReader(context)
+        self._sources = sources
+        self._row_caches = RowCaches(context.budget.rows)
+        self._rows = [RowReader(context, source, self._row_caches) for source in sources]
+        self._frames = FrameReader(context, sources)
 
     @property
     def wants_more(self) -> bool:
@@ -112,20 +112,31 @@ class ReadAhead:
         """How many of the next examples, at least 1, to take at a time where they are handed out
         one by one.
         """
-        example_bytes = self._frames.example_bytes(self._pending[0].block) if self._pending else 0
+        example_bytes = max(
+            (self._example_bytes(part.frames) for part in self._pending[0].parts), default=0
+        )
         return _EXAMPLES_PER_BLOCK if example_bytes * _EXAMPLES_PER_BLOCK <= _MAX_TAKEN_BYTES else 1
 
-    def add(self, block: WindowBlock) -> None:
-        """Adds the requests of the examples that come next.
+    def _example_bytes(self, part: SourceBlock | BlockFrames) -> int:
+        return self._frames.example_bytes(part.source, part.block)
+
+    def add(self, parts: Sequence[SourceBlock]) -> None:
+        """Adds the requests of the examples that come next: of each source that has some among
+        them.
 
         Raises:
           InvalidRequestError: the memory budget does not hold one example, or the mask of a window
             has the key of something else.
         """
-        keys = mask_keys(
-            block.is_pad, selected=self._context.selection.keys, pad_keys=self._pad_keys
-        )
-        needed = self._frames.example_bytes(block)
+        keys = [
+            mask_keys(
+                part.block.is_pad,
+                selected=self._sources[part.source].selection.keys,
+                pad_keys=self._pad_keys[part.source],
+            )
+            for part in parts
+        ]
+        needed = max(map(self._example_bytes, parts))
         budget = self._context.budget
         if needed > budget.frames:
             raise InvalidRequestError(
@@ -133,31 +144,54 @@ class ReadAhead:
                 f"example take {needed} bytes; expected at least {MemoryBudget.total_for(needed)}"
             )
         step = budget.examples_of_block(needed, at_most=_EXAMPLES_PER_BLOCK)
-        for start in range(0, len(block), step):
-            part = block[start : start + step]
-            self._rows.announce(part)
-            masks = {keys[feature]: mask for feature, mask in part.is_pad.items()}
-            self._pending.append(_PendingBlock(part, self._frames.announce(part), masks))
-        self._num_pending += len(block)
+        length = sum(len(part.places) for part in parts)
+        for start in range(0, length, step):
+            stop = min(length, start + step)
+            pending = [
+                self._announced(part, mask_keys_of, start, stop)
+                for part, mask_keys_of in zip(parts, keys, strict=True)
+            ]
+            present = [part for part in pending if part is not None]
+            self._pending.append(PendingBlock(present, stop - start))
+        self._num_pending += length
 
-    def take(self, count: int) -> Batch:
-        """Returns the next examples: `count`, or fewer, but at least one.
+    def _announced(
+        self, part: SourceBlock, keys: Mapping[str, str], start: int, stop: int
+    ) -> PendingPart | None:
+        """Returns what the examples from `start` to `stop` of a block need of a source; `None` if
+        nothing.
+        """
+        first, last = np.searchsorted(part.places, (start, stop)).tolist()
+        if first == last:
+            return None
+        block = part.block[first:last]
+        self._rows[part.source].announce(block)
+        entries = self._frames.announce(part.source, block)
+        masks = {keys[feature]: mask for feature, mask in block.is_pad.items()}
+        places = part.places[first:last] - start
+        return PendingPart(BlockFrames(part.source, block, entries, places), masks)
+
+    def take(self, count: int) -> list[Taken]:
+        """Takes the next examples: `count`, or fewer, but at least one.
 
         Fewer, where the next one cannot be read or has windows of other lengths, or where there are
         no more.
+
+        Returns:
+          Of each source that has some of them its examples, in the order of the numbers of the
+          sources.
 
         Raises:
           LeRobotGrainError: something that the next example needs could not be read; the reader
             must be closed.
         """
-        parts: list[Batch] = []
-        frames: dict[str, npt.NDArray[Any]] = {}
-        lengths = _window_lengths(self._pending[0].block)
+        counts = self._next_counts(count)
+        taking: dict[int, Taking] = {}
         done = 0
         while done < count and self._pending:
             self._run_ahead()
             pending = self._pending[0]
-            if _window_lengths(pending.block) != lengths:
+            if not all(_fits(part.frames, taking) for part in pending.parts):
                 break
             self._decode_further()
             while not self._is_ready(pending, count - done) and self._decode_further():
@@ -168,35 +202,63 @@ class ReadAhead:
                 if done:
                     break
                 raise
-            if not frames:
-                frames = {
-                    camera.key: self._arrays.empty(
-                        camera.key,
-                        (count, *self._frames.shape_of(camera.key, pending.block)),
-                        np.dtype(camera.frame_dtype),
-                    )
-                    for camera in self._context.selection.videos
-                }
-            stop = done + examples.stop - examples.start
-            self._frames.copy_frames(
-                {key: array[done:stop] for key, array in frames.items()}, pending.entries, examples
-            )
-            parts.append(values)
-            done = stop
+            copies = []
+            for part, batch in values:
+                source = part.frames.source
+                if source not in taking:
+                    taking[source] = self._begin(part.frames, counts[source])
+                members = part.members(examples)
+                places = part.frames.places[members] + (done - examples.start)
+                frames = taking[source].add(batch, places)
+                copies.append(FrameCopy(part.frames, members, frames))
+                self._sources[source].meter.count(examples=len(places))
+            self._frames.copy_frames(copies)
+            done += examples.stop - examples.start
             self._advance(pending, examples)
-        taken = join(parts)
-        taken.update({key: array[:done] for key, array in frames.items()})
-        self._context.meter.count(examples=done)
-        return taken
+        return [taking[source].taken(source) for source in sorted(taking)]
+
+    def _next_counts(self, count: int) -> Mapping[int, int]:
+        """Returns how many of the next examples, up to `count`, are of each source."""
+        if len(self._sources) == 1:
+            return {0: count}
+        found: Counter[int] = Counter()
+        for pending in self._pending:
+            examples = slice(pending.num_taken, min(pending.num_taken + count, pending.length))
+            for part in pending.parts:
+                members = part.members(examples)
+                found[part.frames.source] += members.stop - members.start
+            count -= examples.stop - examples.start
+            if count == 0:
+                break
+        return found
+
+    def _begin(self, frames: BlockFrames, count: int) -> Taking:
+        """Makes room for the frames of examples of a source, `count` at most."""
+        source = frames.source
+        arrays = {
+            camera.key: self._arrays.empty(
+                (source, camera.key),
+                (count, *self._frames.shape_of(source, camera.key, frames.block)),
+                np.dtype(camera.frame_dtype),
+            )
+            for camera in self._sources[source].selection.videos
+        }
+        return Taking(arrays, window_lengths(frames.block))
 
     def statistics(self) -> ReadStatistics:
         """Returns what was read so far."""
-        used_bytes = self._frames.used_bytes + self._rows.used_bytes
-        return self._context.meter.statistics(
+        used_bytes = self._frames.used_bytes + self._row_caches.used_bytes
+        return sum_of(
+            [source.meter for source in self._sources],
             used_bytes=used_bytes,
             peak_bytes=max(used_bytes, self._frames.peak_bytes),
             budget_bytes=self._context.budget.total,
         )
+
+    def source_statistics(self, number: int) -> ReadStatistics:
+        """Returns what was read so far of one source; memory is not counted by source."""
+        meter = self._sources[number].meter
+        return sum_of([meter], used_bytes=0, peak_bytes=0, budget_bytes=0)
 
     def end_requests(self) -> None:
         """Ends the requests that are under way and those to come; for any thread."""
@@ -210,49 +272,91 @@ class ReadAhead:
         """
         self._context.close()
 
-    def _is_ready(self, pending: _PendingBlock, limit: int) -> bool:
+    def _is_ready(self, pending: PendingBlock, limit: int) -> bool:
         """Returns whether the frames of the next examples of a block, up to `limit`, are there."""
         examples = slice(pending.num_taken, pending.num_taken + limit)
-        return self._frames.is_done(pending.entries, examples)
+        return all(
+            self._frames.is_done(part.frames, part.members(examples)) for part in pending.parts
+        )
 
-    def _next_part(self, pending: _PendingBlock, limit: int) -> tuple[slice, Batch]:
+    def _next_part(
+        self, pending: PendingBlock, limit: int
+    ) -> tuple[slice, list[tuple[PendingPart, Batch]]]:
         """Waits for examples of a block, up to `limit`, and up to the first one that cannot be
         read.
 
         Returns:
-          Which examples of the block, and everything of them but the frames of videos.
+          Which examples of the block, and of each part that has some of them everything of these
+          but the frames of videos.
 
         Raises:
           LeRobotGrainError: the first one cannot be read.
         """
         start = pending.num_taken
-        stop = min(pending.num_taken + limit, len(pending.block))
-        if pending.values is None:
-            pending.values, pending.problem = self._rows.values(pending.rows)
-        problems = [pending.problem, self._frames.wait(pending.entries, slice(start, stop))]
-        for example, error in sorted(
-            (found for found in problems if found is not None), key=lambda found: found[0]
-        ):
+        stop = min(start + limit, pending.length)
+        problems = [
+            problem
+            for part in pending.parts
+            if (problem := self._problem(part, slice(start, stop))) is not None
+        ]
+        for example, error in sorted(problems, key=lambda found: found[0]):
             if example == start:
                 raise error
             stop = min(stop, example)
         examples = slice(start, stop)
+        found: list[tuple[PendingPart, Batch]] = []
         try:
-            pictures = self._rows.pictures(pending.block, pending.rows, examples)
+            for part in pending.parts:
+                members = part.members(examples)
+                if members.start < members.stop:
+                    found.append((part, self._values(part, members)))
         except LeRobotGrainError:
             if stop - start == 1:
                 raise
             return self._next_part(pending, 1)
-        masks = {key: mask[examples].copy() for key, mask in pending.masks.items()}
-        return examples, {**part_of(pending.values, examples), **pictures, **masks}
+        return examples, found
 
-    def _advance(self, pending: _PendingBlock, examples: slice) -> None:
+    def _problem(self, part: PendingPart, examples: slice) -> tuple[int, Exception] | None:
+        """Waits for some examples of a block, of one source.
+
+        Returns:
+          `None`, or the first example of the block that cannot be had, and why.
+        """
+        members = part.members(examples)
+        if members.start == members.stop:
+            return None
+        if part.values is None:
+            part.values, part.problem = self._rows[part.frames.source].values(part.rows)
+        found = [
+            problem
+            for problem in (part.problem, self._frames.wait(part.frames, members))
+            if problem is not None and problem[0] < members.stop
+        ]
+        if not found:
+            return None
+        member, error = min(found, key=lambda problem: problem[0])
+        return part.frames.places.item(member), error
+
+    def _values(self, part: PendingPart, members: slice) -> Batch:
+        """Returns everything of some examples of a source but the frames of videos.
+
+        Raises:
+          DatasetFormatError: an embedded image cannot be decoded.
+        """
+        rows = self._rows[part.frames.source]
+        assert part.values is not None
+        pictures = rows.pictures(part.frames.block, part.rows, members)
+        masks = {key: mask[members].copy() for key, mask in part.masks.items()}
+        return {**part_of(part.values, members), **pictures, **masks}
+
+    def _advance(self, pending: PendingBlock, examples: slice) -> None:
         pending.num_taken = examples.stop
         self._num_pending -= examples.stop - examples.start
         if len(pending) == 0:
             self._pending.popleft()
             self._num_fetched -= 1
             self._num_decoded -= 1
+            self._num_finished = max(0, self._num_finished - 1)
 
     def _run_ahead(self) -> None:
         """Starts what can be started: fetches and decodes, as far ahead as the budget allows, and
@@ -278,13 +382,22 @@ class ReadAhead:
         """Starts decoding another block, where all threads have less to do than they might; returns
         whether it did.
         """
-        blocks = itertools.islice(self._pending, self._num_decoded)
-        ahead = sum(block.decode_seconds for block in blocks)
+        if not _DECODED_BLOCKS <= self._num_decoded < len(self._pending):
+            return False
+        while self._num_finished < self._num_decoded and self._is_finished(self._num_finished):
+            self._num_finished += 1
+        unfinished = itertools.islice(self._pending, self._num_finished, self._num_decoded)
+        work = sum(block.decode_seconds for block in unfinished)
         return (
-            _DECODED_BLOCKS <= self._num_decoded < len(self._pending)
-            and ahead < _DECODED_SECONDS * self._context.num_decoders
+            self._num_finished < _DECODED_BLOCKS
+            and work < _WORK_SECONDS * self._context.num_decoders
             and self._decode_next(Priority.SPARE)
         )
+
+    def _is_finished(self, number: int) -> bool:
+        """Returns whether all frames of a block are there."""
+        block = self._pending[number]
+        return self._is_ready(block, len(block))
 
     def _decode_next(self, priority: Priority) -> bool:
         """Starts decoding the next block; returns whether there was room for it."""
@@ -293,10 +406,11 @@ class ReadAhead:
             self._fetch_next()
         number = self._num_decoded
         pending = blocks[number]
-        # Frames that were dropped since they were fetched are fetched again.
-        self._frames.fetch(pending.block, pending.entries)
-        coming = [block.entries for block in blocks]
-        seconds = self._frames.decode(pending.block, coming, number, priority=priority)
+        for part in pending.parts:
+            # Frames that were dropped since they were fetched are fetched again.
+            self._frames.fetch(part.frames)
+        coming = [[part.frames for part in block.parts] for block in blocks]
+        seconds = self._frames.decode(coming, number, priority=priority)
         if seconds is None:
             return False
         pending.decode_seconds = seconds
@@ -306,9 +420,14 @@ class ReadAhead:
     def _fetch_next(self) -> None:
         pending = self._pending[self._num_fetched]
         self._num_fetched += 1
-        pending.rows = self._rows.fetch(pending.block)
-        self._frames.fetch(pending.block, pending.entries)
+        for part in pending.parts:
+            part.rows = self._rows[part.frames.source].fetch(part.frames.block)
+            self._frames.fetch(part.frames)
 
 
-def _window_lengths(block: WindowBlock) -> dict[str, int]:
-    return {key: window.shape[1] for key, window in block.frames.items()}
+def _fits(frames: BlockFrames, taking: Mapping[int, Taking]) -> bool:
+    """Returns whether examples can be in one batch with those of their source that are being
+    taken.
+    """
+    found = taking.get(frames.source)
+    return found is None or found.lengths == window_lengths(frames.block)

@@ -1,12 +1,14 @@
-"""Everything that the parts of one stream's reader share: the dataset and what is read of it, the
-memory budget, the threads, and the counts.
+"""What the parts of a reader share: memory, threads, requests (`ReadContext`), and for each dataset
+that is read what is read of it (`ReadSource`).
 
-Each stream has a context of its own, so closing one stream does not affect the others.
+A stream has a context of its own, so closing one stream does not affect the others. A mixture has
+one context and a source for each of its components.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,25 +21,19 @@ from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import FeatureSelection
 from lerobot_grain._storage.http.cancellation import CancelScope
 
-
 # Threads that copy frames into batches: more would not be faster than memory.
 _MAX_COPIERS = 4
 
 
 class ReadContext:
-    """The shared parts of one stream's reader. The pools are made and closed here.
+    """Memory, threads and requests of one stream. The pools are made and closed here.
 
     Args:
-      repository: the dataset.
-      selection: what is read of it.
-      image_size: (height, width) that pictures are resized to, or `None`.
       options: memory and threads.
-      needed_every_epoch: bool `(episodes,)`: of which episodes something is needed in every epoch,
-        as far as is known. Small ones that lie side by side are fetched together.
+      num_cameras: of which videos are read, of all sources.
 
     Attributes:
       budget: of memory.
-      meter: counts.
       requests: the requests of this stream.
       fetchers: where reading runs.
       decoders: where decoding runs, of videos and embedded images.
@@ -49,25 +45,12 @@ class ReadContext:
     # Here, since at the end of a process the names of a module may be gone before its objects.
     _is_finalizing = staticmethod(sys.is_finalizing)
 
-    def __init__(
-        self,
-        repository: Repository,
-        selection: FeatureSelection,
-        *,
-        image_size: tuple[int, int] | None,
-        options: ReadOptions,
-        needed_every_epoch: npt.NDArray[np.bool_],
-    ) -> None:
-        self.repository = repository
-        self.selection = selection
-        self.image_size = image_size
-        self.needed_every_epoch = needed_every_epoch
+    def __init__(self, options: ReadOptions, *, num_cameras: int) -> None:
         self.num_decoders = options.num_decode_threads or num_cores()
         total = options.memory_budget_bytes
         if total is None:
             total = default_budget_bytes(self.num_decoders, memory_bytes())
-        self.budget = MemoryBudget.of(total, num_cameras=len(selection.videos))
-        self.meter = Meter(repository.storage)
+        self.budget = MemoryBudget.of(total, num_cameras=num_cameras)
         self.requests = CancelScope()
         self.fetchers = DaemonPool(
             options.storage.num_connections, "lerobot_grain fetch", self.requests.enter
@@ -98,3 +81,25 @@ class ReadContext:
         has_ended = self.requests.end()
         for pool in pools:
             pool.shutdown(wait=has_ended)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ReadSource:
+    """What is read of one dataset.
+
+    Attributes:
+      number: among the sources of the stream.
+      repository: the dataset.
+      selection: what is read of it.
+      image_size: (height, width) that pictures are resized to, or `None`.
+      needed_every_epoch: bool `(episodes,)`: of which episodes something is needed in every epoch,
+        as far as is known. Small ones that lie side by side are fetched together.
+      meter: counts what is read.
+    """
+
+    number: int
+    repository: Repository
+    selection: FeatureSelection
+    image_size: tuple[int, int] | None
+    needed_every_epoch: npt.NDArray[np.bool_]
+    meter: Meter

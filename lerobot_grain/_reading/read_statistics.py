@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from lerobot_grain._storage.base import Storage
+from lerobot_grain._storage.options import StorageStatistics
 
 Value = TypeVar("Value")
 
@@ -55,19 +57,27 @@ class ReadStatistics:
 
 
 class Meter:
-    """Counts for `ReadStatistics`; for the consumer's thread."""
+    """Counts what is read of one dataset; for the consumer's thread.
+
+    Attributes:
+      storage: of the dataset.
+      before: what had been read of it.
+      started_seconds: when that was.
+      counts: for the attributes of `ReadStatistics`.
+      waited_seconds: for `fetch` and for `decode`.
+    """
 
     def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-        self._before = storage.statistics
-        self._started_seconds = time.perf_counter()
-        self._counts: Counter[str] = Counter()
-        self._waited_seconds = {"fetch": 0.0, "decode": 0.0}
+        self.storage = storage
+        self.before = storage.statistics
+        self.started_seconds = time.perf_counter()
+        self.counts: Counter[str] = Counter()
+        self.waited_seconds = {"fetch": 0.0, "decode": 0.0}
 
     def count(self, **counts: int) -> None:
         """Adds to attributes of `ReadStatistics`."""
         for name, number in counts.items():
-            self._counts[name] += number
+            self.counts[name] += number
 
     def wait(self, future: Future[Value], reason: Literal["fetch", "decode"]) -> Value:
         """Returns the result of a future, and counts the time for which the consumer is held up."""
@@ -77,20 +87,41 @@ class Meter:
         try:
             return future.result()
         finally:
-            self._waited_seconds[reason] += time.perf_counter() - started
+            self.waited_seconds[reason] += time.perf_counter() - started
 
-    def statistics(self, *, used_bytes: int, peak_bytes: int, budget_bytes: int) -> ReadStatistics:
-        now = self._storage.statistics
-        return ReadStatistics(
-            seconds=time.perf_counter() - self._started_seconds,
-            bytes_fetched=now.bytes_received - self._before.bytes_received,
-            requests=now.requests - self._before.requests,
-            retries=now.retries - self._before.retries,
-            pause_seconds=now.pause_seconds - self._before.pause_seconds,
-            waited_for_fetch_seconds=self._waited_seconds["fetch"],
-            waited_for_decode_seconds=self._waited_seconds["decode"],
-            budget_used_bytes=used_bytes,
-            budget_peak_bytes=peak_bytes,
-            budget_bytes=budget_bytes,
-            **self._counts,
+
+def sum_of(
+    meters: Sequence[Meter], *, used_bytes: int, peak_bytes: int, budget_bytes: int
+) -> ReadStatistics:
+    """Returns what some meters, at least one, have counted together."""
+    # Of a storage that several datasets have in common once.
+    distinct = {id(meter.storage): meter for meter in meters}.values()
+    fetched = StorageStatistics(
+        *map(
+            sum,
+            zip(
+                *(_difference(each.storage.statistics, each.before) for each in distinct),
+                strict=True,
+            ),
         )
+    )
+    counts: Counter[str] = Counter()
+    for meter in meters:
+        counts.update(meter.counts)
+    return ReadStatistics(
+        seconds=time.perf_counter() - min(meter.started_seconds for meter in meters),
+        bytes_fetched=fetched.bytes_received,
+        requests=fetched.requests,
+        retries=fetched.retries,
+        pause_seconds=fetched.pause_seconds,
+        waited_for_fetch_seconds=sum(meter.waited_seconds["fetch"] for meter in meters),
+        waited_for_decode_seconds=sum(meter.waited_seconds["decode"] for meter in meters),
+        budget_used_bytes=used_bytes,
+        budget_peak_bytes=peak_bytes,
+        budget_bytes=budget_bytes,
+        **counts,
+    )
+
+
+def _difference(now: StorageStatistics, before: StorageStatistics) -> list[float]:
+    return [later - earlier for later, earlier in zip(now, before, strict=True)]

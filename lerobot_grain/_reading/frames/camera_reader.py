@@ -14,7 +14,6 @@ Rules:
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,9 +26,9 @@ from lerobot_grain._order.windows import WindowBlock
 from lerobot_grain._reading.frames.decoding import GopFrames
 from lerobot_grain._reading.frames.frame_store import FAILED, NO_SLOT, FrameDemand, FrameStore
 from lerobot_grain._reading.frames.gop_decoder import DecodeCandidate, DecodeTask, GopDecoder
-from lerobot_grain._reading.frames.gop_fetcher import GopFetcher
+from lerobot_grain._reading.frames.gop_fetcher import FileKey, GopFetcher
 from lerobot_grain._reading.future_cache import FutureCache
-from lerobot_grain._reading.read_context import ReadContext
+from lerobot_grain._reading.read_context import ReadContext, ReadSource
 from lerobot_grain._video.decoder import Frames, OpenVideo
 from lerobot_grain._video.depth import DepthDecoder
 from lerobot_grain._video.rgb import RgbDecoder
@@ -41,28 +40,30 @@ class CameraReader:
 
     Args:
       context: of the stream; the caller keeps to the budget of all cameras together.
+      source: of the camera.
       feature: the camera.
-      files: of all cameras, by (camera, number of the file).
+      store: memory for frames of its shape.
+      files: of all cameras.
     """
 
     def __init__(
         self,
         context: ReadContext,
+        source: ReadSource,
         feature: Feature,
-        files: FutureCache[tuple[str, int], VideoFile],
+        *,
+        store: FrameStore,
+        files: FutureCache[FileKey, VideoFile],
     ) -> None:
-        self._meter = context.meter
+        self._meter = source.meter
         self._camera = feature.key
-        self._episodes = context.repository.episodes
+        self._episodes = source.repository.episodes
         self._file_of_episode = self._episodes.videos[feature.key].files.file_of_episode
-        height, width = context.image_size or feature.shape[:2]
-        shape = (height, width, feature.num_channels)
-        dtype = np.dtype(feature.frame_dtype)
-        num_slots = context.budget.num_slots(math.prod(shape) * dtype.itemsize)
         self.demand = FrameDemand()
-        self.store = FrameStore(shape, dtype, num_slots)
+        self.store = store
         self._fetcher = GopFetcher(
             context,
+            source,
             feature.key,
             demand=self.demand,
             frame_bytes=self.store.frame_bytes,
@@ -70,7 +71,8 @@ class CameraReader:
         )
         self._decoder = GopDecoder(
             context,
-            _decoder_of(feature, context.image_size),
+            source.meter,
+            _decoder_of(feature, source.image_size),
             demand=self.demand,
             store=self.store,
             fetcher=self._fetcher,
@@ -84,12 +86,8 @@ class CameraReader:
 
     @property
     def used_bytes(self) -> int:
-        return (
-            self._fetcher.coded_bytes
-            + self._fetcher.kept_bytes
-            + self._decoder.decoder_bytes
-            + self.store.used_bytes
-        )
+        """Coded bytes and open decoders; frames are counted by the store."""
+        return self._fetcher.coded_bytes + self._fetcher.kept_bytes + self._decoder.decoder_bytes
 
     def announce(self, block: WindowBlock) -> Integers:
         """Counts the frames that a block needs; returns their entries, int64 `(examples, time)`.
@@ -127,11 +125,18 @@ class CameraReader:
 
     # Decoding
 
-    def frames_to_decode(self, block: WindowBlock, entries: Integers) -> list[DecodeCandidate]:
+    def frames_to_decode(
+        self, block: WindowBlock, entries: Integers, places: Integers
+    ) -> list[DecodeCandidate]:
         """Returns what is to be decoded for a block: of every GOP that it needs, the frames that
         are known to be needed.
 
         In long GOPs, the frames up to the last one that the block needs.
+
+        Args:
+          block: the requests of this source.
+          entries: of the frames of this camera, int64 `(examples, time)`.
+          places: int64 `(examples,)`, ascending: of the examples among all of the block.
         """
         flat = entries.reshape(-1)
         waiting = np.flatnonzero(self.demand.slots[flat] == NO_SLOT)
@@ -148,25 +153,25 @@ class CameraReader:
             members = numbers == number
             file = self._meter.wait(self._fetcher.open(number), "fetch")
             wanted += self._frames_of_file(
-                file, examples[members], episodes[members], frames[members], is_now
+                file, places[examples[members]], episodes[members], frames[members], is_now
             )
         return wanted
 
     def _frames_of_file(
         self,
         file: VideoFile,
-        examples: Integers,
+        places: Integers,
         episodes: Integers,
         frames: Integers,
         is_now: npt.NDArray[np.bool_],
     ) -> list[DecodeCandidate]:
         frames = frames + file.first_frames(episodes)
         num_gops = len(file.gop_starts)
-        # Examples ascend, so the first place of each is its first use.
-        distinct, places, inverse = np.unique(
+        # Places ascend, so the first member of each is its first use.
+        distinct, first_members, inverse = np.unique(
             episodes * num_gops + file.gops_of(frames), return_index=True, return_inverse=True
         )
-        first_uses = examples[places].tolist()
+        first_uses = places[first_members].tolist()
         episodes, gops = np.divmod(distinct, num_gops)
         last = np.zeros(len(distinct), np.int64)
         np.maximum.at(last, inverse, frames)

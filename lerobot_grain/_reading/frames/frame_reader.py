@@ -1,4 +1,4 @@
-"""The frames of all cameras, within one budget.
+"""The frames of all cameras of all sources, within one budget.
 
 The frames that a block of examples needs are decoded at once, together with the frames of the same
 GOPs that are needed later, as far as the budget allows. When it does not allow all,
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import enum
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +22,11 @@ from lerobot_grain._format.info import Feature
 from lerobot_grain._order.windows import WindowBlock
 from lerobot_grain._reading.frames.camera_reader import CameraReader
 from lerobot_grain._reading.frames.eviction import frames_that_stay
+from lerobot_grain._reading.frames.frame_store import FrameStore
 from lerobot_grain._reading.frames.gop_decoder import DecodeCandidate
+from lerobot_grain._reading.frames.gop_fetcher import FileKey
 from lerobot_grain._reading.future_cache import FutureCache
-from lerobot_grain._reading.read_context import ReadContext
+from lerobot_grain._reading.read_context import ReadContext, ReadSource
 from lerobot_grain._video.decoder import load_decoder
 from lerobot_grain._video.depth import load_depth_decoder
 from lerobot_grain._video.video_file import VideoFile
@@ -64,70 +67,136 @@ def load_decoders(cameras: Sequence[Feature]) -> None:
         load()
 
 
+class BlockFrames(NamedTuple):
+    """The frames that a block needs of one source.
+
+    Attributes:
+      source: its number.
+      block: the requests of its examples.
+      entries: of their frames.
+      places: int64 `(examples,)`, ascending: of its examples among all of the block.
+    """
+
+    source: int
+    block: WindowBlock
+    entries: Entries
+    places: Integers
+
+
+class FrameCopy(NamedTuple):
+    """Frames of some examples of a source in a block, and where they go: camera -> `(examples, ...,
+    channels)`.
+    """
+
+    frames: BlockFrames
+    examples: slice
+    out: Mapping[str, npt.NDArray[Any]]
+
+
+# A camera of a source: its number, and the key of the camera.
+_CameraKey = tuple[int, str]
+
+
 class FrameReader:
-    """Reads the camera frames of blocks of window requests.
+    """Reads the camera frames of blocks of window requests, of all sources.
 
     Args:
       context: of the stream; its `budget.frames` are kept to here.
+      sources: in the order of their numbers.
     """
 
-    def __init__(self, context: ReadContext) -> None:
+    def __init__(self, context: ReadContext, sources: Sequence[ReadSource]) -> None:
         self._context = context
         self._budget_bytes = context.budget.frames
-        self._files: FutureCache[tuple[str, int], VideoFile] = FutureCache(
+        self._files: FutureCache[FileKey, VideoFile] = FutureCache(
             limit=context.budget.video_files, size=lambda file: file.nbytes
         )
+        self._stores: dict[tuple[tuple[int, int, int], np.dtype[Any]], FrameStore] = {}
         self._cameras = {
-            feature.key: CameraReader(context, feature, self._files)
-            for feature in context.selection.videos
+            (source.number, feature.key): CameraReader(
+                context,
+                source,
+                feature,
+                store=self._store(feature, source.image_size),
+                files=self._files,
+            )
+            for source in sources
+            for feature in source.selection.videos
         }
+        self._keys_of_source = [
+            [(source.number, feature.key) for feature in source.selection.videos]
+            for source in sources
+        ]
         self.peak_bytes = 0
+
+    def _store(self, feature: Feature, image_size: tuple[int, int] | None) -> FrameStore:
+        """Returns the memory for frames of a camera, which those of equal shape share."""
+        height, width = image_size or feature.shape[:2]
+        shape = (height, width, feature.num_channels)
+        dtype = np.dtype(feature.frame_dtype)
+        if (shape, dtype) not in self._stores:
+            capacity = self._context.budget.num_slots(math.prod(shape) * dtype.itemsize)
+            self._stores[shape, dtype] = FrameStore(shape, dtype, capacity)
+        return self._stores[shape, dtype]
 
     @property
     def used_bytes(self) -> int:
-        return sum(camera.used_bytes for camera in self._cameras.values()) + self._files.total
+        return (
+            sum(camera.used_bytes for camera in self._cameras.values())
+            + sum(store.used_bytes for store in self._stores.values())
+            + self._files.total
+        )
 
     @property
     def coded_bytes(self) -> int:
         return sum(camera.coded_bytes for camera in self._cameras.values())
 
-    def example_bytes(self, block: WindowBlock) -> int:
-        """Returns the bytes of the frames of one example."""
+    def example_bytes(self, source: int, block: WindowBlock) -> int:
+        """Returns the bytes of the frames of one example of a source."""
         return sum(
-            camera.store.frame_bytes * (block.frames[key].shape[1] if key in block.frames else 1)
-            for key, camera in self._cameras.items()
+            self._cameras[source, key].store.frame_bytes
+            * (block.frames[key].shape[1] if key in block.frames else 1)
+            for _, key in self._keys_of_source[source]
         )
 
-    def announce(self, block: WindowBlock) -> Entries:
-        """Counts the frames that the next block needs; asks for the sample tables of files that are
-        not known yet.
+    def announce(self, source: int, block: WindowBlock) -> Entries:
+        """Counts the frames that a block needs of a source next; asks for the sample tables of
+        files that are not known yet.
         """
-        return {key: camera.announce(block) for key, camera in self._cameras.items()}
+        return {
+            key: self._cameras[source, key].announce(block)
+            for _, key in self._keys_of_source[source]
+        }
 
-    def fetch(self, block: WindowBlock, entries: Entries) -> None:
+    def fetch(self, frames: BlockFrames) -> None:
         """Asks for the coded bytes of frames that were not asked for yet, or were dropped since."""
-        for key, camera in self._cameras.items():
-            camera.fetch(block, entries[key])
+        for key, entries in frames.entries.items():
+            self._cameras[frames.source, key].fetch(frames.block, entries)
 
     def decode(
-        self, block: WindowBlock, coming: Sequence[Entries], number: int, *, priority: Priority
+        self,
+        coming: Sequence[Sequence[BlockFrames]],
+        number: int,
+        *,
+        priority: Priority,
     ) -> float | None:
-        """Starts decoding what a block needs.
+        """Starts decoding what a block needs, whose coded bytes were asked for.
 
         Args:
-          block: whose coded bytes were asked for.
-          coming: the entries of all blocks that were not handed out.
-          number: of `block` among them; those before it were started.
+          coming: of all blocks that were not handed out, what they need of each source.
+          number: of the block among them; those before it were started.
           priority: what may be given up for it.
 
         Returns:
           About how many seconds of a core it takes; `None` if it was not started, because the
           budget is full of frames that are needed earlier.
         """
-        wanted = {
-            key: camera.frames_to_decode(block, coming[number][key])
-            for key, camera in self._cameras.items()
-        }
+        wanted: dict[_CameraKey, list[DecodeCandidate]] = {}
+        for source, block, all_entries, places in coming[number]:
+            for name, entries in all_entries.items():
+                found = self._cameras[source, name].frames_to_decode(block, entries, places)
+                if found:
+                    wanted[source, name] = found
         room = self._budget_bytes - self.used_bytes
         if (
             sum(
@@ -144,14 +213,14 @@ class FrameReader:
             if chosen is None:
                 return None
             wanted = chosen
-        seconds = sum(camera.seconds_of(wanted[key]) for key, camera in self._cameras.items())
+        seconds = sum(self._cameras[key].seconds_of(items) for key, items in wanted.items())
         task_seconds = max(
             _MIN_TASK_SECONDS, seconds / self._context.num_decoders / _TASKS_PER_THREAD
         )
         tasks = [
             task
-            for key, camera in self._cameras.items()
-            for task in camera.decode_tasks(wanted[key], task_seconds=task_seconds)
+            for key, items in wanted.items()
+            for task in self._cameras[key].decode_tasks(items, task_seconds=task_seconds)
         ]
         # What is needed first is decoded first, of all cameras.
         for task in sorted(tasks, key=lambda task: task.first_use):
@@ -159,81 +228,92 @@ class FrameReader:
         self.peak_bytes = max(self.peak_bytes, self.used_bytes)
         return seconds
 
-    def is_done(self, entries: Entries, examples: slice) -> bool:
+    def is_done(self, frames: BlockFrames, examples: slice) -> bool:
         """Returns whether `wait` would not wait."""
-        return all(camera.is_done(entries[key][examples]) for key, camera in self._cameras.items())
+        return all(
+            self._cameras[frames.source, key].is_done(entries[examples])
+            for key, entries in frames.entries.items()
+        )
 
-    def wait(self, entries: Entries, examples: slice) -> tuple[int, Exception] | None:
-        """Waits for the frames of some examples of a block.
+    def wait(self, frames: BlockFrames, examples: slice) -> tuple[int, Exception] | None:
+        """Waits for the frames of some examples of a source in a block.
 
         Returns:
-          `None`, or the first example of the block that cannot be had, and why.
+          `None`, or the first of the source's examples that cannot be had, and why.
         """
         problems = [
             problem
-            for key, camera in self._cameras.items()
-            if (problem := camera.wait(entries[key][examples])) is not None
+            for key, entries in frames.entries.items()
+            if (problem := self._cameras[frames.source, key].wait(entries[examples])) is not None
         ]
         first = min(problems, key=lambda problem: problem[0], default=None)
         return None if first is None else (examples.start + first[0], first[1])
 
-    def copy_frames(
-        self, out: Mapping[str, npt.NDArray[Any]], entries: Entries, examples: slice
-    ) -> None:
-        """Copies the frames of some examples of a block, which were waited for, to `out`: camera ->
-        `(examples, ..., channels)`.
-        """
+    def copy_frames(self, copies: Sequence[FrameCopy]) -> None:
+        """Copies frames that were waited for."""
         pieces = [
-            functools.partial(camera.copy_frames, entries[key][examples][piece], out[key][piece])
-            for key, camera in self._cameras.items()
-            for piece in _pieces(len(out[key]), out[key].nbytes)
+            functools.partial(
+                self._cameras[frames.source, key].copy_frames,
+                frames.entries[key][examples][piece],
+                array[piece],
+            )
+            for frames, examples, out in copies
+            for key, array in out.items()
+            for piece in _pieces(len(array), array.nbytes)
         ]
-        if len(pieces) > len(self._cameras):
-            for copy in [self._context.copiers.submit(piece) for piece in pieces]:
-                copy.result()
+        if sum(array.nbytes for copy in copies for array in copy.out.values()) > _COPIED_BYTES:
+            for done in [self._context.copiers.submit(piece) for piece in pieces]:
+                done.result()
         else:
             for piece in pieces:
                 piece()
-        for key, camera in self._cameras.items():
-            camera.release(entries[key][examples])
+        for frames, examples, out in copies:
+            for key in out:
+                self._cameras[frames.source, key].release(frames.entries[key][examples])
 
-    def shape_of(self, key: str, block: WindowBlock) -> tuple[int, ...]:
+    def shape_of(self, source: int, key: str, block: WindowBlock) -> tuple[int, ...]:
         """Returns the shape of an example's value: `(height, width, channels)`, or with the time in
         front.
         """
-        shape: tuple[int, ...] = self._cameras[key].store.frames.shape[1:]
+        shape: tuple[int, ...] = self._cameras[source, key].store.frames.shape[1:]
         return (block.frames[key].shape[1], *shape) if key in block.frames else shape
 
     def _choose(
         self,
-        wanted: Mapping[str, list[DecodeCandidate]],
-        coming: Sequence[Entries],
+        wanted: Mapping[_CameraKey, list[DecodeCandidate]],
+        coming: Sequence[Sequence[BlockFrames]],
         number: int,
         room: int,
         *,
         is_urgent: bool,
-    ) -> dict[str, list[DecodeCandidate]] | None:
+    ) -> dict[_CameraKey, list[DecodeCandidate]] | None:
         """Returns the part of `wanted` that there is room for, after dropping decoded frames that
         are needed later than the rest of it.
         """
         # For each camera: the decoded frames that may go, and those that would be decoded for later
         # blocks.
-        decoded: dict[str, Integers] = {}
-        later: dict[str, Integers] = {}
+        decoded: dict[_CameraKey, Integers] = {}
+        later: dict[_CameraKey, Integers] = {}
         next_uses: list[Integers] = []
         sizes: list[Integers] = []
+        uses: dict[_CameraKey, list[tuple[int, Integers]]] = {key: [] for key in self._cameras}
+        for block_number, parts in enumerate(coming):
+            for source, _, all_entries, _ in parts:
+                for name, entries in all_entries.items():
+                    uses[source, name].append((block_number, entries))
         for key, camera in self._cameras.items():
-            next_use = camera.demand.next_uses([entries[key] for entries in coming])
+            next_use = camera.demand.next_uses(uses[key])
             droppable = camera.droppable()
+            items = wanted.get(key, [])
             decoded[key] = droppable[next_use[droppable] > number]
             later[key] = np.concatenate(
-                [item.entries[~item.is_now] for item in wanted[key]] or [np.zeros(0, np.int64)]
+                [item.entries[~item.is_now] for item in items] or [np.zeros(0, np.int64)]
             )
             entries = np.concatenate([decoded[key], later[key]])
             next_uses.append(next_use[entries])
             sizes.append(np.full(len(entries), camera.store.frame_bytes))
             room += camera.store.frame_bytes * (
-                len(decoded[key]) - sum(int(item.is_now.sum()) for item in wanted[key])
+                len(decoded[key]) - sum(int(item.is_now.sum()) for item in items)
             )
         if room < 0 and not is_urgent:
             return None
@@ -246,7 +326,10 @@ class FrameReader:
             camera.drop(decoded[key][~stays[begin:middle]])
             is_kept = np.zeros(len(camera.demand.slots), np.bool_)
             is_kept[later[key][stays[middle:end]]] = True
-            chosen[key] = [item.only(item.is_now | is_kept[item.entries]) for item in wanted[key]]
+            if key in wanted:
+                chosen[key] = [
+                    item.only(item.is_now | is_kept[item.entries]) for item in wanted[key]
+                ]
             begin = end
         return chosen
 

@@ -9,6 +9,7 @@ elements that belong to a row are its *entry*. Pure.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -95,13 +96,13 @@ class FrameDemand:
             self._free.append(page)
         return slots
 
-    def next_uses(self, coming: list[Integers]) -> Integers:
-        """Returns for every entry the first of the coming arrays of entries that it is in; a very
-        high number where it is in none.
+    def next_uses(self, coming: Sequence[tuple[int, Integers]]) -> Integers:
+        """Returns for every entry the first of the coming blocks that need it, each given as its
+        number and the entries, in ascending order; a very high number where none does.
         """
         found = np.full(len(self.uses), _MANY, np.int64)
-        for number in range(len(coming) - 1, -1, -1):
-            found[coming[number].reshape(-1)] = number
+        for number, entries in reversed(coming):
+            found[entries.reshape(-1)] = number
         return found
 
     def _page(self, number: int) -> int:
@@ -126,8 +127,8 @@ class FrameDemand:
 
 
 class FrameStore:
-    """Memory for the decoded frames of one camera, used again and again: fresh memory costs more
-    than copying into used one.
+    """Memory for decoded frames of one shape, of any cameras, used again and again: fresh memory
+    costs more than copying into used one.
 
     Args:
       shape: (height, width, channels).
@@ -137,12 +138,14 @@ class FrameStore:
 
     Attributes:
       frames: `(capacity, height, width, channels)`.
-      task_of: int64 `(capacity,)`: number of the decode task that writes, or wrote, a slot.
+      num_tasks: decode tasks that were to write slots so far.
+      task_of: int64 `(capacity,)`: number of the one that writes, or wrote, a slot.
       frame_bytes: of one frame.
     """
 
     def __init__(self, shape: tuple[int, int, int], dtype: npt.DTypeLike, capacity: int) -> None:
         self.frames: npt.NDArray[Any] = np.empty((capacity, *shape), dtype)
+        self.num_tasks = 0
         self.task_of = np.zeros(capacity, np.int64)
         self.frame_bytes = self.frames[:1].nbytes
         self._free = np.arange(capacity - 1, -1, -1)
@@ -156,11 +159,16 @@ class FrameStore:
     def used_bytes(self) -> int:
         return self.num_used * self.frame_bytes
 
-    def take(self, count: int) -> Integers:
-        """Returns free slots, int64 `(count,)`."""
+    def take(self, count: int) -> tuple[Integers, int]:
+        """Returns free slots, int64 `(count,)`, and the number of the decode task that is to write
+        them.
+        """
         assert count <= self._num_free
         self._num_free -= count
-        return self._free[self._num_free : self._num_free + count][::-1].copy()
+        slots = self._free[self._num_free : self._num_free + count][::-1].copy()
+        self.num_tasks += 1
+        self.task_of[slots] = self.num_tasks
+        return slots, self.num_tasks
 
     def give_back(self, slots: Integers) -> None:
         self._free[self._num_free : self._num_free + len(slots)] = slots

@@ -34,6 +34,7 @@ from lerobot_grain._reading.frames.decoding import (
 from lerobot_grain._reading.frames.frame_store import FrameDemand, FrameStore
 from lerobot_grain._reading.frames.gop_fetcher import GopFetcher, GopKey
 from lerobot_grain._reading.read_context import ReadContext
+from lerobot_grain._reading.read_statistics import Meter
 from lerobot_grain._video.decoder import OpenVideo
 
 # Wanted frames of one decode task, at most: the speed of sequential decoding is reached at 16 to
@@ -170,6 +171,7 @@ class GopDecoder:
 
     Args:
       context: of the stream.
+      meter: of the source.
       open_video: the decoder of the camera.
       demand: which frames are needed; slots are marked there.
       store: memory for frames.
@@ -179,6 +181,7 @@ class GopDecoder:
     def __init__(
         self,
         context: ReadContext,
+        meter: Meter,
         open_video: OpenVideo,
         *,
         demand: FrameDemand,
@@ -186,13 +189,13 @@ class GopDecoder:
         fetcher: GopFetcher,
     ) -> None:
         self._context = context
+        self._meter = meter
         self._open_video = open_video
         self._demand = demand
         self._store = store
         self._fetcher = fetcher
         self._open = _OpenDecoders(context.budget.open_decoders)
         self._tasks: dict[int, _Task] = {}  # that were not waited for yet
-        self._num_tasks = 0
         self._problems: dict[int, Exception] = {}  # by slot
         self._lately_decoded: set[tuple[int, int]] = set()
         self._picture_seconds = math.prod(store.frames.shape[1:3]) * _SECONDS_PER_PIXEL
@@ -214,7 +217,7 @@ class GopDecoder:
           wanted: what to decode; from now on its frames have slots.
           task_seconds: about so long each task may take; less where it would hold too many frames.
         """
-        meter = self._context.meter
+        meter = self._meter
         tasks: list[DecodeTask] = []
         short: list[_ShortGop] = []
         begun: list[GopFrames] = []  # that go through a decoder from their start
@@ -249,7 +252,7 @@ class GopDecoder:
 
     def _group(self, gops: Sequence[_ShortGop]) -> DecodeTask:
         """Returns the task that decodes short GOPs that one small MP4 can hold."""
-        slots = self._take_slots(np.concatenate([each.item.entries for each in gops]))
+        slots, number = self._take_slots(np.concatenate([each.item.entries for each in gops]))
         jobs = []
         begin = 0
         for item, coded, _ in gops:
@@ -257,6 +260,7 @@ class GopDecoder:
             jobs.append(DecodeJob(item.gop, coded, slots[begin:end]))
             begin = end
         return self._task(
+            number,
             functools.partial(decode_jobs, jobs, self._store.frames, self._open_video),
             [each.coded for each in gops],
             num_pictures=sum(each.num_pictures for each in gops),
@@ -279,24 +283,24 @@ class GopDecoder:
         begin = gop.frames.item(0)
         end = gop.frames.item(-1) + 1
         num_pictures = end - (opened.next_frame if begin >= opened.next_frame else start)
-        self._context.meter.count(pictures_decoded=num_pictures)
+        self._meter.count(pictures_decoded=num_pictures)
         opened.next_frame = end
-        slots = self._take_slots(wanted.entries)
+        slots, number = self._take_slots(wanted.entries)
         decode = functools.partial(opened.decoder.decode, gop, self._store.frames, slots)
         return self._task(
-            decode, [coded], num_pictures=num_pictures, first_use=wanted.first_use
+            number, decode, [coded], num_pictures=num_pictures, first_use=wanted.first_use
         ), is_new
 
     def _task(
         self,
+        number: int,
         decode: Callable[[], dict[int, Exception]],
         coded: Sequence[PendingBytes],
         *,
         num_pictures: int,
         first_use: int,
     ) -> DecodeTask:
-        """Returns the task with the number of the slots that were taken last."""
-        number = self._num_tasks
+        """Returns the task with a number."""
 
         def start() -> None:
             decoded = self._context.decoders.submit(_timed, decode, coded)
@@ -304,14 +308,12 @@ class GopDecoder:
 
         return DecodeTask(first_use, start)
 
-    def _take_slots(self, entries: Integers) -> Integers:
-        """Returns slots for frames that the next task is to decode."""
-        slots = self._store.take(len(entries))
+    def _take_slots(self, entries: Integers) -> tuple[Integers, int]:
+        """Returns slots for frames that the next task is to decode, and its number."""
+        slots, number = self._store.take(len(entries))
         self._demand.slots[entries] = slots
         self._demand.is_requested[entries] = True
-        self._num_tasks += 1
-        self._store.task_of[slots] = self._num_tasks
-        return slots
+        return slots, number
 
     def _was_decoded_lately(self, gop: GopFrames) -> bool:
         """Returns whether a GOP that goes through a decoder did so before, and remembers it."""
@@ -348,9 +350,7 @@ class GopDecoder:
         for number in self._tasks.keys() & set(self._store.task_of[slots].tolist()):
             task = self._tasks.pop(number)
             is_fetched = task.decoded.done() or all(coded.payload.done() for coded in task.coded)
-            problems, seconds = self._context.meter.wait(
-                task.decoded, "decode" if is_fetched else "fetch"
-            )
+            problems, seconds = self._meter.wait(task.decoded, "decode" if is_fetched else "fetch")
             self._picture_seconds += _NEWEST_PART * (
                 seconds / task.num_pictures - self._picture_seconds
             )

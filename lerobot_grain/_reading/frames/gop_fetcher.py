@@ -28,14 +28,15 @@ from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._reading.fetch_groups import episodes_fetched_together
 from lerobot_grain._reading.frames.decoding import PendingBytes
 from lerobot_grain._reading.frames.frame_store import FrameDemand
+from lerobot_grain._reading.frames.video_files import MAX_FETCH_BYTES, open_video
 from lerobot_grain._reading.future_cache import FutureCache
-from lerobot_grain._reading.read_context import ReadContext
-from lerobot_grain._reading.video_files import MAX_FETCH_BYTES, open_video
+from lerobot_grain._reading.read_context import ReadContext, ReadSource
 from lerobot_grain._storage.base import Storage
 from lerobot_grain._video.video_file import VideoFile
 
 # The key of a GOP: number of the file, episode, number in the file.
 GopKey = tuple[int, int, int]
+
 
 # Neighbouring GOPs are fetched in one request this many frames before and behind the one that is
 # needed first.
@@ -43,6 +44,14 @@ _MAX_FETCH_FRAMES = 64
 # A GOP of fewer frames is never long (`MemoryBudget.long_gop`): an open decoder takes more than
 # they.
 _MIN_LONG_GOP = 24
+
+
+class FileKey(NamedTuple):
+    """The key of a video file: number of the source, key of the camera, number of the file."""
+
+    source: int
+    camera: str
+    number: int
 
 
 @dataclass(eq=False, slots=True)
@@ -138,10 +147,11 @@ class GopFetcher:
 
     Args:
       context: of the stream.
+      source: of the camera.
       camera: its key.
       demand: which frames are needed; those whose bytes are asked for are marked there.
       frame_bytes: of a decoded frame.
-      files: of all cameras, by (camera, number of the file).
+      files: of all cameras.
 
     Attributes:
       gops: what was asked for.
@@ -152,18 +162,21 @@ class GopFetcher:
     def __init__(
         self,
         context: ReadContext,
+        source: ReadSource,
         camera: str,
         *,
         demand: FrameDemand,
         frame_bytes: int,
-        files: FutureCache[tuple[str, int], VideoFile],
+        files: FutureCache[FileKey, VideoFile],
     ) -> None:
         self._context = context
+        self._source = source
+        self._repository = source.repository
         self._camera = camera
         self._demand = demand
         self._frame_bytes = frame_bytes
         self._files = files
-        self._file_of_episode = context.repository.episodes.videos[camera].files.file_of_episode
+        self._file_of_episode = source.repository.episodes.videos[camera].files.file_of_episode
         # number of a file -> `episodes_fetched_together`
         self._together: dict[int, dict[int, list[int]]] = {}
         self.gops: dict[GopKey, FetchedGop] = {}
@@ -174,10 +187,10 @@ class GopFetcher:
         known.
         """
         return self._files.get(
-            (self._camera, number),
+            FileKey(self._source.number, self._camera, number),
             lambda: self._context.fetchers.submit(
                 open_video,
-                self._context.repository,
+                self._repository,
                 self._camera,
                 number,
                 keep_bytes=self._context.budget.kept_video,
@@ -191,8 +204,8 @@ class GopFetcher:
           LeRobotGrainError: the file could not be opened, or does not hold the frames of the
             episode.
         """
-        episodes = self._context.repository.episodes
-        file = self._context.meter.wait(self.open(self._file_of_episode.item(episode)), "fetch")
+        episodes = self._repository.episodes
+        file = self._source.meter.wait(self.open(self._file_of_episode.item(episode)), "fetch")
         file.check(episode)
         first = file.first_frame(episode)
         length = episodes.lengths.item(episode)
@@ -259,8 +272,8 @@ class GopFetcher:
         if file.number not in self._together:
             self._together[file.number] = episodes_fetched_together(
                 file,
-                self._context.needed_every_epoch,
-                piece_bytes=self._context.repository.storage.options.cost_bytes,
+                self._source.needed_every_epoch,
+                piece_bytes=self._repository.storage.options.cost_bytes,
             )
         episodes = self._together[file.number][episode]
         if len(episodes) == 1:
@@ -294,7 +307,7 @@ class GopFetcher:
         if file.contents is None:
             coded = PendingBytes(
                 self._context.fetchers.submit(
-                    _read_range, self._context.repository.storage, file.path, wanted
+                    _read_range, self._repository.storage, file.path, wanted
                 ),
                 wanted.start,
             )
@@ -319,7 +332,7 @@ class GopFetcher:
             self.kept_bytes += run.num_bytes
         else:
             self.coded_bytes += run.num_bytes
-        self._context.meter.count(bytes_needed=wanted.length)
+        self._source.meter.count(bytes_needed=wanted.length)
 
     def release_bytes(self, key: GopKey, coded: FetchedGop) -> None:
         """Gives up the coded bytes of a GOP unless they are kept."""

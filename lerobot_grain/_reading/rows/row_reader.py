@@ -31,7 +31,7 @@ from lerobot_grain._order.windows import WindowBlock
 from lerobot_grain._reading.batches import Batch
 from lerobot_grain._reading.fetch_groups import row_groups_fetched_together
 from lerobot_grain._reading.future_cache import FutureCache
-from lerobot_grain._reading.read_context import ReadContext
+from lerobot_grain._reading.read_context import ReadContext, ReadSource
 from lerobot_grain._reading.rows.cells import (
     Cells,
     NeededRows,
@@ -82,40 +82,58 @@ class PendingRows:
     loaded: list[RowGroup | None] = field(default_factory=list)
 
 
-class RowReader:
-    """Reads the rows of blocks of window requests.
+class RowCaches:
+    """Opened data files and row groups of all sources of a stream, within one budget.
 
     Args:
-      context: of the stream; `rows` of its budget are for row groups that are kept for later
-        requests, up to `large_rows` where one block needs it.
+      rows_bytes: of row groups that are kept; `groups.limit` may be raised for a block.
+
+    Attributes:
+      files: by (source, file).
+      groups: by (source, file, row group).
+      fetched: row groups that were fetched together, by (source, file, first of them), for those of
+        them that are not needed yet.
     """
 
-    def __init__(self, context: ReadContext) -> None:
-        selection = context.selection
-        self._context = context
-        self._repository = context.repository
-        self._selection = selection
-        self._is_needed = bool(selection.columns or selection.texts)
-        self._files: FutureCache[int, DataFile] = FutureCache(
+    def __init__(self, rows_bytes: int) -> None:
+        self.files: FutureCache[tuple[int, int], DataFile] = FutureCache(
             limit=_MAX_OPEN_BYTES,
             size=lambda file: min(
                 file.table.estimated_bytes, _MAX_OPEN_BYTES // _MIN_OPEN_DATA_FILES
             ),
         )
-        self._groups: FutureCache[tuple[int, int], RowGroup] = FutureCache(
-            limit=context.budget.rows, size=lambda rows: rows.nbytes
+        self.groups: FutureCache[tuple[int, int, int], RowGroup] = FutureCache(
+            limit=rows_bytes, size=lambda rows: rows.nbytes
         )
-        # Row groups that were fetched together, by the file and the first of them: for those of
-        # them that are not needed yet.
-        self._fetched: FutureCache[tuple[int, int], DataFile] = FutureCache(
-            limit=context.budget.rows, size=lambda file: file.nbytes
+        self.fetched: FutureCache[tuple[int, int, int], DataFile] = FutureCache(
+            limit=rows_bytes, size=lambda file: file.nbytes
         )
-        self._together: dict[tuple[int, int], range] = {}
-        self._unpacked_bytes: dict[tuple[int, int], int] = {}
 
     @property
     def used_bytes(self) -> int:
-        return self._groups.total + self._fetched.total
+        return self.groups.total + self.fetched.total
+
+
+class RowReader:
+    """Reads the rows of window requests of one source, in blocks.
+
+    Args:
+      context: of the stream; `rows` of its budget are for row groups that are kept for later
+        requests, up to `large_rows` where one block needs it.
+      source: whose rows.
+      caches: of all sources.
+    """
+
+    def __init__(self, context: ReadContext, source: ReadSource, caches: RowCaches) -> None:
+        selection = source.selection
+        self._context = context
+        self._source = source
+        self._repository = source.repository
+        self._selection = selection
+        self._is_needed = bool(selection.columns or selection.texts)
+        self._caches = caches
+        self._together: dict[tuple[int, int], range] = {}
+        self._unpacked_bytes: dict[tuple[int, int], int] = {}
 
     def announce(self, block: WindowBlock) -> None:
         """Asks for the footers of the files that a coming block will need."""
@@ -147,7 +165,7 @@ class RowReader:
                 wanted, rows[members] = np.unique(rows[members], return_inverse=True)
                 loads.append(self._rows_of(file, group, wanted))
         else:
-            self._groups.limit = limit
+            self._caches.groups.limit = limit
             loads = [self._group(file, group) for file, group in groups]
         anchors, windows = needed.cells(places, rows)
         return PendingRows(loads, anchors, windows, problems, files)
@@ -166,7 +184,7 @@ class RowReader:
         problems: dict[int, Exception] = {}
         for number in np.unique(needed.files[: needed.num_anchors]).tolist():
             try:
-                file = self._context.meter.wait(self._file(number), "fetch")
+                file = self._source.meter.wait(self._file(number), "fetch")
             except LeRobotGrainError as error:
                 problems[number] = error
                 continue
@@ -196,7 +214,7 @@ class RowReader:
         problems: list[tuple[int, Exception]] = []
         for place, group in enumerate(pending.groups):
             try:
-                loaded = self._context.meter.wait(group, "fetch")
+                loaded = self._source.meter.wait(group, "fetch")
             except LeRobotGrainError as error:
                 pending.loaded.append(None)
                 cells = (pending.anchors, *pending.windows.values())
@@ -273,12 +291,15 @@ class RowReader:
         return found
 
     def _file(self, number: int) -> Future[DataFile]:
-        return self._files.get(
-            number, lambda: self._context.fetchers.submit(open_data_file, self._repository, number)
+        return self._caches.files.get(
+            (self._source.number, number),
+            lambda: self._context.fetchers.submit(open_data_file, self._repository, number),
         )
 
     def _group(self, file: DataFile, group: int) -> Future[RowGroup]:
-        return self._groups.get((file.number, group), lambda: self._load(file, group))
+        return self._caches.groups.get(
+            (self._source.number, file.number, group), lambda: self._load(file, group)
+        )
 
     def _load(self, file: DataFile, group: int) -> Future[RowGroup]:
         load = functools.partial(
@@ -291,7 +312,9 @@ class RowReader:
             return (
                 self._context.decoders if file.table.is_in_memory else self._context.fetchers
             ).submit(load, file)
-        fetched = self._fetched.get((file.number, groups.start), lambda: self._fetch(file, groups))
+        fetched = self._caches.fetched.get(
+            (self._source.number, file.number, groups.start), lambda: self._fetch(file, groups)
+        )
         return _after(fetched, self._context.decoders, load)
 
     def _groups_with(self, file: DataFile, group: int) -> range:
@@ -314,7 +337,7 @@ class RowReader:
             groups = range(group, group + 1)
             if needed <= self._context.budget.rows:
                 extents = extents_to_join(
-                    self._repository, file, self._selection, self._context.needed_every_epoch
+                    self._repository, file, self._selection, self._source.needed_every_epoch
                 )
                 piece_bytes = self._repository.storage.options.cost_bytes
                 groups = row_groups_fetched_together(
@@ -338,7 +361,7 @@ class RowReader:
 
     def _count(self, file: DataFile, group: int) -> None:
         columns = columns_to_read(self._repository, file, group, self._selection)
-        self._context.meter.count(
+        self._source.meter.count(
             bytes_needed=sum(chunk.length for chunk in file.table.ranges(group, columns))
         )
 
@@ -372,12 +395,12 @@ class RowReader:
     def _decoded(
         self, feature: Feature, encoded: list[Any], episodes: Integers, shape: tuple[int, ...]
     ) -> npt.NDArray[Any]:
-        expected = (*(self._context.image_size or feature.shape[:2]), feature.num_channels)
+        expected = (*(self._source.image_size or feature.shape[:2]), feature.num_channels)
         decode_one = decode_depth_image if feature.is_depth else decode_image
 
         def decode(item: tuple[int, Any]) -> npt.NDArray[Any]:
             where = f"{self._repository.description}, episode {item[0]}, camera {feature.key}"
-            pixels = decode_one(item[1], image_size=self._context.image_size, where=where)
+            pixels = decode_one(item[1], image_size=self._source.image_size, where=where)
             if pixels.shape != expected:
                 raise DatasetFormatError(
                     f"{where}: a picture has shape {pixels.shape}; info.json declares {expected}"
@@ -390,7 +413,7 @@ class RowReader:
         pixels = np.stack(
             list(self._context.decoders.map(decode, zip(owners, encoded, strict=True)))
         )
-        self._context.meter.count(frames_handed_out=len(encoded))
+        self._source.meter.count(frames_handed_out=len(encoded))
         return pixels.reshape(*shape, *expected)
 
 

@@ -1,0 +1,1 @@
+"""Mixtures: many datasets in one stream, with weights, read by one reader."""

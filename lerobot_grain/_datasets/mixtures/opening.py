@@ -1,0 +1,77 @@
+"""Opens many datasets at once."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+
+from lerobot_grain._base.errors import InvalidRequestError, LeRobotGrainError
+from lerobot_grain._reading.daemon_pool import DaemonPool
+from lerobot_grain._repository.opening import open_repository
+from lerobot_grain._repository.repository import Repository
+from lerobot_grain._storage.options import StorageOptions
+
+# Opening one takes a Hub a handful of answers, one after the other.
+_OPENED_AT_ONCE = 16
+
+
+def open_repositories(
+    repositories: Mapping[str, str | os.PathLike[str]],
+    *,
+    revisions: Mapping[str, str] | None = None,
+    endpoint: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    storage_options: StorageOptions | None = None,
+) -> dict[str, Repository]:
+    """Opens many datasets, such as the components of a mixture, side by side.
+
+    Args:
+      repositories: by a name of your choice, what `open_repository` takes.
+      revisions: by name, the branch, tag or commit of those that are not to be opened at their
+        default one.
+      endpoint, token, cache_dir, storage_options: as for `open_repository`, for all of them.
+
+    Returns:
+      The opened repositories by name, in the same order.
+
+    Raises:
+      LeRobotGrainError: some could not be opened. The text names each of them and says why; the
+        class is that of their errors, where it is one.
+    """
+    chosen = revisions or {}
+    if unknown := sorted(chosen.keys() - repositories.keys()):
+        raise InvalidRequestError(
+            f"revisions[{unknown[0]!r}]: there is no such repository; expected some of "
+            f"{', '.join(map(repr, repositories))}"
+        )
+    open_one = functools.partial(
+        open_repository,
+        endpoint=endpoint,
+        token=token,
+        cache_dir=cache_dir,
+        storage_options=storage_options,
+    )
+    with DaemonPool(_OPENED_AT_ONCE, "lerobot_grain open") as pool:
+        opening = {
+            name: pool.submit(open_one, repository, revision=chosen.get(name))
+            for name, repository in repositories.items()
+        }
+        opened: dict[str, Repository] = {}
+        errors: dict[str, LeRobotGrainError] = {}
+        for name, future in opening.items():
+            try:
+                opened[name] = future.result()
+            except LeRobotGrainError as error:
+                errors[name] = error
+    if errors:
+        lines = [f"  {name!r}: {error}" for name, error in errors.items()]
+        kinds = {type(error) for error in errors.values()}
+        kind = kinds.pop() if len(kinds) == 1 else LeRobotGrainError
+        raise kind(
+            "\n".join(
+                [f"{len(errors)} of {len(repositories)} datasets could not be opened:", *lines]
+            )
+        )
+    return opened

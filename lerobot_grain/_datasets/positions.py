@@ -1,0 +1,116 @@
+"""Sources of positions: which positions of an endless order a shard streams, or a slice of one.
+
+Element k is position base + start + k * step, where base is 0 or comes from a restored state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import grain
+import numpy as np
+
+from lerobot_grain._base.arrays import Integers
+from lerobot_grain._base.errors import InvalidRequestError
+
+
+@dataclass(frozen=True, slots=True)
+class PartOfPositions:
+    """Which positions of an order a shard, or a slice of one, streams.
+
+    Attributes:
+      num_positions: the stream ends after this many, over all shards; `None`: it never does.
+      shard_options: of the shard.
+      start, step: of this part.
+    """
+
+    num_positions: int | None
+    shard_options: grain.sharding.ShardOptions
+    start: int
+    step: int
+
+    @classmethod
+    def of_shard(
+        cls, num_positions: int | None, shard_options: grain.sharding.ShardOptions
+    ) -> PartOfPositions:
+        """Returns all that a shard streams."""
+        return cls(
+            num_positions, shard_options, shard_options.shard_index, shard_options.shard_count
+        )
+
+    def sliced(self, sl: slice, *, sequential_slice: bool) -> PartOfPositions:
+        """Returns every `sl.step`-th element of this part from the `sl.start`-th on.
+
+        Raises:
+          InvalidRequestError: the slice has an end, or goes backwards.
+        """
+        if sequential_slice:
+            raise NotImplementedError(
+                "lerobot_grain: contiguous slices (sequential_slice) are not supported; every "
+                "worker takes every n-th row"
+            )
+        start = sl.start or 0
+        step = sl.step or 1
+        if sl.stop is not None or start < 0 or step < 1:
+            raise InvalidRequestError(
+                f"set_slice({sl}): expected slice(start, None, step) with start >= 0 and step >= 1"
+            )
+        return replace(self, start=self.start + start * self.step, step=self.step * step)
+
+    def stop_position(self, base: int) -> int | None:
+        """Returns the position at which the stream ends; `None`: never."""
+        stop = self.num_positions
+        if stop is not None and self.shard_options.drop_remainder:
+            # All shards together take whole rounds from the base on. A worker's slice ends at the
+            # same position as its host's shard.
+            count: int = self.shard_options.shard_count
+            stop = base + (stop - base) // count * count
+        return stop
+
+    def next_positions(self, *, base: int, handed_out: int, count: int) -> Integers:
+        """Returns up to `count` positions after the elements that were handed out since `base`,
+        int64 `(n,)`.
+
+        Raises:
+          StopIteration: there are no more.
+        """
+        first = base + self.start + handed_out * self.step
+        stop = self.stop_position(base)
+        if stop is not None:
+            count = min(count, -(-(stop - first) // self.step))
+        if count <= 0:
+            raise StopIteration
+        return np.arange(first, first + count * self.step, self.step)
+
+
+class PositionsIterDataset(grain.IterDataset[Any]):
+    """A source whose state is one position, the same on all shards.
+
+    Attributes:
+      part: which positions this is.
+      end: the argument that ends the stream, such as `num_epochs=3`, or `None`.
+    """
+
+    def __init__(self, part: PartOfPositions, *, end: str | None) -> None:
+        super().__init__()
+        self.part = part
+        self.end = end
+
+    @property
+    def shard_options(self) -> grain.sharding.ShardOptions:
+        """Which shard this is, of how many."""
+        return self.part.shard_options
+
+    @property
+    def position_step(self) -> int:
+        """Positions from one element of this shard, or slice, to its next: the number of shards
+        (times that of workers, in a worker).
+        """
+        return self.part.step
+
+    def set_slice(self, sl: slice, sequential_slice: bool = False) -> None:
+        """Takes every `sl.step`-th element of this shard from the `sl.start`-th on: what Grain's
+        `mp_prefetch` calls for each worker.
+        """
+        self.part = self.part.sliced(sl, sequential_slice=sequential_slice)
