@@ -77,8 +77,8 @@ def measure_ours(job: Job) -> dict[str, Any]:
     )
     iterator = iter(dataset.batch(job.batch_size))
     open_seconds = time.perf_counter() - start
-    before = _memory_bytes("VmRSS")
-    _reset_peak()
+    before = memory_bytes("VmRSS")
+    reset_peak()
     times: list[float] = []
     counts: list[int] = []
     batch_bytes = 0
@@ -90,7 +90,7 @@ def measure_ours(job: Job) -> dict[str, Any]:
         counts.append(len(batch["index"]))
         batch_bytes = max(batch_bytes, sum(getattr(value, "nbytes", 0) for value in batch.values()))
     statistics = read_statistics(iterator)
-    peak = _memory_bytes("VmHWM")
+    peak = memory_bytes("VmHWM")
     iterator.close()
     assert dataset.shuffle is not None
     assert dataset.shuffle.clip_length is not None
@@ -117,7 +117,7 @@ def _steady_rate(times: list[float], counts: list[int]) -> float:
     return sum(counts[first + 1 : last + 1]) / (times[last] - times[first])
 
 
-def _memory_bytes(name: str) -> int | None:
+def memory_bytes(name: str) -> int | None:
     # Not getrusage: its peak is inherited from the parent process.
     status = Path("/proc/self/status")
     if not status.exists():
@@ -129,7 +129,7 @@ def _memory_bytes(name: str) -> int | None:
     )
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
     # Where this is not allowed, the peak counts from the start of the process, import among it.
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

@@ -16,10 +16,10 @@ smaller than those that they cost as much as, but in `vga3_full`.
     vga3_g250    the same, one key frame in 250 pictures
     vga3_full    three of 640x480, g=2
 
-Columns: "of the ideal" is how much of the time of all cores is decoding. "Consumer": processor time of
-the thread that calls `next`. "Waits for the lock": how much of the time of the threads that decode
-passes between the end of a sleep and the moment when Python runs them again; on a machine whose
-real cores ("cores used") are all busy it holds waiting for these, too.
+Columns: "of the ideal" is how much of the time of all cores is decoding. "Consumer": processor
+time of the thread that calls `next`. "Waits for the lock": how much of the time of the threads that
+decode passes between the end of a sleep and the moment when Python runs them again; on a machine
+whose real cores ("cores used") are all busy it holds waiting for these, too.
 """
 
 from __future__ import annotations
@@ -200,16 +200,16 @@ def _table(found: list[dict[str, Any]]) -> str:
         "| longest wait, s | first batch, s | peak, MB |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for line in found:
-        lines.append(
-            f"| {line['case']} | {line['version']} | {line['cores']} "
-            f"| {line['examples_per_second']:,.0f} | {line['of_ideal']:.2f} "
-            f"| {line['pictures_an_example']:.2f} | {line['consumer_ms_an_example']:.3f} "
-            f"| {line['late_share']:.0%} | {line['cores_used']:.2f} "
-            f"| {line['copied_bytes_per_second'] / 1e9:.2f} | {line['threads']:.0f} "
-            f"| {line['longest_wait_seconds']:.2f} | {line['first_batch_seconds']:.2f} "
-            f"| {line['budget_peak_bytes'] / 1e6:,.0f} |"
-        )
+    lines += [
+        f"| {line['case']} | {line['version']} | {line['cores']} "
+        f"| {line['examples_per_second']:,.0f} | {line['of_ideal']:.2f} "
+        f"| {line['pictures_an_example']:.2f} | {line['consumer_ms_an_example']:.3f} "
+        f"| {line['late_share']:.0%} | {line['cores_used']:.2f} "
+        f"| {line['copied_bytes_per_second'] / 1e9:.2f} | {line['threads']:.0f} "
+        f"| {line['longest_wait_seconds']:.2f} | {line['first_batch_seconds']:.2f} "
+        f"| {line['budget_peak_bytes'] / 1e6:,.0f} |"
+        for line in found
+    ]
     return "\n".join(lines)
 
 

@@ -28,7 +28,14 @@ from flax import nnx
 from training import Batch, Result, masked_mean, opened, parser, train
 from worlds import CAMERAS, write_world
 
-from lerobot_grain import LeRobotIterDataset, PadDimensions, Repository, Shuffle, train_eval_split
+from lerobot_grain import (
+    LeRobotIterDataset,
+    MixtureIterDataset,
+    PadDimensions,
+    Repository,
+    Shuffle,
+    train_eval_split,
+)
 
 NUM_ACTIONS = 8
 ACTION_SECONDS = 0.1
@@ -160,8 +167,8 @@ def main(argv: list[str] | None = None) -> Result:
             weights[name] = weight
         return train(
             Policy(num_robots=len(mixed), options=options),
-            # Which robot comes when is a function of the weights and the position alone.
-            grain.IterDataset.mix(training, weights),
+            # Which robot comes when is a function of seed, weights and position alone.
+            MixtureIterDataset(training, weights, seed=options.seed),
             held_out,
             loss=loss,
             error=error,

@@ -1,5 +1,5 @@
-"""What of the machine this process may use: cores and memory, as the system, a container or a
-scheduler limits them.
+"""The cores and the memory that this process may use, as the system, a container or a scheduler
+limits them.
 
 Sources: Linux's `Documentation/admin-guide/cgroup-v2.rst` and `cgroup-v1/memory.rst`; Slurm's
 `sbatch` (output environment variables).
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path, PurePosixPath
 
-# Of control groups: the files that limit memory and processor time, of each version.
+# Control groups have files there that limit memory and processor time.
 _CGROUPS = Path("/sys/fs/cgroup")
 _CGROUP_OF_PROCESS = Path("/proc/self/cgroup")
 

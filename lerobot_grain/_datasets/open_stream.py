@@ -140,7 +140,6 @@ class OpenStream:
         self._ahead = ahead
         self._assembly = assembly
         self._pulled: deque[_Block] = deque()
-        self._num_pulled = 0
         self._parent_error: Exception | None = None
         # Examples that are handed out one by one: the first one, and all that were taken with it.
         self._taken: tuple[int, list[Any]] = (0, [])
@@ -240,8 +239,8 @@ class OpenStream:
                 # also StopIteration: the examples before it are handed out first
                 self._parent_error = error
             else:
-                self._pulled.append(_Block(self._num_pulled, length, state_after))
-                self._num_pulled += length
+                first = self._pulled[-1].first + self._pulled[-1].length if self._pulled else 0
+                self._pulled.append(_Block(first, length, state_after))
         if self._ahead.is_empty:
             assert self._parent_error is not None
             raise self._parent_error

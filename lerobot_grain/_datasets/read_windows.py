@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from lerobot_grain._base.arguments import check_int, is_int
 from lerobot_grain._base.errors import InvalidRequestError, StorageError
+from lerobot_grain._base.memory import give_back
 from lerobot_grain._datasets.delta_timestamps import (
     OrderedWindowsIterator,
     WindowBlockBuilder,
@@ -40,7 +41,6 @@ from lerobot_grain._order.windows import (
 )
 from lerobot_grain._reading.batches import Batch, Example, num_examples, with_arrays_of_strings
 from lerobot_grain._reading.frames.frame_reader import load_decoders
-from lerobot_grain._reading.memory import give_back
 from lerobot_grain._reading.options import ReadOptions
 from lerobot_grain._reading.read_ahead import ReadAhead
 from lerobot_grain._reading.read_context import ReadContext, ReadSource
@@ -151,7 +151,7 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What is read of each request, and with what: see `ReadWindowsIterDataset`."""
+    """The things that are read of each request, and with what: see `ReadWindowsIterDataset`."""
 
     repository: Repository
     selection: FeatureSelection
@@ -170,7 +170,6 @@ class Reading:
             context,
             [self.source(0, blocks.needed_every_epoch)],
             known_examples=self.known_examples,
-            pad_keys=[self.pad_keys],
         )
         return OpenStream(parent.get_state(), blocks, ahead, OneSource())
 
@@ -182,12 +181,13 @@ class Reading:
             selection=self.selection,
             image_size=self.image_size,
             needed_every_epoch=needed_every_epoch,
+            pad_keys=self.pad_keys,
             meter=Meter(self.repository.storage),
         )
 
 
 class Opener(Protocol):
-    """What opens streams."""
+    """Opens streams."""
 
     def open(self, parent: Any) -> OpenStream:
         """Begins to read what the parent yields."""

@@ -29,8 +29,8 @@ from lerobot_grain._parquet.columns import (
     to_strings,
 )
 from lerobot_grain._parquet.table import ParquetTable
-from lerobot_grain._reading.frames.video_files import open_video
 from lerobot_grain._reading.rows.data_files import open_data_file
+from lerobot_grain._reading.video_files import open_video
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._video.codecs.video_format import VideoFormat
 from lerobot_grain._video.row_frames import frames_until

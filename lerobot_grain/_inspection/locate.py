@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.errors import InvalidRequestError
-from lerobot_grain._reading.frames.video_files import open_video
 from lerobot_grain._reading.rows.data_files import load_group, open_data_file
+from lerobot_grain._reading.video_files import open_video
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.sample_tables import sample_table
 from lerobot_grain._repository.selection import FeatureSelection, select_features

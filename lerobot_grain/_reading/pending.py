@@ -14,12 +14,12 @@ import numpy.typing as npt
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._order.windows import WindowBlock
 from lerobot_grain._reading.batches import Batch, join
-from lerobot_grain._reading.frames.frame_reader import BlockFrames
+from lerobot_grain._reading.frames.frame_reader import BlockFrames, Decoding
 from lerobot_grain._reading.rows.row_reader import PendingRows
 
 
 class SourceBlock(NamedTuple):
-    """What a block of examples needs of one source.
+    """The part of a block of examples that comes from one source.
 
     Attributes:
       source: its number.
@@ -48,7 +48,7 @@ class Taken(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class PendingPart:
-    """What a block that was asked for needs of one source."""
+    """The part of a block that was asked for that comes from one source."""
 
     frames: BlockFrames
     masks: Mapping[str, npt.NDArray[np.bool_]]  # of its windows, by their keys in examples
@@ -70,7 +70,7 @@ class PendingBlock:
     parts: Sequence[PendingPart]
     length: int
     num_taken: int = 0
-    decode_seconds: float = 0.0  # of a core, once it is decoded
+    decoding: Decoding | None = None
 
     def __len__(self) -> int:
         return self.length - self.num_taken
@@ -107,4 +107,5 @@ class Taking:
 
 
 def window_lengths(block: WindowBlock) -> dict[str, int]:
+    """Returns feature key -> frames of its windows."""
     return {key: window.shape[1] for key, window in block.frames.items()}

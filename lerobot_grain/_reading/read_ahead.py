@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lerobot_grain._base.errors import InvalidRequestError, LeRobotGrainError
+from lerobot_grain._base.memory import ArrayPool
 from lerobot_grain._order.windows import mask_keys
 from lerobot_grain._reading.batches import Batch, part_of
 from lerobot_grain._reading.frames.frame_reader import (
@@ -34,7 +35,6 @@ from lerobot_grain._reading.frames.frame_reader import (
     FrameReader,
     Priority,
 )
-from lerobot_grain._reading.memory import ArrayPool
 from lerobot_grain._reading.options import MemoryBudget
 from lerobot_grain._reading.pending import (
     PendingBlock,
@@ -70,8 +70,6 @@ class ReadAhead:
       context: of the stream; it is closed with this.
       sources: in the order of their numbers.
       known_examples: add this many examples ahead of `take`, where there are so many.
-      pad_keys: of each source: feature key -> key of the mask of its window in examples, where
-        that is not `{key}_is_pad`.
     """
 
     def __init__(
@@ -80,18 +78,16 @@ class ReadAhead:
         sources: Sequence[ReadSource],
         *,
         known_examples: int,
-        pad_keys: Sequence[Mapping[str, str]],
     ) -> None:
         self._known_examples = known_examples
-        self._pad_keys = pad_keys
         self._pending: deque[PendingBlock] = deque()
         self._num_pending = 0  # examples
-        self._num_fetched = self._num_decoded = self._num_finished = 0  # blocks
+        self._num_fetched = self._num_decoded = 0  # blocks
         self._arrays = ArrayPool()
         self._context = context
         self._sources = sources
-        self._row_caches = RowCaches(context.budget.rows)
-        self._rows = [RowReader(context, source, self._row_caches) for source in sources]
+        row_caches = RowCaches(context.budget.rows)
+        self._rows = [RowReader(context, source, row_caches) for source in sources]
         self._frames = FrameReader(context, sources)
 
     @property
@@ -132,7 +128,7 @@ class ReadAhead:
             mask_keys(
                 part.block.is_pad,
                 selected=self._sources[part.source].selection.keys,
-                pad_keys=self._pad_keys[part.source],
+                pad_keys=self._sources[part.source].pad_keys,
             )
             for part in parts
         ]
@@ -178,7 +174,7 @@ class ReadAhead:
         no more.
 
         Returns:
-          Of each source that has some of them its examples, in the order of the numbers of the
+          The examples of each source that has some of them, in the order of the numbers of the
           sources.
 
         Raises:
@@ -247,7 +243,7 @@ class ReadAhead:
 
     def statistics(self) -> ReadStatistics:
         """Returns what was read so far."""
-        used_bytes = self._frames.used_bytes + self._row_caches.used_bytes
+        used_bytes = self._frames.used_bytes + self._rows[0].used_bytes
         return sum_of(
             [source.meter for source in self._sources],
             used_bytes=used_bytes,
@@ -274,6 +270,8 @@ class ReadAhead:
 
     def _is_ready(self, pending: PendingBlock, limit: int) -> bool:
         """Returns whether the frames of the next examples of a block, up to `limit`, are there."""
+        if pending.decoding is not None and pending.decoding.is_finished:
+            return True
         examples = slice(pending.num_taken, pending.num_taken + limit)
         return all(
             self._frames.is_done(part.frames, part.members(examples)) for part in pending.parts
@@ -356,7 +354,6 @@ class ReadAhead:
             self._pending.popleft()
             self._num_fetched -= 1
             self._num_decoded -= 1
-            self._num_finished = max(0, self._num_finished - 1)
 
     def _run_ahead(self) -> None:
         """Starts what can be started: fetches and decodes, as far ahead as the budget allows, and
@@ -384,20 +381,17 @@ class ReadAhead:
         """
         if not _DECODED_BLOCKS <= self._num_decoded < len(self._pending):
             return False
-        while self._num_finished < self._num_decoded and self._is_finished(self._num_finished):
-            self._num_finished += 1
-        unfinished = itertools.islice(self._pending, self._num_finished, self._num_decoded)
-        work = sum(block.decode_seconds for block in unfinished)
+        started = [
+            block.decoding
+            for block in itertools.islice(self._pending, self._num_decoded)
+            if block.decoding is not None
+        ]
+        unfinished = [decoding.seconds for decoding in started if not decoding.is_finished]
         return (
-            self._num_finished < _DECODED_BLOCKS
-            and work < _WORK_SECONDS * self._context.num_decoders
+            len(started) - len(unfinished) < _DECODED_BLOCKS
+            and sum(unfinished) < _WORK_SECONDS * self._context.num_decoders
             and self._decode_next(Priority.SPARE)
         )
-
-    def _is_finished(self, number: int) -> bool:
-        """Returns whether all frames of a block are there."""
-        block = self._pending[number]
-        return self._is_ready(block, len(block))
 
     def _decode_next(self, priority: Priority) -> bool:
         """Starts decoding the next block; returns whether there was room for it."""
@@ -410,10 +404,9 @@ class ReadAhead:
             # Frames that were dropped since they were fetched are fetched again.
             self._frames.fetch(part.frames)
         coming = [[part.frames for part in block.parts] for block in blocks]
-        seconds = self._frames.decode(coming, number, priority=priority)
-        if seconds is None:
+        pending.decoding = self._frames.decode(coming, number, priority=priority)
+        if pending.decoding is None:
             return False
-        pending.decode_seconds = seconds
         self._num_decoded += 1
         return True
 

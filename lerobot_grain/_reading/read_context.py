@@ -1,5 +1,5 @@
-"""What the parts of a reader share: memory, threads, requests (`ReadContext`), and for each dataset
-that is read what is read of it (`ReadSource`).
+"""The parts that everything in a reader shares: memory, threads, requests (`ReadContext`), and for
+each dataset the things that are read of it (`ReadSource`).
 
 A stream has a context of its own, so closing one stream does not affect the others. A mixture has
 one context and a source for each of its components.
@@ -8,6 +8,7 @@ one context and a source for each of its components.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,7 +86,7 @@ class ReadContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ReadSource:
-    """What is read of one dataset.
+    """A dataset, and the things that are read of it.
 
     Attributes:
       number: among the sources of the stream.
@@ -94,6 +95,8 @@ class ReadSource:
       image_size: (height, width) that pictures are resized to, or `None`.
       needed_every_epoch: bool `(episodes,)`: of which episodes something is needed in every epoch,
         as far as is known. Small ones that lie side by side are fetched together.
+      pad_keys: feature key -> key of the mask of its window in examples, where that is not
+        `{key}_is_pad`.
       meter: counts what is read.
     """
 
@@ -102,4 +105,5 @@ class ReadSource:
     selection: FeatureSelection
     image_size: tuple[int, int] | None
     needed_every_epoch: npt.NDArray[np.bool_]
+    pad_keys: Mapping[str, str]
     meter: Meter

@@ -94,7 +94,7 @@ def sum_of(
     meters: Sequence[Meter], *, used_bytes: int, peak_bytes: int, budget_bytes: int
 ) -> ReadStatistics:
     """Returns what some meters, at least one, have counted together."""
-    # Of a storage that several datasets have in common once.
+    # A storage that several datasets have in common counts once.
     distinct = {id(meter.storage): meter for meter in meters}.values()
     fetched = StorageStatistics(
         *map(

@@ -26,6 +26,7 @@ Rules:
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -175,28 +176,50 @@ def small_mp4(video: VideoFormat, units: Sequence[CodedUnit]) -> bytes:
     composition = np.concatenate([unit.ranks for unit in units]) - (np.arange(len(sizes)) - starts)
     delay = int(-composition.min())
     composition += delay
-    count = len(sizes)
+    start, end = _around_sizes(video, len(sizes), composition.tobytes(), delay)
+    return b"".join(
+        [
+            start,
+            sizes.astype(">u4").tobytes(),
+            end,
+            struct.pack(">I4s", 8 + int(sizes.sum()), b"mdat"),
+            *(piece for unit in units for piece in unit.pieces),
+        ]
+    )
+
+
+# There are a few thousand small MP4s a second on a large host, of a few formats and lengths.
+@functools.lru_cache(maxsize=256)
+def _around_sizes(
+    video: VideoFormat, count: int, composition: bytes, delay: int
+) -> tuple[bytes, bytes]:
+    """Returns all of an MP4 before its media, in two parts: the sizes of its samples go between
+    them.
+
+    Args:
+      video: its format.
+      count: of samples.
+      composition: int64 `(count,)`: by how many pictures each is presented later than decoded.
+      delay: added to all of these.
+    """
+    offsets = np.frombuffer(composition, np.int64)
     timing = [_full_box("stts", struct.pack(">III", 1, count, TICKS_PER_FRAME))]
-    if composition.any():
+    if offsets.any():
         runs = np.ones((count, 2), ">u4")
-        runs[:, 1] = composition * TICKS_PER_FRAME
+        runs[:, 1] = offsets * TICKS_PER_FRAME
         timing.append(_full_box("ctts", struct.pack(">I", count) + runs.tobytes()))
     # Only the first picture is flagged as a key frame: torchcodec seeks, and so flushes its
     # decoder, whenever a wanted frame has another key frame than the one before it; here it is to
     # run straight through.
     timing.append(_full_box("stss", struct.pack(">II", 1, 1)))
-    sizes_box = _full_box("stsz", struct.pack(">II", 0, count) + sizes.astype(">u4").tobytes())
-    tables = b"".join([*timing, _full_box("stsc", struct.pack(">IIII", 1, 1, count, 1)), sizes_box])
+    timing.append(_full_box("stsc", struct.pack(">IIII", 1, 1, count, 1)))
+    sizes = _full_box("stsz", struct.pack(">II", 0, count) + bytes(4 * count))
+    tables = b"".join([*timing, sizes])
     # The length of moov does not depend on where the media begin.
     media_offset = len(_FTYP + _moov(video, tables, count=count, delay=delay, media_offset=0)) + 8
-    start = _FTYP + _moov(video, tables, count=count, delay=delay, media_offset=media_offset)
-    return b"".join(
-        [
-            start,
-            struct.pack(">I4s", 8 + int(sizes.sum()), b"mdat"),
-            *(piece for unit in units for piece in unit.pieces),
-        ]
-    )
+    whole = _FTYP + _moov(video, tables, count=count, delay=delay, media_offset=media_offset)
+    place = whole.rindex(sizes) + len(sizes) - 4 * count
+    return whole[:place], whole[place + 4 * count :]
 
 
 def _starts_and_lengths(units: Sequence[CodedUnit]) -> tuple[Integers, Integers]:

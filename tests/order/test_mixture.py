@@ -125,7 +125,7 @@ def test_the_most_components() -> None:
     "weight", [0, -1, math.nan, math.inf, True, "1", None, np.float64("nan"), [1]]
 )
 def test_weights_that_are_none(weight: object) -> None:
-    with pytest.raises(InvalidRequestError, match="the weight of 'b' is .*; expected a finite"):
+    with pytest.raises(InvalidRequestError, match=r"the weight of 'b' is .*; expected a finite"):
         shares_of({"a": 1, "b": weight})  # type: ignore[dict-item]
 
 

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lerobot_grain as lg
+from lerobot_grain._base.memory import _MAX_FREE, _MIN_BYTES, ArrayPool
 from lerobot_grain._reading.batches import Batch, join, num_examples, part_of, split
-from lerobot_grain._reading.memory import _MAX_FREE, _MIN_BYTES, ArrayPool
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, WrittenDataset, write_dataset
 
 TOP = "observation.images.top"

@@ -17,7 +17,7 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain._base.byte_ranges import ByteRange
-from lerobot_grain._reading.frames.video_files import open_video
+from lerobot_grain._reading.video_files import open_video
 from lerobot_grain.testing import Camera, Fault, LoopbackHub, read_barcodes, write_dataset
 from tests.support.streams import no_pauses
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lerobot_grain._base.errors import InvalidRequestError
+from lerobot_grain._base.memory import ArrayPool
 from lerobot_grain._datasets.mixtures.components import Component, MappedExamples
 from lerobot_grain._datasets.open_stream import Assembly
 from lerobot_grain._reading.batches import Batch, split
-from lerobot_grain._reading.memory import ArrayPool
 from lerobot_grain._reading.pending import Taken
 
 # From this size on, rows of an array are copied one by one: that costs less than indexing, which

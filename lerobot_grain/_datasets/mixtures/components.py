@@ -37,7 +37,7 @@ class Component:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the state of its stream holds but the position."""
+        """The state of its stream without the position."""
         state = self.order.__iter__().get_state()
         return {key: value for key, value in state.items() if key != "position"}
 

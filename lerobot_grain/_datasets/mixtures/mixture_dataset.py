@@ -40,7 +40,7 @@ class MixtureIterDataset(grain.IterDataset[Any]):
             {"arm": 3, "hand": 1},
         )
 
-    Of the 65,536 examples of a turn each component has exactly its share, in an order that is
+    Each component has exactly its share of the 65,536 examples of a turn, in an order that is
     shuffled anew for every turn. Each goes through its own rows in its own order, epoch after
     epoch. One reader serves all: memory, threads and the time to the first batch are those of one
     stream.
@@ -51,7 +51,7 @@ class MixtureIterDataset(grain.IterDataset[Any]):
 
     Args:
       components: by name, each a `LeRobotIterDataset`, or `.map` on one, without `num_epochs` and
-        `shard_options`. What comes out of them must have the same keys, shapes and dtypes.
+        `shard_options`. Their examples must have the same keys, shapes and dtypes.
       weights: by name, finite and > 0; they need not sum to 1. `None`: all are equal.
       seed: of the order in which components take turns, 0 <= seed < 2**64.
       num_examples: the mixture ends after this many, over all shards; `None`: it never does.
@@ -163,7 +163,7 @@ class MixtureIterator(ReadWindowsIterator):
 
 
 class _MixtureReading:
-    """What is read of a mixture, and with what."""
+    """Opens the reader of a mixture."""
 
     def __init__(
         self,
@@ -192,7 +192,6 @@ class _MixtureReading:
             context,
             sources,
             known_examples=self._known_examples(),
-            pad_keys=[each.pad_keys for each in readings],
         )
         return OpenStream(parent.get_state(), parent, ahead, MixtureAssembly(self._components))
 

@@ -135,8 +135,8 @@ class MixtureOrderIterator(grain.DatasetIterator[tuple[str, int]]):
 
 
 class _Place(NamedTuple):
-    """Where an iterator stands: the mixture and its order; elements handed out since `base`, so
-    that the position is base + handed_out * step.
+    """The place where an iterator stands: the mixture and its order, and the elements handed out
+    since `base`; so the position is base + handed_out * step.
     """
 
     state: MixtureState

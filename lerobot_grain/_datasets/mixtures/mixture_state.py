@@ -29,7 +29,7 @@ _ALLOW = "or say MixtureIterDataset(..., allow_changes=True) to go on with the o
 
 @dataclass(frozen=True, slots=True)
 class ComponentState:
-    """What a state holds of a component: see above."""
+    """The part of a state that belongs to a component: see above."""
 
     start: int
     share: int

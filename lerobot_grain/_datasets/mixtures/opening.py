@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from lerobot_grain._base.errors import InvalidRequestError, LeRobotGrainError
 from lerobot_grain._reading.daemon_pool import DaemonPool
+from lerobot_grain._reading.options import ReadOptions
 from lerobot_grain._repository.opening import open_repository
 from lerobot_grain._repository.repository import Repository
-from lerobot_grain._storage.options import StorageOptions
 
 # Opening one takes a Hub a handful of answers, one after the other.
 _OPENED_AT_ONCE = 16
@@ -23,7 +23,7 @@ def open_repositories(
     endpoint: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
-    storage_options: StorageOptions | None = None,
+    read_options: ReadOptions = ReadOptions(),  # noqa: B008 (a frozen value)
 ) -> dict[str, Repository]:
     """Opens many datasets, such as the components of a mixture, side by side.
 
@@ -31,7 +31,8 @@ def open_repositories(
       repositories: by a name of your choice, what `open_repository` takes.
       revisions: by name, the branch, tag or commit of those that are not to be opened at their
         default one.
-      endpoint, token, cache_dir, storage_options: as for `open_repository`, for all of them.
+      endpoint, token, cache_dir: as for `open_repository`, for all of them.
+      read_options: connections and timeouts; the rest does not count here.
 
     Returns:
       The opened repositories by name, in the same order.
@@ -51,7 +52,7 @@ def open_repositories(
         endpoint=endpoint,
         token=token,
         cache_dir=cache_dir,
-        storage_options=storage_options,
+        storage_options=read_options.storage,
     )
     with DaemonPool(_OPENED_AT_ONCE, "lerobot_grain open") as pool:
         opening = {

@@ -12,6 +12,8 @@ import enum
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,10 +33,10 @@ from lerobot_grain._video.decoder import load_decoder
 from lerobot_grain._video.depth import load_depth_decoder
 from lerobot_grain._video.video_file import VideoFile
 
-# Decode tasks are to take this long at least: each costs half a millisecond of Python, and opens a
-# decoder. And there are to be so many for each thread in a block that is decoded, so that none is
-# waited for by all.
-_MIN_TASK_SECONDS = 0.02
+# Decode tasks are to take this long at least: each costs some tenths of a millisecond of Python,
+# and opens a decoder. And there are to be so many for each thread in a block, so that no thread
+# waits long for another one.
+_MIN_TASK_SECONDS = 0.03
 _TASKS_PER_THREAD = 2
 # So much of a camera's frames is copied at a time.
 _COPIED_BYTES = 4 << 20
@@ -44,7 +46,7 @@ Entries = Mapping[str, Integers]
 
 
 class Priority(enum.Enum):
-    """What may be given up so that a block is decoded.
+    """Which things may be given up so that a block is decoded.
 
     Attributes:
       URGENT: it is handed out next: whatever is not needed for it, and the budget.
@@ -91,6 +93,26 @@ class FrameCopy(NamedTuple):
     frames: BlockFrames
     examples: slice
     out: Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(eq=False, slots=True)
+class Decoding:
+    """The decoding of what a block needed, when it was started.
+
+    Attributes:
+      seconds: about so long it takes on one core.
+      unfinished: the tasks, the last one first; those that are finished leave.
+    """
+
+    seconds: float
+    unfinished: list[Future[Any]]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all tasks have ended."""
+        while self.unfinished and self.unfinished[-1].done():
+            self.unfinished.pop()
+        return not self.unfinished
 
 
 # A camera of a source: its number, and the key of the camera.
@@ -179,7 +201,7 @@ class FrameReader:
         number: int,
         *,
         priority: Priority,
-    ) -> float | None:
+    ) -> Decoding | None:
         """Starts decoding what a block needs, whose coded bytes were asked for.
 
         Args:
@@ -188,8 +210,8 @@ class FrameReader:
           priority: what may be given up for it.
 
         Returns:
-          About how many seconds of a core it takes; `None` if it was not started, because the
-          budget is full of frames that are needed earlier.
+          The tasks that were started; `None` if none was, because the budget is full of frames
+          that are needed earlier.
         """
         wanted: dict[_CameraKey, list[DecodeCandidate]] = {}
         for source, block, all_entries, places in coming[number]:
@@ -222,11 +244,10 @@ class FrameReader:
             for key, items in wanted.items()
             for task in self._cameras[key].decode_tasks(items, task_seconds=task_seconds)
         ]
-        # What is needed first is decoded first, of all cameras.
-        for task in sorted(tasks, key=lambda task: task.first_use):
-            task.start()
+        # Frames that are needed first are decoded first, of all cameras.
+        started = [task.start() for task in sorted(tasks, key=lambda task: task.first_use)]
         self.peak_bytes = max(self.peak_bytes, self.used_bytes)
-        return seconds
+        return Decoding(seconds, started[::-1])
 
     def is_done(self, frames: BlockFrames, examples: slice) -> bool:
         """Returns whether `wait` would not wait."""

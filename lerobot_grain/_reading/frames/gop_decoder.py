@@ -54,7 +54,7 @@ _MAX_LATELY_DECODED = 100_000
 
 
 class _Decoded(NamedTuple):
-    """What a task found: slot -> what is wrong with its frame, and the seconds that decoding
+    """The result of a task: slot -> what is wrong with its frame, and the seconds that decoding
     took.
     """
 
@@ -77,11 +77,11 @@ class DecodeTask(NamedTuple):
 
     Attributes:
       first_use: number of the first example of the block that needs one of its frames.
-      start: starts it.
+      start: starts it, and returns its future.
     """
 
     first_use: int
-    start: Callable[[], None]
+    start: Callable[[], Future[Any]]
 
 
 @dataclass(eq=False, slots=True)
@@ -124,6 +124,35 @@ class _OpenDecoder:
     decoder: LongGopDecoder
     num_bytes: int
     next_frame: int  # of the file: where it goes on
+
+
+class _Counts:
+    """Counts GOPs that go through a decoder, and those that did so not long before.
+
+    Args:
+      meter: of the source.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+        self._lately_decoded: set[tuple[int, int]] = set()
+
+    def count(self, begun: Sequence[GopFrames], *, num_pictures: int) -> None:
+        """Counts GOPs, and pictures that pass through decoders."""
+        self.meter.count(
+            gops_decoded=len(begun),
+            gops_decoded_again=sum(map(self._was_decoded_lately, begun)),
+            pictures_decoded=num_pictures,
+        )
+
+    def _was_decoded_lately(self, gop: GopFrames) -> bool:
+        key = gop.file.number, gop.gop
+        if key in self._lately_decoded:
+            return True
+        if len(self._lately_decoded) >= _MAX_LATELY_DECODED:
+            self._lately_decoded.clear()
+        self._lately_decoded.add(key)
+        return False
 
 
 class _OpenDecoders:
@@ -189,7 +218,7 @@ class GopDecoder:
         fetcher: GopFetcher,
     ) -> None:
         self._context = context
-        self._meter = meter
+        self._counts = _Counts(meter)
         self._open_video = open_video
         self._demand = demand
         self._store = store
@@ -197,7 +226,6 @@ class GopDecoder:
         self._open = _OpenDecoders(context.budget.open_decoders)
         self._tasks: dict[int, _Task] = {}  # that were not waited for yet
         self._problems: dict[int, Exception] = {}  # by slot
-        self._lately_decoded: set[tuple[int, int]] = set()
         self._picture_seconds = math.prod(store.frames.shape[1:3]) * _SECONDS_PER_PIXEL
 
     @property
@@ -217,7 +245,6 @@ class GopDecoder:
           wanted: what to decode; from now on its frames have slots.
           task_seconds: about so long each task may take; less where it would hold too many frames.
         """
-        meter = self._meter
         tasks: list[DecodeTask] = []
         short: list[_ShortGop] = []
         begun: list[GopFrames] = []  # that go through a decoder from their start
@@ -237,12 +264,7 @@ class GopDecoder:
             if item.is_last:
                 self._open.close(key)
                 self._fetcher.release_bytes(key, coded)
-        num_again = sum(map(self._was_decoded_lately, begun))
-        meter.count(
-            gops_decoded=len(begun),
-            gops_decoded_again=num_again,
-            pictures_decoded=sum(each.num_pictures for each in short),
-        )
+        self._counts.count(begun, num_pictures=sum(each.num_pictures for each in short))
         most = max(_PICTURES_PER_TASK, _TASK_BYTES // self._store.frame_bytes)
         groups = decode_groups(
             [each.item.gop for each in short],
@@ -283,7 +305,7 @@ class GopDecoder:
         begin = gop.frames.item(0)
         end = gop.frames.item(-1) + 1
         num_pictures = end - (opened.next_frame if begin >= opened.next_frame else start)
-        self._meter.count(pictures_decoded=num_pictures)
+        self._counts.meter.count(pictures_decoded=num_pictures)
         opened.next_frame = end
         slots, number = self._take_slots(wanted.entries)
         decode = functools.partial(opened.decoder.decode, gop, self._store.frames, slots)
@@ -302,9 +324,10 @@ class GopDecoder:
     ) -> DecodeTask:
         """Returns the task with a number."""
 
-        def start() -> None:
+        def start() -> Future[Any]:
             decoded = self._context.decoders.submit(_timed, decode, coded)
             self._tasks[number] = _Task(decoded, coded, num_pictures)
+            return decoded
 
         return DecodeTask(first_use, start)
 
@@ -314,16 +337,6 @@ class GopDecoder:
         self._demand.slots[entries] = slots
         self._demand.is_requested[entries] = True
         return slots, number
-
-    def _was_decoded_lately(self, gop: GopFrames) -> bool:
-        """Returns whether a GOP that goes through a decoder did so before, and remembers it."""
-        key = gop.file.number, gop.gop
-        if key in self._lately_decoded:
-            return True
-        if len(self._lately_decoded) >= _MAX_LATELY_DECODED:
-            self._lately_decoded.clear()
-        self._lately_decoded.add(key)
-        return False
 
     def not_being_written(self, entries: Integers) -> Integers:
         """Returns those of the entries of frames with a slot that no task is writing, int64
@@ -350,7 +363,9 @@ class GopDecoder:
         for number in self._tasks.keys() & set(self._store.task_of[slots].tolist()):
             task = self._tasks.pop(number)
             is_fetched = task.decoded.done() or all(coded.payload.done() for coded in task.coded)
-            problems, seconds = self._meter.wait(task.decoded, "decode" if is_fetched else "fetch")
+            problems, seconds = self._counts.meter.wait(
+                task.decoded, "decode" if is_fetched else "fetch"
+            )
             self._picture_seconds += _NEWEST_PART * (
                 seconds / task.num_pictures - self._picture_seconds
             )

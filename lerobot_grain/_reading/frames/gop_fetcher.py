@@ -28,9 +28,9 @@ from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._reading.fetch_groups import episodes_fetched_together
 from lerobot_grain._reading.frames.decoding import PendingBytes
 from lerobot_grain._reading.frames.frame_store import FrameDemand
-from lerobot_grain._reading.frames.video_files import MAX_FETCH_BYTES, open_video
 from lerobot_grain._reading.future_cache import FutureCache
 from lerobot_grain._reading.read_context import ReadContext, ReadSource
+from lerobot_grain._reading.video_files import MAX_FETCH_BYTES, open_video
 from lerobot_grain._storage.base import Storage
 from lerobot_grain._video.video_file import VideoFile
 
@@ -171,12 +171,10 @@ class GopFetcher:
     ) -> None:
         self._context = context
         self._source = source
-        self._repository = source.repository
         self._camera = camera
         self._demand = demand
         self._frame_bytes = frame_bytes
         self._files = files
-        self._file_of_episode = source.repository.episodes.videos[camera].files.file_of_episode
         # number of a file -> `episodes_fetched_together`
         self._together: dict[int, dict[int, list[int]]] = {}
         self.gops: dict[GopKey, FetchedGop] = {}
@@ -190,7 +188,7 @@ class GopFetcher:
             FileKey(self._source.number, self._camera, number),
             lambda: self._context.fetchers.submit(
                 open_video,
-                self._repository,
+                self._source.repository,
                 self._camera,
                 number,
                 keep_bytes=self._context.budget.kept_video,
@@ -204,8 +202,9 @@ class GopFetcher:
           LeRobotGrainError: the file could not be opened, or does not hold the frames of the
             episode.
         """
-        episodes = self._repository.episodes
-        file = self._source.meter.wait(self.open(self._file_of_episode.item(episode)), "fetch")
+        episodes = self._source.repository.episodes
+        number = episodes.videos[self._camera].files.file_of_episode.item(episode)
+        file = self._source.meter.wait(self.open(number), "fetch")
         file.check(episode)
         first = file.first_frame(episode)
         length = episodes.lengths.item(episode)
@@ -273,7 +272,7 @@ class GopFetcher:
             self._together[file.number] = episodes_fetched_together(
                 file,
                 self._source.needed_every_epoch,
-                piece_bytes=self._repository.storage.options.cost_bytes,
+                piece_bytes=self._source.repository.storage.options.cost_bytes,
             )
         episodes = self._together[file.number][episode]
         if len(episodes) == 1:
@@ -307,7 +306,7 @@ class GopFetcher:
         if file.contents is None:
             coded = PendingBytes(
                 self._context.fetchers.submit(
-                    _read_range, self._repository.storage, file.path, wanted
+                    _read_range, self._source.repository.storage, file.path, wanted
                 ),
                 wanted.start,
             )

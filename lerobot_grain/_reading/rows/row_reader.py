@@ -135,6 +135,11 @@ class RowReader:
         self._together: dict[tuple[int, int], range] = {}
         self._unpacked_bytes: dict[tuple[int, int], int] = {}
 
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the row groups of all sources that are kept."""
+        return self._caches.used_bytes
+
     def announce(self, block: WindowBlock) -> None:
         """Asks for the footers of the files that a coming block will need."""
         if self._is_needed:
