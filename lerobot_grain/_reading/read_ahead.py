@@ -386,12 +386,23 @@ class ReadAhead:
             for block in itertools.islice(self._pending, self._num_decoded)
             if block.decoding is not None
         ]
-        unfinished = [decoding.seconds for decoding in started if not decoding.is_finished]
-        return (
-            len(started) - len(unfinished) < _DECODED_BLOCKS
-            and sum(unfinished) < _WORK_SECONDS * self._context.num_decoders
-            and self._decode_next(Priority.SPARE)
+        unfinished = [decoding for decoding in started if not decoding.is_finished]
+        missing_seconds = _WORK_SECONDS * self._context.num_decoders - sum(
+            decoding.seconds for decoding in unfinished
         )
+        if len(started) - len(unfinished) >= _DECODED_BLOCKS or missing_seconds <= 0:
+            return False
+        if self._decode_next(Priority.SPARE):
+            return True
+        if sum(len(each.unfinished) for each in unfinished) < self._context.num_decoders:
+            seconds = sum(decoding.seconds for decoding in started)
+            frame_bytes = sum(
+                self._example_bytes(part.frames) * len(part.frames.places)
+                for block in itertools.islice(self._pending, self._num_decoded)
+                for part in block.parts
+            )
+            self._context.note_shortage(int(frame_bytes * missing_seconds / max(seconds, 1e-6)))
+        return False
 
     def _decode_next(self, priority: Priority) -> bool:
         """Starts decoding the next block; returns whether there was room for it."""

@@ -7,6 +7,7 @@ one context and a source for each of its components.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,8 +23,15 @@ from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import FeatureSelection
 from lerobot_grain._storage.http.cancellation import CancelScope
 
+_LOGGER = logging.getLogger("lerobot_grain")
+
 # Threads that copy frames into batches: more would not be faster than memory.
 _MAX_COPIERS = 4
+# After so many times that threads had nothing to decode, since there was no memory for it, it is
+# said that the budget is too small: once or twice happens at the start.
+_TIMES_SHORT = 16
+# Sizes that are proposed are multiples of this.
+_PROPOSED_BYTES = 64 << 20
 
 
 class ReadContext:
@@ -60,6 +68,26 @@ class ReadContext:
         self.decoders = DaemonPool(self.num_decoders, "lerobot_grain decode", self.requests.enter)
         self.copiers = DaemonPool(min(_MAX_COPIERS, self.num_decoders), "lerobot_grain copy")
         self.large_fetchers: DaemonPool | None = None
+        self._times_short = 0
+
+    def note_shortage(self, missing_bytes: int) -> None:
+        """Notes that some of the decode threads had nothing to do, for lack of memory; says so in
+        the log when that happens again and again.
+
+        Args:
+          missing_bytes: of frames, with which all of them would have had work.
+        """
+        self._times_short += 1
+        if self._times_short == _TIMES_SHORT:
+            wanted = self.budget.total + MemoryBudget.total_for(missing_bytes)
+            _LOGGER.warning(
+                "the memory budget of %d MiB does not keep %d decode threads busy; "
+                "ReadOptions(memory_budget_bytes=%d << 20) would, or fewer threads with "
+                "num_decode_threads=",
+                self.budget.total >> 20,
+                self.num_decoders,
+                -(-wanted // _PROPOSED_BYTES) * _PROPOSED_BYTES >> 20,
+            )
 
     def start_large_fetchers(self, num_threads: int) -> None:
         """Makes the pool for large row groups."""

@@ -4,6 +4,7 @@ what is left behind.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -21,8 +22,9 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain._base.byte_ranges import ByteRange
-from lerobot_grain._reading.frames import gop_decoder, gop_fetcher
+from lerobot_grain._reading.frames import frame_reader, gop_decoder, gop_fetcher
 from lerobot_grain._reading.frames.decoding import LongGopDecoder
+from lerobot_grain._reading.read_context import ReadContext
 from lerobot_grain._repository.sample_tables import sample_table
 from lerobot_grain._storage.base import Storage
 from lerobot_grain.testing import Camera, WrittenDataset, read_barcodes, write_dataset
@@ -532,3 +534,81 @@ def test_everything_is_given_back_at_the_end_of_the_stream(
         assert sorted(camera.store._free.tolist()) == list(range(len(camera.store.frames)))
     assert len(single._stream._pulled) == 1
     iterator.close()
+
+
+# --- many threads --------------------------------------------------------------------------------
+
+
+def test_frames_that_are_needed_first_are_decoded_first_of_all_cameras(
+    written: WrittenDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks of all cameras are started in the order of their first use."""
+    started: list[tuple[int, int]] = []  # block, first use
+    original = frame_reader.FrameReader.decode
+
+    def decode(self: Any, coming: Any, number: int, **arguments: Any) -> Any:
+        block = len(started)
+
+        def note(task: Any) -> Any:
+            def start() -> Any:
+                started.append((block, task.first_use))
+                return task.start()
+
+            return task._replace(start=start)
+
+        tasks_of = gop_decoder.GopDecoder.tasks
+
+        def tasks(decoder: Any, wanted: Any, **given: Any) -> list[Any]:
+            return [note(task) for task in tasks_of(decoder, wanted, **given)]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(gop_decoder.GopDecoder, "tasks", tasks)
+            return original(self, coming, number, **arguments)
+
+    monkeypatch.setattr(frame_reader.FrameReader, "decode", decode)
+    # Small tasks: the more threads, the more of them.
+    options = lg.ReadOptions(num_decode_threads=64)
+    monkeypatch.setattr(gop_decoder, "_SECONDS_PER_PIXEL", 1.0)
+    with contextlib.closing(iter(read(written.directory, read_options=options))) as stream:
+        next(stream)
+    assert len({first_use for _, first_use in started}) > 8
+    assert started == sorted(started)
+
+
+def test_tasks_are_sized_by_time(written: WrittenDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slower pictures are, the fewer are decoded in a task, but never none."""
+    sizes: list[int] = []
+    original = gop_decoder.decode_groups
+
+    def decode_groups(gops: Any, *, max_pictures: int) -> Any:
+        sizes.append(max_pictures)
+        return original(gops, max_pictures=max_pictures)
+
+    monkeypatch.setattr(gop_decoder, "decode_groups", decode_groups)
+    found = []
+    for seconds in (1e-9, 1e-6, 1.0):
+        sizes.clear()
+        monkeypatch.setattr(gop_decoder, "_SECONDS_PER_PIXEL", seconds)
+        monkeypatch.setattr(gop_decoder, "_NEWEST_PART", 0.0)
+        options = lg.ReadOptions(num_decode_threads=64)
+        with contextlib.closing(iter(read(written.directory, read_options=options))) as stream:
+            next(stream)
+        found.append(max(sizes))
+    assert found[0] > 64 > found[1] >= found[2] >= 1
+
+
+def test_a_budget_that_is_too_small_for_the_threads_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    options = lg.ReadOptions(memory_budget_bytes=100 << 20, num_decode_threads=64)
+    context = ReadContext(options, num_cameras=1)
+    try:
+        for _ in range(100):
+            context.note_shortage(70 << 20)
+    finally:
+        context.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "the memory budget of 100 MiB does not keep 64 decode threads busy; "
+        "ReadOptions(memory_budget_bytes=192 << 20) would, or fewer threads with "
+        "num_decode_threads="
+    ]
