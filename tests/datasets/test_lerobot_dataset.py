@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 import lerobot_grain as lg
-from lerobot_grain._reading import memory
+from lerobot_grain._base import memory
 from lerobot_grain._video.decoder import load_decoder
 from lerobot_grain.testing import (
     EXTRA_FEATURES,

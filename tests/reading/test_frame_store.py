@@ -88,7 +88,7 @@ def test_known_frames_are_a_dict_of_rows(blocks: list[np.ndarray], ahead: int) -
 def test_the_next_use_is_the_first_coming_block(blocks: list[np.ndarray]) -> None:
     known = FrameDemand()
     coming = [known.add(rows) for rows in blocks]
-    found = known.next_uses(coming)
+    found = known.next_uses(list(enumerate(coming)))
     assert len(found) == len(known.uses)
     first: dict[int, int] = {}
     for number, entries in enumerate(coming):
@@ -124,7 +124,9 @@ def test_slots_of_a_store(steps: list[tuple[int, object]]) -> None:
     peak = 0
     for count, random in steps:
         if count <= 24 - len(used) and random.random() < 0.6:
-            slots = store.take(count)
+            slots, number = store.take(count)
+            assert number == store.num_tasks
+            assert (store.task_of[slots] == number).all()
             assert slots.dtype == np.int64
             assert len(set(slots.tolist())) == count
             assert not used & set(slots.tolist())
@@ -136,13 +138,13 @@ def test_slots_of_a_store(steps: list[tuple[int, object]]) -> None:
         peak = max(peak, len(used))
         assert used <= set(range(peak))
         assert (store.num_used, store.used_bytes) == (len(used), 18 * len(used))
-    assert sorted(store.take(24 - len(used)).tolist()) == sorted(set(range(24)) - used)
+    assert sorted(store.take(24 - len(used))[0].tolist()) == sorted(set(range(24)) - used)
 
 
 def test_a_new_store_gives_the_lowest_slots_in_their_order() -> None:
     store = FrameStore((2, 2, 3), np.uint8, 6)
-    assert store.take(2).tolist() == [0, 1]
-    assert store.take(3).tolist() == [2, 3, 4]
+    assert store.take(2)[0].tolist() == [0, 1]
+    assert store.take(3)[0].tolist() == [2, 3, 4]
     store.give_back(np.array([1, 3]))
-    assert set(store.take(2).tolist()) == {1, 3}
-    assert store.take(1).tolist() == [5]
+    assert set(store.take(2)[0].tolist()) == {1, 3}
+    assert store.take(1)[0].tolist() == [5]

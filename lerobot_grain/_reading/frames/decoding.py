@@ -8,6 +8,7 @@ MP4 (`decode_jobs`). The decoder of a long GOP stays open between tasks, under a
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
@@ -53,6 +54,12 @@ class PendingBytes:
 
     payload: Future[bytes]
     start: int
+
+    def wait(self) -> None:
+        """Waits until they are there, or cannot be had."""
+        # Not `concurrent.futures.wait`, which waits forever for one that a closed pool cancels.
+        with contextlib.suppress(Exception):
+            self.payload.result()
 
     def bytes_of(self, wanted: ByteRange) -> memoryview:
         """Returns the bytes of a range of the file; waits for them."""

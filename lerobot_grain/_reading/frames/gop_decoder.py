@@ -15,7 +15,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -389,7 +389,8 @@ class GopDecoder:
 
 def _timed(decode: Callable[[], dict[int, Exception]], coded: Sequence[PendingBytes]) -> _Decoded:
     """Decodes, once the coded bytes are there."""
-    wait([each.payload for each in coded])
+    for each in coded:
+        each.wait()
     start = time.perf_counter()
     problems = decode()
     return _Decoded(problems, time.perf_counter() - start)
