@@ -510,7 +510,7 @@ def test_everything_is_given_back_at_the_end_of_the_stream(
         camera._fetcher.kept_bytes for camera in frames._cameras.values()
     )
     for camera in frames._cameras.values():
-        assert (camera.coded_bytes, camera._decoder.decoder_bytes, camera.store.num_used) == (
+        assert (camera.coded_bytes, camera._gops.decoders.used_bytes, camera.store.num_used) == (
             0,
             0,
             0,

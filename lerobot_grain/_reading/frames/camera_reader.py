@@ -13,9 +13,6 @@ Rules:
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
@@ -23,15 +20,14 @@ from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import LeRobotGrainError
 from lerobot_grain._format.info import Feature
 from lerobot_grain._order.windows import WindowBlock
+from lerobot_grain._reading.frames.camera_gops import CameraGops, DecodeCounts, OpenDecoders
 from lerobot_grain._reading.frames.decoding import GopFrames
 from lerobot_grain._reading.frames.frame_store import FAILED, NO_SLOT, FrameDemand, FrameStore
-from lerobot_grain._reading.frames.gop_decoder import DecodeCandidate, DecodeTask, GopDecoder
+from lerobot_grain._reading.frames.gop_decoder import DecodeCandidate, GopDecoder
 from lerobot_grain._reading.frames.gop_fetcher import FileKey, GopFetcher
 from lerobot_grain._reading.future_cache import FutureCache
 from lerobot_grain._reading.read_context import ReadContext, ReadSource
-from lerobot_grain._video.decoder import Frames, OpenVideo
-from lerobot_grain._video.depth import DepthDecoder
-from lerobot_grain._video.rgb import RgbDecoder
+from lerobot_grain._video.decoder import Frames
 from lerobot_grain._video.video_file import VideoFile
 
 
@@ -42,6 +38,7 @@ class CameraReader:
       context: of the stream; the caller keeps to the budget of all cameras together.
       source: of the camera.
       feature: the camera.
+      decoder: of frames of its shape, which are made as those of this camera.
       store: memory for frames of its shape.
       files: of all cameras.
     """
@@ -52,6 +49,7 @@ class CameraReader:
         source: ReadSource,
         feature: Feature,
         *,
+        decoder: GopDecoder,
         store: FrameStore,
         files: FutureCache[FileKey, VideoFile],
     ) -> None:
@@ -69,13 +67,12 @@ class CameraReader:
             frame_bytes=self.store.frame_bytes,
             files=files,
         )
-        self._decoder = GopDecoder(
-            context,
-            source.meter,
-            _decoder_of(feature, source.image_size),
-            demand=self.demand,
-            store=self.store,
-            fetcher=self._fetcher,
+        self.decoder = decoder
+        self._gops = CameraGops(
+            self.demand,
+            self._fetcher,
+            DecodeCounts(source.meter),
+            OpenDecoders(context.budget.open_decoders),
         )
         self._problems_of_entries: dict[int, Exception] = {}
 
@@ -87,7 +84,7 @@ class CameraReader:
     @property
     def used_bytes(self) -> int:
         """Coded bytes and open decoders; frames are counted by the store."""
-        return self._fetcher.coded_bytes + self._fetcher.kept_bytes + self._decoder.decoder_bytes
+        return self._fetcher.coded_bytes + self._fetcher.kept_bytes + self._gops.decoders.used_bytes
 
     def announce(self, block: WindowBlock) -> Integers:
         """Counts the frames that a block needs; returns their entries, int64 `(examples, time)`.
@@ -208,6 +205,7 @@ class CameraReader:
             part = slice(begin, end)
             wanted.append(
                 DecodeCandidate(
+                    self._gops,
                     GopFrames(file, episode, gop, candidates[part]),
                     entries[part],
                     now[part],
@@ -217,27 +215,17 @@ class CameraReader:
             )
         return wanted
 
-    def seconds_of(self, wanted: Sequence[DecodeCandidate]) -> float:
-        """Returns about how long decoding takes, on one core."""
-        return self._decoder.seconds_of(wanted)
-
-    def decode_tasks(
-        self, wanted: Sequence[DecodeCandidate], *, task_seconds: float
-    ) -> list[DecodeTask]:
-        """Returns the tasks that decode something, all of which must be started
-        (`GopDecoder.tasks`).
-        """
-        return self._decoder.tasks(wanted, task_seconds=task_seconds)
-
     # Dropping
 
     def droppable(self) -> Integers:
         """Returns the entries of decoded frames that no task is writing, int64 `(n,)`."""
-        return self._decoder.not_being_written(np.flatnonzero(self.demand.slots >= 0))
+        decoded = np.flatnonzero(self.demand.slots >= 0)
+        slots = self.demand.slots[decoded].astype(np.int64)
+        return decoded[self.decoder.not_being_written(slots)]
 
     def drop(self, entries: Integers) -> None:
         """Forgets decoded frames; they are fetched and decoded again when they are needed."""
-        self._decoder.give_back(self.demand.slots[entries].astype(np.int64))
+        self.decoder.give_back(self.demand.slots[entries].astype(np.int64))
         self.demand.slots[entries] = NO_SLOT
         self.demand.is_requested[entries] = False
 
@@ -246,7 +234,7 @@ class CameraReader:
     def is_done(self, entries: Integers) -> bool:
         """Returns whether `wait` would not wait, entries int64 `(examples, time)`."""
         slots = self.demand.slots[entries]
-        return self._decoder.is_done(slots[slots >= 0])
+        return self.decoder.is_done(slots[slots >= 0])
 
     def wait(self, entries: Integers) -> tuple[int, Exception] | None:
         """Waits for the frames of examples, entries int64 `(examples, time)`.
@@ -255,7 +243,7 @@ class CameraReader:
           `None`, or the first example that cannot be had, and why.
         """
         slots = self.demand.slots[entries]
-        problems = self._decoder.wait(slots[slots >= 0])
+        problems = self.decoder.wait(slots[slots >= 0], self._meter)
         if problems or self._problems_of_entries:
             for example, window in enumerate(zip(entries.tolist(), slots.tolist(), strict=True)):
                 for entry, slot in zip(*window, strict=True):
@@ -285,7 +273,7 @@ class CameraReader:
     def release(self, entries: Integers) -> None:
         """Counts a use of each of the frames; those that are needed no more go."""
         self._meter.count(frames_handed_out=entries.size)
-        self._decoder.give_back(self.demand.use(entries.reshape(-1)))
+        self.decoder.give_back(self.demand.use(entries.reshape(-1)))
 
     # Windows
 
@@ -294,10 +282,3 @@ class CameraReader:
         consist of.
         """
         return block.frames.get(self._camera, block.anchor_frames[:, None])
-
-
-def _decoder_of(feature: Feature, image_size: tuple[int, int] | None) -> OpenVideo:
-    """Returns what opens small MP4s of a camera."""
-    if feature.depth is None:
-        return functools.partial(RgbDecoder, image_size=image_size)
-    return functools.partial(DepthDecoder, depth=feature.depth, image_size=image_size)

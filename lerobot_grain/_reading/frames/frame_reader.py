@@ -20,17 +20,19 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.arrays import Integers
+from lerobot_grain._format.features import Depth
 from lerobot_grain._format.info import Feature
 from lerobot_grain._order.windows import WindowBlock
 from lerobot_grain._reading.frames.camera_reader import CameraReader
 from lerobot_grain._reading.frames.eviction import frames_that_stay
 from lerobot_grain._reading.frames.frame_store import FrameStore
-from lerobot_grain._reading.frames.gop_decoder import DecodeCandidate
+from lerobot_grain._reading.frames.gop_decoder import DecodeCandidate, GopDecoder
 from lerobot_grain._reading.frames.gop_fetcher import FileKey
 from lerobot_grain._reading.future_cache import FutureCache
 from lerobot_grain._reading.read_context import ReadContext, ReadSource
-from lerobot_grain._video.decoder import load_decoder
-from lerobot_grain._video.depth import load_depth_decoder
+from lerobot_grain._video.decoder import OpenVideo, load_decoder
+from lerobot_grain._video.depth import DepthDecoder, load_depth_decoder
+from lerobot_grain._video.rgb import RgbDecoder
 from lerobot_grain._video.video_file import VideoFile
 
 # Decode tasks are to take this long at least: each costs some tenths of a millisecond of Python,
@@ -115,6 +117,14 @@ class Decoding:
         return not self.unfinished
 
 
+class _DecoderKey(NamedTuple):
+    """Cameras for which this is the same have frames of one shape, made in one way."""
+
+    shape: tuple[int, ...]
+    depth: Depth | None
+    image_size: tuple[int, int] | None
+
+
 # A camera of a source: its number, and the key of the camera.
 _CameraKey = tuple[int, str]
 
@@ -134,11 +144,13 @@ class FrameReader:
             limit=context.budget.video_files, size=lambda file: file.nbytes
         )
         self._stores: dict[tuple[tuple[int, int, int], np.dtype[Any]], FrameStore] = {}
+        self._decoders: dict[_DecoderKey, GopDecoder] = {}
         self._cameras = {
             (source.number, feature.key): CameraReader(
                 context,
                 source,
                 feature,
+                decoder=self._decoder(feature, source.image_size),
                 store=self._store(feature, source.image_size),
                 files=self._files,
             )
@@ -160,6 +172,20 @@ class FrameReader:
             capacity = self._context.budget.num_slots(math.prod(shape) * dtype.itemsize)
             self._stores[shape, dtype] = FrameStore(shape, dtype, capacity)
         return self._stores[shape, dtype]
+
+    def _decoder(self, feature: Feature, image_size: tuple[int, int] | None) -> GopDecoder:
+        """Returns the decoder of a camera, which those of equal frames share."""
+        store = self._store(feature, image_size)
+        key = _DecoderKey(store.frames.shape[1:], feature.depth, image_size)
+        if key not in self._decoders:
+            if feature.depth is None:
+                open_video: OpenVideo = functools.partial(RgbDecoder, image_size=image_size)
+            else:
+                open_video = functools.partial(
+                    DepthDecoder, depth=feature.depth, image_size=image_size
+                )
+            self._decoders[key] = GopDecoder(self._context, open_video, store)
+        return self._decoders[key]
 
     @property
     def used_bytes(self) -> int:
@@ -235,14 +261,17 @@ class FrameReader:
             if chosen is None:
                 return None
             wanted = chosen
-        seconds = sum(self._cameras[key].seconds_of(items) for key, items in wanted.items())
+        by_decoder: dict[GopDecoder, list[DecodeCandidate]] = {}
+        for key, items in wanted.items():
+            by_decoder.setdefault(self._cameras[key].decoder, []).extend(items)
+        seconds = sum(decoder.seconds_of(items) for decoder, items in by_decoder.items())
         task_seconds = max(
             _MIN_TASK_SECONDS, seconds / self._context.num_decoders / _TASKS_PER_THREAD
         )
         tasks = [
             task
-            for key, items in wanted.items()
-            for task in self._cameras[key].decode_tasks(items, task_seconds=task_seconds)
+            for decoder, items in by_decoder.items()
+            for task in decoder.tasks(items, task_seconds=task_seconds)
         ]
         # Frames that are needed first are decoded first, of all cameras.
         started = [task.start() for task in sorted(tasks, key=lambda task: task.first_use)]

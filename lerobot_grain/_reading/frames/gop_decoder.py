@@ -1,5 +1,6 @@
-"""Makes the decode tasks of one camera, and holds what belongs to them: which slot a task writes,
-what failed, open decoders, and how long a picture takes.
+"""Makes decode tasks, and holds what belongs to them: which slot a task writes, what failed, and
+how long a picture takes. Cameras whose frames have one shape and are made in one way have a decoder
+in common, whatever dataset they are of: so a task has enough to decode where many are mixed.
 
 * Short GOPs, of any episodes and files, are decoded in groups: one small MP4 for many.
 * A long GOP would fill the budget with frames that are needed much later. It is decoded in pieces:
@@ -13,16 +14,16 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.arrays import Integers
+from lerobot_grain._reading.frames.camera_gops import CameraGops, OpenDecoder, decoder_bytes
 from lerobot_grain._reading.frames.decoding import (
     DecodeJob,
     GopFrames,
@@ -31,8 +32,8 @@ from lerobot_grain._reading.frames.decoding import (
     decode_groups,
     decode_jobs,
 )
-from lerobot_grain._reading.frames.frame_store import FrameDemand, FrameStore
-from lerobot_grain._reading.frames.gop_fetcher import GopFetcher, GopKey
+from lerobot_grain._reading.frames.frame_store import FrameStore
+from lerobot_grain._reading.frames.gop_fetcher import GopKey
 from lerobot_grain._reading.read_context import ReadContext
 from lerobot_grain._reading.read_statistics import Meter
 from lerobot_grain._video.decoder import OpenVideo
@@ -46,11 +47,6 @@ _TASK_BYTES = 8 << 20
 _SECONDS_PER_PIXEL = 13e-9
 # How much of that figure each task that has ended decides.
 _NEWEST_PART = 0.1
-# Memory that an open decoder holds, in pictures of 12 bits a pixel: 5 MB at 640x480 (measured with
-# 64 of them).
-_PICTURES_OF_DECODER = 12
-# GOPs that are remembered to count those that are decoded again; only a figure of the statistics.
-_MAX_LATELY_DECODED = 100_000
 
 
 class _Decoded(NamedTuple):
@@ -89,6 +85,7 @@ class DecodeCandidate:
     """Frames that are to be decoded of a GOP.
 
     Attributes:
+      camera: whose GOP.
       gop: which, with the frames.
       entries: int64 `(n,)`, of the frames.
       is_now: bool `(n,)`: whether the block that is decoded next needs the frame.
@@ -96,6 +93,7 @@ class DecodeCandidate:
       is_last: whether no other frame of the GOP is known to be needed.
     """
 
+    camera: CameraGops
     gop: GopFrames
     entries: Integers
     is_now: npt.NDArray[np.bool_]
@@ -104,9 +102,13 @@ class DecodeCandidate:
 
     def only(self, keep: npt.NDArray[np.bool_]) -> DecodeCandidate:
         """Returns this for a part of its frames."""
-        gop = self.gop._replace(frames=self.gop.frames[keep])
-        is_last = self.is_last and bool(keep.all())
-        return DecodeCandidate(gop, self.entries[keep], self.is_now[keep], self.first_use, is_last)
+        return replace(
+            self,
+            gop=self.gop._replace(frames=self.gop.frames[keep]),
+            entries=self.entries[keep],
+            is_now=self.is_now[keep],
+            is_last=self.is_last and bool(keep.all()),
+        )
 
 
 class _ShortGop(NamedTuple):
@@ -117,121 +119,22 @@ class _ShortGop(NamedTuple):
     num_pictures: int
 
 
-@dataclass(eq=False, slots=True)
-class _OpenDecoder:
-    """The decoder of a long GOP, which stays open between its pieces."""
-
-    decoder: LongGopDecoder
-    num_bytes: int
-    next_frame: int  # of the file: where it goes on
-
-
-class _Counts:
-    """Counts GOPs that go through a decoder, and those that did so not long before.
-
-    Args:
-      meter: of the source.
-    """
-
-    def __init__(self, meter: Meter) -> None:
-        self.meter = meter
-        self._lately_decoded: set[tuple[int, int]] = set()
-
-    def count(self, begun: Sequence[GopFrames], *, num_pictures: int) -> None:
-        """Counts GOPs, and pictures that pass through decoders."""
-        self.meter.count(
-            gops_decoded=len(begun),
-            gops_decoded_again=sum(map(self._was_decoded_lately, begun)),
-            pictures_decoded=num_pictures,
-        )
-
-    def _was_decoded_lately(self, gop: GopFrames) -> bool:
-        key = gop.file.number, gop.gop
-        if key in self._lately_decoded:
-            return True
-        if len(self._lately_decoded) >= _MAX_LATELY_DECODED:
-            self._lately_decoded.clear()
-        self._lately_decoded.add(key)
-        return False
-
-
-class _OpenDecoders:
-    """The open decoders of a camera.
-
-    Args:
-      limit: on the sum of their bytes.
-
-    Attributes:
-      used_bytes: the sum.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._by_gop: OrderedDict[GopKey, _OpenDecoder] = OrderedDict()  # least recently used first
-        self.used_bytes = 0
-
-    def find(self, key: GopKey) -> _OpenDecoder | None:
-        """Returns the decoder of a GOP, if it is open."""
-        found = self._by_gop.get(key)
-        if found is not None:
-            self._by_gop.move_to_end(key)
-        return found
-
-    def add(self, key: GopKey, opened: _OpenDecoder) -> None:
-        """Keeps a decoder, and gives up the least recently used ones while all of them hold more
-        than they may; their GOPs begin anew when needed.
-
-        A decoder goes when the pieces that were asked of it are done.
-        """
-        while self._by_gop and self.used_bytes + opened.num_bytes > self._limit:
-            _, oldest = self._by_gop.popitem(last=False)
-            self.used_bytes -= oldest.num_bytes
-        self.used_bytes += opened.num_bytes
-        self._by_gop[key] = opened
-
-    def close(self, key: GopKey) -> None:
-        """Gives up the decoder of a GOP, if it is open."""
-        if (closed := self._by_gop.pop(key, None)) is not None:
-            self.used_bytes -= closed.num_bytes
-
-
 class GopDecoder:
-    """Decodes GOPs of one camera.
+    """Decodes GOPs of cameras whose frames have one shape and are made in one way.
 
     Args:
       context: of the stream.
-      meter: of the source.
-      open_video: the decoder of the camera.
-      demand: which frames are needed; slots are marked there.
+      open_video: the decoder of the cameras.
       store: memory for frames.
-      fetcher: has the coded bytes.
     """
 
-    def __init__(
-        self,
-        context: ReadContext,
-        meter: Meter,
-        open_video: OpenVideo,
-        *,
-        demand: FrameDemand,
-        store: FrameStore,
-        fetcher: GopFetcher,
-    ) -> None:
-        self._context = context
-        self._counts = _Counts(meter)
+    def __init__(self, context: ReadContext, open_video: OpenVideo, store: FrameStore) -> None:
+        self._pool = context.decoders
         self._open_video = open_video
-        self._demand = demand
         self._store = store
-        self._fetcher = fetcher
-        self._open = _OpenDecoders(context.budget.open_decoders)
         self._tasks: dict[int, _Task] = {}  # that were not waited for yet
         self._problems: dict[int, Exception] = {}  # by slot
         self._picture_seconds = math.prod(store.frames.shape[1:3]) * _SECONDS_PER_PIXEL
-
-    @property
-    def decoder_bytes(self) -> int:
-        """Bytes of the open decoders."""
-        return self._open.used_bytes
 
     def seconds_of(self, wanted: Sequence[DecodeCandidate]) -> float:
         """Returns about how long decoding takes, on one core."""
@@ -247,24 +150,20 @@ class GopDecoder:
         """
         tasks: list[DecodeTask] = []
         short: list[_ShortGop] = []
-        begun: list[GopFrames] = []  # that go through a decoder from their start
         for item in sorted(wanted, key=lambda item: item.first_use):
             gop = item.gop
+            camera = item.camera
             key = gop.file.number, gop.episode, gop.gop
-            coded = self._fetcher.gops[key]
+            coded = camera.fetcher.gops[key]
             if not coded.is_long:
                 num_pictures = gop.file.num_pictures(gop.gop, gop.frames)
                 short.append(_ShortGop(item, coded.run.coded, num_pictures))
-                begun.append(gop)
+                camera.counts.count(gop, num_pictures=num_pictures)
             else:
-                task, is_begun = self._piece(key, coded.run.coded, item)
-                tasks.append(task)
-                if is_begun:
-                    begun.append(gop)
+                tasks.append(self._piece(key, coded.run.coded, item))
             if item.is_last:
-                self._open.close(key)
-                self._fetcher.release_bytes(key, coded)
-        self._counts.count(begun, num_pictures=sum(each.num_pictures for each in short))
+                camera.decoders.close(key)
+                camera.fetcher.release_bytes(key, coded)
         most = max(_PICTURES_PER_TASK, _TASK_BYTES // self._store.frame_bytes)
         groups = decode_groups(
             [each.item.gop for each in short],
@@ -274,11 +173,12 @@ class GopDecoder:
 
     def _group(self, gops: Sequence[_ShortGop]) -> DecodeTask:
         """Returns the task that decodes short GOPs that one small MP4 can hold."""
-        slots, number = self._take_slots(np.concatenate([each.item.entries for each in gops]))
+        slots, number = self._store.take(sum(len(each.item.entries) for each in gops))
         jobs = []
         begin = 0
         for item, coded, _ in gops:
             end = begin + len(item.entries)
+            _mark(item, slots[begin:end])
             jobs.append(DecodeJob(item.gop, coded, slots[begin:end]))
             begin = end
         return self._task(
@@ -289,29 +189,30 @@ class GopDecoder:
             first_use=gops[0].item.first_use,
         )
 
-    def _piece(
-        self, key: GopKey, coded: PendingBytes, wanted: DecodeCandidate
-    ) -> tuple[DecodeTask, bool]:
-        """Returns the task that decodes the next piece of a long GOP, and whether a decoder is
-        opened for it.
-        """
+    def _piece(self, key: GopKey, coded: PendingBytes, wanted: DecodeCandidate) -> DecodeTask:
+        """Returns the task that decodes the next piece of a long GOP."""
         gop = wanted.gop
+        counts = wanted.camera.counts
         start = gop.file.frames_of(gop.gop).start
-        opened = self._open.find(key)
-        if is_new := opened is None:
-            decoder = LongGopDecoder(coded, self._open_video)
-            opened = _OpenDecoder(decoder, _decoder_bytes(gop), next_frame=start)
-            self._open.add(key, opened)
+        opened = wanted.camera.decoders.find(key)
         begin = gop.frames.item(0)
         end = gop.frames.item(-1) + 1
-        num_pictures = end - (opened.next_frame if begin >= opened.next_frame else start)
-        self._counts.meter.count(pictures_decoded=num_pictures)
+        if opened is None:
+            decoder = LongGopDecoder(coded, self._open_video)
+            opened = OpenDecoder(decoder, decoder_bytes(gop), next_frame=start)
+            wanted.camera.decoders.add(key, opened)
+            num_pictures = end - start
+            counts.count(gop, num_pictures=num_pictures)
+        else:
+            num_pictures = end - (opened.next_frame if begin >= opened.next_frame else start)
+            counts.meter.count(pictures_decoded=num_pictures)
         opened.next_frame = end
-        slots, number = self._take_slots(wanted.entries)
+        slots, number = self._store.take(len(wanted.entries))
+        _mark(wanted, slots)
         decode = functools.partial(opened.decoder.decode, gop, self._store.frames, slots)
         return self._task(
             number, decode, [coded], num_pictures=num_pictures, first_use=wanted.first_use
-        ), is_new
+        )
 
     def _task(
         self,
@@ -325,29 +226,16 @@ class GopDecoder:
         """Returns the task with a number."""
 
         def start() -> Future[Any]:
-            decoded = self._context.decoders.submit(_timed, decode, coded)
+            decoded = self._pool.submit(_timed, decode, coded)
             self._tasks[number] = _Task(decoded, coded, num_pictures)
             return decoded
 
         return DecodeTask(first_use, start)
 
-    def _take_slots(self, entries: Integers) -> tuple[Integers, int]:
-        """Returns slots for frames that the next task is to decode, and its number."""
-        slots, number = self._store.take(len(entries))
-        self._demand.slots[entries] = slots
-        self._demand.is_requested[entries] = True
-        return slots, number
-
-    def not_being_written(self, entries: Integers) -> Integers:
-        """Returns those of the entries of frames with a slot that no task is writing, int64
-        `(n,)`.
-        """
+    def not_being_written(self, slots: Integers) -> npt.NDArray[np.bool_]:
+        """Returns of slots, int64 `(n,)`, whether no task is writing them, bool `(n,)`."""
         running = [number for number, task in self._tasks.items() if not task.decoded.done()]
-        return (
-            entries[~np.isin(self._store.task_of[self._demand.slots[entries]], running)]
-            if running
-            else entries
-        )
+        return ~np.isin(self._store.task_of[slots], running)
 
     def is_done(self, slots: npt.NDArray[np.integer[Any]]) -> bool:
         """Returns whether the tasks that write slots, `(n,)`, have ended."""
@@ -356,16 +244,16 @@ class GopDecoder:
             for number in self._tasks.keys() & set(self._store.task_of[slots].tolist())
         )
 
-    def wait(self, slots: npt.NDArray[np.integer[Any]]) -> dict[int, Exception]:
-        """Waits for the tasks that write slots, `(n,)`; returns slot -> what is wrong with its
-        frame, for all where something is.
+    def wait(self, slots: npt.NDArray[np.integer[Any]], meter: Meter) -> dict[int, Exception]:
+        """Waits for the tasks that write slots, `(n,)`, and counts the time.
+
+        Returns:
+          Slot -> what is wrong with its frame, for all where something is.
         """
         for number in self._tasks.keys() & set(self._store.task_of[slots].tolist()):
             task = self._tasks.pop(number)
             is_fetched = task.decoded.done() or all(coded.payload.done() for coded in task.coded)
-            problems, seconds = self._counts.meter.wait(
-                task.decoded, "decode" if is_fetched else "fetch"
-            )
+            problems, seconds = meter.wait(task.decoded, "decode" if is_fetched else "fetch")
             self._picture_seconds += _NEWEST_PART * (
                 seconds / task.num_pictures - self._picture_seconds
             )
@@ -387,6 +275,12 @@ class GopDecoder:
         self._store.give_back(slots)
 
 
+def _mark(item: DecodeCandidate, slots: Integers) -> None:
+    """Notes in which slots frames will be."""
+    item.camera.demand.slots[item.entries] = slots
+    item.camera.demand.is_requested[item.entries] = True
+
+
 def _timed(decode: Callable[[], dict[int, Exception]], coded: Sequence[PendingBytes]) -> _Decoded:
     """Decodes, once the coded bytes are there."""
     for each in coded:
@@ -394,9 +288,3 @@ def _timed(decode: Callable[[], dict[int, Exception]], coded: Sequence[PendingBy
     start = time.perf_counter()
     problems = decode()
     return _Decoded(problems, time.perf_counter() - start)
-
-
-def _decoder_bytes(gop: GopFrames) -> int:
-    """Returns the bytes that an open decoder of a GOP is counted as."""
-    size = gop.file.table.format
-    return size.height * size.width * 3 // 2 * _PICTURES_OF_DECODER
