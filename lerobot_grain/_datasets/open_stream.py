@@ -18,14 +18,14 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._datasets.delta_timestamps import StateAfter
 from lerobot_grain._reading.batches import Batch, Example, join, num_examples, split
-from lerobot_grain._reading.pending import SourceBlock, Taken
+from lerobot_grain._reading.pending import SourceBlock, TakenTogether
 from lerobot_grain._reading.read_ahead import ReadAhead
 from lerobot_grain._reading.read_statistics import ReadStatistics
 
@@ -71,7 +71,7 @@ class Blocks(Protocol):
 class Assembly(Protocol):
     """How examples of all sources are put together."""
 
-    def examples(self, taken: Sequence[Taken]) -> list[Any]:
+    def examples(self, taken: TakenTogether) -> list[Any]:
         """Returns examples that were taken together, in their order, not finished."""
 
     def finished(self, example: Any) -> Any:
@@ -80,15 +80,15 @@ class Assembly(Protocol):
     def source_of(self, example: Any) -> int:
         """Returns the number of the source of one of them."""
 
-    def batch(self, taken: Sequence[Taken]) -> Batch:
+    def batch(self, taken: TakenTogether) -> Batch:
         """Returns the same as a batch."""
 
 
 class OneSource(Assembly):
     """Examples that all come from one source."""
 
-    def examples(self, taken: Sequence[Taken]) -> list[Example]:
-        return split(taken[0].batch)
+    def examples(self, taken: TakenTogether) -> list[Example]:
+        return split(self.batch(taken))
 
     def finished(self, example: Example) -> Example:
         return example
@@ -97,8 +97,8 @@ class OneSource(Assembly):
         del example
         return 0
 
-    def batch(self, taken: Sequence[Taken]) -> Batch:
-        return taken[0].batch
+    def batch(self, taken: TakenTogether) -> Batch:
+        return {**taken.parts[0].batch, **taken.frames}
 
 
 class _Block(NamedTuple):

@@ -4,7 +4,7 @@ they come from. Only bookkeeping: `_reading/read_ahead` does the work.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -37,13 +37,54 @@ class Taken(NamedTuple):
 
     Attributes:
       source: its number.
-      batch: of them.
+      batch: of them, without the frames that all sources have in common.
       places: int64 `(examples,)`, ascending: of its examples among all that were taken together.
     """
 
     source: int
     batch: Batch
     places: Integers
+
+
+class TakenTogether(NamedTuple):
+    """Examples that were taken together.
+
+    Attributes:
+      parts: of each source that has some of them, in the order of the numbers of the sources.
+      frames: camera -> frames of all examples, `(examples, ...)`, if those of all sources have one
+        form; else empty, and each part has its own.
+    """
+
+    parts: Sequence[Taken]
+    frames: Mapping[str, npt.NDArray[Any]]
+
+
+class Announced(NamedTuple):
+    """A block that was asked for, of one source.
+
+    Attributes:
+      frames: that it needs.
+      mask_keys: feature key -> key of the mask of its window in examples.
+    """
+
+    frames: BlockFrames
+    mask_keys: Mapping[str, str]
+
+    def part(self, start: int, stop: int) -> PendingPart | None:
+        """Returns the part of it for the examples from `start` to `stop` of the block; `None` if
+        there is none.
+        """
+        source, block, entries, places = self.frames
+        first, last = np.searchsorted(places, (start, stop)).tolist()
+        if first == last:
+            return None
+        members = slice(first, last)
+        block = block[members]
+        entries = {key: each[members] for key, each in entries.items()}
+        return PendingPart(
+            BlockFrames(source, block, entries, places[members] - start),
+            {self.mask_keys[feature]: mask for feature, mask in block.is_pad.items()},
+        )
 
 
 @dataclass(eq=False, slots=True)
@@ -63,47 +104,121 @@ class PendingPart:
         return slice(start, stop)
 
 
-@dataclass(eq=False, slots=True)
 class PendingBlock:
-    """A block that was asked for, and not taken to its end yet."""
+    """Examples that were asked for, and not taken to the last one yet.
 
-    parts: Sequence[PendingPart]
-    length: int
-    num_taken: int = 0
-    decoding: Decoding | None = None
+    Args:
+      announced: the block that they belong to, by source.
+      start, stop: which of its examples they are.
+
+    Attributes:
+      length: how many there are.
+      num_taken: how many of them were taken.
+      decoding: of their frames, once it was started.
+    """
+
+    def __init__(self, announced: Sequence[Announced], start: int, stop: int) -> None:
+        self.length = stop - start
+        self.num_taken = 0
+        self.decoding: Decoding | None = None
+        self._announced = announced
+        self._start = start
+        self._parts: list[PendingPart] | None = None
 
     def __len__(self) -> int:
         return self.length - self.num_taken
 
+    @property
+    def parts(self) -> list[PendingPart]:
+        """By source; made when they are needed first, since many blocks are known far ahead."""
+        if self._parts is None:
+            stop = self._start + self.length
+            found = [each.part(self._start, stop) for each in self._announced]
+            self._parts = [part for part in found if part is not None]
+        return self._parts
+
 
 class Taking:
-    """Examples of one source that are being taken.
+    """Examples that are being taken, and memory for their frames.
 
     Args:
-      arrays: of each camera, for all examples that may come.
-      lengths: of the windows of each feature.
+      count: so many at most.
+      has_one_form: whether the frames of all sources do.
     """
 
-    def __init__(self, arrays: Mapping[str, npt.NDArray[Any]], lengths: Mapping[str, int]) -> None:
-        self.lengths = lengths
-        self._arrays = arrays
-        self._batches: list[Batch] = []
-        self._places: list[Integers] = []
-        self._count = 0
+    def __init__(self, count: int, *, has_one_form: bool) -> None:
+        self._count = count
+        self._has_one_form = has_one_form
+        self._frames: dict[int, _FrameArrays] = {}
+        self._batches: dict[int, list[Batch]] = {}
+        self._places: dict[int, list[Integers]] = {}
+        self.num_taken = 0
 
-    def add(self, batch: Batch, places: Integers) -> Mapping[str, npt.NDArray[Any]]:
-        """Adds examples, but for the frames of videos; returns where these go."""
-        start = self._count
-        self._count += len(places)
-        self._batches.append(batch)
-        self._places.append(places)
-        return {key: array[start : self._count] for key, array in self._arrays.items()}
+    def fits(self, frames: BlockFrames) -> bool:
+        """Returns whether examples can be in one batch with those that were taken."""
+        found = self._frames.get(self._group(frames))
+        return found is None or found.lengths == window_lengths(frames.block)
 
-    def taken(self, source: int) -> Taken:
-        """Returns all examples."""
-        batch = join(self._batches)
-        batch.update({key: array[: self._count] for key, array in self._arrays.items()})
-        return Taken(source, batch, np.concatenate(self._places))
+    def add(
+        self,
+        frames: BlockFrames,
+        batch: Batch,
+        places: Integers,
+        make: Callable[[BlockFrames, int], Mapping[str, npt.NDArray[Any]]],
+        most: int,
+    ) -> tuple[Mapping[str, npt.NDArray[Any]], Integers]:
+        """Adds examples of a source, but for the frames of videos.
+
+        Args:
+          frames: of the part of a block that they belong to.
+          batch: of them.
+          places: of them among all that are taken.
+          make: memory for the frames of so many examples, by camera.
+          most: so many examples of this source may come.
+
+        Returns:
+          Where the frames go: by camera, and which examples of these arrays.
+        """
+        group = self._group(frames)
+        if group not in self._frames:
+            arrays = make(frames, self._count if self._has_one_form else most)
+            self._frames[group] = _FrameArrays(arrays, window_lengths(frames.block))
+        self._batches.setdefault(frames.source, []).append(batch)
+        self._places.setdefault(frames.source, []).append(places)
+        found = self._frames[group]
+        if self._has_one_form:
+            return found.arrays, places
+        return found.arrays, found.next_places(len(places))
+
+    def together(self) -> TakenTogether:
+        """Returns everything that was taken."""
+        parts = []
+        for source in sorted(self._batches):
+            batch = join(self._batches[source])
+            if not self._has_one_form:
+                found = self._frames[source]
+                batch.update({key: each[: found.count] for key, each in found.arrays.items()})
+            parts.append(Taken(source, batch, np.concatenate(self._places[source])))
+        common = self._frames[0].arrays if self._has_one_form and self._frames else {}
+        return TakenTogether(parts, {key: each[: self.num_taken] for key, each in common.items()})
+
+    def _group(self, frames: BlockFrames) -> int:
+        """Returns which arrays hold the frames of a source."""
+        return 0 if self._has_one_form else frames.source
+
+
+@dataclass(eq=False, slots=True)
+class _FrameArrays:
+    """Memory for frames: by camera, for windows of these lengths."""
+
+    arrays: Mapping[str, npt.NDArray[Any]]
+    lengths: Mapping[str, int]
+    count: int = 0
+
+    def next_places(self, count: int) -> Integers:
+        """Returns the next ones that are free."""
+        self.count += count
+        return np.arange(self.count - count, self.count)
 
 
 def window_lengths(block: WindowBlock) -> dict[str, int]:

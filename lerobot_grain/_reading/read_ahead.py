@@ -22,8 +22,10 @@ from __future__ import annotations
 import itertools
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lerobot_grain._base.errors import InvalidRequestError, LeRobotGrainError
 from lerobot_grain._base.memory import ArrayPool
@@ -37,10 +39,11 @@ from lerobot_grain._reading.frames.frame_reader import (
 )
 from lerobot_grain._reading.options import MemoryBudget
 from lerobot_grain._reading.pending import (
+    Announced,
     PendingBlock,
     PendingPart,
     SourceBlock,
-    Taken,
+    TakenTogether,
     Taking,
     window_lengths,
 )
@@ -124,14 +127,6 @@ class ReadAhead:
           InvalidRequestError: the memory budget does not hold one example, or the mask of a window
             has the key of something else.
         """
-        keys = [
-            mask_keys(
-                part.block.is_pad,
-                selected=self._sources[part.source].selection.keys,
-                pad_keys=self._sources[part.source].pad_keys,
-            )
-            for part in parts
-        ]
         needed = max(map(self._example_bytes, parts))
         budget = self._context.budget
         if needed > budget.frames:
@@ -141,77 +136,69 @@ class ReadAhead:
             )
         step = budget.examples_of_block(needed, at_most=_EXAMPLES_PER_BLOCK)
         length = sum(len(part.places) for part in parts)
+        announced = [self._announced(part) for part in parts]
         for start in range(0, length, step):
-            stop = min(length, start + step)
-            pending = [
-                self._announced(part, mask_keys_of, start, stop)
-                for part, mask_keys_of in zip(parts, keys, strict=True)
-            ]
-            present = [part for part in pending if part is not None]
-            self._pending.append(PendingBlock(present, stop - start))
+            self._pending.append(PendingBlock(announced, start, min(length, start + step)))
         self._num_pending += length
 
-    def _announced(
-        self, part: SourceBlock, keys: Mapping[str, str], start: int, stop: int
-    ) -> PendingPart | None:
-        """Returns what the examples from `start` to `stop` of a block need of a source; `None` if
-        nothing.
+    def _announced(self, part: SourceBlock) -> Announced:
+        """Asks for the footers and sample tables that a block of a source needs, and counts its
+        frames.
         """
-        first, last = np.searchsorted(part.places, (start, stop)).tolist()
-        if first == last:
-            return None
-        block = part.block[first:last]
-        self._rows[part.source].announce(block)
-        entries = self._frames.announce(part.source, block)
-        masks = {keys[feature]: mask for feature, mask in block.is_pad.items()}
-        places = part.places[first:last] - start
-        return PendingPart(BlockFrames(part.source, block, entries, places), masks)
+        source = self._sources[part.source]
+        keys = mask_keys(
+            part.block.is_pad, selected=source.selection.keys, pad_keys=source.pad_keys
+        )
+        self._rows[part.source].announce(part.block)
+        entries = self._frames.announce(part.source, part.block)
+        return Announced(BlockFrames(part.source, part.block, entries, part.places), keys)
 
-    def take(self, count: int) -> list[Taken]:
+    def take(self, count: int) -> TakenTogether:
         """Takes the next examples: `count`, or fewer, but at least one.
 
         Fewer, where the next one cannot be read or has windows of other lengths, or where there are
         no more.
 
-        Returns:
-          The examples of each source that has some of them, in the order of the numbers of the
-          sources.
-
         Raises:
           LeRobotGrainError: something that the next example needs could not be read; the reader
             must be closed.
         """
+        parts = self._pending[0].parts
+        has_one_form = self._frames.have_one_form and all(
+            window_lengths(part.frames.block) == window_lengths(parts[0].frames.block)
+            for part in parts[1:]
+        )
+        taking = Taking(count, has_one_form=has_one_form)
         counts = self._next_counts(count)
-        taking: dict[int, Taking] = {}
-        done = 0
-        while done < count and self._pending:
+        while taking.num_taken < count and self._pending:
             self._run_ahead()
             pending = self._pending[0]
-            if not all(_fits(part.frames, taking) for part in pending.parts):
+            missing = count - taking.num_taken
+            if not all(taking.fits(part.frames) for part in pending.parts):
                 break
-            self._decode_further()
-            while not self._is_ready(pending, count - done) and self._decode_further():
+            self._plan_further()
+            while not self._is_ready(pending, missing) and self._plan_further():
                 pass
             try:
-                examples, values = self._next_part(pending, count - done)
+                examples, values = self._next_part(pending, missing)
             except LeRobotGrainError:
-                if done:
+                if taking.num_taken:
                     break
                 raise
             copies = []
             for part, batch in values:
                 source = part.frames.source
-                if source not in taking:
-                    taking[source] = self._begin(part.frames, counts[source])
                 members = part.members(examples)
-                places = part.frames.places[members] + (done - examples.start)
-                frames = taking[source].add(batch, places)
-                copies.append(FrameCopy(part.frames, members, frames))
+                places = part.frames.places[members] + (taking.num_taken - examples.start)
+                out, at = taking.add(
+                    part.frames, batch, places, self._memory_for_frames, counts[source]
+                )
+                copies.append(FrameCopy(part.frames, members, out, at))
                 self._sources[source].meter.count(examples=len(places))
             self._frames.copy_frames(copies)
-            done += examples.stop - examples.start
+            taking.num_taken += examples.stop - examples.start
             self._advance(pending, examples)
-        return [taking[source].taken(source) for source in sorted(taking)]
+        return taking.together()
 
     def _next_counts(self, count: int) -> Mapping[int, int]:
         """Returns how many of the next examples, up to `count`, are of each source."""
@@ -228,18 +215,17 @@ class ReadAhead:
                 break
         return found
 
-    def _begin(self, frames: BlockFrames, count: int) -> Taking:
-        """Makes room for the frames of examples of a source, `count` at most."""
+    def _memory_for_frames(self, frames: BlockFrames, count: int) -> Mapping[str, npt.NDArray[Any]]:
+        """Returns memory for the frames of examples of a source, `(count, ...)`, by camera."""
         source = frames.source
-        arrays = {
+        return {
             camera.key: self._arrays.empty(
-                (source, camera.key),
+                camera.key,
                 (count, *self._frames.shape_of(source, camera.key, frames.block)),
                 np.dtype(camera.frame_dtype),
             )
             for camera in self._sources[source].selection.videos
         }
-        return Taking(arrays, window_lengths(frames.block))
 
     def statistics(self) -> ReadStatistics:
         """Returns what was read so far."""
@@ -356,24 +342,33 @@ class ReadAhead:
             self._num_decoded -= 1
 
     def _run_ahead(self) -> None:
-        """Starts what can be started: fetches and decodes, as far ahead as the budget allows, and
-        at least what the next example needs.
+        """Starts decoding the next blocks, as far as the budget allows, and at least what the next
+        example needs.
         """
         blocks = self._pending
         while self._num_decoded < min(len(blocks), _DECODED_BLOCKS):
             priority = Priority.SOON if self._num_decoded else Priority.URGENT
             if not self._decode_next(priority):
                 break
-        num_examples = sum(
-            len(blocks[number]) for number in range(self._num_decoded, self._num_fetched)
-        )
-        while (
-            self._num_fetched < len(blocks)
-            and num_examples < _MAX_FETCHED_AHEAD
-            and self._frames.coded_bytes < self._context.budget.pending_coded
+
+    def _plan_further(self) -> bool:
+        """Fetches, and perhaps decodes, another block ahead; returns whether there was one."""
+        has_fetched = self._fetch_further()
+        return self._decode_further() or has_fetched
+
+    def _fetch_further(self) -> bool:
+        """Asks for the bytes of another block, unless enough was asked for; returns whether it
+        did.
+        """
+        ahead = itertools.islice(self._pending, self._num_decoded, self._num_fetched)
+        if (
+            self._num_fetched == len(self._pending)
+            or sum(map(len, ahead)) >= _MAX_FETCHED_AHEAD
+            or self._frames.coded_bytes >= self._context.budget.pending_coded
         ):
-            num_examples += len(blocks[self._num_fetched])
-            self._fetch_next()
+            return False
+        self._fetch_next()
+        return True
 
     def _decode_further(self) -> bool:
         """Starts decoding another block, where all threads have less to do than they might; returns
@@ -427,11 +422,3 @@ class ReadAhead:
         for part in pending.parts:
             part.rows = self._rows[part.frames.source].fetch(part.frames.block)
             self._frames.fetch(part.frames)
-
-
-def _fits(frames: BlockFrames, taking: Mapping[int, Taking]) -> bool:
-    """Returns whether examples can be in one batch with those of their source that are being
-    taken.
-    """
-    found = taking.get(frames.source)
-    return found is None or found.lengths == window_lengths(frames.block)

@@ -517,9 +517,9 @@ def test_everything_is_given_back_at_the_end_of_the_stream(
         )
         assert (
             camera.demand._pages,
-            camera._decoder._open._by_gop,
+            camera._gops.decoders._by_gop,
             camera._problems_of_entries,
-            camera._decoder._problems,
+            camera.decoder._problems,
         ) == ({}, {}, {}, {})
         assert all(coded.run.is_kept for coded in camera._fetcher.gops.values())
         assert bool(camera._fetcher.gops) == (camera._fetcher.kept_bytes > 0)
@@ -529,8 +529,8 @@ def test_everything_is_given_back_at_the_end_of_the_stream(
             len(camera._episodes.videos[camera._camera].files.paths) < camera._episodes.num_episodes
         )
         assert camera._fetcher.kept_bytes > 0 or not has_others or budget_bytes < 3 << 29
-        assert all(task.problems.done() for task in camera._decoder._tasks.values())
-        assert camera._decoder._tasks == {}
+        assert all(task.decoded.done() for task in camera.decoder._tasks.values())
+        assert camera.decoder._tasks == {}
         assert sorted(camera.store._free.tolist()) == list(range(len(camera.store.frames)))
     assert len(single._stream._pulled) == 1
     iterator.close()

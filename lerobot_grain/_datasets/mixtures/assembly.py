@@ -14,7 +14,7 @@ from lerobot_grain._base.memory import ArrayPool
 from lerobot_grain._datasets.mixtures.components import Component, MappedExamples
 from lerobot_grain._datasets.open_stream import Assembly
 from lerobot_grain._reading.batches import Batch, split
-from lerobot_grain._reading.pending import Taken
+from lerobot_grain._reading.pending import Taken, TakenTogether
 
 # From this size on, rows of an array are copied one by one: that costs less than indexing, which
 # goes through a copy.
@@ -41,11 +41,12 @@ class MixtureAssembly(Assembly):
         self._structure = _Structure()
         self._arrays = ArrayPool()
 
-    def examples(self, taken: Sequence[Taken]) -> list[Any]:
-        found: list[Any] = [None] * sum(len(part.places) for part in taken)
-        for component, batch, places in taken:
+    def examples(self, taken: TakenTogether) -> list[Any]:
+        found: list[Any] = [None] * sum(len(part.places) for part in taken.parts)
+        frames = split({**taken.frames}) if taken.frames else [{}] * len(found)
+        for component, batch, places in taken.parts:
             for place, example in zip(places.tolist(), split(batch), strict=True):
-                found[place] = _Unmapped(component, example)
+                found[place] = _Unmapped(component, {**example, **frames[place]})
         return found
 
     def finished(self, example: Any) -> Any:
@@ -58,17 +59,19 @@ class MixtureAssembly(Assembly):
         component, _ = example
         return int(component)
 
-    def batch(self, taken: Sequence[Taken]) -> Batch:
-        for component, batch, _ in taken:
-            leaves = {key: _leaf(value[0]) for key, value in batch.items()}
+    def batch(self, taken: TakenTogether) -> Batch:
+        parts = taken.parts
+        for component, batch, _ in parts:
+            leaves = {key: _leaf(value[0]) for key, value in {**batch, **taken.frames}.items()}
             self._structure.check(leaves, self._names[component])
-        if len(taken) == 1:
-            return taken[0].batch
-        count = sum(len(part.places) for part in taken)
-        return {
-            key: self._joined(key, [part.batch[key] for part in taken], taken, count)
-            for key in taken[0].batch
+        if len(parts) == 1:
+            return {**parts[0].batch, **taken.frames}
+        count = sum(len(part.places) for part in parts)
+        joined = {
+            key: self._joined(key, [part.batch[key] for part in parts], parts, count)
+            for key in parts[0].batch
         }
+        return {**joined, **taken.frames}
 
     def _joined(self, key: str, values: list[Any], taken: Sequence[Taken], count: int) -> Any:
         if isinstance(values[0], list):

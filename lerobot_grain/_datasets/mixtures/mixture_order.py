@@ -19,8 +19,10 @@ from lerobot_grain._order.mixture import MixtureOrder
 from lerobot_grain._order.shuffle import EpochOrder
 from lerobot_grain._reading.pending import SourceBlock
 
-# Examples that are pulled at a time.
-_EXAMPLES_PER_BLOCK = 256
+# Examples that are pulled at a time: so many for each component on average, since what it costs to
+# ask for them is by component.
+_EXAMPLES_PER_COMPONENT = 32
+_EXAMPLES_PER_BLOCK = (256, 4096)  # at least, and at most
 
 
 class MixtureOrderIterDataset(PositionsIterDataset):
@@ -99,7 +101,9 @@ class MixtureOrderIterator(grain.DatasetIterator[tuple[str, int]]):
         Raises:
           StopIteration: there are no more.
         """
-        positions = self._next_positions(_EXAMPLES_PER_BLOCK)
+        least, most = _EXAMPLES_PER_BLOCK
+        count = min(most, max(least, _EXAMPLES_PER_COMPONENT * len(self._components)))
+        positions = self._next_positions(count)
         place = self._place
         numbers, own = place.order.places(positions)
         by_number = np.argsort(numbers, kind="stable")

@@ -256,17 +256,29 @@ class CameraReader:
                         return example, problem
         return None
 
-    def copy_frames(self, entries: Integers, out: Frames) -> None:
-        """Copies the frames of examples, which were waited for, entries int64 `(examples, time)`,
-        to `out`: one after the other. For any thread.
+    def copy_frames(self, entries: Integers, out: Frames, places: Integers) -> None:
+        """Copies the frames of examples, which were waited for. For any thread.
+
+        Args:
+          entries: int64 `(examples, time)`.
+          out: `(n, ...)`, frames of examples.
+          places: int64 `(examples,)`, ascending: which of `out` they are.
         """
         slots = self.demand.slots[entries.reshape(-1)]
+        first = places.item(0)
+        if places.item(-1) - first >= len(places):
+            # Not next to each other: one by one.
+            each = out.reshape(len(out), entries.shape[1], *self.store.frames.shape[1:])
+            for place, window in zip(places.tolist(), slots.reshape(entries.shape), strict=True):
+                for time, slot in enumerate(window.tolist()):
+                    each[place, time] = self.store.frames[slot]
+            return
         # "clip", because "raise" would go through a copy.
         np.take(
             self.store.frames,
             slots,
             axis=0,
-            out=out.reshape(len(slots), *self.store.frames.shape[1:]),
+            out=out[first : first + len(places)].reshape(len(slots), *self.store.frames.shape[1:]),
             mode="clip",
         )
 

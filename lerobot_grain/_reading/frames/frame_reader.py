@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -88,13 +88,19 @@ class BlockFrames(NamedTuple):
 
 
 class FrameCopy(NamedTuple):
-    """Frames of some examples of a source in a block, and where they go: camera -> `(examples, ...,
-    channels)`.
+    """Frames of some examples of a source in a block, and where they go.
+
+    Attributes:
+      frames: of the block.
+      examples: of the source.
+      out: by camera, frames of examples, `(n, ...)`.
+      places: int64 `(examples,)`, ascending: which of `out` they are.
     """
 
     frames: BlockFrames
     examples: slice
     out: Mapping[str, npt.NDArray[Any]]
+    places: Integers
 
 
 @dataclass(eq=False, slots=True)
@@ -186,6 +192,15 @@ class FrameReader:
                 )
             self._decoders[key] = GopDecoder(self._context, open_video, store)
         return self._decoders[key]
+
+    @functools.cached_property
+    def have_one_form(self) -> bool:
+        """Whether the frames of all sources have one form: cameras of equal names and shapes."""
+        forms = {
+            tuple((key, id(self._cameras[number, key].store)) for number, key in keys)
+            for keys in self._keys_of_source
+        }
+        return len(forms) == 1
 
     @property
     def used_bytes(self) -> int:
@@ -301,23 +316,26 @@ class FrameReader:
 
     def copy_frames(self, copies: Sequence[FrameCopy]) -> None:
         """Copies frames that were waited for."""
-        pieces = [
-            functools.partial(
-                self._cameras[frames.source, key].copy_frames,
-                frames.entries[key][examples][piece],
-                array[piece],
-            )
-            for frames, examples, out in copies
-            for key, array in out.items()
-            for piece in _pieces(len(array), array.nbytes)
-        ]
-        if sum(array.nbytes for copy in copies for array in copy.out.values()) > _COPIED_BYTES:
-            for done in [self._context.copiers.submit(piece) for piece in pieces]:
-                done.result()
+        tasks: list[list[Callable[[], None]]] = [[]]
+        room = _COPIED_BYTES
+        for frames, examples, out, places in copies:
+            for key, array in out.items():
+                entries = frames.entries[key][examples]
+                step = max(1, _COPIED_BYTES // max(1, array[:1].nbytes))
+                for start in range(0, len(places), step):
+                    piece = slice(start, start + step)
+                    copy = self._cameras[frames.source, key].copy_frames
+                    if room <= 0:
+                        tasks.append([])
+                        room = _COPIED_BYTES
+                    tasks[-1].append(functools.partial(copy, entries[piece], array, places[piece]))
+                    room -= len(places[piece]) * array[:1].nbytes
+        if len(tasks) == 1:
+            _run_all(tasks[0])
         else:
-            for piece in pieces:
-                piece()
-        for frames, examples, out in copies:
+            for done in [self._context.copiers.submit(_run_all, task) for task in tasks]:
+                done.result()
+        for frames, examples, out, _ in copies:
             for key in out:
                 self._cameras[frames.source, key].release(frames.entries[key][examples])
 
@@ -384,7 +402,6 @@ class FrameReader:
         return chosen
 
 
-def _pieces(count: int, num_bytes: int) -> Iterator[slice]:
-    """Cuts examples that take so many bytes into pieces to copy."""
-    step = max(1, count * _COPIED_BYTES // max(1, num_bytes))
-    return (slice(start, start + step) for start in range(0, count, step))
+def _run_all(calls: Sequence[Callable[[], None]]) -> None:
+    for call in calls:
+        call()
