@@ -7,8 +7,8 @@ and opening.
 
 Kinds, each in a fresh process, taken in turn:
 
-    one          one epoch of one of the datasets
-    mixture      as many examples of a mixture of all, each with Shuffle().shared_by(their number)
+    one          a dataset of 6,400 rows of the same kind
+    mixture      a mixture of all, each of 800 rows, each with Shuffle().shared_by(their number)
     default      the same, each with Shuffle()
     grain        the same with grain.IterDataset.mix, which reads each with a reader of its own
     one50, mixture50  from a Hub on this machine, 50 ms from request to answer
@@ -43,6 +43,10 @@ _CAMERAS = tuple(
 )
 _DISTINCT = 4
 _EPISODES = [80] * 10
+_EPISODES_OF_ONE = [80] * 80
+# Examples that are read, and those of them that come before the steady state.
+_NUM_EXAMPLES = 2048
+_WARM_EXAMPLES = 1024
 _NUM_OPENED = 500
 _LATENCY_SECONDS = 0.05
 KINDS = ("one", "mixture", "default", "grain", "one50", "mixture50", "opening")
@@ -66,18 +70,20 @@ def main() -> None:
     if options.job is not None:
         print(json.dumps(_measure(**json.loads(options.job))))
         return
-    directories = _written(options.cache / "mixtures", options.datasets)
+    one, *directories = _written(options.cache / "mixtures", options.datasets)
     results: dict[str, list[dict[str, float]]] = {kind: [] for kind in options.kinds}
     with contextlib.ExitStack() as stack:
         hub: LoopbackHub | None = None
         if any(kind.endswith("50") for kind in options.kinds):
             hub = stack.enter_context(LoopbackHub())
             hub.set_latency(_LATENCY_SECONDS)
+            hub.add_repository("mix/one", one, tags=["v3.0"])
             for number, directory in enumerate(directories):
                 hub.add_repository(f"mix/{number:02}", directory, tags=["v3.0"])
         for _ in range(options.repeats):
             for kind in options.kinds:
-                result = _run(kind, directories, hub, options)
+                chosen = [one] if kind.startswith("one") else directories
+                result = _run(kind, chosen, hub, options)
                 results[kind].append(result)
                 print(f"{kind}: {result}", file=sys.stderr, flush=True)
     names = list(dict.fromkeys(name for each in results.values() for name in each[0]))
@@ -92,26 +98,27 @@ def main() -> None:
 
 
 def _written(cache: Path, count: int) -> list[Path]:
-    """Writes the datasets, if they are not there yet."""
+    """Writes the datasets, if they are not there yet; the long one first."""
     cache.mkdir(parents=True, exist_ok=True)
-    for number in range(count):
-        target = cache / f"{number:02}"
+    names = ["one", *(f"{number:02}" for number in range(count))]
+    for place, name in enumerate(names):
+        target = cache / name
         if target.is_dir():
             continue
-        if number < _DISTINCT:
-            unfinished = cache / f"{number:02}.{os.getpid()}"
+        if place <= _DISTINCT:
+            unfinished = cache / f"{name}.{os.getpid()}"
             write_dataset(
                 unfinished,
-                episode_lengths=_EPISODES,
+                episode_lengths=_EPISODES if place else _EPISODES_OF_ONE,
                 cameras=_CAMERAS,
-                seed=number,
+                seed=place,
                 noise=0.1,
-                episodes_per_video_file=5,
+                episodes_per_video_file=5 if place else 10,
             )
             unfinished.rename(target)
         else:
-            shutil.copytree(cache / f"{number % _DISTINCT:02}", target)
-    return [cache / f"{number:02}" for number in range(count)]
+            shutil.copytree(cache / names[1 + (place - 1) % _DISTINCT], target)
+    return [cache / name for name in names]
 
 
 def _run(
@@ -126,7 +133,7 @@ def _run(
             for directory in directories:
                 shutil.copytree(small, directory)
         names = (
-            [f"mix/{number:02}" for number in range(len(directories))]
+            [f"mix/{directory.name}" for directory in directories]
             if on_hub
             else [str(directory) for directory in directories]
         )
@@ -158,10 +165,9 @@ def _measure(
 
     import lerobot_grain as lg
 
-    chosen = names[:1] if kind == "one" else names
     start = time.perf_counter()
     repositories = lg.open_repositories(
-        {name: name for name in chosen}, endpoint=endpoint, cache_dir=cache_dir
+        {name: name for name in names}, endpoint=endpoint, cache_dir=cache_dir
     )
     opened_seconds = time.perf_counter() - start
     if kind == "opening":
@@ -170,32 +176,30 @@ def _measure(
     if kind in ("mixture", "grain"):
         shuffle = shuffle.shared_by(len(repositories))
     streams = {
-        name: lg.LeRobotIterDataset(
-            repository, shuffle=shuffle, num_epochs=1 if kind == "one" else None
-        )
+        name: lg.LeRobotIterDataset(repository, shuffle=shuffle)
         for name, repository in repositories.items()
     }
     made_seconds = time.perf_counter() - start
-    num_examples = sum(_EPISODES)
     dataset: Any
     if kind == "one":
-        dataset = streams[chosen[0]]
+        dataset = streams[names[0]]
     elif kind == "grain":
         dataset = grain.IterDataset.mix(streams)
     else:
-        dataset = lg.MixtureIterDataset(streams, num_examples=num_examples)
-    iterator = iter(dataset.batch(batch_size, drop_remainder=True))
+        dataset = lg.MixtureIterDataset(streams)
+    iterator = iter(dataset.batch(batch_size))
     before = memory_bytes("VmRSS") or 0
     reset_peak()
     threads = 0
     times = [time.perf_counter()]
-    for _ in range(num_examples // batch_size):
+    for _ in range(_NUM_EXAMPLES // batch_size):
         next(iterator)
         times.append(time.perf_counter())
         threads = max(threads, sum("lerobot_grain" in each.name for each in threading.enumerate()))
     peak = memory_bytes("VmHWM") or 0
+    warm = _WARM_EXAMPLES // batch_size
     result = {
-        "examples/s, steady": batch_size * (len(times) - 2) / (times[-1] - times[1]),
+        "examples/s, steady": batch_size * (len(times) - 1 - warm) / (times[-1] - times[warm]),
         "first batch, s": times[1] - times[0],
         "memory growth, MB": (peak - before) / 1e6,
         "threads": float(threads),

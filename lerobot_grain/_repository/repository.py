@@ -43,6 +43,7 @@ class Repository:
       notes: what in the files is odd or was repaired, and does not change what is read; one text
         each. Opening issues each as a `LeRobotGrainWarning`.
       known_stats: what `stats` returns, once it was read.
+      known_gop_lengths: what `gop_length` returns, once it was found; else empty.
       row_orders: in which row groups of data files the rows lie in order, as far as this process
         has read them.
       row_timestamps: of row groups, as far as this process has read them to link rows to frames.
@@ -60,6 +61,9 @@ class Repository:
     folder: str = ""
     known_stats: KnownStatistics = dataclasses.field(
         default_factory=KnownStatistics, init=False, repr=False, compare=False
+    )
+    known_gop_lengths: list[int | None] = dataclasses.field(
+        default_factory=list, init=False, repr=False, compare=False
     )
     row_orders: RowOrders = dataclasses.field(
         default_factory=RowOrders, init=False, repr=False, compare=False
@@ -137,13 +141,18 @@ class Repository:
         """Returns the pictures from key frame to key frame: the most common number in one file of
         each camera, the largest of all cameras.
 
-        Reads one or two small ranges of one file per camera. If a camera has no video file,
-        `video.g` of info.json counts; `None` if nothing is known.
+        Reads one or two small ranges of one file per camera, the first time. If a camera has no
+        video file, `video.g` of info.json counts; `None` if nothing is known.
 
         Raises:
           DatasetFormatError: a file is not one that can be read.
           StorageError: the bytes could not be had.
         """
+        if not self.known_gop_lengths:
+            self.known_gop_lengths.append(self._find_gop_length())
+        return self.known_gop_lengths[0]
+
+    def _find_gop_length(self) -> int | None:
         lengths = []
         for key, spans in self.episodes.videos.items():
             try:

@@ -13,16 +13,18 @@ import subprocess
 import sys
 import time
 import types
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import grain
 import pytest
 
 import lerobot_grain as lg
 from lerobot_grain.testing import write_dataset
 from tests.support.forked import ForkedScript, forking
-from tests.support.resume_worker import BATCH_SIZE, SHUFFLE, stream_rows
+from tests.support.resume_worker import BATCH_SIZE, WEIGHTS, dataset_of, stream_rows
 
 pytest.importorskip("flax", minversion="0.11")
 for name in ("optax", "orbax.checkpoint", "tqdm"):
@@ -132,7 +134,7 @@ class Life(NamedTuple):
     """
 
     first_step: int
-    rows: list[list[list[int]]]
+    rows: list[list[list[Any]]]
 
 
 def live_and_die(
@@ -155,7 +157,7 @@ def live_and_die(
         processes[-1].start()
         theirs.close()
         connections.append(ours)
-    found: list[list[tuple[int, list[int]]]] = [[] for _ in processes]
+    found: list[list[tuple[int, list[Any]]]] = [[] for _ in processes]
     try:
         for _ in range(steps):
             for connection, told in zip(connections, found, strict=True):
@@ -187,7 +189,10 @@ def check_lives(repository: Path, lives: list[Life]) -> int:
     Returns the number of batches compared.
     """
     last = max(life.first_step + len(rows) for life in lives for rows in life.rows)
-    order = iter(lg.FrameOrderIterDataset(lg.open_repository(repository), shuffle=SHUFFLE))
+    dataset = dataset_of(repository, grain.sharding.NoSharding())
+    (requests,) = dataset.parents
+    # The rows of a stream, or the components and rows of a mixture.
+    order = iter(requests if isinstance(dataset, lg.MixtureIterDataset) else requests.order)
     straight = [[next(order) for _ in range(BATCH_SIZE)] for _ in range(last)]
     compared = 0
     for life in lives:
@@ -201,14 +206,38 @@ def check_lives(repository: Path, lives: list[Life]) -> int:
     return compared
 
 
+def one_dataset(directory: Path) -> Path:
+    return write_dataset(directory, episode_lengths=[13, 6, 11, 17], fps=10, cameras=()).directory
+
+
+def mixture_of_datasets(directory: Path) -> Path:
+    for number, name in enumerate(WEIGHTS):
+        write_dataset(
+            directory / name, episode_lengths=[13 - 4 * number, 6], cameras=(), tasks=[name]
+        )
+    return directory
+
+
 @pytest.mark.timeout(200)
-def test_two_processes_are_killed_and_one_and_then_four_go_on(tmp_path: Path) -> None:
-    repository = write_dataset(
-        tmp_path / "data", episode_lengths=[13, 6, 11, 17], fps=10, cameras=()
-    ).directory
+@pytest.mark.parametrize(
+    ("write", "numbers"),
+    [
+        pytest.param(one_dataset, [2, 2, 1, 4, 2], id="one dataset"),
+        pytest.param(mixture_of_datasets, [2, 1, 4], id="mixture"),
+        pytest.param(
+            mixture_of_datasets,
+            [1, 2, 4, 2, 1, 4, 4, 1, 2, 2],
+            id="mixture, ten times",
+            marks=pytest.mark.long,
+        ),
+    ],
+)
+def test_processes_are_killed_and_other_numbers_of_them_go_on(
+    tmp_path: Path, write: Callable[[Path], Path], numbers: list[int]
+) -> None:
+    repository = write(tmp_path / "data")
     chance = random.Random(0)
     lives = []
-    numbers = [2, 2, 1, 4, 2]
     for num_shards in numbers:
         # Nine steps begin, so two checkpoints: the second waits for the first, which is thus
         # complete in every life.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from lerobot_grain._base.errors import InvalidRequestError, LeRobotGrainError
 from lerobot_grain._reading.daemon_pool import DaemonPool
@@ -27,6 +29,9 @@ def open_repositories(
 ) -> dict[str, Repository]:
     """Opens many datasets, such as the components of a mixture, side by side.
 
+    Also reads what the default clip length of their streams depends on (`Repository.gop_length`),
+    so that making these sends no request.
+
     Args:
       repositories: by a name of your choice, what `open_repository` takes.
       revisions: by name, the branch, tag or commit of those that are not to be opened at their
@@ -48,7 +53,7 @@ def open_repositories(
             f"{', '.join(map(repr, repositories))}"
         )
     open_one = functools.partial(
-        open_repository,
+        _open,
         endpoint=endpoint,
         token=token,
         cache_dir=cache_dir,
@@ -75,4 +80,12 @@ def open_repositories(
                 [f"{len(errors)} of {len(repositories)} datasets could not be opened:", *lines]
             )
         )
+    return opened
+
+
+def _open(repository: str | os.PathLike[str], **arguments: Any) -> Repository:
+    opened = open_repository(repository, **arguments)
+    # Raised again by a stream that needs it.
+    with contextlib.suppress(LeRobotGrainError):
+        opened.gop_length()
     return opened
