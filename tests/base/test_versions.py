@@ -4,7 +4,7 @@ older one has it.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -172,3 +172,23 @@ except ImportError as error:
         assert (done.returncode, done.stdout, own_lines(done.stderr)) == (0, "False\nFalse\n", "")
     else:
         assert (done.returncode, done.stdout) in ((11, "triton\n"), (0, "False\nFalse\n"))
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow") is None, reason="TensorFlow is not installed"
+)
+def test_a_stream_of_video_after_tensorflow(tmp_path: Path) -> None:
+    """With the real one: the interpreter goes on, and so do TensorFlow and torch."""
+    directory = write_dataset(tmp_path / "data", episode_lengths=[4]).directory
+    code = f"""
+import tensorflow as tf
+import lerobot_grain as lg
+print(len(list(lg.LeRobotIterDataset({str(directory)!r}, num_epochs=1))))
+print(float(tf.constant(1.0) + 1))
+import torch
+print(float(torch.zeros(2).sum()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "4\n2.0\n0.0\n"), done.stderr
