@@ -16,7 +16,7 @@ from lerobot_grain._datasets.device import DeviceIterDataset
 from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
 from lerobot_grain._datasets.lerobot_dataset import LeRobotIterDataset
 from lerobot_grain._datasets.mixtures.mixture_dataset import MixtureIterDataset
-from lerobot_grain._datasets.mixtures.opening import open_repositories
+from lerobot_grain._datasets.mixtures.open_repositories import open_repositories
 from lerobot_grain._datasets.pipelines import read_statistics
 from lerobot_grain._datasets.read_windows import ReadWindowsIterDataset
 from lerobot_grain._datasets.workers import WorkerPrefetchIterDataset, worker_init

@@ -18,7 +18,7 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain._base.errors import DatasetFormatError
-from lerobot_grain._reading.frames import camera_reader, gop_decoder
+from lerobot_grain._reading.frames import frame_reader, gop_decoder
 from lerobot_grain._reading.frames.decoding import DecodeJob, decode_jobs
 from lerobot_grain._repository.sample_tables import sample_table
 from lerobot_grain._video.codecs.bitstreams import NotAStartError
@@ -216,7 +216,7 @@ def test_a_decoder_meets_a_cra_picture_at_the_start_or_in_its_place(
             numbers.append(sum(kind in (19, 20) for kind in kinds))
 
     numbers: list[int] = []
-    monkeypatch.setattr(camera_reader, "RgbDecoder", Watched)
+    monkeypatch.setattr(frame_reader, "RgbDecoder", Watched)
     dataset = lg.LeRobotIterDataset(
         directories[name],
         shuffle=lg.Shuffle(seed=1, clip_length=1),

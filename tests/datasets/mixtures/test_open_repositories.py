@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import lerobot_grain as lg
-from lerobot_grain._datasets.mixtures import opening
+from lerobot_grain._datasets.mixtures import open_repositories as opening
 from lerobot_grain.testing import LoopbackHub, write_dataset
 
 
