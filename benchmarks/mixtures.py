@@ -45,8 +45,8 @@ _DISTINCT = 4
 _EPISODES = [80] * 10
 _EPISODES_OF_ONE = [80] * 80
 # Examples that are read, and those of them that come before the steady state.
-_NUM_EXAMPLES = 2048
-_WARM_EXAMPLES = 1024
+_NUM_EXAMPLES = 2560
+_WARM_EXAMPLES = 1280
 _NUM_OPENED = 500
 _LATENCY_SECONDS = 0.05
 KINDS = ("one", "mixture", "default", "grain", "one50", "mixture50", "opening")

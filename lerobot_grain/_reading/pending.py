@@ -4,6 +4,7 @@ they come from. Only bookkeeping: `_reading/read_ahead` does the work.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,6 +17,9 @@ from lerobot_grain._order.windows import WindowBlock
 from lerobot_grain._reading.batches import Batch, join
 from lerobot_grain._reading.frames.frame_reader import BlockFrames, Decoding
 from lerobot_grain._reading.rows.row_reader import PendingRows
+
+# Up to so many examples are looked up in a list, which is faster there.
+_FEW = 32
 
 
 class SourceBlock(NamedTuple):
@@ -100,8 +104,12 @@ class PendingPart:
 
     def members(self, examples: slice) -> slice:
         """Returns which of its examples are among some of the block."""
-        start, stop = np.searchsorted(self.frames.places, (examples.start, examples.stop)).tolist()
-        return slice(start, stop)
+        places = self.frames.places
+        if len(places) > _FEW:
+            start, stop = np.searchsorted(places, (examples.start, examples.stop)).tolist()
+            return slice(start, stop)
+        few = places.tolist()
+        return slice(bisect_left(few, examples.start), bisect_left(few, examples.stop))
 
 
 class PendingBlock:

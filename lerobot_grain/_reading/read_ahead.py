@@ -60,6 +60,10 @@ _MAX_TAKEN_BYTES = 4 << 20
 # Further ones, for which no frame is dropped, while fewer than that are finished, and all threads
 # together have less than so many seconds of work each.
 _DECODED_BLOCKS = 4
+# Where there are so many sources, a block has this many times the examples, and half as many blocks
+# are decoded ahead: planning costs by source, and each is to have some examples in a block.
+_MANY_SOURCES = 8
+_BLOCKS_OF_MANY_SOURCES = 2
 _WORK_SECONDS = 0.15
 # At most this many examples are fetched ahead of those, however large the budget is: more would not
 # hide more latency.
@@ -99,12 +103,21 @@ class ReadAhead:
         # Ahead of what is decoded, not of what is handed out: frames that are decoded are to be
         # known with all of their uses.
         decoded = sum(map(len, itertools.islice(self._pending, self._num_decoded)))
-        further = max(0, decoded - _DECODED_BLOCKS * _EXAMPLES_PER_BLOCK)
+        further = max(0, decoded - self._blocks_ahead * _EXAMPLES_PER_BLOCK)
         return self._num_pending - further < self._known_examples
 
     @property
     def is_empty(self) -> bool:
         return not self._pending
+
+    @property
+    def _has_many_sources(self) -> bool:
+        return len(self._sources) >= _MANY_SOURCES
+
+    @property
+    def _blocks_ahead(self) -> int:
+        """How many blocks are decoded ahead in any case."""
+        return _DECODED_BLOCKS // 2 if self._has_many_sources else _DECODED_BLOCKS
 
     @property
     def convenient_count(self) -> int:
@@ -135,6 +148,8 @@ class ReadAhead:
                 f"example take {needed} bytes; expected at least {MemoryBudget.total_for(needed)}"
             )
         step = budget.examples_of_block(needed, at_most=_EXAMPLES_PER_BLOCK)
+        if self._has_many_sources:
+            step = min(_EXAMPLES_PER_BLOCK, step * _BLOCKS_OF_MANY_SOURCES)
         length = sum(len(part.places) for part in parts)
         announced = [self._announced(part) for part in parts]
         for start in range(0, length, step):
@@ -346,7 +361,7 @@ class ReadAhead:
         example needs.
         """
         blocks = self._pending
-        while self._num_decoded < min(len(blocks), _DECODED_BLOCKS):
+        while self._num_decoded < min(len(blocks), self._blocks_ahead):
             priority = Priority.SOON if self._num_decoded else Priority.URGENT
             if not self._decode_next(priority):
                 break
@@ -374,7 +389,7 @@ class ReadAhead:
         """Starts decoding another block, where all threads have less to do than they might; returns
         whether it did.
         """
-        if not _DECODED_BLOCKS <= self._num_decoded < len(self._pending):
+        if not self._blocks_ahead <= self._num_decoded < len(self._pending):
             return False
         started = [
             block.decoding
@@ -385,7 +400,7 @@ class ReadAhead:
         missing_seconds = _WORK_SECONDS * self._context.num_decoders - sum(
             decoding.seconds for decoding in unfinished
         )
-        if len(started) - len(unfinished) >= _DECODED_BLOCKS or missing_seconds <= 0:
+        if len(started) - len(unfinished) >= self._blocks_ahead or missing_seconds <= 0:
             return False
         if self._decode_next(Priority.SPARE):
             return True

@@ -4,6 +4,7 @@ checks that they have one structure.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -136,7 +137,11 @@ def _leaf(value: Any) -> Any:
     if isinstance(value, str | list | tuple):
         return type(value).__name__, np.shape(value)
     dtype = getattr(value, "dtype", None)
-    return (type(value).__name__ if dtype is None else str(dtype)), np.shape(value)
+    return (type(value).__name__ if dtype is None else _name_of(dtype)), np.shape(value)
+
+
+# NumPy makes the text anew each time, and this is asked for every leaf of every example.
+_name_of = functools.cache(str)
 
 
 def _shown(leaf: Any) -> str:

@@ -23,6 +23,8 @@ FAILED = -2
 
 _PAGE_BITS = 8
 _PAGE = 1 << _PAGE_BITS
+# Up to so many entries are looked at one by one.
+_FEW = 8
 _MANY = np.iinfo(np.int64).max
 
 
@@ -84,6 +86,8 @@ class FrameDemand:
         """Counts one use less for each of the entries, int64 `(n,)`; returns the slots of the
         frames that are needed no more.
         """
+        if len(entries) <= _FEW:
+            return self._use_few(entries.tolist())
         np.subtract.at(self.uses, entries, 1)
         gone = np.unique(entries[self.uses[entries] == 0])
         slots: Integers = self.slots[gone].astype(np.int64)
@@ -94,6 +98,23 @@ class FrameDemand:
         for page in pages[self._waiting_uses[pages] == 0].tolist():
             del self._pages[int(self._numbers[page])]
             self._free.append(page)
+        return slots
+
+    def _use_few(self, entries: list[int]) -> Integers:
+        """The same for a few, for which the setup of array operations would take longer."""
+        gone = []
+        for entry in entries:
+            self.uses[entry] -= 1
+            if self.uses[entry] == 0:
+                gone.append(entry)
+            page = entry >> _PAGE_BITS
+            self._waiting_uses[page] -= 1
+            if self._waiting_uses[page] == 0:
+                del self._pages[self._numbers.item(page)]
+                self._free.append(page)
+        slots: Integers = self.slots[gone].astype(np.int64)
+        self.slots[gone] = NO_SLOT
+        self.is_requested[gone] = False
         return slots
 
     def next_uses(self, coming: Sequence[tuple[int, Integers]]) -> Integers:
