@@ -57,8 +57,9 @@ _EXAMPLES_PER_BLOCK = 256
 # Frames of examples that are taken together only to be handed out one by one.
 _MAX_TAKEN_BYTES = 4 << 20
 # So many blocks are decoded ahead, dropping frames that are needed later if the budget asks for it.
-# Further ones, for which no frame is dropped, while fewer than that are finished, and all threads
-# together have less than so many seconds of work each.
+# Where there are many threads, further ones, for which no frame is dropped, while fewer than that
+# are finished, and all threads together have less than so many seconds of work each. With few of
+# them that only costs memory, and the processor's caches.
 _DECODED_BLOCKS = 4
 # Where there are so many sources, a block has this many times the examples, and half as many blocks
 # are decoded ahead: planning costs by source, and each is to have some examples in a block.
@@ -389,7 +390,9 @@ class ReadAhead:
         """Starts decoding another block, where all threads have less to do than they might; returns
         whether it did.
         """
-        if not self._blocks_ahead <= self._num_decoded < len(self._pending):
+        if not self._context.has_many_decoders or not self._blocks_ahead <= self._num_decoded < len(
+            self._pending
+        ):
             return False
         started = [
             block.decoding

@@ -27,6 +27,8 @@ _LOGGER = logging.getLogger("lerobot_grain")
 
 # Threads that copy frames into batches: more would not be faster than memory.
 _MAX_COPIERS = 4
+# Up to so many threads, four blocks in large tasks are work enough for all.
+_FEW_DECODERS = 4
 # After so many times that threads had nothing to decode, since there was no memory for it, it is
 # said that the budget is too small: once or twice happens at the start.
 _TIMES_SHORT = 16
@@ -69,6 +71,11 @@ class ReadContext:
         self.copiers = DaemonPool(min(_MAX_COPIERS, self.num_decoders), "lerobot_grain copy")
         self.large_fetchers: DaemonPool | None = None
         self._times_short = 0
+
+    @property
+    def has_many_decoders(self) -> bool:
+        """Whether there are so many that work has to be cut and queued for them."""
+        return self.num_decoders > _FEW_DECODERS
 
     def note_shortage(self, missing_bytes: int) -> None:
         """Notes that some of the decode threads had nothing to do, for lack of memory; says so in

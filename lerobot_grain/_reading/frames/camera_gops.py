@@ -6,8 +6,8 @@ For one thread, the consumer's.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from lerobot_grain._reading.frames.decoding import GopFrames, LongGopDecoder
 from lerobot_grain._reading.frames.frame_store import FrameDemand
@@ -35,19 +35,26 @@ class DecodeCounts:
 
     Args:
       meter: of the source.
+
+    Attributes:
+      num_pictures: that pass through decoders, and are to be counted with the next GOPs.
     """
 
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
+        self.num_pictures = 0
         self._lately_decoded: set[tuple[int, int]] = set()
 
-    def count(self, gop: GopFrames, *, num_pictures: int) -> None:
-        """Counts a GOP that goes through a decoder from its start, and so many of its pictures."""
+    def count(self, begun: Sequence[GopFrames]) -> None:
+        """Counts GOPs that go through a decoder from their start, and the pictures that were
+        noted.
+        """
         self.meter.count(
-            gops_decoded=1,
-            gops_decoded_again=int(self._was_decoded_lately(gop)),
-            pictures_decoded=num_pictures,
+            gops_decoded=len(begun),
+            gops_decoded_again=sum(map(self._was_decoded_lately, begun)),
+            pictures_decoded=self.num_pictures,
         )
+        self.num_pictures = 0
 
     def _was_decoded_lately(self, gop: GopFrames) -> bool:
         key = gop.file.number, gop.gop
@@ -99,7 +106,8 @@ class OpenDecoders:
             self.used_bytes -= closed.num_bytes
 
 
-class CameraGops(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class CameraGops:
     """The GOPs of one camera.
 
     Attributes:

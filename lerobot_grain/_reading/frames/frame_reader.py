@@ -37,7 +37,7 @@ from lerobot_grain._video.video_file import VideoFile
 
 # Decode tasks are to take this long at least: each costs some tenths of a millisecond of Python,
 # and opens a decoder. And there are to be so many for each thread in a block, so that no thread
-# waits long for another one.
+# waits long for another one. A few threads do not, and their tasks are as large as they may be.
 _MIN_TASK_SECONDS = 0.03
 _TASKS_PER_THREAD = 2
 # So much of a camera's frames is copied at a time.
@@ -280,9 +280,10 @@ class FrameReader:
         for key, items in wanted.items():
             by_decoder.setdefault(self._cameras[key].decoder, []).extend(items)
         seconds = sum(decoder.seconds_of(items) for decoder, items in by_decoder.items())
-        task_seconds = max(
-            _MIN_TASK_SECONDS, seconds / self._context.num_decoders / _TASKS_PER_THREAD
-        )
+        task_seconds = math.inf
+        if self._context.has_many_decoders:
+            part_seconds = seconds / self._context.num_decoders / _TASKS_PER_THREAD
+            task_seconds = max(_MIN_TASK_SECONDS, part_seconds)
         tasks = [
             task
             for decoder, items in by_decoder.items()

@@ -12,6 +12,7 @@ For one thread, the consumer's.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -150,6 +151,7 @@ class GopDecoder:
         """
         tasks: list[DecodeTask] = []
         short: list[_ShortGop] = []
+        begun: dict[CameraGops, list[GopFrames]] = {}  # that go through a decoder from their start
         for item in sorted(wanted, key=lambda item: item.first_use):
             gop = item.gop
             camera = item.camera
@@ -158,27 +160,33 @@ class GopDecoder:
             if not coded.is_long:
                 num_pictures = gop.file.num_pictures(gop.gop, gop.frames)
                 short.append(_ShortGop(item, coded.run.coded, num_pictures))
-                camera.counts.count(gop, num_pictures=num_pictures)
+                camera.counts.num_pictures += num_pictures
+                begun.setdefault(camera, []).append(gop)
             else:
-                tasks.append(self._piece(key, coded.run.coded, item))
+                task, is_begun = self._piece(key, coded.run.coded, item)
+                tasks.append(task)
+                if is_begun:
+                    begun.setdefault(camera, []).append(gop)
             if item.is_last:
                 camera.decoders.close(key)
                 camera.fetcher.release_bytes(key, coded)
+        for camera, gops in begun.items():
+            camera.counts.count(gops)
         most = max(_PICTURES_PER_TASK, _TASK_BYTES // self._store.frame_bytes)
         groups = decode_groups(
             [each.item.gop for each in short],
-            max_pictures=min(most, max(1, round(task_seconds / self._picture_seconds))),
+            max_pictures=max(1, round(min(most, task_seconds / self._picture_seconds))),
         )
         return tasks + [self._group([short[index] for index in group]) for group in groups]
 
     def _group(self, gops: Sequence[_ShortGop]) -> DecodeTask:
         """Returns the task that decodes short GOPs that one small MP4 can hold."""
         slots, number = self._store.take(sum(len(each.item.entries) for each in gops))
+        _mark([each.item for each in gops], slots)
         jobs = []
         begin = 0
         for item, coded, _ in gops:
             end = begin + len(item.entries)
-            _mark(item, slots[begin:end])
             jobs.append(DecodeJob(item.gop, coded, slots[begin:end]))
             begin = end
         return self._task(
@@ -189,30 +197,30 @@ class GopDecoder:
             first_use=gops[0].item.first_use,
         )
 
-    def _piece(self, key: GopKey, coded: PendingBytes, wanted: DecodeCandidate) -> DecodeTask:
-        """Returns the task that decodes the next piece of a long GOP."""
+    def _piece(
+        self, key: GopKey, coded: PendingBytes, wanted: DecodeCandidate
+    ) -> tuple[DecodeTask, bool]:
+        """Returns the task that decodes the next piece of a long GOP, and whether a decoder is
+        opened for it.
+        """
         gop = wanted.gop
-        counts = wanted.camera.counts
         start = gop.file.frames_of(gop.gop).start
         opened = wanted.camera.decoders.find(key)
         begin = gop.frames.item(0)
         end = gop.frames.item(-1) + 1
-        if opened is None:
+        if is_new := opened is None:
             decoder = LongGopDecoder(coded, self._open_video)
             opened = OpenDecoder(decoder, decoder_bytes(gop), next_frame=start)
             wanted.camera.decoders.add(key, opened)
-            num_pictures = end - start
-            counts.count(gop, num_pictures=num_pictures)
-        else:
-            num_pictures = end - (opened.next_frame if begin >= opened.next_frame else start)
-            counts.meter.count(pictures_decoded=num_pictures)
+        num_pictures = end - (opened.next_frame if begin >= opened.next_frame else start)
+        wanted.camera.counts.meter.count(pictures_decoded=num_pictures)
         opened.next_frame = end
         slots, number = self._store.take(len(wanted.entries))
-        _mark(wanted, slots)
+        _mark([wanted], slots)
         decode = functools.partial(opened.decoder.decode, gop, self._store.frames, slots)
         return self._task(
             number, decode, [coded], num_pictures=num_pictures, first_use=wanted.first_use
-        )
+        ), is_new
 
     def _task(
         self,
@@ -275,10 +283,19 @@ class GopDecoder:
         self._store.give_back(slots)
 
 
-def _mark(item: DecodeCandidate, slots: Integers) -> None:
-    """Notes in which slots frames will be."""
-    item.camera.demand.slots[item.entries] = slots
-    item.camera.demand.is_requested[item.entries] = True
+def _mark(items: Sequence[DecodeCandidate], slots: Integers) -> None:
+    """Notes in which slots the frames of GOPs will be, which follow each other."""
+    if all(item.camera is items[0].camera for item in items):
+        parts = [(items[0].camera, np.concatenate([item.entries for item in items]), slots)]
+    else:
+        stops = itertools.accumulate(len(item.entries) for item in items)
+        parts = [
+            (item.camera, item.entries, slots[stop - len(item.entries) : stop])
+            for item, stop in zip(items, stops, strict=True)
+        ]
+    for camera, entries, into in parts:
+        camera.demand.slots[entries] = into
+        camera.demand.is_requested[entries] = True
 
 
 def _timed(decode: Callable[[], dict[int, Exception]], coded: Sequence[PendingBytes]) -> _Decoded:

@@ -76,14 +76,16 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
         assert np.array_equal(found[key], value), key
 
 
-def expected_examples(written: Written, count: int, *, seed: int = 9) -> list[dict[str, Any]]:
+def expected_examples(
+    components: dict[str, Any], weights: dict[str, float], count: int
+) -> list[dict[str, Any]]:
     """The definition, and each component's own stream."""
-    shares = list(naive_shares(WEIGHTS).values())
-    places = naive_places(shares, [0, 0, 0], seed=seed, begin=0, stop=count)
+    shares = list(naive_shares(weights).values())
+    places = naive_places(shares, [0] * len(shares), seed=9, begin=0, stop=count)
     with contextlib.ExitStack() as stack:
         streams = [
-            stack.enter_context(contextlib.closing(iter(component(written[name]))))
-            for name in sorted(WEIGHTS)
+            stack.enter_context(contextlib.closing(iter(components[name])))
+            for name in sorted(weights)
         ]
         found = []
         for number, own in places:
@@ -94,7 +96,8 @@ def expected_examples(written: Written, count: int, *, seed: int = 9) -> list[di
 
 @pytest.fixture(scope="module")
 def straight(written: Written) -> list[dict[str, Any]]:
-    return expected_examples(written, 200)
+    components = {name: component(each) for name, each in written.items()}
+    return expected_examples(components, WEIGHTS, 200)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +115,26 @@ def test_examples_are_those_of_the_definition(
     with contextlib.closing(iter(mixture(written, read_options=options))) as iterator:
         for expected in straight:
             assert_same(next(iterator), expected)
+
+
+@pytest.mark.parametrize("budget_bytes", [None, 100_000], ids=["by default", "little memory"])
+def test_many_components(written: Written, budget_bytes: int | None) -> None:
+    """Blocks hold more examples, and some components have none in a block."""
+    components = {f"{n:02}": component(written["abc"[n % 3]]) for n in range(12)}
+    weights = {name: 0.5 + int(name) ** 2 for name in components}
+    expected = expected_examples(components, weights, 400)
+    dataset = lg.MixtureIterDataset(
+        components,
+        weights,
+        seed=9,
+        read_options=lg.ReadOptions(memory_budget_bytes=budget_bytes),
+    )
+    with contextlib.closing(iter(dataset)) as iterator:
+        for example in expected:
+            assert_same(next(iterator), example)
+    with contextlib.closing(iter(dataset.batch(50))) as iterator:
+        rows = [row for _ in range(8) for row in next(iterator)["index"].tolist()]
+    assert rows == [example["index"] for example in expected]
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
