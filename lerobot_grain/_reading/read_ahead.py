@@ -427,8 +427,13 @@ class ReadAhead:
         for part in pending.parts:
             # Frames that were dropped since they were fetched are fetched again.
             self._frames.fetch(part.frames)
-        coming = [[part.frames for part in block.parts] for block in blocks]
-        pending.decoding = self._frames.decode(coming, number, priority=priority)
+        pending.decoding = self._frames.decode(
+            [part.frames for part in pending.parts],
+            number,
+            # Made where memory is short only: parts of blocks that are only known take time.
+            lambda: [[part.frames for part in block.parts] for block in blocks],
+            priority=priority,
+        )
         if pending.decoding is None:
             return False
         self._num_decoded += 1

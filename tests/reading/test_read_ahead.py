@@ -546,7 +546,7 @@ def test_frames_that_are_needed_first_are_decoded_first_of_all_cameras(
     started: list[tuple[int, int]] = []  # block, first use
     original = frame_reader.FrameReader.decode
 
-    def decode(self: Any, coming: Any, number: int, **arguments: Any) -> Any:
+    def decode(self: Any, *given_to_it: Any, **arguments: Any) -> Any:
         block = len(started)
 
         def note(task: Any) -> Any:
@@ -563,7 +563,7 @@ def test_frames_that_are_needed_first_are_decoded_first_of_all_cameras(
 
         with monkeypatch.context() as patch:
             patch.setattr(gop_decoder.GopDecoder, "tasks", tasks)
-            return original(self, coming, number, **arguments)
+            return original(self, *given_to_it, **arguments)
 
     monkeypatch.setattr(frame_reader.FrameReader, "decode", decode)
     # Small tasks: the more threads, the more of them.

@@ -238,16 +238,18 @@ class FrameReader:
 
     def decode(
         self,
-        coming: Sequence[Sequence[BlockFrames]],
+        parts: Sequence[BlockFrames],
         number: int,
+        coming: Callable[[], Sequence[Sequence[BlockFrames]]],
         *,
         priority: Priority,
     ) -> Decoding | None:
         """Starts decoding what a block needs, whose coded bytes were asked for.
 
         Args:
-          coming: of all blocks that were not handed out, what they need of each source.
-          number: of the block among them; those before it were started.
+          parts: what the block needs of each source.
+          number: of the block among those that were not handed out; those before it were started.
+          coming: returns of all of these what they need of each source.
           priority: what may be given up for it.
 
         Returns:
@@ -255,7 +257,7 @@ class FrameReader:
           that are needed earlier.
         """
         wanted: dict[_CameraKey, list[DecodeCandidate]] = {}
-        for source, block, all_entries, places in coming[number]:
+        for source, block, all_entries, places in parts:
             for name, entries in all_entries.items():
                 found = self._cameras[source, name].frames_to_decode(block, entries, places)
                 if found:
@@ -272,7 +274,7 @@ class FrameReader:
             if priority is Priority.SPARE:
                 return None
             is_urgent = priority is Priority.URGENT
-            chosen = self._choose(wanted, coming, number, room, is_urgent=is_urgent)
+            chosen = self._choose(wanted, coming(), number, room, is_urgent=is_urgent)
             if chosen is None:
                 return None
             wanted = chosen
