@@ -150,12 +150,10 @@ class Taking:
     """Examples that are being taken, and memory for their frames.
 
     Args:
-      count: so many at most.
       has_one_form: whether the frames of all sources do.
     """
 
-    def __init__(self, count: int, *, has_one_form: bool) -> None:
-        self._count = count
+    def __init__(self, *, has_one_form: bool) -> None:
         self._has_one_form = has_one_form
         self._frames: dict[int, _FrameArrays] = {}
         self._batches: dict[int, list[Batch]] = {}
@@ -173,6 +171,7 @@ class Taking:
         batch: Batch,
         places: Integers,
         make: Callable[[BlockFrames, int], Mapping[str, npt.NDArray[Any]]],
+        *,
         most: int,
     ) -> tuple[Mapping[str, npt.NDArray[Any]], Integers]:
         """Adds examples of a source, but for the frames of videos.
@@ -182,14 +181,14 @@ class Taking:
           batch: of them.
           places: of them among all that are taken.
           make: memory for the frames of so many examples, by camera.
-          most: so many examples of this source may come.
+          most: so many examples may come whose frames go into the same memory.
 
         Returns:
           Where the frames go: by camera, and which examples of these arrays.
         """
         group = self._group(frames)
         if group not in self._frames:
-            arrays = make(frames, self._count if self._has_one_form else most)
+            arrays = make(frames, most)
             self._frames[group] = _FrameArrays(arrays, window_lengths(frames.block))
         self._batches.setdefault(frames.source, []).append(batch)
         self._places.setdefault(frames.source, []).append(places)

@@ -184,8 +184,9 @@ class ReadAhead:
             window_lengths(part.frames.block) == window_lengths(parts[0].frames.block)
             for part in parts[1:]
         )
-        taking = Taking(count, has_one_form=has_one_form)
-        counts = self._next_counts(count)
+        taking = Taking(has_one_form=has_one_form)
+        # Memory for the frames of each source apart is made for as many examples as it has.
+        counts = {} if has_one_form else self._next_counts(count)
         while taking.num_taken < count and self._pending:
             self._run_ahead()
             pending = self._pending[0]
@@ -207,7 +208,11 @@ class ReadAhead:
                 members = part.members(examples)
                 places = part.frames.places[members] + (taking.num_taken - examples.start)
                 out, at = taking.add(
-                    part.frames, batch, places, self._memory_for_frames, counts[source]
+                    part.frames,
+                    batch,
+                    places,
+                    self._memory_for_frames,
+                    most=counts.get(source, count),
                 )
                 copies.append(FrameCopy(part.frames, members, out, at))
                 self._sources[source].meter.count(examples=len(places))
@@ -218,8 +223,6 @@ class ReadAhead:
 
     def _next_counts(self, count: int) -> Mapping[int, int]:
         """Returns how many of the next examples, up to `count`, are of each source."""
-        if len(self._sources) == 1:
-            return {0: count}
         found: Counter[int] = Counter()
         for pending in self._pending:
             examples = slice(pending.num_taken, min(pending.num_taken + count, pending.length))

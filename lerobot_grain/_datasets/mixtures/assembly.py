@@ -62,9 +62,10 @@ class MixtureAssembly(Assembly):
 
     def batch(self, taken: TakenTogether) -> Batch:
         parts = taken.parts
+        common = {key: _leaf(value[0]) for key, value in taken.frames.items()}
         for component, batch, _ in parts:
-            leaves = {key: _leaf(value[0]) for key, value in {**batch, **taken.frames}.items()}
-            self._structure.check(leaves, self._names[component])
+            leaves = {key: _leaf(value[0]) for key, value in batch.items()}
+            self._structure.check({**leaves, **common}, self._names[component])
         if len(parts) == 1:
             return {**parts[0].batch, **taken.frames}
         count = sum(len(part.places) for part in parts)

@@ -72,15 +72,19 @@ def open_repositories(
             except LeRobotGrainError as error:
                 errors[name] = error
     if errors:
-        lines = [f"  {name!r}: {error}" for name, error in errors.items()]
-        kinds = {type(error) for error in errors.values()}
-        kind = kinds.pop() if len(kinds) == 1 else LeRobotGrainError
-        raise kind(
-            "\n".join(
-                [f"{len(errors)} of {len(repositories)} datasets could not be opened:", *lines]
-            )
-        )
+        raise _one_error(errors, num_repositories=len(repositories))
     return opened
+
+
+def _one_error(
+    errors: Mapping[str, LeRobotGrainError], *, num_repositories: int
+) -> LeRobotGrainError:
+    """Returns an error that says of each repository why it could not be opened."""
+    lines = [f"  {name!r}: {error}" for name, error in errors.items()]
+    kinds = {type(error) for error in errors.values()}
+    kind = kinds.pop() if len(kinds) == 1 else LeRobotGrainError
+    heading = f"{len(errors)} of {num_repositories} datasets could not be opened:"
+    return kind("\n".join([heading, *lines]))
 
 
 def _open(repository: str | os.PathLike[str], **arguments: Any) -> Repository:

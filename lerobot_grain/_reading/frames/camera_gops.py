@@ -35,26 +35,19 @@ class DecodeCounts:
 
     Args:
       meter: of the source.
-
-    Attributes:
-      num_pictures: that pass through decoders, and are to be counted with the next GOPs.
     """
 
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
-        self.num_pictures = 0
         self._lately_decoded: set[tuple[int, int]] = set()
 
-    def count(self, begun: Sequence[GopFrames]) -> None:
-        """Counts GOPs that go through a decoder from their start, and the pictures that were
-        noted.
-        """
+    def count(self, begun: Sequence[GopFrames], *, num_pictures: int) -> None:
+        """Counts GOPs that go through a decoder from their start, and pictures that do."""
         self.meter.count(
             gops_decoded=len(begun),
             gops_decoded_again=sum(map(self._was_decoded_lately, begun)),
-            pictures_decoded=self.num_pictures,
+            pictures_decoded=num_pictures,
         )
-        self.num_pictures = 0
 
     def _was_decoded_lately(self, gop: GopFrames) -> bool:
         key = gop.file.number, gop.gop

@@ -22,7 +22,7 @@ from lerobot_grain._format.info import Feature
 from lerobot_grain._order.windows import WindowBlock
 from lerobot_grain._reading.frames.camera_gops import CameraGops, DecodeCounts, OpenDecoders
 from lerobot_grain._reading.frames.decoding import GopFrames
-from lerobot_grain._reading.frames.frame_store import FAILED, NO_SLOT, FrameDemand, FrameStore
+from lerobot_grain._reading.frames.frame_store import FAILED, NO_SLOT, FrameDemand
 from lerobot_grain._reading.frames.gop_decoder import DecodeCandidate, GopDecoder
 from lerobot_grain._reading.frames.gop_fetcher import FileKey, GopFetcher
 from lerobot_grain._reading.future_cache import FutureCache
@@ -38,8 +38,8 @@ class CameraReader:
       context: of the stream; the caller keeps to the budget of all cameras together.
       source: of the camera.
       feature: the camera.
-      decoder: of frames of its shape, which are made as those of this camera.
-      store: memory for frames of its shape.
+      decoder: of frames of its shape, which are made as those of this camera; it has the memory for
+        them.
       files: of all cameras.
     """
 
@@ -50,7 +50,6 @@ class CameraReader:
         feature: Feature,
         *,
         decoder: GopDecoder,
-        store: FrameStore,
         files: FutureCache[FileKey, VideoFile],
     ) -> None:
         self._meter = source.meter
@@ -58,7 +57,7 @@ class CameraReader:
         self._episodes = source.repository.episodes
         self._file_of_episode = self._episodes.videos[feature.key].files.file_of_episode
         self.demand = FrameDemand()
-        self.store = store
+        self.store = decoder.store
         self._fetcher = GopFetcher(
             context,
             source,

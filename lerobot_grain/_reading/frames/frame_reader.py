@@ -157,15 +157,13 @@ class FrameReader:
                 source,
                 feature,
                 decoder=self._decoder(feature, source.image_size),
-                store=self._store(feature, source.image_size),
                 files=self._files,
             )
             for source in sources
             for feature in source.selection.videos
         }
         self._keys_of_source = [
-            [(source.number, feature.key) for feature in source.selection.videos]
-            for source in sources
+            [feature.key for feature in source.selection.videos] for source in sources
         ]
         self.peak_bytes = 0
 
@@ -197,8 +195,8 @@ class FrameReader:
     def have_one_form(self) -> bool:
         """Whether the frames of all sources have one form: cameras of equal names and shapes."""
         forms = {
-            tuple((key, id(self._cameras[number, key].store)) for number, key in keys)
-            for keys in self._keys_of_source
+            tuple((key, id(self._cameras[number, key].store)) for key in keys)
+            for number, keys in enumerate(self._keys_of_source)
         }
         return len(forms) == 1
 
@@ -219,7 +217,7 @@ class FrameReader:
         return sum(
             self._cameras[source, key].store.frame_bytes
             * (block.frames[key].shape[1] if key in block.frames else 1)
-            for _, key in self._keys_of_source[source]
+            for key in self._keys_of_source[source]
         )
 
     def announce(self, source: int, block: WindowBlock) -> Entries:
@@ -227,8 +225,7 @@ class FrameReader:
         files that are not known yet.
         """
         return {
-            key: self._cameras[source, key].announce(block)
-            for _, key in self._keys_of_source[source]
+            key: self._cameras[source, key].announce(block) for key in self._keys_of_source[source]
         }
 
     def fetch(self, frames: BlockFrames) -> None:

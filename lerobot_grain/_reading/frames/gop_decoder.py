@@ -15,6 +15,7 @@ import functools
 import itertools
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -126,13 +127,13 @@ class GopDecoder:
     Args:
       context: of the stream.
       open_video: the decoder of the cameras.
-      store: memory for frames.
+      store: memory for their frames.
     """
 
     def __init__(self, context: ReadContext, open_video: OpenVideo, store: FrameStore) -> None:
+        self.store = store
         self._pool = context.decoders
         self._open_video = open_video
-        self._store = store
         self._tasks: dict[int, _Task] = {}  # that were not waited for yet
         self._problems: dict[int, Exception] = {}  # by slot
         self._picture_seconds = math.prod(store.frames.shape[1:3]) * _SECONDS_PER_PIXEL
@@ -152,6 +153,7 @@ class GopDecoder:
         tasks: list[DecodeTask] = []
         short: list[_ShortGop] = []
         begun: dict[CameraGops, list[GopFrames]] = {}  # that go through a decoder from their start
+        pictures: Counter[CameraGops] = Counter()
         for item in sorted(wanted, key=lambda item: item.first_use):
             gop = item.gop
             camera = item.camera
@@ -160,7 +162,7 @@ class GopDecoder:
             if not coded.is_long:
                 num_pictures = gop.file.num_pictures(gop.gop, gop.frames)
                 short.append(_ShortGop(item, coded.run.coded, num_pictures))
-                camera.counts.num_pictures += num_pictures
+                pictures[camera] += num_pictures
                 begun.setdefault(camera, []).append(gop)
             else:
                 task, is_begun = self._piece(key, coded.run.coded, item)
@@ -171,8 +173,8 @@ class GopDecoder:
                 camera.decoders.close(key)
                 camera.fetcher.release_bytes(key, coded)
         for camera, gops in begun.items():
-            camera.counts.count(gops)
-        most = max(_PICTURES_PER_TASK, _TASK_BYTES // self._store.frame_bytes)
+            camera.counts.count(gops, num_pictures=pictures[camera])
+        most = max(_PICTURES_PER_TASK, _TASK_BYTES // self.store.frame_bytes)
         groups = decode_groups(
             [each.item.gop for each in short],
             max_pictures=max(1, round(min(most, task_seconds / self._picture_seconds))),
@@ -181,7 +183,7 @@ class GopDecoder:
 
     def _group(self, gops: Sequence[_ShortGop]) -> DecodeTask:
         """Returns the task that decodes short GOPs that one small MP4 can hold."""
-        slots, number = self._store.take(sum(len(each.item.entries) for each in gops))
+        slots, number = self.store.take(sum(len(each.item.entries) for each in gops))
         _mark([each.item for each in gops], slots)
         jobs = []
         begin = 0
@@ -191,7 +193,7 @@ class GopDecoder:
             begin = end
         return self._task(
             number,
-            functools.partial(decode_jobs, jobs, self._store.frames, self._open_video),
+            functools.partial(decode_jobs, jobs, self.store.frames, self._open_video),
             [each.coded for each in gops],
             num_pictures=sum(each.num_pictures for each in gops),
             first_use=gops[0].item.first_use,
@@ -215,9 +217,9 @@ class GopDecoder:
         num_pictures = end - (opened.next_frame if begin >= opened.next_frame else start)
         wanted.camera.counts.meter.count(pictures_decoded=num_pictures)
         opened.next_frame = end
-        slots, number = self._store.take(len(wanted.entries))
+        slots, number = self.store.take(len(wanted.entries))
         _mark([wanted], slots)
-        decode = functools.partial(opened.decoder.decode, gop, self._store.frames, slots)
+        decode = functools.partial(opened.decoder.decode, gop, self.store.frames, slots)
         return self._task(
             number, decode, [coded], num_pictures=num_pictures, first_use=wanted.first_use
         ), is_new
@@ -243,13 +245,13 @@ class GopDecoder:
     def not_being_written(self, slots: Integers) -> npt.NDArray[np.bool_]:
         """Returns of slots, int64 `(n,)`, whether no task is writing them, bool `(n,)`."""
         running = [number for number, task in self._tasks.items() if not task.decoded.done()]
-        return ~np.isin(self._store.task_of[slots], running)
+        return ~np.isin(self.store.task_of[slots], running)
 
     def is_done(self, slots: npt.NDArray[np.integer[Any]]) -> bool:
         """Returns whether the tasks that write slots, `(n,)`, have ended."""
         return all(
             self._tasks[number].decoded.done()
-            for number in self._tasks.keys() & set(self._store.task_of[slots].tolist())
+            for number in self._tasks.keys() & set(self.store.task_of[slots].tolist())
         )
 
     def wait(self, slots: npt.NDArray[np.integer[Any]], meter: Meter) -> dict[int, Exception]:
@@ -258,7 +260,7 @@ class GopDecoder:
         Returns:
           Slot -> what is wrong with its frame, for all where something is.
         """
-        for number in self._tasks.keys() & set(self._store.task_of[slots].tolist()):
+        for number in self._tasks.keys() & set(self.store.task_of[slots].tolist()):
             task = self._tasks.pop(number)
             is_fetched = task.decoded.done() or all(coded.payload.done() for coded in task.coded)
             problems, seconds = meter.wait(task.decoded, "decode" if is_fetched else "fetch")
@@ -270,7 +272,7 @@ class GopDecoder:
                 {
                     slot: error
                     for slot, error in problems.items()
-                    if self._store.task_of[slot] == number
+                    if self.store.task_of[slot] == number
                 }
             )
         return self._problems
@@ -280,7 +282,7 @@ class GopDecoder:
         if self._problems:
             for slot in slots.tolist():
                 self._problems.pop(slot, None)
-        self._store.give_back(slots)
+        self.store.give_back(slots)
 
 
 def _mark(items: Sequence[DecodeCandidate], slots: Integers) -> None:
