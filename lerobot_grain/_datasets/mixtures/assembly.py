@@ -142,7 +142,10 @@ def _leaf(value: Any) -> Any:
 
 
 # NumPy makes the text anew each time, and this is asked for every leaf of every example.
-_name_of = functools.cache(str)
+@functools.cache
+def _name_of(dtype: Any) -> str:
+    """Returns the name of a dtype; texts have one, though each length has a dtype of its own."""
+    return {"U": "str", "S": "bytes"}.get(getattr(dtype, "kind", ""), str(dtype))
 
 
 def _shown(leaf: Any) -> str:

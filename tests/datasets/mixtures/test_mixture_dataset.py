@@ -290,6 +290,34 @@ def test_components_of_another_structure(
         list(itertools.islice(iterator, 64))
 
 
+def test_texts_of_maps_may_have_any_length(written: Written) -> None:
+    def named(example: dict[str, Any]) -> dict[str, Any]:
+        task = example["task"]
+        return {"name": np.array(task + "x" * int(example["index"])), "code": np.bytes_(task)}
+
+    components: dict[str, Any] = {
+        name: component(each).map(named) for name, each in written.items()
+    }
+    with contextlib.closing(iter(lg.MixtureIterDataset(components, WEIGHTS))) as iterator:
+        examples = list(itertools.islice(iterator, 40))
+    assert len({str(example["name"].dtype) for example in examples}) > 1
+    assert {example["code"].decode() for example in examples} == {
+        f"task of {name}" for name in written
+    }
+
+
+def test_a_text_and_a_number_are_different(written: Written) -> None:
+    components = {
+        "a": component(written["a"]).map(lambda example: {"x": np.array("1")}),
+        "b": component(written["b"]).map(lambda example: {"x": np.array(1)}),
+    }
+    with (
+        contextlib.closing(iter(lg.MixtureIterDataset(components))) as iterator,
+        pytest.raises(lg.InvalidRequestError, match=r"'x' is (int64|str) \(\) .* (int64|str) \(\)"),
+    ):
+        list(itertools.islice(iterator, 64))
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
