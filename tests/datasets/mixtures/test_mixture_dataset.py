@@ -308,8 +308,8 @@ def test_texts_of_maps_may_have_any_length(written: Written) -> None:
 
 def test_a_text_and_a_number_are_different(written: Written) -> None:
     components = {
-        "a": component(written["a"]).map(lambda example: {"x": np.array("1")}),
-        "b": component(written["b"]).map(lambda example: {"x": np.array(1)}),
+        "a": component(written["a"]).map(lambda _: {"x": np.array("1")}),
+        "b": component(written["b"]).map(lambda _: {"x": np.array(1)}),
     }
     with (
         contextlib.closing(iter(lg.MixtureIterDataset(components))) as iterator,
