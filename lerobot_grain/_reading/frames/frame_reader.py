@@ -36,9 +36,11 @@ from lerobot_grain._video.rgb import RgbDecoder
 from lerobot_grain._video.video_file import VideoFile
 
 # Decode tasks are to take this long at least: each costs some tenths of a millisecond of Python,
-# and opens a decoder. And there are to be so many for each thread in a block, so that no thread
-# waits long for another one. A few threads do not, and their tasks are as large as they may be.
-_MIN_TASK_SECONDS = 0.03
+# and opens a decoder; tasks half as long keep 64 threads busy for 0.6 of the time instead of 0.84,
+# since all of them need Python's lock (`benchmarks/cores.py`). And there are to be so many for each
+# thread in a block, so that no thread waits long for another one. A few threads do not, and their
+# tasks are as large as they may be.
+_MIN_TASK_SECONDS = 0.06
 _TASKS_PER_THREAD = 2
 # So much of a camera's frames is copied at a time.
 _COPIED_BYTES = 4 << 20
