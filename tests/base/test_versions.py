@@ -1,5 +1,5 @@
-"""What older versions of the dependencies lack: each is taken away from the installed one, as the
-older one has it.
+"""Features that older versions of the dependencies lack: each is taken away from the installed one,
+as the older one has it.
 """
 
 from __future__ import annotations

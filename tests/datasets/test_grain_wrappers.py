@@ -95,7 +95,7 @@ def drained(iterator: grain.DatasetIterator[Any]) -> list[Any]:
 
 KEPT = [0, 1, 2, "!", 3, 4, 5, 6, 7]
 LOST = [0, 1, 2, "!", 4, 5, 6, 7]
-# What is built above a source, and what comes out of it, whichever exception it is.
+# The wrappers above a source, and the results, whichever exception it is.
 WRAPPERS: dict[str, tuple[Callable[[type[BaseException]], Any], list[Any]]] = {
     "map": (lambda error: Source(error, 3).map(lambda x: x), KEPT),
     "filter": (lambda error: Source(error, 3).filter(lambda _: True), KEPT),

@@ -167,7 +167,7 @@ ORDERS = {
 def test_rows_of_a_row_group_in_any_order(
     directory: Path, expected: list[dict[str, Any]], name: str
 ) -> None:
-    """Numbers, texts, tasks, embedded pictures, and the frames of video that belong to them."""
+    """Numbers, texts, tasks, embedded images, and the frames of video that belong to them."""
     change_data(directory, taken(ORDERS[name]))
     found = examples_of(directory)
     assert_same(found, expected)
@@ -595,7 +595,7 @@ def test_columns_that_contradict_each_other(
 
 
 def test_row_groups_that_neither_column_puts_in_order(numbers: Path) -> None:
-    """Each group is in order by itself, and the numbers of both columns start again in the next
+    """Each group on its own is in order, and the numbers of both columns start again in the next
     one.
     """
     again = [row % 10 for row in range(40)]
@@ -651,7 +651,7 @@ def test_rows_in_no_order_over_several_row_groups(directory: Path) -> None:
 
 
 def test_row_groups_in_another_order(directory: Path) -> None:
-    """Each is in order by itself."""
+    """Each on its own is in order."""
     change_data(directory, taken([*range(7, 19), *range(7), *range(19, 33)]), row_group_size=7)
     assert (
         "row group 0: it has 0 rows with episode_index 0; the episode table puts 7 rows of "

@@ -523,8 +523,8 @@ def test_images() -> None:
     assert to_encoded_images(sliced, feature, where=WHERE) == [b"png 2", b"png 1", b"png 2"]
 
 
-NO_BYTES = "of its group; pictures outside the table are not read"
-ENCODED = "expected encoded pictures, as bytes or as a struct with a field bytes"
+NO_BYTES = "of its group; images outside the table are not read"
+ENCODED = "expected encoded images, as bytes or as a struct with a field bytes"
 
 
 @pytest.mark.parametrize(
@@ -645,7 +645,7 @@ class StrictStorage:
             if not 0 <= start <= stop:
                 raise ValueError(f"[{start}, {stop}) is no range")
             if stop > len(self.inner.data):
-                raise DatasetFormatError("stands for StorageError: behind the end of the file")
+                raise DatasetFormatError("stands for StorageError: past the end of the file")
         return self.inner.read_ranges(path, ranges, keep=keep)
 
     def read_tail(self, path: str, length: int, *, keep: bool = False) -> tuple[bytes, int]:

@@ -1,5 +1,5 @@
 """The notebooks run from top to bottom, and the outputs that are kept in them are those of runs,
-with pictures.
+with figures.
 """
 
 from __future__ import annotations

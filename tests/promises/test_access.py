@@ -1,4 +1,4 @@
-"""What the user's environment says of access is followed: tokens, proxies and certificate
+"""The user's environment decides access: tokens, proxies and certificate
 authorities.
 """
 

@@ -150,7 +150,7 @@ def behind(dataset: Any, taken: int) -> Iterator[grain.DatasetIterator[Any]]:
 
 
 def lines_of_next(dataset: Any, taken: int) -> Counter[Place]:
-    """Returns the lines of ours that `next` runs behind n elements, and how often."""
+    """Returns the lines of ours that `next` runs after n elements, and how often."""
     lines: Counter[Place] = Counter()
     with behind(dataset, taken) as iterator:
         traced(lambda: next(iterator), lambda place: lines.update([place]))
@@ -176,7 +176,7 @@ def struck(
 def interrupted(
     dataset: Any, error: type[BaseException], every: int
 ) -> Iterator[tuple[int, Place, grain.DatasetIterator[Any]]]:
-    """Yields iterators that were interrupted behind n elements, each at another line, the first or
+    """Yields iterators that were interrupted after n elements, each at another line, the first or
     last time that it runs: every n-th.
     """
     for taken in (0, 3):

@@ -129,7 +129,7 @@ def test_a_training_is_not_begun_over_another(tmp_path: Path) -> None:
 
 
 class Life(NamedTuple):
-    """The processes of one start, up to their death: the step they began behind, and of each its
+    """The processes of one start, up to their death: the step they began after, and of each its
     rows of step after step.
     """
 

@@ -497,7 +497,7 @@ def test_a_second_start_fetches_no_moov_and_no_footer(
     assert_equal(again, list(lg.LeRobotIterDataset(directory, num_epochs=1)))
     assert index_requests(second, directory) == []
     # Files that are too large to be read whole are still asked for once, because their rows or
-    # pictures are fetched, and nothing but those.
+    # frames are fetched, and nothing but those.
     assert (
         sum(r.kind == "resolver" for r in second)
         == len({r.file for r in second})

@@ -128,7 +128,7 @@ def test_what_is_no_pointer():
     ("version", "path"), [("v3.0", "meta/stats.json"), ("v2.1", "meta/episodes_stats.jsonl")]
 )
 def test_a_pointer_in_place_of_statistics(copies, version, path):
-    """Opening notes it, where it reads them; rows are read all the same."""
+    """Opening notes it, where it reads them; rows are read nevertheless."""
     directory = copies[version]
     (directory / path).write_text(POINTER)
     with warnings.catch_warnings():

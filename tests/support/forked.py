@@ -2,7 +2,7 @@
 start many.
 
 A new interpreter takes 1.5 s of a core to import JAX and Grain, 5 s with PyTorch, and that is the
-same at every start. A process forked here is there after 20 ms, and imports by itself our package,
+same at every start. A process forked here is there after 20 ms, and imports only our package,
 and huggingface_hub, whose settings are read then: 0.2 s. It has nothing else of the test's process:
 no thread, no connection, no open dataset. What it is to do is pickled for it, as for one that is
 spawned; its environment is the test's.

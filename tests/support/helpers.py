@@ -111,7 +111,7 @@ def read_table(
     """Drives the reader of sample tables over a file in memory; collects what it asked for in
     `ranges`.
 
-    With `size_bytes` the file is said to be larger than its data, behind which lie zeros.
+    With `size_bytes` the file is said to be larger than its data, after which come zeros.
     """
     size_bytes = len(data) if size_bytes is None else size_bytes
     reader = read_sample_table(size_bytes, where=where, is_moov_last=is_moov_last)

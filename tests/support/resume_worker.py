@@ -43,7 +43,7 @@ def rows_of(batch: dict[str, Any]) -> list[Any]:
 def stream_rows(
     test: Connection, repository: str, directory: str, shard: int, num_shards: int, save_every: int
 ) -> None:
-    """Sends (step, rows) of the step it begins behind, without rows, and of every step after it.
+    """Sends (step, rows) of the step it begins after, without rows, and of every step after it.
 
     It waits for the others after each step, as a collective operation would: for something from the
     test.

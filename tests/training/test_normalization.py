@@ -263,7 +263,7 @@ def test_float32_comes_out(normalizer: lg.Normalizer, dtype: str) -> None:
     x = jnp.asarray([1, 2, 5], dtype)
     found = normalizer.normalize({STATE: x})[STATE]
     assert found.dtype == jnp.float32
-    # Bytes that are no picture are not scaled.
+    # Bytes that are no image are not scaled.
     assert found.tolist() == [0, 1, 0]
     assert normalizer.unnormalize({STATE: found})[STATE].tolist() == [1, 2, 5]
 
@@ -344,7 +344,7 @@ def test_what_is_not_a_saved_normalizer(saved: Any) -> None:
         (
             STATS,
             {"action": "mean_std"},
-            r"statistics: there is no feature 'action' of numbers or pictures; there are "
+            r"statistics: there is no feature 'action' of numbers or frames; there are "
             r"observation.state, ",
         ),
         (STATS, {"actoin": "identity"}, "there is no feature 'actoin'"),
@@ -524,7 +524,7 @@ def test_one_number_in_place_of_the_statistics_of_a_feature(repository: lg.Repos
 def test_a_feature_that_the_repository_does_not_have(repository: lg.Repository) -> None:
     with pytest.raises(
         lg.InvalidRequestError,
-        match=r"there is no feature 'observation\.images\.tpo' of numbers or pictures; there are "
+        match=r"there is no feature 'observation\.images\.tpo' of numbers or frames; there are "
         r"observation\.state, ",
     ):
         lg.normalizer(repository, {"observation.images.tpo": "zero_one"})

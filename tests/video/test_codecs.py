@@ -202,7 +202,7 @@ def test_a_decoder_meets_a_cra_picture_at_the_start_or_in_its_place(
     name: str,
     image_size: tuple[int, int] | None,
 ) -> None:
-    """Stitched behind GOPs of other places it would not clear FFmpeg 7.1 and later, which then
+    """Stitched after GOPs of other places it would not clear FFmpeg 7.1 and later, which then
     predict from those.
     """
     starts: list[list[int]] = []
