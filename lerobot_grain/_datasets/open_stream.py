@@ -121,7 +121,7 @@ class OpenStream:
       assembly: puts examples together.
 
     Attributes:
-      num_handed_out: examples that the consumer has. Assigned by the method that hands out, after
+      num_handed_out: examples that the consumer has. Assigned where they are handed out, after
         everything else was done.
       is_torn: whether an exception struck while this was changed; then it must not be used but for
         `state`.

@@ -70,7 +70,7 @@ class VideoFacts:
     Attributes:
       format: as in its sample table.
       num_frames, coded_bytes: of the whole file.
-      gop_counts: frames of a GOP -> how many GOPs have so many.
+      gop_counts: coded pictures of a GOP -> how many GOPs have so many.
     """
 
     format: VideoFormat

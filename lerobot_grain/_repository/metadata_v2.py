@@ -148,7 +148,7 @@ def read_episodes_stats(
 
     Raises:
       DatasetFormatError: it is malformed, does not have one line for each episode, or the
-        statistics of a feature of numbers or images are those of some episodes only.
+        statistics of a feature of numbers or frames are those of some episodes only.
       StorageError: the bytes could not be read.
     """
     totals: dict[str, _Total] = {}

@@ -34,7 +34,7 @@ _OBJECT_TYPES = {
 # Fields of a visual sample entry in front of its boxes (ISO/IEC 14496-12, 12.1.3).
 _VISUAL_FIELDS_BYTES = 78
 # The first four numbers of a matrix (a, b, c, d of 14496-12, 8.3.2), by their signs, and the
-# degrees that the frames are turned by clockwise. The others mirror it, or do nothing that has a
+# degrees that the frames are turned by clockwise. The others mirror them, or do nothing that has a
 # name.
 _TURNS = {(1, 0, 0, 1): 0, (0, 1, -1, 0): 90, (-1, 0, 0, -1): 180, (0, -1, 1, 0): 270}
 
