@@ -1,7 +1,7 @@
 """The naive way to read: frames in random order, one decoder a file, as lerobot's map-style reader
 in a PyTorch loader does it.
 
-Where there is a choice, the cheaper one is taken: rows wait in memory, frames are not converted
+Of two ways, the cheaper one is taken: rows wait in memory, frames are not converted
 to float, decoders stay open for good, and batches are put together in shared memory, which the
 parent uses where it is.
 """

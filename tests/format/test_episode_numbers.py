@@ -276,7 +276,7 @@ def test_requests_name_episodes_by_their_numbers(
 
 
 def test_states(repository: lg.Repository, usual: WrittenDataset) -> None:
-    """Of episodes without gaps they are what they were; of others the numbers count."""
+    """States of episodes without gaps are as before; for others the numbers count."""
     states = {
         name: iter(lg.FrameOrderIterDataset(opened, episodes=episodes)).get_state()
         for name, opened, episodes in (

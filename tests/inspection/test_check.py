@@ -318,7 +318,7 @@ def test_episodes_that_begin_inside_the_one_before(directory: Path) -> None:
         "2 of its 22 frames belong to no row, 2 of them after episode 1"
         in kinds["unused_frames"].text
     )
-    # Where the starts are those of the video, all is well.
+    # If the starts are those of the video, all is well.
     set_values(directory, "videos/top/from_timestamp", [0.0, 1.3, 0.0, 1.0])
     assert "key_frame" not in {finding.kind for finding in checked(directory).findings}
 
@@ -363,7 +363,7 @@ def test_video_of_another_frame_rate_with_more_frames_than_rows(directory: Path)
         "info.json says fps 5 (and 1 more episode)"
     )
     assert report.unusable_features == (TOP,)
-    # Where the timestamps are multiples of 1 / fps, they name frames that are there.
+    # If the timestamps are multiples of 1 / fps, they name frames that are there.
     change_timestamps(2.0 / 1.875)
     assert checked(directory).is_fine
 

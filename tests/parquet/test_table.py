@@ -468,7 +468,7 @@ LOSSY = "with values that its declared dtype"
             (1,),
             f"is stored as float32 {LOSSY} bool cannot hold",
         ),
-        # Of equal width, where casting back gives the stored value again.
+        # Types of equal width: casting back gives the stored value again.
         ([-1], pa.int64(), "uint64", (1,), f"is stored as int64 {LOSSY} uint64 cannot hold"),
         ([2**63], pa.uint64(), "int64", (1,), f"is stored as uint64 {LOSSY} int64 cannot hold"),
         ([-1], pa.int8(), "uint8", (1,), f"is stored as int8 {LOSSY} uint8 cannot hold"),

@@ -116,7 +116,7 @@ def parameters(policy: Any) -> list[np.ndarray[Any, Any]]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(policy, nnx.Param))]
 
 
-# Of the two with large networks, which take long to compile, one always runs.
+# Two have large networks, which take long to compile; one of these always runs.
 @pytest.mark.parametrize(
     "name",
     [

@@ -131,7 +131,7 @@ def fingerprint(example: dict[str, Any]) -> tuple[int, int, int]:
 
 @pytest.fixture(scope="module")
 def expected(directory: Path) -> list[tuple[int, int, int]]:
-    """What an epoch from the directory gives."""
+    """The examples of an epoch from the directory."""
     return [
         fingerprint(example)
         for example in lg.LeRobotIterDataset(directory, num_epochs=1, delta_timestamps=ACTION)

@@ -3,7 +3,7 @@ its state stay at an example.
 
 It is raised at every line of ours that runs in the consumer's thread, found by tracing, once with a
 reader that has just begun and once with one that reads ahead. The program then goes on, with `next`
-or with the state that it saves. Where the line is one of Grain's wrappers, what Grain does counts
+or with the state that it saves. On lines of Grain's wrappers, Grain's behavior counts
 (docs/determinism.md).
 """
 
@@ -37,11 +37,11 @@ Place = tuple[str, int]
 
 
 class Struck(BaseException):
-    """What a signal handler raises, as KeyboardInterrupt is."""
+    """An error that a signal handler raises, like KeyboardInterrupt."""
 
 
 class LateError(Exception):
-    """What another one raises, as TimeoutError is: code that goes on after errors may catch it."""
+    """One of another handler, like TimeoutError: code that continues after errors may catch it."""
 
 
 @pytest.fixture(scope="module")

@@ -172,7 +172,7 @@ def live_and_die(
     for process, connection, told in zip(processes, connections, found, strict=True):
         process.join(timeout=60)
         assert process.exitcode == -signal.SIGKILL
-        # What was killed while it wrote may leave a part of a message.
+        # A process that was killed while it wrote may leave a part of a message.
         with connection, contextlib.suppress(EOFError, OSError):
             while True:
                 told.append(connection.recv())

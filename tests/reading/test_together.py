@@ -1,4 +1,4 @@
-"""What lies side by side and is needed sooner or later comes in one request: seen in the log of the
+"""Neighbors in a file that are needed sooner or later come in one request: seen in the log of the
 loopback Hub.
 """
 

@@ -1,4 +1,4 @@
-"""What is kept on disk: entries under every kind of damage and disturbance, and second starts from
+"""The cache on disk: entries under every kind of damage and disturbance, and second starts from
 the loopback Hub.
 """
 
@@ -34,7 +34,7 @@ PART = "[0, 100)"
 PAYLOAD = bytes(range(256)) * 40
 LIMIT = 16 * 64 * 1024
 TOP, FRONT = "observation.images.top", "observation.images.front"
-# What the states of `converted` take.
+# Size of the states of `converted`.
 ROWS_BYTES = 1200 * 300 * 4
 
 

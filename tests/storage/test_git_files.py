@@ -88,7 +88,7 @@ def refusal(
     with pytest.raises(kind) as caught:
         read(repository, **arguments)
     assert caught.value.__cause__ is None
-    # Of tables that only one feature needs, the message ends with what can be read without.
+    # If only one feature needs the table, the message ends with the rest that can be read.
     return str(caught.value).partition(". To read all but ")[0]
 
 

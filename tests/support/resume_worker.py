@@ -17,7 +17,7 @@ BATCH_SIZE = 16  # of all processes together
 SHUFFLE = lg.Shuffle(seed=5, num_parts=4, buffer_size=16)
 
 
-# Of the datasets of a mixture, by name.
+# Weights of the datasets of a mixture, by name.
 WEIGHTS = {"arm": 3.0, "bin": 1.0, "car": 0.5}
 
 

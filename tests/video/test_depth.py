@@ -413,7 +413,7 @@ def test_a_depth_camera_whose_video_is_rgb(tmp_path: Path) -> None:
 
 
 def test_an_rgb_camera_whose_video_is_depth_has_frames_of_rgb(tmp_path: Path) -> None:
-    # What info.json does not call depth is given as any other video.
+    # Video that info.json does not call depth is given as any other video.
     write_dataset(
         tmp_path / "data",
         episode_lengths=[4],

@@ -262,7 +262,7 @@ def test_timestamps_that_are_the_times_of_frames_name_these(name: str) -> None:
 
 
 def test_timestamps_that_cannot_be_read_concern_the_episodes_that_need_them() -> None:
-    """Of three episodes the first has a frame for each row."""
+    """The first of three episodes has a frame for each row."""
 
     def read(episodes: npt.NDArray[np.int64]) -> list[Any]:
         if 1 in episodes:

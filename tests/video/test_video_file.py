@@ -207,7 +207,7 @@ def test_every_frame_lies_in_the_gop_that_it_is_decoded_from(options: dict[str, 
             == unit_of_frames(table, gop, np.array(frames[:2])).samples.tolist()
         )
         assert file.num_pictures(gop, list(frames)[:2]) == len(unit.samples)
-        # What is read for a GOP covers what is decoded of it, whichever frames are wanted.
+        # The bytes read for a GOP cover those that are decoded of it, whichever frames are wanted.
         assert file.byte_range(gop).start <= unit.byte_range.start
         assert unit.byte_range.stop <= file.byte_range(gop).stop
 
