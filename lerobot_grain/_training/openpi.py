@@ -123,7 +123,7 @@ class OpenPiDataLoader:
             dataset, data_config=data_config, observation=Observation.from_dict
         )
 
-    Unlike openpi's it can go on where it was: its iterator is Grain's, with `get_state`,
+    Unlike openpi's it can continue where it was: its iterator is Grain's, with `get_state`,
     `set_state` and `close`, and a checkpoint of it is one of the stream.
 
     Args:

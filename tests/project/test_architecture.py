@@ -1,5 +1,5 @@
-"""The folders of the package: who imports whom, where heavy dependencies are, and that the public
-names are what `__all__` says.
+"""The folders of the package: which imports which, where heavy dependencies are, and that the
+public names are what `__all__` says.
 """
 
 from __future__ import annotations

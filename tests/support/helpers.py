@@ -52,7 +52,7 @@ def encoded(
     audio: bool = False,
     seed: int = 0,
 ) -> bytes:
-    """Returns an MP4 of 96x64 pictures at 10 fps; `movflags` are FFmpeg's: `faststart` puts `moov`
+    """Returns an MP4 of 96x64 frames at 10 fps; `movflags` are FFmpeg's: `faststart` puts `moov`
     first.
     """
     options = {"g": str(gop), "crf": "30", "bf": str(b_frames)}
