@@ -13,7 +13,7 @@ from pathlib import Path
 from lerobot_grain.testing import Camera, write_dataset
 
 FPS = 30
-# As noisy as a robot's camera pictures (`write_dataset`). Without noise, decoders are far faster
+# As noisy as a robot's camera frames (`write_dataset`). Without noise, decoders are far faster
 # (96x96 AV1: 28,000 frames/s against 10,300, 2 cores), and it would be measured how fast Python can
 # be called.
 CAMERA_NOISE = 0.1
@@ -32,7 +32,7 @@ class Case:
       name: of the case.
       cameras: what is filmed, at `FPS`.
       episodes, episode_length: how much of it.
-      noise: of the pictures (`write_dataset`).
+      noise: of the frames (`write_dataset`).
       windows: feature key -> offsets in frames.
       clip_length: of the shuffle, where the default is not meant.
       pinned: our reader gets one core only.

@@ -25,7 +25,7 @@ from lerobot_grain import LeRobotIterDataset, ReadOptions, Shuffle, open_reposit
 # The steady state: without the beginning, when everything is still to be fetched, and without the
 # end, when nothing is left to fetch.
 _STEADY = (0.1, 0.9)
-# The sequential limit asks for 16 small pictures, or 1 large one, at a time, whichever is faster:
+# The sequential limit asks for 16 small frames, or 1 large one, at a time, whichever is faster:
 # 96x96, 30,000 frames/s against 25,000; 640x360, 4,250 against 4,300; 640x480, 1,060 against 1,080
 # (2 cores).
 _SMALL_PICTURE_BYTES, _SMALL_PICTURES = 1 << 18, 16
@@ -33,7 +33,7 @@ _SMALL_PICTURE_BYTES, _SMALL_PICTURES = 1 << 18, 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What is measured.
+    """One measurement.
 
     Attributes:
       kind: `ours`, `naive` or `limit`.
@@ -130,7 +130,7 @@ def memory_bytes(name: str) -> int | None:
 
 
 def reset_peak() -> None:
-    # Where this is not allowed, the peak counts from the start of the process, import among it.
+    # If this is not allowed, the peak counts from the start of the process, imports included.
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -1,7 +1,7 @@
 """The naive way to read: frames in random order, one decoder a file, as lerobot's map-style reader
-behind a PyTorch loader does it.
+in a PyTorch loader does it.
 
-Where there is a choice, the cheaper one is taken: rows wait in memory, pictures are not converted
+Of two ways, the cheaper one is taken: rows wait in memory, frames are not converted
 to float, decoders stay open for good, and batches are put together in shared memory, which the
 parent uses where it is.
 """
@@ -36,7 +36,7 @@ _TIMEOUT_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What every worker is told. `windows`: feature key -> offsets in frames."""
+    """The arguments of every worker. `windows`: feature key -> offsets in frames."""
 
     directory: str
     windows: Mapping[str, tuple[int, ...]]
@@ -60,7 +60,7 @@ class _Reader:
         self._directory = Path(job.directory)
 
     def example(self, row: int) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.uint8]]]:
-        """Returns the values and the pictures `(time, height, width, 3)` of a row."""
+        """Returns the values and the frames `(time, height, width, 3)` of a row."""
         episode = int(np.searchsorted(self.episodes.first_rows, row, side="right")) - 1
         first = int(self.episodes.first_rows[episode])
         last = first + int(self.episodes.lengths[episode]) - 1

@@ -19,20 +19,20 @@ from typing import Any
 
 import numpy as np
 
-# From this cost on a picture is decoded as those of 640x480 are: one by one.
+# From this cost on a frame is decoded as those of 640x480 are: one by one.
 _LARGE_SECONDS = 1e-3
 _LARGE = (480, 640)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What is measured.
+    """One measurement.
 
     Attributes:
       repository: a directory.
       cores: so many are pretended.
-      picture_seconds: what decoding a picture takes on one core.
-      height, width: of the pictures.
+      picture_seconds: what decoding a frame takes on one core.
+      height, width: of the frames.
       windows: feature key -> offsets in frames.
       batch_size: examples.
       warm_seconds, seconds: before the measurement, and of it.
@@ -145,13 +145,13 @@ def measure(job: Job) -> dict[str, Any]:
     pictures = now.pictures_decoded - before.pictures_decoded
     return {
         "examples_per_second": examples / seconds,
-        # How much of the time of all cores is decoding; the ideal is all of it.
+        # The share of the time of all cores that is decoding; ideally 1.
         "of_ideal": sum(slept) / seconds / job.cores,
         "pictures_an_example": pictures / examples,
         "first_batch_seconds": first_batch_seconds,
         "consumer_ms_an_example": 1e3 * consumer_seconds / examples,
         "cores_used": cpu_seconds / seconds,
-        # Of the time of all threads that decode.
+        # A share of the time of all threads that decode.
         "late_share": sum(max(0.0, each - slack) for each in late) / seconds / job.cores,
         "late_ms": 1e3 * statistics.fmean([max(0.0, each - slack) for each in late] or [0.0]),
         "longest_wait_seconds": float(np.diff(times).max()),

@@ -6,9 +6,9 @@ both of lerobot's readers beside it.
 
 For an environment with lerobot, such as environments/lerobot.txt; exits with status 77 where it is
 not installed. Every row of each dataset is read by both, with a window of two frames of each
-camera, and of sixteen actions. What lerobot itself cannot read is counted. The rates are of single
-examples, one epoch each, shuffled: lerobot's readers in the process itself (no workers), the stream
-with its default options.
+camera, and of sixteen actions. Rows that lerobot itself cannot read are counted. The rates are of
+single examples, one epoch each, shuffled: lerobot's readers in the process itself (no workers), the
+stream with its default options.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""Measures on any machine how the stream scales with the number of cores: the decoder of a picture
-is replaced by a sleep of what decoding takes, so any number of cores can be pretended.
+"""Measures on any machine how the stream scales with the number of cores: the decoder of a frame
+is replaced by a sleep as long as decoding takes, so any number of cores can be pretended.
 
     python benchmarks/cores.py                                  # all cases, 1 to 64 cores
     python benchmarks/cores.py --cases vga3 --cores 16 32 64
     python benchmarks/cores.py --versus ../before               # beside the package of a checkout
     python benchmarks/cores.py --plot docs/images/cores.png
 
-What remains is our own serial part, Python's lock, and the scheduling, which are to be measured;
-and all copies of frames, for which the machine has as many cores as it has. Pictures are therefore
+This leaves our own serial part, Python's lock, and the scheduling, which are to be measured;
+and all copies of frames, for which the machine has as many cores as it has. Frames are therefore
 smaller than those that they cost as much as, but in `vga3_full`.
 
-    small        a camera of 96x96, AV1, g=2: 67 us a picture
-    vga3         three of 160x120, g=2, at the cost of 640x480: 4 ms a picture
-    vga3_windows the same, windows of two pictures
-    vga3_g250    the same, one key frame in 250 pictures
+    small        a camera of 96x96, AV1, g=2: 67 us a frame
+    vga3         three of 160x120, g=2, at the cost of 640x480: 4 ms a frame
+    vga3_windows the same, windows of two frames
+    vga3_g250    the same, one key frame in 250 frames
     vga3_full    three of 640x480, g=2
 
 Columns: "of the ideal" is how much of the time of all cores is decoding. "Consumer": processor
@@ -48,7 +48,7 @@ _CAMERAS = ("top", "left", "right")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulation:
-    """A case: a dataset, and what a picture of it costs."""
+    """A case: a dataset, and the cost of a frame of it."""
 
     name: str
     cameras: tuple[Camera, ...]

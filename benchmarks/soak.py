@@ -14,7 +14,7 @@ Two figures, because they answer two questions. "Allocated" is what the C librar
 not got back: a leak lets it grow. "Resident" is what the operating system sees: it has the holes
 between the allocations, too, and grows until there is a hole for everything. The last line gives
 the slopes after the first ten minutes (least squares), in MB an hour. torchcodec 0.13 with torch
-2.13 leaves 0.9 KB behind for each decoder (docs/compatibility.md), which shows here; take
+2.13 leaks 0.9 KB for each decoder (docs/compatibility.md), which shows here; take
 torchcodec 0.17 to see what is ours.
 """
 
@@ -39,7 +39,7 @@ from lerobot_grain.testing import Camera, LoopbackHub, mixed_faults, read_barcod
 
 KEYS = ("observation.images.top", "observation.images.wrist")
 BATCH = 32
-# Of a figure: the process must not be measured while it starts.
+# No figure covers these: the process must not be measured while it starts.
 WARM_UP_MINUTES = 10
 
 
@@ -167,7 +167,7 @@ def _check(batch: dict[str, Any]) -> None:
 
 
 class _Mallinfo2(ctypes.Structure):
-    """What glibc (2.33 or newer) tells of its heaps."""
+    """The figures that glibc (2.33 or newer) reports about its heaps."""
 
     _fields_ = [
         (name, ctypes.c_size_t)

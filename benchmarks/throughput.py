@@ -129,7 +129,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=float,
         default=CAMERA_NOISE,
         metavar="X",
-        help="of the pictures, 0 to 1 (default: %(default)s)",
+        help="of the frames, 0 to 1 (default: %(default)s)",
     )
     parser.add_argument(
         "--scale",

@@ -75,7 +75,7 @@ class Layer(nnx.Module):
 
 
 class Act(nnx.Module):
-    """Pictures and state -> `(batch, chunk, action_size)`, normalized."""
+    """Frames and state -> `(batch, chunk, action_size)`, normalized."""
 
     def __init__(
         self, repository: Repository, normalizer: Normalizer, options: argparse.Namespace
@@ -141,11 +141,11 @@ class Act(nnx.Module):
 
 
 def loss(policy: Act, batch: Batch, key: jax.Array) -> jax.Array:
-    batch = policy.normalizer.normalize(batch)  # on the device: pictures come as uint8
+    batch = policy.normalizer.normalize(batch)  # on the device: frames come as uint8
     mean, log_variance = policy.infer_style(batch["observation.state"], batch["action"])
     z = mean + jnp.exp(log_variance / 2) * jax.random.normal(key, mean.shape)
     kl = -0.5 * (1 + log_variance - mean**2 - jnp.exp(log_variance)).sum(axis=-1)
-    # Behind the end of an episode the last action is repeated. It was never taken there, so it is
+    # Past the end of an episode the last action is repeated. It was never taken there, so it is
     # not learnt.
     distance = jnp.abs(policy(batch, z) - batch["action"])
     return (masked_mean(distance, ~batch["action_is_pad"][..., None]) + KL_WEIGHT * kl).mean()

@@ -71,7 +71,7 @@ class Policy(nnx.Module):
 def error(policy: Policy, batch: Batch, key: jax.Array) -> jax.Array:
     del key
     batch = policy.normalizer.normalize(batch)
-    # Behind the end of an episode the last action is repeated. It was never taken there, so it is
+    # Past the end of an episode the last action is repeated. It was never taken there, so it is
     # not learnt.
     return masked_mean(
         jnp.square(policy(batch["observation.state"]) - batch["action"]),

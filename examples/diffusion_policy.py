@@ -146,7 +146,7 @@ class DiffusionPolicy(nnx.Module):
 
 
 def loss(policy: DiffusionPolicy, batch: Batch, key: jax.Array) -> jax.Array:
-    batch = policy.normalizer.normalize(batch)  # on the device: pictures come as uint8
+    batch = policy.normalizer.normalize(batch)  # on the device: frames come as uint8
     actions = batch["action"]
     time_key, noise_key = jax.random.split(key)
     time = jax.random.uniform(time_key, (len(actions),))
@@ -160,8 +160,8 @@ def loss(policy: DiffusionPolicy, batch: Batch, key: jax.Array) -> jax.Array:
 
 
 def error(policy: DiffusionPolicy, batch: Batch, key: jax.Array) -> jax.Array:
-    """Returns how far sampled actions are from those of the dataset; of who does not see, about
-    twice their variance.
+    """Returns how far sampled actions are from those of the dataset; for a policy without camera
+    input, about twice their variance.
     """
     batch = policy.normalizer.normalize(batch)
     return masked_mean(

@@ -6,7 +6,7 @@ with a training that was left alone.
     # any LeRobotDataset v3.0 of the Hub
     python examples/kill_and_compare.py --kills 20 --repository lerobot/pusht
 
-What is killed is `resume_after_kill.py`: while it starts, while it trains, and while it writes a
+It kills `resume_after_kill.py` while it starts, while it trains, and while it writes a
 checkpoint. Every step of every life, also those that are trained once more after a kill, must have
 the loss and the batch of the straight run, to the last bit.
 """
@@ -50,7 +50,7 @@ def read_log(directory: Path) -> list[Line]:
     """Returns the steps of all lives of a training, in the order of time."""
     path = directory / "losses.txt"
     lines = path.read_text().split("\n") if path.exists() else [""]
-    # What stands behind the last line break is still being written.
+    # The text after the last line break is still being written.
     return [
         Line(int(step), loss, batch) for step, loss, batch in (line.split() for line in lines[:-1])
     ]

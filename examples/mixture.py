@@ -5,9 +5,9 @@ states and actions.
     python examples/mixture.py --mix org/arm 3 --mix org/gripper 1 --width 512 \
         --batch-size 256 --steps 50000
 
-What differs in time is made equal by `delta_timestamps`, which are seconds: all robots give actions
+`delta_timestamps` are seconds and make the robots equal in time: all of them give actions
 a tenth of a second apart, from every frame of one and from every second frame of the other.
-Pictures are resized while they are decoded. What differs in dimension is padded, with a mask that
+Frames are resized while they are decoded. Other dimensions are padded, with a mask that
 says what is real, and a loss leaves out the rest. By default two datasets are written: a robot
 with two hands and one with one hand, which moves at another frame rate.
 """
@@ -72,7 +72,7 @@ def to_common(example: Batch, *, robot: int, repository: Repository) -> Batch:
     }
     assert repository.stats is not None
     for key in ("observation.state", "action"):
-        # Each robot has statistics of its own, so numbers are normalized here, and pictures, which
+        # Each robot has statistics of its own, so numbers are normalized here, and frames, which
         # have none, on the device.
         mean, std = (repository.stats[key][name] for name in ("mean", "std"))
         common[key] = ((example[key] - mean) / (std + 1e-6)).astype(np.float32)
@@ -95,7 +95,7 @@ def stream(
 
 
 class Policy(nnx.Module):
-    """Pictures, state and number of the robot -> `(batch, NUM_ACTIONS, ACTION_SIZE)`,
+    """Frames, state and number of the robot -> `(batch, NUM_ACTIONS, ACTION_SIZE)`,
     normalized.
     """
 

@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> None:
             "another --directory"
         )
     options.directory.mkdir(parents=True, exist_ok=True)
-    # What a killed process left unfinished is removed at the start.
+    # Checkpoints that a killed process left unfinished are removed at the start.
     keeping = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
     repository = open_repository(options.repository, revision=options.revision)
     with (

@@ -42,7 +42,7 @@ WARM_UP_STEPS = 10
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to.
+    """The results of a run.
 
     Attributes:
       errors: step -> name of a held-out stream -> mean error of the policy's actions.
@@ -223,7 +223,7 @@ def train(
         error,
         options,
     )
-    # What a killed process left unfinished is removed at the start.
+    # Checkpoints that a killed process left unfinished are removed at the start.
     keeping = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
     checkpoints = ocp.CheckpointManager(
         directory / "checkpoints", item_names=("state", "data"), options=keeping

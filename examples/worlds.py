@@ -3,7 +3,7 @@
 Each hand has a camera that shows its ball, and its two actions are the velocity of that ball, in
 units per second. The state is of joints that have nothing to do with it. So a policy that sees
 nothing can learn no more than the mean action. With `both_ways` the balls circle clockwise in some
-episodes and the other way round in others, which a single picture does not show.
+episodes and the other way round in others, which a single frame does not show.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ _PART = 5000
 
 @dataclass
 class Counts:
-    """What happened with the inputs of one target."""
+    """Counts of the outcomes of one target's inputs."""
 
     inputs: int = 0
     accepted: int = 0

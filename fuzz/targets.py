@@ -1,7 +1,7 @@
-"""What is fuzzed: a target takes the bytes of an input, reads them as the package does, and checks
-what it got.
+"""The targets of the fuzzer: a target takes the bytes of an input, reads them as the package does,
+and checks what it got.
 
-Whatever a target lets out other than `DatasetFormatError`, which it swallows, is a finding.
+A target swallows `DatasetFormatError`; any other exception that leaves it is a finding.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Target:
 
 def _run_mp4(data: bytes) -> None:
     """Reads a file of a declared size (8 bytes, big-endian) that has the following bytes, and zeros
-    behind them.
+    after them.
     """
     size, file = int.from_bytes(data[:8], "big"), data[8:]
 

@@ -32,7 +32,7 @@ from fuzz.targets import TARGETS, make_input
 _MAX_SECONDS = 1.0
 # By how much the process may have grown at its peak.
 _MAX_BYTES = 512 << 20
-# What lies far above is refused by the system at once.
+# The system refuses requests far above this at once.
 _MAX_ADDRESSES = 4 << 30
 # Inputs that are kept of each place that lets out an error.
 _KEPT_INPUTS = 3
@@ -68,7 +68,7 @@ def run_batch(
 ) -> dict[str, Any]:
     """Runs inputs `[start, stop)`, prints the findings, and returns the counts."""
     target = TARGETS[name]
-    # What is made once belongs to nobody's input.
+    # Memory that is allocated once is not counted for any input.
     for data in seeds:
         target.accepts(data)
     accepted, seen, peak = 0, Counter[str](), peak_bytes()

@@ -21,7 +21,7 @@ from tests.support.streams import digest, write_small
 SHARED = Path(__file__).parents[2] / "shared"
 
 # The files that take more than 8 s of a process, the longest first. They are begun first, so that
-# none of them runs at the end, while the other processes have nothing to do. pytest-xdist by itself
+# none of them runs at the end, while the other processes have nothing to do. pytest-xdist alone
 # begins with the files of the most tests: those of one long test come last.
 LONGEST_FIRST = [
     "test_notebooks.py",
@@ -58,7 +58,7 @@ jax.config.update("jax_num_cpu_devices", 4)
 # that of the processes that tests start.
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# How long an example takes says something of the machine only.
+# The time that an example takes depends on the machine only.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 # A hanging test dumps the stacks of all threads before pytest-timeout ends it.

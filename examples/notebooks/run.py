@@ -2,7 +2,7 @@
 under the names of the real ones.
 
     python examples/notebooks/run.py            # says whether they run
-    # and keeps their outputs, with the pictures, in the files
+    # and keeps their outputs, with the figures, in the files
     python examples/notebooks/run.py --keep
 
 The notebooks do not know of it: `HF_ENDPOINT` leads them here, as it leads all programs that use
@@ -61,7 +61,7 @@ def execute(
     Args:
       path: of the notebook.
       environment: of its kernel.
-      parameters: name -> value, set behind the cell with the tag `parameters`, for shorter runs.
+      parameters: name -> value, set after the cell with the tag `parameters`, for shorter runs.
 
     Raises:
       nbclient.exceptions.CellExecutionError: a cell raised.

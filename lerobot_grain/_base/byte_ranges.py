@@ -44,7 +44,7 @@ def merge_ranges(ranges: Iterable[ByteRange], *, gap_bytes: int, max_bytes: int)
             disjoint[-1] = ByteRange(disjoint[-1].start, max(disjoint[-1].stop, current.stop))
         else:
             disjoint.append(current)
-    # Gaps second: a merge over a gap must know how long the overlapping ranges behind it are
+    # Gaps second: a merge over a gap must know how long the overlapping ranges after it are
     # together.
     merged = disjoint[:1]
     for current in disjoint[1:]:

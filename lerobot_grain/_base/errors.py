@@ -62,7 +62,7 @@ class DatasetFormatError(LeRobotGrainError):
 
 
 class StorageError(LeRobotGrainError, OSError):
-    """Bytes could not be had: missing or gated repository, missing file, network failure, wrong
+    """Bytes could not be read: missing or gated repository, missing file, network failure, wrong
     answer.
     """
 

@@ -77,8 +77,8 @@ class ArrayPool:
 
 
 class _Lease:
-    """What an array, and so every view of it, keeps alive: NumPy's views refer to it, and not to
-    the memory.
+    """The object that an array, and so every view of it, keeps alive: NumPy's views refer to it,
+    and not to the memory.
     """
 
     def __init__(

@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check",
         help="find damaged files and rows without a frame before training does",
-        description="Reads the metadata and the indices of all files, no picture and no row: "
+        description="Reads the metadata and the indices of all files, no frame and no row: "
         "whether every row has its frame, where files disagree, which episodes cannot "
         "be read, and what an epoch costs. Status 0: fine, 1: problems were found, 2: "
         "it cannot be read.",

@@ -341,8 +341,8 @@ def _reading_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             (
                 "decoded",
                 f"{reading['gops_decoded']:,} GOPs, {reading['gops_decoded_again']:,} of them "
-                f"again; {reading['pictures_decoded'] / frames:.2f} pictures a frame handed out, "
-                "those decoded ahead among them",
+                f"again; {reading['pictures_decoded'] / frames:.2f} coded pictures a frame handed "
+                "out, those decoded ahead among them",
             )
         )
     peak = reading["budget_peak_bytes"]

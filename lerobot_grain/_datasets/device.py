@@ -66,7 +66,7 @@ class DeviceIterDataset(grain.IterDataset[Any]):
         # the devices of the sharding
         batches = dataset.batch(64).pipe(DeviceIterDataset, sharding=sharding)
 
-    It goes last, behind `.map`, `.filter`, `.batch` and `.mix`. A batch is any PyTree. Arrays and
+    It goes last, after `.map`, `.filter`, `.batch` and `.mix`. A batch is any PyTree. Arrays and
     numbers become `jax.Array`s of the same shape and dtype (uint8 travels as uint8); text and other
     objects, and arrays of them, stay as they are, on the host. Dtypes follow JAX: unless
     `jax_enable_x64` is set, (u)int64 becomes (u)int32 and float64 float32. Values that do not fit
@@ -251,7 +251,7 @@ class _Feed:
         thread.start()
 
     def take(self) -> tuple[Any, dict[str, Any]]:
-        """Returns the next batch and the parent's state behind it; raises what the parent or the
+        """Returns the next batch and the parent's state after it; raises what the parent or the
         transfer raised at this place.
         """
         batch, state, error = self._ready.get()
@@ -282,7 +282,7 @@ def _run(
                 ready.put((put(batch), state, None))
                 del batch  # not needed while the parent makes the next one
     except BaseException as error:
-        # also StopIteration: the consumer raises it, behind the batches before it
+        # also StopIteration: the consumer raises it, after the batches before it
         ready.put((None, {}, error))
 
 

@@ -69,7 +69,7 @@ class Blocks(Protocol):
 
 
 class Assembly(Protocol):
-    """How examples of all sources are put together."""
+    """Puts examples of all sources together."""
 
     def examples(self, taken: TakenTogether) -> list[Any]:
         """Returns examples that were taken together, in their order, not finished."""
@@ -121,7 +121,7 @@ class OpenStream:
       assembly: puts examples together.
 
     Attributes:
-      num_handed_out: examples that the consumer has. Assigned by who hands them out, after
+      num_handed_out: examples that the consumer has. Assigned where they are handed out, after
         everything else was done.
       is_torn: whether an exception struck while this was changed; then it must not be used but for
         `state`.
@@ -147,7 +147,7 @@ class OpenStream:
         self.is_torn = self.has_ended = False
 
     def state(self) -> dict[str, Any]:
-        """Returns the parent's state behind what was handed out."""
+        """Returns the parent's state after the last example that was handed out."""
         count = self.num_handed_out
         for block in self._pulled:
             if block.first < count <= block.first + block.length:

@@ -12,7 +12,7 @@ needs care (Grain 0.2.18):
   is the source's one position: the k-th example of n workers is the k-th of one process, whatever n
   is.
 * When a worker raised or was killed, and the consumer goes on, Grain goes on without that worker:
-  its examples are missing. Here the next call starts all workers again, behind the last example
+  its examples are missing. Here the next call starts all workers again, after the last example
   that was handed out.
 * A `StopIteration` out of the user's function ends that worker without a word, and an exception or
   an example that does not pickle is lost on the way, so that the consumer waits forever. Here all
@@ -86,7 +86,7 @@ def worker_init(worker_index: int, worker_count: int) -> None:  # noqa: ARG001 (
 
 
 def _end_with_parent() -> None:
-    # Linux would send a signal by itself (PR_SET_PDEATHSIG), but when the *thread* ends that
+    # Linux can send a signal (PR_SET_PDEATHSIG), but when the *thread* ends that
     # started this process. Grain starts it from a thread that ends in `set_state`: tried, the
     # worker was killed there and the consumer waited forever.
     parent = multiprocessing.parent_process()
@@ -120,7 +120,7 @@ class WorkerPrefetchIterDataset(grain.IterDataset[Element]):
     was.
 
     Between the source of rows and here, every row must give one example: `.map` may stand there,
-    `.filter`, `.batch`, `.random_map` and `.mix` go behind. Each worker has a memory budget,
+    `.filter`, `.batch`, `.random_map` and `.mix` go after. Each worker has a memory budget,
     decoding threads and connections of its own. Arrays of 64 KiB and more come through shared
     memory, about `2 * buffer_size + 2` examples a worker. As always with processes that are
     spawned, a script needs `if __name__ == "__main__":`, and iterators are to be closed.
@@ -333,7 +333,7 @@ class _OneToOneIterator(grain.DatasetIterator[Element]):
 
 _ONE_TO_ONE = (
     "expected one example for every row: put .filter, .batch, .random_map and .mix "
-    "behind WorkerPrefetchIterDataset"
+    "after WorkerPrefetchIterDataset"
 )
 
 

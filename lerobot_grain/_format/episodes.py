@@ -29,7 +29,7 @@ from lerobot_grain._format.info import DatasetInfo, PathTemplate
 
 Seconds = npt.NDArray[np.float64]
 
-# How other recorders call columns.
+# Names that other recorders give to columns.
 _OTHER_NAMES = {"data/chunk_index": "data_chunk_index", "data/file_index": "data_file_index"}
 
 # Files are counted far below this.
@@ -301,7 +301,7 @@ def _video_spans(
         if info.video_path is None or not any(
             name.startswith(f"videos/{key}/") for name in columns
         ):
-            # a camera without video: an error for those who select it, not for those who do not
+            # a camera without video: it raises where it is selected, and only there
             continue
         path = functools.partial(_video_path, info.video_path, key)
         spans = _spans(columns, f"videos/{key}", where, path)

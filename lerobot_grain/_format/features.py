@@ -1,4 +1,4 @@
-"""One feature of `meta/info.json`: its dtype and shape, and what is said of the pictures of a
+"""One feature of `meta/info.json`: its dtype and shape, and what is said of the frames of a
 camera. Pure.
 
 Features as lerobot's `feature_utils.py` describes them, read as real files have them: camera shapes
@@ -39,7 +39,7 @@ _MAX_DIMENSIONS = 32
 _MAX_VALUES = 1 << 31
 _MAX_GOP_LENGTH = 1 << 20
 
-# Pictures have so many channels: grey, RGB, or with alpha.
+# Frames have so many channels: grey, RGB, or with alpha.
 _CHANNELS = (1, 3, 4)
 
 # The key under which examples have the text of their task, whatever the columns are called.
@@ -47,7 +47,7 @@ TASK_KEY = "task"
 
 _MAX_METRES = 1e6
 
-# The keys of a camera's description that say how its pictures are coded: newer recorders use the
+# The keys of a camera's description that say how its frames are coded: newer recorders use the
 # first.
 _ENCODINGS = ("info", "video_info")
 _DEPTH_MARKS = ("is_depth_map", "video.is_depth_map")
@@ -59,7 +59,7 @@ class Depth:
     defaults).
 
     Video holds codes of 12 bits: 0 is `min_metres`, 4095 is `max_metres`, and between them the
-    depth plus `shift_metres` grows by equal factors, or the depth by equal steps. Embedded pictures
+    depth plus `shift_metres` grows by equal factors, or the depth by equal steps. Embedded images
     hold depths as they are.
 
     Attributes:
@@ -87,7 +87,7 @@ class Feature:
         cameras.
       names: names of the components where they are given as one list, else `None`.
       depth: of a depth camera, what its values mean; else `None`.
-      gop_length: pictures from key frame to key frame that the recorder asked its encoder for
+      gop_length: frames from key frame to key frame that the recorder asked its encoder for
         (`video.g`); `None` where it is not said.
     """
 

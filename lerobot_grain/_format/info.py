@@ -85,8 +85,8 @@ class DatasetInfo:
       splits: name -> text such as `0:50`; a list of such texts as `0:50, 60:80`.
       chunks_size: of v2.x, where each episode is a file: episodes in a folder.
       notes: what was repaired, or is odd, and does not change what is read.
-      unreadable: key of each other feature -> what is wrong with it: an error for those who select
-        it.
+      unreadable: key of each other feature -> what is wrong with it; it raises where the feature
+        is selected.
     """
 
     codebase_version: str

@@ -7,7 +7,7 @@ number, wherever it lies. Numbers need not begin at 0 and may have gaps, since r
 dropped; each may be there once.
 
 Rules:
-* A row group is put in order by itself. The rows that the episode table puts into it must be in it,
+* Each row group is put in order alone. The rows that the episode table puts into it must be in it,
   in whatever order: what lies in another row group is refused.
 * If an episode is split over row groups, a part whose numbers are the usual ones (0, 1, 2, ..., or
   the rows of the dataset) is in its place. If they are others, they are compared with those of the

@@ -1,1 +1,1 @@
-"""Reports and pictures for people: check, profile, plot. Returns values, prints nothing."""
+"""Reports and plots for people: check, profile, plot. Returns values, prints nothing."""

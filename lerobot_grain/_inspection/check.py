@@ -1,7 +1,7 @@
 """Checks a dataset before it is trained on: whether every row has its frame, where its files
 disagree, and what it costs to stream.
 
-Reads `meta/`, and the indices of the video and data files, side by side; no picture and no row. So
+Reads `meta/`, and the indices of the video and data files, side by side; no frame and no row. So
 it takes seconds, and finds what only random access exposes: a file that ends too early, an episode
 with a frame less than rows. A defect of one file: `_inspection/file_checks`; with the dataset as a
 whole: `_inspection/dataset_checks`. Nothing is printed: that is `_cli/check`.
@@ -112,7 +112,7 @@ def check(
     max_files: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
-    """Checks a dataset without reading a picture or a row: one or two small requests for every
+    """Checks a dataset without reading a frame or a row: one or two small requests for every
     file, side by side.
 
     Args:

@@ -11,7 +11,7 @@ from lerobot_grain._inspection.file_checks import DataFacts, VideoFacts
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CameraCost:
-    """What the video of a camera is and costs, judged by the files that were checked.
+    """The video of a camera and its costs, judged by the files that were checked.
 
     Attributes:
       key: of the camera.
@@ -32,7 +32,7 @@ class CameraCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowsCost:
-    """What the rows cost, embedded images included, judged by the files that were checked.
+    """The costs of the rows, embedded images included, judged by the files that were checked.
 
     Attributes:
       bytes_per_row: column -> bytes in the files, compressed.

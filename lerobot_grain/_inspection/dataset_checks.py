@@ -1,7 +1,7 @@
 """Checks of a dataset as a whole: of `meta/`, of the spans of episodes in video files, and of all
 files of a camera, or of the rows, together.
 
-What is wrong with one file: `_inspection/file_checks`.
+Not here: checks of one file (`_inspection/file_checks`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from lerobot_grain._video.codecs.table import CODECS
 # A row needs its whole row group. The 64 parts of the default shuffle read in 64 groups side by
 # side, which at this size is the half of the default memory budget.
 _LARGE_GROUP_BYTES = 12 << 20
-# What encoders and boxes are called in `video.codec`, where it is not the name of the codec.
+# Names of encoders and boxes that stand in `video.codec` in place of the codec's.
 _CODEC_NAMES = {alias: codec.name for codec in CODECS.values() for alias in codec.aliases}
 
 
@@ -193,14 +193,14 @@ def about_camera(repository: Repository, key: str, facts: list[VideoFacts]) -> l
             )
     if (number := len({each.format for each in facts})) > 1:
         text = (
-            f"its {len(facts)} files have {number} parameter sets; pictures of different ones "
+            f"its {len(facts)} files have {number} parameter sets; frames of different ones "
             "are not decoded together, which is slower"
         )
         findings.append(make_finding("several_encodings", path, text, feature=key))
     if cost.gop_length > LONG_GOP:
         text = (
-            f"most key frames are {cost.gop_length} pictures apart; above {LONG_GOP} a "
-            "shuffled stream may decode pictures more than once"
+            f"most key frames are {cost.gop_length} frames apart; above {LONG_GOP} a "
+            "shuffled stream may decode frames more than once"
         )
         findings.append(make_finding("long_gops", path, text, feature=key))
     return findings

@@ -4,9 +4,9 @@ the footer of a data file.
 Rules:
 * The reader's own modules decide which files are refused, and their message is the finding. Only
   what it takes without a word is looked at here.
-* A *problem* is what training would run into: examples that cannot be read, or pictures that may
+* A *problem* is what training would run into: examples that cannot be read, or frames that may
   not belong to their rows. Everything else is a *note*: what is odd, costly, or not as it is
-  declared, and read all the same.
+  declared, but is read.
 * Findings are values in the order of the file; nothing is printed or raised.
 """
 
@@ -46,7 +46,7 @@ class Finding:
 
     Attributes:
       kind: a short name that does not change, such as `missing_file`; docs/check.md has them all.
-      is_problem: examples cannot be read, or their pictures may not belong to their rows. Otherwise
+      is_problem: examples cannot be read, or their frames may not belong to their rows. Otherwise
         it is odd or costly, and is read.
       path: the file, from the top of the dataset.
       feature: key of the feature that it concerns; `None`: all of them.
@@ -70,7 +70,7 @@ class VideoFacts:
     Attributes:
       format: as in its sample table.
       num_frames, coded_bytes: of the whole file.
-      gop_counts: pictures of a GOP -> how many GOPs have so many.
+      gop_counts: coded pictures of a GOP -> how many GOPs have so many.
     """
 
     format: VideoFormat
@@ -222,7 +222,7 @@ def _frame_size(file: VideoFile, repository: Repository, held: Integers) -> list
 
 
 def _as_shown(file: VideoFile) -> list[Finding]:
-    """Returns what the headers of the file change about its pictures."""
+    """Returns what the headers of the file change about its frames."""
     findings = []
     if hidden := file.table.num_samples - file.table.num_frames - file.num_hidden:
         text = (
@@ -283,7 +283,7 @@ def _unused_frames(
     file: VideoFile, episodes: Integers, num_before: int, left_over: Integers
 ) -> list[Finding]:
     """Returns the frames that belong to no row: before the first episode, between those of one, and
-    behind one, int64 `(episodes,)`.
+    after one, int64 `(episodes,)`.
     """
     findings = []
     num_frames = file.table.num_frames + file.num_hidden
@@ -296,7 +296,7 @@ def _unused_frames(
         findings.append(_about_video(file, "dropped_rows", file.named, text))
     if unused := int(num_before + left_over.sum()):
         most = left_over.argmax()
-        behind = f"{left_over[most]} of them behind episode {file.number_of(episodes.item(most))}"
+        behind = f"{left_over[most]} of them after episode {file.number_of(episodes.item(most))}"
         place = behind if left_over[most] else "all of them before the first episode"
         text = f"{unused} of its {num_frames} frames belong to no row, {place}"
         findings.append(
@@ -334,7 +334,7 @@ def _starts_of_episodes(
     if (odd := regular[~np.isin(table.presentation[first], table.key_samples) & (first > 0)]).size:
         text = (
             f"episode {file.number_of(odd.item(0))} does not begin at a key frame, as an episode "
-            "that was recorded by itself does; if the episodes before it have more frames than "
+            "that was recorded on its own does; if the episodes before it have more frames than "
             "the table says, its frames are theirs"
         )
         findings.append(_about_video(file, "key_frame", odd, text))
@@ -369,7 +369,7 @@ def _drift_seconds(
     times: npt.NDArray[np.float64], first: Integers, lengths: Integers, fps: float
 ) -> npt.NDArray[np.float64]:
     """Returns float64 `(episodes,)`: how far, at most, a frame of each episode is from frame / fps
-    behind its first one.
+    after its first one.
     """
     begins = np.cumsum(lengths) - lengths
     within = np.arange(int(lengths.sum())) - np.repeat(begins, lengths)

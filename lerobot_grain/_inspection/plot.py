@@ -1,4 +1,4 @@
-"""A picture of one example: camera frames over time, actions and states over time with their pads,
+"""Draws one example: camera frames over time, actions and states over time with their pads,
 the text of the task.
 
 Made to be looked at before a training starts: whether the windows are the right ones, which camera
@@ -9,7 +9,7 @@ Rules:
   touched.
 * matplotlib is optional, and only asked for when something is drawn.
 * The dataset, if it is given, says how a value is drawn; else the shape does: three axes, the last
-  of 1, 3 or 4, are a picture.
+  of 1, 3 or 4, are an image.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _PANEL_INCHES = 2.3
 # More than these are not told apart by colour, or not readable.
 _MAX_NAMED_DIMENSIONS = 8
 _MAX_CURVES = 16
-# Smaller than any picture, larger than any matrix that is a feature and has a last axis of 1, 3 or
+# Smaller than any image, larger than any matrix that is a feature and has a last axis of 1, 3 or
 # 4.
 _MIN_PICTURE_PIXELS = 8
 
@@ -56,7 +56,7 @@ def plot_example(
 
         plot_example(next(iter(dataset)), dataset.repository).savefig("example.png")
 
-    Cameras are rows of frames, features with a window curves over time (frames behind the ends of
+    Cameras are rows of frames, features with a window curves over time (frames past the ends of
     the episode are framed in red and shaded), or a map of colours where there are many dimensions,
     other vectors stems. Numbers and texts stand below, the task is the title.
 
@@ -296,7 +296,7 @@ def _limits(frames: Values) -> dict[str, float]:
 
 
 def _colours(frames: Values) -> Values:
-    """Returns pictures as matplotlib takes them: uint8, or floats in [0, 1].
+    """Returns images as matplotlib takes them: uint8, or floats in [0, 1].
 
     Some policies take floats in [-1, 1].
     """

@@ -53,7 +53,7 @@ class Shuffle:
       buffer_size: rows that are mixed at a time, over all parts. Rows of one clip are spread over
         about this many positions.
       clip_length: frames of one episode that are read together. `None`: the smallest multiple of
-        the dataset's GOP length that is at least 16, so that no picture is decoded for two clips;
+        the dataset's GOP length that is at least 16, so that no frame is decoded for two clips;
         16 where there is no video.
       num_parts: places of the epoch that are read side by side: examples that follow each other
         come from this many episodes.

@@ -3,7 +3,7 @@
 Arithmetic only, before any byte is read.
 
 A delta timestamp is a distance in seconds from the anchor (the row that an example is "at"); times
-fps it must be a whole number of frames. Frames before the first or behind the last one of the
+fps it must be a whole number of frames. Frames before the first or after the last one of the
 episode are clamped to it and marked in the mask: `is_pad` true. That is what the map-style reader
 of lerobot does, for low-dimensional features and cameras alike; there is no limit on the size of a
 delta.

@@ -1,4 +1,4 @@
-"""Arrow columns -> NumPy arrays, texts, encoded pictures and messages, as info.json declares them.
+"""Arrow columns -> NumPy arrays, texts, encoded images and messages, as info.json declares them.
 
 Rules:
 * The values of a column are checked against the declared feature; nothing is converted that would
@@ -99,7 +99,7 @@ def to_strings(column: pa.ChunkedArray, feature: Feature, *, where: str) -> list
 
 
 def to_encoded_images(column: pa.ChunkedArray, feature: Feature, *, where: str) -> list[bytes]:
-    """Returns the encoded pictures of an image feature: a struct with the field `bytes` (as lerobot
+    """Returns the encoded images of an image feature: a struct with the field `bytes` (as lerobot
     embeds them), or plain binary.
     """
     values = column.combine_chunks()
@@ -113,14 +113,14 @@ def to_encoded_images(column: pa.ChunkedArray, feature: Feature, *, where: str) 
     elif not (pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type)):
         raise DatasetFormatError(
             f"{where}: image {feature.key!r} is stored as {short_repr(str(values.type))}; "
-            "expected encoded pictures, as bytes or as a struct with a field bytes"
+            "expected encoded images, as bytes or as a struct with a field bytes"
         )
     with as_format_error(f"{where}: image {feature.key!r}"):
         images: list[bytes] = values.to_pylist()
     for row, image in enumerate(images):
         if not isinstance(image, bytes) or not image:
             raise DatasetFormatError(
-                f"{where}: image {feature.key!r} has no bytes in row {row} of its group; pictures "
+                f"{where}: image {feature.key!r} has no bytes in row {row} of its group; images "
                 "outside the table are not read"
             )
     return images

@@ -49,7 +49,7 @@ class InMemoryFile:
 
 
 class UnreadFile(io.RawIOBase):
-    """A file of some size of which no byte can be had; `was_asked` tells whether one was wanted."""
+    """A file of some size whose bytes cannot be read; `was_asked`: whether one was wanted."""
 
     def __init__(self, size_bytes: int) -> None:
         self.was_asked = False

@@ -7,7 +7,7 @@ that decoding takes.
 
 Headers are Thrift structs in the compact protocol (`PageHeader` in parquet.thrift; the protocol:
 thrift-compact-protocol.md of Apache Thrift). They are read here as pyarrow reads them: fields of
-another type than expected are passed over, of two equal ones the last counts, and pages behind the
+another type than expected are passed over, of two equal ones the last counts, and pages after the
 last expected value are not looked at.
 """
 

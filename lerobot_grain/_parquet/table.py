@@ -46,7 +46,7 @@ _MAGIC = b"PAR1"
 _MIN_ELEMENT_BYTES = 8
 _MAX_ELEMENTS = 200_000
 # Columns that are read may take this many bytes in memory, or this many times their bytes in the
-# file, whichever is more. lerobot's data files have up to 100 MB; pictures do not unpack to more,
+# file, whichever is more. lerobot's data files have up to 100 MB; images do not unpack to more,
 # numbers to a few times as much.
 _MAX_UNPACKED_BYTES = 256 << 20
 _MAX_UNPACKED_TIMES = 8
@@ -177,7 +177,7 @@ class ParquetTable:
 
         Raises:
           DatasetFormatError: the pages are damaged.
-          StorageError: the bytes could not be had.
+          StorageError: the bytes could not be read.
         """
         leaves = self._leaves(columns)
         ranges = self.ranges(group, columns)
@@ -286,7 +286,7 @@ def open_table(storage: RangeReader, path: str, *, whole_up_to_bytes: int = 0) -
 
     Raises:
       DatasetFormatError: not a parquet file, or truncated.
-      StorageError: the bytes could not be had.
+      StorageError: the bytes could not be read.
     """
     where = f"{storage.description}, {path}"
     tail, size_bytes = storage.read_tail(path, max(_TAIL_BYTES, whole_up_to_bytes), keep=True)

@@ -1,5 +1,5 @@
-"""How much memory and how many threads reading takes: `ReadOptions`, and the one table of what the
-memory budget is divided into. Pure.
+"""The memory and the threads that reading takes: `ReadOptions`, and the one table of the parts of
+the memory budget. Pure.
 
 Names of amounts: B is `ReadOptions.memory_budget_bytes`, R the part of it for rows, F the rest,
 which is for camera frames. The shares are explained in docs/architecture/reading.md ("The budget").
@@ -28,7 +28,7 @@ _CODED_PART = 8
 # part of F.
 _BLOCK_BYTES = 96 << 20
 _BLOCK_PART = 16
-# Sample tables that are kept, 30 bytes a picture: at most this, and at most this part of F.
+# Sample tables that are kept, 30 bytes a frame: at most this, and at most this part of F.
 _MAX_TABLE_BYTES = 256 << 20
 _TABLES_PART = 8
 # Coded bytes of small datasets that are kept, with their sample tables where files were fetched

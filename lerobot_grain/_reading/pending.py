@@ -99,7 +99,7 @@ class PendingPart:
     masks: Mapping[str, npt.NDArray[np.bool_]]  # of its windows, by their keys in examples
     rows: PendingRows | None = None
     values: Batch | None = None
-    # the first example whose values cannot be had, and why
+    # the first example whose values could not be read, and why
     problem: tuple[int, Exception] | None = None
 
     def members(self, examples: slice) -> slice:

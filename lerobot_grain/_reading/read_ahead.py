@@ -52,16 +52,16 @@ from lerobot_grain._reading.read_statistics import ReadStatistics, sum_of
 from lerobot_grain._reading.rows.row_reader import RowCaches, RowReader
 
 # Examples that are planned at a time, and whose GOPs are grouped into decode tasks: enough for
-# arrays to pay, and pictures for sequential speed; few enough for an early first batch.
+# arrays to pay, and frames for sequential speed; few enough for an early first batch.
 _EXAMPLES_PER_BLOCK = 256
 # Frames of examples that are taken together only to be handed out one by one.
 _MAX_TAKEN_BYTES = 4 << 20
 # So many blocks are decoded ahead, dropping frames that are needed later if the budget asks for it.
-# Where there are many threads, further ones, for which no frame is dropped, while fewer than that
+# If there are many threads, further ones, for which no frame is dropped, while fewer than that
 # are finished, and all threads together have less than so many seconds of work each. With few of
 # them that only costs memory, and the processor's caches.
 _DECODED_BLOCKS = 4
-# Where there are so many sources, a block has this many times the examples, and half as many blocks
+# With this many sources or more, a block has this many times the examples, and half as many blocks
 # are decoded ahead: planning costs by source, and each is to have some examples in a block.
 _MANY_SOURCES = 8
 _BLOCKS_OF_MANY_SOURCES = 2
@@ -323,7 +323,7 @@ class ReadAhead:
         """Waits for some examples of a block, of one source.
 
         Returns:
-          `None`, or the first example of the block that cannot be had, and why.
+          `None`, or the first example of the block that could not be read, and why.
         """
         members = part.members(examples)
         if members.start == members.stop:

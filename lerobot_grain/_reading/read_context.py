@@ -113,7 +113,7 @@ class ReadContext:
             pools.append(self.large_fetchers)
         for pool in pools:
             pool.shutdown(wait=False, cancel_futures=True)
-        # A thread that is still connecting ends by itself, and cannot do anything more.
+        # A thread that is still connecting ends on its own, and cannot do anything more.
         has_ended = self.requests.end()
         for pool in pools:
             pool.shutdown(wait=has_ended)
@@ -127,7 +127,7 @@ class ReadSource:
       number: among the sources of the stream.
       repository: the dataset.
       selection: what is read of it.
-      image_size: (height, width) that pictures are resized to, or `None`.
+      image_size: (height, width) that frames are resized to, or `None`.
       needed_every_epoch: bool `(episodes,)`: of which episodes something is needed in every epoch,
         as far as is known. Small ones that lie side by side are fetched together.
       pad_keys: feature key -> key of the mask of its window in examples, where that is not

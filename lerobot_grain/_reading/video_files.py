@@ -36,7 +36,7 @@ def open_video(
 
     Raises:
       DatasetFormatError: not an MP4 file that can be read.
-      StorageError: the bytes could not be had.
+      StorageError: the bytes could not be read.
     """
     storage = repository.storage
     episodes = repository.episodes
@@ -61,7 +61,7 @@ def open_video(
         )
         if repository.features[camera].is_depth and table.format.rotation:
             raise DatasetFormatError(
-                f"{where}: its matrix turns the picture by {table.format.rotation} degrees; depth "
+                f"{where}: its matrix turns the frames by {table.format.rotation} degrees; depth "
                 "video is not read turned, since lerobot gives it as it is coded"
             )
         return VideoFile.linked(

@@ -24,7 +24,7 @@ def pieces_of(storage: Storage, path: str, size_bytes: int) -> Iterator[bytes]:
     """Yields the contents of a metadata file from its start to its end.
 
     Raises:
-      StorageError: the bytes could not be had.
+      StorageError: the bytes could not be read.
     """
     if size_bytes <= _PIECE_BYTES:
         yield storage.read_as_is(path, max_bytes=_PIECE_BYTES)
@@ -42,7 +42,7 @@ def json_lines(
 
     Raises:
       DatasetFormatError: a line is not one JSON object; the file and the line are named.
-      StorageError: the bytes could not be had.
+      StorageError: the bytes could not be read.
     """
     with storage.checked(path):
         yield from _objects(
@@ -82,5 +82,5 @@ def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
         *lines, rest = (rest + piece).split(b"\n")
         yield from lines
         if len(rest) > _MAX_LINE_BYTES:
-            break  # refused by who asked
+            break  # the caller refuses the line
     yield rest

@@ -49,7 +49,7 @@ def read_episode_columns(
 
     Raises:
       DatasetFormatError: it is missing or malformed, or has more than `max_episodes`.
-      StorageError: the bytes could not be had.
+      StorageError: the bytes could not be read.
     """
     numbers = array("q")
     lengths = array("q")
@@ -87,7 +87,7 @@ def read_column(
 
     Raises:
       DatasetFormatError: a line is malformed, or has no such field where others have it.
-      StorageError: the bytes could not be had.
+      StorageError: the bytes could not be read.
     """
     numbers = array("q")
     values = []
@@ -110,7 +110,7 @@ def read_tasks(storage: Storage, listing: Mapping[str, int], *, max_tasks: int) 
 
     Raises:
       DatasetFormatError: it is missing or malformed, or has more than `max_tasks`.
-      StorageError: the bytes could not be had.
+      StorageError: the bytes could not be read.
     """
     tasks: dict[int, str] = {}
     for where, line in json_lines(
@@ -148,8 +148,8 @@ def read_episodes_stats(
 
     Raises:
       DatasetFormatError: it is malformed, does not have one line for each episode, or the
-        statistics of a feature of numbers or pictures are those of some episodes only.
-      StorageError: the bytes could not be had.
+        statistics of a feature of numbers or frames are those of some episodes only.
+      StorageError: the bytes could not be read.
     """
     totals: dict[str, _Total] = {}
     left_out: dict[str, str] = {}

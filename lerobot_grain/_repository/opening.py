@@ -6,7 +6,7 @@ Rules:
 * Files that disagree are an error where it could change what is read. If it could not, a note says
   so, and a warning once.
 * Statistics are not needed to read rows. A defect of their file is a note, and raises when they are
-  asked for. That the bytes could not be had is an error all the same: it says nothing about the
+  asked for. If its bytes could not be read, opening raises: that says nothing about the
   dataset, and what the Hub has is to be in the cache afterwards.
 """
 
@@ -98,8 +98,8 @@ def open_leniently(
     cache_dir: str | os.PathLike[str] | None = None,
     storage_options: StorageOptions | None = None,
 ) -> Repository:
-    """As `open_repository`, but a table of tasks or subtasks that cannot be read is an error for
-    who asks for its texts, and else a note.
+    """As `open_repository`, but a table of tasks or subtasks that cannot be read is an error where
+    its texts are asked for, and else a note.
 
     The notes are not issued as warnings: `warn_of_notes` does that.
     """

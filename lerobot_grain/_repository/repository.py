@@ -83,7 +83,7 @@ class Repository:
 
         Raises:
           DatasetFormatError: they are malformed. `compute_stats` makes new ones.
-          StorageError: the bytes could not be had.
+          StorageError: the bytes could not be read.
         """
         if not self.known_stats.are_read:
             self.known_stats.keep(read_stats(self.storage, self.info, self.episodes)[0])
@@ -122,7 +122,7 @@ class Repository:
 
         Raises:
           InvalidRequestError: there is no such column.
-          StorageError: the bytes could not be had.
+          StorageError: the bytes could not be read.
         """
         listing = self.storage.list_metadata()
         if self.info.major_version == 2:
@@ -138,7 +138,7 @@ class Repository:
         return columns[name][np.argsort(columns["episode_index"], kind="stable")]
 
     def gop_length(self) -> int | None:
-        """Returns the pictures from key frame to key frame: the most common number in one file of
+        """Returns the frames from key frame to key frame: the most common number in one file of
         each camera, the largest of all cameras.
 
         Reads one or two small ranges of one file per camera, the first time. If a camera has no
@@ -146,7 +146,7 @@ class Repository:
 
         Raises:
           DatasetFormatError: a file is not one that can be read.
-          StorageError: the bytes could not be had.
+          StorageError: the bytes could not be read.
         """
         if not self.known_gop_lengths:
             self.known_gop_lengths.append(self._find_gop_length())

@@ -19,7 +19,7 @@ def sample_table(storage: Storage, path: str, *, is_moov_last: bool = False) -> 
 
     Raises:
       DatasetFormatError: not an MP4 file that can be read.
-      StorageError: the bytes could not be had.
+      StorageError: the bytes could not be read.
     """
     with storage.checked(path):
         reader = read_sample_table(

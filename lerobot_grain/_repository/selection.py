@@ -199,7 +199,7 @@ def select_episodes(repository: Repository, episodes: EpisodeSelection) -> Integ
       InvalidRequestError: one does not exist, is given twice, or none is left; there is no such
         split; a function returns no bool.
       DatasetFormatError: the split is not one that can be read.
-      StorageError: a column that a function asks for could not be had.
+      StorageError: a column that a function asks for could not be read.
     """
     num_episodes = repository.episodes.num_episodes
     if episodes is None:

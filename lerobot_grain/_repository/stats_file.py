@@ -2,8 +2,8 @@
 about the rest. Pure.
 
 Rules:
-* Rows do not need statistics: nothing here may keep them from being read. Who opens a dataset turns
-  what is refused into a note.
+* Rows do not need statistics: nothing here may keep them from being read. Opening a dataset turns
+  a refusal into a note.
 * `null` is a number that is not known, NaN: strict JSON has no other way to write it.
 * A statistic that is no numbers is left out, and so is an entry without any statistic but `count`:
   some recorders put texts, numbers of their own and descriptions there. If nothing is left of a

@@ -196,7 +196,7 @@ class Storage(abc.ABC):
         Raises:
           InvalidRequestError: a range starts before 0 or stops before it starts.
           DatasetFormatError: see `check_path`.
-          StorageError: a range goes past the end of the file, or its bytes could not be had.
+          StorageError: a range goes past the end of the file, or its bytes could not be read.
         """
         check_path(self.description, path)
         if backwards := [r for r in ranges if not 0 <= r.start <= r.stop]:

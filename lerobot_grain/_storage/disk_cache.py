@@ -9,7 +9,7 @@ database, whose locks network file systems do not have.)
 Rules:
 * Nothing here fails. An entry that cannot be read is absent, one that cannot be written is not
   kept; the log says the latter once a process.
-* The bytes of a key never change, so it does not matter who wrote an entry, or how often. Keys
+* The bytes of a key never change, so any process may write an entry, any number of times. Keys
   therefore hold a commit.
 * The time of an entry's last change is when it was last used. Above the limit, those used longest
   ago are deleted.

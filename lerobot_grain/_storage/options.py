@@ -1,4 +1,4 @@
-"""How bytes are read, and what is counted of it: the values that a user gives to a storage and gets
+"""The options and the counters of reading bytes: the values that a user gives to a storage and gets
 from it.
 """
 
@@ -13,7 +13,7 @@ from lerobot_grain._base.errors import InvalidRequestError
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StorageOptions:
-    """How bytes are read.
+    """Options of reading bytes.
 
     Attributes:
       num_connections: requests under way at the same time, for each dataset and process.
@@ -34,7 +34,7 @@ class StorageOptions:
         up to 8 seconds.
       disk_cache_bytes: what may be kept on disk from one run to the next, so that it is not fetched
         again: the indices of video and parquet files, and the rows of large row groups; never
-        pictures. For all datasets together; 0 keeps nothing. Nothing of a directory or bucket is
+        frames. For all datasets together; 0 keeps nothing. Nothing of a directory or bucket is
         kept.
     """
 
@@ -79,7 +79,7 @@ class StorageStatistics(NamedTuple):
         of the gaps between merged ranges.
       retries: attempts after the first.
       request_seconds: time inside requests, summed over threads.
-      pause_seconds: time between attempts and behind rate limits, summed over threads.
+      pause_seconds: time between attempts and after rate limits, summed over threads.
     """
 
     requests: int = 0

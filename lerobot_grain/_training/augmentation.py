@@ -1,7 +1,7 @@
 """Augmentation on the device: random keys for the examples of a batch, and a function of one
-picture brought to all of its cameras' frames.
+frame brought to all of its cameras' frames.
 
-The functions that change pictures are not here: libraries have them, such as `dm_pix` (crops,
+The functions that change frames are not here: libraries have them, such as `dm_pix` (crops,
 brightness, contrast, hue, ...) and `jax.image`. They leave a part to the caller that is easy to get
 wrong:
 
@@ -10,7 +10,7 @@ wrong:
   the same. No state is needed for it.
 * All frames of an example are changed in the same way, so that motion between them stays what it
   was.
-* Pictures travel as uint8 and are floats in [0, 1] only inside of the compiled step.
+* Frames travel as uint8 and are floats in [0, 1] only inside of the compiled step.
 
 All functions are pure and work inside of `jax.jit`.
 """
@@ -48,7 +48,7 @@ def augment_images(
     *,
     dtype: jnp.dtype | type = jnp.float32,
 ) -> jax.Array:
-    """Returns the pictures of a batch, changed by a random function of one picture.
+    """Returns the frames of a batch, changed by a random function of one frame.
 
         def crop_and_jitter(key, image):
             crop_key, light_key = jax.random.split(key)
@@ -59,7 +59,7 @@ def augment_images(
         images = augment_images(crop_and_jitter, keys, batch["observation.image"])
 
     Args:
-      change: `(key, image) -> image`, for one picture, float32 `(height, width, channels)` in [0,
+      change: `(key, image) -> image`, for one frame, float32 `(height, width, channels)` in [0,
         1]; may return another size. Values that it returns outside of [0, 1] are clipped.
       keys: `(batch,)`, of `example_keys`.
       images: `(batch, [time,] height, width, channels)`, uint8 or floats in [0, 1]. The frames of

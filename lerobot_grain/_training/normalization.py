@@ -18,7 +18,7 @@ Rules:
   is not changed a little more.
 * Statistics belong to the last axes of an array, so batches and windows broadcast. A shape that
   does not fit is an error, never broadcast.
-* Pictures are `(..., height, width, channels)`: uint8, or floating point in [0, 1], of which their
+* Frames are `(..., height, width, channels)`: uint8, or floating point in [0, 1], of which their
   statistics are. Depth has its own unit.
 
 Not included: clipping; rotations and quaternions, which need more than an affine map; relative
@@ -56,7 +56,7 @@ Affine = Mapping[str, Any]  # "center" and "width": arrays
 
 # Mode -> the statistics that become -1 and 1.
 _BOUNDS = {"min_max": ("min", "max"), "quantiles": ("q01", "q99"), "quantile10": ("q10", "q90")}
-# Mode of cameras -> (center, width), of pictures in [0, 1]. ImageNet's are those that torchvision's
+# Mode of cameras -> (center, width), of frames in [0, 1]. ImageNet's are those that torchvision's
 # and lerobot's models were trained with.
 _OF_CAMERAS: Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike]] = {
     "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
@@ -75,7 +75,7 @@ class Normalizer:
 
     Attributes:
       values: low-dimensional feature -> `center` and `width`, float32 `(*shape)`, `()` for scalars.
-      cameras: camera -> the same, float32 `(channels,)` or `()`, of pictures in [0, 1].
+      cameras: camera -> the same, float32 `(channels,)` or `()`, of frames in [0, 1].
     """
 
     values: Mapping[str, Affine]
@@ -111,7 +111,7 @@ class Normalizer:
     def unnormalize(
         self, batch: Mapping[str, Any], keys: Iterable[str] | None = None
     ) -> dict[str, Any]:
-        """Returns the batch with its features in the units of the dataset again, pictures in [0,
+        """Returns the batch with its features in the units of the dataset again, frames in [0,
         1]; arguments as for `normalize`.
         """
         return self._mapped(batch, keys, lambda y, center, width: y * width + center)
@@ -242,8 +242,8 @@ class _KnownFeatures:
         """Returns the statistics of a feature; empty: there are none."""
         if key in self.given or self.repository is None:
             return self.given.get(key, {})
-        # Not before they are needed: they may be malformed, which is nothing to those who have
-        # others.
+        # Not before they are needed: they may be malformed, which does not matter where others
+        # are given.
         return (self.repository.stats or {}).get(key, {})
 
 
@@ -283,7 +283,7 @@ def _check_mode(known: _KnownFeatures, key: str, mode: Mode) -> None:
     # Cameras of constant modes need not be among the statistics.
     if not is_known and (known.repository is not None or mode not in _OF_CAMERAS):
         raise InvalidRequestError(
-            f"{known.where}: there is no feature {key!r} of numbers or pictures; there are "
+            f"{known.where}: there is no feature {key!r} of numbers or frames; there are "
             f"{', '.join(known.keys)}"
         )
     if mode in _OF_CAMERAS and is_known and known.channels.get(key) != 3:
@@ -301,7 +301,7 @@ def _of_feature(known: _KnownFeatures, key: str, mode: Mode) -> Affine:
 
 
 def _num_channels(statistics: Mapping[str, npt.NDArray[np.float64]]) -> int:
-    """Returns how many channels the pictures have that statistics are of; 0: they are of
+    """Returns how many channels the frames have that statistics are of; 0: they are of
     numbers.
     """
     shapes = map(np.shape, statistics.values())
@@ -412,7 +412,7 @@ def _of_statistics(
 
 def _one_axis(statistic: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Returns a statistic as it stands at the last axes of a batch: scalars have none there,
-    pictures their channels.
+    frames their channels.
     """
     array = np.asarray(statistic, np.float64)
     if array.ndim == 3 and array.shape[1:] == (1, 1):

@@ -30,7 +30,7 @@ _IMAGE_SIZE = (224, 224)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenPiFormat(grain.transforms.Map):
-    """Makes openpi's dict of an example, or, behind `.batch`, of a batch (shapes without the batch
+    """Makes openpi's dict of an example, or, after `.batch`, of a batch (shapes without the batch
     axis):
 
     | key | value |
@@ -42,7 +42,7 @@ class OpenPiFormat(grain.transforms.Map):
     | `tokenized_prompt`, `tokenized_prompt_mask` | int32 and bool `(tokens,)`, with `tokenize` |
 
     State and actions keep their dimensions; `PadDimensions` before it brings them to those of the
-    model. openpi has no mask for actions behind the end of an episode: it learns the last one
+    model. openpi has no mask for actions past the end of an episode: it learns the last one
     repeated, here as with its own loader.
 
     Attributes:
@@ -52,7 +52,7 @@ class OpenPiFormat(grain.transforms.Map):
       tokenize: text of the task -> (tokens, mask), of one length for all texts, such as
         `PaligemmaTokenizer(48).tokenize`.
       images: the names that the model takes.
-      image_size: (height, width); pictures are resized without distortion.
+      image_size: (height, width); frames are resized without distortion.
 
     Raises:
       InvalidRequestError: at construction: no camera, or one whose name the model does not take. At
@@ -123,7 +123,7 @@ class OpenPiDataLoader:
             dataset, data_config=data_config, observation=Observation.from_dict
         )
 
-    Unlike openpi's it can go on where it was: its iterator is Grain's, with `get_state`,
+    Unlike openpi's it can continue where it was: its iterator is Grain's, with `get_state`,
     `set_state` and `close`, and a checkpoint of it is one of the stream.
 
     Args:

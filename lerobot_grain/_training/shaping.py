@@ -1,8 +1,8 @@
-"""Shapes that a policy wants: actions relative to the state, padded dimensions, pictures padded to
+"""Shapes that a policy wants: actions relative to the state, padded dimensions, frames padded to
 a size. On the host, in NumPy.
 
 Each is a `grain.transforms.Map` for `dataset.map(...)`. Nothing in it is random, so nothing of it
-is in a state. It counts axes from the last, so it works on examples and, behind `.batch`, on whole
+is in a state. It counts axes from the last, so it works on examples and, after `.batch`, on whole
 batches, which is quicker.
 
 Rules:
@@ -104,7 +104,7 @@ class DeltaActions(grain.transforms.Map):
     All actions of a window are relative to the one state of the example, not to the action before.
 
     Attributes:
-      mask: true for the dimensions that become relative. Those behind its end stay absolute.
+      mask: true for the dimensions that become relative. Those past its end stay absolute.
         Dimension i of the action belongs to dimension i of the state.
       action_key, state_key: features of floats, `([batch,] [time,] dimensions)` and `([batch,]
         dimensions)`.
@@ -208,7 +208,7 @@ class ResizeWithPad(grain.transforms.Map):
 
     Raises:
       InvalidRequestError: at construction: `size` or `keys` is not one. At an example: a key is
-        missing or not of pictures.
+        missing or not of frames.
     """
 
     keys: Sequence[str]
@@ -232,7 +232,7 @@ class ResizeWithPad(grain.transforms.Map):
 
 
 def resize_with_pad(images: Values, size: tuple[int, int]) -> Values:
-    """Returns pictures as large as they fit into a size with their own proportions, in the middle,
+    """Returns frames as large as they fit into a size with their own proportions, in the middle,
     with zeros (black) around them.
 
     Colours are interpolated by Pillow (bilinear, over all pixels that a new one covers), as openpi
@@ -245,7 +245,7 @@ def resize_with_pad(images: Values, size: tuple[int, int]) -> Values:
       size: (height, width) in pixels.
 
     Raises:
-      InvalidRequestError: neither pictures nor depth, or not a size.
+      InvalidRequestError: neither frames nor depth, or not a size.
     """
     _check_size(size)
     is_depth = images.ndim >= 3 and images.dtype != np.uint8 and images.shape[-1] == 1
@@ -286,7 +286,7 @@ def _check_size(size: Any) -> None:
 
 
 def array_at(example: Mapping[str, Any], key: str, subject: str) -> Values:
-    """Returns the array of a key; `subject` is who asks, for the message."""
+    """Returns the array of a key; `subject` names the caller in the message."""
     if key not in example:
         raise InvalidRequestError(
             f"{subject}: the example has no {key!r}; it has {', '.join(example)}"

@@ -2,7 +2,7 @@
 batches holds.
 
 Low-dimensional features are read straight from the data files: only their columns, neighbouring row
-groups in one request, no video. Pictures are those of some examples, in the shuffled order, thinned
+groups in one request, no video. Frames are those of some examples, in the shuffled order, thinned
 out as lerobot does.
 
 Rules:
@@ -55,7 +55,7 @@ Made = TypeVar("Made")
 # runs are read at a time.
 _RUN_BYTES = 4 << 20
 _THREADS = 4
-# As lerobot: pictures with a side of at least 300 pixels are thinned out to about 150.
+# As lerobot: frames with a side of at least 300 pixels are thinned out to about 150.
 _MAX_PICTURE_SIDE = 300
 _THIN_PICTURE_SIDE = 150
 
@@ -88,7 +88,7 @@ def compute_stats(
     Raises:
       InvalidRequestError: a feature does not exist or has no numbers; an episode does not exist.
       DatasetFormatError: a value is not finite, or a file is not what the metadata says.
-      StorageError: the bytes could not be had.
+      StorageError: the bytes could not be read.
     """
     check_int("camera_frames", camera_frames, least=1)
     declared = repository.features
@@ -172,7 +172,7 @@ def stats_of(
 
     Returns:
       As `compute_stats`: of the last axis of arrays of at least two axes, else `(1,)`. Arrays of
-        uint8 with at least four axes are pictures
+        uint8 with at least four axes are frames
       `(..., height, width, channels)`.
 
     Raises:

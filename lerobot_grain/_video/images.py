@@ -19,13 +19,13 @@ from lerobot_grain._base.errors import DatasetFormatError
 def decode_image(
     encoded: bytes, *, image_size: tuple[int, int] | None, where: str
 ) -> npt.NDArray[np.uint8]:
-    """Decodes an embedded PNG, JPEG or TIFF picture to uint8 `(height, width, 3)`, RGB, resized to
+    """Decodes an embedded PNG, JPEG or TIFF image to uint8 `(height, width, 3)`, RGB, resized to
     `image_size` (height, width) if given.
 
     It is turned and mirrored first, where its EXIF data says how it is to be shown.
 
     Raises:
-      DatasetFormatError: not a picture, or not one of 8 bits a channel.
+      DatasetFormatError: not an image, or not one of 8 bits a channel.
     """
     rgb = _opened(encoded, ("RGB", "RGBA", "L", "P"), "8-bit RGB or grey", where).convert("RGB")
     if image_size is not None and image_size != (rgb.height, rgb.width):
@@ -36,13 +36,13 @@ def decode_image(
 def decode_depth_image(
     encoded: bytes, *, image_size: tuple[int, int] | None, where: str
 ) -> npt.NDArray[np.float32]:
-    """Decodes an embedded picture of one channel of 16 or 32 bits to float32 `(height, width, 1)`,
+    """Decodes an embedded image of one channel of 16 or 32 bits to float32 `(height, width, 1)`,
     as `decode_image` does.
 
     Resized by taking the nearest pixel.
 
     Raises:
-      DatasetFormatError: not a picture, or not one of depth.
+      DatasetFormatError: not an image, or not one of depth.
     """
     picture = _opened(
         encoded, ("I;16", "I;16L", "I;16B", "I", "F"), "one channel of 16 or 32 bits", where
@@ -51,15 +51,15 @@ def decode_depth_image(
 
 
 def _opened(encoded: bytes, modes: Sequence[str], expected: str, where: str) -> Image.Image:
-    """Returns a picture, loaded, and turned as its EXIF data says."""
+    """Returns an image, loaded, and turned as its EXIF data says."""
     try:
         with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG", "TIFF")) as image:
             if image.mode not in modes:
                 raise DatasetFormatError(
-                    f"{where}: a picture of mode {image.mode}; expected {expected}"
+                    f"{where}: an image of mode {image.mode}; expected {expected}"
                 )
             image.load()
-            # PNG may have EXIF data behind its pixels. A TIFF picture was turned by Pillow, which
+            # PNG may have EXIF data after its pixels. A TIFF image was turned by Pillow, which
             # has taken the tag out.
             if image.getexif().get(ExifTags.Base.Orientation) is None:
                 return image
@@ -68,10 +68,10 @@ def _opened(encoded: bytes, modes: Sequence[str], expected: str, where: str) -> 
     except (DatasetFormatError, MemoryError):
         raise
     except Exception as error:
-        # of damaged pictures mostly OSError; of malformed EXIF data also errors of struct and of
+        # of damaged images mostly OSError; of malformed EXIF data also errors of struct and of
         # dicts
         raise DatasetFormatError(
-            f"{where}: not a picture that can be decoded ({str(error) or type(error).__name__})"
+            f"{where}: not an image that can be decoded ({str(error) or type(error).__name__})"
         ) from None
 
 

@@ -18,7 +18,7 @@ edit list whose media_time is the delay of the first presented picture; pictures
 decode order, which is not presentation order with B pictures.
 
 Not read, and refused by name: fragmented files, several video tracks, several sample descriptions,
-several edits, and matrices that do more than turn the picture by a quarter.
+several edits, and matrices that do more than turn the frames by a quarter.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ Rules, in this order:
    unless that clock has gaps of as many frames as are left over.
 5. If it shows that starts were computed from rows, although there are more frames than rows,
    nothing is known of the file: an episode with as many frames as rows, but timestamps that name
-   frames behind its last.
+   frames after its last.
 
 Frames that no row has, between those of an episode, are hidden (`SampleTable.only`), so that frames
 of an episode follow each other.
@@ -414,7 +414,7 @@ def _whole_numbers(timestamps: Seconds, fps: float) -> Integers | None:
 
 
 def frames_until(first_frames: Integers, num_frames: int) -> Integers:
-    """Returns int64 `(n,)`: the frame behind the last one of each episode of a file that has
+    """Returns int64 `(n,)`: the frame after the last one of each episode of a file that has
     `num_frames`, given the first ones.
     """
     # Episodes of a file follow each other in the order of from_timestamp, which is the order of

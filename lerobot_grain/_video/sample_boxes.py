@@ -25,7 +25,7 @@ from lerobot_grain._video.boxes import Bytes, boxes, only_box
 _MAX_PICTURES = 4_000_000
 # Players' edit lists have a few.
 _MAX_EDITS = 1000
-# What must not be there twice: which one counts would be a guess.
+# Boxes that must not be there twice: which one counts would be a guess.
 _TABLES = frozenset(("stsd", "stts", "ctts", "stss", "stsc", "stsz", "stco", "co64"))
 
 
@@ -127,15 +127,15 @@ def read_times(tables: dict[str, Bytes], count: int, where: str) -> tuple[Intege
     decode_times = np.concatenate(([0], ends[:-1]))
     if "ctts" not in tables:
         return decode_times, decode_times
-    # Version 0 is unsigned by the standard; writers put negative offsets there all the same, and
+    # Version 0 is unsigned by the standard; but writers put negative offsets there, and
     # FFmpeg reads both as signed.
     offsets = _run_lengths(tables["ctts"], ">i4", count, "ctts", where)
     return decode_times, decode_times + offsets
 
 
 class Edit(NamedTuple):
-    """What an edit list shows of the media: [start, start + length), after a wait; all in ticks of
-    the media.
+    """The part of the media that an edit list shows: [start, start + length), after a wait; all in
+    ticks of the media.
     """
 
     start: int

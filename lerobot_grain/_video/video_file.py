@@ -262,7 +262,7 @@ class VideoFile:
         """
         if self.table.is_plain:
             return self.byte_range(gops[0]).cover(self.byte_range(gops[-1]))
-        # A unit that runs on into the next GOP, for its leading pictures, may end behind that GOP's
+        # A unit that runs on into the next GOP, for its leading pictures, may end after that GOP's
         # own. All frames of a GOP may be hidden.
         return functools.reduce(
             ByteRange.cover, [self.byte_range(gop) for gop in gops if self.frames_of(gop)]

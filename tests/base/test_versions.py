@@ -1,5 +1,5 @@
-"""What older versions of the dependencies lack: each is taken away from the installed one, as the
-older one has it.
+"""Features that older versions of the dependencies lack: each is taken away from the installed one,
+as the older one has it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lerobot_grain._video import rgb
 from lerobot_grain.testing import Camera, write_dataset
 from tests.support.installed import own_lines
 
-# Where the decoder finds CUDA's libraries, if it needs them.
+# The decoder finds CUDA's libraries there, if it needs them.
 LIBRARIES = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
 
 

@@ -283,8 +283,8 @@ def window_shuffled(dataset: Any) -> Any:
     return grain.experimental.WindowShuffleIterDataset(dataset, window_size=6, seed=0)
 
 
-# What stands behind the stream on every process, for 2 shards that become 3: whether a state of one
-# process is that of all.
+# Transformations after the stream on each process, for 2 shards that become 3: whether a state of
+# one process is that of all.
 ELASTIC: dict[str, Callable[[Any], Any]] = {
     "map": lambda dataset: dataset.map(dict),
     "batch": lambda dataset: dataset.batch(2),
@@ -346,7 +346,7 @@ def test_behind_a_window_shuffle_another_number_of_processes_is_not_exact(
 def test_a_mixture_is_restored_on_another_number_of_processes(
     repository: lg.Repository, other_repository: lg.Repository, tmp_path: Path
 ) -> None:
-    """Of each dataset every row comes once, and the proportions stay; which dataset comes at
+    """Every row of each dataset comes once, and the proportions stay; which dataset comes at
     which step depends on the number.
     """
 

@@ -146,7 +146,7 @@ def test_arrays_become_jax_arrays(name: str, placement: Callable[[], NamedShardi
 
 
 def test_jax_arrays_are_laid_out_too() -> None:
-    # What a .map with jax.numpy in it makes.
+    # A .map with jax.numpy in it makes such arrays.
     found = one({"a": jnp.arange(8)}, sharding=sharding())["a"]
     assert found.tolist() == list(range(8))
     assert len(found.devices()) == 4
@@ -268,7 +268,7 @@ def test_what_was_handed_out_never_changes(placement: Callable[[], NamedSharding
 def test_a_transfer_is_over_before_the_parent_is_asked_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Where a device has memory of its own: until then it may still read that of the host batch.
+    # A device with memory of its own may, until then, still read that of the host batch.
     source = Source(3)
     waited_for: list[int] = []
     wait = jax.block_until_ready
@@ -469,7 +469,7 @@ def test_it_works_ahead_but_not_too_far(buffer_size: int) -> None:
         assert source.pulled == 0, "nothing is read before the first batch is asked for"
         for taken in range(1, 5):
             next(iterator)
-            # What waits on the device, and one batch on the host.
+            # The batches that wait on the device, and one on the host.
             wait_until(lambda: source.pulled == taken + buffer_size + 1)  # noqa: B023 (called at once)
         time.sleep(0.05)
         assert source.pulled == 4 + buffer_size + 1
@@ -529,7 +529,7 @@ def test_an_iterator_that_is_dropped_ends_its_thread() -> None:
 def test_a_program_that_closes_nothing_ends() -> None:
     code = """
 import atexit, sys, threading
-# What is registered first runs last.
+# The function that is registered first runs last.
 names = lambda: [thread.name for thread in threading.enumerate() if "lerobot" in thread.name]
 atexit.register(lambda: print(names()))
 from tests.datasets.test_device import Source, lg

@@ -17,11 +17,11 @@ from grain import experimental
 
 
 class LateError(Exception):
-    """What a signal handler may raise, and what code may catch."""
+    """An error that a signal handler may raise and code may catch."""
 
 
 class Struck(BaseException):
-    """What a signal handler raises, as KeyboardInterrupt is."""
+    """An error that a signal handler raises, like KeyboardInterrupt."""
 
 
 class Source(grain.IterDataset[int]):
@@ -95,7 +95,7 @@ def drained(iterator: grain.DatasetIterator[Any]) -> list[Any]:
 
 KEPT = [0, 1, 2, "!", 3, 4, 5, 6, 7]
 LOST = [0, 1, 2, "!", 4, 5, 6, 7]
-# What is built above a source, and what comes out of it, whichever exception it is.
+# Wrappers above a source, and the results, whichever exception is raised.
 WRAPPERS: dict[str, tuple[Callable[[type[BaseException]], Any], list[Any]]] = {
     "map": (lambda error: Source(error, 3).map(lambda x: x), KEPT),
     "filter": (lambda error: Source(error, 3).filter(lambda _: True), KEPT),
@@ -178,7 +178,7 @@ def test_a_thread_that_prefetches_hands_errors_on_and_loses_nothing() -> None:
         )
         == KEPT
     )
-    # Where the consumer waits, the handler raises in its own thread, and what is prefetched stays.
+    # The handler raises in the consumer's own thread, which waits, and prefetched elements stay.
     waiting = iter(
         experimental.ThreadPrefetchIterDataset(
             Source(LateError, pause_seconds=0.1), prefetch_buffer_size=2

@@ -300,8 +300,8 @@ def test_a_filter_behind_the_shards_resumes_on_the_same_number_of_them(
 
 
 STREAM = "the dict that get_state of the same pipeline returned"
-# What is changed in a state of the stream (`None`: the key is taken away), and what is said about
-# it.
+# Changes of a state of the stream (`None`: the key is taken away), and the error's words about
+# each.
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "another commit": (
         {"commit": "f" * 40},

@@ -32,8 +32,8 @@ from lerobot_grain._datasets import workers as datasets_workers
 from lerobot_grain.testing import Camera, write_dataset
 from tests.support.forked import fork_workers
 
-# The machine may be busy: a worker imports JAX and Grain, two seconds of one core. What hangs in
-# `next` hangs in `close`, too, so that an exception in the test would not end it.
+# The machine may be busy: a worker imports JAX and Grain, two seconds of one core. A worker that
+# hangs in `next` hangs in `close`, too, so that an exception in the test would not end it.
 pytestmark = pytest.mark.timeout(90, method="thread")
 NUM_ROWS = 40
 
@@ -246,8 +246,8 @@ def _raise(error: BaseException) -> None:
     raise error
 
 
-# What the consumer sees; the first number is that of workers. With 0 it is what a worker would
-# send.
+# The errors that the consumer sees; the first number is that of workers. With 0 it is the one
+# that a worker would send.
 FAILURES: dict[str, tuple[int, Callable[[], None], type[Exception], str]] = {
     "raises": (2, lambda: _raise(lg.StorageError("no answer")), lg.StorageError, "no answer"),
     "exits": (1, lambda: sys.exit(0), RuntimeError, "SystemExit in a worker process: 0"),

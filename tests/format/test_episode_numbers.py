@@ -276,7 +276,7 @@ def test_requests_name_episodes_by_their_numbers(
 
 
 def test_states(repository: lg.Repository, usual: WrittenDataset) -> None:
-    """Of episodes without gaps they are what they were; of others the numbers count."""
+    """States of episodes without gaps are as before; for others the numbers count."""
     states = {
         name: iter(lg.FrameOrderIterDataset(opened, episodes=episodes)).get_state()
         for name, opened, episodes in (
@@ -341,7 +341,7 @@ def test_messages_name_the_number(directory: Path) -> None:
     )
     change("task_index", pa.array([0] * 5))
     change("picture", pa.array([{"bytes": b"no picture", "path": None}] * 5))
-    assert f"{directory}, episode 45, camera picture: not a picture" in refusal(
+    assert f"{directory}, episode 45, camera picture: not an image" in refusal(
         lambda: examples_of(directory, episodes=[45], features=[PICTURE])
     )
     change("action", pa.array([[np.nan] * 7] * 5, pa.list_(pa.float32())))

@@ -333,8 +333,8 @@ def test_no_columns_and_no_rows() -> None:
 
 
 def test_cameras_without_video_are_left_out() -> None:
-    # Declared, but without a path or without columns: an error for those who select them, and for
-    # nobody else.
+    # Declared, but without a path or without columns: an error where they are selected,
+    # nowhere else.
     assert (
         episode_table(
             columns_of(), info=dataclasses.replace(INFO, video_path=None), where=WHERE

@@ -167,7 +167,7 @@ ORDERS = {
 def test_rows_of_a_row_group_in_any_order(
     directory: Path, expected: list[dict[str, Any]], name: str
 ) -> None:
-    """Numbers, texts, tasks, embedded pictures, and the frames of video that belong to them."""
+    """Numbers, texts, tasks, embedded images, and the frames of video that belong to them."""
     change_data(directory, taken(ORDERS[name]))
     found = examples_of(directory)
     assert_same(found, expected)
@@ -212,7 +212,7 @@ def test_windows_and_batches_of_them(
 def test_row_groups_that_are_not_kept(
     directory: Path, expected: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where only the rows that are needed stay in memory."""
+    """Also if only the rows that are needed stay in memory."""
     monkeypatch.setattr("lerobot_grain._reading.options._MIN_LARGE_BYTES", 0)
     change_data(directory, taken(ORDERS["episodes mixed"]))
     options = lg.ReadOptions(memory_budget_bytes=2000)
@@ -595,7 +595,7 @@ def test_columns_that_contradict_each_other(
 
 
 def test_row_groups_that_neither_column_puts_in_order(numbers: Path) -> None:
-    """Each group is in order by itself, and the numbers of both columns start again in the next
+    """Each group on its own is in order, and the numbers of both columns start again in the next
     one.
     """
     again = [row % 10 for row in range(40)]
@@ -651,7 +651,7 @@ def test_rows_in_no_order_over_several_row_groups(directory: Path) -> None:
 
 
 def test_row_groups_in_another_order(directory: Path) -> None:
-    """Each is in order by itself."""
+    """Each on its own is in order."""
     change_data(directory, taken([*range(7, 19), *range(7), *range(19, 33)]), row_group_size=7)
     assert (
         "row group 0: it has 0 rows with episode_index 0; the episode table puts 7 rows of "
@@ -741,7 +741,7 @@ def test_a_row_group_whose_numbers_are_usual_needs_no_other(numbers: Path) -> No
 @settings(deadline=None, max_examples=200)
 @given(data=st.data())
 def test_any_order_of_any_row_group(data: st.DataObject) -> None:
-    """What comes out is the expected rows, or an error where a row is missing."""
+    """The result is the expected rows, or an error where a row is missing."""
     lengths = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=5))
     table = _table(lengths)
     total = sum(lengths)
@@ -795,7 +795,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, tuple[str, ...]]]:
 def test_the_column_is_read_once_in_a_process(
     directory: Path, reads: Any, monkeypatch: pytest.MonkeyPatch, order: Any
 ) -> None:
-    """Of each row group, however often the group is read, by whatever dataset of the
+    """Once for each row group, however often it is read, by whatever dataset of the
     repository.
     """
     monkeypatch.setattr("lerobot_grain._reading.options._MIN_LARGE_BYTES", 0)
@@ -821,7 +821,7 @@ def test_the_column_is_read_once_in_a_process(
 def test_other_numbers_are_read_once_too(numbers: Path, reads: Any) -> None:
     change_data(numbers, shifted(1), row_group_size=10)
     examples_of(numbers, features=["action"], episodes=[0], num_epochs=2)
-    # What is read for a row group itself, and for the others.
+    # Columns that are read for a row group itself, and for the others.
     for columns in (("action", "episode_index", "frame_index"), ("episode_index", "frame_index")):
         groups = [group for group, others in reads if others == columns]
         assert len(groups) == len(set(groups)), columns

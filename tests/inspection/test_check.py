@@ -208,7 +208,7 @@ def test_frames_that_no_row_has(directory: Path) -> None:
     ]
     assert (
         report.findings[0].text
-        == f"{VIDEO.format(0)}: 5 of its 25 frames belong to no row, 5 of them behind episode 1"
+        == f"{VIDEO.format(0)}: 5 of its 25 frames belong to no row, 5 of them after episode 1"
     )
     assert report.is_fine
 
@@ -247,7 +247,7 @@ def test_episodes_that_begin_between_two_frames(directory: Path) -> None:
         finding.kind: (finding.is_problem, finding.feature, finding.episodes)
         for finding in report.findings
     }
-    # And it begins behind the end of episode 2, by more than half a frame.
+    # And it begins after the end of episode 2, by more than half a frame.
     assert kinds["spans"] == (False, TOP, (3,))
     assert (
         "episode 3 does not begin at the end of episode 2 in the same file: +0.060000 s"
@@ -272,7 +272,7 @@ def test_episodes_that_overlap(directory: Path) -> None:
         "episode 1 has 8 rows, but 1.100000 s of video until its to_timestamp, +3.0 frames"
         in text_of(report, "durations")
     )
-    assert "3 of its 20 frames belong to no row, 3 of them behind episode 1" in text_of(
+    assert "3 of its 20 frames belong to no row, 3 of them after episode 1" in text_of(
         report, "unused_frames"
     )
 
@@ -315,10 +315,10 @@ def test_episodes_that_begin_inside_the_one_before(directory: Path) -> None:
     assert sorted(kinds) == ["key_frame", "unused_frames"]
     assert kinds["key_frame"].episodes == (1,)
     assert (
-        "2 of its 22 frames belong to no row, 2 of them behind episode 1"
+        "2 of its 22 frames belong to no row, 2 of them after episode 1"
         in kinds["unused_frames"].text
     )
-    # Where the starts are those of the video, all is well.
+    # If the starts are those of the video, all is well.
     set_values(directory, "videos/top/from_timestamp", [0.0, 1.3, 0.0, 1.0])
     assert "key_frame" not in {finding.kind for finding in checked(directory).findings}
 
@@ -363,7 +363,7 @@ def test_video_of_another_frame_rate_with_more_frames_than_rows(directory: Path)
         "info.json says fps 5 (and 1 more episode)"
     )
     assert report.unusable_features == (TOP,)
-    # Where the timestamps are multiples of 1 / fps, they name frames that are there.
+    # If the timestamps are multiples of 1 / fps, they name frames that are there.
     change_timestamps(2.0 / 1.875)
     assert checked(directory).is_fine
 
@@ -389,7 +389,7 @@ def test_encodings_that_differ(directory: Path, monkeypatch: pytest.MonkeyPatch)
         (
             "key_frame",
             f"{VIDEO.format(1)}: episode 3 does not begin at a key frame, as an episode that was "
-            "recorded by itself does; if the episodes before it have more frames than the table "
+            "recorded on its own does; if the episodes before it have more frames than the table "
             "says, its frames are theirs",
         ),
         (
@@ -399,13 +399,13 @@ def test_encodings_that_differ(directory: Path, monkeypatch: pytest.MonkeyPatch)
         ("several_encodings", "videos/top: its files have 2 codecs"),
         (
             "several_encodings",
-            "videos/top: its 2 files have 2 parameter sets; pictures of different ones are not "
+            "videos/top: its 2 files have 2 parameter sets; frames of different ones are not "
             "decoded together, which is slower",
         ),
         (
             "long_gops",
-            "videos/top: most key frames are 2 pictures apart; above 1 a shuffled stream may "
-            "decode pictures more than once",
+            "videos/top: most key frames are 2 frames apart; above 1 a shuffled stream may "
+            "decode frames more than once",
         ),
     ]
     assert report.is_fine
@@ -707,8 +707,8 @@ def test_only_indices_are_fetched(
         for request in hub.requests()
         if request.method == "GET" and request.path.startswith("/xet-bridge")
     ]
-    # Of each small file its index and what lies around it; the default clip_length looks into the
-    # first video again.
+    # Each small file is read with its index and the bytes around it; the default clip_length looks
+    # into the first video again.
     assert 4 <= len(fetched) <= 12
     repository.close()
 

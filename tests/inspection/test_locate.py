@@ -35,7 +35,7 @@ VERSIONS = ["v3.0", "v2.1"]
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, WrittenDataset]:
     directory = tmp_path_factory.mktemp("locate")
-    # Of v3.0 several episodes share a file, and several row groups an episode; of v2.1 each has
+    # In v3.0 several episodes share a file, and several row groups an episode; in v2.1 each has
     # files of its own.
     several = {"episodes_per_video_file": 2, "episodes_per_data_file": 2, "rows_per_row_group": 7}
     return {
@@ -90,7 +90,7 @@ def assert_is_there(directory: Path, found: lg.FrameLocation, code: tuple[int, i
         for sample in found.samples:
             assert start <= packets[sample].pos
             assert packets[sample].pos + packets[sample].size <= stop
-        # What is decoded of these samples alone holds the frame.
+        # Decoding these samples alone gives the frame.
         decoder = stream.codec_context
         frames = [
             frame for sample in found.samples for frame in decoder.decode(packets[sample])

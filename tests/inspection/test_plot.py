@@ -1,4 +1,4 @@
-"""Pictures of examples: what is drawn for every kind of value, with and without windows, single and
+"""Plots of examples: what is drawn for every kind of value, with and without windows, single and
 in batches.
 """
 
@@ -90,7 +90,7 @@ def test_an_example_with_windows(last: dict[str, Any], repository: lg.Repository
     )
     assert np.array_equal([line.get_ydata() for line in action.lines], last["action"].T)
     assert np.allclose(action.lines[0].get_xdata(), DELTAS["action"])
-    # The last three of the four actions are behind the end of the episode.
+    # The last three of the four actions are past the end of the episode.
     assert [round(patch.get_x(), 3) for patch in action.patches] == [0.05, 0.15, 0.25]
     (state,) = axes["observation.state"]
     assert np.allclose(state.containers[0].markerline.get_ydata(), last["observation.state"])

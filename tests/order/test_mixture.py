@@ -104,7 +104,7 @@ def test_shares_are_those_of_the_definition(weights: list[float]) -> None:
         ({"b": 1, "a": 1}, {"a": 32768, "b": 32768}),
         ({"a": 1, "b": 1, "c": 1}, {"a": 21846, "b": 21845, "c": 21845}),
         ({"a": 1e-30, "b": 3, "c": 1e-30}, {"a": 1, "b": 65534, "c": 1}),
-        # What the small ones take puts another one below 1.
+        # The share of the small ones puts another one below 1.
         ({"a": 1, "b": 1e-9, "c": 1 / 65535.5}, {"a": 65534, "b": 1, "c": 1}),
         ({"a": np.float32(0.25), "b": np.int64(1)}, {"a": 13107, "b": 52429}),
     ],

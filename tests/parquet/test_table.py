@@ -468,7 +468,7 @@ LOSSY = "with values that its declared dtype"
             (1,),
             f"is stored as float32 {LOSSY} bool cannot hold",
         ),
-        # Of equal width, where casting back gives the stored value again.
+        # Types of equal width: casting back gives the stored value again.
         ([-1], pa.int64(), "uint64", (1,), f"is stored as int64 {LOSSY} uint64 cannot hold"),
         ([2**63], pa.uint64(), "int64", (1,), f"is stored as uint64 {LOSSY} int64 cannot hold"),
         ([-1], pa.int8(), "uint8", (1,), f"is stored as int8 {LOSSY} uint8 cannot hold"),
@@ -523,8 +523,8 @@ def test_images() -> None:
     assert to_encoded_images(sliced, feature, where=WHERE) == [b"png 2", b"png 1", b"png 2"]
 
 
-NO_BYTES = "of its group; pictures outside the table are not read"
-ENCODED = "expected encoded pictures, as bytes or as a struct with a field bytes"
+NO_BYTES = "of its group; images outside the table are not read"
+ENCODED = "expected encoded images, as bytes or as a struct with a field bytes"
 
 
 @pytest.mark.parametrize(
@@ -645,7 +645,7 @@ class StrictStorage:
             if not 0 <= start <= stop:
                 raise ValueError(f"[{start}, {stop}) is no range")
             if stop > len(self.inner.data):
-                raise DatasetFormatError("stands for StorageError: behind the end of the file")
+                raise DatasetFormatError("stands for StorageError: past the end of the file")
         return self.inner.read_ranges(path, ranges, keep=keep)
 
     def read_tail(self, path: str, length: int, *, keep: bool = False) -> tuple[bytes, int]:

@@ -1,5 +1,5 @@
-"""The folders of the package: who imports whom, where heavy dependencies are, and that the public
-names are what `__all__` says.
+"""The folders of the package: which imports which, where heavy dependencies are, and that the
+public names are what `__all__` says.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ ALLOWED = {
     "_cli": {"_inspection"},
     "testing": {"_base"},
 }
-# Of some folders only these modules.
+# Only these modules of some folders.
 ONLY = {
     ("_storage", "_format"): {"_format.layout"},
     ("_repository", "_order"): {"_order.philox"},
@@ -66,7 +66,7 @@ ONLY = {
     ("_cli", "_inspection"): {"_inspection.profile"},
     ("testing", "_base"): {"_base.errors"},
 }
-# What is not listed imports NumPy and the standard library only, apart from other modules of ours.
+# A module not listed imports NumPy and the standard library only, apart from modules of ours.
 HEAVY = {
     "_base.versions": {"huggingface_hub", "jax"},
     "_parquet.columns": {"pyarrow"},

@@ -1,6 +1,6 @@
 """The benchmark runs: a smoke test with the smallest datasets.
 
-What it measures here means nothing.
+Its figures here mean nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The examples: interrupted and resumed they end with the same parameters, they learn, and they run
 as a user runs them.
 
-Trainings are a few steps long here, on pictures of 16 frames an episode. How far the examples come
+Trainings are a few steps long here, on 16 frames an episode. How far the examples come
 in the minutes that they are made for is measured by `benchmarks/learning.py`.
 """
 
@@ -116,7 +116,7 @@ def parameters(policy: Any) -> list[np.ndarray[Any, Any]]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(policy, nnx.Param))]
 
 
-# Of the two with large networks, which take long to compile, one always runs.
+# Two have large networks, which take long to compile; one of these always runs.
 @pytest.mark.parametrize(
     "name",
     [
@@ -128,7 +128,7 @@ def test_an_interrupted_run_ends_with_the_same_parameters(
     name: str, sources: dict[str, list[str]], tmp_path: Path
 ) -> None:
     straight = run(name, sources, tmp_path / "straight", "--steps", "5")
-    # Stopped behind the checkpoint of step 2: what came after it is computed again.
+    # Stopped after the checkpoint of step 2: what came after it is computed again.
     run(name, sources, tmp_path / "stopped", "--steps", "5", "--stop-at", "3")
     resumed = run(name, sources, tmp_path / "stopped", "--steps", "5", "--resume")
     assert list(straight.errors) == [0, 2, 4, 5]

@@ -1,5 +1,5 @@
 """The notebooks run from top to bottom, and the outputs that are kept in them are those of runs,
-with pictures.
+with figures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CellExecutionError = pytest.importorskip("nbclient.exceptions").CellExecutionErr
 
 NOTEBOOKS = Path(__file__).parents[2] / "examples" / "notebooks"
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
-# What a cell prints, where the numbers are the same on all machines.
+# Texts that cells print, where the numbers are the same on all machines.
 EXPECTED = {
     "resume_exactly": [
         "all 60 losses and batches are the same, to the last bit",

@@ -1,4 +1,4 @@
-"""What the user's environment says of access is followed: tokens, proxies and certificate
+"""The user's environment decides access: tokens, proxies and certificate
 authorities.
 """
 
@@ -144,7 +144,7 @@ def test_tokens(
 
 
 def test_tokens_of_the_environment_of_a_process(guarded, small_dataset, tmp_path):
-    """Where huggingface_hub itself reads them, the file of HF_HOME, before and after this process
+    """Read where huggingface_hub reads them, the file of HF_HOME, before and after this process
     was started.
     """
     (tmp_path / "token").write_text(TOKEN)

@@ -213,7 +213,7 @@ def test_what_has_not_begun_at_the_end_is_dropped() -> None:
     code = """
 import atexit, time
 started = []
-# What is registered first runs last.
+# The function that is registered first runs last.
 atexit.register(lambda: print(len(started)))
 from lerobot_grain._reading.daemon_pool import DaemonPool
 

@@ -116,7 +116,7 @@ def pickled(
 
 
 def fingerprint(example: dict[str, Any]) -> tuple[int, int, int]:
-    """Row, and checksums of its picture and of everything else."""
+    """Row, and checksums of its frame and of everything else."""
     rest = b"".join(
         np.asarray(value).tobytes()
         for key, value in sorted(example.items())
@@ -131,7 +131,7 @@ def fingerprint(example: dict[str, Any]) -> tuple[int, int, int]:
 
 @pytest.fixture(scope="module")
 def expected(directory: Path) -> list[tuple[int, int, int]]:
-    """What an epoch from the directory gives."""
+    """The examples of an epoch from the directory."""
     return [
         fingerprint(example)
         for example in lg.LeRobotIterDataset(directory, num_epochs=1, delta_timestamps=ACTION)
@@ -143,7 +143,7 @@ def expected(directory: Path) -> list[tuple[int, int, int]]:
 # The first read of a video, also where it goes on after it broke; no GOP begins there.
 FIRST_BYTES = r"^bytes=(\d\d?|1\d\d)-"
 # Which requests: those of the API, for links to files, for metadata, for the index of a video, for
-# rows and for pictures.
+# rows and for frames.
 STAGES: dict[str, dict[str, Any]] = {
     "api": {"origin": "hub", "path_regex": f"^/api/datasets/{REPOSITORY}/(refs|revision|tree)"},
     "link": {"origin": "hub", "method": "HEAD", "path_regex": "/resolve/"},

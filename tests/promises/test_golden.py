@@ -132,7 +132,7 @@ def test_every_frame_of_an_epoch_carries_its_barcode(
     assert (rows == sorted(rows)) == (shuffle is None)
 
 
-# Of the small budgets.
+# These small budgets always run.
 ALWAYS = (("av1_rolled", "1 MB"), ("hevc_bframes", "4 MB"))
 
 

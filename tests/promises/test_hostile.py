@@ -1,8 +1,8 @@
 """Files that lie: each gives the format error, in bounded time and memory, and nothing is written
 outside of the cache.
 
-What single rooms refuse stands in their own tests; here are the attacks on memory, time and paths,
-and what fuzzing (`fuzz/`) found.
+The refusals of single modules are in their own tests; here are the attacks on memory, time and
+paths, and what fuzzing (`fuzz/`) found.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from tests.support.raw_server import (
 )
 
 DEADLINE_SECONDS = 1.0
-# What a loaded machine may need on top of the deadline; never reached where all is well.
+# Time that a loaded machine may need on top of the deadline; never reached where all is well.
 GRACE_SECONDS = 8.0
 
 CHUNKED = b"Transfer-Encoding: chunked\r\n"

@@ -258,8 +258,8 @@ def test_damaged_video_bytes_stop_the_stream_at_their_example(
         match=r"tests/damaged@[0-9a-f]{12}, videos/.*mp4: episode \d+, camera .*front, GOP 3",
     ):
         handed_out.extend(int(example["index"]) for example in iterator)
-    # The examples in front of the damage came, and asking again gives the same error, not the
-    # example behind it.
+    # The examples before the damage came, and asking again gives the same error, not the
+    # example after it.
     first_damaged = table.presentation.tolist().index(key)
     assert handed_out == list(range(first_damaged))
     with pytest.raises(lg.DatasetFormatError, match="GOP 3"):

@@ -3,7 +3,7 @@ its state stay at an example.
 
 It is raised at every line of ours that runs in the consumer's thread, found by tracing, once with a
 reader that has just begun and once with one that reads ahead. The program then goes on, with `next`
-or with the state that it saves. Where the line is one of Grain's wrappers, what Grain does counts
+or with the state that it saves. On lines of Grain's wrappers, Grain's behavior counts
 (docs/determinism.md).
 """
 
@@ -37,11 +37,11 @@ Place = tuple[str, int]
 
 
 class Struck(BaseException):
-    """What a signal handler raises, as KeyboardInterrupt is."""
+    """An error that a signal handler raises, like KeyboardInterrupt."""
 
 
 class LateError(Exception):
-    """What another one raises, as TimeoutError is: code that goes on after errors may catch it."""
+    """One of another handler, like TimeoutError: code that continues after errors may catch it."""
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def behind(dataset: Any, taken: int) -> Iterator[grain.DatasetIterator[Any]]:
 
 
 def lines_of_next(dataset: Any, taken: int) -> Counter[Place]:
-    """Returns the lines of ours that `next` runs behind n elements, and how often."""
+    """Returns the lines of ours that `next` runs after n elements, and how often."""
     lines: Counter[Place] = Counter()
     with behind(dataset, taken) as iterator:
         traced(lambda: next(iterator), lambda place: lines.update([place]))
@@ -176,7 +176,7 @@ def struck(
 def interrupted(
     dataset: Any, error: type[BaseException], every: int
 ) -> Iterator[tuple[int, Place, grain.DatasetIterator[Any]]]:
-    """Yields iterators that were interrupted behind n elements, each at another line, the first or
+    """Yields iterators that were interrupted after n elements, each at another line, the first or
     last time that it runs: every n-th.
     """
     for taken in (0, 3):

@@ -24,10 +24,10 @@ from lerobot_grain.testing import WrittenDataset, write_dataset
 from tests.support.forked import forking
 from tests.support.multihost_worker import run_task
 
-# Of one global batch, over all processes. One row a device with four processes.
+# Rows of one global batch, over all processes: one row a device with four processes.
 BATCH_SIZE = 8
 NUM_STEPS = 10
-# Where the stream is stopped: in an epoch whose 37 rows neither the processes nor the batches
+# The stream is stopped there: in an epoch whose 37 rows neither the processes nor the batches
 # divide.
 STOPPED_AT = 6
 DEADLINE_SECONDS = 50

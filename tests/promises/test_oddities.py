@@ -1,4 +1,4 @@
-"""What real datasets do that the format does not promise: each is read all the same, read with a
+"""Oddities of real datasets that the format does not promise: each is read, read with a
 note, or refused in words.
 
 The datasets here are written as the recorder writes them and then changed; what comes out must be

@@ -129,7 +129,7 @@ def test_a_training_is_not_begun_over_another(tmp_path: Path) -> None:
 
 
 class Life(NamedTuple):
-    """The processes of one start, up to their death: the step they began behind, and of each its
+    """The processes of one start, up to their death: the step they began after, and of each its
     rows of step after step.
     """
 
@@ -172,7 +172,7 @@ def live_and_die(
     for process, connection, told in zip(processes, connections, found, strict=True):
         process.join(timeout=60)
         assert process.exitcode == -signal.SIGKILL
-        # What was killed while it wrote may leave a part of a message.
+        # A process that was killed while it wrote may leave a part of a message.
         with connection, contextlib.suppress(EOFError, OSError):
             while True:
                 told.append(connection.recv())

@@ -26,7 +26,7 @@ from lerobot_grain.testing import Fault, LoopbackHub
 from tests.support.streams import digest, no_pauses
 
 TOKEN = "hf_TopSecretTopSecret"
-# Of the loopback Hub's own links, plain and quoted, and of links that only faults give.
+# Parts of the loopback Hub's own links, plain and quoted, and of links that only faults give.
 SECRETS = (TOKEN, "Signature=", "Signature%3D", "Policy=", "Policy%3D", "Forged")
 FORGED = "/elsewhere?Signature=Forged&Policy=Forged"
 PLACES = [
@@ -52,7 +52,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "stalled": {"stall_at": 3},
     "whole file": {"ignore_range": True},
     "another range": {"wrong_content_range": True},
-    # Of the pieces that begin in the first 1,000 bytes: they contradict the others however often
+    # Only pieces that begin in the first 1,000 bytes: they contradict the others however often
     # both are asked for, and in whatever order.
     "changed": {"headers": {"ETag": '"other"'}, "range_regex": r"^bytes=\d{1,3}-"},
     "damaged": {"corrupt_at": 7},

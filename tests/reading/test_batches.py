@@ -376,7 +376,7 @@ def test_batches_that_are_kept_stay_as_they_are(written: WrittenDataset) -> None
     for number, batch in enumerate(dataset.batch(16)):
         assert batch[TOP].nbytes > _MIN_BYTES or num_examples(batch) < 16
         addresses.add(address(batch[TOP]))
-        # Of every third batch a view of its last frame, of the others nothing.
+        # Keeps a view of the last frame of every third batch, and nothing of the others.
         if number % 3 == 0:
             kept.append((16 * number + num_examples(batch) - 1, batch[TOP][-1][::2, ::2]))
         del batch

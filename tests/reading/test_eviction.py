@@ -56,7 +56,7 @@ def test_those_needed_first_stay(frames: list[tuple[int, int]], room: int) -> No
 def test_examples() -> None:
     # A small one is not let past a large one that is needed earlier.
     assert chosen([(3, 1), (1, 5), (2, 6)], 10) == [False, True, False]
-    # Of equals, the first.
+    # Among equals, the first.
     assert chosen([(1, 5), (1, 5), (0, 5)], 10) == [True, False, True]
     assert chosen([(1, 5)], 5) == [True]
     assert chosen([(1, 5)], 4) == chosen([(1, 5)], -1) == [False]

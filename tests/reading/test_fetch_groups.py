@@ -1,5 +1,5 @@
-"""What is fetched together, against a slow definition; of real video files: test_plan; seen in the
-requests: test_together.
+"""Groups that are fetched together, against a slow definition; of real video files: test_plan; seen
+in the requests: test_together.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._reading.fetch_groups import ALONE, joins, pieces_of, row_groups_fetched_together
 
 PIECE_BYTES = 100
-# Of each part of a file: the gap before it, its length, and whether it may join.
+# For each part of a file: the gap before it, its length, and whether it may join.
 PARTS = st.lists(
     st.tuples(st.integers(0, 60), st.integers(0, 120), st.booleans() | st.just(True)),
     min_size=1,

@@ -1,4 +1,4 @@
-"""What the memory budget is divided into: the figures of docs/architecture/reading.md.
+"""The parts of the memory budget: the figures of docs/architecture/reading.md.
 
 Wrong options: test_dataset.
 """

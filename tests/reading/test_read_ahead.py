@@ -576,7 +576,7 @@ def test_frames_that_are_needed_first_are_decoded_first_of_all_cameras(
 
 
 def test_tasks_are_sized_by_time(written: WrittenDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The slower pictures are, the fewer are decoded in a task, but never none."""
+    """The slower frames are, the fewer are decoded in a task, but never none."""
     sizes: list[int] = []
     original = gop_decoder.decode_groups
 

@@ -1,4 +1,4 @@
-"""What lies side by side and is needed sooner or later comes in one request: seen in the log of the
+"""Neighbors in a file that are needed sooner or later come in one request: seen in the log of the
 loopback Hub.
 """
 
@@ -79,7 +79,7 @@ def ranges_of(hub: LoopbackHub, ending: str) -> list[tuple[str, ByteRange]]:
 
 
 def video_ranges(hub: LoopbackHub, repository: lg.Repository) -> list[tuple[str, ByteRange]]:
-    """Those of pictures."""
+    """Those of frames."""
     first_bytes = {}
     for number, path in enumerate(repository.episodes.videos[CAMERA].files.paths):
         first_bytes[path] = int(open_video(repository, CAMERA, number).table.offsets.min())
@@ -115,7 +115,7 @@ def bytes_of_episodes(repository: lg.Repository, episodes: list[int]) -> dict[st
 
 
 def assert_exact(examples: list[dict[str, Any]]) -> None:
-    """Each picture is that of its row, by its barcode, and so are the values of the row."""
+    """Each frame is that of its row, by its barcode, and so are the values of the row."""
     codes = read_barcodes(np.stack([example[CAMERA] for example in examples]))
     assert codes[:, :2].tolist() == [
         [int(example["episode_index"]), int(example["frame_index"])] for example in examples

@@ -1,4 +1,4 @@
-"""What is odd in `meta/` keeps nobody from reading what it does not concern: kinds of features,
+"""Irregular `meta/` does not keep unconcerned data from being read: kinds of features,
 tables of tasks, statistics of texts.
 """
 

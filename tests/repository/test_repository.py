@@ -489,7 +489,7 @@ def test_a_column_that_no_file_has(directory: Path) -> None:
 
 
 def test_a_camera_that_the_episode_table_does_not_know_is_not_in_the_way(directory: Path) -> None:
-    # Real datasets declare cameras without files: an error only for those who select them.
+    # Real datasets declare cameras without files: an error only where they are selected.
     def declare(info: Any) -> Any:
         return {**info, "features": {**info["features"], "third": info["features"][TOP]}}
 
@@ -710,7 +710,7 @@ WHOLE = (
     ],
 )
 def test_statistics_that_are_none(directory: Path, raw: str, reason: str) -> None:
-    """Opening notes it; only who asks for them gets the error."""
+    """Opening notes it; only asking for them raises."""
     (directory / "meta/stats.json").write_text(raw)
     repository = opened_with_notes(directory)
     begin = WHOLE.format(reason)[

@@ -1,4 +1,4 @@
-"""What a stream is made of: `episodes=` in all its forms, the split into training and held-out
+"""The selection of a stream: `episodes=` in all its forms, the split into training and held-out
 episodes, and dropped frames.
 """
 

@@ -1,4 +1,4 @@
-"""What is kept on disk: entries under every kind of damage and disturbance, and second starts from
+"""The cache on disk: entries under every kind of damage and disturbance, and second starts from
 the loopback Hub.
 """
 
@@ -34,7 +34,7 @@ PART = "[0, 100)"
 PAYLOAD = bytes(range(256)) * 40
 LIMIT = 16 * 64 * 1024
 TOP, FRONT = "observation.images.top", "observation.images.front"
-# What the states of `converted` take.
+# Size of the states of `converted`.
 ROWS_BYTES = 1200 * 300 * 4
 
 
@@ -497,7 +497,7 @@ def test_a_second_start_fetches_no_moov_and_no_footer(
     assert_equal(again, list(lg.LeRobotIterDataset(directory, num_epochs=1)))
     assert index_requests(second, directory) == []
     # Files that are too large to be read whole are still asked for once, because their rows or
-    # pictures are fetched, and nothing but those.
+    # frames are fetched, and nothing but those.
     assert (
         sum(r.kind == "resolver" for r in second)
         == len({r.file for r in second})

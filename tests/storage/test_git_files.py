@@ -88,7 +88,7 @@ def refusal(
     with pytest.raises(kind) as caught:
         read(repository, **arguments)
     assert caught.value.__cause__ is None
-    # Of tables that only one feature needs, the message ends with what can be read without.
+    # If only one feature needs the table, the message ends with the rest that can be read.
     return str(caught.value).partition(". To read all but ")[0]
 
 
@@ -128,7 +128,7 @@ def test_what_is_no_pointer():
     ("version", "path"), [("v3.0", "meta/stats.json"), ("v2.1", "meta/episodes_stats.jsonl")]
 )
 def test_a_pointer_in_place_of_statistics(copies, version, path):
-    """Opening notes it, where it reads them; rows are read all the same."""
+    """Opening notes it, where it reads them; rows are read nevertheless."""
     directory = copies[version]
     (directory / path).write_text(POINTER)
     with warnings.catch_warnings():

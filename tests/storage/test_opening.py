@@ -95,7 +95,7 @@ def test_each_folder_is_a_dataset(hub, served, expected, tmp_path, folder):
     assert {record.file.startswith(f"{folder}/") for record in hub.requests() if record.file} == {
         True
     }
-    # Where huggingface_hub finds it.
+    # huggingface_hub finds it there.
     where = {"cache_dir": tmp_path, "revision": served.commit, "repo_type": "dataset"}
     path = huggingface_hub.try_to_load_from_cache(NAME, f"{folder}/meta/info.json", **where)
     assert path == str(

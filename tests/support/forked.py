@@ -2,14 +2,14 @@
 start many.
 
 A new interpreter takes 1.5 s of a core to import JAX and Grain, 5 s with PyTorch, and that is the
-same at every start. A process forked here is there after 20 ms, and imports by itself our package,
+same at every start. A process forked here is there after 20 ms, and imports only our package,
 and huggingface_hub, whose settings are read then: 0.2 s. It has nothing else of the test's process:
-no thread, no connection, no open dataset. What it is to do is pickled for it, as for one that is
+no thread, no connection, no open dataset. Its task is pickled for it, as for one that is
 spawned; its environment is the test's.
 
-What it does not show: what the large libraries do when they are imported in a new process, and
+It does not show how the large libraries behave when they are imported in a new process, nor
 another seed of `hash` in every process (it is the server's in all of them, which is not the
-test's). Where that matters, processes are started as usual.
+test's). If that matters, processes are started as usual.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def encoded(
     audio: bool = False,
     seed: int = 0,
 ) -> bytes:
-    """Returns an MP4 of 96x64 pictures at 10 fps; `movflags` are FFmpeg's: `faststart` puts `moov`
+    """Returns an MP4 of 96x64 frames at 10 fps; `movflags` are FFmpeg's: `faststart` puts `moov`
     first.
     """
     options = {"g": str(gop), "crf": "30", "bf": str(b_frames)}
@@ -111,7 +111,7 @@ def read_table(
     """Drives the reader of sample tables over a file in memory; collects what it asked for in
     `ranges`.
 
-    With `size_bytes` the file is said to be larger than its data, behind which lie zeros.
+    With `size_bytes` the file is said to be larger than its data, after which come zeros.
     """
     size_bytes = len(data) if size_bytes is None else size_bytes
     reader = read_sample_table(size_bytes, where=where, is_moov_last=is_moov_last)

@@ -1,5 +1,5 @@
-"""What the installed versions of the dependencies can do: tests of what older ones cannot are
-skipped there.
+"""Abilities of the installed versions of the dependencies: tests of those that are missing are
+skipped.
 """
 
 from __future__ import annotations

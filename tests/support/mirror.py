@@ -1,7 +1,7 @@
 """A server in front of a loopback Hub that answers differently: a mirror that serves the files
 itself, or a Hub that redirects.
 
-It runs in a thread of the test. What it leaves out or gets wrong is set by attributes, also while
+It runs in a thread of the test. Attributes set its gaps and faults, also while
 it runs.
 """
 

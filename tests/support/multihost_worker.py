@@ -33,7 +33,7 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
     rows, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
 
     def step(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        # A sum over the rows of all processes, and all rows on each of them: neither can be had
+        # A sum over the rows of all processes, and all rows on each of them: neither is there
         # without the other processes.
         gathered = jax.lax.with_sharding_constraint(batch["index"], everywhere)
         return {
@@ -140,7 +140,7 @@ def run_task(task: dict[str, Any], output: str) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     jax.config.update("jax_platforms", "cpu")
     seen = main(task)
-    # Waits for the others. At the end of a program JAX does it by itself, but a forked process ends
+    # Waits for the others. At the end of a program JAX does so, but a forked process ends
     # without exit handlers.
     jax.distributed.shutdown()
     os.write(1, b"\n" + json.dumps(seen).encode() + b"\n")

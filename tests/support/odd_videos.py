@@ -223,7 +223,7 @@ def edited(data: bytes, *entries: tuple[int, int]) -> bytes:
     """
     rows = b"".join(struct.pack(">IiI", length, start, 0x10000) for length, start in entries)
     edts = box("edts", box("elst", struct.pack(">II", 0, len(entries)) + rows)) if entries else b""
-    # which puts moov behind them, so that it may grow
+    # which puts moov after them, so that it may grow
     data = with_samples(data, lambda _, sample: sample)
     without = edit_box(
         data,

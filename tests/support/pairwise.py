@@ -31,7 +31,7 @@ def choose(
             held.setdefault(pair, []).append(values)
     missing, chosen = dict.fromkeys(held), []
     while missing:
-        # Of some that hold the rarest pair, the one that holds most others.
+        # Among some that hold the rarest pair, the one that holds most others.
         rarest = min(missing, key=lambda pair: len(held[pair]))
         best = max(
             held[rarest][:40], key=lambda values: sum(pair in missing for pair in pairs_of(values))

@@ -19,7 +19,7 @@ RANGE = f"Content-Range: bytes 0-{len(CONTENTS) - 1}/{len(CONTENTS)}\r\n".encode
 LENGTH = f"Content-Length: {len(CONTENTS)}\r\n".encode()
 ANSWER = STATUS + RANGE + LENGTH + b"\r\n" + CONTENTS
 
-# What a server sends: bytes at once, or an endless source of pieces, one every tenth of a second.
+# A server's answer: bytes at once, or an endless source of pieces, one every tenth of a second.
 Script = Sequence["bytes | Callable[[], bytes]"]
 
 

@@ -17,7 +17,7 @@ BATCH_SIZE = 16  # of all processes together
 SHUFFLE = lg.Shuffle(seed=5, num_parts=4, buffer_size=16)
 
 
-# Of the datasets of a mixture, by name.
+# Weights of the datasets of a mixture, by name.
 WEIGHTS = {"arm": 3.0, "bin": 1.0, "car": 0.5}
 
 
@@ -43,7 +43,7 @@ def rows_of(batch: dict[str, Any]) -> list[Any]:
 def stream_rows(
     test: Connection, repository: str, directory: str, shard: int, num_shards: int, save_every: int
 ) -> None:
-    """Sends (step, rows) of the step it begins behind, without rows, and of every step after it.
+    """Sends (step, rows) of the step it begins after, without rows, and of every step after it.
 
     It waits for the others after each step, as a collective operation would: for something from the
     test.

@@ -1,4 +1,4 @@
-"""The dataset writer: the recorder's layout (golden files are the oracle), pictures that survive
+"""The dataset writer: the recorder's layout (golden files are the oracle), frames that survive
 coding, values that are known.
 """
 

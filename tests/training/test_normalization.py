@@ -66,7 +66,7 @@ def test_modes_of_numbers(mode: Any, axes: tuple[int, ...]) -> None:
     batch = {STATE: x, "task": "pick", "index": np.arange(3)}
     found = normalizer.normalize(batch)
     statistics = STATS[STATE]
-    # What lerobot computes, but for its epsilon.
+    # lerobot's formula, but for its epsilon.
     if bounds := LEROBOT[mode]:
         low, high = (statistics[name] for name in bounds)
         expected = 2 * (x - low) / (high - low + 1e-30) - 1
@@ -132,7 +132,7 @@ def test_scalars_have_no_axis_of_their_own() -> None:
         ("mean_std", {"mean": [0.1], "std": [0.0]}, 0.1),
         ("min_max", {"min": [-7.3], "max": [-7.3]}, -7.3),
         ("quantiles", {"q01": [1e-3], "q99": [1e-3]}, 1e-3),
-        # What sums make of a number that never changes.
+        # Sums make this of a number that never changes.
         ("mean_std", {"mean": [0.30001], "std": [1e-9], "min": [0.3], "max": [0.3]}, 0.3),
         ("mean_std", {"mean": [0.3], "std": [1e-40]}, 0.3),
     ],
@@ -263,7 +263,7 @@ def test_float32_comes_out(normalizer: lg.Normalizer, dtype: str) -> None:
     x = jnp.asarray([1, 2, 5], dtype)
     found = normalizer.normalize({STATE: x})[STATE]
     assert found.dtype == jnp.float32
-    # Bytes that are no picture are not scaled.
+    # Bytes that are no image are not scaled.
     assert found.tolist() == [0, 1, 0]
     assert normalizer.unnormalize({STATE: found})[STATE].tolist() == [1, 2, 5]
 
@@ -344,7 +344,7 @@ def test_what_is_not_a_saved_normalizer(saved: Any) -> None:
         (
             STATS,
             {"action": "mean_std"},
-            r"statistics: there is no feature 'action' of numbers or pictures; there are "
+            r"statistics: there is no feature 'action' of numbers or frames; there are "
             r"observation.state, ",
         ),
         (STATS, {"actoin": "identity"}, "there is no feature 'actoin'"),
@@ -488,7 +488,7 @@ def test_statistics_of_another_shape_than_their_feature(with_stats: Any, name: s
         lg.DatasetFormatError, match=rf"data, meta/stats\.json: feature '{key}' has shape .*{text}"
     ):
         lg.normalizer(repository, {key: "mean_std"})
-    # Where they are not needed, they are nothing.
+    # Where others or none are needed, they are no error.
     lg.normalizer(repository, {key: "identity"})
     lg.normalizer(repository, {key: "mean_std"}, stats=lg.compute_stats(repository, features=[key]))
 
@@ -516,7 +516,7 @@ def test_one_number_in_place_of_the_statistics_of_a_feature(repository: lg.Repos
     )
     with pytest.raises(lg.InvalidRequestError, match=text):
         lg.normalizer(repository, stats=one)
-    # What a transformation has padded.
+    # Statistics of an action that a transformation has padded.
     padded = {"action": {"mean": np.zeros(8), "std": np.ones(8)}}
     assert lg.normalizer(repository, stats=padded).values["action"]["width"].shape == (8,)
 
@@ -524,7 +524,7 @@ def test_one_number_in_place_of_the_statistics_of_a_feature(repository: lg.Repos
 def test_a_feature_that_the_repository_does_not_have(repository: lg.Repository) -> None:
     with pytest.raises(
         lg.InvalidRequestError,
-        match=r"there is no feature 'observation\.images\.tpo' of numbers or pictures; there are "
+        match=r"there is no feature 'observation\.images\.tpo' of numbers or frames; there are "
         r"observation\.state, ",
     ):
         lg.normalizer(repository, {"observation.images.tpo": "zero_one"})

@@ -1,4 +1,4 @@
-"""What stands between stream and policy: shapes on the host, augmentation on the device and on the
+"""The steps between stream and policy: shapes on the host, augmentation on the device and on the
 host; exact after a resume.
 """
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> lg.Repository:
-    """24 rows in 2 episodes, pictures of 64x96."""
+    """24 rows in 2 episodes, frames of 64x96."""
     cameras = [Camera(key=TOP, height=64, width=96)]
     written = write_dataset(
         tmp_path_factory.mktemp("shaping") / "data",
@@ -438,7 +438,7 @@ def test_a_resumed_stream_has_the_same_crops(repository: lg.Repository, num_shar
 def test_augmentation_on_the_device_does_not_depend_on_shards_or_stops(
     repository: lg.Repository,
 ) -> None:
-    """One process, and two that stop in the middle: every (step, row) has the same pictures."""
+    """One process, and two that stop in the middle: every (step, row) has the same frames."""
 
     change = jax.jit(
         lambda step, rows, images: lg.augment_images(

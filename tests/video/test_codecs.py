@@ -202,7 +202,7 @@ def test_a_decoder_meets_a_cra_picture_at_the_start_or_in_its_place(
     name: str,
     image_size: tuple[int, int] | None,
 ) -> None:
-    """Stitched behind GOPs of other places it would not clear FFmpeg 7.1 and later, which then
+    """Stitched after GOPs of other places it would not clear FFmpeg 7.1 and later, which then
     predict from those.
     """
     starts: list[list[int]] = []
@@ -307,7 +307,7 @@ def test_a_codec_without_a_check_of_its_first_picture_cannot_be_added() -> None:
 
 
 def test_each_codec_refuses_what_is_not_its_key_frame() -> None:
-    """Of every codec of the table, so that a check that looks at nothing is found."""
+    """Every codec of the table refuses it, so that a check that looks at nothing is found."""
     configuration = bytes(4) + b"avcC" + bytes(30) + b"hvcC" + bytes(30)
     for codec in CODECS.values():
         for sample in (b"", bytes(30)):

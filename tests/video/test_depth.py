@@ -413,7 +413,7 @@ def test_a_depth_camera_whose_video_is_rgb(tmp_path: Path) -> None:
 
 
 def test_an_rgb_camera_whose_video_is_depth_has_frames_of_rgb(tmp_path: Path) -> None:
-    # What info.json does not call depth is given as any other video.
+    # Video that info.json does not call depth is given as any other video.
     write_dataset(
         tmp_path / "data",
         episode_lengths=[4],
@@ -526,10 +526,10 @@ def test_embedded_pictures_of_depth() -> None:
     for mode in ("L", "RGB"):
         with pytest.raises(
             lg.DatasetFormatError,
-            match=f"a: a picture of mode {mode}; expected one channel of 16 or 32 bits",
+            match=f"a: an image of mode {mode}; expected one channel of 16 or 32 bits",
         ):
             decode_depth_image(picture(mode), image_size=None, where="a")
-    with pytest.raises(lg.DatasetFormatError, match=r"a: not a picture that can be decoded"):
+    with pytest.raises(lg.DatasetFormatError, match=r"a: not an image that can be decoded"):
         decode_depth_image(picture("I;16")[:-9], image_size=None, where="a")
 
 

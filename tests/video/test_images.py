@@ -154,7 +154,7 @@ def test_they_are_turned_before_they_are_resized() -> None:
 
 
 def with_exif(kind: str, exif: bytes) -> bytes:
-    """Returns a picture with these bytes as its EXIF data."""
+    """Returns an image with these bytes as its EXIF data."""
     if kind == "PNG":
         first, *others = chunks_of(encoded("RGB", "PNG", None))
         return png_of([first, (b"eXIf", exif), *others])
@@ -198,7 +198,7 @@ def test_malformed_exif_data(name: str, kind: str) -> None:
         expected = np.asarray(as_datasets_does(picture))
     except Exception:
         with pytest.raises(
-            lg.DatasetFormatError, match=r"^data, episode 3: not a picture that can be decoded \("
+            lg.DatasetFormatError, match=r"^data, episode 3: not an image that can be decoded \("
         ):
             decode_image(picture, image_size=None, where="data, episode 3")
     else:
@@ -303,7 +303,7 @@ def test_the_declared_shape_is_that_of_the_turned_picture(directory: Path) -> No
     iterator = iter(dataset)
     with pytest.raises(
         lg.DatasetFormatError,
-        match=r"a picture has shape \(24, 16, 3\); info.json declares \(16, 24, 3\)",
+        match=r"an image has shape \(24, 16, 3\); info.json declares \(16, 24, 3\)",
     ):
         next(iterator)
     iterator.close()

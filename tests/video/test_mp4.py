@@ -161,7 +161,7 @@ def test_golden_files(shared: Any, name: str) -> None:
 
 
 def test_few_ranges_and_few_bytes_of_a_long_file() -> None:
-    # 8 MB of pictures, of which nothing is read: one range for the head, one for the header behind
+    # 8 MB of pictures, of which nothing is read: one range for the head, one for the header after
     # mdat, one for moov.
     small = encoded(**PLAIN)
     filler = bytes(8 << 20)
@@ -287,7 +287,7 @@ def test_other_layouts_of_the_same_file(variant: Callable[[bytes], bytes]) -> No
 
 
 def test_samples_of_constant_size() -> None:
-    # No encoder makes them; the table can say so all the same.
+    # No encoder makes them, but a table can have them.
     data = encoded(**PLAIN)
     stsz = struct.pack(">III", 0, 40, 30)
     table = read_table(edit_box(data, f"{TRACK}/stsz", lambda _: box("stsz", stsz)))
@@ -345,7 +345,7 @@ def test_a_moov_that_is_expected_last(size: str, monkeypatch: pytest.MonkeyPatch
         == expected.offsets.tolist()
     )
     assert ranges == [ByteRange(max(0, len(data) - mp4._LAST_MOOV_BYTES), len(data))]
-    # Elsewhere it is found as without that expectation, also behind bytes that look like it.
+    # Elsewhere it is found as without that expectation, also after bytes that look like it.
     for other in (
         front,
         data + box("free", b"xyz"),
@@ -534,7 +534,7 @@ def test_boxes_that_contradict_each_other(
     ids=[
         "not from the first",
         "from 0",
-        "behind the last",
+        "after the last",
         "one twice",
         "backwards at the end",
         "backwards at the start",
@@ -567,7 +567,7 @@ def test_samples_behind_the_end_of_the_file(offset: int) -> None:
 
 
 def test_samples_in_front_of_the_file() -> None:
-    # A sample of nearly 4 GB in a chunk of two: the second begins behind the end.
+    # A sample of nearly 4 GB in a chunk of two: the second begins past the end.
     data = encoded(**PLAIN)
     text = refusal(edit_box(data, f"{TRACK}/stsz", set_entries("stsz", 2**32 - 1, skip=12)))
     assert re.fullmatch(
@@ -686,7 +686,7 @@ def test_a_huge_moov_is_refused_before_it_is_read() -> None:
 
 
 def feed(reader: SampleTableReader, data: bytes) -> None:
-    """Sends the reader what it asks for; behind the end of the data lie zeros."""
+    """Sends the reader what it asks for; past the end of the data are zeros."""
     wanted = next(reader)
     while True:
         wanted = reader.send(data[wanted.start : wanted.stop].ljust(wanted.length, b"\0"))
@@ -699,7 +699,7 @@ def test_a_huge_number_of_samples_is_refused_before_anything_is_allocated() -> N
     data = edit_box(data, f"{TRACK}/stts", set_entries("stts", count))
     data = edit_box(data, f"{TRACK}/ctts", set_entries("ctts", 1, count, 0, skip=4))
     data = edit_box(data, f"{TRACK}/stsc", set_entries("stsc", 1, 1, count, 1, skip=4))
-    declared = 1 << 30  # bytes behind moov that are never read
+    declared = 1 << 30  # bytes after moov that are never read
     tracemalloc.start()
     try:
         with pytest.raises(DatasetFormatError, match="stsz says 10000000 samples"):
@@ -767,7 +767,7 @@ def test_texts_of_truncated_files() -> None:
         refusal(last[:-1]),
     )
     table = read_table(first)
-    # With moov first, the box mdat is behind what is read; the samples tell.
+    # With moov first, the box mdat comes after the bytes that are read; the samples tell.
     cut = int(table.offsets[20]) + 1
     lies = f"[{table.offsets[20]}, {table.offsets[20] + table.sizes[20]})"
     assert (

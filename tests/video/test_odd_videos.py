@@ -149,7 +149,7 @@ def test_rows_have_the_frames_that_the_decoder_shows(
     data = made(values)
     turn, codes = int(values["turn"].split()[0]), codes_by_pyav(data)
     shown = decoded(data)
-    # FFmpeg's decoder of AV1 gives, in version 5, the frames behind the end of an edit, too; in
+    # FFmpeg's decoder of AV1 gives, in version 5, the frames past the end of an edit, too; in
     # version 8, which PyAV has, no more.
     assert len(shown) == len(codes) or (values["codec"], values["edit"]) == ("av1", "short")
     shown = shown[: len(codes)]
@@ -282,7 +282,7 @@ def behind_start_codes(code: bytes) -> Any:
     ids=[
         "in one NAL unit",
         "in one NAL unit, long codes",
-        "behind other NAL units",
+        "after other NAL units",
         "without lengths",
     ],
 )
@@ -414,7 +414,7 @@ def test_pictures_that_are_mirrored_or_turned_by_other_angles_are_refused(
     write_with_videos(tmp_path / "data", [VideoOf(data, [10], [0.0])])
     with pytest.raises(
         lg.DatasetFormatError,
-        match=r"its matrix \(.*\) mirrors or distorts the picture; expected one that turns it by",
+        match=r"its matrix \(.*\) mirrors or distorts the frames; expected one that turns them by",
     ):
         stream(tmp_path / "data", shuffle=lg.Shuffle(clip_length=4))
 
@@ -445,7 +445,7 @@ def test_turned_depth_is_refused(tmp_path: Path) -> None:
     path.write_bytes(turned(path.read_bytes(), TURNS[180]))
     with pytest.raises(
         lg.DatasetFormatError,
-        match="its matrix turns the picture by 180 degrees; depth video is not read turned",
+        match="its matrix turns the frames by 180 degrees; depth video is not read turned",
     ):
         stream(written.directory)
 

@@ -197,7 +197,7 @@ NAMED = {
 @pytest.mark.parametrize("name", NAMED)
 def test_timestamps_that_are_multiples_name_the_frames(name: str) -> None:
     timestamps, expected = NAMED[name]
-    # Twelve frames, eight rows; before it an episode of which nothing was dropped, behind it
+    # Twelve frames, eight rows; before it an episode of which nothing was dropped, after it
     # another one.
     lengths = [6, 8, 5]
     found = link(at_rate(10, 23), lengths, [0.0, 0.6, 1.8], timestamps={1: timestamps})
@@ -214,7 +214,7 @@ UNTOLD = {
     "twice the same": (f32([0, 1, 1, 2, 3, 4, 5, 6]), "that of row 2 is frame 1 after frame 1"),
     "backwards": (f32([0, 1, 2, 4, 3, 5, 6, 7]), "that of row 4 is frame 3 after frame 4"),
     "before the first": (f32(range(-1, 7)), "that of row 0 is frame -1"),
-    "behind the last": (
+    "after the last": (
         f32([0, 1, 2, 3, 4, 5, 6, 12]),
         "the timestamp of its last row names frame 12",
     ),
@@ -262,7 +262,7 @@ def test_timestamps_that_are_the_times_of_frames_name_these(name: str) -> None:
 
 
 def test_timestamps_that_cannot_be_read_concern_the_episodes_that_need_them() -> None:
-    """Of three episodes the first has a frame for each row."""
+    """The first of three episodes has a frame for each row."""
 
     def read(episodes: npt.NDArray[np.int64]) -> list[Any]:
         if 1 in episodes:

@@ -207,7 +207,7 @@ def test_every_frame_lies_in_the_gop_that_it_is_decoded_from(options: dict[str, 
             == unit_of_frames(table, gop, np.array(frames[:2])).samples.tolist()
         )
         assert file.num_pictures(gop, list(frames)[:2]) == len(unit.samples)
-        # What is read for a GOP covers what is decoded of it, whichever frames are wanted.
+        # The bytes read for a GOP cover those that are decoded of it, whichever frames are wanted.
         assert file.byte_range(gop).start <= unit.byte_range.start
         assert unit.byte_range.stop <= file.byte_range(gop).stop
 
@@ -223,7 +223,7 @@ def test_every_frame_lies_in_the_gop_that_it_is_decoded_from(options: dict[str, 
     ids=["av1", "h264", "hevc open GOPs"],
 )
 def test_the_bytes_of_gops_are_those_of_each(options: dict[str, Any], num_frames: int) -> None:
-    """Also where a GOP, for the leading pictures of the next one, needs bytes behind all of
+    """Also where a GOP, for the leading pictures of the next one, needs bytes after all of
     that.
     """
     file = video_file([num_frames], [0.0], table=table_of(num_frames=num_frames, **options))
@@ -256,7 +256,7 @@ TOGETHER: dict[str, tuple[list[int], list[float], list[int], list[list[int]]]] =
     "one runs into the next": ([10, 8, 13], [0.0, 0.9, 1.7], [], [[0], [1, 2]]),
     "one is longer than the file": ([9, 8, 14], [0.0, 0.9, 1.7], [], [[0, 1], [2]]),
     "two at one place": ([9, 9, 11], [0.0, 0.0, 0.9], [], [[0], [1, 2]]),
-    "one behind the end": ([9, 8, 1], [0.0, 0.9, 3.5], [], [[0, 1], [2]]),
+    "one past the end": ([9, 8, 1], [0.0, 0.9, 3.5], [], [[0, 1], [2]]),
 }
 
 
@@ -296,7 +296,7 @@ def test_no_set_is_longer_than_two_pieces(options: dict[str, Any], piece_bytes: 
         frames = np.cumsum([0, *lengths])
         assert file.gops_of(frames[members]).tolist() == first.tolist()
         assert file.gops_of(frames[np.array(members) + 1] - 1).tolist() == last.tolist()
-        # One picture before it, and what an open GOP needs behind it.
+        # One picture before it, and what an open GOP needs after it.
         size = file.byte_range_of(range(first.item(0), last.item(-1) + 1)).length
         assert len(members) == 1 or size <= 2 * piece_bytes + file.byte_range(last.item(-1)).length
 

@@ -7,7 +7,7 @@ restored into.
 
 From position `begin` on, each component has `share` slots of every turn, and there it stands at
 `start` of its own positions. `identity` is the state of its stream without the position. A
-component that was taken out has share 0; it goes on at `start` if it returns. The state holds
+component that was taken out has share 0; it continues at `start` if it returns. The state holds
 nothing of the shard.
 """
 

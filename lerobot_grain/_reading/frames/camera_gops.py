@@ -14,7 +14,7 @@ from lerobot_grain._reading.frames.frame_store import FrameDemand
 from lerobot_grain._reading.frames.gop_fetcher import GopFetcher, GopKey
 from lerobot_grain._reading.read_statistics import Meter
 
-# Memory that an open decoder holds, in pictures of 12 bits a pixel: 5 MB at 640x480 (measured with
+# Memory that an open decoder holds, in frames of 12 bits a pixel: 5 MB at 640x480 (measured with
 # 64 of them).
 _PICTURES_OF_DECODER = 12
 # GOPs that are remembered to count those that are decoded again; only a figure of the statistics.
@@ -42,7 +42,7 @@ class DecodeCounts:
         self._lately_decoded: set[tuple[int, int]] = set()
 
     def count(self, begun: Sequence[GopFrames], *, num_pictures: int) -> None:
-        """Counts GOPs that go through a decoder from their start, and pictures that do."""
+        """Counts GOPs that go through a decoder from their start, and coded pictures that do."""
         self.meter.count(
             gops_decoded=len(begun),
             gops_decoded_again=sum(map(self._was_decoded_lately, begun)),

@@ -239,7 +239,7 @@ class CameraReader:
         """Waits for the frames of examples, entries int64 `(examples, time)`.
 
         Returns:
-          `None`, or the first example that cannot be had, and why.
+          `None`, or the first example that could not be read, and why.
         """
         slots = self.demand.slots[entries]
         problems = self.decoder.wait(slots[slots >= 0], self._meter)

@@ -56,7 +56,7 @@ class PendingBytes:
     start: int
 
     def wait(self) -> None:
-        """Waits until they are there, or cannot be had."""
+        """Waits until they are there, or could not be read."""
         # Not `concurrent.futures.wait`, which waits forever for one that a closed pool cancels.
         with contextlib.suppress(Exception):
             self.payload.result()

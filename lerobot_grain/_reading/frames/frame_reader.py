@@ -306,7 +306,7 @@ class FrameReader:
         """Waits for the frames of some examples of a source in a block.
 
         Returns:
-          `None`, or the first of the source's examples that cannot be had, and why.
+          `None`, or the first of the source's examples that could not be read, and why.
         """
         problems = [
             problem

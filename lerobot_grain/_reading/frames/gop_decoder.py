@@ -1,5 +1,5 @@
 """Makes decode tasks, and holds what belongs to them: which slot a task writes, what failed, and
-how long a picture takes. Cameras whose frames have one shape and are made in one way have a decoder
+how long a frame takes. Cameras whose frames have one shape and are made in one way have a decoder
 in common, whatever dataset they are of: so a task has enough to decode where many are mixed.
 
 * Short GOPs, of any episodes and files, are decoded in groups: one small MP4 for many.
@@ -45,7 +45,7 @@ from lerobot_grain._video.decoder import OpenVideo
 # consumer that may hold it for milliseconds.
 _PICTURES_PER_TASK = 64
 _TASK_BYTES = 8 << 20
-# Until it was measured, how long a decoder takes for a picture: 640x480 AV1 4 ms.
+# Until it was measured, how long a decoder takes for a frame: 640x480 AV1 4 ms.
 _SECONDS_PER_PIXEL = 13e-9
 # How much of that figure each task that has ended decides.
 _NEWEST_PART = 0.1
@@ -61,8 +61,8 @@ class _Decoded(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """A decode that was started, the coded bytes that it waits for, and how many pictures pass
-    through the decoder.
+    """A decode that was started, the coded bytes that it waits for, and how many coded pictures
+    pass through the decoder.
     """
 
     decoded: Future[_Decoded]
@@ -114,7 +114,7 @@ class DecodeCandidate:
 
 
 class _ShortGop(NamedTuple):
-    """A short GOP, its coded bytes, and how many of its pictures pass through the decoder."""
+    """A short GOP, its coded bytes, and how many of its coded pictures pass through the decoder."""
 
     item: DecodeCandidate
     coded: PendingBytes

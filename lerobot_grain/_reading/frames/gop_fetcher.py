@@ -2,10 +2,10 @@
 
 A GOP is asked for together with its neighbours in the file that are known to be needed. If the
 coded bytes of all the camera's video are few, they are kept: an episode is fetched whole, at its
-first use, and later epochs fetch nothing. Small pictures are decoded faster than a Hub answers a
+first use, and later epochs fetch nothing. Small frames are decoded faster than a Hub answers a
 request for each clip, or even for each episode: so short episodes that lie side by side in a file,
 and that the stream will need too, come in one request. A small file of one episode, as v2.x has
-them, is fetched whole, with what tells where its pictures lie, and kept with that.
+them, is fetched whole, with the table of where its frames are, and kept with that.
 
 Rules:
 * For one thread, the consumer's; the fetch threads run tasks that know everything they need.
@@ -38,7 +38,7 @@ from lerobot_grain._video.video_file import VideoFile
 GopKey = tuple[int, int, int]
 
 
-# Neighbouring GOPs are fetched in one request this many frames before and behind the one that is
+# Neighbouring GOPs are fetched in one request this many frames before and after the one that is
 # needed first.
 _MAX_FETCH_FRAMES = 64
 # A GOP of fewer frames is never long (`MemoryBudget.long_gop`): an open decoder takes more than
@@ -81,7 +81,7 @@ class NearGops(NamedTuple):
       gop: the one that is needed.
       gops: all of them.
       starts: int64 `(len(gops) + 1,)`: the first frame of each that belongs to the episode, and
-        the frame behind the last one.
+        the frame after the last one.
     """
 
     gop: int
@@ -181,7 +181,7 @@ class GopFetcher:
         self.coded_bytes = self.kept_bytes = 0
 
     def open(self, number: int) -> Future[VideoFile]:
-        """Returns a file of the camera; asks for what tells where its pictures lie, if that is not
+        """Returns a file of the camera; asks for the table of where its frames are, if that is not
         known.
         """
         return self._files.get(
@@ -285,7 +285,7 @@ class GopFetcher:
             )
         ]
         wanted = file.byte_range_of(range(members[0][1].start, members[-1][1].stop))
-        # If the bytes are not in the order of the pictures, those of neighbours may lie far from
+        # If the bytes are not in the order of the frames, those of neighbours may lie far from
         # each other.
         if wanted.length > MAX_FETCH_BYTES:
             return False

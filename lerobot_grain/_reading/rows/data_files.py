@@ -65,7 +65,7 @@ def open_data_file(repository: Repository, number: int) -> DataFile:
 
     Raises:
       DatasetFormatError: it has not, or is not a parquet file.
-      StorageError: its footer could not be had.
+      StorageError: its footer could not be read.
     """
     spans = repository.episodes.data
     held = spans.episodes_in(number)
@@ -121,7 +121,7 @@ def load_group(
     Raises:
       DatasetFormatError: a column is missing, damaged or not what info.json declares, or the rows
         are not those of the episode table.
-      StorageError: the bytes could not be had.
+      StorageError: the bytes could not be read.
     """
     with repository.storage.checked(file.table.path):
         return _load_group(repository, file, group, selection)
@@ -274,7 +274,7 @@ def fetch_row_groups(
     file, with these in memory.
 
     Raises:
-      StorageError: the bytes could not be had.
+      StorageError: the bytes could not be read.
     """
     table = file.table
     chunks = [
@@ -325,7 +325,7 @@ def load_rows(
 def _is_to_be_kept(
     repository: Repository, file: DataFile, group: int, selection: FeatureSelection
 ) -> bool:
-    """Returns whether a row group is kept on disk: numbers and texts, not pictures, of which many
+    """Returns whether a row group is kept on disk: numbers and texts, not images, of which many
     rows come for each that is wanted.
 
     Only where those of the whole dataset, if all its row groups are like this one, take less than

@@ -207,7 +207,7 @@ class RowReader:
 
         Returns:
           The values of the examples, but for embedded images, and `None`; or those of the examples
-          in front of the first one that cannot be had, and its number in the block and why.
+          before the first one that could not be read, its number in the block, and why.
         """
         if pending is None:
             return {}, None
@@ -281,7 +281,7 @@ class RowReader:
         side by side.
 
         Raises:
-          DatasetFormatError: a picture cannot be decoded.
+          DatasetFormatError: an image cannot be decoded.
         """
         found: Batch = {}
         for feature in self._selection.columns:
@@ -408,7 +408,7 @@ class RowReader:
             pixels = decode_one(item[1], image_size=self._source.image_size, where=where)
             if pixels.shape != expected:
                 raise DatasetFormatError(
-                    f"{where}: a picture has shape {pixels.shape}; info.json declares {expected}"
+                    f"{where}: an image has shape {pixels.shape}; info.json declares {expected}"
                 )
             return pixels
 

@@ -34,7 +34,7 @@ def episode_timestamps(
 
     Raises:
       DatasetFormatError: as `load_group`.
-      StorageError: the bytes could not be had.
+      StorageError: the bytes could not be read.
     """
     table = repository.episodes
     files = table.data.file_of_episode[episodes]

@@ -29,7 +29,7 @@ class Interruptible(Protocol):
     """A request with its attempts."""
 
     def interrupt(self) -> None:
-        """Breaks the connection that it uses, if any, so that who waits for it gets an error."""
+        """Breaks the connection that it uses, if any; the thread waiting for it gets an error."""
 
 
 class CancelScope:

@@ -276,7 +276,7 @@ class HttpClient:
 
         Raises:
           RetryableError: the answer is not what was asked for, or broke; the next attempt, with the
-            same `pieces`, goes on behind them.
+            same `pieces`, continues after them.
           LinkRefused: the link is of no use (any more).
           StorageError: it leads away from HTTP, or from https to http.
         """

@@ -1,7 +1,7 @@
 """The connections of a process, by server, each for one request at a time.
 
-The idea: every connection has a client of its own. So who uses one knows its socket, and can have
-it broken, wherever it waits, without a word to anybody else; and all datasets of a process share
+The idea: every connection has a client of its own. So an attempt knows its socket, and can have
+it broken, wherever it waits, without a word to any other; and all datasets of a process share
 the idle ones, and one limit.
 
 Rules:
@@ -79,7 +79,7 @@ class Connection:
                 self._sockets.add(details["return_value"].get_extra_info("socket"))
 
     def break_off(self) -> None:
-        """Breaks the connection: who waits for it, in another thread, gets an error."""
+        """Breaks the connection: a thread that waits for it gets an error."""
         with self._lock:
             sockets = list(self._sockets)
         for each in sockets:

@@ -1,7 +1,7 @@
 """How fast the answers to one dataset usually come, and so how long an attempt waits for one.
 
-The idea: what takes much longer than usual is asked for again on another connection, which mostly
-is faster than waiting. Later attempts are more patient, so that what is slow is read too.
+The idea: a request that takes much longer than usual is sent again on another connection, which
+mostly is faster than waiting. Later attempts are more patient, so that slow answers are read too.
 
 It sends nothing and looks at no clock.
 """

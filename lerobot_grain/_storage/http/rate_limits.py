@@ -106,7 +106,7 @@ class RateLimiter:
             )
 
     def reserve(self, limit: Limit) -> float:
-        """Returns in how many seconds the next request may be sent, and counts it: who asks then
+        """Returns in how many seconds the next request may be sent, and counts it: the next caller
         comes after it.
         """
         now = time.monotonic()

@@ -115,7 +115,7 @@ class HubApi:
         """Returns the tags and branches. One request.
 
         Raises:
-          StorageError: they cannot be had; the text says what to do without them.
+          StorageError: they could not be fetched; the text says what to do without them.
         """
         repository = self.repository
         subject = f"{repository.repo_id}: list of tags and branches"
@@ -125,7 +125,7 @@ class HubApi:
         except (RequestCancelledError, _ElsewhereError):
             raise
         except StorageError as error:
-            raise StorageError(f"{error}; if only this list cannot be had, {remedy}") from None
+            raise StorageError(f"{error}; if only this list is missing, {remedy}") from None
         if refusal_in(answer) is Refusal.OTHER:
             raise StorageError(
                 f"{subject}: {repository.endpoint} answered with HTTP {answer.status}; if it is a "
@@ -243,7 +243,7 @@ class HubApi:
         each folder (of up to 1,000 files).
         """
         directory = path.rpartition("/")[0]
-        # One thread asks, and others who wait for it can be ended.
+        # One thread asks, and others that wait for it can be ended.
         while not self._listing.acquire(timeout=CHECK_SECONDS):
             self._client.check_not_ended(f"{self.repository.at(version)}: {path}")
         try:

@@ -106,7 +106,7 @@ def name_bucket(
 
 
 def list_bucket(session: HubSession, bucket: BucketAddress) -> list[ListedFile]:
-    """Returns the files of the dataset, by path behind the prefix, in order.
+    """Returns the files of the dataset, by path after the prefix, in order.
 
     Three requests, and one for each further 1,000 files.
 

@@ -1,4 +1,4 @@
-"""What the storages of a commit and of a bucket have in common: each process makes its own session
+"""The common part of the storages of a commit and of a bucket: each process makes its own session
 when it first reads.
 """
 

@@ -77,7 +77,7 @@ _MAX_FRESH_LINKS = 2
 # A request of 128 MB cannot be held to the deadline of one of 64 KB.
 _BYTES_PER_DEADLINE = 8 * 1024 * 1024
 # No request is longer. The rows of a data file of 100 MB come in one, but a row group of embedded
-# pictures may have gigabytes, and what comes in pieces is never asked for twice.
+# images may have gigabytes, and what comes in pieces is never asked for twice.
 _MAX_REQUEST_BYTES = 128 * 1024 * 1024
 # Readings of a file whose contents do not have their hash.
 _MAX_READINGS = 3
@@ -152,7 +152,7 @@ class HubSession:
         them for the file.
 
         Raises:
-          StorageError: they cannot be had, or are others.
+          StorageError: they could not be fetched, or are others.
         """
         subject = f"{self._repository.at(version)}: {file.path}"
         size = file.size_bytes
@@ -263,7 +263,7 @@ class HubSession:
 
     def _forget(self, path: str, link: _Link) -> None:
         """Drops a link that has failed: what the Hub told with it may be wrong, or another CDN do
-        better. Who reads again asks again.
+        better. The next read asks for another.
         """
         with self._lock:
             if self._links.get(path) is link:
@@ -274,7 +274,7 @@ class HubSession:
     ) -> _Link:
         """Returns a link to the file that is valid and not `refused`.
 
-        One thread asks the Hub, all others who want the file wait.
+        One thread asks the Hub; all others that want the file wait.
 
         Its size is `file_bytes`, where that is known.
         """

@@ -66,7 +66,7 @@ class Start(NamedTuple):
 
 
 def later_headers(video: VideoFormat, samples: Iterable[Bytes]) -> set[bytes]:
-    """Returns what the samples of a unit behind its first bring along: that holds for what is
+    """Returns what the samples of a unit after its first bring along: that holds for what is
     decoded after the unit, too.
     """
     if video.codec not in HAS_NAL_UNITS:

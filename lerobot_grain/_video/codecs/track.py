@@ -1,8 +1,8 @@
-"""Reads what a decoder has to be told of a video track: codec, size, headers, and how the picture
+"""Reads what a decoder has to be told of a video track: codec, size, headers, and how the frames
 is turned. Pure.
 
 A sample description (`stsd`) has one sample entry; its name tells the codec, and for `mp4v` the
-descriptors in it do. The matrices of the movie and of the track together say how a picture is
+descriptors in it do. The matrices of the movie and of the track together say how a frame is
 turned for display, as phones that are held upright have it; torchcodec, and so lerobot, gives
 frames turned.
 """
@@ -34,7 +34,7 @@ _OBJECT_TYPES = {
 # Fields of a visual sample entry in front of its boxes (ISO/IEC 14496-12, 12.1.3).
 _VISUAL_FIELDS_BYTES = 78
 # The first four numbers of a matrix (a, b, c, d of 14496-12, 8.3.2), by their signs, and the
-# degrees that the picture is turned by clockwise. The others mirror it, or do nothing that has a
+# degrees that the frames are turned by clockwise. The others mirror them, or do nothing that has a
 # name.
 _TURNS = {(1, 0, 0, 1): 0, (0, 1, -1, 0): 90, (-1, 0, 0, -1): 180, (0, -1, 1, 0): 270}
 
@@ -119,10 +119,10 @@ def _other_codec(esds_boxes: list[Bytes]) -> str | None:
 
 def _matrices(movie: bytes, track: Bytes, where: str) -> tuple[tuple[bytes, bytes], int]:
     """Returns the matrices of movie and track, and the degrees clockwise by which both together
-    turn the picture.
+    turn the frames.
     """
     header = bytes(only_box(track, "tkhd", where, "trak"))
-    # 14496-12, 8.2.2 and 8.3.2: behind the times, whose width depends on the version, and other
+    # 14496-12, 8.2.2 and 8.3.2: after the times, whose width depends on the version, and other
     # fields.
     places = (
         (movie, 48 if movie[:1] == b"\1" else 36),
@@ -136,7 +136,7 @@ def _matrices(movie: bytes, track: Bytes, where: str) -> tuple[tuple[bytes, byte
     e, f, _, g, h, *_ = struct.unpack(">9i", of_movie)
     product = (a * e + b * g, a * f + b * h, c * e + d * g, c * f + d * h)
     if not any(product):
-        # written by tools that leave the field empty; players show the picture as it is
+        # written by tools that leave the field empty; players show the frames as they are
         return (IDENTITY, IDENTITY), 0
     # Written by rounding sines and cosines: what is less than a thousandth of the largest turns
     # nothing.
@@ -145,6 +145,6 @@ def _matrices(movie: bytes, track: Bytes, where: str) -> tuple[tuple[bytes, byte
     if signs not in _TURNS:
         raise DatasetFormatError(
             f"{where}: its matrix {tuple(n / 2**32 for n in product)} mirrors or distorts the "
-            "picture; expected one that turns it by 0, 90, 180 or 270 degrees"
+            "frames; expected one that turns them by 0, 90, 180 or 270 degrees"
         )
     return (of_movie, of_track), _TURNS[signs]

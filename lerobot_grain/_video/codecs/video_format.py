@@ -18,7 +18,7 @@ class VideoFormat(NamedTuple):
       codec: `av1`, `h264`, `hevc`, `mpeg4` or `vp9`, told by the file.
       width, height: pixels, as coded.
       sample_description: the `stsd` box, without bit rates.
-      matrices: those of the movie and of the track, 36 bytes each: how the picture is turned for
+      matrices: those of the movie and of the track, 36 bytes each: how the frames are turned for
         display.
       rotation: degrees clockwise that they turn it by: 0, 90, 180 or 270.
     """

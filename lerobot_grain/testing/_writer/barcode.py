@@ -1,11 +1,11 @@
-"""Barcodes that say, on the picture itself, which frame of which episode a picture is.
+"""Barcodes that say, on the frame itself, which frame of which episode it is.
 
 A reader of video can be off by one frame without anybody noticing. A barcode that survives lossy
 coding turns "is this the right frame?" into an exact comparison.
 
 Layout: the top `max(8, height // 16)` rows hold 24 blocks of `width // 24` columns, black = 0 and
 white = 1, least significant bit first: 10 bits episode index, 10 bits frame index, 2 bits camera
-index, then 1 and 0. The columns right of the last block are black. On pictures of depth black is
+index, then 1 and 0. The columns right of the last block are black. On frames of depth black is
 near and white is far.
 
 Rules:
@@ -14,7 +14,7 @@ Rules:
 * Reading leaves out the first and the last row of the strip, which a codec blurs into its
   neighbourhood.
 
-Not here: what else is on the pictures (`_writer/pictures`).
+Not here: what else is on the frames (`_writer/pictures`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MIN_VIDEO_WIDTH = 3 * _NUM_BLOCKS
 
 
 def strip_height(height: int) -> int:
-    """Returns how many rows at the top of a picture of `height` rows belong to the barcode."""
+    """Returns how many rows at the top of a frame of `height` rows belong to the barcode."""
     return max(8, height // 16)
 
 
@@ -58,13 +58,13 @@ def draw_barcodes(
       camera_index: position of the camera among all cameras of the dataset.
 
     Raises:
-      InvalidRequestError: a number does not fit into its bits, or the pictures are too small.
+      InvalidRequestError: a number does not fit into its bits, or the frames are too small.
     """
     count, height, width, _ = frames.shape
     if width < MIN_WIDTH or height < MIN_HEIGHT:
         raise InvalidRequestError(
-            f"a picture of {height}x{width} (height x width) has no room for a barcode: at least "
-            f"{MIN_HEIGHT}x{MIN_WIDTH} is needed; use larger pictures or turn the barcodes off"
+            f"a frame of {height}x{width} (height x width) has no room for a barcode: at least "
+            f"{MIN_HEIGHT}x{MIN_WIDTH} is needed; use larger frames or turn the barcodes off"
         )
     for name, value, limit in (
         ("episode index", episode_index, MAX_EPISODES),
@@ -104,7 +104,7 @@ def read_barcodes(
       channels_first: which of the two.
 
     Returns:
-      int64 (frames, 3): episode index, frame index, camera index; -1, -1, -1 for a picture without
+      int64 (frames, 3): episode index, frame index, camera index; -1, -1, -1 for a frame without
       a barcode.
     """
     channels_axis, height_axis = (1, 2) if channels_first else (3, 1)

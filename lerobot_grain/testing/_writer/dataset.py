@@ -2,7 +2,7 @@
 
 The dataset has the layout, the schemas and the video files that lerobot 0.6.1's recorder produces
 (v3.0; on request v2.1 or v2.0), and every value in it is known: `WrittenDataset` tells what a
-reader must return for each row, and a barcode on each picture says which frame it is.
+reader must return for each row, and a barcode on each frame says which one it is.
 
 Rules:
 * The same arguments write the same values. Video bytes are the same with the same encoder
@@ -11,7 +11,7 @@ Rules:
   can place a boundary.
 * The directory must be new or empty.
 
-Not here: the default values (`_writer/rows`) and pictures (`_writer/pictures`), encoding
+Not here: the default values (`_writer/rows`) and frames (`_writer/pictures`), encoding
 (`_writer/video`), `meta/` (`_writer/metadata`).
 """
 
@@ -75,12 +75,12 @@ def write_dataset(
       episode_lengths: frames per episode, each at least 1.
       version: of the format: `v3.0`, or `v2.1` or `v2.0`, where every episode has files of its own.
       fps: frames per second, a whole number.
-      cameras: empty for a dataset without pictures.
+      cameras: empty for a dataset without frames.
       state_size: elements of `observation.state`, float32; 0 leaves it out.
       action_size: elements of `action`, float32; 0 leaves it out.
       features: more columns, for example `EXTRA_FEATURES`.
       tasks: texts; episode e has task `e % len(tasks)`, unless `row_values` returns `task_index`.
-      seed: of values and pictures.
+      seed: of values and frames.
       episodes_per_data_file: None puts all episodes into one file, in v2.x each into its own. Here
         and below; v2.x allows None and 1.
       episodes_per_video_file: for all cameras, or by camera key; cameras that are left out get one
@@ -91,11 +91,11 @@ def write_dataset(
       row_values: `(episode_index, length) -> {feature: (length, *shape)}` instead of the default
         formulas (`_writer/rows`). May return `timestamp` and `task_index`, too.
       frame_content: `(episode_index, frame_index, camera_index) -> uint8 (height, width, 3)`
-        instead of the default pictures; for a depth camera uint16 (height, width, 1), millimetres.
+        instead of the default frames; for a depth camera uint16 (height, width, 1), millimetres.
         Barcodes are drawn over it.
       barcodes: at most 1024 episodes, 1024 frames per episode and 4 cameras have room in a barcode,
-        and pictures must be 16 high and 72 wide (embedded images: 24). Turn them off beyond.
-      noise: 0 to 1, how noisy the default pictures are. At 0.1, 480x640 AV1 takes 10.4 kB per
+        and frames must be 16 high and 72 wide (embedded images: 24). Turn them off beyond.
+      noise: 0 to 1, how noisy the default frames are. At 0.1, 480x640 AV1 takes 10.4 kB per
         frame; that of a real arm's camera with the same settings took 10.0 kB.
       statistics: whether per-episode statistics and `meta/stats.json` are written.
 
@@ -221,7 +221,7 @@ class _Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Recorded:
-    """Pictures of all cameras: rows of the image columns, sampled frames per episode, columns of
+    """Frames of all cameras: rows of the image columns, sampled frames per episode, columns of
     the episodes table.
     """
 

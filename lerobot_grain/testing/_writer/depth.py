@@ -1,4 +1,4 @@
-"""Depth: what the default pictures of a depth camera show, and how lerobot 0.6 stores depth in
+"""Depth: what the default frames of a depth camera show, and how lerobot 0.6 stores depth in
 video.
 
 Depth is in millimetres, uint16 (height, width, 1). Video holds codes of 12 bits, which grow with
@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-# Pictures of a camera: uint8 (..., height, width, 3), or depth: uint16 (..., height, width, 1).
+# Frames of a camera: uint8 (..., height, width, 3), or depth: uint16 (..., height, width, 1).
 Pictures = npt.NDArray[np.uint8 | np.uint16]
 
 # The recorder's defaults, in metres, which `info.json` names.
@@ -20,13 +20,13 @@ MAX_METRES = 10.0
 SHIFT_METRES = 3.5
 MAX_CODE = 4095
 
-# Black and white of a picture, in millimetres: what is seen from a robot's arm.
+# Black and white of a frame, in millimetres: what is seen from a robot's arm.
 NEAREST = 500
 FARTHEST = 2540
 
 
 def depth_of_picture(picture: Pictures) -> Pictures:
-    """Returns a picture, uint8 (height, width, 3), as depth: the greener, the farther away."""
+    """Returns a frame, uint8 (height, width, 3), as depth: the greener, the farther away."""
     return (NEAREST + picture[..., 1:2].astype(np.uint16) * ((FARTHEST - NEAREST) // 255)).astype(
         np.uint16
     )

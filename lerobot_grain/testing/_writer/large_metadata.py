@@ -114,7 +114,7 @@ def write_synthetic_metadata(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sizes:
-    """Of files and folders, as `write_synthetic_metadata` is given them."""
+    """Sizes of files and folders, as `write_synthetic_metadata` is given them."""
 
     rows_per_data_file: int
     episodes_per_video_file: int

@@ -1,11 +1,11 @@
-"""The default pictures: a drifting texture with a bright disc that shows where the state is.
+"""The default frames: a drifting texture with a bright disc that shows where the state is.
 
-A picture must do three jobs. A reader must be able to tell frames apart (the barcode, see
+A frame must do three jobs. A reader must be able to tell frames apart (the barcode, see
 `_writer/barcode`), a policy must be able to learn from it (the disc shows `state[0:2]`), and a
 codec must find it about as hard as a robot's camera (the texture drifts, `noise` is adjustable).
 
 Rules:
-* The disc stays clear of the barcode strip and inside the picture. Its centre is linear in the
+* The disc stays clear of the barcode strip and inside the frame. Its centre is linear in the
   state, see `disc_centre`.
 * Same arguments, same bytes. Episodes are drawn independently, so threads can draw them in any
   order.
@@ -40,12 +40,12 @@ def disc_centre(
     Args:
       state_xy: (..., 2), horizontal and vertical, from 0 (left, top) to 1 (right, bottom); clipped
         to that.
-      height: of the picture, pixels.
-      width: of the picture, pixels.
+      height: of the frame, pixels.
+      width: of the frame, pixels.
 
     Returns:
       float64 (..., 2): column and row of the centre in pixels. The whole disc lies below the
-      barcode strip and inside the picture.
+      barcode strip and inside the frame.
     """
     radius = disc_radius(height, width)
     top = strip_height(height) + 1
@@ -71,8 +71,8 @@ def draw_pictures(
 
     Args:
       state_xy: (frames, 2) positions of the disc, see `disc_centre`.
-      height: of the pictures, pixels.
-      width: of the pictures, pixels.
+      height: of the frames, pixels.
+      width: of the frames, pixels.
       episode_index: changes the colours and the direction of the drift.
       camera_index: the same.
       seed: the same.
@@ -131,7 +131,7 @@ def _draw_disc(
 def _add_noise(frame: npt.NDArray[np.uint8], rng: np.random.Generator, noise: float) -> None:
     """Adds uniform noise of up to +-127 x `noise` grey levels, in place."""
     raw = np.frombuffer(rng.bytes(frame.size), np.int8).reshape(frame.shape)
-    # Integer arithmetic in 1/128: half the time of float32 on a 480x640 picture.
+    # Integer arithmetic in 1/128: half the time of float32 on a 480x640 frame.
     scaled = raw * np.int16(round(noise * 128)) >> 7
     np.clip(frame + scaled, 0, 255, out=scaled)
     frame[:] = scaled

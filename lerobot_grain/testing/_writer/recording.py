@@ -1,4 +1,4 @@
-"""Turns episodes into pictures and pictures into files: draws, stamps the barcode, encodes, keeps a
+"""Turns episodes into frames and frames into files: draws, stamps the barcode, encodes, keeps a
 few frames for the statistics.
 
 Rules:
@@ -6,7 +6,7 @@ Rules:
   NumPy release the interpreter lock.
 * A thread holds one frame at a time.
 
-Not here: what the default pictures show (`_writer/pictures`) and how an episode becomes an MP4
+Not here: what the default frames show (`_writer/pictures`) and how an episode becomes an MP4
 (`_writer/video`).
 """
 
@@ -47,17 +47,17 @@ Called from several threads.
 For a depth camera it returns uint16 (height, width, 1), millimetres.
 """
 
-# lerobot estimates the statistics of pictures from a sample, too, of at least 100 frames; fewer
+# lerobot estimates the statistics of cameras from a sample, too, of at least 100 frames; fewer
 # suffice here and keep writing fast.
 _SAMPLED_FRAMES = 8
-# lerobot's thresholds: larger pictures are thinned out to about 150 pixels before statistics.
+# lerobot's thresholds: larger frames are thinned out to about 150 pixels before statistics.
 _THIN_ABOVE_PIXELS = 300
 _THIN_TO_PIXELS = 150
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Studio:
-    """Records the pictures of one dataset; see `write_dataset` for the fields."""
+    """Records the frames of one dataset; see `write_dataset` for the fields."""
 
     cameras: tuple[Camera, ...]
     fps: int
@@ -68,7 +68,7 @@ class Studio:
 
     def check_room(self, lengths: npt.NDArray[np.int64]) -> None:
         """Raises `InvalidRequestError` where the barcodes of episodes of these lengths have no room
-        on the pictures.
+        on the frames.
         """
         if not self.barcodes or not self.cameras:
             return

@@ -1,22 +1,22 @@
 """The values of the rows of a written dataset: features, default formulas, and what was written.
 
-The default world is a point that circles clockwise around the middle of the picture, with a radius
+The default world is a point that circles clockwise around the middle of the frame, with a radius
 and a start of its own in every episode.
 
 * `observation.state[0:2]` is the point, in [0.1, 0.9]; cameras show it
   (`disc_centre` of `_writer/pictures`).
 * `action[0:2]` is its velocity in units per second, `SPEED * (0.5 - y, x - 0.5)`: a function of the
-  point alone, so it can be learnt from one picture, and following it from anywhere keeps circling.
+  point alone, so it can be learnt from one frame, and following it from anywhere keeps circling.
 * `action[j]`, j >= 2, is `sin(pi * (x * cos(j) + y * sin(j)))`, also a function of the point alone.
 * `observation.state[j]`, j >= 2, is a slow sine in [0.1, 0.9] with a phase of its own in every
-  episode; no picture shows it.
+  episode; no frame shows it.
 
 Rules:
 * Every value is a pure function of (seed, episode index, frame index); nothing depends on the order
   of the calls.
 * Values are computed per episode in float64 and rounded once to the feature's dtype.
 
-Not here: files (`_writer/dataset`, `_writer/metadata`) and pictures.
+Not here: files (`_writer/dataset`, `_writer/metadata`) and frames.
 """
 
 from __future__ import annotations
@@ -262,8 +262,8 @@ def declared_columns(
 def shown_points(
     rows: Mapping[str, npt.NDArray[Any]], *, seed: int, fps: int
 ) -> npt.NDArray[np.float64]:
-    """Returns what the disc of the pictures shows: the state that was written, or the point behind
-    it where there is no such state.
+    """Returns what the disc of the frames shows: the state that was written, or the circling
+    point where there is no such state.
     """
     state = rows.get("observation.state")
     if state is not None and state.ndim == 2 and state.shape[1] >= 2:
@@ -276,7 +276,7 @@ def shown_points(
 def _slow_sines(
     feature: Feature, episode_index: int, length: int, fps: int, seed: int
 ) -> npt.NDArray[np.float64]:
-    """Returns the elements of the state that no picture shows, float64 (length, size)."""
+    """Returns the elements of the state that no frame shows, float64 (length, size)."""
     phases = np.random.default_rng([seed, episode_index, 2]).uniform(0, 2 * np.pi, feature.shape[0])
     return 0.5 + 0.4 * np.sin(phases + np.arange(length)[:, None] / fps)
 

@@ -16,7 +16,7 @@ Rules:
 * GOPs have exactly the declared lengths, so scene-cut detection is off. lerobot leaves it on; `gop`
   of several lengths is like that.
 
-Not here: pictures, and which episode goes into which file.
+Not here: what frames show, and which episode goes into which file.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ _DEPTH_ENCODER = _Encoder("libx265", 30, None, ("gray12le",))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Camera:
-    """One camera of the dataset, and how its pictures are stored.
+    """One camera of the dataset, and how its frames are stored.
 
     Attributes:
       key: name of the feature.
@@ -96,7 +96,7 @@ class Camera:
       kind: `"video"`, or `"image"` for PNGs embedded in the data files; then the fields below mean
         nothing.
       depth: a depth camera: video is HEVC of the format `gray12le`, without loss, as lerobot writes
-        it, and `codec`, `pix_fmt` and `crf` mean nothing; embedded pictures are TIFF of 16 bits.
+        it, and `codec`, `pix_fmt` and `crf` mean nothing; embedded images are TIFF of 16 bits.
       codec: of the video.
       gop: frames from one key frame to the next; 2 is lerobot's default. Or several lengths, used
         in turn, from the start of each episode.
@@ -170,7 +170,7 @@ class Camera:
 
     @property
     def num_channels(self) -> int:
-        """Channels of its pictures: 1 for depth, else 3."""
+        """Channels of its frames: 1 for depth, else 3."""
         return 1 if self.depth else 3
 
     @property
@@ -262,7 +262,7 @@ def encode_episode(path: Path, frames: Iterable[Pictures], *, camera: Camera, fp
             num_frames += 1
         flushed = stream.encode()
         if camera.stored_codec == "hevc" and camera.b_frames and len(head) < _MIN_HEVC_FRAMES:
-            # So few pictures all come at the end, and in the order they are shown. Two frames ahead
+            # So few frames all come at the end, and in the order they are shown. Two frames ahead
             # is where x265 starts otherwise.
             for index, packet in enumerate(flushed):
                 packet.dts = index - 2
@@ -364,7 +364,7 @@ def _encoder_options(camera: Camera) -> dict[str, str]:
         case "av1":
             return options | {"svtav1-params": "lp=1"}
         case "h264":
-            # With B pictures and mbtree, x264 made different bytes of the same pictures in one
+            # With B pictures and mbtree, x264 made different bytes of the same frames in one
             # process (PyAV 18.1).
             return options | {
                 "bf": str(camera.b_frames),
@@ -395,7 +395,7 @@ def _encoder_options(camera: Camera) -> dict[str, str]:
                 "sc_threshold": "1000000000",
             }
         case "vp9":
-            # Key frames where they are asked for; with pictures that are decoded and not shown, as
+            # Key frames where they are asked for; with coded pictures that are not shown, as
             # files of VP9 have them.
             return options | {
                 "b": "0",

@@ -44,7 +44,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> Directories:
 def streams(
     directories: Directories, *, num_epochs: int | None = None, shard: tuple[int, int] = (0, 1)
 ) -> dict[str, Any]:
-    """Returns the streams, made equal: (name, row), three actions padded to five, one picture."""
+    """Returns the streams, made equal: (name, row), three actions padded to five, one frame."""
 
     def common(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
         def of(example: dict[str, Any]) -> dict[str, Any]:

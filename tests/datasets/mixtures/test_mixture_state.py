@@ -46,7 +46,7 @@ def _components(tmp_path_factory: pytest.TempPathFactory) -> dict[str, lg.LeRobo
 
 
 def rows_of(dataset: lg.LeRobotIterDataset) -> list[int]:
-    """The rows of the first epochs of a component by itself."""
+    """The rows of the first epochs of a component alone."""
     source = dataset.parents[0].order
     with contextlib.closing(iter(source)) as rows:
         return list(itertools.islice(rows, 4000))

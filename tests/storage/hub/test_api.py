@@ -88,7 +88,7 @@ def test_an_old_name_is_followed_once(served, front, small_digest, tmp_path, rev
     assert [str(warning.message) for warning in caught] == [f"{repository.description}: {note}"]
     assert repository.description == f"{served.repository_id}@{served.commit[:12]}"
     assert repository.commit == served.commit
-    # What another process gets holds the new name too.
+    # The copy for another process holds the new name too.
     assert digest(pickle.loads(pickle.dumps(repository))) == digest(repository) == small_digest
     assert len(front.paths("/old/name")) == 1
     assert [path.name for path in tmp_path.glob("datasets--*")] == [

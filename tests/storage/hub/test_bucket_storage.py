@@ -314,7 +314,7 @@ def test_a_file_that_is_overwritten_before_it_is_read_is_an_error(
         ):
             next(iterator)
     assert iterator.get_state()["position"] == 0
-    # What it was before may be read on.
+    # Its earlier contents may still be read.
     hub.put_bucket_file(bucket, f"sets/a/{path}", written.directory / path)
     assert sum(1 for _ in iterator) == 30
 
@@ -329,7 +329,7 @@ def test_metadata_that_is_overwritten_while_it_is_opened(
 
 
 def test_a_file_that_is_deleted_is_no_missing_file(hub: LoopbackHub, bucket: str) -> None:
-    # Of which `gop_length` thinks that there is no video.
+    # `gop_length` takes a missing file for a camera without video.
     repository = opened(hub, uri_of(bucket))
     hub.delete_bucket_file(bucket, f"sets/a/{VIDEO}")
     with pytest.raises(

@@ -88,7 +88,7 @@ def test_a_complete_snapshot_needs_no_network(served, hub, requests, small_diges
     where = {"endpoint": hub.endpoint, "cache_dir": tmp_path}
     assert digest(served.repository_id, revision=served.commit, **where) == small_digest
     assert requests() == []
-    # What a name stands for today only the Hub knows.
+    # Only the Hub knows which commit a name stands for today.
     assert digest(served.repository_id, revision="v3.0", **where) == small_digest
     assert [r.path.rpartition("/")[2] for r in requests()] == ["v3.0"]
     assert digest(served.repository_id, **where) == small_digest

@@ -181,7 +181,7 @@ def test_metadata_of_a_mirror_that_tells_no_hash_is_read_and_kept_nowhere(
 def test_a_link_without_size_is_an_error_that_names_file_and_header(
     served, hub, tmp_path, path, kind
 ):
-    """Of a file that was said to be empty it would be a malformed one."""
+    """If the file was said to be empty, the error would be that it is malformed."""
     repository = opened(served, hub.endpoint, tmp_path)
     fault = Fault(
         method="HEAD", path_regex=f"resolve/.*{path}$", headers={"X-Linked-Size": "0"}, times=None
