@@ -36,6 +36,7 @@ class Job:
       windows: feature key -> offsets in frames.
       batch_size: examples.
       warm_seconds, seconds: before the measurement, and of it.
+      shard: number and count.
     """
 
     repository: str
@@ -47,6 +48,7 @@ class Job:
     batch_size: int
     warm_seconds: float
     seconds: float
+    shard: tuple[int, int] = (0, 1)
 
 
 class _Array(np.ndarray):  # type: ignore[type-arg]
@@ -99,6 +101,8 @@ def measure(job: Job) -> dict[str, Any]:
     """Reads an endless stream of batches for a while."""
     os.sched_getaffinity = lambda _: set(range(job.cores))
     os.cpu_count = lambda: job.cores
+    from grain.sharding import ShardOptions
+
     from lerobot_grain import LeRobotIterDataset, Shuffle, read_statistics
     from lerobot_grain._video import rgb
 
@@ -116,6 +120,7 @@ def measure(job: Job) -> dict[str, Any]:
             key: [offset / 30 for offset in offsets] for key, offsets in job.windows.items()
         },
         shuffle=Shuffle(),
+        shard_options=ShardOptions(*job.shard),
     )
     iterator = iter(dataset.batch(job.batch_size))
     start = time.perf_counter()

@@ -5,6 +5,7 @@ is replaced by a sleep as long as decoding takes, so any number of cores can be 
     python benchmarks/cores.py --cases vga3 --cores 16 32 64
     python benchmarks/cores.py --versus ../before               # beside the package of a checkout
     python benchmarks/cores.py --plot docs/images/cores.png
+    python benchmarks/cores.py --cases small --cores 16 --processes 1 2 4
 
 This leaves our own serial part, Python's lock, and the scheduling, which are to be measured;
 and all copies of frames, for which the machine has as many cores as it has. Frames are therefore
@@ -16,6 +17,9 @@ smaller than those that they cost as much as, but in `vga3_full`.
     vga3_g250    the same, one key frame in 250 frames
     vga3_full    three of 640x480, g=2
 
+With several processes, each reads its shard and has its part of the cores; rates are those of all
+together, other columns the mean of one.
+
 Columns: "of the ideal" is how much of the time of all cores is decoding. "Consumer": processor
 time of the thread that calls `next`. "Waits for the lock": how much of the time of the threads that
 decode passes between the end of a sleep and the moment when Python runs them again; on a machine
@@ -25,6 +29,8 @@ whose real cores ("cores used") are all busy it holds waiting for these, too.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
 import statistics
@@ -44,6 +50,8 @@ from lerobot_grain.testing import Camera
 _SIMULATED = Path(__file__).with_name("_simulated.py")
 _CORES = (1, 2, 4, 8, 16, 32, 64)
 _CAMERAS = ("top", "left", "right")
+# What the processes of one measurement do together.
+_RATES = ("examples_per_second", "cores_used", "copied_bytes_per_second", "threads")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,13 +118,20 @@ def main() -> None:
             cache=options.cache,
             scale=1.0,
         )
-        for cores in options.cores:
+        for cores, processes in itertools.product(options.cores, options.processes):
             results: dict[str, list[dict[str, Any]]] = {name: [] for name in versions}
             for _ in range(options.repeats):
                 for name, package in versions.items():
-                    results[name].append(_run(simulation, directory, cores, package, options))
+                    job = _job(simulation, directory, cores // processes, options)
+                    results[name].append(_run(job, processes, package))
             found += [
-                {"case": simulation.name, "cores": cores, "version": name, **_medians(each)}
+                {
+                    "case": simulation.name,
+                    "cores": cores,
+                    "processes": processes,
+                    "version": name,
+                    **_medians(each),
+                }
                 for name, each in results.items()
             ]
             for line in found[-len(versions) :]:
@@ -137,6 +152,7 @@ def make_parser() -> argparse.ArgumentParser:
     names = [simulation.name for simulation in SIMULATIONS]
     parser.add_argument("--cases", nargs="+", choices=names, default=names, metavar="CASE")
     parser.add_argument("--cores", nargs="+", type=int, default=_CORES, metavar="N")
+    parser.add_argument("--processes", nargs="+", type=int, default=[1], metavar="N")
     parser.add_argument("--repeats", type=int, default=1, metavar="N")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
     parser.add_argument("--warm-seconds", type=float, default=3.0, help="before it")
@@ -153,10 +169,10 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(
-    simulation: Simulation, directory: Path, cores: int, package: Path, options: argparse.Namespace
+def _job(
+    simulation: Simulation, directory: Path, cores: int, options: argparse.Namespace
 ) -> dict[str, Any]:
-    job = {
+    return {
         "repository": str(directory),
         "cores": cores,
         "picture_seconds": simulation.picture_seconds,
@@ -168,16 +184,28 @@ def _run(
         "warm_seconds": options.warm_seconds,
         "seconds": options.seconds,
     }
-    done = subprocess.run(
-        [sys.executable, str(_SIMULATED), json.dumps(job)],
-        env=os.environ | {"PYTHONPATH": str(package)},
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=600,
-        check=True,
-    )
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+
+
+def _run(job: dict[str, Any], num_processes: int, package: Path) -> dict[str, Any]:
+    """Returns what was measured, of all processes together or, where it is no rate, of one."""
+    with contextlib.ExitStack() as stack:
+        started = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, str(_SIMULATED), json.dumps(job | {"shard": shard})],
+                    env=os.environ | {"PYTHONPATH": str(package)},
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for shard in ((number, num_processes) for number in range(num_processes))
+        ]
+        outputs = [process.communicate(timeout=600)[0] for process in started]
+    results = [json.loads(output.splitlines()[-1]) for output in outputs]
+    return {
+        key: (sum if key in _RATES else statistics.fmean)(result[key] for result in results)
+        for key in results[0]
+    }
 
 
 def _medians(results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -186,7 +214,8 @@ def _medians(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _described(line: dict[str, Any]) -> str:
     return (
-        f"{line['case']}, {line['cores']} cores, {line['version']}: "
+        f"{line['case']}, {line['cores']} cores, {line['processes']} processes, "
+        f"{line['version']}: "
         f"{line['examples_per_second']:,.0f} examples/s, "
         f"{line['of_ideal']:.2f} of the ideal, "
         f"consumer {line['consumer_ms_an_example']:.3f} ms an example"
@@ -195,13 +224,13 @@ def _described(line: dict[str, Any]) -> str:
 
 def _table(found: list[dict[str, Any]]) -> str:
     lines = [
-        "| case | version | cores | examples/s | of the ideal | pictures an example "
+        "| case | version | cores | processes | examples/s | of the ideal | pictures an example "
         "| consumer, ms an example | waits for the lock | cores used | copied, GB/s | threads "
         "| longest wait, s | first batch, s | peak, MB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        f"|{'---|' * 15}",
     ]
     lines += [
-        f"| {line['case']} | {line['version']} | {line['cores']} "
+        f"| {line['case']} | {line['version']} | {line['cores']} | {line['processes']} "
         f"| {line['examples_per_second']:,.0f} | {line['of_ideal']:.2f} "
         f"| {line['pictures_an_example']:.2f} | {line['consumer_ms_an_example']:.3f} "
         f"| {line['late_share']:.0%} | {line['cores_used']:.2f} "
@@ -231,7 +260,11 @@ def _plot(found: list[dict[str, Any]], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 4))
     for case, version in dict.fromkeys((line["case"], line["version"]) for line in found):
-        lines = [line for line in found if (line["case"], line["version"]) == (case, version)]
+        lines = [
+            line
+            for line in found
+            if (line["case"], line["version"], line["processes"]) == (case, version, 1)
+        ]
         axes.plot(
             [line["cores"] for line in lines],
             [line["of_ideal"] for line in lines],

@@ -169,8 +169,9 @@ class GopDecoder:
                 tasks.append(task)
                 if is_begun:
                     begun.setdefault(camera, []).append(gop)
+                if item.is_last:
+                    camera.decoders.close(key)
             if item.is_last:
-                camera.decoders.close(key)
                 camera.fetcher.release_bytes(key, coded)
         for camera, gops in begun.items():
             camera.counts.count(gops, num_pictures=pictures[camera])
