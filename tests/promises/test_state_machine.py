@@ -59,6 +59,8 @@ class Uninterrupted:
             lengths=table.lengths,
             data_files=table.data.file_of_episode,
             shuffle=shuffle,
+            weights=None,
+            stride=None,
         )
         self.num_rows = self._order.num_rows
         self._epochs: dict[int, list[int]] = {}
