@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 
@@ -86,3 +87,73 @@ def naive_order(clips: list[Clip], shuffle: Shuffle, epoch: int) -> list[int]:
         # 5. Deal.
         result += [parts[place % num_parts][place // num_parts] for place in range(len(rows))]
     return result
+
+
+DRAW, STRIDE = 2**32 + 1, 2**32 + 2
+
+
+def naive_weights(weights: list[float]) -> list[int]:
+    """Weights of rows, scaled to mean 1 over those above 0, in units of 2**-32."""
+    exact = [Fraction(weight) for weight in weights]
+    total = sum(exact)
+    count = sum(weight > 0 for weight in exact)
+    # `round` of a Fraction goes to the even one of two that are as near.
+    return [max(1, round(weight * count / total * 2**32)) if weight else 0 for weight in exact]
+
+
+def naive_copies(
+    clips: list[Clip], scaled: dict[int, int], seed: int, number: int
+) -> list[tuple[int, int, Clip]]:
+    """The copies of a round: number of the clip and of the walk, and the clip with the rows that
+    are kept.
+
+    Args:
+      clips: all, in the order of episodes and rows.
+      scaled: row -> weight in units of 2**-32.
+      number: of the round.
+    """
+    largest = [max(scaled[row] for row in rows) for _, rows in clips]
+    members = [clip for clip, weight in enumerate(largest) if weight]
+    left = sum(weight > 0 for weight in scaled.values())
+    found: list[tuple[int, int, int, list[int]]] = []
+    draw = 0
+    while left:
+        running = philox_words(1, seed, number, draw, 1, DRAW)[0] >> 32
+        for place in philox_order(len(members), seed, number, draw, 0, DRAW):
+            clip = members[place]
+            before, running = running, running + largest[clip]
+            for copy in range((running >> 32) - (before >> 32)):
+                word = philox_words(clip + 1, seed, number, draw, 2 + copy, DRAW)[clip]
+                passed = word * largest[clip] >> 64
+                kept = []
+                for row in clips[clip][1]:
+                    earlier, passed = passed, passed + scaled[row]
+                    if passed // largest[clip] > earlier // largest[clip]:
+                        kept.append(row)
+                kept = kept[:left]
+                left -= len(kept)
+                if kept:
+                    found.append((clip, draw, copy, kept))
+        draw += 1
+    return [(clip, draw, (clips[clip][0], rows)) for clip, draw, _, rows in sorted(found)]
+
+
+def naive_strided(
+    rows: list[list[int]], frames: list[list[int]], numbers: list[int], step: int, seed: int
+) -> list[set[int]]:
+    """The rows of each epoch of a cycle.
+
+    Args:
+      rows, frames: of each selected episode, the selected ones.
+      numbers: of the selected episodes.
+    """
+    drawn = [philox_words(1, seed, 0, number, 0, STRIDE)[0] % step for number in numbers]
+    return [
+        {
+            row
+            for phase, its_rows, its_frames in zip(drawn, rows, frames, strict=True)
+            for row, frame in zip(its_rows, its_frames, strict=True)
+            if (frame + epoch + phase) % step == 0
+        }
+        for epoch in range(step)
+    ]
