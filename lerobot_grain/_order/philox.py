@@ -69,8 +69,20 @@ def permutation(
       seed, epoch: the key.
       group, block, part: the counter; 0 where a stream has no such number.
     """
-    found = words(length, stream, seed=seed, epoch=epoch, group=group, block=block, part=part)
-    return np.argsort(found, kind="stable")
+    return stable_order(
+        words(length, stream, seed=seed, epoch=epoch, group=group, block=block, part=part)
+    )
+
+
+def stable_order(found: Words) -> Integers:
+    """Returns the order of words, int64 `(n,)`; equal ones keep theirs."""
+    # NumPy's other sort is up to five times as fast, and the same where no two are equal, which
+    # happens once in 2**64 pairs.
+    order = np.argsort(found)
+    ordered = found[order]
+    if (ordered[1:] == ordered[:-1]).any():
+        return np.argsort(found, kind="stable")
+    return order
 
 
 def first_of_permutation(
@@ -90,9 +102,9 @@ def first_of_permutation(
     """
     found = words(length, stream, seed=seed, epoch=epoch, block=block, part=part)
     if count >= length:
-        return np.argsort(found, kind="stable")
+        return stable_order(found)
     candidates = np.flatnonzero(found <= np.partition(found, count)[count])
-    return candidates[np.argsort(found[candidates], kind="stable")][:count]
+    return candidates[stable_order(found[candidates])][:count]
 
 
 def words(

@@ -21,6 +21,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._order.philox import (
@@ -36,8 +37,9 @@ from lerobot_grain._order.weights import UNIT_BITS, RowWeights
 # The parts of stream DRAW: the order of the clips, the begin of the running sum, and from this one
 # on the numbers of the copies: one part for the first copy of every clip, one for the second, ...
 _ORDER, _BEGIN, _COPIES = 0, 1, 2
-# Making all words of a stream costs about as much as so few of them one by one.
-_CHEAP_WORDS = 100
+# Up to so many words of a stream, all in a row, are made for each one that is wanted: that still
+# costs less than making the wanted ones one by one.
+_CHEAP_WORDS = 16
 # Of a walk that fills a round up, so many times as many clips are put in order as are expected to
 # do; if these do not, all are.
 _SAFE_FACTOR = 4
@@ -67,6 +69,7 @@ class WeightedRows(RowSource):
         self._first_rows = first_rows
         self._lengths = lengths
         self._weights = weights
+        self._is_mask = weights.is_mask
         self._clip_length = clip_length
         self._seed = seed
 
@@ -74,9 +77,9 @@ class WeightedRows(RowSource):
         clips = self._clips
         if self._clip_length is None:
             return clips.unmasked_rows()
-        if self._weights.is_mask:
+        if self._is_mask:
             once = np.flatnonzero(clips.weights)
-            return _Copies(clips, once, np.zeros_like(once), clips.totals[once] >> UNIT_BITS)
+            return _Copies(clips, once, np.zeros_like(once), clips.rows_of_copy[once])
         return _Round(clips, self._seed, epoch).copies(self.num_rows)
 
     def runs_every_epoch(self) -> Integers:
@@ -103,6 +106,7 @@ class _Clips:
       totals: int64 `(clips,)`, the sum of the weights of its rows.
       begins: int64 `(clips,)`, the sum of the weights of all rows before it.
       has_chance: bool `(clips,)`, whether it depends on chance which rows a copy has.
+      rows_of_copy: int64 `(clips,)`, how many rows a copy has where it does not.
       pieces: in the order of rows.
     """
 
@@ -110,7 +114,8 @@ class _Clips:
     weights: Integers
     totals: Integers
     begins: Integers
-    has_chance: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    has_chance: npt.NDArray[np.bool_]
+    rows_of_copy: Integers
     pieces: _Pieces
 
     @classmethod
@@ -138,12 +143,14 @@ class _Clips:
         largest = np.maximum.reduceat(values, first_pieces)
         # Rows of weight 0 never come, and those of the largest weight always.
         least = np.minimum.reduceat(np.where(values > 0, values, largest[clip_of]), first_pieces)
+        totals = np.add.reduceat(values * pieces.lengths, first_pieces)
         return cls(
             episodes=episodes,
             weights=largest,
-            totals=np.add.reduceat(values * pieces.lengths, first_pieces),
+            totals=totals,
             begins=pieces.sums[first_pieces] - (values * pieces.lengths)[first_pieces],
             has_chance=least < largest,
+            rows_of_copy=totals // np.maximum(largest, 1),
             pieces=pieces,
         )
 
@@ -282,9 +289,7 @@ class _Round:
         stops = np.cumsum(counts)
         drawn = self._draw(numbers, np.arange(len(numbers)) - (stops - counts)[numbers], draw)
         # Rows before each copy, in the order of clips.
-        before = np.concatenate(
-            ([0], np.cumsum((clips.totals[numbers] + drawn) // clips.weights[numbers]))
-        )
+        before = np.concatenate(([0], np.cumsum(self._rows_of(numbers, drawn))))
         rows_of_clip = before[stops] - before[stops - counts]
         rows_left = np.zeros(len(counts), np.int64)
         walked = np.cumsum(rows_of_clip[order])
@@ -293,6 +298,15 @@ class _Round:
         lengths = np.clip(rows_left[numbers] - in_clip, 0, np.diff(before))
         kept = np.flatnonzero(lengths)
         return _Drawn(numbers[kept], drawn[kept], lengths[kept]), walked.item(-1) >= num_rows
+
+    def _rows_of(self, numbers: Integers, drawn: Integers) -> Integers:
+        """Returns how many rows each copy keeps, int64 `(n,)`; arguments as of `_Copies`."""
+        clips = self._clips
+        found = clips.rows_of_copy[numbers]
+        chance = np.flatnonzero(clips.has_chance[numbers])
+        chosen = numbers[chance]
+        found[chance] = (clips.totals[chosen] + drawn[chance]) // clips.weights[chosen]
+        return found
 
     def _draw(self, numbers: Integers, copies: Integers, draw: int) -> Integers:
         """Returns where each copy begins, int64 `(n,)`, which is 0 where it does not matter.
@@ -305,18 +319,20 @@ class _Round:
         drawn = np.zeros(len(numbers), np.int64)
         left = np.flatnonzero(clips.has_chance[numbers])
         key = {"seed": self._seed, "epoch": self._number}
-        copy = 0
-        # Most clips have few copies.
-        while _CHEAP_WORDS * np.count_nonzero(copies[left] == copy) > len(clips.weights):
-            now = left[copies[left] == copy]
-            made = words(
-                numbers.item(now[-1]) + 1, Stream.DRAW, block=draw, part=_COPIES + copy, **key
+        wanted = np.bincount(copies[left])
+        # Most clips have few copies: there are ever fewer of each.
+        num_made = int(np.count_nonzero(_CHEAP_WORDS * wanted > len(clips.weights)))
+        made = np.empty((num_made, len(clips.weights)), np.uint64)
+        for copy in range(num_made):
+            made[copy] = words(
+                len(clips.weights), Stream.DRAW, block=draw, part=_COPIES + copy, **key
             )
-            drawn[now] = below(made[numbers[now]], clips.weights[numbers[now]])
-            left = left[copies[left] > copy]
-            copy += 1
-        made = words_at(
-            numbers[left], Stream.DRAW, blocks=draw, parts=_COPIES + copies[left], **key
+        is_made = copies[left] < num_made
+        chosen = left[is_made]
+        drawn[chosen] = below(made[copies[chosen], numbers[chosen]], clips.weights[numbers[chosen]])
+        chosen = left[~is_made]
+        found = words_at(
+            numbers[chosen], Stream.DRAW, blocks=draw, parts=_COPIES + copies[chosen], **key
         )
-        drawn[left] = below(made, clips.weights[numbers[left]])
+        drawn[chosen] = below(found, clips.weights[numbers[chosen]])
         return drawn
