@@ -186,7 +186,8 @@ def _high(one: Words, other: Words | np.uint64) -> Words:
     low_2, high_2 = other & _LOW, other >> _HALF
     middle = high_1 * low_2 + (low_1 * low_2 >> _HALF)
     carried = low_1 * high_2 + (middle & _LOW)
-    return high_1 * high_2 + (middle >> _HALF) + (carried >> _HALF)
+    found: Words = high_1 * high_2 + (middle >> _HALF) + (carried >> _HALF)
+    return found
 
 
 def shuffled_episodes(num_episodes: int, *, seed: int) -> Integers:

@@ -87,7 +87,7 @@ class StridedRows(RowSource):
 
     def start_of(self, epoch: int) -> int:
         cycle, number = divmod(epoch, self.num_epochs)
-        return cycle * self.num_rows + self._starts.item(number)
+        return cycle * self.num_rows + int(self._starts[number])
 
     def places_of(self, positions: Integers) -> tuple[Integers, Integers]:
         cycles, within = np.divmod(positions, self.num_rows)

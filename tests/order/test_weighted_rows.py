@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -265,7 +266,7 @@ def many_episodes(count: int) -> tuple[Table, npt.NDArray[np.float64]]:
 
 def rows_of_deciles(
     num_rounds: int,
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
     """Returns of the rows in rounds of 1,000 episodes: how many are of each decile of weight, how
     many are expected, and the standard error of it: float64 `(10,)` each.
     """
@@ -274,7 +275,7 @@ def rows_of_deciles(
     by_row = np.repeat(weights, lengths)
     order = weighted_order(table, Shuffle(clip_length=16), by_row.tolist())
     decile = np.argsort(np.argsort(weights)) * 10 // len(weights)
-    found = np.zeros(10)
+    found = np.zeros(10, np.float64)
     for number in range(num_rounds):
         rows = order.epoch(number).rows(np.arange(order.num_rows))
         assert len(rows) == order.num_rows == lengths.sum()
