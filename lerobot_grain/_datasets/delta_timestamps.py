@@ -26,7 +26,6 @@ from lerobot_grain._order.windows import (
     window_offsets,
 )
 from lerobot_grain._reading.pending import SourceBlock
-from lerobot_grain._format.episodes import EpisodeTable
 from lerobot_grain._repository.repository import Repository
 
 # Number of examples of a block that were handed out -> the parent's state.
@@ -89,7 +88,8 @@ class DeltaTimestamps(grain.transforms.Map):
 
     def map(self, element: int) -> WindowRequest:
         if self._valid is not None:
-            return _only_request(self.block(np.array([element])), element, self._episodes)
+            number, _ = self._episodes.locate(element)
+            return _only_request(self.block(np.array([element])), row=element, episode=number)
         episodes = self._episodes
         position, frame = episodes.place_of(element)
         return self._offsets.request(
@@ -110,11 +110,11 @@ class DeltaTimestamps(grain.transforms.Map):
         return self._valid.padded(block, self._episodes.first_rows[episodes])
 
 
-def _only_request(block: WindowBlock, row: int, episodes: EpisodeTable) -> WindowRequest:
+def _only_request(block: WindowBlock, *, row: int, episode: int) -> WindowRequest:
     """Returns the only request of a block."""
     return WindowRequest(
         row,
-        episodes.number_of(block.episodes.item(0)),
+        episode,
         block.anchor_frames.item(0),
         {key: window[0] for key, window in block.frames.items()},
         {key: mask[0] for key, mask in block.is_pad.items()},

@@ -47,9 +47,9 @@ class Weights:
 
     Attributes:
       values: a mapping by number of the episode; an array of all episodes, in the order of their
-        numbers, or of all rows; a function of an `Episode`; the path of a `.parquet` or `.csv` table
-        with the columns `weight` and `index` (the row) or `episode_index`; or the key of a feature
-        with one number a row. Weights are taken as float64: finite and >= 0, 0 leaves out.
+        numbers, or of all rows; a function of an `Episode`; the path of a `.parquet` or `.csv`
+        table with the columns `weight` and `index` (the row) or `episode_index`; or the key of a
+        feature with one number a row. Weights are taken as float64: finite and >= 0, 0 leaves out.
       rest: weight of those that a mapping or a table does not name.
     """
 
@@ -257,7 +257,8 @@ class _Evaluation(NamedTuple):
             raise InvalidRequestError(
                 f"{argument}={path!r}: the table could not be read: {error.strerror}"
             ) from None
-        kinds = {"index": np.int64, "episode_index": np.int64, column: dtype}
+        whole = np.dtype(np.int64)
+        kinds = {"index": whole, "episode_index": whole, column: dtype}
         found = read_row_table(data, path, kinds)
         by = "index" if "index" in found else "episode_index"
         if column not in found or by not in found:

@@ -21,7 +21,7 @@ _THREADS = 4
 def read_whole_column(
     repository: Repository, feature: Feature, *, selected: Integers
 ) -> npt.NDArray[np.generic]:
-    """Returns the values of a feature with one number a row, `(rows of the dataset,)`, of its dtype.
+    """Returns the values of a feature with one number a row, `(rows of the dataset,)`.
 
     Args:
       selected: int64 `(n,)`, positions of episodes; the rows of others are 0.
