@@ -160,6 +160,28 @@ def test_all_forms_of_valid_rows(repository: lg.Repository, tmp_path: Path, name
     assert rows_of(repository, 2, valid_rows=given) == rows_of(repository, 2, weights=weights)
 
 
+@pytest.mark.parametrize("version", ["v2.1", "v2.0"])
+def test_features_of_older_versions(tmp_path: Path, version: str) -> None:
+    directory = write_dataset(
+        tmp_path,
+        version=version,
+        episode_lengths=LENGTHS,
+        fps=30,
+        cameras=(),
+        features={"is_valid": Feature(dtype="bool"), "importance": Feature(dtype="float32")},
+        row_values=columns_of,
+    ).directory
+    older = lg.open_repository(directory)
+    assert rows_of(older, valid_rows="is_valid", shuffle=None) == VALID
+    weights = [float(row % 4) for row in range(NUM_ROWS)]
+    assert rows_of(older, weights="importance") == rows_of(older, weights=weights)
+
+
+def test_a_feature_is_read_of_selected_episodes_only(repository: lg.Repository) -> None:
+    expected = [row for row in VALID if 15 <= row < 35]
+    assert rows_of(repository, valid_rows="is_valid", shuffle=None, episodes=[2]) == expected
+
+
 def test_valid_episodes(repository: lg.Repository) -> None:
     expected = [*range(12), *range(15, 35)]
     for given in ([True, False, True, False, False], lambda episode: episode.index in (0, 2)):
