@@ -218,8 +218,8 @@ def test_selected_episodes_and_dropped_frames_have_their_own_weights(
     assert sorted(rows_of(repository, weights=weights.astype(float), **arguments)) == expected
     # Of the scale only those count that are selected.
     by_episode = {0: 1, 1: 1000, 2: 2, 4: 1}
-    counts = Counter(
-        np.searchsorted([15, 35], row, side="right")
+    counts: Counter[int] = Counter(
+        int(np.searchsorted([15, 35], row, side="right"))
         for row in rows_of(repository, 300, weights=by_episode, **arguments)
     )
     assert counts[1] / 17 / ((counts[0] + counts[2]) / 15) == pytest.approx(2, rel=0.1)
