@@ -30,6 +30,7 @@ from lerobot_grain._reading.options import ReadOptions
 from lerobot_grain._reading.read_statistics import ReadStatistics
 from lerobot_grain._repository.opening import open_repository
 from lerobot_grain._repository.repository import Repository
+from lerobot_grain._repository.row_values import ValidRows, Weights
 from lerobot_grain._repository.selection import Episode, train_eval_split
 from lerobot_grain._storage.options import StorageOptions
 from lerobot_grain._training.augmentation import augment_images, example_keys
@@ -75,6 +76,8 @@ __all__ = [
     "StateMismatchError",
     "StorageError",
     "StorageOptions",
+    "ValidRows",
+    "Weights",
     "WindowRequest",
     "WorkerPrefetchIterDataset",
     "augment_images",

@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._datasets.frame_order import FrameOrderIterator, FrameOrderIterDataset
+from lerobot_grain._datasets.sampling.selected_rows import ValidRowsArgument, valid_values
+from lerobot_grain._order.valid_windows import ValidRuns
 from lerobot_grain._order.windows import (
     TOLERANCE_SECONDS,
     WindowBlock,
@@ -45,6 +47,9 @@ class DeltaTimestamps(grain.transforms.Map):
       delta_timestamps: feature key -> distances in seconds from the row, such as `{"action": [0.0,
         0.1, 0.2]}`.
       tolerance_seconds: a delta may be off a whole number of frames by this much.
+      valid_rows: where a window would reach a row that is not valid, it holds the nearest valid one
+        on the way to the row of the example, and is marked in its mask. As `ValidRows.values`;
+        `None`: windows reach all rows.
 
     Raises:
       InvalidRequestError: no such feature, or a delta is not a whole number of frames; the message
@@ -57,6 +62,7 @@ class DeltaTimestamps(grain.transforms.Map):
         delta_timestamps: Mapping[str, Sequence[float]] | None = None,
         *,
         tolerance_seconds: float = TOLERANCE_SECONDS,
+        valid_rows: ValidRowsArgument = None,
     ) -> None:
         self._episodes = repository.episodes
         self._offsets = window_offsets(
@@ -65,6 +71,15 @@ class DeltaTimestamps(grain.transforms.Map):
             tolerance_seconds=tolerance_seconds,
             known_keys=tuple(repository.features),
         )
+        self._valid: ValidRuns | None = None
+        if valid_rows is not None:
+            everything = np.arange(self._episodes.num_episodes)
+            found = valid_values(repository, valid_rows, selected=everything)
+            self._valid = ValidRuns(
+                found.values
+                if found.are_of_rows
+                else np.repeat(found.values, self._episodes.lengths)
+            )
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -72,6 +87,9 @@ class DeltaTimestamps(grain.transforms.Map):
         return self._offsets.keys
 
     def map(self, element: int) -> WindowRequest:
+        if self._valid is not None:
+            number, _ = self._episodes.locate(element)
+            return _only_request(self.block(np.array([element])), row=element, episode=number)
         episodes = self._episodes
         position, frame = episodes.place_of(element)
         return self._offsets.request(
@@ -84,9 +102,23 @@ class DeltaTimestamps(grain.transforms.Map):
     def block(self, rows: npt.NDArray[np.int64]) -> WindowBlock:
         """Returns the requests of rows, int64 `(n,)`, which exist."""
         episodes, frames = self._episodes.locate_all(rows)
-        return self._offsets.block(
+        block = self._offsets.block(
             episodes=episodes, frames=frames, lengths=self._episodes.lengths[episodes]
         )
+        if self._valid is None:
+            return block
+        return self._valid.padded(block, self._episodes.first_rows[episodes])
+
+
+def _only_request(block: WindowBlock, *, row: int, episode: int) -> WindowRequest:
+    """Returns the only request of a block."""
+    return WindowRequest(
+        row,
+        episode,
+        block.anchor_frames.item(0),
+        {key: window[0] for key, window in block.frames.items()},
+        {key: mask[0] for key, mask in block.is_pad.items()},
+    )
 
 
 def windows_of(requests: grain.IterDataset[Any]) -> tuple[str, ...] | None:

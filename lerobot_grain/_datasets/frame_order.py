@@ -23,6 +23,12 @@ import numpy.typing as npt
 from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._datasets.positions import PartOfPositions, PositionsIterDataset
+from lerobot_grain._datasets.sampling.selected_rows import (
+    SelectedRows,
+    ValidRowsArgument,
+    WeightsArgument,
+    select_rows,
+)
 from lerobot_grain._datasets.state import checked_position
 from lerobot_grain._order.shuffle import (
     ORDER_VERSION,
@@ -31,8 +37,11 @@ from lerobot_grain._order.shuffle import (
     Shuffle,
     default_clip_length,
 )
+from lerobot_grain._order.strided_rows import Stride
+from lerobot_grain._order.weights import RowWeights
 from lerobot_grain._repository.repository import Repository
-from lerobot_grain._repository.selection import EpisodeSelection, select_episodes
+from lerobot_grain._repository.row_values import RowValues
+from lerobot_grain._repository.selection import EpisodeSelection
 
 # An epoch has clips of an episode for each of n shards with certainty where there is one shard, and
 # else, with so many clips for each of them, in 95 of 100 cases (1 - e^-3).
@@ -51,7 +60,14 @@ class FrameOrderIterDataset(PositionsIterDataset):
         called now; `None`: all. Their order does not matter.
       drop_first_frames, drop_last_frames: so many rows at the start and the end of every episode
         are left out; windows still reach them. Episodes that have no other rows are left out.
-      shuffle: `None`: sequential, episode by episode.
+      weights: how often rows come relative to each other, those of weight 0 never: as
+        `Weights.values`, or a `Weights`. An epoch has as many rows as have a weight above 0.
+      valid_rows: rows that are not valid are left out: as `ValidRows.values`, or a `ValidRows`,
+        whose `pad_windows` is for `DeltaTimestamps`.
+      stride: of each episode only every so many-th frame comes in an epoch, and the frames between
+        them in the next ones: 3 reads 30 fps as 10. At most the length of the longest episode; not
+        with `weights` or `valid_rows`.
+      shuffle: `None`: sequential, episode by episode; then `weights` can be 0 and one other number.
       num_epochs: the stream ends after this many; `None`: it never does.
       shard_options: shard i of n gets positions i, i + n, ...; nothing is dropped at the end of an
         epoch. With `drop_remainder` all shards of a finite stream get the same number of rows.
@@ -69,6 +85,9 @@ class FrameOrderIterDataset(PositionsIterDataset):
         episodes: EpisodeSelection = None,
         drop_first_frames: int = 0,
         drop_last_frames: int = 0,
+        weights: WeightsArgument = None,
+        valid_rows: ValidRowsArgument = None,
+        stride: int = 1,
         shuffle: Shuffle | None = Shuffle(),  # noqa: B008 (a frozen value)
         num_epochs: int | None = None,
         shard_options: grain.sharding.ShardOptions = grain.sharding.NoSharding(),  # noqa: B008 (a frozen value)
@@ -79,53 +98,49 @@ class FrameOrderIterDataset(PositionsIterDataset):
             )
         if shuffle is not None and shuffle.clip_length is None:
             shuffle = replace(shuffle, clip_length=default_clip_length(repository.gop_length()))
+        rows = self._rows = select_rows(
+            repository,
+            episodes=episodes,
+            dropped=(drop_first_frames, drop_last_frames),
+            weights=weights,
+            valid_rows=valid_rows,
+        )
         table = repository.episodes
-        for name, count in (
-            ("drop_first_frames", drop_first_frames),
-            ("drop_last_frames", drop_last_frames),
-        ):
-            check_int(name, count, least=0)
-        selected = select_episodes(repository, episodes)
-        dropped = drop_first_frames + drop_last_frames
-        selected = selected[table.lengths[selected] > dropped]
-        if selected.size == 0:
-            raise InvalidRequestError(
-                f"drop_first_frames={drop_first_frames}, drop_last_frames={drop_last_frames}: no "
-                "selected episode has more rows than these"
-            )
-        lengths = table.lengths[selected] - dropped
-        self._selected = selected
-        self._num_episodes = len(table.lengths)
-        self._num_clips = -(
-            -lengths
-            // (1 if shuffle is None or shuffle.clip_length is None else shuffle.clip_length)
-        )
+        numbers = table.numbers_of(rows.episodes)
         order = FrameOrder(
-            first_rows=table.first_rows[selected] + drop_first_frames,
-            lengths=lengths,
-            data_files=table.data.file_of_episode[selected],
+            first_rows=rows.first_rows,
+            lengths=rows.lengths,
+            data_files=table.data.file_of_episode[rows.episodes],
             shuffle=shuffle,
+            weights=_checked_weights(rows.weights, shuffle),
+            stride=_checked_stride(stride, rows, numbers, shuffle),
         )
+        self._num_episodes = table.num_episodes
         self._num_epochs = num_epochs
         self.order = OrderWithIdentity(
             order,
             {
                 # Datasets in folders of one repository share its commit.
                 "commit": f"{repository.commit}/{repository.folder}".rstrip("/"),
-                "episodes": _hash_of(table.numbers_of(selected), lengths, drop_first_frames),
+                "episodes": _hash_of(numbers, rows.lengths, drop_first_frames),
+                **({} if rows.weights is None else {"weights": rows.weights.digest}),
+                **({} if stride == 1 else {"stride": stride}),
                 "num_rows": order.num_rows,
                 **_shuffle_state(shuffle),
             },
         )
-        num_positions = None if num_epochs is None else num_epochs * order.num_rows
         super().__init__(
-            PartOfPositions.of_shard(num_positions, shard_options),
+            PartOfPositions.of_shard(
+                None if num_epochs is None else order.start_of(num_epochs), shard_options
+            ),
             end=None if num_epochs is None else f"num_epochs={num_epochs}",
         )
 
     @property
     def num_rows(self) -> int:
-        """Rows of one epoch, over all shards."""
+        """Rows of one epoch, over all shards: with weights, those that have one above 0; with a
+        stride, of as many epochs as it has frames.
+        """
         return self.order.rows.num_rows
 
     @property
@@ -137,6 +152,11 @@ class FrameOrderIterDataset(PositionsIterDataset):
     def shuffle(self) -> Shuffle | None:
         """The shuffle, with the `clip_length` that is used."""
         return self.order.rows.shuffle
+
+    @property
+    def valid_rows(self) -> RowValues | None:
+        """Which rows are valid; `None`: nothing is said of it."""
+        return self._rows.valid
 
     @property
     def needed_every_epoch(self) -> npt.NDArray[np.bool_]:
@@ -151,7 +171,8 @@ class FrameOrderIterDataset(PositionsIterDataset):
     def needed_every_epoch_of(self, step: int) -> npt.NDArray[np.bool_]:
         """Returns the same where one in `step` rows is taken."""
         found = np.zeros(self._num_episodes, np.bool_)
-        found[self._selected] = (step == 1) | (self._num_clips >= _CLIPS_PER_SHARD * step)
+        least = 1 if step == 1 else _CLIPS_PER_SHARD * step
+        found[self._rows.episodes] = self.order.rows.clips_every_epoch() >= least
         return found
 
     def __iter__(self) -> FrameOrderIterator:
@@ -226,15 +247,15 @@ class FrameOrderIterator(grain.DatasetIterator[int]):
         alone.
         """
         part = self._part
-        num_rows = self._order.rows.num_rows
+        rows = self._order.rows
         positions = part.next_positions(
             base=self._base, handed_out=self._handed_out, count=_POSITIONS_AT_A_TIME
         )
-        epoch = positions.item(0) // num_rows
+        epochs, elements = rows.places_of(positions)
+        epoch = epochs.item(0)
         if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = epoch, self._order.rows.epoch(epoch)
-        elements = positions - epoch * num_rows
-        return self._epoch[1].rows(elements[elements < num_rows])
+            self._epoch = epoch, rows.epoch(epoch)
+        return self._epoch[1].rows(elements[epochs == epoch])
 
     def get_state(self) -> dict[str, Any]:
         return {
@@ -251,6 +272,39 @@ class FrameOrderIterator(grain.DatasetIterator[int]):
 
     def __str__(self) -> str:
         return self._name
+
+
+def _checked_weights(weights: RowWeights | None, shuffle: Shuffle | None) -> RowWeights | None:
+    if weights is not None and shuffle is None and not weights.is_mask:
+        raise InvalidRequestError(
+            "shuffle=None: weights say how often rows are drawn, and the sequential order draws "
+            "none; expected weights of 0 and one other number, or a Shuffle"
+        )
+    return weights
+
+
+def _checked_stride(
+    stride: int, rows: SelectedRows, numbers: npt.NDArray[np.int64], shuffle: Shuffle | None
+) -> Stride | None:
+    check_int("stride", stride, least=1)
+    if stride == 1:
+        return None
+    if rows.weights is not None:
+        raise InvalidRequestError(
+            f"stride={stride}: not together with weights or rows that are not valid; expected one "
+            "of them. Rows can be left out by stride with weights of 0 and 1"
+        )
+    if stride > (longest := int(rows.lengths.max())):
+        raise InvalidRequestError(
+            f"stride={stride}: the longest selected episode has {longest} rows; expected at most "
+            "that"
+        )
+    return Stride.of(
+        stride,
+        numbers,
+        first_frame=rows.first_frame,
+        seed=None if shuffle is None else shuffle.seed,
+    )
 
 
 def _hash_of(

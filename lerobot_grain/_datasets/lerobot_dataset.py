@@ -15,19 +15,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import grain
+import numpy.typing as npt
 
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._datasets.delta_timestamps import DeltaTimestamps, OrderedWindowsIterDataset
 from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
 from lerobot_grain._datasets.read_windows import ReadWindowsIterDataset
+from lerobot_grain._datasets.sampling.selected_rows import ValidRowsArgument, WeightsArgument
 from lerobot_grain._order.shuffle import Shuffle, lookahead_examples
 from lerobot_grain._order.windows import TOLERANCE_SECONDS
 from lerobot_grain._reading.options import ReadOptions
 from lerobot_grain._repository.opening import open_leniently, warn_of_notes
 from lerobot_grain._repository.repository import Repository
-from lerobot_grain._repository.selection import EpisodeSelection, select_features
+from lerobot_grain._repository.row_values import ValidRows
+from lerobot_grain._repository.selection import (
+    EpisodeSelection,
+    FeatureSelection,
+    select_features,
+)
 
 
 class LeRobotIterDataset(ReadWindowsIterDataset):
@@ -51,12 +59,19 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         called now; `None`: all. Their order does not matter.
       drop_first_frames, drop_last_frames: so many rows at the start and the end of every episode
         are left out; windows still reach them. Episodes that have no other rows are left out.
+      weights: how often rows come relative to each other, those of weight 0 never: as
+        `Weights.values`, or a `Weights`. An epoch has as many rows as have a weight above 0.
+      valid_rows: rows that are not valid are left out: as `ValidRows.values`, or a `ValidRows`,
+        which also says whether windows reach them.
+      stride: of each episode only every so many-th frame comes in an epoch, and the frames between
+        them in the next ones: 3 reads 30 fps as 10. At most the length of the longest episode; not
+        with `weights` or `valid_rows`.
       features: keys to read, among them `task`; `None`: all. A camera that is not read costs no
         byte.
       delta_timestamps: feature key -> distances in seconds from the row of the example.
       pad_keys: feature key -> key of the mask of its window in examples, in place of
         `{key}_is_pad`: for datasets with a feature of that name, such as `action_is_pad`.
-      shuffle: `None`: sequential, episode by episode.
+      shuffle: `None`: sequential, episode by episode; then `weights` can be 0 and one other number.
       num_epochs: the stream ends after this many; `None`: it never does.
       shard_options: which shard of the stream; `grain.sharding.ShardByJaxProcess()` for one shard a
         host.
@@ -84,6 +99,9 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         episodes: EpisodeSelection = None,
         drop_first_frames: int = 0,
         drop_last_frames: int = 0,
+        weights: WeightsArgument = None,
+        valid_rows: ValidRowsArgument = None,
+        stride: int = 1,
         features: Iterable[str] | None = None,
         delta_timestamps: Mapping[str, Sequence[float]] | None = None,
         pad_keys: Mapping[str, str] | None = None,
@@ -102,29 +120,24 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         if opened is not repository:
             warn_of_notes(opened)
         windows = delta_timestamps or {}
-        if unread := [
-            key
-            for key in windows
-            if key not in {feature.key for feature in selection.columns + selection.videos}
-        ]:
-            raise InvalidRequestError(
-                f"delta_timestamps[{unread[0]!r}]: "
-                + (
-                    "it is not among features="
-                    if unread[0] in opened.features
-                    else "there is no such feature; "
-                )
-                + ", ".join(feature.key for feature in selection.columns + selection.videos)
-            )
-        transformation = DeltaTimestamps(opened, windows, tolerance_seconds=tolerance_seconds)
+        _check_windows(windows, opened, selection)
         order = FrameOrderIterDataset(
             opened,
             episodes=episodes,
             drop_first_frames=drop_first_frames,
             drop_last_frames=drop_last_frames,
+            weights=weights,
+            valid_rows=valid_rows,
+            stride=stride,
             shuffle=shuffle,
             num_epochs=num_epochs,
             shard_options=shard_options,
+        )
+        transformation = DeltaTimestamps(
+            opened,
+            windows,
+            tolerance_seconds=tolerance_seconds,
+            valid_rows=_in_windows(valid_rows, order),
         )
         super().__init__(
             OrderedWindowsIterDataset(order, transformation),
@@ -144,7 +157,9 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
 
     @property
     def num_rows(self) -> int:
-        """Rows, and so examples, of one epoch, over all shards."""
+        """Rows, and so examples, of one epoch, over all shards: with weights, those that have one
+        above 0; with a stride, of as many epochs as it has frames.
+        """
         return self._order.num_rows
 
     @property
@@ -161,6 +176,33 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
 
     def __str__(self) -> str:
         return f"LeRobotIterDataset({self._repository.description})"
+
+
+def _check_windows(
+    windows: Mapping[str, Sequence[float]], repository: Repository, selection: FeatureSelection
+) -> None:
+    """Checks that windows are of features that are read."""
+    read = [feature.key for feature in selection.columns + selection.videos]
+    if unread := [key for key in windows if key not in read]:
+        raise InvalidRequestError(
+            f"delta_timestamps[{unread[0]!r}]: "
+            + (
+                "it is not among features="
+                if unread[0] in repository.features
+                else "there is no such feature; "
+            )
+            + ", ".join(read)
+        )
+
+
+def _in_windows(
+    valid_rows: ValidRowsArgument, order: FrameOrderIterDataset
+) -> npt.NDArray[Any] | None:
+    """Returns which rows, or episodes, windows may reach; `None`: all."""
+    if not (isinstance(valid_rows, ValidRows) and valid_rows.pad_windows):
+        return None
+    assert order.valid_rows is not None
+    return order.valid_rows.values
 
 
 def _opened(

@@ -22,6 +22,8 @@ _WRAPPERS = (
     ({"iterators_in_use_states", "exhausted"}, "mp_prefetch"),
     ({"parent"}, "another transformation"),
 )
+# The fields that only some streams have.
+_OPTIONAL = ("weights", "stride")
 _EXPECTED = "the dict that get_state of the same pipeline returned"
 # Far above any run; the arithmetic on positions is done in 64 bits.
 _POSITION_LIMIT = 1 << 62
@@ -36,6 +38,11 @@ _REMEDIES = {
         "a hash of the numbers of the episodes and of their rows), or begin a new stream"
     ),
     "num_rows": "select the same episodes, or begin a new stream",
+    "weights": (
+        "give the same weights= and valid_rows= (this is a hash of the weights of the selected "
+        "rows), or begin a new stream"
+    ),
+    "stride": "give the same stride=, or begin a new stream",
 }
 
 
@@ -74,6 +81,13 @@ def check_identity(state: Mapping[str, Any], identity: Mapping[str, Any]) -> Non
     """Compares what a state says of a stream besides the position with what the stream is; raises
     StateMismatchError if that is not the same.
     """
+    for name in _OPTIONAL:
+        if (name in state) != (name in identity):
+            without = ("without", "with")
+            raise StateMismatchError(
+                f"the state was taken {without[name in state]} {name}, this stream is "
+                f"{without[name in identity]}; {_REMEDIES[name]}"
+            )
     if missing := [name for name in identity if name not in state]:
         raise _truncated(missing[0])
     if unknown := [name for name in state if name not in identity]:

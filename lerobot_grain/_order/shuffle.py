@@ -2,7 +2,9 @@
 
 The stream is one endless sequence of rows, numbered by its *position* over all epochs: with N
 selected rows, position g is element g % N of the order of epoch g // N, and the order of an epoch
-holds every selected row exactly once. It is made like this (docs/architecture/order.md defines it):
+holds every selected row exactly once; with weights or a stride, `_order/weighted_rows` and
+`_order/strided_rows` say which rows it holds. It is made like this (docs/architecture/order.md
+defines it):
 
 1. cut every selected episode into clips of `clip_length` frames (the last one shorter);
 2. permute the clips, keyed by (seed, epoch); with `open_files=n` permute the data files, and do the
@@ -33,6 +35,10 @@ from lerobot_grain._base.arguments import check_int, is_int
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._order.philox import Stream, permutation
+from lerobot_grain._order.row_sources import EveryRow, RankedRows, RowSource, Runs
+from lerobot_grain._order.strided_rows import Stride, StridedRows
+from lerobot_grain._order.weighted_rows import WeightedRows
+from lerobot_grain._order.weights import RowWeights
 
 ORDER_VERSION = 1
 
@@ -105,11 +111,13 @@ class FrameOrder:
     """The order of a selection of episodes: an immutable value.
 
     Args:
-      first_rows: int64 `(episodes,)`, row of frame 0 of each selected episode.
-      lengths: int64 `(episodes,)`, frames of each, > 0.
+      first_rows: int64 `(episodes,)`, the first selected row of each selected episode.
+      lengths: int64 `(episodes,)`, selected rows of each, > 0.
       data_files: int64 `(episodes,)`, number of the data file of each; only used with
         `shuffle.open_files`.
       shuffle: with `clip_length` filled in; `None` is the sequential order, the episodes as given.
+      weights: of the selected rows; without a shuffle, a mask. `None`: every row comes once.
+      stride: `None`: 1; else there are no weights.
     """
 
     def __init__(
@@ -119,68 +127,89 @@ class FrameOrder:
         lengths: Integers,
         data_files: Integers,
         shuffle: Shuffle | None,
+        weights: RowWeights | None,
+        stride: Stride | None,
     ) -> None:
         assert shuffle is None or shuffle.clip_length is not None
+        assert weights is None or stride is None
         self.shuffle = shuffle
-        self.num_rows = int(lengths.sum())
-        self._first_rows = first_rows
-        self._lengths = lengths
         self._data_files = data_files
+        clip_length = None if shuffle is None else shuffle.clip_length
+        self._source: RowSource
+        if weights is not None:
+            self._source = WeightedRows(
+                first_rows,
+                lengths,
+                weights=weights,
+                clip_length=clip_length,
+                seed=0 if shuffle is None else shuffle.seed,
+            )
+        elif stride is not None:
+            self._source = StridedRows(first_rows, lengths, stride=stride, clip_length=clip_length)
+        else:
+            self._source = EveryRow(first_rows, lengths, clip_length=clip_length)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of an epoch; with a stride, of as many epochs as it has frames."""
+        return self._source.num_rows
+
+    def start_of(self, epoch: int) -> int:
+        """Returns the position at which an epoch begins."""
+        return self._source.start_of(epoch)
+
+    def places_of(self, positions: Integers) -> tuple[Integers, Integers]:
+        """Returns of positions, int64 `(n,)`, the epoch, and the element in it, int64 `(n,)`
+        each.
+        """
+        return self._source.places_of(positions)
+
+    def clips_every_epoch(self) -> Integers:
+        """Returns int64 `(episodes,)`: the number of clips of each selected episode that come in
+        every epoch; of the sequential order, whether it comes.
+        """
+        return self._source.runs_every_epoch()
 
     def epoch(self, number: int) -> EpochOrder:
         """Returns the order of one epoch.
 
         Costs a sort of its clips; keep it while positions of the same epoch are asked for.
         """
+        runs = self._source.runs(number)
         if self.shuffle is None:
-            return _SequentialEpoch(self._first_rows, self._lengths)
-        return _ShuffledEpoch(
-            self._first_rows, self._lengths, self._data_files, self.shuffle, number
-        )
+            return _SequentialEpoch(runs)
+        return _ShuffledEpoch(runs, self._data_files, self.shuffle, number)
 
 
 class EpochOrder:
-    """The order of one epoch: element p, 0 <= p < number of selected rows, -> row."""
+    """The order of one epoch: element p, 0 <= p < number of its rows, -> row."""
 
     def rows(self, elements: Integers) -> Integers:
-        """Returns int64 `(n,)`: the rows at `elements`, int64 `(n,)`, each in `[0, num_rows)`, in
-        any order.
+        """Returns int64 `(n,)`: the rows at `elements`, int64 `(n,)`, each of the epoch, in any
+        order.
         """
         raise NotImplementedError
 
 
 class _SequentialEpoch(EpochOrder):
-    def __init__(self, first_rows: Integers, lengths: Integers) -> None:
-        self._runs = _Runs(first_rows, lengths)
+    def __init__(self, runs: Runs) -> None:
+        self._rows = RankedRows(runs)
 
     def rows(self, elements: Integers) -> Integers:
-        return self._runs.rows(elements)
+        return self._rows.rows(elements)
 
 
 class _ShuffledEpoch(EpochOrder):
-    def __init__(
-        self,
-        first_rows: Integers,
-        lengths: Integers,
-        data_files: Integers,
-        shuffle: Shuffle,
-        epoch: int,
-    ) -> None:
-        assert shuffle.clip_length is not None
-        clip_first, clip_lengths, clip_episodes = _cut_into_clips(
-            first_rows, lengths, shuffle.clip_length
-        )
-        everything = [np.arange(len(clip_first))]
+    def __init__(self, clips: Runs, data_files: Integers, shuffle: Shuffle, epoch: int) -> None:
+        everything = [np.arange(len(clips))]
         members = (
             everything
             if shuffle.open_files is None
-            else _group_by_files(data_files[clip_episodes], shuffle, epoch)
+            else _group_by_files(data_files[clips.episodes], shuffle, epoch)
         )
         self._groups = [
-            _Group(
-                clip_first[clips], clip_lengths[clips], shuffle=shuffle, epoch=epoch, number=number
-            )
-            for number, clips in enumerate(members)
+            _Group(clips.chosen(chosen), shuffle=shuffle, epoch=epoch, number=number)
+            for number, chosen in enumerate(members)
         ]
         self._group_starts = np.cumsum([0] + [group.num_rows for group in self._groups])
 
@@ -230,27 +259,18 @@ class _Keys(NamedTuple):
 class _Group:
     """Steps 2 to 5 for the clips of one group; permutes the clips when it is first asked."""
 
-    def __init__(
-        self,
-        clip_first: Integers,
-        clip_lengths: Integers,
-        *,
-        shuffle: Shuffle,
-        epoch: int,
-        number: int,
-    ) -> None:
-        self._clip_first = clip_first
-        self._clip_lengths = clip_lengths
+    def __init__(self, clips: Runs, *, shuffle: Shuffle, epoch: int, number: int) -> None:
+        self._clips = clips
         self._keys = _Keys(shuffle.seed, epoch, number)
-        self.num_rows = int(clip_lengths.sum())
-        self._parts = _Parts.of(shuffle, num_rows=self.num_rows, num_clips=len(clip_first))
-        self._runs: _Runs | None = None
+        self.num_rows = int(clips.lengths.sum())
+        self._parts = _Parts.of(shuffle, num_rows=self.num_rows, num_clips=len(clips))
+        self._permuted: RankedRows | None = None
         self._blocks: dict[tuple[int, int], Integers] = {}
 
     def rows(self, elements: Integers) -> Integers:
-        if self._runs is None:
-            order = permutation(len(self._clip_first), Stream.CLIPS, **self._keys._asdict())
-            self._runs = _Runs(self._clip_first[order], self._clip_lengths[order])
+        if self._permuted is None:
+            order = permutation(len(self._clips), Stream.CLIPS, **self._keys._asdict())
+            self._permuted = RankedRows(self._clips.chosen(order))
         parts = self._parts
         index, part = np.divmod(elements, parts.num_parts)
         full = parts.block_length
@@ -260,7 +280,7 @@ class _Group:
         offset = index - block_start
         self._shuffle_blocks(part, block, offset)
         part_start = part * parts.short + np.minimum(part, parts.num_longer)
-        return self._runs.rows(part_start + block_start + offset)
+        return self._permuted.rows(part_start + block_start + offset)
 
     def _shuffle_blocks(self, part: Integers, block: Integers, offset: Integers) -> None:
         """Replaces each `offset` inside its (part, block) by its image under that block's
@@ -296,18 +316,6 @@ class _Group:
         )
 
 
-class _Runs:
-    """Runs of consecutive rows, one after the other: rank -> row."""
-
-    def __init__(self, first_rows: Integers, lengths: Integers) -> None:
-        self._stops = np.cumsum(lengths)
-        # Added to a rank of the run, gives the row.
-        self._shifts = first_rows - (self._stops - lengths)
-
-    def rows(self, ranks: Integers) -> Integers:
-        return ranks + self._shifts[np.searchsorted(self._stops, ranks, side="right")]
-
-
 def default_clip_length(gop_length: int | None) -> int:
     """Returns the smallest multiple of the GOP length that is at least 16; 16 where there is no
     video, and no GOP length.
@@ -334,21 +342,6 @@ def halve_parts(num_parts: int, num_clips: int) -> int:
     while num_parts > 1 and num_clips < 2 * num_parts:
         num_parts //= 2
     return num_parts
-
-
-def _cut_into_clips(
-    first_rows: Integers, lengths: Integers, clip_length: int
-) -> tuple[Integers, Integers, Integers]:
-    """Returns the first row, the length and the number of the episode of every clip."""
-    clips_of = -(-lengths // clip_length)
-    episodes = np.repeat(np.arange(len(lengths)), clips_of)
-    within = np.arange(len(episodes)) - np.repeat(np.cumsum(clips_of) - clips_of, clips_of)
-    starts = within * clip_length
-    return (
-        first_rows[episodes] + starts,
-        np.minimum(clip_length, lengths[episodes] - starts),
-        episodes,
-    )
 
 
 def _group_by_files(files: Integers, shuffle: Shuffle, epoch: int) -> list[Integers]:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._order.shuffle import ORDER_VERSION, FrameOrder, Shuffle, halve_parts
+from tests.support.orders import clips_of, naive_order, philox_order
 
 # The selected episodes of a small dataset, of which rows 16 to 25 are not selected. 37 rows in
 # three data files.
@@ -27,80 +28,15 @@ def frame_order(
 ) -> FrameOrder:
     arrays = (np.array(values, np.int64) for values in (first_rows, lengths, data_files))
     return FrameOrder(
-        **dict(zip(("first_rows", "lengths", "data_files"), arrays, strict=True)), shuffle=shuffle
+        **dict(zip(("first_rows", "lengths", "data_files"), arrays, strict=True)),
+        shuffle=shuffle,
+        weights=None,
+        stride=None,
     )
 
 
 def epoch_rows(order: FrameOrder, epoch: int) -> list[int]:
     return order.epoch(epoch).rows(np.arange(order.num_rows)).tolist()
-
-
-def philox_order(
-    length: int, seed: int, epoch: int, block: int, part: int, purpose: int
-) -> list[int]:
-    key = np.array([seed, epoch], np.uint64)
-    counter = np.array([0, block, part, purpose], np.uint64)
-    words = np.random.Philox(key=key, counter=counter).random_raw(length).tolist()
-    return sorted(range(length), key=lambda place: (words[place], place))
-
-
-def naive_epoch(
-    first_rows: list[int], lengths: list[int], data_files: list[int], shuffle: Shuffle, epoch: int
-) -> list[int]:
-    """The definition in docs/architecture/order.md, step by step, with lists."""
-    assert shuffle.clip_length is not None
-    # 1. Clips: (data file, rows).
-    clips = []
-    for first, length, file in zip(first_rows, lengths, data_files, strict=True):
-        rows = list(range(first, first + length))
-        clips += [
-            (file, rows[start : start + shuffle.clip_length])
-            for start in range(0, length, shuffle.clip_length)
-        ]
-    # 2. Groups of data files, and the order of the clips in each.
-    groups = [clips]
-    if shuffle.open_files is not None:
-        files = sorted(set(data_files))
-        files = [files[place] for place in philox_order(len(files), shuffle.seed, epoch, 0, 0, 1)]
-        opened = [
-            files[start : start + shuffle.open_files]
-            for start in range(0, len(files), shuffle.open_files)
-        ]
-        groups = [[clip for clip in clips if clip[0] in together] for together in opened]
-    result: list[int] = []
-    for number, members in enumerate(groups):
-        ordered = [
-            members[place][1]
-            for place in philox_order(len(members), shuffle.seed, epoch, 0, 0, number * 4)
-        ]
-        rows = list(itertools.chain.from_iterable(ordered))
-        # 3. Parts.
-        num_parts = shuffle.num_parts
-        while num_parts > 1 and len(members) / num_parts < 2:
-            num_parts //= 2
-        parts, start = [], 0
-        for part in range(num_parts):
-            stop = start + len(rows) // num_parts + (1 if part < len(rows) % num_parts else 0)
-            parts.append(rows[start:stop])
-            start = stop
-        # 4. Blocks inside each part.
-        full = max(1, shuffle.buffer_size // num_parts)
-        for part, content in enumerate(parts):
-            mixed, rest, block = [], content, 0
-            while rest:
-                length = full - part * full // num_parts if block == 0 else full
-                cut, rest = rest[:length], rest[length:]
-                mixed += [
-                    cut[place]
-                    for place in philox_order(
-                        len(cut), shuffle.seed, epoch, block, part, number * 4 + 2
-                    )
-                ]
-                block += 1
-            parts[part] = mixed
-        # 5. Deal.
-        result += [parts[place % num_parts][place // num_parts] for place in range(len(rows))]
-    return result
 
 
 # --- golden orders -------------------------------------------------------------------------------
@@ -204,7 +140,9 @@ MODEST = settings(max_examples=150, derandomize=True, deadline=None)
 def test_it_is_the_order_of_the_definition(
     table: tuple[list[int], list[int], list[int]], shuffle: Shuffle, epoch: int
 ) -> None:
-    assert epoch_rows(frame_order(*table, shuffle), epoch) == naive_epoch(*table, shuffle, epoch)
+    assert shuffle.clip_length is not None
+    clips = clips_of(*table, shuffle.clip_length)
+    assert epoch_rows(frame_order(*table, shuffle), epoch) == naive_order(clips, shuffle, epoch)
 
 
 @MODEST
@@ -354,6 +292,8 @@ def test_batches_of_the_real_pusht_hold_many_episodes(shared: Path) -> None:
             lengths=lengths,
             data_files=np.zeros(206, np.int64),
             shuffle=shuffle,
+            weights=None,
+            stride=None,
         )
         rows = order.epoch(0).rows(np.arange(25650))
         found = episodes_per_batch(np.searchsorted(first_rows, rows, side="right"), 64)

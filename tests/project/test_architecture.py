@@ -70,6 +70,7 @@ ONLY = {
 HEAVY = {
     "_base.versions": {"huggingface_hub", "jax"},
     "_parquet.columns": {"pyarrow"},
+    "_parquet.row_tables": {"pyarrow"},
     "_parquet.table": {"pyarrow"},
     "_video.decoder": {"torch", "torchcodec"},
     "_video.depth": {"av"},

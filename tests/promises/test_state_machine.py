@@ -24,6 +24,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 import lerobot_grain as lg
 from lerobot_grain._format.episodes import EpisodeTable, FileSpans
 from lerobot_grain._order.shuffle import FrameOrder
+from lerobot_grain._order.strided_rows import Stride
+from lerobot_grain._order.weights import scaled_weights
 
 CASES = int(os.environ.get("LEROBOT_GRAIN_CASES", "200"))
 
@@ -50,24 +52,76 @@ def repository_of(lengths: list[int]) -> Any:
 
 
 class Uninterrupted:
-    """The rows at all positions, epoch by epoch, straight from the definition of the order."""
+    """The rows at all positions, epoch by epoch, straight from the order.
 
-    def __init__(self, repository: Any, shuffle: lg.Shuffle | None) -> None:
+    Args:
+      sampling: `weights`, `valid_rows` or `stride`, as the stream has them.
+    """
+
+    def __init__(
+        self, repository: Any, shuffle: lg.Shuffle | None, sampling: dict[str, Any] | None = None
+    ) -> None:
         table = repository.episodes
+        sampling = sampling or {}
+        by_row = [
+            np.repeat(values, table.lengths) if len(values) < table.num_rows else np.array(values)
+            for name, values in sampling.items()
+            if name != "stride"
+        ]
         self._order = FrameOrder(
             first_rows=table.first_rows,
             lengths=table.lengths,
             data_files=table.data.file_of_episode,
             shuffle=shuffle,
+            weights=scaled_weights(np.prod(by_row, axis=0, dtype=float), np.ones(table.num_rows))
+            if by_row
+            else None,
+            stride=Stride.of(
+                sampling["stride"],
+                table.numbers,
+                first_frame=0,
+                seed=None if shuffle is None else shuffle.seed,
+            )
+            if sampling.get("stride", 1) > 1
+            else None,
         )
-        self.num_rows = self._order.num_rows
-        self._epochs: dict[int, list[int]] = {}
+        self._rows: list[int] = []
+        self._num_epochs = 0
 
     def row(self, position: int) -> int:
-        epoch, element = divmod(position, self.num_rows)
-        if epoch not in self._epochs:
-            self._epochs[epoch] = self._order.epoch(epoch).rows(np.arange(self.num_rows)).tolist()
-        return self._epochs[epoch][element]
+        while position >= len(self._rows):
+            epoch = self._num_epochs
+            count = self.end_of(epoch + 1) - self.end_of(epoch)
+            self._rows += self._order.epoch(epoch).rows(np.arange(count)).tolist()
+            self._num_epochs += 1
+        return self._rows[position]
+
+    def end_of(self, num_epochs: int) -> int:
+        """Returns the position after so many epochs."""
+        return self._order.start_of(num_epochs)
+
+
+SOME_WEIGHTS = st.sampled_from([0.0, 0.1, 1.0, 1.0, 2.5, 10.0])
+
+
+@st.composite
+def samplings(draw: st.DrawFn, lengths: list[int], *, is_shuffled: bool) -> dict[str, Any]:
+    """Weights, masks, both, or a stride, as far as the stream may have them."""
+    kind = draw(st.sampled_from(["none", "episodes", "rows", "mask", "both", "stride"]))
+    if kind == "stride":
+        return {"stride": draw(st.integers(1, max(lengths)))}
+    found: dict[str, Any] = {}
+    count = sum(lengths)
+    if kind in ("episodes", "rows", "both") and is_shuffled:
+        size = count if kind == "rows" else len(lengths)
+        found["weights"] = draw(st.lists(SOME_WEIGHTS, min_size=size, max_size=size))
+        found["weights"][draw(st.integers(0, size - 1))] = 1.0
+    if kind in ("mask", "both"):
+        found["valid_rows"] = draw(st.lists(st.booleans(), min_size=count, max_size=count))
+        # Of each episode at least one, so that there is one with a weight, too.
+        for last in itertools.accumulate(lengths):
+            found["valid_rows"][last - 1] = True
+    return found
 
 
 class Shard:
@@ -105,6 +159,7 @@ class Shard:
 
 class StoppedAndGoingOn(RuleBasedStateMachine):
     @initialize(
+        data=st.data(),
         lengths=st.lists(st.integers(1, 30), min_size=1, max_size=6),
         shuffle=st.one_of(
             st.none(),
@@ -119,10 +174,17 @@ class StoppedAndGoingOn(RuleBasedStateMachine):
         ),
         num_epochs=st.one_of(st.none(), st.integers(1, 4)),
     )
-    def open(self, lengths: list[int], shuffle: lg.Shuffle | None, num_epochs: int | None) -> None:
+    def open(
+        self,
+        data: st.DataObject,
+        lengths: list[int],
+        shuffle: lg.Shuffle | None,
+        num_epochs: int | None,
+    ) -> None:
         self.repository = repository_of(lengths)
         self.shuffle, self.num_epochs = shuffle, num_epochs
-        self.uninterrupted = Uninterrupted(self.repository, shuffle)
+        self.sampling = data.draw(samplings(lengths, is_shuffled=shuffle is not None))
+        self.uninterrupted = Uninterrupted(self.repository, shuffle, self.sampling)
         self.position = 0
         self.state: dict[str, Any] | None = None
         self.saved: list[tuple[int, dict[str, Any]]] = []
@@ -157,6 +219,7 @@ class StoppedAndGoingOn(RuleBasedStateMachine):
                 {
                     "repository": self.repository,
                     "shuffle": self.shuffle,
+                    **self.sampling,
                     "num_epochs": self.num_epochs,
                     "shard_options": grain.sharding.ShardOptions(
                         number, num_shards, drop_remainder=drop_remainder
@@ -183,7 +246,7 @@ class StoppedAndGoingOn(RuleBasedStateMachine):
         """Returns the position where the stream ends, or one that no test reaches."""
         if self.num_epochs is None:
             return self.position + 10**6
-        end = self.num_epochs * self.uninterrupted.num_rows
+        end = self.uninterrupted.end_of(self.num_epochs)
         whole = max(0, end - self.position) // num_shards * num_shards
         return self.position + whole if drop_remainder else end
 

@@ -158,7 +158,7 @@ class _ComponentRows:
 
     def at(self, positions: Integers) -> Integers:
         """Returns the rows at own positions, int64 `(n,)`, ascending."""
-        epochs, elements = np.divmod(positions, self._order.num_rows)
+        epochs, elements = self._order.places_of(positions)
         rows = np.empty(len(positions), np.int64)
         for epoch in np.unique(epochs).tolist():
             if self._epoch is None or self._epoch[0] != epoch:

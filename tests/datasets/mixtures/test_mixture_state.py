@@ -30,6 +30,12 @@ from tests.order.test_mixture import MIXTURE, naive_shares
 
 CASES = int(os.environ.get("LEROBOT_GRAIN_CASES", "200"))
 LENGTHS = {"arm": [5, 9], "bin": [3], "car": [20, 2, 8], "dog": [1], "eye": [50]}
+# Components with an order of their own kind are mixed as any other.
+SAMPLING: dict[str, dict[str, Any]] = {
+    "arm": {"weights": {0: 2.5, 1: 0.3}},
+    "car": {"stride": 3},
+    "eye": {"valid_rows": [frame % 7 < 4 for frame in range(50)]},
+}
 SHUFFLE = lg.Shuffle(seed=1, clip_length=2, num_parts=2, buffer_size=8)
 
 
@@ -40,6 +46,7 @@ def _components(tmp_path_factory: pytest.TempPathFactory) -> dict[str, lg.LeRobo
         name: lg.LeRobotIterDataset(
             write_dataset(where / name, episode_lengths=lengths, cameras=[]).directory,
             shuffle=SHUFFLE,
+            **SAMPLING.get(name, {}),
         )
         for name, lengths in LENGTHS.items()
     }

@@ -1,0 +1,1 @@
+"""Which rows a stream has, and how often each of them comes."""

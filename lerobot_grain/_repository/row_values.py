@@ -1,0 +1,320 @@
+"""What users say of single rows or episodes: their weights, and which are valid.
+
+Every form that it may be given in becomes one array, of episodes or of rows, when the dataset is
+made. Columns of data files are read by the caller, who has a reader of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lerobot_grain._base.arrays import Integers
+from lerobot_grain._base.errors import InvalidRequestError, short_repr
+from lerobot_grain._format.features import Feature
+from lerobot_grain._parquet.row_tables import TABLE_SUFFIXES, read_row_table
+from lerobot_grain._repository.repository import Repository
+from lerobot_grain._repository.selection import Episode
+
+RowValuesSource = (
+    Mapping[int, Any]
+    | Sequence[Any]
+    | npt.NDArray[Any]
+    | Callable[[Episode], Any]
+    | str
+    | os.PathLike[str]
+)
+# Feature -> its values, `(rows of the dataset,)`.
+ColumnReader = Callable[[Feature], npt.NDArray[Any]]
+
+_MAX_NUMBER = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weights:
+    """How often rows come, relative to each other: `weights=` of a dataset.
+
+        weights={12: 5.0, 13: 0.0}                      # by number of the episode
+        weights=lambda episode: 3 if episode["is_dagger"] else 1
+        weights=Weights("corrections.parquet", rest=0.2)
+
+    Attributes:
+      values: a mapping by number of the episode; an array of all episodes, in the order of their
+        numbers, or of all rows; a function of an `Episode`; the path of a `.parquet` or `.csv`
+        table with the columns `weight` and `index` (the row) or `episode_index`; or the key of a
+        feature with one number a row. Weights are taken as float64: finite and >= 0, 0 leaves out.
+      rest: weight of those that a mapping or a table does not name.
+    """
+
+    values: RowValuesSource
+    rest: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ValidRows:
+    """Which rows are valid; the others are left out: `valid_rows=` of a dataset.
+
+        valid_rows="is_valid"                           # a feature of the dataset, one bool a row
+        valid_rows=ValidRows("good.csv", pad_windows=True)
+
+    Attributes:
+      values: as of `Weights`, with bools; the column of a table is `is_valid`.
+      rest: whether those that a mapping or a table does not name are valid.
+      pad_windows: whether windows hold the nearest valid row on the way to the row of the example,
+        and are marked in the mask, where they would reach a row that is not valid. `False`: they
+        reach it as any other.
+    """
+
+    values: RowValuesSource
+    rest: bool = True
+    pad_windows: bool = False
+
+
+class RowValues(NamedTuple):
+    """One value for each episode, or for each row.
+
+    Attributes:
+      values: `(episodes,)` or `(rows,)` of the whole dataset, in the order of the episode table or
+        of the rows.
+      are_of_rows: which of the two.
+    """
+
+    values: npt.NDArray[Any]
+    are_of_rows: bool
+
+
+class _Kind(NamedTuple):
+    """A kind of values: the argument, the column of tables, the dtype, and what is expected."""
+
+    argument: str
+    column: str
+    dtype: np.dtype[Any]
+    expected: str
+
+    @property
+    def is_bool(self) -> bool:
+        return self.dtype.kind == "b"
+
+    def is_right(self, value: object) -> bool:
+        if self.is_bool:
+            return isinstance(value, bool | np.bool_)
+        return bool(
+            isinstance(value, int | float | np.integer | np.floating)
+            and not isinstance(value, bool)
+            and 0 <= value < float("inf")
+        )
+
+
+_WEIGHT = _Kind("weights", "weight", np.dtype(float), "a finite number >= 0")
+_VALID = _Kind("valid_rows", "is_valid", np.dtype(bool), "True or False")
+
+
+def weights_of(
+    repository: Repository,
+    given: Weights | RowValuesSource,
+    *,
+    selected: Integers,
+    read_column: ColumnReader,
+) -> RowValues:
+    """Returns the weights that `weights=` says, float64.
+
+    Args:
+      selected: int64 `(n,)`, positions of the episodes that a function is asked about; the weights
+        of the others are 0 then.
+      read_column: reads features.
+
+    Raises:
+      InvalidRequestError: a weight is not finite or negative, or is of a row or episode that does
+        not exist, or the form is none of those of `Weights`.
+      DatasetFormatError: a table is malformed.
+    """
+    whole = given if isinstance(given, Weights) else Weights(given)
+    return _Evaluation(repository, _WEIGHT, selected, read_column).of(whole.values, whole.rest)
+
+
+def valid_rows_of(
+    repository: Repository,
+    given: ValidRows | RowValuesSource,
+    *,
+    selected: Integers,
+    read_column: ColumnReader,
+) -> RowValues:
+    """Returns what `valid_rows=` says, bool; as `weights_of`."""
+    whole = given if isinstance(given, ValidRows) else ValidRows(given)
+    return _Evaluation(repository, _VALID, selected, read_column).of(whole.values, whole.rest)
+
+
+class _Evaluation(NamedTuple):
+    repository: Repository
+    kind: _Kind
+    selected: Integers
+    read_column: ColumnReader
+
+    def of(self, source: object, rest: object) -> RowValues:
+        argument = self.kind.argument
+        if not self.kind.is_right(rest):
+            raise InvalidRequestError(f"{argument}: rest={rest!r}; expected {self.kind.expected}")
+        if isinstance(source, Mapping):
+            return RowValues(self._of_mapping(source, rest), are_of_rows=False)
+        if callable(source):
+            return RowValues(self._of_function(source), are_of_rows=False)
+        if isinstance(source, str) and source in self.repository.features:
+            return RowValues(self._of_feature(source), are_of_rows=True)
+        if isinstance(source, str | os.PathLike):
+            return self._of_table(os.fspath(source), rest)
+        if isinstance(source, Sequence | np.ndarray):
+            return self._of_array(np.asarray(source))
+        raise InvalidRequestError(
+            f"{argument}={short_repr(source)}: expected a mapping by episode, an array of all "
+            "episodes or rows, a function of an Episode, a table or the key of a feature"
+        )
+
+    def _of_mapping(self, given: Mapping[Any, Any], rest: object) -> npt.NDArray[Any]:
+        argument, _, dtype, expected = self.kind
+        values: npt.NDArray[Any] = np.full(self.repository.episodes.num_episodes, rest, dtype)
+        for number, value in given.items():
+            if not isinstance(number, int | np.integer) or isinstance(number, bool):
+                raise InvalidRequestError(
+                    f"{argument}: the key {number!r} is no number of an episode (int)"
+                )
+            if not self.kind.is_right(value):
+                raise InvalidRequestError(f"{argument}[{number}] is {value!r}; expected {expected}")
+            values[self._positions(np.array([min(number, _MAX_NUMBER)]), argument)[0]] = value
+        return values
+
+    def _of_function(self, function: Callable[[Episode], Any]) -> npt.NDArray[Any]:
+        argument, _, dtype, expected = self.kind
+        table = self.repository.episodes
+        column = functools.cache(self.repository.episode_column)
+        values: npt.NDArray[Any] = np.zeros(table.num_episodes, dtype)
+        for position in self.selected.tolist():
+            number = table.number_of(position)
+            value = function(Episode(number, table.lengths.item(position), position, column))
+            if not self.kind.is_right(value):
+                raise InvalidRequestError(
+                    f"{argument}={function!r}: it returned {short_repr(value)} for episode "
+                    f"{number}; expected {expected}"
+                )
+            values[position] = value
+        return values
+
+    def _of_array(self, given: npt.NDArray[Any]) -> RowValues:
+        table = self.repository.episodes
+        argument = self.kind.argument
+        if given.shape not in ((table.num_episodes,), (table.num_rows,)):
+            raise InvalidRequestError(
+                f"{argument}: an array of shape {given.shape}; expected one of all episodes, "
+                f"({table.num_episodes},), or of all rows, ({table.num_rows},)"
+            )
+        are_of_rows = given.shape == (table.num_rows,)
+        values = self._checked(
+            given,
+            lambda place: (
+                f"{argument}[{place}]" + (f" ({self._named(place)})" if are_of_rows else "")
+            ),
+        )
+        return RowValues(values, are_of_rows)
+
+    def _of_feature(self, key: str) -> npt.NDArray[Any]:
+        feature = self.repository.features[key]
+        argument = self.kind.argument
+        is_right = feature.is_array and feature.is_scalar
+        if not is_right or (np.dtype(feature.dtype).kind == "b") != self.kind.is_bool:
+            raise InvalidRequestError(
+                f"{argument}={key!r}: the feature has dtype {feature.dtype} and shape "
+                f"{feature.shape}; expected one value in every row, {self.kind.expected}"
+            )
+        return self._checked(
+            self.read_column(feature),
+            lambda row: f"{argument}={key!r}: {self._named(row)}",
+        )
+
+    def _of_table(self, path: str, rest: object) -> RowValues:
+        argument, column, dtype, _ = self.kind
+        table = self.repository.episodes
+        if not path.endswith(TABLE_SUFFIXES):
+            fitting = [
+                key
+                for key, feature in self.repository.features.items()
+                if feature.is_array
+                and feature.is_scalar
+                and (np.dtype(feature.dtype).kind == "b") == self.kind.is_bool
+            ]
+            raise InvalidRequestError(
+                f"{argument}={path!r}: expected a .parquet or .csv table, or a feature with one "
+                f"value in every row; the dataset has {', '.join(fitting) or 'no such feature'}"
+            )
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise InvalidRequestError(
+                f"{argument}={path!r}: the table could not be read: {error.strerror}"
+            ) from None
+        whole = np.dtype(np.int64)
+        kinds = {"index": whole, "episode_index": whole, column: dtype}
+        found = read_row_table(data, path, kinds)
+        by = "index" if "index" in found else "episode_index"
+        if column not in found or by not in found:
+            raise InvalidRequestError(
+                f"{argument}={path!r}: the table has the columns {sorted(found)} of "
+                f"{sorted(kinds)}; expected {column!r}, and 'index' or 'episode_index'"
+            )
+        given = self._checked(found[column], lambda place: f"{path}, row {place}: {column}")
+        are_of_rows = by == "index"
+        numbers = found[by]
+        places = self._rows(numbers, path) if are_of_rows else self._positions(numbers, f"{path}")
+        distinct, counts = np.unique(numbers, return_counts=True)
+        if (counts > 1).any():
+            raise InvalidRequestError(
+                f"{path}: {by} {distinct[counts > 1][0]} is there {counts.max()} times; expected "
+                "every one once"
+            )
+        values: npt.NDArray[Any] = np.full(
+            table.num_rows if are_of_rows else table.num_episodes, rest, dtype
+        )
+        values[places] = given
+        return RowValues(values, are_of_rows)
+
+    def _rows(self, rows: Integers, where: str) -> Integers:
+        num_rows = self.repository.episodes.num_rows
+        if (bad := np.flatnonzero((rows < 0) | (rows >= num_rows))).size:
+            raise InvalidRequestError(
+                f"{where}, row {bad[0]}: index is {rows[bad[0]]}; the dataset has rows 0 to "
+                f"{num_rows - 1}"
+            )
+        return rows
+
+    def _positions(self, numbers: Integers, where: str) -> Integers:
+        table = self.repository.episodes
+        positions = table.positions_of(numbers)
+        if (bad := np.flatnonzero(positions < 0)).size:
+            raise InvalidRequestError(
+                f"{where}: there is no episode {numbers[bad[0]]}; the dataset has episodes "
+                f"{table.shown_numbers}"
+            )
+        return positions
+
+    def _named(self, row: int) -> str:
+        episode, frame = self.repository.episodes.locate(row)
+        return f"row {row}, frame {frame} of episode {episode}"
+
+    def _checked(self, values: npt.NDArray[Any], name_of: Callable[[int], str]) -> npt.NDArray[Any]:
+        """Returns an array of values as what it is to be."""
+        expected = self.kind.expected
+        if values.dtype.kind not in ("b" if self.kind.is_bool else "iuf"):
+            raise InvalidRequestError(
+                f"{self.kind.argument}: values of dtype {values.dtype}; expected {expected}"
+            )
+        found: npt.NDArray[Any] = values.astype(self.kind.dtype)
+        bad = np.flatnonzero(~(np.isfinite(found) & (found >= 0)))
+        if bad.size:
+            place = bad.item(0)
+            raise InvalidRequestError(f"{name_of(place)} is {values[place]}; expected {expected}")
+        return found
