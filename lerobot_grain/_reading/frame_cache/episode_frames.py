@@ -177,18 +177,19 @@ class EpisodeFrames:
         Raises:
           OSError: they cannot be written; perhaps some were.
         """
+        layout = self.layout
+        sums = [self._checksum(*each) for each in zip(frames, pixels, strict=True)]
         descriptor = self._created()
         try:
-            sums = []
-            for frame, each in zip(frames, pixels, strict=True):
-                start = self.layout.frames_start + frame * self.layout.frame_bytes
-                _write_all(descriptor, each, start)
-                sums.append(self._checksum(frame, each))
             for start, stop in _runs(frames):
-                packed = np.array(sums[start:stop], "<u8").tobytes()
+                first = frames[start]
                 _write_all(
-                    descriptor, memoryview(packed), _HEADER_BYTES + frames[start] * _SUM_BYTES
+                    descriptor,
+                    pixels[start:stop],
+                    layout.frames_start + first * layout.frame_bytes,
                 )
+                packed = np.array(sums[start:stop], "<u8").data.cast("B")
+                _write_all(descriptor, [packed], _HEADER_BYTES + first * _SUM_BYTES)
         finally:
             os.close(descriptor)
         _damaged().difference_update((self.name, frame) for frame in frames)
@@ -224,7 +225,7 @@ class EpisodeFrames:
         try:
             if os.fstat(descriptor).st_size < self.layout.file_bytes:
                 header = self._about.encode("utf-8", "replace")[: _HEADER_BYTES - 1] + b"\n"
-                _write_all(descriptor, memoryview(header), 0)
+                _write_all(descriptor, [memoryview(header)], 0)
                 os.ftruncate(descriptor, self.layout.file_bytes)  # longer, with a hole
         except BaseException:
             os.close(descriptor)
@@ -249,11 +250,17 @@ def _opened(path: str, flags: int) -> int:
     return descriptor
 
 
-def _write_all(descriptor: int, data: memoryview, start: int) -> None:
-    while data:
-        written = os.pwrite(descriptor, data, start)
-        data = data[written:]
-        start += written
+def _write_all(descriptor: int, pieces: Sequence[memoryview], start: int) -> None:
+    """Writes pieces one after the other."""
+    written = os.pwritev(descriptor, pieces, start)
+    for piece in pieces:
+        rest = piece[max(0, written) :]
+        start += len(piece) - len(rest)
+        written -= len(piece)
+        while rest:
+            count = os.pwrite(descriptor, rest, start)
+            rest = rest[count:]
+            start += count
 
 
 def _runs(frames: Sequence[int]) -> list[tuple[int, int]]:

@@ -41,6 +41,11 @@ class HeldFrames(NamedTuple):
     frames: Frames
     is_held: npt.NDArray[np.bool_]
 
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one frame."""
+        return self.frames[:1].nbytes
+
 
 class DecodedFrames(NamedTuple):
     """Frames of an episode that are decoded.
@@ -82,20 +87,23 @@ class FrameWriter:
 
     def offer(self, memory: HeldFrames, decoded: Sequence[DecodedFrames]) -> None:
         """Keeps frames that are not there, if that is possible."""
-        frame_bytes = memory.frames[:1].nbytes
-        for episode, frames, slots in decoded:
-            if not self._directory.may_keep(episode.name):
-                continue
-            missing = episode.checksums[frames] == 0
-            count = self._claimed(int(missing.sum()), frame_bytes)
-            if count == 0:
-                continue
-            wanted = DecodedFrames(episode, frames[missing][:count], slots[missing][:count])
-            memory.is_held[wanted.slots] = True
+        wanted = []
+        for each in _by_episode(decoded):
+            if self._directory.may_keep(each.episode.name):
+                missing = each.episode.checksums[each.frames] == 0
+                claimed = self._claimed(int(missing.sum()), memory.frame_bytes)
+                if claimed:
+                    frames = each.frames[missing][:claimed]
+                    wanted.append(
+                        DecodedFrames(each.episode, frames, each.slots[missing][:claimed])
+                    )
+        if wanted:
+            slots = np.concatenate([each.slots for each in wanted])
+            memory.is_held[slots] = True
             try:
-                self._pool.submit(self._write, memory, wanted)
+                self._pool.submit(self._write, memory, wanted, slots)
             except StorageError:  # closed
-                memory.is_held[wanted.slots] = False
+                memory.is_held[slots] = False
 
     def close(self) -> None:
         """Ends the threads, after what waits was written, if that is soon."""
@@ -110,18 +118,35 @@ class FrameWriter:
             self._waiting_bytes += claimed * frame_bytes
         return claimed
 
-    def _write(self, memory: HeldFrames, decoded: DecodedFrames) -> None:
-        episode = decoded.episode
-        slots = decoded.slots.tolist()
+    def _write(self, memory: HeldFrames, wanted: Sequence[DecodedFrames], slots: Integers) -> None:
+        pixels = bytes_of(memory.frames)
+        size = memory.frame_bytes
         try:
-            if time.monotonic() < self._ends_at and self._directory.keep(
-                episode.name, episode.layout.file_bytes
-            ):
-                pixels = [bytes_of(memory.frames[slot]) for slot in slots]
-                episode.write(decoded.frames.tolist(), pixels)
+            for episode, frames, places in wanted:
+                if time.monotonic() < self._ends_at and self._directory.keep(
+                    episode.name, episode.layout.file_bytes
+                ):
+                    starts = (places * size).tolist()
+                    episode.write(
+                        frames.tolist(), [pixels[start : start + size] for start in starts]
+                    )
         except OSError as error:
             self._directory.note(error)
         finally:
-            memory.is_held[decoded.slots] = False
+            memory.is_held[slots] = False
             with self._lock:
-                self._waiting_bytes -= len(slots) * memory.frames[:1].nbytes
+                self._waiting_bytes -= len(slots) * size
+
+
+def _by_episode(decoded: Sequence[DecodedFrames]) -> list[DecodedFrames]:
+    """Returns the same, each episode once, and its frames in ascending order."""
+    found: dict[EpisodeFrames, list[DecodedFrames]] = {}
+    for each in decoded:
+        found.setdefault(each.episode, []).append(each)
+    together = []
+    for episode, parts in found.items():
+        frames = np.concatenate([each.frames for each in parts])
+        order = np.argsort(frames, kind="stable")
+        slots = np.concatenate([each.slots for each in parts])
+        together.append(DecodedFrames(episode, frames[order], slots[order]))
+    return together
