@@ -28,6 +28,7 @@ from lerobot_grain._reading.frame_cache.camera_frames import CameraFrames
 from lerobot_grain._reading.frame_cache.episode_frames import EpisodeFrames
 from lerobot_grain._reading.frames import gop_decoder, gop_fetcher
 from lerobot_grain._reading.frames.decoding import LongGopDecoder
+from lerobot_grain._reading.rows import pictures
 from lerobot_grain.testing import Camera, write_dataset
 from tests.support.forked import forking
 
@@ -157,6 +158,36 @@ def test_batches_and_resumes_are_the_same(
         state = iterator.get_state() if len(found) < NUM_ROWS else None
         iterator.close()
     assert_same(found, straight)
+
+
+@pytest.mark.parametrize("size", [None, (20, 24)], ids=["whole", "resized"])
+def test_embedded_images_are_the_same(
+    tmp_path: Path, size: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cameras = (
+        Camera(key="rgb", height=32, width=48, kind="image"),
+        Camera(key="depth", height=32, width=48, depth=True, kind="image"),
+    )
+    data = write_dataset(
+        tmp_path / "data", episode_lengths=LENGTHS, fps=10, cameras=cameras, rows_per_row_group=16
+    ).directory
+    chosen = {"delta_timestamps": {"rgb": [-0.1, 0.0, 0.3]}, "image_size": size}
+    expected, _ = read(stream(data, None, num_epochs=2, **chosen))
+    cache = tmp_path / "frames"
+    assert_same(read(stream(data, cache, num_epochs=2, **chosen))[0], expected)
+    kept = files_of(cache)
+    assert len(kept) == 2 * len(LENGTHS)
+    flip(kept[0], (kept[0].stat().st_size - 1) * 8)
+    found, statistics = read(stream(data, cache, num_epochs=2, **chosen))
+    assert_same(found, expected)
+    # The damaged one was decoded, and written, perhaps before it was needed once more.
+    lost = statistics.frames_handed_out - statistics.frames_from_cache
+    assert 1 <= lost <= 2 * 4
+    monkeypatch.setattr(pictures, "decode_image", None)
+    monkeypatch.setattr(pictures, "decode_depth_image", None)
+    found, statistics = read(stream(data, cache, num_epochs=2, **chosen))
+    assert_same(found, expected)
+    assert statistics.frames_from_cache == statistics.frames_handed_out == 2 * NUM_ROWS * 4
 
 
 def test_a_mixture_reads_from_the_cache(directory: Path, tmp_path: Path) -> None:

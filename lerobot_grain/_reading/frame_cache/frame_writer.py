@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,20 +31,24 @@ _CLOSING_SECONDS = 1.0
 
 
 class HeldFrames(NamedTuple):
-    """Memory for frames of one shape.
+    """Memory for frames of one size.
 
     Attributes:
-      frames: `(slots, height, width, channels)`.
+      pixels: slot -> the bytes of its frame, not copied.
       is_held: bool `(slots,)`: whether a frame is to be written yet.
+      frame_bytes: of one frame.
     """
 
-    frames: Frames
+    pixels: Callable[[int], memoryview]
     is_held: npt.NDArray[np.bool_]
+    frame_bytes: int
 
-    @property
-    def frame_bytes(self) -> int:
-        """Bytes of one frame."""
-        return self.frames[:1].nbytes
+    @classmethod
+    def of(cls, frames: Frames, is_held: npt.NDArray[np.bool_]) -> HeldFrames:
+        """Returns `(slots, height, width, channels)` as such."""
+        memory = bytes_of(frames)
+        size = frames[:1].nbytes
+        return cls(lambda slot: memory[slot * size : (slot + 1) * size], is_held, size)
 
 
 class DecodedFrames(NamedTuple):
@@ -119,23 +123,18 @@ class FrameWriter:
         return claimed
 
     def _write(self, memory: HeldFrames, wanted: Sequence[DecodedFrames], slots: Integers) -> None:
-        pixels = bytes_of(memory.frames)
-        size = memory.frame_bytes
         try:
             for episode, frames, places in wanted:
                 if time.monotonic() < self._ends_at and self._directory.keep(
                     episode.name, episode.layout.file_bytes
                 ):
-                    starts = (places * size).tolist()
-                    episode.write(
-                        frames.tolist(), [pixels[start : start + size] for start in starts]
-                    )
+                    episode.write(frames.tolist(), list(map(memory.pixels, places.tolist())))
         except OSError as error:
             self._directory.note(error)
         finally:
             memory.is_held[slots] = False
             with self._lock:
-                self._waiting_bytes -= len(slots) * size
+                self._waiting_bytes -= len(slots) * memory.frame_bytes
 
 
 def _by_episode(decoded: Sequence[DecodedFrames]) -> list[DecodedFrames]:

@@ -261,7 +261,7 @@ class GopDecoder:
                 frames = gop.frames - gop.file.first_frame(gop.episode)
                 decoded.append(DecodedFrames(on_disk.episode(gop.episode), frames, slots))
         assert self.store.is_held is not None
-        memory = HeldFrames(self.store.frames, self.store.is_held)
+        memory = HeldFrames.of(self.store.frames, self.store.is_held)
 
         def decode_and_keep() -> dict[int, Exception]:
             problems = decode()
