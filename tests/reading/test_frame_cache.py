@@ -23,11 +23,14 @@ import numpy as np
 import pytest
 
 import lerobot_grain as lg
+from lerobot_grain._reading.batches import split
 from lerobot_grain._reading.frame_cache import frame_key, frame_writer
 from lerobot_grain._reading.frame_cache.camera_frames import CameraFrames
 from lerobot_grain._reading.frame_cache.episode_frames import EpisodeFrames
+from lerobot_grain._reading.frame_cache.frame_cache import FrameCache
 from lerobot_grain._reading.frames import gop_decoder, gop_fetcher
 from lerobot_grain._reading.frames.decoding import LongGopDecoder
+from lerobot_grain._reading.options import MemoryBudget
 from lerobot_grain._reading.rows import pictures
 from lerobot_grain.testing import Camera, write_dataset
 from tests.support.forked import forking
@@ -112,6 +115,8 @@ def test_whole_epochs_are_the_same(
     expected, _ = read(stream(directory, None, num_epochs=3, **arguments))
     found, first = read(stream(directory, tmp_path, num_epochs=3, **arguments))
     assert_same(found, expected)
+    batches = stream(directory, tmp_path, num_epochs=3, **arguments).batch(8)
+    assert_same([each for batch in batches for each in split(dict(batch))], expected)
     assert first.frames_from_cache < first.frames_handed_out
     # Another reader, and what was left out because it had to wait: two rounds at most.
     for _ in range(2):
@@ -402,10 +407,16 @@ def test_a_damaged_frame_that_cannot_be_decoded_is_an_error_at_its_example(
     copy = tmp_path / "data"
     shutil.copytree(directory, copy)
     cache = tmp_path / "frames"
-    arguments = {"features": [AV1, "index"], "delta_timestamps": None, "shuffle": None}
+    # So small that many are taken together, also those before the bad one.
+    arguments = {
+        "features": [AV1, "index"],
+        "delta_timestamps": None,
+        "shuffle": None,
+        "image_size": (16, 24),
+    }
     expected, _ = read(stream(copy, cache, **arguments))
-    kept = next(path for path in files_of(cache) if path.stat().st_size == 8192 + 33 * 64 * 96 * 3)
-    flip(kept, (8192 + 5 * 64 * 96 * 3) * 8)
+    kept = next(path for path in files_of(cache) if path.stat().st_size == 8192 + 33 * 16 * 24 * 3)
+    flip(kept, (8192 + 5 * 16 * 24 * 3) * 8)
     # Its coded bytes are gone, in a file that looks the same.
     video = copy / "videos" / AV1 / "chunk-000" / "file-001.mp4"
     status = video.stat()
@@ -587,6 +598,34 @@ def test_frames_that_have_to_wait_too_long_are_not_kept(
     assert_same(found[:NUM_ROWS], straight)
 
 
+def test_what_waits_to_be_written_is_not_overwritten(
+    directory: Path,
+    straight: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Memory for frames is used again and again, but not that of frames that are not written."""
+    release = threading.Event()
+    write = EpisodeFrames.write
+
+    def late(*arguments: Any) -> None:
+        release.wait()
+        write(*arguments)
+
+    monkeypatch.setattr(EpisodeFrames, "write", late)
+    monkeypatch.setattr(frame_writer, "_CLOSING_SECONDS", 60.0)
+    # The first ones can wait, the others are decoded into the memory that is left.
+    iterator = iter(stream(directory, tmp_path, memory_bytes=4 << 20))
+    found = [next(iterator) for _ in range(NUM_ROWS)]
+    release.set()
+    iterator.close()
+    assert_same(found, straight)
+    monkeypatch.setattr(EpisodeFrames, "write", write)
+    found, statistics = read(stream(directory, tmp_path))
+    assert_same(found, straight)
+    assert 0 < statistics.frames_from_cache < statistics.frames_handed_out
+
+
 # --- several processes ---------------------------------------------------------------------------
 
 
@@ -648,27 +687,19 @@ def test_processes_that_are_killed_100_times(
     kill_at_random_moments(directory, straight, tmp_path / "frames", range(4, 104))
 
 
-def test_frames_of_another_process_are_found_while_reading(
-    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_frames_of_another_process_are_found_while_reading(directory: Path, tmp_path: Path) -> None:
     repository = lg.open_repository(directory)
-    only = {"features": [LONG], "delta_timestamps": None}
-    seen: list[CameraFrames] = []
-    make = CameraFrames.__init__
-
-    def remembered(self: CameraFrames, *arguments: Any, **options: Any) -> None:
-        make(self, *arguments, **options)
-        seen.append(self)
-
-    monkeypatch.setattr(CameraFrames, "__init__", remembered)
-    iterator = iter(stream(directory, tmp_path / "a", **only))
-    next(iterator)
-    iterator.close()
-    shutil.rmtree(tmp_path / "a")
-    frames = seen[0]
+    options = lg.ReadOptions(frame_cache_bytes=ALL_BYTES, frame_cache_directory=tmp_path)
+    cache = FrameCache(options, MemoryBudget.of(1 << 30, num_cameras=1), num_decoders=1)
+    frames = CameraFrames(
+        cache, repository, repository.features[LONG], image_size=None, frame_bytes=64 * 80 * 3
+    )
     episodes, numbers = repository.episodes.locate_all(np.arange(NUM_ROWS))
-    frames.find(episodes, numbers)
-    read(stream(directory, tmp_path / "a", **only))
+    assert not frames.find(episodes, numbers).any()
+    read(stream(directory, tmp_path, features=[LONG], delta_timestamps=None))
+    assert not frames.find(episodes, numbers).any(), "a moment ago there was none"
     for episode in range(len(LENGTHS)):
-        frames.episode(episode).loaded_at -= 10  # a while ago
+        frames.episode(episode).loaded_at -= 10
     assert frames.find(episodes, numbers).all()
+    assert frames.has_all_of(episodes)
+    cache.close()
