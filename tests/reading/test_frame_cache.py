@@ -24,7 +24,7 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain._reading.batches import split
-from lerobot_grain._reading.frame_cache import frame_key, frame_writer
+from lerobot_grain._reading.frame_cache import camera_frames, frame_key, frame_writer
 from lerobot_grain._reading.frame_cache.camera_frames import CameraFrames
 from lerobot_grain._reading.frame_cache.episode_frames import EpisodeFrames
 from lerobot_grain._reading.frame_cache.frame_cache import FrameCache
@@ -144,6 +144,26 @@ def test_nothing_is_decoded_or_fetched_again(
     assert_same(found, straight)
     assert statistics.frames_from_cache == NUM_ROWS * FRAMES_OF_EXAMPLE
     assert statistics.budget_peak_bytes < 1 << 20, "no frame of the cache has memory of its own"
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system has no such call")
+def test_frames_are_asked_for_ahead_unless_they_come_from_memory(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only = {"features": [LONG], "delta_timestamps": None}
+    read(stream(directory, tmp_path, **only))
+    asked: list[int] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: asked.append(arguments[2]))
+    monkeypatch.setattr(camera_frames, "_MIN_MEASURED_BYTES", 1)
+    for slow, expected in ((float("inf"), NUM_ROWS), (0.0, 0)):
+        asked.clear()
+        monkeypatch.setattr(camera_frames, "_SLOW_BYTES_PER_SECOND", slow)
+        iterator = iter(stream(directory, tmp_path, memory_bytes=SMALL_BYTES, **only))
+        next(iterator)
+        after_the_first = sum(asked)
+        list(iterator)
+        num_bytes = sum(asked) if expected else sum(asked) - after_the_first
+        assert num_bytes == expected * 64 * 80 * 3
 
 
 def test_batches_and_resumes_are_the_same(

@@ -338,8 +338,7 @@ class CameraReader:
         """
         slots = self.demand.slots[entries.reshape(-1)]
         first = places.item(0)
-        is_cached = slots == CACHED
-        if is_cached.any():
+        if self._gops.on_disk is not None and (is_cached := slots == CACHED).any():
             return self._copy_apart(entries, out, places, is_cached)
         if places.item(-1) - first >= len(places):
             # Not next to each other: one by one.
