@@ -155,15 +155,14 @@ def test_frames_are_asked_for_ahead_unless_they_come_from_memory(
     asked: list[int] = []
     monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: asked.append(arguments[2]))
     monkeypatch.setattr(camera_frames, "_MIN_MEASURED_BYTES", 1)
-    for slow, expected in ((float("inf"), NUM_ROWS), (0.0, 0)):
+    # Most of all, or a few before the first was read: another thread asks, and may be late.
+    for slow, has_all in ((float("inf"), True), (0.0, False)):
         asked.clear()
         monkeypatch.setattr(camera_frames, "_SLOW_BYTES_PER_SECOND", slow)
-        iterator = iter(stream(directory, tmp_path, memory_bytes=SMALL_BYTES, **only))
-        next(iterator)
-        after_the_first = sum(asked)
-        list(iterator)
-        num_bytes = sum(asked) if expected else sum(asked) - after_the_first
-        assert num_bytes == expected * 64 * 80 * 3
+        read(stream(directory, tmp_path, memory_bytes=SMALL_BYTES, **only))
+        assert sum(asked) % (64 * 80 * 3) == 0
+        assert 0 < sum(asked) <= NUM_ROWS * 64 * 80 * 3
+        assert (sum(asked) > NUM_ROWS // 2 * 64 * 80 * 3) == has_all
 
 
 def test_batches_and_resumes_are_the_same(
