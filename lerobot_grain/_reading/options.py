@@ -65,7 +65,7 @@ class ReadOptions:
       num_decode_threads: `None`: one per core that this process may use.
       storage: connections, merging of byte ranges, timeouts and retries.
       frame_cache_bytes: of decoded and resized frames that are kept on disk, raw, so that no later
-        epoch or run decodes them: 640x480 takes 0.9 MB a frame. Where they are more, a fixed part
+        epoch or run decodes them: 640x480 takes 0.9 MB a frame. If they are more, a fixed part
         of the episodes is kept. 0: none are. Frames of other versions of the decoder, another kind
         of processor, or files that were changed are not used.
       frame_cache_directory: where; any number of processes may share it. `None`: the folder

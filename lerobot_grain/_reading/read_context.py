@@ -74,7 +74,9 @@ class ReadContext:
         self.large_fetchers: DaemonPool | None = None
         self.frame_cache: FrameCache | None = None
         if options.frame_cache_bytes:
-            self.frame_cache = FrameCache(options, self.budget, num_decoders=self.num_decoders)
+            self.frame_cache = FrameCache(
+                options, self.budget, fetchers=self.fetchers, num_decoders=self.num_decoders
+            )
         self._times_short = 0
 
     @property

@@ -24,6 +24,7 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain._reading.batches import split
+from lerobot_grain._reading.daemon_pool import DaemonPool
 from lerobot_grain._reading.frame_cache import camera_frames, frame_key, frame_writer
 from lerobot_grain._reading.frame_cache.camera_frames import CameraFrames
 from lerobot_grain._reading.frame_cache.episode_frames import EpisodeFrames
@@ -708,8 +709,11 @@ def test_processes_that_are_killed_100_times(
 
 def test_frames_of_another_process_are_found_while_reading(directory: Path, tmp_path: Path) -> None:
     repository = lg.open_repository(directory)
+    pool = DaemonPool(1, "test")
     options = lg.ReadOptions(frame_cache_bytes=ALL_BYTES, frame_cache_directory=tmp_path)
-    cache = FrameCache(options, MemoryBudget.of(1 << 30, num_cameras=1), num_decoders=1)
+    cache = FrameCache(
+        options, MemoryBudget.of(1 << 30, num_cameras=1), fetchers=pool, num_decoders=1
+    )
     frames = CameraFrames(
         cache, repository, repository.features[LONG], image_size=None, frame_bytes=64 * 80 * 3
     )
@@ -722,3 +726,4 @@ def test_frames_of_another_process_are_found_while_reading(directory: Path, tmp_
     assert frames.find(episodes, numbers).all()
     assert frames.has_all_of(episodes)
     cache.close()
+    pool.shutdown()

@@ -1,7 +1,7 @@
 """Which files of frames a directory keeps, so that they take no more than a number of bytes.
 
 The idea: an epoch is longer than a cache that does not hold it all, and comes in another order each
-time. What was used last is then what is needed last, so keeping that would keep nothing. A fixed
+time. The frame that was used last is then needed last, so keeping such frames keeps nothing. A fixed
 part of the episodes is kept instead: those that come first in the order of a hash, the rank that
 their names begin with. Nobody has to know which streams share a directory. Whoever adds a file
 deletes those of a higher rank where there is no room; where there is none even so, the file is not
@@ -9,7 +9,7 @@ kept, and none of a higher rank. So the first epoch ends with the episodes of th
 more bytes would keep these and others.
 
 Rules:
-* Nothing here fails. What cannot be written is not kept; the log says so once a process.
+* Nothing here fails. A file that cannot be written is not kept; the log says so once a process.
 * Nothing is locked. Each process counts for itself, and looks what others have written when it
   writes, at most every 10 seconds. So there may be more than the limit for so long, by what other
   processes write.

@@ -1,6 +1,6 @@
 """The frames of one camera on disk: which there are, and reading and keeping them.
 
-What is asked of an episode that is not known is read of its file then: a few microseconds. Other
+The checksums of an episode are read at its first use, which takes a few microseconds. Other
 processes may write frames at any time, so an episode that lacks one is looked at again, at most
 once a second.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +51,7 @@ class CameraFrames:
         frame_bytes: int,
     ) -> None:
         self._directory = cache.directory
+        self._fetchers = cache.fetchers
         self._about = f"{repository.description}\n{feature.key}\n{image_size}\n"
         self._table = repository.episodes
         self._key = FrameKey(repository, feature, image_size)
@@ -98,12 +98,10 @@ class CameraFrames:
             for number in set(episodes.tolist())
         )
 
-    def expect(self, episodes: Integers, frames: Integers) -> Callable[[], None] | None:
-        """Returns what asks the system for frames that will be read soon, for another thread;
-        `None`: they are probably in memory.
-        """
-        if not self._is_slow:
-            return None
+    def expect(self, episodes: Integers, frames: Integers) -> None:
+        """Asks the system for frames that will be read soon, unless they are probably in memory."""
+        if not self._is_slow or len(frames) == 0:
+            return
         wanted = [
             (self._episodes[number], frames[members].tolist())
             for number, members in _by_episode(episodes)
@@ -113,7 +111,7 @@ class CameraFrames:
             for episode, each in wanted:
                 episode.expect(each)
 
-        return ask
+        self._fetchers.submit(ask)
 
     def read(self, rows: Integers, out: Frames, places: Integers) -> Integers:
         """Reads frames that were there when `find` was called.
@@ -124,8 +122,8 @@ class CameraFrames:
           places: int64 `(n,)`: which elements of `out` they are written to.
 
         Returns:
-          int64 `(lost,)`: which of them are not there any more, or damaged. Of their memory nothing
-          is promised.
+          int64 `(lost,)`: which of them are not there any more, or damaged. Their memory may hold
+          anything.
         """
         if len(rows) == 0:
             return rows

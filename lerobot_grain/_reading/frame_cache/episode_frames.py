@@ -34,7 +34,7 @@ _SUM_BYTES = 8
 _MASK = (1 << 64) - 1
 # Frames next to each other that are read in one call, at most; systems allow 1024.
 _MAX_TOGETHER = 64
-# What a file was used last is noted, but not more often than this.
+# The time of the last use of a file is noted, but not more often than this.
 _NOTED_SECONDS = 86_400.0
 _FLAGS = (
     getattr(os, "O_CLOEXEC", 0)
@@ -55,7 +55,7 @@ _damaged = PerProcess(_none)
 
 
 class Layout(NamedTuple):
-    """What the file of an episode holds.
+    """The contents of the file of an episode.
 
     Attributes:
       num_frames: of the episode.
@@ -133,8 +133,8 @@ class EpisodeFrames:
           into: memory of each.
 
         Returns:
-          The places in `frames` of those that are absent or damaged; of their memory nothing is
-          promised.
+          The places in `frames` of those that are absent or damaged; their memory may hold
+          anything.
         """
         try:
             descriptor = _opened(self.path, os.O_RDONLY)

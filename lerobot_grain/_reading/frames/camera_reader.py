@@ -85,7 +85,6 @@ class CameraReader:
                 frame_bytes=self.store.frame_bytes,
             ),
         )
-        self._fetchers = context.fetchers
         self._problems_of_entries: dict[int, Exception] = {}
 
     @property
@@ -153,7 +152,7 @@ class CameraReader:
         assert self._gops.on_disk is not None
         is_there = self._gops.on_disk.find(episodes, frames)
         if self._fetcher.coded_bytes and is_there.any():
-            # What waits to be decoded goes when all frames of it that are needed are.
+            # Coded bytes that wait go when all frames of theirs that are needed are decoded.
             is_there[is_there] = ~self._wait_coded(episodes[is_there], frames[is_there])
         found = entries[missing[is_there]]
         self.demand.slots[found] = CACHED
@@ -183,11 +182,9 @@ class CameraReader:
             return
         cached = np.flatnonzero(self.demand.slots[entries.reshape(-1)] == CACHED)
         if len(cached):
-            ask = on_disk.expect(
+            on_disk.expect(
                 block.episodes[cached // entries.shape[1]], self._window(block).reshape(-1)[cached]
             )
-            if ask is not None:
-                self._fetchers.submit(ask)
 
     # Decoding
 

@@ -52,9 +52,7 @@ class PictureReader:
         for key, on_disk in self._on_disk.items():
             episodes, frames = _frames_of(block, key)
             is_there = on_disk.find(episodes, frames)
-            ask = on_disk.expect(episodes[is_there], frames[is_there])
-            if ask is not None and is_there.any():
-                self._context.fetchers.submit(ask)
+            on_disk.expect(episodes[is_there], frames[is_there])
 
     def frames(self, feature: Feature, encoded: list[Any], block: WindowBlock) -> npt.NDArray[Any]:
         """Returns the frames of the examples of a block, `(frames, height, width, channels)`.
