@@ -99,6 +99,17 @@ def test_what_others_write_and_delete_is_seen(
     assert add(one, "5.frames", 10)
 
 
+def test_a_file_that_is_written_after_it_had_to_go_does_not_stay(tmp_path: Path) -> None:
+    directory = CacheDirectory(str(tmp_path), 15)
+    assert directory.keep("5.frames", 10)
+    assert directory.keep("4.frames", 10)  # by another thread, before the first was written
+    for name in ("4.frames", "5.frames"):
+        (tmp_path / name).write_bytes(bytes(10))
+        directory.settle(name, 10)
+    assert names(tmp_path) == ["4.frames"]
+    assert "5.frames" in directory.deleted
+
+
 def test_files_that_nobody_uses_go_first_and_others_are_left_alone(tmp_path: Path) -> None:
     for name in ("1.frames", "2.frames", "mine.txt"):
         (tmp_path / name).write_bytes(bytes(10))

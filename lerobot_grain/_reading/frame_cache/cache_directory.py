@@ -1,9 +1,9 @@
 """Which files of frames a directory keeps, so that they take no more than a number of bytes.
 
 The idea: an epoch is longer than a cache that does not hold it all, and comes in another order each
-time. The frame that was used last is then needed last, so keeping such frames keeps nothing. A fixed
-part of the episodes is kept instead: those that come first in the order of a hash, the rank that
-their names begin with. Nobody has to know which streams share a directory. Whoever adds a file
+time. The frame that was used last is then needed last, so keeping such frames keeps nothing. A
+fixed part of the episodes is kept instead: those that come first in the order of a hash, the rank
+that their names begin with. Nobody has to know which streams share a directory. Whoever adds a file
 deletes those of a higher rank where there is no room; where there is none even so, the file is not
 kept, and none of a higher rank. So the first epoch ends with the episodes of the lowest ranks, and
 more bytes would keep these and others.
@@ -88,6 +88,13 @@ class CacheDirectory:
             insort(self._ranked, (False, name))
             self.deleted.discard(name)
             return True
+
+    def settle(self, name: str, size: int) -> None:
+        """Deletes a file that was written, if it was to go since `keep` was asked."""
+        if not self.keep(name, size):
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(self.path, name))
+            self.deleted.add(name)
 
     def note(self, error: OSError) -> None:
         """Notes that a file could not be written: for a while none is."""

@@ -1,4 +1,5 @@
-"""The names of the files that hold frames, from everything that decides their pixels. Pure but for `stat`.
+"""The names of the files that hold frames, from everything that decides their pixels. Pure but for
+`stat`.
 
 Two frames with one name must be the same bits. So a name has a hash of everything that decides
 them: which pictures (the commit; of a directory, which has none, also size, time and inode of the

@@ -125,10 +125,11 @@ class FrameWriter:
     def _write(self, memory: HeldFrames, wanted: Sequence[DecodedFrames], slots: Integers) -> None:
         try:
             for episode, frames, places in wanted:
-                if time.monotonic() < self._ends_at and self._directory.keep(
-                    episode.name, episode.layout.file_bytes
-                ):
+                name = episode.name
+                size = episode.layout.file_bytes
+                if time.monotonic() < self._ends_at and self._directory.keep(name, size):
                     episode.write(frames.tolist(), list(map(memory.pixels, places.tolist())))
+                    self._directory.settle(name, size)
         except OSError as error:
             self._directory.note(error)
         finally:
