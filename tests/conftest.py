@@ -27,6 +27,7 @@ LONGEST_FIRST = [
     "test_notebooks.py",
     "test_examples.py",
     "test_faults.py",
+    "test_frame_cache.py",
     "test_workers.py",
     "test_storage.py",
     "test_resume.py",

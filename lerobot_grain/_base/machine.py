@@ -1,5 +1,5 @@
 """The cores and the memory that this process may use, as the system, a container or a scheduler
-limits them.
+limits them; and what kind of processor it is.
 
 Sources: Linux's `Documentation/admin-guide/cgroup-v2.rst` and `cgroup-v1/memory.rst`; Slurm's
 `sbatch` (output environment variables).
@@ -7,12 +7,16 @@ Sources: Linux's `Documentation/admin-guide/cgroup-v2.rst` and `cgroup-v1/memory
 
 from __future__ import annotations
 
+import functools
 import os
+import platform
 from pathlib import Path, PurePosixPath
 
 # Control groups have files there that limit memory and processor time.
 _CGROUPS = Path("/sys/fs/cgroup")
 _CGROUP_OF_PROCESS = Path("/proc/self/cgroup")
+# Linux.
+_PROCESSORS = Path("/proc/cpuinfo")
 
 
 def num_cores() -> int:
@@ -98,3 +102,18 @@ def _as_int(text: str) -> int | None:
     """Returns a positive number; `None` for "max", -1 and everything else that is no limit."""
     stripped = text.strip()
     return int(stripped) if stripped.isdecimal() and int(stripped) else None
+
+
+@functools.cache
+def processor() -> str:
+    """Returns the architecture of the processor, and the instruction sets that it has, as far as
+    the system tells them: libraries choose their code by these, and so perhaps the last bits of a
+    result.
+    """
+    try:
+        lines = _PROCESSORS.read_text(errors="replace").splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    # On x86 and on ARM, of the first core.
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return " ".join([platform.machine(), *sorted(flags.partition(":")[2].split())])

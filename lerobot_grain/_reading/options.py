@@ -7,10 +7,12 @@ which is for camera frames. The shares are explained in docs/architecture/readin
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lerobot_grain._base.arguments import check_int
+from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._storage.options import StorageOptions
 
 # R is this part of B, where there is video.
@@ -39,6 +41,8 @@ _KEPT_PART = 8
 _LONG_GOP_PART = 128
 # The open decoders of long GOPs, of each camera: at most this part of F.
 _DECODERS_PART = 2
+# Decoded frames that wait to be written to the frame cache: at most this part of F.
+_UNWRITTEN_PART = 8
 # The frames of the next example are decoded whatever the budget; so there are slots for this many
 # times F.
 _SLOTS = 2
@@ -60,6 +64,13 @@ class ReadOptions:
         memory that this process may use (`default_budget_bytes`).
       num_decode_threads: `None`: one per core that this process may use.
       storage: connections, merging of byte ranges, timeouts and retries.
+      frame_cache_bytes: of decoded and resized frames that are kept on disk, raw, so that no later
+        epoch or run decodes them: 640x480 takes 0.9 MB a frame. If they are more, a fixed part
+        of the episodes is kept. 0: none are. Frames of other versions of the decoder, another kind
+        of processor, or files that were changed are not used.
+      frame_cache_directory: where; any number of processes may share it. `None`: the folder
+        `frames` beside the pieces of files that are kept (`LEROBOT_GRAIN_CACHE`, or `lerobot_grain`
+        in `HF_HOME`).
 
     Raises:
       InvalidRequestError: a value is out of its range.
@@ -68,12 +79,21 @@ class ReadOptions:
     memory_budget_bytes: int | None = None
     num_decode_threads: int | None = None
     storage: StorageOptions = field(default_factory=StorageOptions)
+    frame_cache_bytes: int = 0
+    frame_cache_directory: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         if self.memory_budget_bytes is not None:
             check_int("memory_budget_bytes", self.memory_budget_bytes, least=1, of="ReadOptions")
         if self.num_decode_threads is not None:
             check_int("num_decode_threads", self.num_decode_threads, least=1, of="ReadOptions")
+        check_int("frame_cache_bytes", self.frame_cache_bytes, least=0, of="ReadOptions")
+        directory = self.frame_cache_directory
+        if not isinstance(directory, str | os.PathLike | None) or directory == "":
+            raise InvalidRequestError(
+                f"ReadOptions(frame_cache_directory={directory!r}): expected the path of a "
+                "directory, or None"
+            )
 
 
 def default_budget_bytes(num_cores: int, memory_bytes: int | None) -> int:
@@ -103,6 +123,7 @@ class MemoryBudget:
       kept_video: of each camera: if its coded video is not more, all of it is kept.
       long_gop: a GOP whose frames are more is long.
       open_decoders: of each camera: the decoders of its long GOPs.
+      unwritten_frames: decoded frames that wait to be written to the frame cache.
     """
 
     total: int
@@ -115,6 +136,7 @@ class MemoryBudget:
     kept_video: int
     long_gop: int
     open_decoders: int
+    unwritten_frames: int
 
     @classmethod
     def of(cls, total: int, *, num_cameras: int) -> MemoryBudget:
@@ -137,6 +159,7 @@ class MemoryBudget:
             kept_video=frames // _KEPT_PART // max(1, num_cameras),
             long_gop=frames // _LONG_GOP_PART,
             open_decoders=frames // _DECODERS_PART,
+            unwritten_frames=frames // _UNWRITTEN_PART,
         )
 
     def num_slots(self, frame_bytes: int) -> int:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from lerobot_grain._base.machine import memory_bytes, num_cores
 from lerobot_grain._reading.daemon_pool import DaemonPool
+from lerobot_grain._reading.frame_cache.frame_cache import FrameCache
 from lerobot_grain._reading.options import MemoryBudget, ReadOptions, default_budget_bytes
 from lerobot_grain._reading.read_statistics import Meter
 from lerobot_grain._repository.repository import Repository
@@ -51,6 +52,7 @@ class ReadContext:
       num_decoders: threads of these.
       copiers: where frames are copied into batches.
       large_fetchers: where large row groups are read, once there are any.
+      frame_cache: decoded frames on disk, where they are kept.
     """
 
     # Here, since at the end of a process the names of a module may be gone before its objects.
@@ -70,6 +72,11 @@ class ReadContext:
         self.decoders = DaemonPool(self.num_decoders, "lerobot_grain decode", self.requests.enter)
         self.copiers = DaemonPool(min(_MAX_COPIERS, self.num_decoders), "lerobot_grain copy")
         self.large_fetchers: DaemonPool | None = None
+        self.frame_cache: FrameCache | None = None
+        if options.frame_cache_bytes:
+            self.frame_cache = FrameCache(
+                options, self.budget, fetchers=self.fetchers, num_decoders=self.num_decoders
+            )
         self._times_short = 0
 
     @property
@@ -117,6 +124,8 @@ class ReadContext:
         has_ended = self.requests.end()
         for pool in pools:
             pool.shutdown(wait=has_ended)
+        if self.frame_cache is not None:
+            self.frame_cache.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

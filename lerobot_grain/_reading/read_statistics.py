@@ -33,6 +33,7 @@ class ReadStatistics:
         gone.
       pictures_decoded: coded pictures that went through a decoder.
       frames_handed_out: camera frames in examples.
+      frames_from_cache: those of them that came from the frame cache on disk.
       waited_for_fetch_seconds, waited_for_decode_seconds: for which the consumer was held up.
       budget_used_bytes, budget_peak_bytes, budget_bytes: coded bytes, decoded frames, open
         decoders, sample tables and row groups that are held, at most were held, and may be held.
@@ -49,6 +50,7 @@ class ReadStatistics:
     gops_decoded_again: int = 0
     pictures_decoded: int = 0
     frames_handed_out: int = 0
+    frames_from_cache: int = 0
     waited_for_fetch_seconds: float = 0.0
     waited_for_decode_seconds: float = 0.0
     budget_used_bytes: int = 0

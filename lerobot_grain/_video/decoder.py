@@ -47,6 +47,21 @@ def load_decoder() -> tuple[Any, Any]:
         ) from error
 
 
+@functools.cache
+def decoder_version() -> str:
+    """Returns the versions of everything that decides the pixels of a decoded frame.
+
+    Raises:
+      LeRobotGrainError: as `load_decoder`.
+    """
+    load_decoder()
+    from torchcodec import _core
+
+    # torchcodec is no more than its libraries: FFmpeg decodes, converts and resizes.
+    found = getattr(_core, "get_ffmpeg_library_versions", lambda: "unknown")()
+    return f"{installed('torch', 'torchcodec', 'numpy')}, FFmpeg {found}"
+
+
 def _reason(error: Exception) -> str:
     """Returns why a library cannot be loaded. torchcodec's own first line does not say it: it has a
     traceback for each FFmpeg it tried.

@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError
+from lerobot_grain._base.versions import installed
 from lerobot_grain._format.info import Depth
 from lerobot_grain._video.decoder import FrameDecoder, Frames
 from lerobot_grain._video.images import nearest
@@ -55,6 +56,16 @@ def load_depth_decoder() -> Any:
             "or leave the depth cameras out of features=[...]"
         ) from error
     return av
+
+
+@functools.cache
+def depth_decoder_version() -> str:
+    """Returns the versions of everything that decides the values of a decoded depth frame.
+
+    Raises:
+      InvalidRequestError: as `load_depth_decoder`.
+    """
+    return f"{installed('av', 'numpy')}, FFmpeg {load_depth_decoder().library_versions}"
 
 
 @functools.cache

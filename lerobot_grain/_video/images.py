@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, features
 
 from lerobot_grain._base.errors import DatasetFormatError
+from lerobot_grain._base.versions import installed
 
 
 def decode_image(
@@ -73,6 +74,12 @@ def _opened(encoded: bytes, modes: Sequence[str], expected: str, where: str) -> 
         raise DatasetFormatError(
             f"{where}: not an image that can be decoded ({str(error) or type(error).__name__})"
         ) from None
+
+
+def image_decoder_version() -> str:
+    """Returns the versions of everything that decides the pixels of an embedded image."""
+    libraries = {name: features.version(name) for name in ("jpg", "libjpeg_turbo", "libtiff")}
+    return f"{installed('pillow', 'numpy')}, {libraries}"
 
 
 def nearest(pixels: npt.NDArray[Any], image_size: tuple[int, int] | None) -> npt.NDArray[Any]:

@@ -75,6 +75,7 @@ HEAVY = {
     "_video.decoder": {"torch", "torchcodec"},
     "_video.depth": {"av"},
     "_video.images": {"PIL"},
+    "_reading.frame_cache.episode_frames": {"xxhash"},
     "_storage.http.client": {"httpx2"},
     "_storage.http.connections": {"httpx2"},
     "_storage.hub.address": {"huggingface_hub"},

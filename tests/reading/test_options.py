@@ -29,6 +29,7 @@ CASES = {
             84 * MIB,
             11010048,
             672 * MIB,
+            168 * MIB,
         ),
     ),
     "by default, no video": (
@@ -44,6 +45,7 @@ CASES = {
             96 * MIB,
             6 * MIB,
             384 * MIB,
+            96 * MIB,
         ),
     ),
     "large": (
@@ -59,9 +61,10 @@ CASES = {
             1792 * MIB,
             112 * MIB,
             7168 * MIB,
+            1792 * MIB,
         ),
     ),
-    "tiny": (1000, 3, (125, 16 * MIB, 875, 125, 54, 218, 36, 6, 437)),
+    "tiny": (1000, 3, (125, 16 * MIB, 875, 125, 54, 218, 36, 6, 437, 109)),
 }
 
 
@@ -124,3 +127,18 @@ def test_as_many_large_row_groups_at_once_as_fit_into_the_share_of_rows() -> Non
     budget = MemoryBudget.of(100 * MIB, num_cameras=0)
     for size, at_once in ((1 * MIB, 8), (20 * MIB, 2), (50 * MIB, 1), (60 * MIB, 1)):
         assert budget.large_groups_at_once([MIB, size], at_most=8) == at_once
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"frame_cache_bytes": -1}, r"frame_cache_bytes=-1\): expected an int >= 0"),
+        ({"frame_cache_bytes": True}, r"frame_cache_bytes=True\): expected an int >= 0"),
+        ({"frame_cache_bytes": 1e9}, r"frame_cache_bytes=1000000000.0\): expected an int >= 0"),
+        ({"frame_cache_directory": ""}, "frame_cache_directory=''\\): expected the path of a dir"),
+        ({"frame_cache_directory": b"x"}, "frame_cache_directory=b'x'\\): expected the path"),
+    ],
+)
+def test_wrong_options_of_the_frame_cache(options: dict[str, object], message: str) -> None:
+    with pytest.raises(lg.InvalidRequestError, match=message):
+        lg.ReadOptions(**options)

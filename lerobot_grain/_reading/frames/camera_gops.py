@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lerobot_grain._reading.frame_cache.camera_frames import CameraFrames
 from lerobot_grain._reading.frames.decoding import GopFrames, LongGopDecoder
 from lerobot_grain._reading.frames.frame_store import FrameDemand
 from lerobot_grain._reading.frames.gop_fetcher import GopFetcher, GopKey
@@ -108,12 +109,14 @@ class CameraGops:
       fetcher: has the coded bytes.
       counts: of what is decoded.
       decoders: of long GOPs, which stay open.
+      on_disk: the frames of the camera there, where they are kept.
     """
 
     demand: FrameDemand
     fetcher: GopFetcher
     counts: DecodeCounts
     decoders: OpenDecoders
+    on_disk: CameraFrames | None
 
 
 def decoder_bytes(gop: GopFrames) -> int:

@@ -20,15 +20,18 @@ from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import LeRobotGrainError
 from lerobot_grain._format.info import Feature
 from lerobot_grain._order.windows import WindowBlock
+from lerobot_grain._reading.frame_cache.camera_frames import CameraFrames
 from lerobot_grain._reading.frames.camera_gops import CameraGops, DecodeCounts, OpenDecoders
 from lerobot_grain._reading.frames.decoding import GopFrames
-from lerobot_grain._reading.frames.frame_store import FAILED, NO_SLOT, FrameDemand
+from lerobot_grain._reading.frames.frame_store import CACHED, FAILED, NO_SLOT, FrameDemand
 from lerobot_grain._reading.frames.gop_decoder import DecodeCandidate, GopDecoder
 from lerobot_grain._reading.frames.gop_fetcher import FileKey, GopFetcher
 from lerobot_grain._reading.future_cache import FutureCache
 from lerobot_grain._reading.read_context import ReadContext, ReadSource
 from lerobot_grain._video.decoder import Frames
 from lerobot_grain._video.video_file import VideoFile
+
+_NONE = np.zeros(0, np.int64)
 
 
 class CameraReader:
@@ -72,6 +75,15 @@ class CameraReader:
             self._fetcher,
             DecodeCounts(source.meter),
             OpenDecoders(context.budget.open_decoders),
+            None
+            if context.frame_cache is None
+            else CameraFrames(
+                context.frame_cache,
+                source.repository,
+                feature,
+                image_size=source.image_size,
+                frame_bytes=self.store.frame_bytes,
+            ),
         )
         self._problems_of_entries: dict[int, Exception] = {}
 
@@ -91,21 +103,29 @@ class CameraReader:
         The index of a file is requested as soon as a file is known to be needed, long before its
         first frame is.
         """
-        for number in set(self._file_of_episode[block.episodes].tolist()):
-            self._fetcher.open(number)
+        on_disk = self._gops.on_disk
+        if on_disk is None or not on_disk.has_all_of(block.episodes):
+            for number in set(self._file_of_episode[block.episodes].tolist()):
+                self._fetcher.open(number)
         return self.demand.add(
             self._episodes.first_rows[block.episodes][:, None] + self._window(block)
         )
 
     # Fetching
 
-    def fetch(self, block: WindowBlock, entries: Integers) -> None:
-        """Asks for the coded bytes of frames that were not asked for yet, or were dropped since."""
+    def fetch(self, block: WindowBlock, entries: Integers, *, may_be_on_disk: bool = True) -> None:
+        """Asks for the coded bytes of frames that were not asked for yet, or were dropped since;
+        unless they lie in the frame cache.
+        """
         flat = entries.reshape(-1)
         missing = np.flatnonzero(~self.demand.is_requested[flat])
         if len(missing) == 0:
             return
         frames = self._window(block).reshape(-1)
+        if self._gops.on_disk is not None and may_be_on_disk:
+            missing = self._not_on_disk(
+                block.episodes[missing // entries.shape[1]], frames[missing], flat, missing
+            )
         for index in missing.tolist():
             entry = flat.item(index)
             if self.demand.is_requested[entry]:
@@ -118,6 +138,53 @@ class CameraReader:
                 self.demand.slots[entry] = FAILED
                 self.demand.is_requested[entry] = True
                 self._problems_of_entries[entry] = error
+
+    def _not_on_disk(
+        self, episodes: Integers, frames: Integers, entries: Integers, missing: Integers
+    ) -> Integers:
+        """Notes which of missing frames lie in the frame cache; returns the others.
+
+        Args:
+          episodes, frames: int64 `(n,)`, of them.
+          entries: int64 `(any,)`.
+          missing: int64 `(n,)`: which of `entries` they are.
+        """
+        assert self._gops.on_disk is not None
+        is_there = self._gops.on_disk.find(episodes, frames)
+        if self._fetcher.coded_bytes and is_there.any():
+            # Coded bytes that wait go when all frames of theirs that are needed are decoded.
+            is_there[is_there] = ~self._wait_coded(episodes[is_there], frames[is_there])
+        found = entries[missing[is_there]]
+        self.demand.slots[found] = CACHED
+        self.demand.is_requested[found] = True
+        return missing[~is_there]
+
+    def _wait_coded(self, episodes: Integers, frames: Integers) -> npt.NDArray[np.bool_]:
+        """Returns of frames of episodes, each int64 `(n,)`, whether the coded bytes of their GOPs
+        wait to be decoded, bool `(n,)`.
+        """
+        found = np.zeros(len(frames), np.bool_)
+        for episode in set(episodes.tolist()):
+            number = self._file_of_episode.item(episode)
+            try:
+                file = self._meter.wait(self._fetcher.open(number), "fetch")
+                file.check(episode)
+            except LeRobotGrainError:
+                continue  # then nothing of it waits
+            members = np.flatnonzero(episodes == episode)
+            gops = file.gops_of(frames[members] + file.first_frame(episode)).tolist()
+            found[members] = [(number, episode, gop) in self._fetcher.gops for gop in gops]
+        return found
+
+    def expect(self, block: WindowBlock, entries: Integers) -> None:
+        """Asks the system for the frames of a block that lie in the frame cache."""
+        if (on_disk := self._gops.on_disk) is None:
+            return
+        cached = np.flatnonzero(self.demand.slots[entries.reshape(-1)] == CACHED)
+        if len(cached):
+            on_disk.expect(
+                block.episodes[cached // entries.shape[1]], self._window(block).reshape(-1)[cached]
+            )
 
     # Decoding
 
@@ -255,23 +322,28 @@ class CameraReader:
                         return example, problem
         return None
 
-    def copy_frames(self, entries: Integers, out: Frames, places: Integers) -> None:
+    def copy_frames(self, entries: Integers, out: Frames, places: Integers) -> Integers:
         """Copies the frames of examples, which were waited for. For any thread.
 
         Args:
           entries: int64 `(examples, time)`.
           out: `(n, ...)`, frames of examples.
           places: int64 `(examples,)`, ascending: which of `out` they are.
+
+        Returns:
+          int64 `(lost,)`: entries of those that the frame cache has lost: see `restore`.
         """
         slots = self.demand.slots[entries.reshape(-1)]
         first = places.item(0)
+        if self._gops.on_disk is not None and (is_cached := slots == CACHED).any():
+            return self._copy_apart(entries, out, places, is_cached)
         if places.item(-1) - first >= len(places):
             # Not next to each other: one by one.
             each = out.reshape(len(out), entries.shape[1], *self.store.frames.shape[1:])
             for place, window in zip(places.tolist(), slots.reshape(entries.shape), strict=True):
                 for time, slot in enumerate(window.tolist()):
                     each[place, time] = self.store.frames[slot]
-            return
+            return _NONE
         # "clip", because "raise" would go through a copy.
         np.take(
             self.store.frames,
@@ -280,11 +352,39 @@ class CameraReader:
             out=out[first : first + len(places)].reshape(len(slots), *self.store.frames.shape[1:]),
             mode="clip",
         )
+        return _NONE
+
+    def _copy_apart(
+        self, entries: Integers, out: Frames, places: Integers, is_cached: npt.NDArray[np.bool_]
+    ) -> Integers:
+        """The same where some lie in the frame cache."""
+        assert self._gops.on_disk is not None
+        time = entries.shape[1]
+        each = out.reshape(len(out) * time, *self.store.frames.shape[1:])
+        into = (places[:, None] * time + np.arange(time)).reshape(-1)
+        flat = entries.reshape(-1)
+        slots = self.demand.slots[flat]
+        for place in np.flatnonzero(~is_cached).tolist():
+            each[into.item(place)] = self.store.frames[slots.item(place)]
+        cached = flat[is_cached]
+        return cached[self._gops.on_disk.read(self.demand.rows_of(cached), each, into[is_cached])]
+
+    def restore(self, block: WindowBlock, entries: Integers, lost: Integers) -> None:
+        """Asks for the coded bytes of frames of a block that the frame cache has lost."""
+        self.demand.slots[lost] = NO_SLOT
+        self.demand.is_requested[lost] = False
+        self.fetch(block, entries, may_be_on_disk=False)
 
     def release(self, entries: Integers) -> None:
         """Counts a use of each of the frames; those that are needed no more go."""
-        self._meter.count(frames_handed_out=entries.size)
-        self.decoder.give_back(self.demand.use(entries.reshape(-1)))
+        flat = entries.reshape(-1)
+        self._meter.count(frames_handed_out=len(flat))
+        if self._gops.on_disk is None:
+            self.decoder.give_back(self.demand.use(flat))
+            return
+        self._meter.count(frames_from_cache=int((self.demand.slots[flat] == CACHED).sum()))
+        slots = self.demand.use(flat)
+        self.decoder.give_back(slots[slots >= 0])
 
     # Windows
 

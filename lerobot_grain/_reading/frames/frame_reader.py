@@ -258,6 +258,7 @@ class FrameReader:
         wanted: dict[_CameraKey, list[DecodeCandidate]] = {}
         for source, block, all_entries, places in parts:
             for name, entries in all_entries.items():
+                self._cameras[source, name].expect(block, entries)
                 found = self._cameras[source, name].frames_to_decode(block, entries, places)
                 if found:
                     wanted[source, name] = found
@@ -277,6 +278,10 @@ class FrameReader:
             if chosen is None:
                 return None
             wanted = chosen
+        return self._start(wanted)
+
+    def _start(self, wanted: Mapping[_CameraKey, list[DecodeCandidate]]) -> Decoding:
+        """Starts decoding something."""
         by_decoder: dict[GopDecoder, list[DecodeCandidate]] = {}
         for key, items in wanted.items():
             by_decoder.setdefault(self._cameras[key].decoder, []).extend(items)
@@ -317,29 +322,63 @@ class FrameReader:
         return None if first is None else (examples.start + first[0], first[1])
 
     def copy_frames(self, copies: Sequence[FrameCopy]) -> None:
-        """Copies frames that were waited for."""
-        tasks: list[list[Callable[[], None]]] = [[]]
-        room = _COPIED_BYTES
-        for frames, examples, out, places in copies:
-            for key, array in out.items():
-                entries = frames.entries[key][examples]
-                step = max(1, _COPIED_BYTES // max(1, array[:1].nbytes))
-                for start in range(0, len(places), step):
-                    piece = slice(start, start + step)
-                    copy = self._cameras[frames.source, key].copy_frames
-                    if room <= 0:
-                        tasks.append([])
-                        room = _COPIED_BYTES
-                    tasks[-1].append(functools.partial(copy, entries[piece], array, places[piece]))
-                    room -= len(places[piece]) * array[:1].nbytes
-        if len(tasks) == 1:
-            _run_all(tasks[0])
-        else:
-            for done in [self._context.copiers.submit(_run_all, task) for task in tasks]:
-                done.result()
+        """Copies frames that were waited for.
+
+        Raises:
+          LeRobotGrainError: the frame cache has lost one of them, and it cannot be decoded; the
+            reader must be closed. It is not looked for there again.
+        """
+        while lost := self._lost_of(copies):
+            self._restore(lost)
         for frames, examples, out, _ in copies:
             for key in out:
                 self._cameras[frames.source, key].release(frames.entries[key][examples])
+
+    def _lost_of(self, copies: Sequence[FrameCopy]) -> list[tuple[FrameCopy, str, Integers]]:
+        """Copies frames; returns those that the frame cache has lost, by copy and camera."""
+        tasks: list[list[Callable[[], Integers]]] = [[]]
+        owners: list[tuple[FrameCopy, str]] = []
+        room = _COPIED_BYTES
+        for each in copies:
+            for key, array in each.out.items():
+                entries = each.frames.entries[key][each.examples]
+                step = max(1, _COPIED_BYTES // max(1, array[:1].nbytes))
+                for start in range(0, len(each.places), step):
+                    piece = slice(start, start + step)
+                    places = each.places[piece]
+                    copy = self._cameras[each.frames.source, key].copy_frames
+                    if room <= 0:
+                        tasks.append([])
+                        room = _COPIED_BYTES
+                    tasks[-1].append(functools.partial(copy, entries[piece], array, places))
+                    owners.append((each, key))
+                    room -= len(places) * array[:1].nbytes
+        if len(tasks) == 1:
+            found = _run_all(tasks[0])
+        else:
+            running = [self._context.copiers.submit(_run_all, task) for task in tasks]
+            found = [lost for done in running for lost in done.result()]
+        return [(*owner, lost) for owner, lost in zip(owners, found, strict=True) if len(lost)]
+
+    def _restore(self, lost: Sequence[tuple[FrameCopy, str, Integers]]) -> None:
+        """Decodes frames that the frame cache has lost, whatever the budget.
+
+        Raises:
+          LeRobotGrainError: one of them cannot be decoded.
+        """
+        for each, key, entries in lost:
+            camera = self._cameras[each.frames.source, key]
+            block = each.frames.block[each.examples]
+            needed = each.frames.entries[key][each.examples]
+            camera.restore(block, needed, entries)
+            # Alone: for frames that are needed later there may be no room.
+            wanted = [
+                item.only(item.is_now)
+                for item in camera.frames_to_decode(block, needed, np.arange(len(block)))
+            ]
+            self._start({(each.frames.source, key): wanted})
+            if (problem := camera.wait(needed)) is not None:
+                raise problem[1]
 
     def shape_of(self, source: int, key: str, block: WindowBlock) -> tuple[int, ...]:
         """Returns the shape of an example's value: `(height, width, channels)`, or with the time in
@@ -404,6 +443,5 @@ class FrameReader:
         return chosen
 
 
-def _run_all(calls: Sequence[Callable[[], None]]) -> None:
-    for call in calls:
-        call()
+def _run_all(calls: Sequence[Callable[[], Integers]]) -> list[Integers]:
+    return [call() for call in calls]

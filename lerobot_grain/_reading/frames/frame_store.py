@@ -20,6 +20,8 @@ from lerobot_grain._base.arrays import Integers
 # The values in `slots` for a frame that is not decoded, and for one that cannot be.
 NO_SLOT = -1
 FAILED = -2
+# The same for one that lies in the frame cache.
+CACHED = -3
 
 _PAGE_BITS = 8
 _PAGE = 1 << _PAGE_BITS
@@ -34,9 +36,9 @@ class FrameDemand:
     Attributes:
       uses: int32 `(entries,)`: how often a frame is still needed; 0 at entry 0, which stands for
         all rows that are not known.
-      slots: int32 `(entries,)`: where the decoded frame is, `NO_SLOT` or `FAILED`.
+      slots: int32 `(entries,)`: where the decoded frame is, `NO_SLOT`, `FAILED` or `CACHED`.
       is_requested: bool `(entries,)`: whether its coded bytes were asked for; stays true while it
-        is decoded.
+        is decoded. True for `CACHED`, too.
     """
 
     def __init__(self) -> None:
@@ -82,9 +84,16 @@ class FrameDemand:
         )
         return entries
 
+    def rows_of(self, entries: Integers) -> Integers:
+        """Returns the rows of entries, int64 `(n,)`. For any thread."""
+        rows: Integers = (self._numbers[entries >> _PAGE_BITS] << _PAGE_BITS) + (
+            entries & _PAGE - 1
+        )
+        return rows
+
     def use(self, entries: Integers) -> Integers:
         """Counts one use less for each of the entries, int64 `(n,)`; returns the slots of the
-        frames that are needed no more.
+        frames that are needed no more, `CACHED` among them.
         """
         if len(entries) <= _FEW:
             return self._use_few(entries.tolist())
@@ -161,6 +170,8 @@ class FrameStore:
       frames: `(capacity, height, width, channels)`.
       num_tasks: decode tasks that were to write slots so far.
       task_of: int64 `(capacity,)`: number of the one that writes, or wrote, a slot.
+      is_held: bool `(capacity,)`: whether a slot must not be used again yet; other threads change
+        it. `None`: no slot is ever held.
       frame_bytes: of one frame.
     """
 
@@ -168,6 +179,8 @@ class FrameStore:
         self.frames: npt.NDArray[Any] = np.empty((capacity, *shape), dtype)
         self.num_tasks = 0
         self.task_of = np.zeros(capacity, np.int64)
+        self.is_held: npt.NDArray[np.bool_] | None = None
+        self._waiting = np.zeros(0, np.int64)  # given back, but held then
         self.frame_bytes = self.frames[:1].nbytes
         self._free = np.arange(capacity - 1, -1, -1)
         self._num_free = capacity
@@ -192,5 +205,10 @@ class FrameStore:
         return slots, self.num_tasks
 
     def give_back(self, slots: Integers) -> None:
+        if self.is_held is not None:
+            slots = np.concatenate([self._waiting, slots])
+            is_held = self.is_held[slots]
+            self._waiting = slots[is_held]
+            slots = slots[~is_held]
         self._free[self._num_free : self._num_free + len(slots)] = slots
         self._num_free += len(slots)

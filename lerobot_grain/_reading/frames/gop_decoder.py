@@ -25,6 +25,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.arrays import Integers
+from lerobot_grain._reading.frame_cache.frame_writer import (
+    DecodedFrames,
+    FrameWriter,
+    HeldFrames,
+)
 from lerobot_grain._reading.frames.camera_gops import CameraGops, OpenDecoder, decoder_bytes
 from lerobot_grain._reading.frames.decoding import (
     DecodeJob,
@@ -39,6 +44,9 @@ from lerobot_grain._reading.frames.gop_fetcher import GopKey
 from lerobot_grain._reading.read_context import ReadContext
 from lerobot_grain._reading.read_statistics import Meter
 from lerobot_grain._video.decoder import OpenVideo
+
+# Returns slot -> what is wrong with its frame.
+_Decode = Callable[[], dict[int, Exception]]
 
 # Wanted frames of one decode task, at most: the speed of sequential decoding is reached at 16 to
 # 64. More where frames are small: a task takes Python's lock a dozen times, each time against a
@@ -136,6 +144,11 @@ class GopDecoder:
         self._open_video = open_video
         self._tasks: dict[int, _Task] = {}  # that were not waited for yet
         self._problems: dict[int, Exception] = {}  # by slot
+        self._writer: FrameWriter | None = None
+        if context.frame_cache is not None:
+            self._writer = context.frame_cache.writer
+            if store.is_held is None:
+                store.is_held = np.zeros(len(store.frames), np.bool_)
         self._picture_seconds = math.prod(store.frames.shape[1:3]) * _SECONDS_PER_PIXEL
 
     def seconds_of(self, wanted: Sequence[DecodeCandidate]) -> float:
@@ -192,9 +205,12 @@ class GopDecoder:
             end = begin + len(item.entries)
             jobs.append(DecodeJob(item.gop, coded, slots[begin:end]))
             begin = end
+        decode = functools.partial(decode_jobs, jobs, self.store.frames, self._open_video)
         return self._task(
             number,
-            functools.partial(decode_jobs, jobs, self.store.frames, self._open_video),
+            self._kept(
+                decode, [(each.item, job.slots) for each, job in zip(gops, jobs, strict=True)]
+            ),
             [each.coded for each in gops],
             num_pictures=sum(each.num_pictures for each in gops),
             first_use=gops[0].item.first_use,
@@ -222,13 +238,43 @@ class GopDecoder:
         _mark([wanted], slots)
         decode = functools.partial(opened.decoder.decode, gop, self.store.frames, slots)
         return self._task(
-            number, decode, [coded], num_pictures=num_pictures, first_use=wanted.first_use
+            number,
+            self._kept(decode, [(wanted, slots)]),
+            [coded],
+            num_pictures=num_pictures,
+            first_use=wanted.first_use,
         ), is_new
+
+    def _kept(self, decode: _Decode, wanted: Sequence[tuple[DecodeCandidate, Integers]]) -> _Decode:
+        """Returns what decodes, and keeps the frames on disk where that is asked for.
+
+        Args:
+          decode: does that.
+          wanted: what it decodes, and the slots of its frames.
+        """
+        writer = self._writer
+        if writer is None:
+            return decode
+        decoded = []
+        for item, slots in wanted:
+            if (on_disk := item.camera.on_disk) is not None:
+                gop = item.gop
+                frames = gop.frames - gop.file.first_frame(gop.episode)
+                decoded.append(DecodedFrames(on_disk.episode(gop.episode), frames, slots))
+        assert self.store.is_held is not None
+        memory = HeldFrames.of(self.store.frames, self.store.is_held)
+
+        def decode_and_keep() -> dict[int, Exception]:
+            problems = decode()
+            writer.offer(memory, [each.without(problems) for each in decoded])
+            return problems
+
+        return decode_and_keep
 
     def _task(
         self,
         number: int,
-        decode: Callable[[], dict[int, Exception]],
+        decode: _Decode,
         coded: Sequence[PendingBytes],
         *,
         num_pictures: int,
@@ -301,7 +347,7 @@ def _mark(items: Sequence[DecodeCandidate], slots: Integers) -> None:
         camera.demand.is_requested[entries] = True
 
 
-def _timed(decode: Callable[[], dict[int, Exception]], coded: Sequence[PendingBytes]) -> _Decoded:
+def _timed(decode: _Decode, coded: Sequence[PendingBytes]) -> _Decoded:
     """Decodes, once the coded bytes are there."""
     for each in coded:
         each.wait()

@@ -19,14 +19,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import DatasetFormatError, LeRobotGrainError, LeRobotGrainWarning
-from lerobot_grain._format.info import Feature
 from lerobot_grain._order.windows import WindowBlock
 from lerobot_grain._reading.batches import Batch
 from lerobot_grain._reading.fetch_groups import row_groups_fetched_together
@@ -52,8 +49,8 @@ from lerobot_grain._reading.rows.data_files import (
     open_data_file,
     selected_columns,
 )
+from lerobot_grain._reading.rows.pictures import PictureReader
 from lerobot_grain._reading.rows.row_groups import RowGroup
-from lerobot_grain._video.images import decode_depth_image, decode_image
 
 # Opened data files that are kept: so many bytes of them, and so many of them at least.
 _MAX_OPEN_BYTES = 64 << 20
@@ -132,6 +129,7 @@ class RowReader:
         self._selection = selection
         self._is_needed = bool(selection.columns or selection.texts)
         self._caches = caches
+        self._pictures = PictureReader(context, source)
         self._together: dict[tuple[int, int], range] = {}
         self._unpacked_bytes: dict[tuple[int, int], int] = {}
 
@@ -172,6 +170,7 @@ class RowReader:
         else:
             self._caches.groups.limit = limit
             loads = [self._group(file, group) for file, group in groups]
+        self._pictures.expect(block)
         anchors, windows = needed.cells(places, rows)
         return PendingRows(loads, anchors, windows, problems, files)
 
@@ -290,9 +289,8 @@ class RowReader:
                 encoded = look_up(
                     pending.loaded, cells, functools.partial(list_column, feature.key)
                 )
-                found[feature.key] = self._decoded(
-                    feature, encoded, block.episodes[examples], cells.rows.shape
-                )
+                frames = self._pictures.frames(feature, encoded, block[examples])
+                found[feature.key] = frames.reshape(*cells.rows.shape, *frames.shape[1:])
         return found
 
     def _file(self, number: int) -> Future[DataFile]:
@@ -396,30 +394,6 @@ class RowReader:
                 group, selected_columns(file, self._selection)
             )
         return self._unpacked_bytes[place]
-
-    def _decoded(
-        self, feature: Feature, encoded: list[Any], episodes: Integers, shape: tuple[int, ...]
-    ) -> npt.NDArray[Any]:
-        expected = (*(self._source.image_size or feature.shape[:2]), feature.num_channels)
-        decode_one = decode_depth_image if feature.is_depth else decode_image
-
-        def decode(item: tuple[int, Any]) -> npt.NDArray[Any]:
-            where = f"{self._repository.description}, episode {item[0]}, camera {feature.key}"
-            pixels = decode_one(item[1], image_size=self._source.image_size, where=where)
-            if pixels.shape != expected:
-                raise DatasetFormatError(
-                    f"{where}: an image has shape {pixels.shape}; info.json declares {expected}"
-                )
-            return pixels
-
-        owners = np.repeat(
-            self._repository.episodes.numbers_of(episodes), len(encoded) // len(episodes)
-        ).tolist()
-        pixels = np.stack(
-            list(self._context.decoders.map(decode, zip(owners, encoded, strict=True)))
-        )
-        self._source.meter.count(frames_handed_out=len(encoded))
-        return pixels.reshape(*shape, *expected)
 
 
 def _after(

@@ -1,0 +1,277 @@
+"""The frames of one episode of one camera in one file.
+
+    0       a text for people, padded to 4096 bytes
+    4096    a checksum of 8 bytes for each frame, little-endian, 0 where there is none; padded
+    ...     the frames, raw, one after the other
+
+A file has its full size from the beginning, with holes; it is never cut. A frame is written before
+its checksum, so a kill at any moment leaves a good frame or none. Whoever writes a frame again
+writes the same bytes, so it does not matter how many processes do. A checksum is over the name of
+the file, the number of the frame and its bytes, and is compared whenever a frame is read: what is
+damaged, torn, or lies at another's place is absent. Nothing is mapped: a mapping of a file that
+another program cuts, or of a disk that fails, ends the process. `pread` into the batch copies once,
+too, and takes the same time (640x480 frames: 0.13 ms, 2 cores).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import stat
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from lerobot_grain._base.per_process import PerProcess
+
+_HEADER_BYTES = 4096
+_PAGE_BYTES = 4096
+_SUM_BYTES = 8
+_MASK = (1 << 64) - 1
+# Frames next to each other that are read in one call, at most; systems allow 1024.
+_MAX_TOGETHER = 64
+# The time of the last use of a file is noted, but not more often than this.
+_NOTED_SECONDS = 86_400.0
+_FLAGS = (
+    getattr(os, "O_CLOEXEC", 0)
+    # A named pipe in the place of a file is not waited for.
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_BINARY", 0)
+    | getattr(os, "O_NOFOLLOW", 0)
+)
+
+
+def _none() -> set[tuple[str, int]]:
+    return set()
+
+
+# Frames that this process has found damaged, and nobody has written again: file and number. A
+# reader that is made after an error must not meet them again.
+_damaged = PerProcess(_none)
+
+
+class Layout(NamedTuple):
+    """The contents of the file of an episode.
+
+    Attributes:
+      num_frames: of the episode.
+      frame_bytes: of each.
+    """
+
+    num_frames: int
+    frame_bytes: int
+
+    @property
+    def frames_start(self) -> int:
+        """The byte at which the first frame begins."""
+        sums = -(-self.num_frames * _SUM_BYTES // _PAGE_BYTES) * _PAGE_BYTES
+        return _HEADER_BYTES + sums
+
+    @property
+    def file_bytes(self) -> int:
+        """The size of the file."""
+        return self.frames_start + self.num_frames * self.frame_bytes
+
+
+class EpisodeFrames:
+    """The frames of an episode, as far as this process knows them.
+
+    `checksums` may change under a reader: another value than that of the frame makes it absent, and
+    nothing worse. So there is no lock.
+
+    Args:
+      path: of the file, whose last part is its name.
+      layout: of the file.
+      about: a text for people.
+
+    Attributes:
+      checksums: uint64 `(frames,)`, 0: absent.
+      loaded_at: when they were read last, of `time.monotonic()`.
+    """
+
+    def __init__(self, path: str, layout: Layout, *, about: str) -> None:
+        self.path = path
+        self.name = os.path.basename(path)
+        self.layout = layout
+        self._about = about
+        self._seed = xxhash.xxh3_64_intdigest(self.name.encode())
+        self.checksums: npt.NDArray[np.uint64] = np.zeros(layout.num_frames, np.uint64)
+        self.loaded_at = -np.inf
+
+    def load(self) -> None:
+        """Reads which frames there are; none where the file cannot be read."""
+        self.loaded_at = time.monotonic()
+        size = self.layout.num_frames * _SUM_BYTES
+        found = b""
+        try:
+            descriptor = _opened(self.path, os.O_RDONLY)
+            try:
+                found = os.pread(descriptor, size, _HEADER_BYTES)
+                if time.time() - os.fstat(descriptor).st_mtime > _NOTED_SECONDS:
+                    os.utime(self.path)
+            finally:
+                os.close(descriptor)
+        except OSError:
+            pass  # absent, or nobody may write there
+        checksums = np.frombuffer(found.ljust(size, b"\0"), "<u8").astype(np.uint64)
+        checksums[[frame for name, frame in _damaged().copy() if name == self.name]] = 0
+        self.checksums = checksums
+
+    def forget(self, frames: Sequence[int] | None = None) -> None:
+        """Takes frames, or all of them, for absent from now on."""
+        self.checksums[slice(None) if frames is None else list(frames)] = 0
+
+    def read(self, frames: Sequence[int], into: Sequence[memoryview]) -> list[int]:
+        """Reads frames.
+
+        Args:
+          frames: ascending.
+          into: memory of each.
+
+        Returns:
+          The places in `frames` of those that are absent or damaged; their memory may hold
+          anything.
+        """
+        try:
+            descriptor = _opened(self.path, os.O_RDONLY)
+        except OSError:
+            self.forget()
+            return list(range(len(frames)))
+        lost: list[int] = []
+        try:
+            for start, stop in _runs(frames):
+                lost += self._read_run(descriptor, frames, into, range(start, stop))
+        finally:
+            os.close(descriptor)
+        if lost:
+            damaged = [frames[place] for place in lost]
+            self.forget(damaged)
+            _damaged().update((self.name, frame) for frame in damaged)
+        return lost
+
+    def _read_run(
+        self, descriptor: int, frames: Sequence[int], into: Sequence[memoryview], run: range
+    ) -> list[int]:
+        """Reads frames that follow each other; returns the places of those that are not there."""
+        frame_bytes = self.layout.frame_bytes
+        start = self.layout.frames_start + frames[run.start] * frame_bytes
+        try:
+            count = os.preadv(descriptor, into[run.start : run.stop], start)
+        except OSError:
+            count = 0
+        sums = self.checksums
+        return [
+            place
+            for number, place in enumerate(run, 1)
+            if number * frame_bytes > count
+            or self._checksum(frames[place], into[place]) != sums.item(frames[place])
+        ]
+
+    def write(self, frames: Sequence[int], pixels: Sequence[memoryview]) -> None:
+        """Writes frames, and then their checksums.
+
+        Raises:
+          OSError: they cannot be written; perhaps some were.
+        """
+        layout = self.layout
+        sums = [self._checksum(*each) for each in zip(frames, pixels, strict=True)]
+        descriptor = self._created()
+        try:
+            for start, stop in _runs(frames):
+                first = frames[start]
+                _write_all(
+                    descriptor,
+                    pixels[start:stop],
+                    layout.frames_start + first * layout.frame_bytes,
+                )
+                packed = np.array(sums[start:stop], "<u8").data.cast("B")
+                _write_all(descriptor, [packed], _HEADER_BYTES + first * _SUM_BYTES)
+        finally:
+            os.close(descriptor)
+        _damaged().difference_update((self.name, frame) for frame in frames)
+        self.checksums[list(frames)] = sums
+
+    def expect(self, frames: Iterable[int]) -> None:
+        """Asks the system to read frames into its memory, without waiting for it."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        wanted = sorted(set(frames))
+        frame_bytes = self.layout.frame_bytes
+        try:
+            descriptor = _opened(self.path, os.O_RDONLY)
+            try:
+                for start, stop in _runs(wanted):
+                    os.posix_fadvise(
+                        descriptor,
+                        self.layout.frames_start + wanted[start] * frame_bytes,
+                        (stop - start) * frame_bytes,
+                        os.POSIX_FADV_WILLNEED,
+                    )
+            finally:
+                os.close(descriptor)
+        except OSError:
+            return  # `read` will find out
+
+    def _created(self) -> int:
+        try:
+            descriptor = _opened(self.path, os.O_RDWR | os.O_CREAT)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(self.path), exist_ok=True)
+            descriptor = _opened(self.path, os.O_RDWR | os.O_CREAT)
+        try:
+            if os.fstat(descriptor).st_size < self.layout.file_bytes:
+                header = self._about.encode("utf-8", "replace")[: _HEADER_BYTES - 1] + b"\n"
+                _write_all(descriptor, [memoryview(header)], 0)
+                os.ftruncate(descriptor, self.layout.file_bytes)  # longer, with a hole
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _checksum(self, frame: int, pixels: memoryview) -> int:
+        found: int = xxhash.xxh3_64_intdigest(pixels, (self._seed + frame) & _MASK)
+        return found or 1  # 0 is absent
+
+
+def _opened(path: str, flags: int) -> int:
+    """Returns the descriptor of a regular file.
+
+    Raises:
+      OSError: it cannot be opened, or is none.
+    """
+    descriptor = os.open(path, flags | _FLAGS, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path} is no regular file")
+    return descriptor
+
+
+def _write_all(descriptor: int, pieces: Sequence[memoryview], start: int) -> None:
+    """Writes pieces one after the other."""
+    written = os.pwritev(descriptor, pieces, start)
+    for piece in pieces:
+        rest = piece[max(0, written) :]
+        start += len(piece) - len(rest)
+        written -= len(piece)
+        while rest:
+            count = os.pwrite(descriptor, rest, start)
+            rest = rest[count:]
+            start += count
+
+
+def _runs(frames: Sequence[int]) -> list[tuple[int, int]]:
+    """Returns where runs of numbers that follow each other begin and end, in ascending ones."""
+    bounds = [0]
+    for place, (one, other) in enumerate(itertools.pairwise(frames), 1):
+        if other != one + 1 or place - bounds[-1] == _MAX_TOGETHER:
+            bounds.append(place)
+    return list(itertools.pairwise([*bounds, len(frames)])) if frames else []
+
+
+def bytes_of(frames: npt.NDArray[Any]) -> memoryview:
+    """Returns the bytes of a contiguous array, not copied."""
+    return frames.reshape(-1).view(np.uint8).data
