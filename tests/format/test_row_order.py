@@ -830,7 +830,6 @@ def test_other_numbers_are_read_once_too(numbers: Path, reads: Any) -> None:
 def test_what_is_kept_on_disk_is_found_there(
     directory: Path, hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_files, "_MIN_KEPT_GROUP_BYTES", 0)
     change_data(directory, taken(ORDERS["episodes mixed"]))
     hub.add_repository("rows/kept", directory, tags=["v3.0"])
     arguments = {"endpoint": hub.endpoint, "cache_dir": tmp_path / "cache", "features": ["action"]}

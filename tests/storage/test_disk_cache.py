@@ -378,13 +378,13 @@ def test_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", "/home/me/hf")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", "/home/me/hf/hub")
     monkeypatch.delenv("LEROBOT_GRAIN_CACHE")
-    assert disk_cache_directory("/home/me/hf/hub") == "/home/me/hf/lerobot_grain/ranges"
-    assert disk_cache_directory("/scratch/mine") == "/scratch/mine/lerobot_grain/ranges"
+    assert disk_cache_directory("/home/me/hf/hub") == "/home/me/hf/lerobot_grain"
+    assert disk_cache_directory("/scratch/mine") == "/scratch/mine/lerobot_grain"
     monkeypatch.setenv("LEROBOT_GRAIN_CACHE", "")
-    assert disk_cache_directory("/home/me/hf/hub") == "/home/me/hf/lerobot_grain/ranges"
+    assert disk_cache_directory("/home/me/hf/hub") == "/home/me/hf/lerobot_grain"
     monkeypatch.setenv("LEROBOT_GRAIN_CACHE", "~/kept")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert disk_cache_directory("/scratch/mine") == f"{tmp_path}/kept/ranges"
+    assert disk_cache_directory("/scratch/mine") == f"{tmp_path}/kept"
 
 
 # --- second starts -------------------------------------------------------------------------------
@@ -427,7 +427,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def kept(tmp_path: Path) -> Path:
-    return tmp_path / "kept" / "ranges"  # what conftest.py says
+    return tmp_path / "kept"  # what conftest.py says
 
 
 @pytest.fixture
@@ -572,7 +572,7 @@ def test_kept_ranges_are_those_asked_for(hub: LoopbackHub, directory: Path, tmp_
     # An entry that is whole, but not what was asked for.
     kept = storages[0]._disk_cache(path)
     assert kept is not None
-    kept.put(storages[0]._file(path), "[0, 10)", b"too short")
+    kept.put(path, "[0, 10)", b"too short")
     assert storages[0].read_ranges(path, [ByteRange(0, 10)], keep=True) == [data[:10]]
     for storage in storages:
         storage.close()

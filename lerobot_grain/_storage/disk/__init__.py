@@ -1,0 +1,1 @@
+"""What was fetched, kept on disk: video and rows in pieces."""
