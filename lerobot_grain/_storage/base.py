@@ -221,11 +221,11 @@ class Storage(abc.ABC):
         if cache is None:
             return self._read_ranges(path, ranges)
         if not keep:
-            return self._read_through(cache, path, ranges)
+            return self._read_through(cache, path, ranges, keep_pieces=True)
         part = " ".join(map(str, ranges))
         kept = cache.get(path, part)
         if kept is None or len(kept) != sum(r.length for r in ranges):
-            payloads = self._read_ranges(path, ranges)
+            payloads = self._read_through(cache, path, ranges, keep_pieces=False)
             cache.put(path, part, b"".join(payloads))
             return payloads
         stops = itertools.accumulate(r.length for r in ranges)
@@ -284,9 +284,9 @@ class Storage(abc.ABC):
         return [slice_from(merged, payloads, r) for r in ranges]
 
     def _read_through(
-        self, cache: DatasetCache, path: str, ranges: Sequence[ByteRange]
+        self, cache: DatasetCache, path: str, ranges: Sequence[ByteRange], *, keep_pieces: bool
     ) -> list[bytes]:
-        """As `_read_ranges`; reads what lies on disk, fetches the rest and keeps it."""
+        """As `_read_ranges`; reads what lies on disk, fetches the rest and may keep it."""
         options = self.options
         wanted = merge_ranges(ranges, gap_bytes=0, max_bytes=options.merge_max_bytes)
         self._check_end(path, wanted)
@@ -299,7 +299,7 @@ class Storage(abc.ABC):
         )
         for each in missing:
             fetched = Part(each.start, self._read_range(path, each))
-            for fresh in uncovered([each], on_disk):
+            for fresh in uncovered([each], on_disk) if keep_pieces else ():
                 cache.keep(path, fresh.start, joined([fetched], fresh))
             parts.append(fetched)
         parts.sort(key=lambda part: part.start)

@@ -871,7 +871,12 @@ def test_row_groups_that_are_fetched_together(
     hub.add_repository(name, numbers, tags=["v3.0"])
     hub.clear_requests()
     found = examples_of(
-        name, endpoint=hub.endpoint, cache_dir=tmp_path / "cache", features=["action"], num_epochs=2
+        name,
+        endpoint=hub.endpoint,
+        cache_dir=tmp_path / "cache",
+        features=["action"],
+        num_epochs=2,
+        read_options=lg.ReadOptions(storage=lg.StorageOptions(disk_cache_bytes=0)),
     )
     assert_same(found, expected * 2)
     asked = [

@@ -21,6 +21,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 import time
@@ -170,7 +171,7 @@ class PieceCache:
             status = os.statvfs(self._directory)
             kept_free = min(status.f_blocks * status.f_frsize // _FREE_SHARE, _FREE_BYTES)
             if status.f_bavail * status.f_frsize < kept_free:
-                raise OSError(0, f"of the disk {kept_free / 1e9:.2g} GB stay free")
+                raise OSError(errno.ENOSPC, f"{kept_free / 1e9:.2g} GB of the disk stay free")
 
     # The limit. The lock is held.
 
