@@ -25,6 +25,7 @@ import errno
 import os
 import threading
 import time
+from array import array
 
 from lerobot_grain._base.byte_ranges import ByteRange, Part
 from lerobot_grain._storage.disk.piece_files import (
@@ -189,9 +190,9 @@ class PieceCache:
             is_full = total > allowed - 2 * self._step
             self._bound = (highest, 1 << 63) if is_full else None
 
-    def _count(self) -> tuple[list[int], str]:
+    def _count(self) -> tuple[array[int], str]:
         """Returns the bytes of each set of cells, and the highest hash of a cell."""
-        by_set = [0] * _SETS
+        by_set = array("q", bytes(8 * _SETS))
         highest = ""
         for dataset in hashed_folders(self._directory):
             for cell in cells_in(dataset.path):
@@ -219,7 +220,7 @@ class PieceCache:
                 break
         return bool(unused)
 
-    def _delete_above(self, by_set: list[int], excess: int) -> tuple[str, int]:
+    def _delete_above(self, by_set: array[int], excess: int) -> tuple[str, int]:
         """Deletes the pieces with the highest hashes, `excess` bytes of them or a little more;
         returns the first that is not kept.
         """

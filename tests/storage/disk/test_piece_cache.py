@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import logging
@@ -78,11 +79,11 @@ def pieces(folder: Path) -> list[Path]:
 
 def disk_bytes(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += max(4096, -(-path.stat().st_size // 4096) * 4096)
-        except FileNotFoundError:
-            continue
+    for directory, folders, files in os.walk(folder):
+        total += 4096 * len(folders)
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):
+                total += -(-os.stat(os.path.join(directory, name)).st_size // 4096) * 4096
     return total
 
 
@@ -590,7 +591,8 @@ def test_after_kills_at_random_moments_every_byte_is_right_or_absent(
             victim = draw.randrange(4)
             assert workers[victim].poll() is None, workers[victim].communicate()[1].decode()
             workers[victim].kill()
-            assert workers[victim].wait() == -signal.SIGKILL
+            workers[victim].communicate()
+            assert workers[victim].returncode == -signal.SIGKILL
             workers[victim] = start_worker(_FOREVER, folder, limit, 100 + moment)
             if moment % 10 == 0:
                 check_all(folder, limit)
