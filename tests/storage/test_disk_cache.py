@@ -714,9 +714,7 @@ def test_large_row_groups_are_kept(hub: LoopbackHub, converted: Path, start: Any
     assert np.array_equal(fewer[0]["observation.state"], examples[0]["observation.state"])
 
 
-def test_embedded_images_are_kept(
-    hub: LoopbackHub, start: Any, kept: Path, tmp_path: Path
-) -> None:
+def test_embedded_images_are_kept(hub: LoopbackHub, start: Any, tmp_path: Path) -> None:
     camera = Camera(key=TOP, height=64, width=96, kind="image")
     written = write_dataset(tmp_path / "images", episode_lengths=[30], cameras=(camera,), noise=1.0)
     hub.add_repository("disk/images", written.directory)
