@@ -60,6 +60,7 @@ class Cell(NamedTuple):
 
 
 def hash_of(*texts: str) -> str:
+    """Returns 32 hexadecimal digits that stand for some texts; for a dataset, or a cell."""
     return hashlib.blake2b("\0".join((_VERSION, *texts)).encode(), digest_size=16).hexdigest()
 
 
@@ -86,7 +87,7 @@ def _digests(
 
 
 def file_bytes(piece: ByteRange) -> int:
-    """Returns the bytes of the file of a piece: its contents, and then a checksum a block."""
+    """Returns the size of the file of a piece: its bytes, and then a checksum a block."""
     return piece.length + _DIGEST_BYTES * -(-piece.length // _BLOCK_BYTES)
 
 
