@@ -235,7 +235,8 @@ class PieceCache:
                     delete_cell(cell.path)
                 elif _set_of(cell.name) == split:
                     pieces += [(cell.name, piece, cell.path) for piece in cell.pieces]
-        bound = (f"{split + 1:0{_SET_DIGITS}x}", 0)
+        # "g" comes after all hexadecimal digits.
+        bound = (f"{split + 1:0{_SET_DIGITS}x}" if split + 1 < _SETS else "g", 0)
         for name, piece, folder in sorted(pieces, reverse=True):
             if excess <= 0:
                 break

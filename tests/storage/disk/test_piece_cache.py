@@ -478,6 +478,15 @@ def test_unfinished_files_count_and_go_when_they_are_old(folder: Path) -> None:
     assert (folder / "notes").exists()
 
 
+def test_what_another_process_writes_in_the_last_cell_keeps_nothing_out(folder: Path) -> None:
+    cell = folder / ("0" * 32) / ("f" * 32)
+    cell.mkdir(parents=True)
+    (cell / f"0-3000000.{'0' * 16}.part").write_bytes(bytes(3_000_000))
+    cache = opened(folder, 2_000_000)
+    put(cache, FILE, 0, 1000)
+    assert found(cache, FILE, 0, 1000) == set(range(1000))
+
+
 def test_memory_does_not_grow_with_the_cache(folder: Path) -> None:
     """What reading, writing and looking through the directory take at their most."""
     peaks = []
