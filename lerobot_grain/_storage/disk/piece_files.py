@@ -92,6 +92,7 @@ def file_bytes(piece: ByteRange) -> int:
 
 
 def piece_path(folder: str, piece: ByteRange) -> str:
+    """Returns the path of the file of a piece in the directory of its cell."""
     return os.path.join(folder, f"{piece.start}-{piece.stop}")
 
 
@@ -227,6 +228,7 @@ def cells_in(dataset: str) -> Iterator[Cell]:
 
 
 def delete_cell(folder: str) -> None:
+    """Deletes the pieces of a cell, and its directory."""
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             if _piece_named(name) is not None or _UNFINISHED.fullmatch(name):
