@@ -84,7 +84,7 @@ def uncovered(wanted: Iterable[ByteRange], covered: Iterable[ByteRange]) -> list
     missing = []
     first = 0
     for current in wanted:
-        # What ends before this range ends before all later ones.
+        # A range that ends before this one ends before all later ones.
         while first < len(known) and known[first].stop <= current.start:
             first += 1
         position = current.start

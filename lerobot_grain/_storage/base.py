@@ -18,7 +18,7 @@ Rules:
 * A file that could not be parsed is looked at once more: an empty file, and the pointer in place of
   a file that Git LFS has not fetched, are recognized by their contents, for all formats here.
 
-It does not parse contents. What was fetched stays on disk, if the storage has a disk cache.
+It does not parse contents. Fetched bytes stay on disk, if the storage has a disk cache.
 """
 
 from __future__ import annotations

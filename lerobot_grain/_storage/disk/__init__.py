@@ -1,1 +1,1 @@
-"""What was fetched, kept on disk: video and rows in pieces."""
+"""Keeps on disk what was fetched: video and rows, in pieces."""

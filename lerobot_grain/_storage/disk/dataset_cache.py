@@ -1,5 +1,5 @@
-"""What a process knows of one dataset on disk: its indices (`disk_cache`), its video and rows
-(`piece_cache`), the sizes of its files, and how many bytes came from there.
+"""The part of the disk cache that belongs to one dataset, for one process: indices (`disk_cache`),
+video and rows (`piece_cache`), the sizes of files, and how many bytes came from there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _INDICES = "ranges"
 
 
 class DatasetCache:
-    """What is kept on disk of one dataset. Thread-safe; each process has its own.
+    """Keeps bytes of one dataset on disk. Thread-safe; each process has its own.
 
     Args:
       root: the directory of all that is kept.

@@ -58,7 +58,7 @@ _SETS = 4096
 _SET_DIGITS = 3
 _UNUSED_SECONDS = 14 * 86400.0
 _TOUCH_SECONDS = 3600.0
-# What stays free of a disk: a sixteenth of it, and at most so much.
+# A sixteenth of a disk stays free, and at most so much.
 _FREE_SHARE = 16
 _FREE_BYTES = 4 << 30
 

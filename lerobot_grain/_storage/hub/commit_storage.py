@@ -66,7 +66,7 @@ class HubStorage(OnHub):
     repository: HubAddress
     snapshot: DirectoryStorage = dataclasses.field(repr=False)
     metadata: tuple[ListedFile, ...] = dataclasses.field(repr=False)
-    # Of the process that opened it; not pickled.
+    # Only in the process that opened it; not pickled.
     asked: AskedName | None = dataclasses.field(default=None, repr=False, compare=False)
     _process_state: dict[int, HubSession] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False

@@ -1,4 +1,4 @@
-"""What the Hub said when a dataset was opened, kept on disk: which commit a name of a revision
+"""Keeps on disk what the Hub said when a dataset was opened: which commit a name of a revision
 meant, how the repository is called now, and the list of `meta/` of the commit.
 
 The next opening asks for the commit only; with HF_HUB_OFFLINE it asks for nothing. Kept once the
