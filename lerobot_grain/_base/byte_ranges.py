@@ -29,6 +29,21 @@ class ByteRange(NamedTuple):
         return f"[{self.start}, {self.stop})"
 
 
+class Part(NamedTuple):
+    """Some bytes of a file: `payload`, from its byte `start` on."""
+
+    start: int
+    payload: bytes
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.payload)
+
+    @property
+    def extent(self) -> ByteRange:
+        return ByteRange(self.start, self.stop)
+
+
 def merge_ranges(ranges: Iterable[ByteRange], *, gap_bytes: int, max_bytes: int) -> list[ByteRange]:
     """Returns sorted, disjoint ranges that cover `ranges`.
 
@@ -56,6 +71,50 @@ def merge_ranges(ranges: Iterable[ByteRange], *, gap_bytes: int, max_bytes: int)
         else:
             merged.append(current)
     return merged
+
+
+def uncovered(wanted: Iterable[ByteRange], covered: Iterable[ByteRange]) -> list[ByteRange]:
+    """Returns the parts of `wanted` that lie in none of the `covered` ranges.
+
+    Args:
+      wanted: sorted and disjoint, none empty.
+      covered: any order, may overlap.
+    """
+    known = sorted(covered)
+    missing = []
+    first = 0
+    for current in wanted:
+        # A range that ends before this one ends before all later ones.
+        while first < len(known) and known[first].stop <= current.start:
+            first += 1
+        position = current.start
+        for place in range(first, len(known)):
+            if known[place].start >= current.stop:
+                break
+            if known[place].start > position:
+                missing.append(ByteRange(position, known[place].start))
+            position = max(position, known[place].stop)
+        if position < current.stop:
+            missing.append(ByteRange(position, current.stop))
+    return missing
+
+
+def joined(parts: Sequence[Part], wanted: ByteRange) -> bytes:
+    """Returns the bytes of `wanted`, all of which must lie in `parts`.
+
+    Args:
+      parts: sorted by their starts, may overlap.
+      wanted: not empty.
+    """
+    found = []
+    position = wanted.start
+    for part in parts:
+        stop = min(part.stop, wanted.stop)
+        if part.start <= position < stop:
+            found.append(part.payload[position - part.start : stop - part.start])
+            position = stop
+    assert position == wanted.stop, f"{wanted}: its bytes from {position} on are in no part"
+    return found[0] if len(found) == 1 else b"".join(found)
 
 
 def slice_from(merged: Sequence[ByteRange], payloads: Sequence[bytes], wanted: ByteRange) -> bytes:

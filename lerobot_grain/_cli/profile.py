@@ -328,6 +328,8 @@ def _reading_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             + (f", {fetched / needed:.3f} of what was needed" if needed else ""),
         )
     ]
+    if reading["bytes_from_disk_cache"]:
+        result.append(("from the disk cache", f"{reading['bytes_from_disk_cache'] / 1e6:,.2f} MB"))
     if reading["retries"] or reading["pause_seconds"] >= _SHOWN_PAUSE_SECONDS:
         result.append(
             (

@@ -45,6 +45,7 @@ class ReadStatistics:
     requests: int = 0
     retries: int = 0
     pause_seconds: float = 0.0
+    bytes_from_disk_cache: int = 0
     bytes_needed: int = 0
     gops_decoded: int = 0
     gops_decoded_again: int = 0
@@ -116,6 +117,7 @@ def sum_of(
         requests=fetched.requests,
         retries=fetched.retries,
         pause_seconds=fetched.pause_seconds,
+        bytes_from_disk_cache=fetched.bytes_from_disk_cache,
         waited_for_fetch_seconds=sum(meter.waited_seconds["fetch"] for meter in meters),
         waited_for_decode_seconds=sum(meter.waited_seconds["decode"] for meter in meters),
         budget_used_bytes=used_bytes,

@@ -53,7 +53,9 @@ def open_video(
                 and size * episodes.num_rows <= keep_bytes * episodes.lengths.item(held.item())
             )
             if is_kept or size <= _WHOLE_FILE_BYTES:
-                contents = storage.read_ranges(path, [ByteRange(0, size)], keep=True)[0]
+                contents = storage.read_ranges(
+                    path, [ByteRange(0, size)], keep=size <= _WHOLE_FILE_BYTES
+                )[0]
         table = (
             sample_table(storage, path, is_moov_last=is_one_episode)
             if contents is None

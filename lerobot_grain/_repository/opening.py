@@ -135,6 +135,7 @@ def open_leniently(
         notes=notes,
         folder=storage.folder,
     )
+    storage.keep_opening()
     if small_stats.are_read:
         opened.known_stats.keep(small_stats.stats)
     return opened

@@ -18,7 +18,7 @@ Rules:
 * A file that could not be parsed is looked at once more: an empty file, and the pointer in place of
   a file that Git LFS has not fetched, are recognized by their contents, for all formats here.
 
-It does not parse contents. Ranges read with `keep` stay on disk, if the storage has a disk cache.
+It does not parse contents. Fetched bytes stay on disk, if the storage has a disk cache.
 """
 
 from __future__ import annotations
@@ -29,14 +29,21 @@ import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 
-from lerobot_grain._base.byte_ranges import ByteRange, merge_ranges, slice_from
+from lerobot_grain._base.byte_ranges import (
+    ByteRange,
+    Part,
+    joined,
+    merge_ranges,
+    slice_from,
+    uncovered,
+)
 from lerobot_grain._base.errors import (
     DatasetFormatError,
     InvalidRequestError,
     LeRobotGrainError,
     StorageError,
 )
-from lerobot_grain._storage.disk_cache import DiskCache
+from lerobot_grain._storage.disk.dataset_cache import DatasetCache
 from lerobot_grain._storage.git_files import MAX_POINTER_BYTES, LfsPointer, lfs_pointer
 from lerobot_grain._storage.options import StorageOptions, StorageStatistics
 
@@ -174,10 +181,16 @@ class Storage(abc.ABC):
         """
 
     @abc.abstractmethod
-    def _disk_cache(self, path: str) -> DiskCache | None:
-        """Returns where `read_ranges` keeps bytes of a file; None where it is on disk anyway, or
-        may change.
+    def _disk_cache(self, path: str) -> DatasetCache | None:
+        """Returns where `read_ranges` keeps bytes of a file; None where nothing is kept, the file
+        is on disk anyway, or it may change.
         """
+
+    def keep_opening(self) -> None:
+        """Keeps on disk what opening the dataset has asked for. To be called when its metadata is
+        found to be well-formed.
+        """
+        return
 
     def read_ranges(
         self, path: str, ranges: Sequence[ByteRange], *, keep: bool = False
@@ -190,8 +203,9 @@ class Storage(abc.ABC):
         Args:
           path: of the file.
           ranges: of its bytes.
-          keep: whether the next process that asks for the same ranges should find them on disk. For
-            what is small and costs requests; to be used inside of `checked`.
+          keep: whether it is an index: what is small, costs requests, and is asked for by the same
+            ranges again. Indices stay on disk even where video and rows take more than the limit.
+            To be used inside of `checked`.
 
         Raises:
           InvalidRequestError: a range starts before 0 or stops before it starts.
@@ -203,15 +217,16 @@ class Storage(abc.ABC):
             raise InvalidRequestError(
                 f"{self.description}: {path} bytes {backwards[0]}: expected 0 <= start <= stop"
             )
-        cache = self._disk_cache(path) if keep else None
+        cache = self._disk_cache(path)
         if cache is None:
             return self._read_ranges(path, ranges)
-        file = self._file(path)
+        if not keep:
+            return self._read_through(cache, path, ranges, keep_pieces=True)
         part = " ".join(map(str, ranges))
-        kept = cache.get(file, part)
+        kept = cache.get(path, part)
         if kept is None or len(kept) != sum(r.length for r in ranges):
-            payloads = self._read_ranges(path, ranges)
-            cache.put(file, part, b"".join(payloads))
+            payloads = self._read_through(cache, path, ranges, keep_pieces=False)
+            cache.put(path, part, b"".join(payloads))
             return payloads
         stops = itertools.accumulate(r.length for r in ranges)
         return [kept[stop - r.length : stop] for r, stop in zip(ranges, stops, strict=True)]
@@ -228,11 +243,17 @@ class Storage(abc.ABC):
             yield
         except DatasetFormatError as error:
             text = self._malformed(path, str(error))
-            if (cache := self._disk_cache(path)) is not None:
-                cache.forget(self._file(path))
+            self.forget(path)
             if text is not None:
                 raise DatasetFormatError(text) from None
             raise
+
+    def forget(self, path: str) -> None:
+        """Deletes what is kept on disk of a file: it turned out to be malformed, and may have been
+        sent wrongly.
+        """
+        if (cache := self._disk_cache(path)) is not None:
+            cache.forget(path)
 
     def _malformed(self, path: str, text: str) -> str | None:
         """Returns what to say of a file that a parser refuses with `text`; None if there is nothing
@@ -254,19 +275,42 @@ class Storage(abc.ABC):
         """Returns what to say, and to do, of a Git LFS pointer that lies in place of a file."""
         return f"it is {pointer}"
 
-    def _file(self, path: str) -> tuple[str, ...]:
-        return (self.description, str(self.commit), path)
-
     def _read_ranges(self, path: str, ranges: Sequence[ByteRange]) -> list[bytes]:
         merged = merge_ranges(
             ranges, gap_bytes=self.options.merge_gap_bytes, max_bytes=self.options.merge_max_bytes
         )
+        self._check_end(path, merged)
+        payloads = [self._read_range(path, r) for r in merged]
+        return [slice_from(merged, payloads, r) for r in ranges]
+
+    def _read_through(
+        self, cache: DatasetCache, path: str, ranges: Sequence[ByteRange], *, keep_pieces: bool
+    ) -> list[bytes]:
+        """As `_read_ranges`; reads what lies on disk, fetches the rest and may keep it."""
+        options = self.options
+        wanted = merge_ranges(ranges, gap_bytes=0, max_bytes=options.merge_max_bytes)
+        self._check_end(path, wanted)
+        parts = [part for each in wanted for part in cache.read(path, each)]
+        on_disk = [part.extent for part in parts]
+        missing = merge_ranges(
+            uncovered(wanted, on_disk),
+            gap_bytes=options.merge_gap_bytes,
+            max_bytes=options.merge_max_bytes,
+        )
+        for each in missing:
+            fetched = Part(each.start, self._read_range(path, each))
+            for fresh in uncovered([each], on_disk) if keep_pieces else ():
+                cache.keep(path, fresh.start, joined([fetched], fresh))
+            parts.append(fetched)
+        parts.sort(key=lambda part: part.start)
+        payloads = [joined(parts, each) for each in wanted]
+        return [slice_from(wanted, payloads, r) for r in ranges]
+
+    def _check_end(self, path: str, merged: Sequence[ByteRange]) -> None:
         if merged and merged[-1].stop > (size := self.size_bytes(path)):
             raise StorageError(
                 f"{self.description}: {path} bytes {merged[-1]}: the file has only {size} bytes"
             )
-        payloads = [self._read_range(path, r) for r in merged]
-        return [slice_from(merged, payloads, r) for r in ranges]
 
     def read_tail(self, path: str, length: int, *, keep: bool = False) -> tuple[bytes, int]:
         """Returns the last `length` bytes of a file, or all if it has fewer, and the size of the

@@ -9,13 +9,14 @@ database, whose locks network file systems do not have.)
 Rules:
 * Nothing here fails. An entry that cannot be read is absent, one that cannot be written is not
   kept; the log says the latter once a process.
-* The bytes of a key never change, so any process may write an entry, any number of times. Keys
-  therefore hold a commit.
+* The bytes of a key never change, so it does not matter who wrote an entry, or how often. Keys
+  therefore hold a commit. (The exception is what a name of a revision means: the latest counts.)
 * The time of an entry's last change is when it was last used. Above the limit, those used longest
   ago are deleted.
 * Nothing is deleted but files with our names.
 
-It knows no formats: what it returns is checked like what comes from the network.
+It knows no formats: what it returns is checked like what comes from the network. Video and rows
+are kept by `piece_cache`.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class DiskCache:
         if not self._max_bytes:
             return None
         try:
-            with _opened(self._path(name)) as entry:
+            with opened(self._path(name)) as entry:
                 digest = entry.read(_DIGEST_BYTES)
                 payload = entry.read(self._share + 1)
         except OSError:
@@ -101,15 +102,10 @@ class DiskCache:
         except FileNotFoundError:
             return  # somebody empties the directory at this moment
         except OSError as error:
-            if next(_FAILURES) == 0:
-                _LOG.warning(
-                    "nothing can be kept in %s (%s), so what was read will be fetched again",
-                    self._directory,
-                    error.strerror,
-                )
+            say_unwritable(self._directory, error.strerror)
             return
         with self._lock:
-            self._written += _on_disk(_DIGEST_BYTES + len(payload))
+            self._written += on_disk(_DIGEST_BYTES + len(payload))
             is_due = self._written > self._share
             if is_due:
                 self._written = 0
@@ -119,25 +115,33 @@ class DiskCache:
     def forget(self, file: tuple[str, ...], part: str | None = None) -> None:
         """Deletes the entry of a part of `file`, or of all its parts."""
         if part is not None:
-            _delete(self._path(_name(file, part)))
+            delete(self._path(_name(file, part)))
             return
         prefix = _hash(*file)
         for entry in self._entries():
             if entry.name.startswith(prefix):
-                _delete(entry.path)
+                delete(entry.path)
+
+    def total_bytes(self) -> int:
+        """Returns what the entries take on disk. Looks at each of them."""
+        total = 0
+        for entry in self._entries():
+            with contextlib.suppress(OSError):
+                total += on_disk(entry.stat(follow_symlinks=False).st_size)
+        return total
 
     def _trim(self) -> None:
         found = []
         for entry in self._entries():
             with contextlib.suppress(OSError):
                 status = entry.stat(follow_symlinks=False)
-                found.append((status.st_mtime_ns, entry.path, _on_disk(status.st_size)))
+                found.append((status.st_mtime_ns, entry.path, on_disk(status.st_size)))
         total = sum(size for _, _, size in found)
         for _, path, size in sorted(found):
             # Less than the limit by what is written until the next look.
             if total <= self._max_bytes - self._share:
                 break
-            _delete(path)
+            delete(path)
             total -= size
 
     def _entries(self) -> list[os.DirEntry[str]]:
@@ -151,7 +155,7 @@ class DiskCache:
         return os.path.join(self._directory, name + _SUFFIX)
 
 
-def _opened(path: str) -> BinaryIO:
+def opened(path: str) -> BinaryIO:
     """Opens an entry. A named pipe in its place is not waited for.
 
     Raises:
@@ -184,10 +188,22 @@ def _digest(name: str, payload: bytes) -> bytes:
     return digest.digest()
 
 
-def _on_disk(size_bytes: int) -> int:
+def on_disk(size_bytes: int) -> int:
+    """Returns the bytes that a file of a size takes of a disk."""
     return -(-size_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
 
 
-def _delete(path: str) -> None:
+def say_unwritable(directory: str, reason: str | None) -> None:
+    """Says, once a process, that a directory cannot be written to."""
+    if next(_FAILURES) == 0:
+        _LOG.warning(
+            "nothing can be kept in %s (%s), so what was read will be fetched again",
+            directory,
+            reason,
+        )
+
+
+def delete(path: str) -> None:
+    """Deletes a file, if that is possible."""
     with contextlib.suppress(OSError):
         os.unlink(path)

@@ -42,6 +42,7 @@ from lerobot_grain._storage.hub.client_cache import (
     snapshot_directory,
 )
 from lerobot_grain._storage.hub.commit_storage import HubStorage
+from lerobot_grain._storage.hub.opened_before import AskedName, kept_commit, kept_listing
 from lerobot_grain._storage.hub.session import HubSession
 from lerobot_grain._storage.options import StorageOptions
 
@@ -74,9 +75,9 @@ def open_storage(
     """Pins a dataset and lists its metadata.
 
     On the Hub that takes three requests, two when `revision` is given, one when it is a commit
-    hash; one less when huggingface_hub has downloaded that commit. With HF_HUB_OFFLINE=1 it takes
-    none, and names mean what they meant when they were downloaded. All files of a bucket are
-    listed, with three requests or one for each 1,000.
+    hash; one less when huggingface_hub has downloaded that commit, or it was opened before. With
+    HF_HUB_OFFLINE=1 it takes none, and names mean what they meant when they were downloaded or,
+    else, last opened. All files of a bucket are listed, with three requests or one for each 1,000.
 
     Args:
       repository: a directory (any path object, or a text that is absolute, begins with `./`, `../`
@@ -141,13 +142,13 @@ def _open_directory(name: str, revision: str | None, options: StorageOptions) ->
 def _open_online(named: RepositoryAddress, name: _HubName) -> Storage:
     session = HubSession(named)
     try:
-        return _open_on_hub(session, name)
+        return _open_on_hub(session, named, name)
     except BaseException:
         session.close()
         raise
 
 
-def _open_on_hub(session: HubSession, name: _HubName) -> Storage:
+def _open_on_hub(session: HubSession, named: RepositoryAddress, name: _HubName) -> Storage:
     revisions = list(name.folders)
     if revisions == [None]:
         found = None
@@ -158,11 +159,12 @@ def _open_on_hub(session: HubSession, name: _HubName) -> Storage:
         )
     prefix = _prefix(name.folders[found])
     session.api.repository = repository = dataclasses.replace(session.api.repository, prefix=prefix)
-    listing = _cached_files(repository, commit)
+    listing = _known_files(repository, commit)
     if listing is None:
         listing = session.api.list_tree(commit, METADATA)
         repository = session.api.repository  # by its new name
-    storage = _make_hub_storage(repository, commit, listing)
+    asked = AskedName(dataclasses.replace(named, prefix=prefix), found or "")
+    storage = _make_hub_storage(repository, commit, listing, asked)
     storage.use(session)
     if prefix and INFO_PATH not in storage.list_metadata():
         raise StorageError(_without_dataset(storage) + storage.elsewhere())
@@ -250,18 +252,19 @@ def _prefix(folder: str) -> str:
 
 def _open_offline(named: RepositoryAddress, name: _HubName) -> HubStorage:
     for revision, folder in name.folders.items():
-        repository = dataclasses.replace(named, prefix=_prefix(folder))
-        commit = cached_commit(repository, revision)
-        if commit is not None:
+        asked = AskedName(dataclasses.replace(named, prefix=_prefix(folder)), revision or "")
+        if (meant := _meant_offline(asked)) is not None:
+            repository, commit = meant
             break
     else:
         revision, folder = next(iter(name.folders.items()))
+        named_first = dataclasses.replace(named, prefix=_prefix(folder))
         wanted = f"{named.repo_id}@{revision or default_revisions()}"
         raise StorageError(
             f"{wanted}: HF_HUB_OFFLINE=1 and no such snapshot in the cache; unset it, or first "
-            f"run {repository.download_command(revision)}"
+            f"run {named_first.download_command(revision)}"
         )
-    listing = _cached_files(repository, commit)
+    listing = _known_files(repository, commit)
     if listing is None:
         listing = [
             ListedFile(path, size)
@@ -275,6 +278,16 @@ def _open_offline(named: RepositoryAddress, name: _HubName) -> HubStorage:
             f"{repository.download_command(commit)}{storage.elsewhere()}"
         )
     return storage
+
+
+def _meant_offline(asked: AskedName) -> tuple[RepositoryAddress, str] | None:
+    """Returns the repository and the commit that a name means while the Hub must not be asked."""
+    commit = cached_commit(asked.repository, asked.revision or None)
+    downloaded = None if commit is None else (asked.repository, commit)
+    if downloaded is not None and INFO_PATH in _snapshot(*downloaded).list_metadata():
+        return downloaded
+    # Something else of the repository may have been downloaded.
+    return kept_commit(asked) or downloaded
 
 
 def _without_dataset(storage: HubStorage) -> str:
@@ -307,8 +320,17 @@ def _cached_files(repository: HubAddress, commit: str) -> list[ListedFile] | Non
     ]
 
 
+def _known_files(repository: HubAddress, commit: str) -> list[ListedFile] | None:
+    """Returns the files of `meta/` of a commit, if the list was downloaded or kept."""
+    downloaded = _cached_files(repository, commit)
+    return kept_listing(repository, commit) if downloaded is None else downloaded
+
+
 def _make_hub_storage(
-    repository: HubAddress, commit: str, listing: Iterable[ListedFile]
+    repository: HubAddress,
+    commit: str,
+    listing: Iterable[ListedFile],
+    asked: AskedName | None = None,
 ) -> HubStorage:
     metadata = tuple(
         sorted(
@@ -324,6 +346,7 @@ def _make_hub_storage(
         repository,
         _snapshot(repository, commit),
         metadata,
+        asked,
     )
 
 

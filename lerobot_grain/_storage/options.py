@@ -32,10 +32,10 @@ class StorageOptions:
       max_attempts: how often one request is sent before it counts as failed.
       pause_seconds: between the first two attempts, times 0.5 to 1.5; doubled for each further one,
         up to 8 seconds.
-      disk_cache_bytes: what may be kept on disk from one run to the next, so that it is not fetched
-        again: the indices of video and parquet files, and the rows of large row groups; never
-        frames. For all datasets together; 0 keeps nothing. Nothing of a directory or bucket is
-        kept.
+      disk_cache_bytes: what may be kept on disk from one epoch and one run to the next, so that it
+        is not fetched again: coded video, rows, and the indices of their files. For all datasets
+        together, on the disk that holds the cache of huggingface_hub. If it is less than what is
+        read, a fixed share is kept. 0 keeps nothing. Nothing of a directory or bucket is kept.
     """
 
     num_connections: int = 32
@@ -46,7 +46,7 @@ class StorageOptions:
     deadline_seconds: float = 120.0
     max_attempts: int = 6
     pause_seconds: float = 0.25
-    disk_cache_bytes: int = 1 << 30
+    disk_cache_bytes: int = 16 << 30
 
     @property
     def cost_bytes(self) -> int:
@@ -80,6 +80,7 @@ class StorageStatistics(NamedTuple):
       retries: attempts after the first.
       request_seconds: time inside requests, summed over threads.
       pause_seconds: time between attempts and after rate limits, summed over threads.
+      bytes_from_disk_cache: bytes that were asked for and lay in the disk cache.
     """
 
     requests: int = 0
@@ -87,6 +88,7 @@ class StorageStatistics(NamedTuple):
     retries: int = 0
     request_seconds: float = 0.0
     pause_seconds: float = 0.0
+    bytes_from_disk_cache: int = 0
 
 
 class Counters:
@@ -105,6 +107,7 @@ class Counters:
                 now.retries + more.retries,
                 now.request_seconds + more.request_seconds,
                 now.pause_seconds + more.pause_seconds,
+                now.bytes_from_disk_cache + more.bytes_from_disk_cache,
             )
 
     def snapshot(self) -> StorageStatistics:

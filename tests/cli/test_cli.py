@@ -373,3 +373,10 @@ def test_what_the_hub_made_wait_for_is_shown(
     assert re.search(
         r"  2 further attempts; \d+\.\d s of pauses and rate limits, over all threads$", row
     )
+    # The second time, all of it is on disk.
+    assert main(arguments) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert not [row for row in rows if row.startswith("the Hub ")]
+    (row,) = [row for row in rows if row.startswith("from the disk cache ")]
+    assert re.search(r"  \d+\.\d\d MB$", row)
+    assert any("0.00 MB in 0 requests" in row for row in rows)

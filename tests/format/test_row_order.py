@@ -27,7 +27,6 @@ from lerobot_grain._format.episodes import episode_table
 from lerobot_grain._format.row_order import IN_ORDER, ExpectedRows, order_of_group
 from lerobot_grain._parquet.columns import reordered
 from lerobot_grain._parquet.table import ParquetTable
-from lerobot_grain._reading.rows import data_files
 from lerobot_grain._reading.rows.timestamps import episode_timestamps
 from lerobot_grain.testing import (
     Camera,
@@ -828,9 +827,8 @@ def test_other_numbers_are_read_once_too(numbers: Path, reads: Any) -> None:
 
 
 def test_what_is_kept_on_disk_is_found_there(
-    directory: Path, hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    directory: Path, hub: LoopbackHub, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(data_files, "_MIN_KEPT_GROUP_BYTES", 0)
     change_data(directory, taken(ORDERS["episodes mixed"]))
     hub.add_repository("rows/kept", directory, tags=["v3.0"])
     arguments = {"endpoint": hub.endpoint, "cache_dir": tmp_path / "cache", "features": ["action"]}
@@ -872,7 +870,12 @@ def test_row_groups_that_are_fetched_together(
     hub.add_repository(name, numbers, tags=["v3.0"])
     hub.clear_requests()
     found = examples_of(
-        name, endpoint=hub.endpoint, cache_dir=tmp_path / "cache", features=["action"], num_epochs=2
+        name,
+        endpoint=hub.endpoint,
+        cache_dir=tmp_path / "cache",
+        features=["action"],
+        num_epochs=2,
+        read_options=lg.ReadOptions(storage=lg.StorageOptions(disk_cache_bytes=0)),
     )
     assert_same(found, expected * 2)
     asked = [

@@ -97,3 +97,30 @@ def test_two_cases_of_the_benchmark(
         assert 96 <= statistics["pictures_decoded"] <= 2 * 96
     assert list(written["summaries"][0]["ratios"]) == ["ours/limit", "ours/naive", "hub50/local"]
     check_tables(capsys.readouterr().out, written, {"local directory": 2, "Hub on this machine": 1})
+
+
+def test_the_caches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    caches = importlib.import_module("caches")
+    monkeypatch.setattr(
+        caches, "subprocess", types.SimpleNamespace(run=measure_here, PIPE=subprocess.PIPE)
+    )
+    monkeypatch.delenv("LEROBOT_GRAIN_CACHE")  # that of each kind
+    kinds = ["directory", "off", "first", "second", "half"]
+    command = ["caches", "--case", "small", "--scale", "0", "--repeats", "1", "--epochs", "1"]
+    command += ["--kinds", *kinds, "--cache", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    caches.main()
+    table = capsys.readouterr().out.splitlines()
+    columns = [cell.strip() for cell in table[0].split("|")[1:-1]]
+    found = {
+        row[0]: dict(zip(columns[1:], map(float, row[1:]), strict=True))
+        for row in ([cell.strip() for cell in line.split("|")[1:-1]] for line in table[2:])
+    }
+    assert list(found) == kinds
+    assert found["off"]["epoch 1, MB from disk"] == 0
+    assert found["first"]["epoch 1, MB fetched"] > 0
+    assert found["second"]["epoch 1, MB fetched"] == found["second"]["epoch 1, requests"] == 0
+    assert found["second"]["epoch 1, MB from disk"] > 0

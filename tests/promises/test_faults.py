@@ -40,8 +40,9 @@ REPOSITORY = "faults/arm"
 CAMERA = "observation.images.top"
 EPISODE_LENGTHS = [6, 5, 7, 6]
 # One connection, so that requests follow each other in the same order in every run. Six attempts
-# survive five faults in a row.
+# survive five faults in a row. No cache, which would take requests away from faults.
 OPTIONS = lg.StorageOptions(
+    disk_cache_bytes=0,
     num_connections=1,
     merge_gap_bytes=0,
     read_timeout_seconds=0.1,

@@ -159,9 +159,13 @@ def files_under(directory: Path) -> Iterator[str]:
 
 def options() -> lg.ReadOptions:
     # Nothing is fetched together, so that there is a second request for a file, which can
-    # contradict the first.
+    # contradict the first; and nothing is kept, since all tests read the same commit.
     storage = lg.StorageOptions(
-        max_attempts=2, read_timeout_seconds=0.3, deadline_seconds=2.0, merge_gap_bytes=0
+        max_attempts=2,
+        read_timeout_seconds=0.3,
+        deadline_seconds=2.0,
+        merge_gap_bytes=0,
+        disk_cache_bytes=0,
     )
     return lg.ReadOptions(storage=storage)
 

@@ -259,7 +259,7 @@ def test_what_failed_fails_at_the_examples_that_need_it(
             times=None,
         )
     )
-    options = lg.ReadOptions(storage=lg.StorageOptions(max_attempts=2))
+    options = lg.ReadOptions(storage=lg.StorageOptions(max_attempts=2, disk_cache_bytes=0))
     iterator = iter(lg.LeRobotIterDataset(**arguments, read_options=options))
     found = [next(iterator) for _ in range(sum(LENGTHS[:5]))]
     for _ in range(2):

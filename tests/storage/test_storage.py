@@ -49,8 +49,10 @@ VIDEO = bytes(i * i % 251 for i in range(300_000))
 VIDEO_PATH = "videos/top/file-000.mp4"
 ODD_PATH = "data/ü%20 &+;=@.bin"
 SECRET = "hf_secretsecretsecret"
-# Small numbers, so that what is given up is given up soon.
+# Small numbers, so that what is given up is given up soon; and no cache, since the same bytes are
+# asked for again and again.
 OPTIONS = StorageOptions(
+    disk_cache_bytes=0,
     merge_gap_bytes=100,
     merge_max_bytes=50_000,
     read_timeout_seconds=0.3,
@@ -839,7 +841,7 @@ class TestTrouble:
         """4,000 bytes at 1,000 a second would come in time, but far later than from another
         connection.
         """
-        storage = open_hub(options=StorageOptions(pause_seconds=0.01))
+        storage = open_hub(options=StorageOptions(pause_seconds=0.01, disk_cache_bytes=0))
         for start in range(0, 50_000, 5000):
             read(storage, start, start + 5000)
         hub.add_fault(Fault(**ONE_GET, bandwidth_bytes_per_second=1000))

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.arrays import Integers
-from lerobot_grain._base.errors import LeRobotGrainError
+from lerobot_grain._base.errors import DatasetFormatError, LeRobotGrainError
 from lerobot_grain._format.info import Feature
 from lerobot_grain._order.windows import WindowBlock
 from lerobot_grain._reading.frame_cache.camera_frames import CameraFrames
@@ -319,8 +319,19 @@ class CameraReader:
                         else problems.get(slot)
                     )
                     if problem is not None:
+                        self._forget_bytes(entry, problem)
                         return example, problem
         return None
+
+    def _forget_bytes(self, entry: int, problem: Exception) -> None:
+        """Deletes what is kept on disk of the file of a frame that cannot be decoded: its bytes may
+        have been sent wrongly.
+        """
+        if isinstance(problem, DatasetFormatError):
+            row = self.demand.row_of(entry)
+            episode = int(np.searchsorted(self._episodes.first_rows, row, side="right")) - 1
+            files = self._episodes.videos[self._camera].files
+            self._meter.storage.forget(files.paths[files.file_of_episode.item(episode)])
 
     def copy_frames(self, entries: Integers, out: Frames, places: Integers) -> Integers:
         """Copies the frames of examples, which were waited for. For any thread.

@@ -37,10 +37,6 @@ from lerobot_grain._repository.selection import INDEX_OF, FeatureSelection, text
 
 _EPISODE_INDEX = "episode_index"
 
-# Smaller row groups cost a request and hardly a byte, and there may be one for every episode: too
-# many files for what they save.
-_MIN_KEPT_GROUP_BYTES = 64 << 10
-
 # A file of one episode without embedded images is hardly larger; so one request reads it whole.
 _WHOLE_FILE_BYTES = 64 << 10
 
@@ -97,18 +93,11 @@ def columns_to_read(
 ) -> list[str]:
     """Returns the columns that are read of a row group: the selected ones, and the one that orders
     rows unless their order is known.
-
-    For a row group that is kept on disk they are always the same, since it is found there by its
-    byte ranges.
     """
     known = repository.row_orders.get((file.number, group))
-    if known is None or not known.is_placed or _is_to_be_kept(repository, file, group, selection):
-        return _all_columns(file, selection)
-    return selected_columns(file, selection)
-
-
-def _all_columns(file: DataFile, selection: FeatureSelection) -> list[str]:
     names = selected_columns(file, selection)
+    if known is not None and known.is_placed:
+        return names
     order = order_column(file.table.leaves)
     return names if order is None or order in names else [*names, order]
 
@@ -135,7 +124,7 @@ def _load_group(
     first_row = table.group_starts[group]
     stop_row = table.group_starts[group + 1]
     names = columns_to_read(repository, file, group, selection)
-    found = table.read_group(group, names, keep=_is_to_be_kept(repository, file, group, selection))
+    found = table.read_group(group, names)
     assert found.num_rows == stop_row - first_row
     order = _order(repository, file, group, found)
     found = found.select(selected_columns(file, selection))
@@ -239,8 +228,8 @@ def extents_to_join(
     """Returns a function that tells where the bytes of a row group lie, if it may come with others
     (`_reading/fetch_groups`).
 
-    That is one with rows of an episode that is needed, unless it is kept on disk. Bytes between its
-    columns count too, since they are fetched with them.
+    That is one with rows of an episode that is needed. Bytes between its columns count too, since
+    they are fetched with them.
 
     Args:
       needed_every_epoch: bool `(episodes,)`: of which something will be needed.
@@ -260,7 +249,7 @@ def extents_to_join(
             chunks = table.ranges(number, columns_to_read(repository, file, number, selection))
         except DatasetFormatError:
             return None  # a defect that does not affect the others
-        if not chunks or _is_to_be_kept(repository, file, number, selection):
+        if not chunks:
             return None
         return ByteRange(min(chunk.start for chunk in chunks), max(chunk.stop for chunk in chunks))
 
@@ -320,28 +309,6 @@ def load_rows(
     2, ...
     """
     return load_group(repository, file, group, selection).only(rows)
-
-
-def _is_to_be_kept(
-    repository: Repository, file: DataFile, group: int, selection: FeatureSelection
-) -> bool:
-    """Returns whether a row group is kept on disk: numbers and texts, not images, of which many
-    rows come for each that is wanted.
-
-    Only where those of the whole dataset, if all its row groups are like this one, take less than
-    half of what may be kept. Otherwise the groups of each epoch would push out those of the same
-    epoch, and the indices with them.
-    """
-    if any(feature.is_camera for feature in selection.columns):
-        return False
-    table = file.table
-    size = sum(chunk.length for chunk in table.ranges(group, _all_columns(file, selection)))
-    rows = table.group_starts[group + 1] - table.group_starts[group]
-    fits = (
-        2 * size * repository.episodes.num_rows
-        <= repository.storage.options.disk_cache_bytes * rows
-    )
-    return fits and size >= _MIN_KEPT_GROUP_BYTES
 
 
 def _missing_texts(

@@ -284,7 +284,8 @@ def name_repository(
 
 
 def disk_cache_directory(cache_dir: str) -> str:
-    """Returns where pieces of files are kept, for what is given as the cache of huggingface_hub.
+    """Returns where video, rows and indices are kept, for what is given as the cache of
+    huggingface_hub.
 
     It is what LEROBOT_GRAIN_CACHE says; else a folder in HF_HOME, beside the usual cache, or inside
     of another cache that the user chose.
@@ -293,7 +294,7 @@ def disk_cache_directory(cache_dir: str) -> str:
     usual = os.path.abspath(os.path.expanduser(constants.HF_HUB_CACHE))
     parent = constants.HF_HOME if cache_dir == usual else cache_dir
     root = os.environ.get("LEROBOT_GRAIN_CACHE") or os.path.join(parent, "lerobot_grain")
-    return os.path.join(os.path.abspath(os.path.expanduser(root)), "ranges")
+    return os.path.abspath(os.path.expanduser(root))
 
 
 def frame_cache_directory() -> str:

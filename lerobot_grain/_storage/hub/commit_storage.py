@@ -25,7 +25,7 @@ from lerobot_grain._base.errors import (
 from lerobot_grain._format.layout import METADATA
 from lerobot_grain._storage.base import check_path, text_of_folders
 from lerobot_grain._storage.directory import DirectoryStorage, dataset_folders
-from lerobot_grain._storage.disk_cache import DiskCache
+from lerobot_grain._storage.disk.dataset_cache import DatasetCache
 from lerobot_grain._storage.git_files import LfsPointer, blob_name, hash_in, hash_like, lfs_pointer
 from lerobot_grain._storage.hub.address import HubAddress, ListedFile, is_offline
 from lerobot_grain._storage.hub.client_cache import (
@@ -35,6 +35,7 @@ from lerobot_grain._storage.hub.client_cache import (
     snapshot_directory,
 )
 from lerobot_grain._storage.hub.on_hub import OnHub
+from lerobot_grain._storage.hub.opened_before import AskedName, dataset_cache, keep_opening
 from lerobot_grain._storage.hub.session import HubSession
 from lerobot_grain._storage.options import Counters, StorageOptions, StorageStatistics
 
@@ -51,6 +52,9 @@ class HubStorage(OnHub):
     read over the network, unless HF_HUB_OFFLINE forbids it. Which of the two is decided anew for
     each read, so that a download that is under way, or a cache that is emptied, does no harm.
 
+    All that is fetched is kept on disk as far as `StorageOptions.disk_cache_bytes` allow, and read
+    there, also with HF_HUB_OFFLINE.
+
     The list of `meta/` travels with it, so that other processes need not ask the Hub's API. So does
     a token that was given as a string: prefer one in the environment, which every process finds by
     itself.
@@ -62,7 +66,12 @@ class HubStorage(OnHub):
     repository: HubAddress
     snapshot: DirectoryStorage = dataclasses.field(repr=False)
     metadata: tuple[ListedFile, ...] = dataclasses.field(repr=False)
+    # Only in the process that opened it; not pickled.
+    asked: AskedName | None = dataclasses.field(default=None, repr=False, compare=False)
     _process_state: dict[int, HubSession] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _caches: dict[int, DatasetCache] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -198,7 +207,7 @@ class HubStorage(OnHub):
         cached = self._cached_bytes(path)
         file = self._listed(path)
         if cached is None:
-            return self._size_on_hub(path) if file is None or is_offline() else file.size_bytes
+            return self._size_on_hub(path) if file is None else file.size_bytes
         if file is None:
             file = (cached_listing(self.repository, self.commit) or {}).get(
                 self.repository.prefix + path
@@ -217,23 +226,28 @@ class HubStorage(OnHub):
         return cached
 
     def _size_on_hub(self, path: str) -> int:
-        session = self._session_for(path)
-        if session.knows(path):
-            return session.size_bytes(self.commit, path)
-        kept = session.disk_cache.get(self._file(path), "size")
-        # Not a 0, which mirrors tell of every file.
-        if kept is None or not any(kept):
-            kept = session.size_bytes(self.commit, path).to_bytes(8)
-            if any(kept):
-                session.disk_cache.put(self._file(path), "size", kept)
-        return int.from_bytes(kept)
+        cache = self._cache()
+        if cache is not None and (kept := cache.size_bytes(path)) is not None:
+            return kept
+        size = self._session_for(path).size_bytes(self.commit, path)
+        if cache is not None:
+            cache.keep_size(path, size)
+        return size
 
-    def _disk_cache(self, path: str) -> DiskCache | None:
-        return (
-            None
-            if is_offline() or self._cached_bytes(path) is not None
-            else self._session().disk_cache
-        )
+    def _disk_cache(self, path: str) -> DatasetCache | None:
+        cache = self._cache()
+        return None if cache is None or self._cached_bytes(path) is not None else cache
+
+    def _cache(self) -> DatasetCache | None:
+        """Returns the disk cache of this process; None if it is switched off."""
+        if (found := self._caches.get(os.getpid())) is not None:
+            return found
+        made = dataset_cache(self.repository, self.commit)
+        return None if made is None else self._caches.setdefault(os.getpid(), made)
+
+    def keep_opening(self) -> None:
+        if not is_offline():
+            keep_opening(self.asked, self.repository, self.commit, self.metadata)
 
     def _cached_bytes(self, path: str) -> int | None:
         """Returns the size of the file in the snapshot, None if it is not there."""
@@ -278,14 +292,13 @@ class HubStorage(OnHub):
             or self._cached_bytes(path) is not None
         ):
             return told
-        session = self._session()
         size = listed = None
         with contextlib.suppress(LeRobotGrainError):
             size = self.size_bytes(path)
-            listed = session.api.listed_size(self.commit, path)
+            listed = self._session().api.listed_size(self.commit, path)
         if size is None or listed is None or size == listed:
             return None
-        session.disk_cache.forget(self._file(path))
+        self.forget(path)
         raise StorageError(
             f"{self.description}: {path}: {self.repository.endpoint} told a length of {size} "
             f"bytes for this file, which is listed with {listed}: a mirror or proxy that tells "
@@ -299,6 +312,8 @@ class HubStorage(OnHub):
         total.add(self.snapshot.statistics)
         if session is not None:
             total.add(session.statistics())
+        if (cache := self._caches.get(os.getpid())) is not None:
+            total.add(cache.statistics)
         return total.snapshot()
 
     def _session_for(self, path: str) -> HubSession:
@@ -327,5 +342,6 @@ class HubStorage(OnHub):
             )
         except StorageError:
             # The reported size may be wrong.
-            session.disk_cache.forget(self._file(path), "size")
+            if (cache := self._cache()) is not None:
+                cache.forget_size(path)
             raise

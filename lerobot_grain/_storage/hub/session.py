@@ -35,7 +35,6 @@ from concurrent.futures import Future
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import LeRobotGrainError, StorageError
 from lerobot_grain._format.layout import newest_version_tag
-from lerobot_grain._storage.disk_cache import DiskCache
 from lerobot_grain._storage.git_files import (
     MAX_POINTER_BYTES,
     LfsPointer,
@@ -65,7 +64,6 @@ from lerobot_grain._storage.hub.address import (
     HubAddress,
     ListedFile,
     Refusal,
-    disk_cache_directory,
     is_offline,
 )
 from lerobot_grain._storage.hub.api import HubApi, circle
@@ -104,7 +102,6 @@ class HubSession:
 
     Attributes:
       api: asks the API of the Hub, and knows how the repository is called now.
-      disk_cache: keeps what was read for other processes and runs.
     """
 
     def __init__(self, repository: HubAddress) -> None:
@@ -112,9 +109,6 @@ class HubSession:
             raise repository.refusal(Refusal.OFFLINE, repository.repo_id)
         self._client = HttpClient(repository.options)
         self.api = HubApi(repository, self._client)
-        self.disk_cache = DiskCache(
-            disk_cache_directory(repository.cache_dir), repository.options.disk_cache_bytes
-        )
         self._lock = threading.Lock()
         self._links: dict[str, _Link] = {}
         self._being_resolved: dict[str, Future[_Link]] = {}
@@ -176,10 +170,6 @@ class HubSession:
         """Returns the size of a file. One request for the first of all calls for this file."""
         known = self._links.get(path)  # the size outlives the link
         return (known or self._link(version, path, None)).file_bytes
-
-    def knows(self, path: str) -> bool:
-        """Returns whether `size_bytes` costs no request."""
-        return path in self._links
 
     def read_range(
         self, version: str, path: str, wanted: ByteRange, *, file_bytes: int | None = None

@@ -150,7 +150,8 @@ def test_a_cache_that_is_filled_or_emptied_while_it_is_read(
 ):
     """Rows come from wherever they are at the moment, and are the same."""
     where = {"endpoint": hub.endpoint, "cache_dir": tmp_path, "revision": served.commit}
-    repository = lg.open_repository(served.repository_id, **where)
+    off = lg.StorageOptions(disk_cache_bytes=0)
+    repository = lg.open_repository(served.repository_id, storage_options=off, **where)
     local = lg.open_repository(small_dataset)
     path = repository.episodes.videos["top"].files.paths[0]
     size = local.storage.size_bytes(path)

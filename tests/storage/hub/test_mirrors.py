@@ -242,8 +242,9 @@ def test_a_length_of_zero_that_was_kept_on_disk_before_does_not_count(
     served, hub, small_digest, tmp_path
 ):
     repository = opened(served, hub.endpoint, tmp_path)
-    cache = repository.storage._session().disk_cache
-    cache.put(repository.storage._file(VIDEO), "size", bytes(8))
+    cache = repository.storage._disk_cache(VIDEO)
+    assert cache is not None
+    cache.put(VIDEO, "size", bytes(8))
     assert os.path.isdir(disk_cache_directory(str(tmp_path)))
     assert digest(repository) == small_digest
 

@@ -1,0 +1,1 @@
+"""Keeps on disk what was fetched: video and rows, in pieces."""
