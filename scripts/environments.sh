@@ -59,7 +59,7 @@ nothing_replaced() {
 
 run() {
     local name=$1 version=$2 python tests=() started=$SECONDS limit=3600
-    [ "$mode" = brief ] && limit=300
+    [ "$mode" = brief ] && limit=200
     python=$(find_python "$version") || { tell "$name" "not run: there is no Python $version"; return; }
     # No failure of the package: whether its pins go together is what --resolve asks.
     "$python" -m venv "$work/env" && timeout "$limit" "$work/env/bin/python" -m pip install --quiet --retries 10 -r "environments/$name.txt" >"$work/log" 2>&1 ||
@@ -76,8 +76,12 @@ run() {
     libraries=$(find "$work/env" -type d -path '*/nvidia/*/lib' | tr '\n' ':')
     [ "$mode" = brief ] && tests=("${BRIEF[@]}")
     local installed=$((SECONDS - started))
-    LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:-}" PYTHONPATH=$PWD "$work/env/bin/python" -m pytest --numprocesses 2 --dist loadfile "${tests[@]}" >"$work/log" 2>&1 && result=passed || result=FAILED
-    [ "$result" = passed ] || { failed=1; cat "$work/log"; }
+    LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:-}" PYTHONPATH=$PWD timeout "$limit" "$work/env/bin/python" -m pytest --numprocesses 2 --dist loadfile "${tests[@]}" >"$work/log" 2>&1
+    case $? in
+    0) result=passed ;;
+    124) tell "$name" "not run: the tests took more than $limit s (installed in $installed s)"; return ;;
+    *) result=FAILED; failed=1; cat "$work/log" ;;
+    esac
     tell "$name" "$result: $(grep -E "(passed|failed|error|ran).* in " "$work/log" | tail -1) (installed in $installed s)"
 }
 
