@@ -56,9 +56,9 @@ class Weights:
     Attributes:
       values: a mapping by number of the episode; an array of all episodes, in the order of their
         numbers, or of all rows (a Series of pandas is taken as one, whatever its index says); a
-        function of an `Episode`; the path of a `.parquet` or `.csv`
-        table with the columns `weight` and `index` (the row) or `episode_index`; or the key of a
-        feature with one number a row. Weights are taken as float64: finite and >= 0, 0 leaves out.
+        function of an `Episode`; the path of a `.parquet` or `.csv` table with the columns `weight`
+        and `index` (the row) or `episode_index`; or the key of a feature with one number a row.
+        Weights are taken as float64: finite and >= 0, 0 leaves out.
       rest: weight of those that a mapping or a table does not name.
     """
 
