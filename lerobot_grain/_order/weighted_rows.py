@@ -130,7 +130,7 @@ class _Clips:
         clip_first, clip_lengths, episodes = cut_into_clips(first_rows, lengths, clip_length)
         clip_starts = np.cumsum(clip_lengths) - clip_lengths
         run_starts = np.cumsum(weights.lengths) - weights.lengths
-        starts = np.union1d(clip_starts, run_starts)
+        starts = _merged(clip_starts, run_starts)
         clip_of = np.searchsorted(clip_starts, starts, side="right") - 1
         values = weights.values[np.searchsorted(run_starts, starts, side="right") - 1]
         pieces = _Pieces(
@@ -336,3 +336,10 @@ class _Round:
         )
         drawn[chosen] = below(found, clips.weights[numbers[chosen]])
         return drawn
+
+
+def _merged(first: Integers, second: Integers) -> Integers:
+    """Returns the distinct numbers of two ascending sequences, ascending."""
+    # A stable sort merges what is sorted; `np.union1d` (NumPy 2.4) takes a hundred times as long.
+    both = np.sort(np.concatenate((first, second)), kind="stable")
+    return both[np.diff(both, prepend=-1) > 0]

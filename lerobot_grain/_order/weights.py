@@ -21,6 +21,9 @@ from lerobot_grain._base.errors import InvalidRequestError
 # The weight 1: a row comes once a round.
 UNIT_BITS = 32
 UNIT = 1 << UNIT_BITS
+# Of a float64, and half of them.
+_MANTISSA_BITS = 53
+_HALF_BITS = 26
 # Sums of weights stay below 2**62.
 MAX_ROWS = (1 << 30) - 1
 
@@ -73,20 +76,47 @@ def scaled_weights(weights: npt.NDArray[np.float64], lengths: Integers) -> RowWe
             f"weights of {num_rows} rows; expected at most {MAX_ROWS} with a weight above 0. "
             "Select fewer with episodes=, or mix several datasets"
         )
-    # As integers in units of the smallest power of two that one of them is a multiple of.
-    ratios = [weight.as_integer_ratio() for weight in distinct.tolist()]
-    unit = max(denominator for _, denominator in ratios)
-    exact = [numerator * (unit // denominator) for numerator, denominator in ratios]
-    total = sum(weight * count for weight, count in zip(exact, counts.tolist(), strict=True))
-    assert total > 0
-    scaled = [
-        max(1, _rounded(weight * num_rows << UNIT_BITS, total)) if weight else 0 for weight in exact
-    ]
-    values = np.array(scaled, np.int64)[numbers]
+    scaled = np.zeros(len(distinct), np.int64)
+    above = distinct > 0
+    scaled[above] = np.maximum(1, _scaled(distinct[above], counts[above], num_rows))
+    values = scaled[numbers]
     begins = np.flatnonzero(np.concatenate(([True], values[1:] != values[:-1])))
     if len(begins) == 1:
         return None
     return RowWeights(values[begins], np.add.reduceat(lengths, begins))
+
+
+def _scaled(weights: npt.NDArray[np.float64], counts: Integers, num_rows: int) -> Integers:
+    """Returns int64 `(n,)`: weights by their mean in units of 2**-32, rounded.
+
+    Args:
+      weights: float64 `(n,)`, > 0, ascending.
+      counts: int64 `(n,)`, rows of each.
+      num_rows: the sum of these.
+    """
+    # A weight is mantissa * 2**exponent, both whole numbers.
+    fractions, exponents = np.frexp(weights)
+    mantissas = np.ldexp(fractions, _MANTISSA_BITS).astype(np.int64)
+    # Equal exponents follow each other. Their sums, in two halves that 64 bits hold.
+    starts = np.flatnonzero(np.diff(exponents, prepend=exponents[0] - 1))
+    high = np.add.reduceat((mantissas >> _HALF_BITS) * counts, starts).tolist()
+    low = np.add.reduceat((mantissas & ((1 << _HALF_BITS) - 1)) * counts, starts).tolist()
+    # From here on in units of the smallest exponent: Python's integers have as many bits as needed.
+    shifts = exponents - exponents[0]
+    total = sum(
+        ((upper << _HALF_BITS) + lower) << shift
+        for upper, lower, shift in zip(high, low, shifts[starts].tolist(), strict=True)
+    )
+    factors = [((num_rows << UNIT_BITS) << shift) / total for shift in shifts[starts].tolist()]
+    lengths = np.diff(starts, append=len(weights))
+    # Off by two roundings of 2**-53 at most: that decides, but for numbers near a half.
+    near = mantissas * np.repeat(factors, lengths)
+    found: Integers = np.rint(near).astype(np.int64)
+    is_close = np.abs(near - np.floor(near) - 0.5) <= near * 2.0**-50
+    for place in np.flatnonzero(is_close).tolist():
+        exact = mantissas.item(place) << shifts.item(place)
+        found[place] = _rounded(exact * num_rows << UNIT_BITS, total)
+    return found
 
 
 def _rounded(numerator: int, denominator: int) -> int:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from lerobot_grain._base.errors import DatasetFormatError
-from lerobot_grain._parquet.columns import as_format_error
+from lerobot_grain._parquet.columns import DAMAGED, first_line
 from lerobot_grain._parquet.files import InMemoryFile
 from lerobot_grain._parquet.table import open_table, read_columns
 
@@ -33,7 +33,8 @@ def read_row_table(
       DatasetFormatError: it is not such a table, a column is of another type, or a value is
         missing.
     """
-    found = _read_csv(data, path) if path.endswith(".csv") else _read_parquet(data, path, columns)
+    read = _read_csv if path.endswith(".csv") else _read_parquet
+    found = read(data, path, columns)
     return {
         name: _as_dtype(found[name], np.dtype(dtype), f"{path}, column {name}")
         for name, dtype in columns.items()
@@ -45,18 +46,33 @@ def _read_parquet(
     data: bytes, path: str, columns: Mapping[str, npt.DTypeLike]
 ) -> dict[str, npt.NDArray[Any]]:
     table = open_table(InMemoryFile("a table of rows", data), path)
-    found = read_columns(table, list(columns))
-    # Without row groups there are no rows either.
-    return found or {name: np.empty(0) for name in columns if name in table.leaves}
+    # A row group without rows may have column chunks without bytes.
+    if table.num_rows == 0:
+        return {name: np.empty(0) for name in columns if name in table.leaves}
+    return read_columns(table, list(columns))
 
 
-def _read_csv(data: bytes, path: str) -> dict[str, npt.NDArray[Any]]:
-    with as_format_error(path):
-        table = csv.read_csv(io.BytesIO(data))
-        return {
-            name: _without_nulls(table.column(name), f"{path}, column {name}")
-            for name in table.column_names
-        }
+def _read_csv(
+    data: bytes, path: str, columns: Mapping[str, npt.DTypeLike]
+) -> dict[str, npt.NDArray[Any]]:
+    try:
+        with csv.open_csv(io.BytesIO(data)) as reader:
+            names = reader.schema.names
+        found = [name for name in columns if name in names]
+        if not found:
+            return {}
+        for name in found:
+            if (count := names.count(name)) > 1:
+                raise DatasetFormatError(
+                    f"{path}: there are {count} columns {name!r}; expected one"
+                )
+        only = csv.ConvertOptions(include_columns=found)
+        table = csv.read_csv(io.BytesIO(data), convert_options=only)
+    except DAMAGED as error:
+        raise DatasetFormatError(
+            f"{path}: could not be read as CSV ({first_line(error)})"
+        ) from None
+    return {name: _without_nulls(table.column(name), f"{path}, column {name}") for name in found}
 
 
 def _without_nulls(column: pa.ChunkedArray, where: str) -> npt.NDArray[Any]:
@@ -75,4 +91,8 @@ def _as_dtype(values: npt.NDArray[Any], dtype: np.dtype[Any], where: str) -> npt
             f"{where}: its values are of type {values.dtype}, or some are missing; expected "
             f"{expected} in every row"
         )
+    if values.dtype.kind == "u" and dtype.kind == "i" and len(values):
+        largest = int(values.max())
+        if largest > np.iinfo(dtype).max:
+            raise DatasetFormatError(f"{where}: {largest} is there; expected at most 2**63 - 1")
     return values.astype(dtype)

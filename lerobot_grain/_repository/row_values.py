@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +23,18 @@ from lerobot_grain._parquet.row_tables import TABLE_SUFFIXES, read_row_table
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.selection import Episode
 
+
+class SupportsArray(Protocol):
+    """What NumPy makes an array of: an array of JAX, a column of pandas."""
+
+    def __array__(self) -> npt.NDArray[Any]: ...
+
+
 RowValuesSource = (
     Mapping[int, Any]
     | Sequence[Any]
     | npt.NDArray[Any]
+    | SupportsArray
     | Callable[[Episode], Any]
     | str
     | os.PathLike[str]
@@ -47,9 +55,10 @@ class Weights:
 
     Attributes:
       values: a mapping by number of the episode; an array of all episodes, in the order of their
-        numbers, or of all rows; a function of an `Episode`; the path of a `.parquet` or `.csv`
-        table with the columns `weight` and `index` (the row) or `episode_index`; or the key of a
-        feature with one number a row. Weights are taken as float64: finite and >= 0, 0 leaves out.
+        numbers, or of all rows (a Series of pandas is taken as one, whatever its index says); a
+        function of an `Episode`; the path of a `.parquet` or `.csv` table with the columns `weight`
+        and `index` (the row) or `episode_index`; or the key of a feature with one number a row.
+        Weights are taken as float64: finite and >= 0, 0 leaves out.
       rest: weight of those that a mapping or a table does not name.
     """
 
@@ -105,11 +114,12 @@ class _Kind(NamedTuple):
     def is_right(self, value: object) -> bool:
         if self.is_bool:
             return isinstance(value, bool | np.bool_)
-        return bool(
-            isinstance(value, int | float | np.integer | np.floating)
-            and not isinstance(value, bool)
-            and 0 <= value < float("inf")
-        )
+        if not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool):
+            return False
+        try:
+            return 0 <= float(value) < float("inf")
+        except OverflowError:
+            return False
 
 
 _WEIGHT = _Kind("weights", "weight", np.dtype(float), "a finite number >= 0")
@@ -168,9 +178,9 @@ class _Evaluation(NamedTuple):
         if isinstance(source, str) and source in self.repository.features:
             return RowValues(self._of_feature(source), are_of_rows=True)
         if isinstance(source, str | os.PathLike):
-            return self._of_table(os.fspath(source), rest)
-        if isinstance(source, Sequence | np.ndarray):
-            return self._of_array(np.asarray(source))
+            return self._of_table(os.fsdecode(source), rest)
+        if isinstance(source, Sequence) or hasattr(source, "__array__"):
+            return self._of_array(self._as_array(source))
         raise InvalidRequestError(
             f"{argument}={short_repr(source)}: expected a mapping by episode, an array of all "
             "episodes or rows, a function of an Episode, a table or the key of a feature"
@@ -179,14 +189,17 @@ class _Evaluation(NamedTuple):
     def _of_mapping(self, given: Mapping[Any, Any], rest: object) -> npt.NDArray[Any]:
         argument, _, dtype, expected = self.kind
         values: npt.NDArray[Any] = np.full(self.repository.episodes.num_episodes, rest, dtype)
-        for number, value in given.items():
+        for number, each in given.items():
+            value = _without_axes(each)
             if not isinstance(number, int | np.integer) or isinstance(number, bool):
                 raise InvalidRequestError(
                     f"{argument}: the key {number!r} is no number of an episode (int)"
                 )
             if not self.kind.is_right(value):
                 raise InvalidRequestError(f"{argument}[{number}] is {value!r}; expected {expected}")
-            values[self._positions(np.array([min(number, _MAX_NUMBER)]), argument)[0]] = value
+            if not 0 <= number <= _MAX_NUMBER:
+                raise self._no_episode(argument, int(number))
+            values[self._positions(np.array([int(number)]), argument)[0]] = value
         return values
 
     def _of_function(self, function: Callable[[Episode], Any]) -> npt.NDArray[Any]:
@@ -196,7 +209,9 @@ class _Evaluation(NamedTuple):
         values: npt.NDArray[Any] = np.zeros(table.num_episodes, dtype)
         for position in self.selected.tolist():
             number = table.number_of(position)
-            value = function(Episode(number, table.lengths.item(position), position, column))
+            value = _without_axes(
+                function(Episode(number, table.lengths.item(position), position, column))
+            )
             if not self.kind.is_right(value):
                 raise InvalidRequestError(
                     f"{argument}={function!r}: it returned {short_repr(value)} for episode "
@@ -204,6 +219,18 @@ class _Evaluation(NamedTuple):
                 )
             values[position] = value
         return values
+
+    def _as_array(self, source: Any) -> npt.NDArray[Any]:
+        if isinstance(source, np.ma.MaskedArray):
+            # With None where it is masked, which `np.asarray` would pass over.
+            source = source.tolist()
+        try:
+            return np.asarray(source)
+        except ValueError as error:
+            raise InvalidRequestError(
+                f"{self.kind.argument}={short_repr(source)}: no array of numbers ({error}); "
+                "expected one of all episodes or of all rows"
+            ) from None
 
     def _of_array(self, given: npt.NDArray[Any]) -> RowValues:
         table = self.repository.episodes
@@ -253,9 +280,11 @@ class _Evaluation(NamedTuple):
             )
         try:
             data = Path(path).read_bytes()
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            # A name with a null character is a ValueError.
+            reason = error.strerror if isinstance(error, OSError) else error
             raise InvalidRequestError(
-                f"{argument}={path!r}: the table could not be read: {error.strerror}"
+                f"{argument}={path!r}: the table could not be read: {reason}"
             ) from None
         whole = np.dtype(np.int64)
         kinds = {"index": whole, "episode_index": whole, column: dtype}
@@ -272,10 +301,13 @@ class _Evaluation(NamedTuple):
         places = self._rows(numbers, path) if are_of_rows else self._positions(numbers, f"{path}")
         distinct, counts = np.unique(numbers, return_counts=True)
         if (counts > 1).any():
+            first = np.flatnonzero(counts > 1)[0]
             raise InvalidRequestError(
-                f"{path}: {by} {distinct[counts > 1][0]} is there {counts.max()} times; expected "
-                "every one once"
+                f"{path}: {by} {distinct[first]} is there {counts[first]} times; expected every "
+                "one once"
             )
+        if are_of_rows and "episode_index" in found:
+            self._check_episodes(numbers, found["episode_index"], path)
         values: npt.NDArray[Any] = np.full(
             table.num_rows if are_of_rows else table.num_episodes, rest, dtype
         )
@@ -291,15 +323,32 @@ class _Evaluation(NamedTuple):
             )
         return rows
 
+    def _check_episodes(self, rows: Integers, numbers: Integers, path: str) -> None:
+        """Checks that rows are of the episodes that a table says, so that an `index` that only
+        counts the rows of the table is no row of the dataset.
+        """
+        table = self.repository.episodes
+        expected = table.numbers_of(table.locate_all(rows)[0])
+        if (bad := np.flatnonzero(expected != numbers)).size:
+            row, number, right = (int(each[bad[0]]) for each in (rows, numbers, expected))
+            raise InvalidRequestError(
+                f"{path}, row {bad[0]}: index is {row}, and episode_index is {number}; row {row} "
+                f"of the dataset is of episode {right}. Give rows by index, or episodes by "
+                "episode_index alone"
+            )
+
     def _positions(self, numbers: Integers, where: str) -> Integers:
         table = self.repository.episodes
         positions = table.positions_of(numbers)
         if (bad := np.flatnonzero(positions < 0)).size:
-            raise InvalidRequestError(
-                f"{where}: there is no episode {numbers[bad[0]]}; the dataset has episodes "
-                f"{table.shown_numbers}"
-            )
+            raise self._no_episode(where, numbers.item(bad[0]))
         return positions
+
+    def _no_episode(self, where: str, number: int) -> InvalidRequestError:
+        return InvalidRequestError(
+            f"{where}: there is no episode {number}; the dataset has episodes "
+            f"{self.repository.episodes.shown_numbers}"
+        )
 
     def _named(self, row: int) -> str:
         episode, frame = self.repository.episodes.locate(row)
@@ -308,6 +357,13 @@ class _Evaluation(NamedTuple):
     def _checked(self, values: npt.NDArray[Any], name_of: Callable[[int], str]) -> npt.NDArray[Any]:
         """Returns an array of values as what it is to be."""
         expected = self.kind.expected
+        if values.dtype.kind == "O":
+            for place, value in enumerate(values.tolist()):
+                if not self.kind.is_right(value):
+                    raise InvalidRequestError(
+                        f"{name_of(place)} is {short_repr(value)}; expected {expected}"
+                    )
+            return values.astype(self.kind.dtype)
         if values.dtype.kind not in ("b" if self.kind.is_bool else "iuf"):
             raise InvalidRequestError(
                 f"{self.kind.argument}: values of dtype {values.dtype}; expected {expected}"
@@ -318,3 +374,10 @@ class _Evaluation(NamedTuple):
             place = bad.item(0)
             raise InvalidRequestError(f"{name_of(place)} is {values[place]}; expected {expected}")
         return found
+
+
+def _without_axes(value: object) -> object:
+    """Returns the value of an array without axes, such as JAX returns; anything else as it is."""
+    if hasattr(value, "__array__") and np.shape(value) == ():
+        return np.asarray(value)[()]
+    return value

@@ -33,9 +33,12 @@ def read_whole_column(
     episodes = repository.episodes
     values = np.zeros(episodes.num_rows, np.dtype(feature.dtype))
     numbers = np.unique(episodes.data.file_of_episode[selected]).tolist()
+    is_selected = np.zeros(episodes.num_episodes, np.bool_)
+    is_selected[selected] = True
 
     def read(number: int) -> None:
-        held = np.intersect1d(episodes.data.episodes_in(number), selected)
+        there = episodes.data.episodes_in(number)
+        held = there[is_selected[there]]
         of_file = _read_file(repository, number, feature, held)
         for episode in held.tolist():
             length = episodes.lengths.item(episode)

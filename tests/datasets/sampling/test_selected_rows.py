@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grain
+import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -93,9 +96,27 @@ WEIGHT_FORMS: dict[str, Callable[[Path], Any]] = {
     "mapping with a rest": lambda _: lg.Weights({0: 2, 2: 1, 3: 6.0, 4: 2, 1: 0}, rest=5),
     "array of episodes": lambda _: np.array(BY_EPISODE, np.float32),
     "list of rows": lambda _: np.repeat(BY_EPISODE, LENGTHS).tolist(),
+    "Series of pandas": lambda _: pd.Series(BY_EPISODE, index=list("abcde")),
+    "Series of pandas with whole numbers": lambda _: pd.Series([2, 0, 1, 6, 2], dtype="Int64"),
+    "array of JAX": lambda _: jnp.array(np.repeat(BY_EPISODE, LENGTHS)),
+    "array of objects": lambda _: np.array(BY_EPISODE, object),
+    "mapping to arrays without axes": lambda _: {1: jnp.zeros(()), 2: np.array(0.5), 3: 3},
     "function": lambda _: lambda episode: {3: 0, 20: 1, 7: 6}.get(episode.length, 2),
+    "function that returns an array": lambda _: (
+        lambda episode: jnp.float32({3: 0, 20: 1, 7: 6}.get(episode.length, 2))
+    ),
     "csv of episodes": lambda where: table(
         where, "w.csv", {"episode_index": [1, 2, 3], "weight": [0, 0.5, 3]}
+    ),
+    "csv with other columns": lambda where: table(
+        where,
+        "o.csv",
+        {
+            "score": ["", "0.5", ""],
+            "episode_index": [1, 2, 3],
+            "weight": [0, 0.5, 3],
+            "note": ["a", "b", ""],
+        },
     ),
     "parquet of rows": lambda where: Path(
         table(
@@ -420,6 +441,44 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "in every row, True or False",
     ),
     "a feature with an axis": ({"weights": "action"}, "weights='action': the feature has dtype"),
+    "a number that is no float": (
+        {"weights": {3: 10**400}},
+        "; expected a finite number >= 0",
+    ),
+    "a long double": (
+        {"weights": {3: np.longdouble("1e4000")}},
+        "weights[3] is np.longdouble('1e+4000'); expected a finite number",
+    ),
+    "a rest that is no float": ({"weights": lg.Weights({}, rest=10**400)}, "expected a finite"),
+    "a function of no float": ({"weights": lambda _: 10**400}, "for episode 0; expected a finite"),
+    "a number of an episode above 2**63": (
+        {"weights": {2**80: 1}},
+        "weights: there is no episode 1208925819614629174706176; the dataset has episodes 0 to 4",
+    ),
+    "lists of other lengths": (
+        {"weights": [[1, 2], [3]]},
+        "weights=[[1, 2], [3]]: no array of numbers (",
+    ),
+    "a frame of pandas": (
+        {"weights": pd.DataFrame({"weight": [1.0] * 5})},
+        "weights: an array of shape (5, 1); expected one of all episodes",
+    ),
+    "a missing value of a list": (
+        {"weights": [1, None, 2, 3, 4]},
+        "weights[1] is None; expected a finite number >= 0",
+    ),
+    "a missing value of pandas": (
+        {"valid_rows": pd.Series([True, True, None, True, True], dtype="boolean")},
+        "valid_rows[2] is <NA>; expected True or False",
+    ),
+    "a masked value": (
+        {"weights": np.ma.array([1.0, 2, 3, 4, 5], mask=[0, 0, 0, 1, 0])},
+        "weights[3] is None; expected a finite number >= 0",
+    ),
+    "a name with a null character": (
+        {"weights": "a\0.csv"},
+        "weights='a\\x00.csv': the table could not be read: ",
+    ),
     "a number": ({"weights": 3}, "weights=3: expected a mapping by episode, an array"),
     "numbers as mask": ({"valid_rows": [1] * 51}, "valid_rows: values of dtype int64; expected"),
     "sequential": (
@@ -459,6 +518,22 @@ BAD_TABLES: dict[str, tuple[str, dict[str, list[Any]], str]] = {
         {"index": [3, 4, 3], "weight": [1, 1, 2]},
         "w.csv: index 3 is there 2 times; expected every one once",
     ),
+    "twice, and another one more often": (
+        "w.csv",
+        {"index": [9, 3, 9, 3, 9], "weight": [1] * 5},
+        "w.csv: index 3 is there 2 times; expected every one once",
+    ),
+    "an index that counts the rows of the table": (
+        "w.csv",
+        {"index": [0, 1], "episode_index": [0, 3], "weight": [1, 2]},
+        "w.csv, row 1: index is 1, and episode_index is 3; row 1 of the dataset is of episode 0. "
+        "Give rows by index, or episodes by episode_index alone",
+    ),
+    "an unsigned number above 2**63": (
+        "w.parquet",
+        {"index": [np.uint64(2**64 - 1)], "weight": [1]},
+        "w.parquet, column index: 18446744073709551615 is there; expected at most 2**63 - 1",
+    ),
     "no weights": ("w.csv", {"index": [3], "wieght": [1]}, "expected 'weight', and 'index' or"),
     "no rows": ("w.csv", {"weight": [1]}, "expected 'weight', and 'index' or 'episode_index'"),
     "negative": (
@@ -484,3 +559,49 @@ def test_tables_that_are_refused(repository: lg.Repository, tmp_path: Path, name
             repository, shuffle=SHUFFLE, weights=table(tmp_path, file, columns)
         )
     assert text in str(caught.value)
+
+
+MALFORMED_CSV: dict[str, tuple[str, str]] = {
+    "empty": ("", "w.csv: could not be read as CSV (Empty CSV file)"),
+    "a row that is too short": (
+        "index,weight\n3\n",
+        "w.csv: could not be read as CSV (CSV parse error: Expected 2 columns, got 1",
+    ),
+    "a column twice": (
+        "index,weight,weight\n3,1,2\n",
+        "w.csv: there are 2 columns 'weight'; expected one",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED_CSV)
+def test_malformed_csv(repository: lg.Repository, tmp_path: Path, name: str) -> None:
+    contents, text = MALFORMED_CSV[name]
+    (tmp_path / "w.csv").write_text(contents)
+    with pytest.raises(lg.DatasetFormatError) as caught:
+        lg.FrameOrderIterDataset(repository, shuffle=SHUFFLE, weights=tmp_path / "w.csv")
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["v.parquet", "v.csv"])
+def test_a_table_without_rows_names_none(
+    repository: lg.Repository, tmp_path: Path, name: str
+) -> None:
+    columns = {"index": pa.array([], pa.int64()), "is_valid": pa.array([], pa.bool_())}
+    if name.endswith(".csv"):
+        (tmp_path / name).write_text(",".join(columns) + "\n")
+    else:
+        pq.write_table(pa.table(columns), tmp_path / name)
+    plain = iter(lg.FrameOrderIterDataset(repository, shuffle=SHUFFLE))
+    found = lg.FrameOrderIterDataset(repository, shuffle=SHUFFLE, valid_rows=tmp_path / name)
+    assert iter(found).get_state() == plain.get_state()
+
+
+def test_a_path_of_bytes(repository: lg.Repository, tmp_path: Path) -> None:
+    class Name:
+        def __fspath__(self) -> bytes:
+            return os.fsencode(tmp_path / "w.csv")
+
+    table(tmp_path, "w.csv", {"episode_index": [1], "weight": [0]})
+    dataset = lg.FrameOrderIterDataset(repository, shuffle=SHUFFLE, weights=Name())
+    assert dataset.num_rows == NUM_ROWS - LENGTHS[1]
