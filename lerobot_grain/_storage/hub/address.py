@@ -300,7 +300,7 @@ def disk_cache_directory(cache_dir: str) -> str:
 def frame_cache_directory() -> str:
     """Returns where decoded frames are kept if nothing else is said: beside pieces of files."""
     usual = os.path.abspath(os.path.expanduser(huggingface_hub.constants.HF_HUB_CACHE))
-    return os.path.join(os.path.dirname(disk_cache_directory(usual)), "frames")
+    return os.path.join(disk_cache_directory(usual), "frames")
 
 
 def is_offline() -> bool:
