@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from lerobot_grain import InvalidRequestError, LeRobotIterDataset, ReadOptions, Shuffle
+from lerobot_grain._cli.argument_types import image_size, positive
 from lerobot_grain._cli.profile_plots import check_can_plot, write_plots
 from lerobot_grain._cli.progress import ProgressLine
 from lerobot_grain._inspection.profile import (
@@ -55,13 +56,13 @@ def _add_stream_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--image-size",
-        type=_image_size,
+        type=image_size,
         metavar="HxW",
         help="resize all cameras, such as 96x128 (height x width)",
     )
     add(
         "--batch-size",
-        type=_positive,
+        type=positive,
         default=64,
         metavar="N",
         help="examples a batch (default: %(default)s)",
@@ -70,7 +71,7 @@ def _add_stream_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_limit_arguments(parser: argparse.ArgumentParser) -> None:
     limit = parser.add_mutually_exclusive_group()
-    limit.add_argument("--batches", type=_positive, metavar="N", help="stop after so many batches")
+    limit.add_argument("--batches", type=positive, metavar="N", help="stop after so many batches")
     limit.add_argument(
         "--seconds",
         type=float,
@@ -138,19 +139,6 @@ def _delta(text: str) -> tuple[str, list[float]]:
         raise argparse.ArgumentTypeError(
             f"{text!r}: expected KEY=SECONDS,SECONDS,... such as action=0,0.1,0.2"
         ) from None
-
-
-def _image_size(text: str) -> tuple[int, int]:
-    height, _, width = text.lower().partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected HEIGHTxWIDTH such as 96x128")
-    return int(height), int(width)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
-    return int(text)
 
 
 def _shuffle(options: argparse.Namespace) -> Shuffle | None:
