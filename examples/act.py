@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from training import Batch, Result, masked_mean, opened, parser, train
+from training import Batch, Result, masked_mean, opened, parser, read_options, train
 from worlds import write_world
 
 from lerobot_grain import (
@@ -46,6 +46,7 @@ def stream(repository: Repository, options: argparse.Namespace, **kind: Any) -> 
         features=[*repository.cameras, "observation.state", "action"],
         delta_timestamps={"action": [step / repository.fps for step in range(options.chunk)]},
         image_size=tuple(options.image_size),
+        read_options=read_options(options),
         **kind,
     )
 

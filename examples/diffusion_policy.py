@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from training import Batch, Result, masked_mean, opened, parser, train
+from training import Batch, Result, masked_mean, opened, parser, read_options, train
 from worlds import write_world
 
 from lerobot_grain import (
@@ -52,6 +52,7 @@ def stream(repository: Repository, options: argparse.Namespace, **kind: Any) -> 
             "action": [step / repository.fps for step in range(CHUNK)],
         },
         image_size=tuple(options.image_size),
+        read_options=read_options(options),
         **kind,
     )
 

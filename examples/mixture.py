@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from training import Batch, Result, masked_mean, opened, parser, train
+from training import Batch, Result, masked_mean, opened, parser, read_options, train
 from worlds import CAMERAS, write_world
 
 from lerobot_grain import (
@@ -160,7 +160,11 @@ def main(argv: list[str] | None = None) -> Result:
             repository = stack.enter_context(opened(options, source, name=name))
             episodes, others = train_eval_split(repository)
             common = functools.partial(
-                stream, repository, robot, image_size=tuple(options.image_size)
+                stream,
+                repository,
+                robot,
+                image_size=tuple(options.image_size),
+                read_options=read_options(options),
             )
             training[name] = common(episodes=episodes, shuffle=Shuffle(seed=options.seed))
             held_out[name] = common(episodes=others, num_epochs=1)
@@ -168,7 +172,9 @@ def main(argv: list[str] | None = None) -> Result:
         return train(
             Policy(num_robots=len(mixed), options=options),
             # Which robot comes when is a function of seed, weights and position alone.
-            MixtureIterDataset(training, weights, seed=options.seed),
+            MixtureIterDataset(
+                training, weights, seed=options.seed, read_options=read_options(options)
+            ),
             held_out,
             loss=loss,
             error=error,

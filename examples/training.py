@@ -30,7 +30,7 @@ from flax import nnx
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from lerobot_grain import DeviceIterDataset, Repository, open_repository
+from lerobot_grain import DeviceIterDataset, ReadOptions, Repository, open_repository
 from lerobot_grain.testing import LoopbackHub
 
 Batch = dict[str, Any]
@@ -116,6 +116,14 @@ def parser(
         help="held-out batches of an evaluation (default: %(default)s)",
     )
     add(
+        "--frame-cache-gb",
+        type=float,
+        default=0,
+        metavar="GB",
+        help="of decoded frames that are kept on disk, so that later epochs and runs do not decode "
+        "them (default: none)",
+    )
+    add(
         "--seed",
         type=int,
         default=0,
@@ -127,6 +135,11 @@ def parser(
         help="hide what the actions depend on, to see what can be learnt without",
     )
     return found
+
+
+def read_options(options: argparse.Namespace) -> ReadOptions:
+    """Returns how streams read, by the options of the command line."""
+    return ReadOptions(frame_cache_bytes=int(options.frame_cache_gb * 1e9))
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from lerobot_grain._datasets.read_windows import ReadWindowsIterDataset
 from lerobot_grain._datasets.workers import WorkerPrefetchIterDataset, worker_init
 from lerobot_grain._inspection.check import CheckReport, check
 from lerobot_grain._inspection.file_checks import Finding
+from lerobot_grain._inspection.fill_cache import FilledCache, fill_cache
 from lerobot_grain._inspection.locate import FrameLocation, RowLocation, locate
 from lerobot_grain._inspection.plot import plot_example
 from lerobot_grain._order.shuffle import Shuffle
@@ -53,6 +54,7 @@ __all__ = [
     "DeltaTimestamps",
     "DeviceIterDataset",
     "Episode",
+    "FilledCache",
     "Finding",
     "FrameLocation",
     "FrameOrderIterDataset",
@@ -84,6 +86,7 @@ __all__ = [
     "check",
     "compute_stats",
     "example_keys",
+    "fill_cache",
     "locate",
     "normalizer",
     "open_repositories",

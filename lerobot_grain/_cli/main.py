@@ -3,6 +3,7 @@
     lerobot-grain check org/name      is it whole, and what does it cost to stream it?
     lerobot-grain profile org/name    how fast and how well mixed does it stream on this machine?
     lerobot-grain show org/name       where are a row and its frames stored?
+    lerobot-grain cache               what is kept on disk? Fill it ahead of a training, clear it.
 
 Rules:
 * The result goes to standard output: a table, or one JSON object. Progress goes to standard error,
@@ -18,6 +19,7 @@ import sys
 from collections.abc import Sequence
 
 from lerobot_grain import LeRobotGrainError
+from lerobot_grain._cli import cache as cli_cache
 from lerobot_grain._cli import check as cli_check
 from lerobot_grain._cli import profile as cli_profile
 from lerobot_grain._cli import show as cli_show
@@ -76,4 +78,13 @@ def _parser() -> argparse.ArgumentParser:
         add("--endpoint", help="of the Hub (default: huggingface.co, or HF_ENDPOINT)")
         room.add_arguments(command)
         command.set_defaults(run=room.run)
+    cache = commands.add_parser(
+        "cache",
+        help="list, fill or clear what is kept on disk",
+        description="Lists what lies in the caches on disk: coded bytes by dataset, decoded frames "
+        "by dataset, camera and size. --fill fetches a dataset ahead of a training, and decodes "
+        "it with --frames; --clear deletes.",
+    )
+    cli_cache.add_arguments(cache)
+    cache.set_defaults(run=cli_cache.run)
     return parser

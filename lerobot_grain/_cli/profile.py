@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from lerobot_grain import InvalidRequestError, LeRobotIterDataset, ReadOptions, Shuffle
+from lerobot_grain._cli.argument_types import image_size, positive, size_bytes
 from lerobot_grain._cli.profile_plots import check_can_plot, write_plots
 from lerobot_grain._cli.progress import ProgressLine
 from lerobot_grain._inspection.profile import (
@@ -55,13 +56,13 @@ def _add_stream_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--image-size",
-        type=_image_size,
+        type=image_size,
         metavar="HxW",
         help="resize all cameras, such as 96x128 (height x width)",
     )
     add(
         "--batch-size",
-        type=_positive,
+        type=positive,
         default=64,
         metavar="N",
         help="examples a batch (default: %(default)s)",
@@ -70,7 +71,7 @@ def _add_stream_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_limit_arguments(parser: argparse.ArgumentParser) -> None:
     limit = parser.add_mutually_exclusive_group()
-    limit.add_argument("--batches", type=_positive, metavar="N", help="stop after so many batches")
+    limit.add_argument("--batches", type=positive, metavar="N", help="stop after so many batches")
     limit.add_argument(
         "--seconds",
         type=float,
@@ -116,6 +117,17 @@ def _add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     machine.add_argument(
         "--threads", type=int, metavar="N", help="that decode (default: one per core)"
     )
+    machine.add_argument(
+        "--frames",
+        type=size_bytes,
+        metavar="BYTES",
+        help="of decoded frames that are kept on disk, as in 50GB (default: none)",
+    )
+    machine.add_argument(
+        "--frame-directory",
+        metavar="DIRECTORY",
+        help="where (default: that of ReadOptions); with --frames",
+    )
 
 
 def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
@@ -138,19 +150,6 @@ def _delta(text: str) -> tuple[str, list[float]]:
         raise argparse.ArgumentTypeError(
             f"{text!r}: expected KEY=SECONDS,SECONDS,... such as action=0,0.1,0.2"
         ) from None
-
-
-def _image_size(text: str) -> tuple[int, int]:
-    height, _, width = text.lower().partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected HEIGHTxWIDTH such as 96x128")
-    return int(height), int(width)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
-    return int(text)
 
 
 def _shuffle(options: argparse.Namespace) -> Shuffle | None:
@@ -176,8 +175,15 @@ def run(options: argparse.Namespace) -> int:
     plot = options.plot
     if plot is not None:
         check_can_plot(plot)
+    if options.frame_directory is not None and options.frames is None:
+        raise InvalidRequestError(
+            "--frame-directory belongs to --frames; leave it out, or add that"
+        )
     read_options = ReadOptions(
-        memory_budget_bytes=options.budget, num_decode_threads=options.threads
+        memory_budget_bytes=options.budget,
+        num_decode_threads=options.threads,
+        frame_cache_bytes=options.frames or 0,
+        frame_cache_directory=options.frame_directory,
     )
     seconds = (
         DEFAULT_SECONDS if options.seconds is None and options.batches is None else options.seconds
@@ -336,6 +342,13 @@ def _reading_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
                 "the Hub",
                 f"{reading['retries']:,} further attempts; {reading['pause_seconds']:.1f} s of "
                 "pauses and rate limits, over all threads",
+            )
+        )
+    if from_cache := reading["frames_from_cache"]:
+        result.append(
+            (
+                "from the frame cache",
+                f"{from_cache:,} of {frames:,} frames ({from_cache / frames:.0%})",
             )
         )
     if frames:

@@ -26,6 +26,8 @@ class ReadStatistics:
         `Repository` are counted too.
       retries, pause_seconds: attempts after the first, and the time between attempts and in rate
         limits, summed over threads; counted as `requests` are.
+      bytes_from_disk_cache: of video, rows and indices that were asked for and lay in the disk
+        cache, so they were not fetched; counted as `requests` are.
       bytes_needed: coded bytes of the GOPs and column chunks of the row groups that were read, once
         for every time they were needed anew.
       gops_decoded: GOPs that went through a decoder.

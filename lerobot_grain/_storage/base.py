@@ -231,6 +231,15 @@ class Storage(abc.ABC):
         stops = itertools.accumulate(r.length for r in ranges)
         return [kept[stop - r.length : stop] for r, stop in zip(ranges, stops, strict=True)]
 
+    def keeps(self, path: str) -> bool:
+        """Returns whether bytes of a file are kept on disk at all, as far as there is room."""
+        return self._disk_cache(path) is not None
+
+    def would_keep(self, path: str, wanted: ByteRange) -> bool:
+        """Returns whether `read_ranges` would keep some of a range on disk, or finds it there."""
+        cache = self._disk_cache(path)
+        return cache is not None and cache.would_keep(path, wanted)
+
     @contextlib.contextmanager
     def checked(self, path: str) -> Iterator[None]:
         """Around code that parses a file.

@@ -108,6 +108,27 @@ def test_json_says_what_was_read(directory: Path, capsys: pytest.CaptureFixture[
     assert 0 < reading["budget_peak_bytes"] <= reading["budget_bytes"]
 
 
+def test_what_came_from_the_caches_is_shown(
+    directory: Path, hub: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.add_repository("cli/caches", directory)
+    arguments = ["profile", "cli/caches", "--endpoint", hub.endpoint, "--batch-size", "10"]
+    # The same seven batches, the whole dataset.
+    arguments += ["--batches", "7", "--frames", "1GB", "--frame-directory", str(tmp_path / "here")]
+    assert main(arguments) == 0
+    first = capsys.readouterr().out
+    assert "from the frame cache" not in first
+    assert len(list((tmp_path / "here").iterdir())) == len(LENGTHS)
+    assert main([*arguments, "--json"]) == 0
+    reading = json.loads(capsys.readouterr().out)["reading"]
+    assert reading["frames_from_cache"] == reading["frames_handed_out"] == 70
+    assert reading["bytes_from_disk_cache"] > 0 == reading["bytes_fetched"]
+    assert main(arguments) == 0
+    again = capsys.readouterr().out
+    assert re.search(r"\nfrom the disk cache +0\.\d\d MB\n", again)
+    assert re.search(r"\nfrom the frame cache +70 of 70 frames \(100%\)\n", again)
+
+
 def test_json_says_how_random_the_order_is(
     directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,6 +276,7 @@ def test_plot_writes_a_picture(
             ["DIRECTORY", "--sequential", "--num-parts", "2"],
             "--num-parts belongs to a shuffled order; leave it out, or --sequential",
         ),
+        (["DIRECTORY", "--frame-directory", "x"], "--frame-directory belongs to --frames"),
         (
             ["DIRECTORY", "--plot", "DIRECTORY/nothing/a.png"],
             "--plot DIRECTORY/nothing/a.png: there is no directory DIRECTORY/nothing",

@@ -49,6 +49,7 @@ ALLOWED = {
         "_order",
         "_parquet",
         "_video",
+        "_storage",
         "_repository",
         "_reading",
         "_datasets",
@@ -63,7 +64,10 @@ ONLY = {
     ("_repository", "_video"): {"_video.mp4"},
     ("_reading", "_order"): {"_order.windows"},
     ("_training", "_video"): {"_video.images"},
-    ("_cli", "_inspection"): {"_inspection.profile"},
+    ("_cli", "_inspection"): {
+        "_inspection.cache_contents",
+        "_inspection.profile",
+    },
     ("testing", "_base"): {"_base.errors"},
 }
 # A module not listed imports NumPy and the standard library only, apart from modules of ours.

@@ -237,6 +237,20 @@ class EpisodeFrames:
         return found or 1  # 0 is absent
 
 
+def about_in(path: str) -> str:
+    """Returns the text for people at the start of a file.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    descriptor = _opened(path, os.O_RDONLY)
+    try:
+        header = os.pread(descriptor, _HEADER_BYTES, 0)
+    finally:
+        os.close(descriptor)
+    return header.rstrip(b"\0").decode("utf-8", "replace").removesuffix("\n")
+
+
 def _opened(path: str, flags: int) -> int:
     """Returns the descriptor of a regular file.
 

@@ -8,6 +8,7 @@ import functools
 import os
 
 from lerobot_grain._base.byte_ranges import ByteRange, Part
+from lerobot_grain._storage.disk.contents import INDICES, PIECES
 from lerobot_grain._storage.disk.piece_cache import PieceCache
 from lerobot_grain._storage.disk_cache import DiskCache
 from lerobot_grain._storage.options import Counters, StorageStatistics
@@ -15,9 +16,6 @@ from lerobot_grain._storage.options import Counters, StorageStatistics
 # The share of the limit that indices may take: those that were used longest ago go. 10,000 hours of
 # video have 2 GB of them.
 _INDEX_SHARE = 4
-# The names of the directories of pieces and of indices; the latter is older than the former.
-_PIECES = "pieces"
-_INDICES = "ranges"
 
 
 class DatasetCache:
@@ -79,6 +77,10 @@ class DatasetCache:
         """Keeps bytes of a file, if they belong to the share that is kept."""
         self._pieces.put((*self._dataset, path), start, payload)
 
+    def would_keep(self, path: str, wanted: ByteRange) -> bool:
+        """Returns whether some of a range belongs to the share that is kept."""
+        return self._pieces.would_keep((*self._dataset, path), wanted)
+
     def forget(self, path: str) -> None:
         """Deletes all of a file: it is malformed, or was sent wrongly."""
         if (size := self.size_bytes(path)) is not None:
@@ -95,5 +97,5 @@ class DatasetCache:
 @functools.lru_cache(maxsize=16)
 def _caches(root: str, max_bytes: int, process_id: int) -> tuple[DiskCache, PieceCache]:
     del process_id
-    entries = DiskCache(os.path.join(root, _INDICES), max_bytes // _INDEX_SHARE)
-    return entries, PieceCache(os.path.join(root, _PIECES), max_bytes, entries)
+    entries = DiskCache(os.path.join(root, INDICES), max_bytes // _INDEX_SHARE)
+    return entries, PieceCache(os.path.join(root, PIECES), max_bytes, entries)

@@ -134,6 +134,16 @@ class PieceCache:
         except OSError as error:
             say_unwritable(self._directory, error.strerror)
 
+    def would_keep(self, file: tuple[str, ...], wanted: ByteRange) -> bool:
+        """Returns whether some of a range of a file belongs to the share that is kept, as far as is
+        known now.
+        """
+        if not self._max_bytes:
+            return False
+        with self._lock:
+            self._look_if_due()
+        return any(not self._is_above(cell, extent) for cell, extent in cells_of(file, wanted))
+
     def forget(self, file: tuple[str, ...], size_bytes: int) -> None:
         """Deletes all pieces of a file of `size_bytes`."""
         dataset = self._dataset(file)

@@ -283,24 +283,23 @@ def name_repository(
     return RepositoryAddress(repo_id, endpoint, directory, token, options)
 
 
-def disk_cache_directory(cache_dir: str) -> str:
+def disk_cache_directory(cache_dir: str | None = None) -> str:
     """Returns where video, rows and indices are kept, for what is given as the cache of
-    huggingface_hub.
+    huggingface_hub; `None`: the usual one.
 
     It is what LEROBOT_GRAIN_CACHE says; else a folder in HF_HOME, beside the usual cache, or inside
     of another cache that the user chose.
     """
     constants = huggingface_hub.constants
     usual = os.path.abspath(os.path.expanduser(constants.HF_HUB_CACHE))
-    parent = constants.HF_HOME if cache_dir == usual else cache_dir
+    parent = constants.HF_HOME if cache_dir is None or cache_dir == usual else cache_dir
     root = os.environ.get("LEROBOT_GRAIN_CACHE") or os.path.join(parent, "lerobot_grain")
     return os.path.abspath(os.path.expanduser(root))
 
 
 def frame_cache_directory() -> str:
     """Returns where decoded frames are kept if nothing else is said: beside pieces of files."""
-    usual = os.path.abspath(os.path.expanduser(huggingface_hub.constants.HF_HUB_CACHE))
-    return os.path.join(disk_cache_directory(usual), "frames")
+    return os.path.join(disk_cache_directory(), "frames")
 
 
 def is_offline() -> bool:
