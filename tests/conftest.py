@@ -28,6 +28,7 @@ LONGEST_FIRST = [
     "test_examples.py",
     "test_faults.py",
     "test_frame_cache.py",
+    "test_fill_cache.py",
     "test_workers.py",
     "test_storage.py",
     "test_resume.py",
