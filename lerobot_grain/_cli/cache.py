@@ -24,7 +24,7 @@ from lerobot_grain._cli.argument_types import episodes, image_size, positive, si
 from lerobot_grain._cli.progress import ProgressLine
 from lerobot_grain._inspection.cache_contents import CacheContents, cache_contents, clear_caches
 
-# What belongs to --fill, and is None where it was not given.
+# Options that belong to --fill, and are None where they were not given.
 _OF_FILL = (
     "revision",
     "endpoint",

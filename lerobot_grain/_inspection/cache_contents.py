@@ -1,5 +1,5 @@
-"""What the two caches on disk hold, and deleting it: coded bytes (video, rows, indices) and decoded
-frames. Returns values; prints nothing.
+"""The contents of the two caches on disk, and deleting them: coded bytes (video, rows, indices)
+and decoded frames. Returns values; prints nothing.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ class CacheContents:
 
     @property
     def coded_bytes(self) -> int:
-        """Of the disk, that video, rows and indices take."""
+        """Bytes of the disk that video, rows and indices take."""
         return sum(each.num_bytes for each in self.pieces) + self.indices.num_bytes
 
     @property
     def frame_bytes(self) -> int:
-        """Of all files of frames."""
+        """Bytes of all files of frames."""
         return sum(each.num_bytes for each in self.frames)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClearedCaches:
-    """What was deleted.
+    """The sizes of what was deleted.
 
     Attributes:
       coded_bytes: of video, rows and indices.

@@ -1,11 +1,11 @@
 """Fills the caches on disk ahead of a training: fetches, and decodes where frames are kept.
 
 The idea: rows come first, then frames, camera by camera, and last the video of those episodes whose
-frames are not kept, since nobody will ask for the video of the others. What is there is not fetched
-or decoded again, so a run that was ended is continued by the next one.
+frames are not kept, since nobody will ask for the video of the others. Nothing is fetched
+or decoded again that is there, so a run that was ended is continued by the next one.
 
 Rules:
-* What would not be kept, because the limit holds a share only, is not fetched for its own sake.
+* Nothing is fetched that would not be kept, because the limit holds a share only.
 * The ranges are those of whole episodes, so they cover whatever windows and orders ask for.
 * The indices are read in the way in which a stream reads them, so a stream finds them.
 """
@@ -75,7 +75,7 @@ class _KeptEpisode(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilledCache:
-    """What `fill_cache` did, and what lies in the caches now.
+    """The work of a call of `fill_cache`, and what lies in the caches after it.
 
     Attributes:
       dataset: name and commit.
@@ -111,8 +111,9 @@ def fill_cache(
     """Fetches a dataset into the disk cache, and decodes it into the frame cache if
     `read_options.frame_cache_bytes` is not 0, ahead of a training.
 
-    A stream of the same features, episodes, image size and options then finds it. What is there is
-    neither fetched nor decoded again, so a call that was interrupted is continued by the next one.
+    A stream of the same features, episodes, image size and options then finds it. Nothing is
+    fetched or decoded again that is there, so a call that was interrupted is continued by the next
+    one.
     If the limits do not hold all, the share is filled that a training would keep.
 
     Args:

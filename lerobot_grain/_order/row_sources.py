@@ -1,4 +1,4 @@
-"""What an epoch is made of: the rows that come in it, as runs of rows of one episode each.
+"""The rows that come in an epoch, as runs of rows of one episode each.
 
 An epoch of all rows has the same clips every time. Where rows are weighted or left out
 (`_order/weighted_rows`), or have a stride (`_order/strided_rows`), each epoch has its own. Steps 2

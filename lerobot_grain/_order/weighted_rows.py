@@ -40,8 +40,8 @@ _ORDER, _BEGIN, _COPIES = 0, 1, 2
 # Up to so many words of a stream, all in a row, are made for each one that is wanted: that still
 # costs less than making the wanted ones one by one.
 _CHEAP_WORDS = 16
-# Of a walk that fills a round up, so many times as many clips are put in order as are expected to
-# do; if these do not, all are.
+# A walk that fills a round up puts so many times as many clips in order as are expected to do; if
+# these do not, all.
 _SAFE_FACTOR = 4
 
 
@@ -252,7 +252,7 @@ class _Round:
             walks.append(walk)
             missing -= int(walk.lengths.sum())
         numbers = np.concatenate([walk.numbers for walk in walks])
-        # Of the copies of a clip those of earlier walks are first.
+        # Copies of a clip from earlier walks are first.
         order = np.argsort(numbers, kind="stable") if len(walks) > 1 else np.arange(len(numbers))
         return _Copies(
             self._clips,

@@ -21,7 +21,7 @@ from lerobot_grain._base.errors import InvalidRequestError
 # The weight 1: a row comes once a round.
 UNIT_BITS = 32
 UNIT = 1 << UNIT_BITS
-# Of a float64, and half of them.
+# Bits of the mantissa of a float64, and half of them.
 _MANTISSA_BITS = 53
 _HALF_BITS = 26
 # Sums of weights stay below 2**62.

@@ -1,4 +1,4 @@
-"""What users say of single rows or episodes: their weights, and which are valid.
+"""Weights of single rows or episodes, and which of them are valid, as users say it.
 
 Every form that it may be given in becomes one array, of episodes or of rows, when the dataset is
 made. Columns of data files are read by the caller, who has a reader of them.
@@ -25,7 +25,7 @@ from lerobot_grain._repository.selection import Episode
 
 
 class SupportsArray(Protocol):
-    """What NumPy makes an array of: an array of JAX, a column of pandas."""
+    """Values that NumPy makes an array of: an array of JAX, a column of pandas."""
 
     def __array__(self) -> npt.NDArray[Any]: ...
 

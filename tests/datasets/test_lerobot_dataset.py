@@ -280,7 +280,7 @@ def test_close_leaves_no_thread_and_ends_the_iterator(written: WrittenDataset) -
     assert all_threads() - before
     iterator.close()
     iterator.close()
-    assert all_threads() == before
+    assert all_threads() <= before  # threads of tests before it may end meanwhile
     with pytest.raises(ValueError, match="closed"):
         next(iterator)
 
@@ -291,14 +291,14 @@ def test_an_exhausted_iterator_leaves_no_thread(written: WrittenDataset) -> None
     assert sum(1 for _ in iterator) == written.total_frames
     with pytest.raises(StopIteration):
         next(iterator)
-    assert all_threads() == before
+    assert all_threads() <= before  # threads of tests before it may end meanwhile
 
 
 def test_nothing_is_read_before_the_first_next(written: WrittenDataset) -> None:
     before = all_threads()
     iterator = iter(lg.LeRobotIterDataset(written.directory))
     iterator.set_state(iterator.get_state())
-    assert all_threads() == before
+    assert all_threads() <= before  # threads of tests before it may end meanwhile
 
 
 def test_mixes_and_maps_like_any_grain_data_set(written: WrittenDataset) -> None:
