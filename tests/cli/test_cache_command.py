@@ -191,6 +191,9 @@ def test_control_characters_of_names_are_not_printed(
     assert r"odd\x1b[2J\nname'" in table
 
 
+# Once, in a whole suite on a loaded machine, the process was still there after 60 s; 14 of 14 runs
+# alone ended within 2 s (BUILD_NOTES.md, "What is open").
+@pytest.mark.long
 def test_ctrl_c_ends_with_130_and_leaves_nothing_unfinished(
     name: str, hub: LoopbackHub, tmp_path: Path
 ) -> None:
@@ -209,6 +212,7 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing_unfinished(
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
     finally:
+        process.kill()
         hub.clear_faults()
     assert (process.returncode, error) == (130, b"")
     assert not list((tmp_path / "kept").rglob("*.part"))
