@@ -51,6 +51,24 @@ def summarize(case: Case, results: Results) -> dict[str, Any]:
     return summary
 
 
+def table_of_medians(results: Mapping[str, Sequence[Mapping[str, float]]], *, digits: int) -> str:
+    """Returns a table with a line for each kind of measurement and a column for each of its names.
+
+    Args:
+      results: kind -> one result a repetition.
+      digits: that are shown of a median.
+    """
+    names = list(dict.fromkeys(name for each in results.values() for name in each[0]))
+    lines = [f"| kind | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for kind, each in results.items():
+        medians = [
+            f"{median(result[name] for result in each):,.{digits}g}" if name in each[0] else ""
+            for name in names
+        ]
+        lines.append(f"| {kind} | {' | '.join(medians)} |")
+    return "\n".join(lines)
+
+
 def _median(repetitions: Sequence[Mapping[str, Any]], name: str) -> float | None:
     values = [result[name] for result in repetitions if result.get(name) is not None]
     return median(values) if values else None

@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -35,6 +34,7 @@ from typing import Any
 
 from _cases import CASES, Case, prepare
 from _measure import memory_bytes, reset_peak
+from _report import table_of_medians
 
 from lerobot_grain.testing import LoopbackHub
 
@@ -86,15 +86,7 @@ def main() -> None:
             for kind in options.kinds:
                 results[kind].append(_run(kind, hub, scratch, options))
                 print(f"{kind}: {results[kind][-1]}", file=sys.stderr, flush=True)
-    names = list(dict.fromkeys(name for each in results.values() for name in each[0]))
-    print(f"| kind | {' | '.join(names)} |")
-    print("|---" * (len(names) + 1) + "|")
-    for kind, each in results.items():
-        medians = [
-            f"{statistics.median(result[name] for result in each):,.3g}" if name in each[0] else ""
-            for name in names
-        ]
-        print(f"| {kind} | {' | '.join(medians)} |")
+    print(table_of_medians(results, digits=3))
 
 
 def _case(options: argparse.Namespace) -> Case:
@@ -205,9 +197,9 @@ def _measure(
 def _look(folder: str) -> dict[str, float]:
     """Of pieces of 300 KB that are holes: their names and sizes count here, not their bytes."""
     from lerobot_grain._base.byte_ranges import ByteRange
+    from lerobot_grain._storage.disk.entry_cache import EntryCache
     from lerobot_grain._storage.disk.piece_cache import PieceCache
     from lerobot_grain._storage.disk.piece_files import cells_of, file_bytes, hash_of
-    from lerobot_grain._storage.disk_cache import DiskCache
 
     step = 300_000
     files = [("org/name@1", "1", str(number)) for number in range(_NUM_PIECES // 600)]
@@ -218,7 +210,7 @@ def _look(folder: str) -> dict[str, float]:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with open(path, "wb") as written:
                     written.truncate(file_bytes(piece))
-    entries = DiskCache(f"{folder}/ranges", _ALL)
+    entries = EntryCache(f"{folder}/ranges", _ALL)
     before = memory_bytes("VmRSS") or 0
     reset_peak()
     cache = PieceCache(folder, _ALL, entries)

@@ -25,7 +25,6 @@ import contextlib
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -35,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from _measure import memory_bytes, reset_peak
+from _report import table_of_medians
 
 from lerobot_grain.testing import Camera, LoopbackHub, write_dataset
 
@@ -86,15 +86,7 @@ def main() -> None:
                 result = _run(kind, chosen, hub, options)
                 results[kind].append(result)
                 print(f"{kind}: {result}", file=sys.stderr, flush=True)
-    names = list(dict.fromkeys(name for each in results.values() for name in each[0]))
-    print(f"| kind | {' | '.join(names)} |")
-    print("|---" * (len(names) + 1) + "|")
-    for kind, each in results.items():
-        medians = [
-            f"{statistics.median(result[name] for result in each):,.4g}" if name in each[0] else ""
-            for name in names
-        ]
-        print(f"| {kind} | {' | '.join(medians)} |")
+    print(table_of_medians(results, digits=4))
 
 
 def _written(cache: Path, count: int) -> list[Path]:

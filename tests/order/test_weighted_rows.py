@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 from lerobot_grain._order import weighted_rows
 from lerobot_grain._order.shuffle import FrameOrder, Shuffle
 from lerobot_grain._order.weights import UNIT, scaled_weights
-from tests.support.orders import Clip, clips_of, naive_copies, naive_order, naive_weights
+from tests.support.orders import (
+    SMALL_SHUFFLES,
+    Clip,
+    clips_of,
+    naive_copies,
+    naive_order,
+    naive_weights,
+)
 
 MODEST = settings(max_examples=150, derandomize=True, deadline=None)
 
@@ -151,14 +158,6 @@ def weighted_tables(draw: st.DrawFn) -> tuple[Table, list[float]]:
     return (first_rows, lengths, files), weights
 
 
-SHUFFLES = st.builds(
-    Shuffle,
-    seed=st.one_of(st.integers(0, 9), st.integers(0, 2**64 - 1)),
-    buffer_size=st.integers(1, 100),
-    clip_length=st.integers(1, 20),
-    num_parts=st.integers(1, 70),
-    open_files=st.one_of(st.none(), st.integers(1, 4)),
-)
 ROUNDS = st.one_of(st.integers(0, 3), st.integers(0, 2**40))
 
 
@@ -166,7 +165,7 @@ ROUNDS = st.one_of(st.integers(0, 3), st.integers(0, 2**40))
 # far as it is needed, changes only what it costs.
 @pytest.mark.parametrize(("cheap_words", "safe_factor"), [(100, 4), (0, 1), (10**9, 1)])
 @MODEST
-@given(weighted_tables(), SHUFFLES, ROUNDS)
+@given(weighted_tables(), SMALL_SHUFFLES, ROUNDS)
 def test_it_is_the_order_of_the_definition(
     cheap_words: int,
     safe_factor: int,
@@ -223,7 +222,7 @@ def test_equal_weights_give_every_clip_once_in_order() -> None:
 
 
 @MODEST
-@given(weighted_tables(), SHUFFLES, ROUNDS)
+@given(weighted_tables(), SMALL_SHUFFLES, ROUNDS)
 def test_a_mask_gives_each_row_once(
     weighted: tuple[Table, list[float]], shuffle: Shuffle, number: int
 ) -> None:
@@ -236,7 +235,7 @@ def test_a_mask_gives_each_row_once(
 
 
 @MODEST
-@given(weighted_tables(), SHUFFLES, ROUNDS, st.lists(st.integers(0, 10**6), max_size=30))
+@given(weighted_tables(), SMALL_SHUFFLES, ROUNDS, st.lists(st.integers(0, 10**6), max_size=30))
 def test_positions_can_be_asked_for_in_any_order(
     weighted: tuple[Table, list[float]], shuffle: Shuffle, number: int, asked: list[int]
 ) -> None:

@@ -595,21 +595,28 @@ def test_a_directory_that_vanishes_while_it_is_read(
     assert len(found) == 3 * NUM_ROWS
 
 
+@pytest.fixture
+def release(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Until it is set, the disk does not answer."""
+    event = threading.Event()
+    write = EpisodeFrames.write
+
+    def wait_and_write(*arguments: Any) -> None:
+        event.wait()
+        write(*arguments)
+
+    monkeypatch.setattr(EpisodeFrames, "write", wait_and_write)
+    return event
+
+
 def test_frames_that_have_to_wait_too_long_are_not_kept(
     directory: Path,
     straight: list[dict[str, Any]],
     tmp_path: Path,
+    release: threading.Event,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A disk that never answers holds up nobody."""
-    release = threading.Event()
-    write = EpisodeFrames.write
-
-    def stuck(*arguments: Any) -> None:
-        release.wait()
-        write(*arguments)
-
-    monkeypatch.setattr(EpisodeFrames, "write", stuck)
     monkeypatch.setattr(frame_writer, "_CLOSING_SECONDS", 0.0)
     iterator = iter(stream(directory, tmp_path, num_epochs=2))
     found = [next(iterator) for _ in range(2 * NUM_ROWS)]
@@ -622,17 +629,10 @@ def test_what_waits_to_be_written_is_not_overwritten(
     directory: Path,
     straight: list[dict[str, Any]],
     tmp_path: Path,
+    release: threading.Event,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Memory for frames is used again and again, but not that of frames that are not written."""
-    release = threading.Event()
-    write = EpisodeFrames.write
-
-    def late(*arguments: Any) -> None:
-        release.wait()
-        write(*arguments)
-
-    monkeypatch.setattr(EpisodeFrames, "write", late)
     monkeypatch.setattr(frame_writer, "_CLOSING_SECONDS", 60.0)
     # The first ones can wait, the others are decoded into the memory that is left.
     iterator = iter(stream(directory, tmp_path, memory_bytes=4 << 20))
@@ -640,7 +640,6 @@ def test_what_waits_to_be_written_is_not_overwritten(
     release.set()
     iterator.close()
     assert_same(found, straight)
-    monkeypatch.setattr(EpisodeFrames, "write", write)
     found, statistics = read(stream(directory, tmp_path))
     assert_same(found, straight)
     assert 0 < statistics.frames_from_cache < statistics.frames_handed_out

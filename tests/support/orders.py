@@ -1,4 +1,6 @@
-"""The definition in docs/architecture/order.md a second time, step by step, with lists: slow."""
+"""The definition in docs/architecture/order.md a second time, step by step, with lists: slow; and
+shuffles to try it with.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +8,22 @@ import itertools
 from fractions import Fraction
 
 import numpy as np
+from hypothesis import strategies as st
 
 from lerobot_grain._order.shuffle import Shuffle
 
 # Data file, and rows.
 Clip = tuple[int, list[int]]
+
+# Of orders with weights or strides, whose second implementation is slower still.
+SMALL_SHUFFLES = st.builds(
+    Shuffle,
+    seed=st.one_of(st.integers(0, 9), st.integers(0, 2**64 - 1)),
+    buffer_size=st.integers(1, 100),
+    clip_length=st.integers(1, 20),
+    num_parts=st.integers(1, 70),
+    open_files=st.one_of(st.none(), st.integers(1, 4)),
+)
 
 
 def philox_words(
