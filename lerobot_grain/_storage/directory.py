@@ -16,6 +16,7 @@ from typing import Any
 
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import MissingFileError, StorageError
+from lerobot_grain._base.regular_files import NO_WAITING
 from lerobot_grain._format.layout import INFO_PATH, METADATA
 from lerobot_grain._storage.base import (
     PROCESS_STATE_LOCK,
@@ -26,9 +27,6 @@ from lerobot_grain._storage.base import (
 )
 from lerobot_grain._storage.git_files import LfsPointer
 from lerobot_grain._storage.options import Counters, StorageOptions, StorageStatistics
-
-# Whoever opens a named pipe to read it waits for a writer, unless told not to.
-_READ_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -124,7 +122,7 @@ class DirectoryStorage(Storage):
         started = time.perf_counter()
         data = b""
         try:
-            descriptor = os.open(os.path.join(self.root, path), _READ_FLAGS)
+            descriptor = os.open(os.path.join(self.root, path), os.O_RDONLY | NO_WAITING)
             try:
                 # Again until nothing comes: one read returns at most 2 GiB.
                 while len(data) < wanted.length and (

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import stat
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ import numpy.typing as npt
 import xxhash
 
 from lerobot_grain._base.per_process import PerProcess
+from lerobot_grain._base.regular_files import open_regular
 
 _HEADER_BYTES = 4096
 _PAGE_BYTES = 4096
@@ -36,13 +36,8 @@ _MASK = (1 << 64) - 1
 _MAX_TOGETHER = 64
 # The time of the last use of a file is noted, but not more often than this.
 _NOTED_SECONDS = 86_400.0
-_FLAGS = (
-    getattr(os, "O_CLOEXEC", 0)
-    # A named pipe in the place of a file is not waited for.
-    | getattr(os, "O_NONBLOCK", 0)
-    | getattr(os, "O_BINARY", 0)
-    | getattr(os, "O_NOFOLLOW", 0)
-)
+# A link in the place of a file is not followed.
+_NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
 
 
 def _none() -> set[tuple[str, int]]:
@@ -108,7 +103,7 @@ class EpisodeFrames:
         size = self.layout.num_frames * _SUM_BYTES
         found = b""
         try:
-            descriptor = _opened(self.path, os.O_RDONLY)
+            descriptor = open_regular(self.path, os.O_RDONLY | _NO_LINKS)
             try:
                 found = os.pread(descriptor, size, _HEADER_BYTES)
                 if time.time() - os.fstat(descriptor).st_mtime > _NOTED_SECONDS:
@@ -137,7 +132,7 @@ class EpisodeFrames:
           anything.
         """
         try:
-            descriptor = _opened(self.path, os.O_RDONLY)
+            descriptor = open_regular(self.path, os.O_RDONLY | _NO_LINKS)
         except OSError:
             self.forget()
             return list(range(len(frames)))
@@ -202,7 +197,7 @@ class EpisodeFrames:
         wanted = sorted(set(frames))
         frame_bytes = self.layout.frame_bytes
         try:
-            descriptor = _opened(self.path, os.O_RDONLY)
+            descriptor = open_regular(self.path, os.O_RDONLY | _NO_LINKS)
             try:
                 for start, stop in _runs(wanted):
                     os.posix_fadvise(
@@ -218,10 +213,10 @@ class EpisodeFrames:
 
     def _created(self) -> int:
         try:
-            descriptor = _opened(self.path, os.O_RDWR | os.O_CREAT)
+            descriptor = open_regular(self.path, os.O_RDWR | os.O_CREAT | _NO_LINKS)
         except FileNotFoundError:
             os.makedirs(os.path.dirname(self.path), exist_ok=True)
-            descriptor = _opened(self.path, os.O_RDWR | os.O_CREAT)
+            descriptor = open_regular(self.path, os.O_RDWR | os.O_CREAT | _NO_LINKS)
         try:
             if os.fstat(descriptor).st_size < self.layout.file_bytes:
                 header = self._about.encode("utf-8", "replace")[: _HEADER_BYTES - 1] + b"\n"
@@ -243,25 +238,12 @@ def about_in(path: str) -> str:
     Raises:
       OSError: it cannot be read.
     """
-    descriptor = _opened(path, os.O_RDONLY)
+    descriptor = open_regular(path, os.O_RDONLY | _NO_LINKS)
     try:
         header = os.pread(descriptor, _HEADER_BYTES, 0)
     finally:
         os.close(descriptor)
     return header.rstrip(b"\0").decode("utf-8", "replace").removesuffix("\n")
-
-
-def _opened(path: str, flags: int) -> int:
-    """Returns the descriptor of a regular file.
-
-    Raises:
-      OSError: it cannot be opened, or is none.
-    """
-    descriptor = os.open(path, flags | _FLAGS, 0o666)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(f"{path} is no regular file")
-    return descriptor
 
 
 def _write_all(descriptor: int, pieces: Sequence[memoryview], start: int) -> None:

@@ -328,10 +328,9 @@ class CameraReader:
         have been sent wrongly.
         """
         if isinstance(problem, DatasetFormatError):
-            row = self.demand.row_of(entry)
-            episode = int(np.searchsorted(self._episodes.first_rows, row, side="right")) - 1
-            files = self._episodes.videos[self._camera].files
-            self._meter.storage.forget(files.paths[files.file_of_episode.item(episode)])
+            episode, _ = self._episodes.place_of(self.demand.rows_of(np.array([entry])).item())
+            path = self._episodes.videos[self._camera].files.paths[self._file_of_episode[episode]]
+            self._meter.storage.forget(path)
 
     def copy_frames(self, entries: Integers, out: Frames, places: Integers) -> Integers:
         """Copies the frames of examples, which were waited for. For any thread.

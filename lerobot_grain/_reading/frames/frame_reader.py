@@ -328,13 +328,13 @@ class FrameReader:
           LeRobotGrainError: the frame cache has lost one of them, and it cannot be decoded; the
             reader must be closed. It is not looked for there again.
         """
-        while lost := self._lost_of(copies):
+        while lost := self._copy_found(copies):
             self._restore(lost)
         for frames, examples, out, _ in copies:
             for key in out:
                 self._cameras[frames.source, key].release(frames.entries[key][examples])
 
-    def _lost_of(self, copies: Sequence[FrameCopy]) -> list[tuple[FrameCopy, str, Integers]]:
+    def _copy_found(self, copies: Sequence[FrameCopy]) -> list[tuple[FrameCopy, str, Integers]]:
         """Copies frames; returns those that the frame cache has lost, by copy and camera."""
         tasks: list[list[Callable[[], Integers]]] = [[]]
         owners: list[tuple[FrameCopy, str]] = []

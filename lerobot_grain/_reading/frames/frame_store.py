@@ -66,10 +66,6 @@ class FrameDemand:
         np.add.at(self.uses, entries.reshape(-1), 1)
         return entries
 
-    def row_of(self, entry: int) -> int:
-        """Returns the row of an entry."""
-        return (self._numbers.item(entry >> _PAGE_BITS) << _PAGE_BITS) + (entry & _PAGE - 1)
-
     def find(self, rows: Integers) -> Integers:
         """Returns the entries of ascending rows, int64 `(n,)`, n > 0: 0 where a row is not
         known.

@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from lerobot_grain._storage.disk.entry_cache import delete, on_disk, opened
 from lerobot_grain._storage.disk.piece_files import (
     ABOUT,
     cells_in,
@@ -25,7 +26,6 @@ from lerobot_grain._storage.disk.piece_files import (
     last_use,
     remove_empty,
 )
-from lerobot_grain._storage.disk_cache import delete, on_disk, opened
 
 # The names of the directories of pieces and of indices; the latter is older than the former.
 PIECES = "pieces"

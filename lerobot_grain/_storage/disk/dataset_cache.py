@@ -1,4 +1,4 @@
-"""The part of the disk cache that belongs to one dataset, for one process: indices (`disk_cache`),
+"""The part of the disk cache that belongs to one dataset, for one process: indices (`entry_cache`),
 video and rows (`piece_cache`), the sizes of files, and how many bytes came from there.
 """
 
@@ -9,8 +9,8 @@ import os
 
 from lerobot_grain._base.byte_ranges import ByteRange, Part
 from lerobot_grain._storage.disk.contents import INDICES, PIECES
+from lerobot_grain._storage.disk.entry_cache import EntryCache
 from lerobot_grain._storage.disk.piece_cache import PieceCache
-from lerobot_grain._storage.disk_cache import DiskCache
 from lerobot_grain._storage.options import Counters, StorageStatistics
 
 # The share of the limit that indices may take: those that were used longest ago go. 10,000 hours of
@@ -95,7 +95,7 @@ class DatasetCache:
 
 # One for each directory and process, so that the datasets of a process look through it together.
 @functools.lru_cache(maxsize=16)
-def _caches(root: str, max_bytes: int, process_id: int) -> tuple[DiskCache, PieceCache]:
+def _caches(root: str, max_bytes: int, process_id: int) -> tuple[EntryCache, PieceCache]:
     del process_id
-    entries = DiskCache(os.path.join(root, INDICES), max_bytes // _INDEX_SHARE)
+    entries = EntryCache(os.path.join(root, INDICES), max_bytes // _INDEX_SHARE)
     return entries, PieceCache(os.path.join(root, PIECES), max_bytes, entries)

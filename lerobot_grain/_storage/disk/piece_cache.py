@@ -9,7 +9,7 @@ nothing of an epoch that is longer than the cache. The hash keeps the same share
 process, and a larger limit keeps a superset.
 
 Rules:
-* As in `disk_cache`: nothing here fails, nothing is locked, a piece is written under another name
+* As in `entry_cache`: nothing here fails, nothing is locked, a piece is written under another name
   and then moved into place, and nothing is deleted but files with our names.
 * Nobody keeps the sum of all pieces, which kills would make wrong: each process looks through the
   directory at its first write, and again whenever it has written a 128th of the limit. It then
@@ -28,6 +28,7 @@ import time
 from array import array
 
 from lerobot_grain._base.byte_ranges import ByteRange, Part
+from lerobot_grain._storage.disk.entry_cache import EntryCache, delete, on_disk, say_unwritable
 from lerobot_grain._storage.disk.piece_files import (
     ABOUT,
     CELL_BYTES,
@@ -45,7 +46,6 @@ from lerobot_grain._storage.disk.piece_files import (
     remove_empty,
     write_piece,
 )
-from lerobot_grain._storage.disk_cache import DiskCache, delete, on_disk, say_unwritable
 
 # Shares of the limit: what stays free for other writers, and what is written (or, more rarely, not
 # admitted) before the directory is looked through again. No piece is longer than the latter.
@@ -73,7 +73,7 @@ class PieceCache:
       entries: the indices, which share the limit.
     """
 
-    def __init__(self, directory: str, max_bytes: int, entries: DiskCache) -> None:
+    def __init__(self, directory: str, max_bytes: int, entries: EntryCache) -> None:
         self._directory = directory
         self._max_bytes = max_bytes
         self._entries = entries

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from lerobot_grain._base.byte_ranges import ByteRange, Part
-from lerobot_grain._storage.disk_cache import delete, on_disk, opened
+from lerobot_grain._storage.disk.entry_cache import delete, on_disk, opened
 
 # Part of every hash, so pieces of other versions are not found.
 _VERSION = "1"

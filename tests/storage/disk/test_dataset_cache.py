@@ -20,8 +20,7 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain._base.byte_ranges import ByteRange
-from lerobot_grain._storage import disk_cache
-from lerobot_grain._storage.disk import dataset_cache, piece_cache, piece_files
+from lerobot_grain._storage.disk import dataset_cache, entry_cache, piece_cache, piece_files
 from lerobot_grain.testing import Camera, Fault, LoopbackHub, RequestRecord, write_dataset
 from tests.support.streams import digest, streams_in_process, write_small
 
@@ -54,7 +53,7 @@ class Run:
 
 @pytest.fixture(autouse=True)
 def _as_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_cache, "_FAILURES", itertools.count())
+    monkeypatch.setattr(entry_cache, "_FAILURES", itertools.count())
     monkeypatch.setattr(piece_cache, "_FREE_BYTES", 0)  # whatever the disk of the tests has
 
 
@@ -447,7 +446,7 @@ def test_a_disk_that_fills_up_at_any_write_changes_nothing(
     disk = Disk(first)
     with monkeypatch.context() as patch:
         patch.setattr(piece_files, "open", disk.open, raising=False)
-        patch.setattr(disk_cache, "open", disk.open, raising=False)
+        patch.setattr(entry_cache, "open", disk.open, raising=False)
         run = start(name, epochs=2)
     assert disk.left < 0
     assert_equal(run.examples, list(stream(directory, epochs=2)))

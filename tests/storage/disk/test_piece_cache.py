@@ -22,12 +22,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import lerobot_grain
 from lerobot_grain._base.byte_ranges import ByteRange
-from lerobot_grain._storage import disk_cache
-from lerobot_grain._storage.disk import piece_cache, piece_files
+from lerobot_grain._storage.disk import entry_cache, piece_cache, piece_files
+from lerobot_grain._storage.disk.entry_cache import EntryCache
 from lerobot_grain._storage.disk.piece_cache import PieceCache
-from lerobot_grain._storage.disk_cache import DiskCache
+from tests.support.bare_package import BARE_PACKAGE, SOURCE
 
 FILE = ("org/name@1a2b", "1a2b3c", "videos/a.mp4")
 CELL = 4 << 20
@@ -36,7 +35,7 @@ LIMIT = 1 << 30
 
 @pytest.fixture(autouse=True)
 def _first_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_cache, "_FAILURES", itertools.count())
+    monkeypatch.setattr(entry_cache, "_FAILURES", itertools.count())
     monkeypatch.setattr(piece_cache, "_FREE_BYTES", 0)  # whatever the disk of the tests has
 
 
@@ -46,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def opened(folder: Path, limit: int = LIMIT) -> PieceCache:
-    return PieceCache(str(folder), limit, DiskCache(str(folder.parent / "ranges"), limit // 4))
+    return PieceCache(str(folder), limit, EntryCache(str(folder.parent / "ranges"), limit // 4))
 
 
 def contents(file: tuple[str, ...], wanted: ByteRange) -> bytes:
@@ -426,7 +425,7 @@ def test_a_fixed_share_is_kept_and_a_larger_limit_keeps_a_superset(tmp_path: Pat
 
 def test_indices_count(folder: Path) -> None:
     limit = 4_000_000
-    indices = DiskCache(str(folder.parent / "ranges"), limit // 4)
+    indices = EntryCache(str(folder.parent / "ranges"), limit // 4)
     for number in range(20):
         indices.put(FILE, str(number), bytes(45_000))
     epoch(folder, limit, seed=0)
@@ -510,21 +509,17 @@ def test_memory_does_not_grow_with_the_cache(folder: Path) -> None:
 
 # --- several processes ---------------------------------------------------------------------------
 
-# Without the `__init__` of the package, which imports far more than the cache needs.
-_IMPORT = """
-import sys, types
-for name in ("lerobot_grain", "lerobot_grain._base", "lerobot_grain._storage",
-             "lerobot_grain._storage.disk"):
-    sys.modules[name] = types.ModuleType(name)
-    sys.modules[name].__path__ = [sys.argv[1] + name[len("lerobot_grain"):].replace(".", "/")]
+_IMPORT = (
+    BARE_PACKAGE
+    + """
 import random
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._storage.disk import piece_cache
-from lerobot_grain._storage.disk_cache import DiskCache
+from lerobot_grain._storage.disk.entry_cache import EntryCache
 piece_cache._FREE_BYTES = 0
 folder, limit, draw = sys.argv[2], int(sys.argv[3]), random.Random(int(sys.argv[4]))
 cache = piece_cache.PieceCache(
-    folder, limit, DiskCache(folder.removesuffix("pieces") + "ranges", limit // 4))
+    folder, limit, EntryCache(folder.removesuffix("pieces") + "ranges", limit // 4))
 print("ready", flush=True)
 
 def step():
@@ -538,15 +533,15 @@ def step():
     if draw.random() < 0.01:
         cache.forget(file, 1_000_000)
 """
+)
 _FOREVER = _IMPORT + "while True: step()\n"
 _SOME = _IMPORT + "for _ in range(400): step()\n"
 
 
 def start_worker(code: str, folder: Path, limit: int, seed: int) -> subprocess.Popen[bytes]:
-    source = os.path.dirname(lerobot_grain.__file__)
     command = [sys.executable, "-I", "-W", "error", "-c", code]
     worker = subprocess.Popen(
-        [*command, source, str(folder), str(limit), str(seed)],
+        [*command, SOURCE, str(folder), str(limit), str(seed)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

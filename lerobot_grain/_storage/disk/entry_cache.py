@@ -22,15 +22,15 @@ are kept by `piece_cache`.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import itertools
 import logging
 import os
 import secrets
-import stat
 import threading
 from typing import BinaryIO
+
+from lerobot_grain._base.regular_files import open_regular
 
 _LOG = logging.getLogger(__name__)
 # Part of every name. Entries of other versions are not found, and deleted when they are the oldest.
@@ -47,7 +47,7 @@ _BLOCK_BYTES = 4096
 _FAILURES = itertools.count()
 
 
-class DiskCache:
+class EntryCache:
     """Payloads by key in one directory. Thread-safe.
 
     Args:
@@ -161,17 +161,7 @@ def opened(path: str) -> BinaryIO:
     Raises:
       OSError: it cannot be opened, or is no regular file.
     """
-    descriptor = os.open(
-        path,
-        os.O_RDONLY
-        | getattr(os, "O_NONBLOCK", 0)
-        | getattr(os, "O_CLOEXEC", 0)
-        | getattr(os, "O_BINARY", 0),
-    )
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "no regular file")
-    return os.fdopen(descriptor, "rb")
+    return os.fdopen(open_regular(path, os.O_RDONLY), "rb")
 
 
 def _name(file: tuple[str, ...], part: str) -> str:

@@ -24,10 +24,11 @@ import lerobot_grain as lg
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._reading.rows.data_files import open_data_file
 from lerobot_grain._repository import metadata
-from lerobot_grain._storage import disk_cache
-from lerobot_grain._storage.disk_cache import DiskCache
+from lerobot_grain._storage.disk import entry_cache
+from lerobot_grain._storage.disk.entry_cache import EntryCache
 from lerobot_grain._storage.hub.address import disk_cache_directory
 from lerobot_grain.testing import Camera, Fault, LoopbackHub, RequestRecord, write_dataset
+from tests.support.bare_package import BARE_PACKAGE, SOURCE
 
 FILE = ("org/name@1a2b", "1a2b3c", "videos/a.mp4")
 PART = "[0, 100)"
@@ -45,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _first_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_cache, "_FAILURES", itertools.count())
+    monkeypatch.setattr(entry_cache, "_FAILURES", itertools.count())
 
 
 def entries(folder: Path) -> list[Path]:
@@ -57,11 +58,11 @@ def entries(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("payload", [b"", b"x", PAYLOAD], ids=len)
 def test_what_was_put_is_found_by_another_object(folder: Path, payload: bytes) -> None:
-    cache = DiskCache(str(folder), LIMIT)
+    cache = EntryCache(str(folder), LIMIT)
     assert cache.get(FILE, PART) is None
     cache.put(FILE, PART, payload)
     cache.put(FILE, "size", b"other")
-    assert DiskCache(str(folder), LIMIT).get(FILE, PART) == payload
+    assert EntryCache(str(folder), LIMIT).get(FILE, PART) == payload
     assert cache.get(FILE, "size") == b"other"
     assert cache.get(FILE, "[0, 101)") is None
     assert cache.get((*FILE[:2], "videos/b.mp4"), PART) is None
@@ -74,7 +75,7 @@ def test_what_was_put_is_found_by_another_object(folder: Path, payload: bytes) -
 
 
 def test_texts_of_a_key_do_not_run_together(folder: Path) -> None:
-    cache = DiskCache(str(folder), LIMIT)
+    cache = EntryCache(str(folder), LIMIT)
     cache.put(("ab", "c"), PART, PAYLOAD)
     assert cache.get(("a", "bc"), PART) is None
 
@@ -95,7 +96,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 def test_a_damaged_entry_is_absent_and_can_be_put_again(
     folder: Path, damage: Callable[[bytes], bytes]
 ) -> None:
-    cache = DiskCache(str(folder), LIMIT)
+    cache = EntryCache(str(folder), LIMIT)
     cache.put(FILE, PART, PAYLOAD)
     (path,) = entries(folder)
     path.write_bytes(damage(path.read_bytes()))
@@ -105,7 +106,7 @@ def test_a_damaged_entry_is_absent_and_can_be_put_again(
 
 
 def test_an_entry_under_the_name_of_another_is_absent(folder: Path) -> None:
-    cache = DiskCache(str(folder), LIMIT)
+    cache = EntryCache(str(folder), LIMIT)
     cache.put(FILE, PART, PAYLOAD)
     (path,) = entries(folder)
     cache.put(FILE, "size", b"12345678")
@@ -116,16 +117,16 @@ def test_an_entry_under_the_name_of_another_is_absent(folder: Path) -> None:
 def test_an_entry_of_another_version_is_absent(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = DiskCache(str(folder), LIMIT)
+    cache = EntryCache(str(folder), LIMIT)
     with monkeypatch.context() as patch:
-        patch.setattr(disk_cache, "_VERSION", "0")
+        patch.setattr(entry_cache, "_VERSION", "0")
         cache.put(FILE, PART, PAYLOAD)
         assert cache.get(FILE, PART) == PAYLOAD
     assert cache.get(FILE, PART) is None
 
 
 def test_a_directory_in_place_of_an_entry_is_harmless(folder: Path) -> None:
-    cache = DiskCache(str(folder), LIMIT)
+    cache = EntryCache(str(folder), LIMIT)
     cache.put(FILE, PART, PAYLOAD)
     (path,) = entries(folder)
     path.unlink()
@@ -154,7 +155,7 @@ SPECIAL: dict[str, Callable[[Path], None]] = {
 def test_what_is_no_file_is_absent_and_replaced(
     folder: Path, special: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = DiskCache(str(folder), LIMIT)
+    cache = EntryCache(str(folder), LIMIT)
     cache.put(FILE, PART, PAYLOAD)
     (path,) = entries(folder)
     path.unlink()
@@ -167,7 +168,7 @@ def test_what_is_no_file_is_absent_and_replaced(
 
 
 def test_forgetting_a_file_forgets_all_its_parts_and_no_other(folder: Path) -> None:
-    cache = DiskCache(str(folder), LIMIT)
+    cache = EntryCache(str(folder), LIMIT)
     cache.forget(FILE)
     other = (*FILE[:2], "videos/b.mp4")
     for file, part in [(FILE, PART), (FILE, "size"), (other, PART)]:
@@ -178,10 +179,10 @@ def test_forgetting_a_file_forgets_all_its_parts_and_no_other(folder: Path) -> N
 
 
 def test_switched_off_nothing_is_kept_or_found(folder: Path) -> None:
-    off = DiskCache(str(folder), 0)
+    off = EntryCache(str(folder), 0)
     off.put(FILE, PART, b"")
     assert not folder.exists()
-    DiskCache(str(folder), LIMIT).put(FILE, PART, b"")
+    EntryCache(str(folder), LIMIT).put(FILE, PART, b"")
     assert off.get(FILE, PART) is None
 
 
@@ -189,7 +190,7 @@ def test_switched_off_nothing_is_kept_or_found(folder: Path) -> None:
 
 
 def test_an_entry_of_more_than_a_sixteenth_is_not_kept(folder: Path) -> None:
-    cache = DiskCache(str(folder), LIMIT)
+    cache = EntryCache(str(folder), LIMIT)
     cache.put(FILE, "fits", bytes(LIMIT // 16))
     cache.put(FILE, "too large", bytes(LIMIT // 16 + 1))
     assert cache.get(FILE, "fits") == bytes(LIMIT // 16)
@@ -198,7 +199,7 @@ def test_an_entry_of_more_than_a_sixteenth_is_not_kept(folder: Path) -> None:
 
 def test_those_used_longest_ago_go(folder: Path) -> None:
     size = 24 * 1024
-    writer = DiskCache(str(folder), LIMIT)
+    writer = EntryCache(str(folder), LIMIT)
     for number in range(60):
         writer.put(FILE, str(number), bytes([number]) * size)
         assert sum(path.stat().st_size for path in entries(folder)) <= LIMIT
@@ -221,7 +222,7 @@ def test_the_limit_counts_blocks_and_files_left_by_killed_processes(folder: Path
     notes = folder / "notes.txt"
     notes.write_bytes(bytes(LIMIT))
     os.utime(notes, (0, 0))
-    cache = DiskCache(str(folder), LIMIT)
+    cache = EntryCache(str(folder), LIMIT)
     for number in range(LIMIT // 4096 + 20):
         cache.put(FILE, str(number), b"tiny")
     assert not killed.exists()
@@ -236,8 +237,8 @@ def test_a_directory_that_cannot_be_made_is_harmless_and_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
-    for cache in [DiskCache(str(tmp_path / "file" / "kept"), LIMIT)] * 2 + [
-        DiskCache(str(tmp_path / "file"), LIMIT)
+    for cache in [EntryCache(str(tmp_path / "file" / "kept"), LIMIT)] * 2 + [
+        EntryCache(str(tmp_path / "file"), LIMIT)
     ]:
         cache.put(FILE, PART, PAYLOAD)
         assert cache.get(FILE, PART) is None
@@ -276,9 +277,9 @@ class FullDisk:
 def test_a_full_disk_is_harmless_and_said_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache = DiskCache(str(folder), LIMIT)
+    cache = EntryCache(str(folder), LIMIT)
     with monkeypatch.context() as patch:
-        patch.setattr(disk_cache, "open", FullDisk, raising=False)
+        patch.setattr(entry_cache, "open", FullDisk, raising=False)
         cache.put(FILE, "small", b"fits")
         cache.put(FILE, PART, PAYLOAD)
         cache.put(FILE, PART, PAYLOAD)
@@ -296,15 +297,15 @@ def test_a_full_disk_is_harmless_and_said_once(
 def test_a_read_only_directory_is_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    DiskCache(str(folder), LIMIT).put(FILE, PART, PAYLOAD)
+    EntryCache(str(folder), LIMIT).put(FILE, PART, PAYLOAD)
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     # Permissions would not hold back root, who runs tests in containers.
     for name in ("replace", "utime", "unlink"):
-        monkeypatch.setattr(disk_cache.os, name, refuse)
-    cache = DiskCache(str(folder), LIMIT)
+        monkeypatch.setattr(entry_cache.os, name, refuse)
+    cache = EntryCache(str(folder), LIMIT)
     assert cache.get(FILE, PART) == PAYLOAD
     cache.put(FILE, "size", b"12345678")
     cache.put(FILE, "size", b"12345678")
@@ -324,9 +325,9 @@ def test_a_directory_that_is_deleted_at_that_moment_is_no_trouble(
         shutil.rmtree(folder)
         replace(source, target)
 
-    cache = DiskCache(str(folder), LIMIT)
+    cache = EntryCache(str(folder), LIMIT)
     with monkeypatch.context() as patch:
-        patch.setattr(disk_cache.os, "replace", after_deleting)
+        patch.setattr(entry_cache.os, "replace", after_deleting)
         cache.put(FILE, PART, PAYLOAD)
     assert cache.get(FILE, PART) is None
     cache.put(FILE, PART, PAYLOAD)
@@ -334,10 +335,12 @@ def test_a_directory_that_is_deleted_at_that_moment_is_no_trouble(
     assert not caplog.records
 
 
-_WORKER = """
-import random, runpy, sys
-DiskCache = runpy.run_path(sys.argv[1])["DiskCache"]
-cache, seed = DiskCache(sys.argv[2], 1 << 18), int(sys.argv[3])
+_WORKER = (
+    BARE_PACKAGE
+    + """
+import random
+from lerobot_grain._storage.disk.entry_cache import EntryCache
+cache, seed = EntryCache(sys.argv[2], 1 << 18), int(sys.argv[3])
 draw, found = random.Random(seed), 0
 for _ in range(1500):
     number = draw.randrange(40)
@@ -352,11 +355,21 @@ for _ in range(1500):
         cache.forget(("file", str(number % 5)))
 print(found)
 """
+)
 
 
 @pytest.mark.timeout(60)
 def test_several_processes_share_a_directory(folder: Path) -> None:
-    command = [sys.executable, "-I", "-W", "error", "-c", _WORKER, disk_cache.__file__, str(folder)]
+    command = [
+        sys.executable,
+        "-I",
+        "-W",
+        "error",
+        "-c",
+        _WORKER,
+        SOURCE,
+        str(folder),
+    ]
     workers = [
         subprocess.Popen([*command, str(seed)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for seed in range(3)
