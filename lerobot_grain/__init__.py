@@ -12,14 +12,14 @@ from lerobot_grain._base.errors import (
     StorageError,
 )
 from lerobot_grain._datasets.delta_timestamps import DeltaTimestamps
-from lerobot_grain._datasets.device import DeviceIterDataset
+from lerobot_grain._datasets.feed.device import DeviceIterDataset
+from lerobot_grain._datasets.feed.workers import WorkerPrefetchIterDataset, worker_init
 from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
 from lerobot_grain._datasets.lerobot_dataset import LeRobotIterDataset
 from lerobot_grain._datasets.mixtures.mixture_dataset import MixtureIterDataset
 from lerobot_grain._datasets.mixtures.open_repositories import open_repositories
 from lerobot_grain._datasets.pipelines import read_statistics
 from lerobot_grain._datasets.read_windows import ReadWindowsIterDataset
-from lerobot_grain._datasets.workers import WorkerPrefetchIterDataset, worker_init
 from lerobot_grain._inspection.check import CheckReport, check
 from lerobot_grain._inspection.file_checks import Finding
 from lerobot_grain._inspection.fill_cache import FilledCache, fill_cache

@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export no_proxy="${no_proxy:-${NO_PROXY:-}},localhost,127.0.0.1"
 
 # One file of tests for each dependency, and what works with all of them.
-BRIEF=(tests/base/test_versions.py tests/promises/test_golden.py tests/datasets/test_lerobot_dataset.py tests/datasets/test_device.py tests/promises/test_hub_stream.py tests/video/test_images.py
+BRIEF=(tests/base/test_versions.py tests/promises/test_golden.py tests/datasets/test_lerobot_dataset.py tests/datasets/feed/test_device.py tests/promises/test_hub_stream.py tests/video/test_images.py
     tests/datasets/test_state.py tests/training/test_normalization.py tests/datasets/mixtures/test_mixture_dataset.py tests/datasets/test_checkpoint.py tests/video/test_depth.py)
 
 mode=suite

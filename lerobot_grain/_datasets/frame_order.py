@@ -30,6 +30,8 @@ from lerobot_grain._datasets.sampling.selected_rows import (
     select_rows,
 )
 from lerobot_grain._datasets.state import checked_position
+from lerobot_grain._order.sampling.strided_rows import Stride
+from lerobot_grain._order.sampling.weights import RowWeights
 from lerobot_grain._order.shuffle import (
     ORDER_VERSION,
     EpochOrder,
@@ -37,8 +39,6 @@ from lerobot_grain._order.shuffle import (
     Shuffle,
     default_clip_length,
 )
-from lerobot_grain._order.strided_rows import Stride
-from lerobot_grain._order.weights import RowWeights
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.row_values import RowValues
 from lerobot_grain._repository.selection import EpisodeSelection

@@ -2,9 +2,9 @@
 
 The stream is one endless sequence of rows, numbered by its *position* over all epochs: with N
 selected rows, position g is element g % N of the order of epoch g // N, and the order of an epoch
-holds every selected row exactly once; with weights or a stride, `_order/weighted_rows` and
-`_order/strided_rows` say which rows it holds. It is made like this (docs/architecture/order.md
-defines it):
+holds every selected row exactly once; with weights or a stride, `_order/sampling/weighted_rows` and
+`_order/sampling/strided_rows` say which rows it holds. It is made like this
+(docs/architecture/order.md defines it):
 
 1. cut every selected episode into clips of `clip_length` frames (the last one shorter);
 2. permute the clips, keyed by (seed, epoch); with `open_files=n` permute the data files, and do the
@@ -36,9 +36,9 @@ from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._order.philox import Stream, permutation
 from lerobot_grain._order.row_sources import EveryRow, RankedRows, RowSource, Runs
-from lerobot_grain._order.strided_rows import Stride, StridedRows
-from lerobot_grain._order.weighted_rows import WeightedRows
-from lerobot_grain._order.weights import RowWeights
+from lerobot_grain._order.sampling.strided_rows import Stride, StridedRows
+from lerobot_grain._order.sampling.weighted_rows import WeightedRows
+from lerobot_grain._order.sampling.weights import RowWeights
 
 ORDER_VERSION = 1
 

@@ -18,7 +18,7 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain._base import versions
-from lerobot_grain._datasets import device
+from lerobot_grain._datasets.feed import device
 from lerobot_grain._video import rgb
 from lerobot_grain.testing import Camera, write_dataset
 from tests.support.installed import own_lines

@@ -23,9 +23,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 import lerobot_grain as lg
 from lerobot_grain._format.episodes import EpisodeTable, FileSpans
+from lerobot_grain._order.sampling.strided_rows import Stride
+from lerobot_grain._order.sampling.weights import scaled_weights
 from lerobot_grain._order.shuffle import FrameOrder
-from lerobot_grain._order.strided_rows import Stride
-from lerobot_grain._order.weights import scaled_weights
 
 CASES = int(os.environ.get("LEROBOT_GRAIN_CASES", "200"))
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import InvalidRequestError
-from lerobot_grain._order.weights import RowWeights, scaled_weights
+from lerobot_grain._order.sampling.weights import RowWeights, scaled_weights
 from lerobot_grain._reading.rows.whole_columns import read_whole_column
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.row_values import (

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lerobot_grain._base.errors import InvalidRequestError
-from lerobot_grain._order.weights import MAX_ROWS, UNIT, RowWeights, scaled_weights
+from lerobot_grain._order.sampling.weights import MAX_ROWS, UNIT, RowWeights, scaled_weights
 from tests.support.orders import naive_weights
 
 MODEST = settings(max_examples=150, derandomize=True, deadline=None)

@@ -532,7 +532,7 @@ import atexit, sys, threading
 # The function that is registered first runs last.
 names = lambda: [thread.name for thread in threading.enumerate() if "lerobot" in thread.name]
 atexit.register(lambda: print(names()))
-from tests.datasets.test_device import Source, lg
+from tests.datasets.feed.test_device import Source, lg
 iterator = iter(lg.DeviceIterDataset(Source(1000).batch(2)))
 print(next(iterator).tolist())
 """

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lerobot_grain._order import weighted_rows
+from lerobot_grain._order.sampling import weighted_rows
+from lerobot_grain._order.sampling.weights import UNIT, scaled_weights
 from lerobot_grain._order.shuffle import FrameOrder, Shuffle
-from lerobot_grain._order.weights import UNIT, scaled_weights
 from tests.support.orders import (
     SMALL_SHUFFLES,
     Clip,

@@ -28,7 +28,7 @@ import pytest
 from absl import flags
 
 import lerobot_grain as lg
-from lerobot_grain._datasets import workers as datasets_workers
+from lerobot_grain._datasets.feed import workers as datasets_workers
 from lerobot_grain.testing import Camera, write_dataset
 from tests.support.forked import fork_workers
 

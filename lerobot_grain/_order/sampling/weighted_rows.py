@@ -32,7 +32,7 @@ from lerobot_grain._order.philox import (
     words_at,
 )
 from lerobot_grain._order.row_sources import RowSource, Runs, SteppedRuns, cut_into_clips
-from lerobot_grain._order.weights import UNIT_BITS, RowWeights
+from lerobot_grain._order.sampling.weights import UNIT_BITS, RowWeights
 
 # The parts of stream DRAW: the order of the clips, the begin of the running sum, and from this one
 # on the numbers of the copies: one part for the first copy of every clip, one for the second, ...

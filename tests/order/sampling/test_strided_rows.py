@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lerobot_grain._order.sampling.strided_rows import Stride
 from lerobot_grain._order.shuffle import FrameOrder, Shuffle
-from lerobot_grain._order.strided_rows import Stride
 from tests.support.orders import SMALL_SHUFFLES, clips_of, naive_order, naive_strided
 
 MODEST = settings(max_examples=150, derandomize=True, deadline=None)

@@ -1,0 +1,1 @@
+"""The ways of examples on from the stream: worker processes, and devices."""
