@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import CancelledError, Executor, Future
 from typing import Any, NamedTuple, TypeVar
 
 from lerobot_grain._base.errors import StorageError
@@ -124,6 +124,47 @@ class DaemonPool(Executor):
             for thread in self._threads:
                 if thread is not threading.current_thread():
                     thread.join()
+
+
+class PoolShare(Executor):
+    """A stream's part of a pool that other streams use, too. `shutdown` ends the tasks of this
+    stream and no thread.
+
+    Args:
+      pool: of all of them.
+      start_task: what each task begins with.
+    """
+
+    def __init__(self, pool: DaemonPool, start_task: Callable[[], None]) -> None:
+        self._pool: DaemonPool | None = pool  # until `shutdown`
+        self._start_task = start_task
+        self._futures: set[Future[Any]] = set()
+
+    def submit(self, call: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
+        pool = self._pool
+        if pool is None:
+            raise StorageError("the reader was closed while it was in use")
+        future = pool.submit(self._run, call, args, kwargs)
+        self._futures.add(future)
+        future.add_done_callback(self._futures.discard)
+        if self._pool is None:  # by another thread, which may not have seen the task
+            future.cancel()
+        return future
+
+    def _run(self, call: Callable[..., _T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _T:
+        self._start_task()
+        return call(*args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._pool = None
+        futures = list(self._futures)
+        if cancel_futures:
+            for future in futures:
+                future.cancel()
+        if wait:
+            for future in futures:
+                with contextlib.suppress(CancelledError):
+                    future.exception()
 
 
 def _is_shared(number: int) -> bool:

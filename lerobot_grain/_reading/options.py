@@ -63,6 +63,9 @@ class ReadOptions:
         `None`: 1.5 GiB, and 64 MiB more for each core above four, but at most a quarter of the
         memory that this process may use (`default_budget_bytes`).
       num_decode_threads: `None`: one per core that this process may use.
+      shared_by: how many streams read with such options at a time in this process, such as 2 for
+        training and evaluation. Each has this part of the memory, and all of them the same threads.
+        A mixture is one stream.
       storage: connections, merging of byte ranges, timeouts and retries.
       frame_cache_bytes: of decoded and resized frames that are kept on disk, raw, so that no later
         epoch or run decodes them: 640x480 takes 0.9 MB a frame. If they are more, a fixed part
@@ -81,12 +84,14 @@ class ReadOptions:
     storage: StorageOptions = field(default_factory=StorageOptions)
     frame_cache_bytes: int = 0
     frame_cache_directory: str | os.PathLike[str] | None = None
+    shared_by: int = 1
 
     def __post_init__(self) -> None:
         if self.memory_budget_bytes is not None:
             check_int("memory_budget_bytes", self.memory_budget_bytes, least=1, of="ReadOptions")
         if self.num_decode_threads is not None:
             check_int("num_decode_threads", self.num_decode_threads, least=1, of="ReadOptions")
+        check_int("shared_by", self.shared_by, least=1, of="ReadOptions")
         check_int("frame_cache_bytes", self.frame_cache_bytes, least=0, of="ReadOptions")
         directory = self.frame_cache_directory
         if not isinstance(directory, str | os.PathLike | None) or directory == "":

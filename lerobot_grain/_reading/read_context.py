@@ -1,22 +1,26 @@
 """The parts that everything in a reader shares: memory, threads, requests (`ReadContext`), and for
 each dataset the things that are read of it (`ReadSource`).
 
-A stream has a context of its own, so closing one stream does not affect the others. A mixture has
-one context and a source for each of its components.
+A stream has a context of its own, so closing one stream does not affect the others; the threads in
+it may be those of several streams (`ReadOptions.shared_by`). A mixture has one context and a source
+for each of its components.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+import weakref
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.machine import memory_bytes, num_cores
-from lerobot_grain._reading.daemon_pool import DaemonPool
+from lerobot_grain._base.per_process import PerProcess
+from lerobot_grain._reading.daemon_pool import DaemonPool, PoolShare
 from lerobot_grain._reading.frame_cache.frame_cache import FrameCache
 from lerobot_grain._reading.options import MemoryBudget, ReadOptions, default_budget_bytes
 from lerobot_grain._reading.read_statistics import Meter
@@ -35,6 +39,12 @@ _FEW_DECODERS = 4
 _TIMES_SHORT = 16
 # Sizes that are proposed are multiples of this.
 _PROPOSED_BYTES = 64 << 20
+
+
+# Pools of several streams that are in use in this process, by name and number of threads.
+_shared_pools = PerProcess[weakref.WeakValueDictionary[tuple[str, int], DaemonPool]](
+    weakref.WeakValueDictionary
+)
 
 
 class ReadContext:
@@ -63,14 +73,14 @@ class ReadContext:
         total = options.memory_budget_bytes
         if total is None:
             total = default_budget_bytes(self.num_decoders, memory_bytes())
+        total = max(1, total // options.shared_by)
         self.budget = MemoryBudget.of(total, num_cameras=num_cameras)
         self.requests = CancelScope()
-        self.fetchers = DaemonPool(
-            options.storage.num_connections, "lerobot_grain fetch", self.requests.enter
-        )
+        self._shared_by = options.shared_by
+        self.fetchers = self._pool("fetch", options.storage.num_connections)
         # They seldom send a request: for what tells the order of rows in the row groups around one.
-        self.decoders = DaemonPool(self.num_decoders, "lerobot_grain decode", self.requests.enter)
-        self.copiers = DaemonPool(min(_MAX_COPIERS, self.num_decoders), "lerobot_grain copy")
+        self.decoders = self._pool("decode", self.num_decoders)
+        self.copiers = self._pool("copy", min(_MAX_COPIERS, self.num_decoders))
         self.large_fetchers: DaemonPool | None = None
         self.frame_cache: FrameCache | None = None
         if options.frame_cache_bytes:
@@ -78,6 +88,14 @@ class ReadContext:
                 options, self.budget, fetchers=self.fetchers, num_decoders=self.num_decoders
             )
         self._times_short = 0
+
+    def _pool(self, name: str, num_threads: int) -> Executor:
+        """Makes a pool, or takes part in that of other streams."""
+        name = f"lerobot_grain {name}"
+        if self._shared_by == 1:
+            return DaemonPool(num_threads, name, self.requests.enter)
+        pool = _shared_pools().setdefault((name, num_threads), DaemonPool(num_threads, name))
+        return PoolShare(pool, self.requests.enter)
 
     @property
     def has_many_decoders(self) -> bool:
@@ -94,11 +112,12 @@ class ReadContext:
         self._times_short += 1
         if self._times_short == _TIMES_SHORT:
             wanted = self.budget.total + MemoryBudget.total_for(missing_bytes)
+            wanted *= self._shared_by
             _LOGGER.warning(
                 "the memory budget of %d MiB does not keep %d decode threads busy; "
                 "ReadOptions(memory_budget_bytes=%d << 20) would, or fewer threads with "
                 "num_decode_threads=",
-                self.budget.total >> 20,
+                self.budget.total * self._shared_by >> 20,
                 self.num_decoders,
                 -(-wanted // _PROPOSED_BYTES) * _PROPOSED_BYTES >> 20,
             )
@@ -115,7 +134,7 @@ class ReadContext:
         """
         if self._is_finalizing():
             return  # Python has ended the threads
-        pools = [self.fetchers, self.decoders, self.copiers]
+        pools: list[Executor] = [self.fetchers, self.decoders, self.copiers]
         if self.large_fetchers is not None:
             pools.append(self.large_fetchers)
         for pool in pools:

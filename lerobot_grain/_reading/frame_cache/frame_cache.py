@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import Executor
 
-from lerobot_grain._reading.daemon_pool import DaemonPool
 from lerobot_grain._reading.frame_cache.cache_directory import directory_of
 from lerobot_grain._reading.frame_cache.frame_writer import FrameWriter
 from lerobot_grain._reading.options import MemoryBudget, ReadOptions
@@ -31,7 +31,7 @@ class FrameCache:
         options: ReadOptions,
         budget: MemoryBudget,
         *,
-        fetchers: DaemonPool,
+        fetchers: Executor,
         num_decoders: int,
     ) -> None:
         self.fetchers = fetchers
