@@ -322,7 +322,7 @@ class _Trainer:
         options: argparse.Namespace,
     ) -> None:
         schedule = optax.warmup_cosine_decay_schedule(
-            0.0, options.learning_rate, max(1, options.steps // 20), options.steps
+            0.0, options.learning_rate, options.steps // 20, options.steps
         )
         adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule))
         self._policy, self._optimizer = policy, nnx.Optimizer(policy, adam, wrt=nnx.Param)

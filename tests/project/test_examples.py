@@ -165,12 +165,12 @@ def test_behaviour_cloning_learns_and_blind_it_does_not(
 def test_a_directory_that_holds_a_training_is_not_overwritten(
     sources: dict[str, list[str]], tmp_path: Path
 ) -> None:
-    run("behaviour_cloning", sources, tmp_path, "--steps", "2")
+    run("behaviour_cloning", sources, tmp_path, "--steps", "1")
     with pytest.raises(
         SystemExit,
         match="holds a training already; go on with --resume, or choose another --directory",
     ):
-        run("behaviour_cloning", sources, tmp_path, "--steps", "2")
+        run("behaviour_cloning", sources, tmp_path, "--steps", "1")
 
 
 def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(
