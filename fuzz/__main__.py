@@ -19,8 +19,11 @@ from fuzz.corpus import make_seeds
 from fuzz.targets import TARGETS
 
 _WORKER = (sys.executable, "-m", "fuzz.worker")
-# A worker that stays at one input for so long hangs in native code, where no signal reaches Python.
-_STALLED_SECONDS = 60.0
+# A worker that stays at one input for so long hangs in native code, where no signal reaches Python:
+# processor seconds, since on a busy machine the clock on the wall tells little; and of that clock,
+# for code that waits.
+_STALLED_SECONDS = 30.0
+_STALLED_WALL_SECONDS = 1800.0
 # Inputs of one process, times the share of its target: many, since a process takes two seconds to
 # begin.
 _PART = 5000
@@ -57,12 +60,19 @@ def run_worker(
         (folder / "stderr").open("w+b") as stderr,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as worker,
     ):
-        started, changed, last = time.monotonic(), time.monotonic(), -1
+        started = time.monotonic()
+        last = -1
         while worker.poll() is None:
             time.sleep(0.05)
+            used = processor_seconds(worker.pid)
             if (number := running_input(folder)) != last:
-                last, changed = number, time.monotonic()
-            if time.monotonic() - changed > _STALLED_SECONDS:
+                last = number
+                used_before = used
+                wall_before = time.monotonic()
+            if (
+                used - used_before > _STALLED_SECONDS
+                or time.monotonic() - wall_before > _STALLED_WALL_SECONDS
+            ):
                 worker.send_signal(signal.SIGKILL)
         assert worker.stdout is not None
         lines = [json.loads(line) for line in worker.stdout.read().splitlines()]
@@ -90,6 +100,16 @@ def run_worker(
     counts.seconds += time.monotonic() - started
     counts.findings[kind] += 1
     return number + 1
+
+
+def processor_seconds(process: int) -> float:
+    """Returns how much processor time a child has used; 0 if it has ended."""
+    try:
+        # After the name, which may hold spaces: utime and stime are fields 14 and 15 of proc(5).
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def running_input(folder: Path) -> int:

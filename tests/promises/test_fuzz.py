@@ -157,23 +157,32 @@ open(sys.argv[-1] + "/progress", "r+b").write(struct.pack("<Q", {number}))
 
 
 @pytest.mark.parametrize(
-    ("action", "finding"),
+    ("action", "start", "limits", "finding"),
     [
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "native code died of signal 11"),
-        ("time.sleep(60)", "native code hung"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", 10, (60, 600), "native code died of signal 11"),
+        # From the first input on: on a busy machine a worker takes long to get farther.
+        ("while True: pass", 13, (0.5, 600), "native code hung"),
+        ("time.sleep(600)", 13, (60, 0.5), "native code hung"),
     ],
 )
 def test_a_worker_that_dies_is_a_finding(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any, action: str, finding: str
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: Any,
+    action: str,
+    start: int,
+    limits: tuple[float, float],
+    finding: str,
 ) -> None:
     monkeypatch.setattr(runner, "_WORKER", dying(13, action))
-    monkeypatch.setattr(runner, "_STALLED_SECONDS", 2.0)
+    monkeypatch.setattr(runner, "_STALLED_SECONDS", limits[0])
+    monkeypatch.setattr(runner, "_STALLED_WALL_SECONDS", limits[1])
     counts = runner.Counts()
     assert (
-        runner.run_worker("info", tmp_path, counts, seed=0, start=10, stop=20, folder=tmp_path)
+        runner.run_worker("info", tmp_path, counts, seed=0, start=start, stop=20, folder=tmp_path)
         == 14
     )
-    assert (counts.inputs, dict(counts.findings)) == (4, {finding: 1})
+    assert (counts.inputs, dict(counts.findings)) == (14 - start, {finding: 1})
     assert capsys.readouterr().out.startswith(f"info input 13: {finding}")
 
 
