@@ -9,8 +9,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -19,8 +18,8 @@ import numpy.typing as npt
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import InvalidRequestError, short_repr
 from lerobot_grain._format.features import Feature
-from lerobot_grain._parquet.row_tables import TABLE_SUFFIXES, read_row_table
 from lerobot_grain._repository.repository import Repository
+from lerobot_grain._repository.row_value_tables import OpenedTable, open_table
 from lerobot_grain._repository.selection import Episode
 
 
@@ -58,6 +57,8 @@ class Weights:
         numbers, or of all rows (a Series of pandas is taken as one, whatever its index says); a
         function of an `Episode`; the path of a `.parquet` or `.csv` table with the columns `weight`
         and `index` (the row) or `episode_index`; or the key of a feature with one number a row.
+        A text that begins with `meta/`, such as `"meta/annotations/quality.parquet"`, names a table
+        of the dataset, at its commit; any other text and every `Path` one of this machine.
         Weights are taken as float64: finite and >= 0, 0 leaves out.
       rest: weight of those that a mapping or a table does not name.
     """
@@ -111,6 +112,14 @@ class _Kind(NamedTuple):
     def is_bool(self) -> bool:
         return self.dtype.kind == "b"
 
+    def fits(self, feature: Feature) -> bool:
+        """Returns whether a feature has one such value in every row."""
+        return (
+            feature.is_array
+            and feature.is_scalar
+            and (np.dtype(feature.dtype).kind == "b") == self.is_bool
+        )
+
     def is_right(self, value: object) -> bool:
         if self.is_bool:
             return isinstance(value, bool | np.bool_)
@@ -124,6 +133,30 @@ class _Kind(NamedTuple):
 
 _WEIGHT = _Kind("weights", "weight", np.dtype(float), "a finite number >= 0")
 _VALID = _Kind("valid_rows", "is_valid", np.dtype(bool), "True or False")
+
+
+def with_opened_table(
+    repository: Repository, given: Weights | ValidRows | RowValuesSource, *, are_weights: bool
+) -> Weights | ValidRows:
+    """Returns what is given with the contents of a table in place of its name, so that a table that
+    is not there is told from one that is wrong.
+
+    Raises:
+      InvalidRequestError, DatasetFormatError, StorageError: as `open_table`.
+    """
+    kind = _WEIGHT if are_weights else _VALID
+    found = (
+        given
+        if isinstance(given, Weights | ValidRows)
+        else (Weights(given) if are_weights else ValidRows(given))
+    )
+    source = found.values
+    if isinstance(source, str) and source in repository.features:
+        return found
+    if not isinstance(source, str | os.PathLike):
+        return found
+    opened: Any = _opened(repository, kind, source)
+    return replace(found, values=opened)
 
 
 def weights_of(
@@ -178,7 +211,9 @@ class _Evaluation(NamedTuple):
         if isinstance(source, str) and source in self.repository.features:
             return RowValues(self._of_feature(source), are_of_rows=True)
         if isinstance(source, str | os.PathLike):
-            return self._of_table(os.fsdecode(source), rest)
+            return self._of_table(_opened(self.repository, self.kind, source), rest)
+        if isinstance(source, OpenedTable):
+            return self._of_table(source, rest)
         if isinstance(source, Sequence) or hasattr(source, "__array__"):
             return self._of_array(self._as_array(source))
         raise InvalidRequestError(
@@ -252,8 +287,7 @@ class _Evaluation(NamedTuple):
     def _of_feature(self, key: str) -> npt.NDArray[Any]:
         feature = self.repository.features[key]
         argument = self.kind.argument
-        is_right = feature.is_array and feature.is_scalar
-        if not is_right or (np.dtype(feature.dtype).kind == "b") != self.kind.is_bool:
+        if not self.kind.fits(feature):
             raise InvalidRequestError(
                 f"{argument}={key!r}: the feature has dtype {feature.dtype} and shape "
                 f"{feature.shape}; expected one value in every row, {self.kind.expected}"
@@ -263,37 +297,18 @@ class _Evaluation(NamedTuple):
             lambda row: f"{argument}={key!r}: {self._named(row)}",
         )
 
-    def _of_table(self, path: str, rest: object) -> RowValues:
+    def _of_table(self, opened: OpenedTable, rest: object) -> RowValues:
         argument, column, dtype, _ = self.kind
         table = self.repository.episodes
-        if not path.endswith(TABLE_SUFFIXES):
-            fitting = [
-                key
-                for key, feature in self.repository.features.items()
-                if feature.is_array
-                and feature.is_scalar
-                and (np.dtype(feature.dtype).kind == "b") == self.kind.is_bool
-            ]
-            raise InvalidRequestError(
-                f"{argument}={path!r}: expected a .parquet or .csv table, or a feature with one "
-                f"value in every row; the dataset has {', '.join(fitting) or 'no such feature'}"
-            )
-        try:
-            data = Path(path).read_bytes()
-        except (OSError, ValueError) as error:
-            # A name with a null character is a ValueError.
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise InvalidRequestError(
-                f"{argument}={path!r}: the table could not be read: {reason}"
-            ) from None
+        path = opened.name
         whole = np.dtype(np.int64)
         kinds = {"index": whole, "episode_index": whole, column: dtype}
-        found = read_row_table(data, path, kinds)
+        found = opened.columns(self.repository, kinds)
         by = "index" if "index" in found else "episode_index"
         if column not in found or by not in found:
             raise InvalidRequestError(
-                f"{argument}={path!r}: the table has the columns {sorted(found)} of "
-                f"{sorted(kinds)}; expected {column!r}, and 'index' or 'episode_index'"
+                f"{argument}: {path} has {opened.shown_columns()}; expected the columns "
+                f"{column!r}, and 'index' or 'episode_index'"
             )
         given = self._checked(found[column], lambda place: f"{path}, row {place}: {column}")
         are_of_rows = by == "index"
@@ -374,6 +389,11 @@ class _Evaluation(NamedTuple):
             place = bad.item(0)
             raise InvalidRequestError(f"{name_of(place)} is {values[place]}; expected {expected}")
         return found
+
+
+def _opened(repository: Repository, kind: _Kind, given: str | os.PathLike[str]) -> OpenedTable:
+    fitting = [key for key, feature in repository.features.items() if kind.fits(feature)]
+    return open_table(repository, kind.argument, given, fitting)
 
 
 def _without_axes(value: object) -> object:

@@ -534,8 +534,16 @@ BAD_TABLES: dict[str, tuple[str, dict[str, list[Any]], str]] = {
         {"index": [np.uint64(2**64 - 1)], "weight": [1]},
         "w.parquet, column index: 18446744073709551615 is there; expected at most 2**63 - 1",
     ),
-    "no weights": ("w.csv", {"index": [3], "wieght": [1]}, "expected 'weight', and 'index' or"),
-    "no rows": ("w.csv", {"weight": [1]}, "expected 'weight', and 'index' or 'episode_index'"),
+    "no weights": (
+        "w.csv",
+        {"index": [3], "wieght": [1]},
+        "has 'index', 'wieght'; expected the columns 'weight', and 'index' or",
+    ),
+    "no rows": (
+        "w.csv",
+        {"weight": [1]},
+        "has 'weight'; expected the columns 'weight', and 'index' or 'episode_index'",
+    ),
     "negative": (
         "w.parquet",
         {"index": [3, 4], "weight": [1.0, -0.5]},
