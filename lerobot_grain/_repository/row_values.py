@@ -10,7 +10,7 @@ import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -131,32 +131,48 @@ class _Kind(NamedTuple):
             return False
 
 
+Given = TypeVar("Given", Weights, ValidRows)
+
 _WEIGHT = _Kind("weights", "weight", np.dtype(float), "a finite number >= 0")
 _VALID = _Kind("valid_rows", "is_valid", np.dtype(bool), "True or False")
 
 
-def with_opened_table(
-    repository: Repository, given: Weights | ValidRows | RowValuesSource, *, are_weights: bool
-) -> Weights | ValidRows:
-    """Returns what is given with the contents of a table in place of its name, so that a table that
-    is not there is told from one that is wrong.
+def opened(repository: Repository, given: Given) -> Given:
+    """Returns what is given, with the contents of a table in place of its name.
+
+    So what names nothing is told from values that are wrong.
 
     Raises:
-      InvalidRequestError, DatasetFormatError, StorageError: as `open_table`.
+      InvalidRequestError: the form is none of those of `Weights`, the feature is of another kind,
+        or there is no such table.
+      DatasetFormatError, StorageError: as `open_table`.
     """
-    kind = _WEIGHT if are_weights else _VALID
-    found = (
-        given
-        if isinstance(given, Weights | ValidRows)
-        else (Weights(given) if are_weights else ValidRows(given))
-    )
-    source = found.values
+    kind = _WEIGHT if isinstance(given, Weights) else _VALID
+    source: Any = given.values
+    if not kind.is_right(given.rest):
+        raise InvalidRequestError(f"{kind.argument}: rest={given.rest!r}; expected {kind.expected}")
     if isinstance(source, str) and source in repository.features:
-        return found
-    if not isinstance(source, str | os.PathLike):
-        return found
-    opened: Any = _opened(repository, kind, source)
-    return replace(found, values=opened)
+        feature = repository.features[source]
+        if not kind.fits(feature):
+            raise InvalidRequestError(
+                f"{kind.argument}={source!r}: the feature has dtype {feature.dtype} and shape "
+                f"{feature.shape}; expected one value in every row, {kind.expected}"
+            )
+        return given
+    if isinstance(source, str | os.PathLike):
+        fitting = [key for key, feature in repository.features.items() if kind.fits(feature)]
+        table: Any = open_table(repository, kind.argument, source, fitting)
+        return replace(given, values=table)
+    if not (
+        isinstance(source, Mapping | Sequence | OpenedTable)
+        or callable(source)
+        or hasattr(source, "__array__")
+    ):
+        raise InvalidRequestError(
+            f"{kind.argument}={short_repr(source)}: expected a mapping by episode, an array of all "
+            "episodes or rows, a function of an Episode, a table or the key of a feature"
+        )
+    return given
 
 
 def weights_of(
@@ -178,7 +194,7 @@ def weights_of(
         not exist, or the form is none of those of `Weights`.
       DatasetFormatError: a table is malformed.
     """
-    whole = given if isinstance(given, Weights) else Weights(given)
+    whole = opened(repository, given if isinstance(given, Weights) else Weights(given))
     return _Evaluation(repository, _WEIGHT, selected, read_column).of(whole.values, whole.rest)
 
 
@@ -190,7 +206,7 @@ def valid_rows_of(
     read_column: ColumnReader,
 ) -> RowValues:
     """Returns what `valid_rows=` says, bool; as `weights_of`."""
-    whole = given if isinstance(given, ValidRows) else ValidRows(given)
+    whole = opened(repository, given if isinstance(given, ValidRows) else ValidRows(given))
     return _Evaluation(repository, _VALID, selected, read_column).of(whole.values, whole.rest)
 
 
@@ -200,26 +216,17 @@ class _Evaluation(NamedTuple):
     selected: Integers
     read_column: ColumnReader
 
-    def of(self, source: object, rest: object) -> RowValues:
-        argument = self.kind.argument
-        if not self.kind.is_right(rest):
-            raise InvalidRequestError(f"{argument}: rest={rest!r}; expected {self.kind.expected}")
+    def of(self, source: Any, rest: object) -> RowValues:
+        """Returns the values of a source that was `opened`."""
+        if isinstance(source, OpenedTable):
+            return self._of_table(source, rest)
         if isinstance(source, Mapping):
             return RowValues(self._of_mapping(source, rest), are_of_rows=False)
         if callable(source):
             return RowValues(self._of_function(source), are_of_rows=False)
-        if isinstance(source, str) and source in self.repository.features:
+        if isinstance(source, str):
             return RowValues(self._of_feature(source), are_of_rows=True)
-        if isinstance(source, str | os.PathLike):
-            return self._of_table(_opened(self.repository, self.kind, source), rest)
-        if isinstance(source, OpenedTable):
-            return self._of_table(source, rest)
-        if isinstance(source, Sequence) or hasattr(source, "__array__"):
-            return self._of_array(self._as_array(source))
-        raise InvalidRequestError(
-            f"{argument}={short_repr(source)}: expected a mapping by episode, an array of all "
-            "episodes or rows, a function of an Episode, a table or the key of a feature"
-        )
+        return self._of_array(self._as_array(source))
 
     def _of_mapping(self, given: Mapping[Any, Any], rest: object) -> npt.NDArray[Any]:
         argument, _, dtype, expected = self.kind
@@ -285,15 +292,9 @@ class _Evaluation(NamedTuple):
         return RowValues(values, are_of_rows)
 
     def _of_feature(self, key: str) -> npt.NDArray[Any]:
-        feature = self.repository.features[key]
         argument = self.kind.argument
-        if not self.kind.fits(feature):
-            raise InvalidRequestError(
-                f"{argument}={key!r}: the feature has dtype {feature.dtype} and shape "
-                f"{feature.shape}; expected one value in every row, {self.kind.expected}"
-            )
         return self._checked(
-            self.read_column(feature),
+            self.read_column(self.repository.features[key]),
             lambda row: f"{argument}={key!r}: {self._named(row)}",
         )
 
@@ -389,11 +390,6 @@ class _Evaluation(NamedTuple):
             place = bad.item(0)
             raise InvalidRequestError(f"{name_of(place)} is {values[place]}; expected {expected}")
         return found
-
-
-def _opened(repository: Repository, kind: _Kind, given: str | os.PathLike[str]) -> OpenedTable:
-    fitting = [key for key, feature in repository.features.items() if kind.fits(feature)]
-    return open_table(repository, kind.argument, given, fitting)
 
 
 def _without_axes(value: object) -> object:
