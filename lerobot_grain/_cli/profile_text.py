@@ -168,8 +168,8 @@ def _frequency_rows(frequencies: Mapping[str, Any]) -> list[tuple[str, str]]:
             for number, count in enumerate(times[:_MOST_TIMES])
             if round(count)
         ]
-        if len(times) > _MOST_TIMES:
-            more = sum(times[_MOST_TIMES:])
+        more = sum(times[_MOST_TIMES:])
+        if round(more):
             parts.append(f"{more:,.0f} {_MOST_TIMES} to {len(times) - 1} times")
         result.append(("clips in an epoch", ", ".join(parts)))
         result.append(
