@@ -643,7 +643,7 @@ COSTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", COSTS)
-def test_a_frame_of_a_clip_is_decoded_once_for_each_time_that_the_clip_comes(
+def test_a_frame_of_a_clip_is_decoded_at_most_once_for_each_time_that_the_clip_comes(
     long_dataset: lg.Repository, name: str
 ) -> None:
     dataset = lg.LeRobotIterDataset(
@@ -657,7 +657,10 @@ def test_a_frame_of_a_clip_is_decoded_once_for_each_time_that_the_clip_comes(
         count = sum(1 for _ in examples)
         statistics = lg.read_statistics(examples)
     assert count == statistics.frames_handed_out == dataset.num_rows
-    assert count <= statistics.pictures_decoded <= 1.1 * count
+    assert statistics.pictures_decoded <= 1.1 * count
+    if name != "weights by episode":
+        # Copies of a clip that are read soon after each other share its frames.
+        assert statistics.pictures_decoded >= count
 
 
 def test_clips_of_which_few_rows_come_are_decoded_in_whole_gops(
