@@ -33,6 +33,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def count(text: str) -> int:
+    """Returns a whole number of at least 0.
+
+    Raises:
+      argparse.ArgumentTypeError: it is none.
+    """
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 0")
+    return int(text)
+
+
 def size_bytes(text: str) -> int:
     """Returns the bytes of a text such as `500000000`, `20GB` (10^9 each) or `16GiB` (2^30 each).
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from lerobot_grain import CheckReport, Finding, check, open_repository
 from lerobot_grain._cli.progress import ProgressLine
+from lerobot_grain._cli.selection_arguments import add_selection_arguments, selection_of
 
 # Findings of one kind that are shown; --json has all.
 _SHOWN = 3
@@ -34,13 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print one JSON object instead of the text, with all findings",
     )
+    add_selection_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Checks and prints. Returns the exit status.
 
     Raises:
-      LeRobotGrainError: the dataset cannot be opened.
+      LeRobotGrainError: the dataset cannot be opened, or an option names something that it does not
+        have.
     """
     start = time.perf_counter()
     repository = open_repository(
@@ -53,6 +56,7 @@ def run(options: argparse.Namespace) -> int:
                 repository,
                 max_files=options.max_files,
                 on_progress=lambda done, total: progress.show(f"{done:,} of {total:,} files"),
+                **selection_of(options),
             )
         finally:
             progress.clear()
@@ -92,9 +96,12 @@ def _as_text(report: CheckReport, seconds: float) -> str:
             f"{title}: {'none' if not findings else ''}".rstrip(),
             *_finding_lines(findings),
         ]
-    lines += ["", "costs, each byte fetched once:", *_cost_lines(report)]
-    if not report.is_fine:
-        lines += ["", *_remedy_lines(report)]
+    if report.selection is not None:
+        lines += ["", "selection:", *_selection_lines(report)]
+    of_all = ", of all rows" if report.selection is not None else ""
+    lines += ["", f"costs{of_all}, each byte fetched once:", *_cost_lines(report)]
+    if remedy := list(_remedy_lines(report)):
+        lines += ["", *remedy]
     return "\n".join(lines)
 
 
@@ -112,6 +119,43 @@ def _finding_lines(findings: Sequence[Finding]) -> Iterable[str]:
         yield from (f"    {finding.text}" for finding in alike[:_SHOWN])
         if len(alike) > _SHOWN:
             yield f"    ... and {len(alike) - _SHOWN:,} more files"
+
+
+def _selection_lines(report: CheckReport) -> Iterable[str]:
+    counts = report.selection
+    assert counts is not None
+    rows = [("episodes", f"{counts.num_episodes:,} of {report.num_episodes:,}")]
+    for label, number, why in (
+        ("dropped", counts.num_dropped, "at the starts and ends of episodes"),
+        ("not valid", counts.num_not_valid, "by the valid rows"),
+        ("weight 0", counts.num_without_weight, "by the weights"),
+    ):
+        if number:
+            rows.append((label, f"{number:,} rows left out, {why}"))
+    if counts.stride == 1:
+        rows.append(("an epoch", f"{counts.num_rows:,} rows"))
+    else:
+        about = round(counts.num_rows / counts.stride)
+        rows.append(
+            (
+                "an epoch",
+                f"about {about:,} rows; {counts.num_rows:,} in {counts.stride} epochs, each once",
+            )
+        )
+    if counts.least_times < counts.most_times:
+        rows.append(
+            (
+                "weights",
+                f"a row comes {counts.least_times:.3g} to {counts.most_times:.3g} times an epoch "
+                "on average",
+            )
+        )
+    return _aligned(rows)
+
+
+def _aligned(rows: Sequence[tuple[str, str]]) -> Iterable[str]:
+    width = max(len(label) for label, _ in rows)
+    return (f"  {label:<{width}}  {value}" for label, value in rows)
 
 
 def _cost_lines(report: CheckReport) -> Iterable[str]:
@@ -141,8 +185,7 @@ def _cost_lines(report: CheckReport) -> Iterable[str]:
     rows.append(("an epoch", f"{report.bytes_per_epoch / 1e6:,.1f} MB{requests}"))
     if report.clip_length is not None:
         rows.append(("clip_length", f"{report.clip_length} frames, the default of Shuffle here"))
-    width = max(len(label) for label, _ in rows)
-    return (f"  {label:<{width}}  {value}" for label, value in rows)
+    return _aligned(rows)
 
 
 def _remedy_lines(report: CheckReport) -> Iterable[str]:

@@ -1,7 +1,7 @@
 """`lerobot-grain profile`: streams a dataset for a while, and prints how fast and how well mixed
 that is on this machine.
 
-Its plots: `_cli/profile_plots`.
+Its text: `_cli/profile_text`; its plots: `_cli/profile_plots`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -20,24 +19,29 @@ import numpy as np
 from lerobot_grain import InvalidRequestError, LeRobotIterDataset, ReadOptions, Shuffle
 from lerobot_grain._cli.argument_types import image_size, positive, size_bytes
 from lerobot_grain._cli.profile_plots import check_can_plot, write_plots
+from lerobot_grain._cli.profile_text import table
 from lerobot_grain._cli.progress import ProgressLine
+from lerobot_grain._cli.selection_arguments import add_selection_arguments, selection_of
 from lerobot_grain._inspection.profile import (
+    MAX_COUNTED_EPOCHS,
+    MAX_COUNTED_ROWS,
     MAX_ORDER_ROWS,
+    Frequencies,
     Randomness,
     Reading,
+    measure_frequencies,
     measure_randomness,
     measure_reading,
 )
 
 DEFAULT_SECONDS = 10.0
-# Summed over all threads. Below it nobody was slowed down.
-_SHOWN_PAUSE_SECONDS = 0.05
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this command to those that every command has."""
     _add_stream_arguments(parser)
     _add_limit_arguments(parser)
+    add_selection_arguments(parser)
     _add_order_arguments(parser)
     _add_machine_arguments(parser)
     _add_output_arguments(parser)
@@ -198,6 +202,7 @@ def run(options: argparse.Namespace) -> int:
         shuffle=shuffle,
         image_size=options.image_size,
         read_options=read_options,
+        **selection_of(options),
     )
     with closing(dataset.repository):
         open_seconds = time.perf_counter() - start
@@ -221,10 +226,16 @@ def run(options: argparse.Namespace) -> int:
         randomness = measure_randomness(
             dataset, batch_size=options.batch_size, max_rows=MAX_ORDER_ROWS
         )
-    report = _report(dataset, open_seconds, reading, randomness)
+        frequencies = measure_frequencies(
+            dataset, max_rows=MAX_COUNTED_ROWS, max_epochs=MAX_COUNTED_EPOCHS
+        )
+    report = _report(dataset, open_seconds, reading, randomness) | {
+        "rows_per_epoch": randomness.num_rows,
+        "frequencies": None if frequencies is None else _frequencies_report(frequencies),
+    }
     if plot is not None:
-        write_plots(plot, dataset.repository.description, reading, randomness)
-    print(json.dumps(report, indent=2) if options.json else _table(report))
+        write_plots(plot, dataset.repository.description, reading, randomness, frequencies)
+    print(json.dumps(report, indent=2) if options.json else table(report))
     return 0
 
 
@@ -275,132 +286,5 @@ def _report(
     }
 
 
-def _table(report: Mapping[str, Any]) -> str:
-    """Returns the report as text, for people."""
-    shuffle = report["shuffle"]
-    lines = [
-        f"{report['dataset']}: {report['num_episodes']:,} episodes, {report['num_rows']:,} rows "
-        f"at {report['fps']:g} fps",
-        "sequential, episode by episode"
-        if shuffle is None
-        else "shuffled: "
-        f"{', '.join(f'{name} {value}' for name, value in shuffle.items() if value is not None)}",
-        "",
-    ]
-    rows = [
-        *_throughput_rows(report),
-        *_reading_rows(report),
-        *_randomness_rows(report["randomness"]),
-    ]
-    width = max(len(label) for label, _ in rows)
-    return "\n".join(lines + [f"{label:<{width}}  {value}" for label, value in rows])
-
-
-def _throughput_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    throughput = report["throughput"]
-    waited = report["waited_seconds"]
-    steady = throughput["steady_examples_per_second"]
-    shares = (
-        f"{name} {value:.2f} s ({value / throughput['seconds']:.0%})"
-        for name, value in waited.items()
-    )
-    return [
-        (
-            "throughput",
-            f"{throughput['examples_per_second']:,.1f} examples/s: {throughput['batches']:,} "
-            f"batches of {throughput['batch_size']} in {throughput['seconds']:.2f} s"
-            + ("" if steady is None else f"; {steady:,.1f} after the first batch"),
-        ),
-        (
-            "first batch",
-            f"{throughput['first_batch_seconds']:.2f} s, after {throughput['open_seconds']:.2f} s "
-            "to open the dataset",
-        ),
-        ("time", ", ".join(shares)),
-    ]
-
-
-def _reading_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    reading = report["reading"]
-    examples = report["throughput"]["examples"]
-    fetched = reading["bytes_fetched"]
-    needed = reading["bytes_needed"]
-    frames = reading["frames_handed_out"]
-    result = [
-        (
-            "fetched",
-            f"{fetched / 1e6:,.2f} MB in {reading['requests']:,} requests "
-            f"({reading['requests'] / examples:.3f} an example)"
-            + (f", {fetched / needed:.3f} of what was needed" if needed else ""),
-        )
-    ]
-    if reading["bytes_from_disk_cache"]:
-        result.append(("from the disk cache", f"{reading['bytes_from_disk_cache'] / 1e6:,.2f} MB"))
-    if reading["retries"] or reading["pause_seconds"] >= _SHOWN_PAUSE_SECONDS:
-        result.append(
-            (
-                "the Hub",
-                f"{reading['retries']:,} further attempts; {reading['pause_seconds']:.1f} s of "
-                "pauses and rate limits, over all threads",
-            )
-        )
-    if from_cache := reading["frames_from_cache"]:
-        result.append(
-            (
-                "from the frame cache",
-                f"{from_cache:,} of {frames:,} frames ({from_cache / frames:.0%})",
-            )
-        )
-    if frames:
-        result.append(
-            (
-                "decoded",
-                f"{reading['gops_decoded']:,} GOPs, {reading['gops_decoded_again']:,} of them "
-                f"again; {reading['pictures_decoded'] / frames:.2f} coded pictures a frame handed "
-                "out, those decoded ahead among them",
-            )
-        )
-    peak = reading["budget_peak_bytes"]
-    budget = reading["budget_bytes"]
-    return [
-        *result,
-        ("memory budget", f"{peak / 1e6:,.1f} of {budget / 1e6:,.1f} MB at most in use"),
-    ]
-
-
-def _randomness_rows(randomness: Mapping[str, Any]) -> list[tuple[str, str]]:
-    result = [
-        (
-            "|corr(row, iteration)|",
-            f"{randomness['correlation']:.3f} over {randomness['rows']:,} rows",
-        )
-    ]
-    if randomness["episodes_per_batch_mean"] is not None:
-        result.append(
-            (
-                "episodes in a batch",
-                f"{randomness['episodes_per_batch_mean']:.1f} (fewest "
-                f"{randomness['episodes_per_batch_min']}); a global shuffle: "
-                f"{randomness['global_shuffle_episodes_per_batch']:.1f}",
-            )
-        )
-    if randomness["gap_median"] is not None:
-        result.append(
-            (
-                "gap of two neighbours",
-                f"median {randomness['gap_median']:,.0f} iterations, 90 % within "
-                f"{randomness['gap_90_percent']:,.0f}; a global shuffle: median "
-                f"{randomness['global_shuffle_gap_median']:,.0f}",
-            )
-        )
-    histogram = randomness["gap_histogram"]
-    total = sum(bin_["count"] for bin_ in histogram)
-    for bin_ in histogram:
-        share = bin_["count"] / total
-        result.append(
-            (
-                f"  {bin_['start']:,} to {bin_['stop'] - 1:,}",
-                f"{share:6.1%} {'#' * round(share * 50)}".rstrip(),
-            )
-        )
-    return result
+def _frequencies_report(frequencies: Frequencies) -> dict[str, Any]:
+    return asdict(frequencies) | {"clips_by_times": frequencies.clips_by_times.tolist()}

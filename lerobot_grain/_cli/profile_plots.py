@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lerobot_grain import InvalidRequestError
-from lerobot_grain._inspection.profile import Randomness, Reading
+from lerobot_grain._inspection.profile import Frequencies, Randomness, Reading
 
 try:
     from matplotlib.figure import Figure
@@ -37,18 +37,29 @@ def check_can_plot(path: Path) -> None:
         raise InvalidRequestError(f"--plot {path}: there is no directory {path.parent}")
 
 
-def write_plots(path: Path, title: str, reading: Reading, randomness: Randomness) -> None:
-    """Draws the four plots of a measurement into a PNG file.
+def write_plots(
+    path: Path,
+    title: str,
+    reading: Reading,
+    randomness: Randomness,
+    frequencies: Frequencies | None,
+) -> None:
+    """Draws the four plots of a measurement into a PNG file, and two more where rows come unequally
+    often.
 
     Raises:
       InvalidRequestError: the file cannot be written.
     """
-    figure = Figure(figsize=(11, 8), layout="constrained")
+    num_lines = 2 if frequencies is None else 3
+    figure = Figure(figsize=(11, 4 * num_lines), layout="constrained")
     figure.suptitle(title)
-    plots: Sequence[Any] = figure.subplots(2, 2).ravel()
+    plots: Sequence[Any] = figure.subplots(num_lines, 2).ravel()
     for plot, draw in zip(plots, (_plot_rows, _plot_episodes, _plot_gaps), strict=False):
         draw(plot, randomness)
     _plot_throughput(plots[3], reading)
+    if frequencies is not None:
+        _plot_groups(plots[4], frequencies)
+        _plot_clips(plots[5], frequencies)
     try:
         figure.savefig(path, dpi=110, format="png")
     except OSError as error:
@@ -91,6 +102,34 @@ def _plot_gaps(plot: Any, randomness: Randomness) -> None:
         xlabel="iterations, from this to twice as many",
         ylabel="pairs of frames",
     )
+
+
+def _plot_groups(plot: Any, frequencies: Frequencies) -> None:
+    groups = frequencies.groups
+    places = np.arange(len(groups))
+    plot.bar(places, [group.found for group in groups], width=0.8, label="this order")
+    plot.plot(
+        places,
+        [group.expected for group in groups],
+        "_",
+        color="black",
+        markersize=18,
+        label="by the weights",
+    )
+    plot.set_xticks(places, [f"{group.num_rows:,}" for group in groups], rotation=45)
+    plot.set(
+        title="how often rows come in an epoch",
+        xlabel="rows, by weight",
+        ylabel="times",
+        ylim=(0, None),
+    )
+    plot.legend(loc="upper left")
+
+
+def _plot_clips(plot: Any, frequencies: Frequencies) -> None:
+    counts = frequencies.clips_by_times
+    plot.bar(range(len(counts)), counts, width=0.9)
+    plot.set(title="how often clips come in an epoch", xlabel="times", ylabel="clips")
 
 
 def _plot_throughput(plot: Any, reading: Reading) -> None:

@@ -154,6 +154,11 @@ class FrameOrderIterDataset(PositionsIterDataset):
         return self.order.rows.shuffle
 
     @property
+    def selected_rows(self) -> SelectedRows:
+        """Which rows it has, and how often they come."""
+        return self._rows
+
+    @property
     def valid_rows(self) -> RowValues | None:
         """Which rows are valid; `None`: nothing is said of it."""
         return self._rows.valid

@@ -4,7 +4,8 @@ disagree, and what it costs to stream.
 Reads `meta/`, and the indices of the video and data files, side by side; no frame and no row. So
 it takes seconds, and finds what only random access exposes: a file that ends too early, an episode
 with a frame less than rows. A defect of one file: `_inspection/file_checks`; with the dataset as a
-whole: `_inspection/dataset_checks`. Nothing is printed: that is `_cli/check`.
+whole: `_inspection/dataset_checks`; of weights and valid rows: `_inspection/row_selection`. Nothing
+is printed: that is `_cli/check`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.errors import LeRobotGrainError
+from lerobot_grain._datasets.sampling.selected_rows import ValidRowsArgument, WeightsArgument
 from lerobot_grain._format.episodes import FileSpans
 from lerobot_grain._inspection.costs import CameraCost, RowsCost, camera_cost, rows_cost
 from lerobot_grain._inspection.dataset_checks import (
@@ -31,9 +33,11 @@ from lerobot_grain._inspection.file_checks import (
     check_data_file,
     check_video_file,
 )
+from lerobot_grain._inspection.row_selection import RowCounts, RowSelection, count_rows
 from lerobot_grain._order.shuffle import default_clip_length
 from lerobot_grain._reading.daemon_pool import DaemonPool
 from lerobot_grain._repository.repository import Repository
+from lerobot_grain._repository.selection import EpisodeSelection
 
 # Feature, `None` for data files, and number of the file.
 _File = tuple[str | None, int]
@@ -58,6 +62,8 @@ class CheckReport:
       num_clips: of that length, in an epoch; `None` where that is.
       usable_episodes: numbers of the other episodes, ascending, for `episodes=`. Those in files
         that were not checked are among them.
+      selection: the rows that the arguments of `check` select; `None` where they select all, or
+        weights or valid rows are wrong. Costs are of all rows.
     """
 
     dataset: str
@@ -74,6 +80,7 @@ class CheckReport:
     clip_length: int | None
     num_clips: int | None
     usable_episodes: list[int]
+    selection: RowCounts | None = None
 
     @property
     def is_fine(self) -> bool:
@@ -111,6 +118,12 @@ def check(
     *,
     max_files: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    episodes: EpisodeSelection = None,
+    drop_first_frames: int = 0,
+    drop_last_frames: int = 0,
+    weights: WeightsArgument = None,
+    valid_rows: ValidRowsArgument = None,
+    stride: int = 1,
 ) -> CheckReport:
     """Checks a dataset without reading a frame or a row: one or two small requests for every
     file, side by side.
@@ -120,13 +133,40 @@ def check(
       max_files: of each camera, and of the data files, so many are checked, evenly spaced; `None`:
         all.
       on_progress: called with the number of files that were checked, and of those that will be.
+      episodes, drop_first_frames, drop_last_frames, weights, valid_rows, stride: as of
+        `LeRobotIterDataset`: how many rows a stream with them has is counted, and wrong weights and
+        valid rows are findings. A feature of these is read: one column of the data files. All files
+        are checked, whatever is selected.
 
     Raises:
-      InvalidRequestError: `max_files` is not an int >= 1.
+      InvalidRequestError: `max_files` is not an int >= 1; an argument of the selection is out of
+        its range, or names an episode, a feature or a table that is not there.
+      DatasetFormatError: such a table is too large.
       StorageError: `meta/` cannot be read any more. A file that cannot be read is a finding.
     """
     if max_files is not None:
         check_int("max_files", max_files, least=1, of="check", otherwise=", or None for all")
+    selection = RowSelection(
+        episodes=episodes,
+        drop_first_frames=drop_first_frames,
+        drop_last_frames=drop_last_frames,
+        weights=weights,
+        valid_rows=valid_rows,
+        stride=stride,
+    )
+    if selection.is_everything:
+        return _check(repository, max_files, on_progress)
+    counts, wrong = count_rows(repository, selection)
+    report = _check(repository, max_files, on_progress)
+    return replace(report, selection=counts, findings=(*wrong, *report.findings))
+
+
+def _check(
+    repository: Repository,
+    max_files: int | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> CheckReport:
+    """Returns the report without a selection."""
     spans = _spans(repository)
     files = [
         (feature, number)

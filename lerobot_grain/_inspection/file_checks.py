@@ -48,7 +48,8 @@ class Finding:
       kind: a short name that does not change, such as `missing_file`; docs/check.md has them all.
       is_problem: examples cannot be read, or their frames may not belong to their rows. Otherwise
         it is odd or costly, and is read.
-      path: the file, from the top of the dataset.
+      path: the file, from the top of the dataset; of weights or valid rows, the table that was
+        given, or empty.
       feature: key of the feature that it concerns; `None`: all of them.
       episodes: numbers of the episodes that it concerns, ascending; empty where it is not about
         episodes. (Positions in the episode table until `check` hands them out.)

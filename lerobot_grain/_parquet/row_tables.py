@@ -42,6 +42,17 @@ def read_row_table(
     }
 
 
+def column_names(data: bytes, path: str) -> list[str]:
+    """Returns the names of all columns of a table; arguments and errors as of `read_row_table`."""
+    if not path.endswith(".csv"):
+        return list(open_table(InMemoryFile("a table of rows", data), path).leaves)
+    try:
+        with csv.open_csv(io.BytesIO(data)) as reader:
+            return list(reader.schema.names)
+    except DAMAGED as error:
+        raise _damaged_csv(path, error) from None
+
+
 def _read_parquet(
     data: bytes, path: str, columns: Mapping[str, npt.DTypeLike]
 ) -> dict[str, npt.NDArray[Any]]:
@@ -69,10 +80,12 @@ def _read_csv(
         only = csv.ConvertOptions(include_columns=found)
         table = csv.read_csv(io.BytesIO(data), convert_options=only)
     except DAMAGED as error:
-        raise DatasetFormatError(
-            f"{path}: could not be read as CSV ({first_line(error)})"
-        ) from None
+        raise _damaged_csv(path, error) from None
     return {name: _without_nulls(table.column(name), f"{path}, column {name}") for name in found}
+
+
+def _damaged_csv(path: str, error: Exception) -> DatasetFormatError:
+    return DatasetFormatError(f"{path}: could not be read as CSV ({first_line(error)})")
 
 
 def _without_nulls(column: pa.ChunkedArray, where: str) -> npt.NDArray[Any]:

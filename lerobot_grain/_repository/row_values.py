@@ -9,9 +9,8 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +18,8 @@ import numpy.typing as npt
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import InvalidRequestError, short_repr
 from lerobot_grain._format.features import Feature
-from lerobot_grain._parquet.row_tables import TABLE_SUFFIXES, read_row_table
 from lerobot_grain._repository.repository import Repository
+from lerobot_grain._repository.row_value_tables import OpenedTable, open_table
 from lerobot_grain._repository.selection import Episode
 
 
@@ -58,6 +57,8 @@ class Weights:
         numbers, or of all rows (a Series of pandas is taken as one, whatever its index says); a
         function of an `Episode`; the path of a `.parquet` or `.csv` table with the columns `weight`
         and `index` (the row) or `episode_index`; or the key of a feature with one number a row.
+        A text that begins with `meta/`, such as `"meta/annotations/quality.parquet"`, names a table
+        of the dataset, at its commit; any other text and every `Path` one of this machine.
         Weights are taken as float64: finite and >= 0, 0 leaves out.
       rest: weight of those that a mapping or a table does not name.
     """
@@ -111,6 +112,14 @@ class _Kind(NamedTuple):
     def is_bool(self) -> bool:
         return self.dtype.kind == "b"
 
+    def fits(self, feature: Feature) -> bool:
+        """Returns whether a feature has one such value in every row."""
+        return (
+            feature.is_array
+            and feature.is_scalar
+            and (np.dtype(feature.dtype).kind == "b") == self.is_bool
+        )
+
     def is_right(self, value: object) -> bool:
         if self.is_bool:
             return isinstance(value, bool | np.bool_)
@@ -122,8 +131,48 @@ class _Kind(NamedTuple):
             return False
 
 
+Given = TypeVar("Given", Weights, ValidRows)
+
 _WEIGHT = _Kind("weights", "weight", np.dtype(float), "a finite number >= 0")
 _VALID = _Kind("valid_rows", "is_valid", np.dtype(bool), "True or False")
+
+
+def opened(repository: Repository, given: Given) -> Given:
+    """Returns what is given, with the contents of a table in place of its name.
+
+    So what names nothing is told from values that are wrong.
+
+    Raises:
+      InvalidRequestError: the form is none of those of `Weights`, the feature is of another kind,
+        or there is no such table.
+      DatasetFormatError, StorageError: as `open_table`.
+    """
+    kind = _WEIGHT if isinstance(given, Weights) else _VALID
+    source: Any = given.values
+    if not kind.is_right(given.rest):
+        raise InvalidRequestError(f"{kind.argument}: rest={given.rest!r}; expected {kind.expected}")
+    if isinstance(source, str) and source in repository.features:
+        feature = repository.features[source]
+        if not kind.fits(feature):
+            raise InvalidRequestError(
+                f"{kind.argument}={source!r}: the feature has dtype {feature.dtype} and shape "
+                f"{feature.shape}; expected one value in every row, {kind.expected}"
+            )
+        return given
+    if isinstance(source, str | os.PathLike):
+        fitting = [key for key, feature in repository.features.items() if kind.fits(feature)]
+        table: Any = open_table(repository, kind.argument, source, fitting)
+        return replace(given, values=table)
+    if not (
+        isinstance(source, Mapping | Sequence | OpenedTable)
+        or callable(source)
+        or hasattr(source, "__array__")
+    ):
+        raise InvalidRequestError(
+            f"{kind.argument}={short_repr(source)}: expected a mapping by episode, an array of all "
+            "episodes or rows, a function of an Episode, a table or the key of a feature"
+        )
+    return given
 
 
 def weights_of(
@@ -145,7 +194,7 @@ def weights_of(
         not exist, or the form is none of those of `Weights`.
       DatasetFormatError: a table is malformed.
     """
-    whole = given if isinstance(given, Weights) else Weights(given)
+    whole = opened(repository, given if isinstance(given, Weights) else Weights(given))
     return _Evaluation(repository, _WEIGHT, selected, read_column).of(whole.values, whole.rest)
 
 
@@ -157,7 +206,7 @@ def valid_rows_of(
     read_column: ColumnReader,
 ) -> RowValues:
     """Returns what `valid_rows=` says, bool; as `weights_of`."""
-    whole = given if isinstance(given, ValidRows) else ValidRows(given)
+    whole = opened(repository, given if isinstance(given, ValidRows) else ValidRows(given))
     return _Evaluation(repository, _VALID, selected, read_column).of(whole.values, whole.rest)
 
 
@@ -167,24 +216,17 @@ class _Evaluation(NamedTuple):
     selected: Integers
     read_column: ColumnReader
 
-    def of(self, source: object, rest: object) -> RowValues:
-        argument = self.kind.argument
-        if not self.kind.is_right(rest):
-            raise InvalidRequestError(f"{argument}: rest={rest!r}; expected {self.kind.expected}")
+    def of(self, source: Any, rest: object) -> RowValues:
+        """Returns the values of a source that was `opened`."""
+        if isinstance(source, OpenedTable):
+            return self._of_table(source, rest)
         if isinstance(source, Mapping):
             return RowValues(self._of_mapping(source, rest), are_of_rows=False)
         if callable(source):
             return RowValues(self._of_function(source), are_of_rows=False)
-        if isinstance(source, str) and source in self.repository.features:
+        if isinstance(source, str):
             return RowValues(self._of_feature(source), are_of_rows=True)
-        if isinstance(source, str | os.PathLike):
-            return self._of_table(os.fsdecode(source), rest)
-        if isinstance(source, Sequence) or hasattr(source, "__array__"):
-            return self._of_array(self._as_array(source))
-        raise InvalidRequestError(
-            f"{argument}={short_repr(source)}: expected a mapping by episode, an array of all "
-            "episodes or rows, a function of an Episode, a table or the key of a feature"
-        )
+        return self._of_array(self._as_array(source))
 
     def _of_mapping(self, given: Mapping[Any, Any], rest: object) -> npt.NDArray[Any]:
         argument, _, dtype, expected = self.kind
@@ -250,50 +292,24 @@ class _Evaluation(NamedTuple):
         return RowValues(values, are_of_rows)
 
     def _of_feature(self, key: str) -> npt.NDArray[Any]:
-        feature = self.repository.features[key]
         argument = self.kind.argument
-        is_right = feature.is_array and feature.is_scalar
-        if not is_right or (np.dtype(feature.dtype).kind == "b") != self.kind.is_bool:
-            raise InvalidRequestError(
-                f"{argument}={key!r}: the feature has dtype {feature.dtype} and shape "
-                f"{feature.shape}; expected one value in every row, {self.kind.expected}"
-            )
         return self._checked(
-            self.read_column(feature),
+            self.read_column(self.repository.features[key]),
             lambda row: f"{argument}={key!r}: {self._named(row)}",
         )
 
-    def _of_table(self, path: str, rest: object) -> RowValues:
+    def _of_table(self, opened: OpenedTable, rest: object) -> RowValues:
         argument, column, dtype, _ = self.kind
         table = self.repository.episodes
-        if not path.endswith(TABLE_SUFFIXES):
-            fitting = [
-                key
-                for key, feature in self.repository.features.items()
-                if feature.is_array
-                and feature.is_scalar
-                and (np.dtype(feature.dtype).kind == "b") == self.kind.is_bool
-            ]
-            raise InvalidRequestError(
-                f"{argument}={path!r}: expected a .parquet or .csv table, or a feature with one "
-                f"value in every row; the dataset has {', '.join(fitting) or 'no such feature'}"
-            )
-        try:
-            data = Path(path).read_bytes()
-        except (OSError, ValueError) as error:
-            # A name with a null character is a ValueError.
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise InvalidRequestError(
-                f"{argument}={path!r}: the table could not be read: {reason}"
-            ) from None
+        path = opened.name
         whole = np.dtype(np.int64)
         kinds = {"index": whole, "episode_index": whole, column: dtype}
-        found = read_row_table(data, path, kinds)
+        found = opened.columns(self.repository, kinds)
         by = "index" if "index" in found else "episode_index"
         if column not in found or by not in found:
             raise InvalidRequestError(
-                f"{argument}={path!r}: the table has the columns {sorted(found)} of "
-                f"{sorted(kinds)}; expected {column!r}, and 'index' or 'episode_index'"
+                f"{argument}: {path} has {opened.shown_columns()}; expected the columns "
+                f"{column!r}, and 'index' or 'episode_index'"
             )
         given = self._checked(found[column], lambda place: f"{path}, row {place}: {column}")
         are_of_rows = by == "index"

@@ -89,7 +89,10 @@ def test_json_says_what_was_read(directory: Path, capsys: pytest.CaptureFixture[
         "waited_seconds",
         "reading",
         "randomness",
+        "rows_per_epoch",
+        "frequencies",
     ]
+    assert (report["rows_per_epoch"], report["frequencies"]) == (70, None)
     assert (report["dataset"], report["num_episodes"], report["num_rows"], report["fps"]) == (
         str(directory),
         4,
@@ -343,8 +346,9 @@ def test_plots_without_matplotlib_are_refused_before_anything_is_read(
         ([0, 2, 4, 1], [2, 3]),
         ([2, 3], []),
         ([1], []),
+        ([1, 0, 1, 3, 0, 4, 0], [1, 2]),
     ],
-    ids=["ascending", "descending", "in turn", "cut off", "two episodes", "one row"],
+    ids=["ascending", "descending", "in turn", "cut off", "two episodes", "one row", "again"],
 )
 def test_gaps_of_neighbours_in_one_episode(rows: list[int], gaps: list[int]) -> None:
     # Two episodes of three frames.

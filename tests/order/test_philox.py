@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lerobot_grain._order import philox
 from lerobot_grain._order.philox import (
     Stream,
     below,
@@ -33,6 +34,14 @@ def test_single_words_are_those_of_whole_streams(
         words(place + 1, Stream.DRAW, seed=seed, epoch=epoch, block=block, part=part)[-1]
         for place, block, part in wanted
     ]
+
+
+def test_many_single_words_are_made_in_pieces() -> None:
+    count = 2 * philox._WORDS_AT_A_TIME + 5
+    parts = np.arange(count) // 1000
+    found = words_at(np.arange(count), Stream.DRAW, seed=3, blocks=1, parts=parts)
+    whole = [words(count, Stream.DRAW, seed=3, block=1, part=part) for part in range(parts[-1] + 1)]
+    assert found.tolist() == np.stack(whole)[parts, np.arange(count)].tolist()
 
 
 @MODEST

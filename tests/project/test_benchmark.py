@@ -124,3 +124,18 @@ def test_the_caches(
     assert found["first"]["epoch 1, MB fetched"] > 0
     assert found["second"]["epoch 1, MB fetched"] == found["second"]["epoch 1, requests"] == 0
     assert found["second"]["epoch 1, MB from disk"] > 0
+
+
+def test_seeking(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["seeking", "--rows", "600", "--repeats", "1"])
+    runpy.run_path(str(BENCHMARKS / "seeking.py"), run_name="__main__")
+    heading, _, *lines = capsys.readouterr().out.strip().splitlines()
+    assert heading.startswith("| 600 rows |")
+    assert [line.split("|")[1].strip() for line in lines] == [
+        "without",
+        "mask",
+        "by episode",
+        "by row",
+        "few heavy",
+        "uneven",
+    ]

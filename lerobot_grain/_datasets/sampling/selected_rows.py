@@ -78,13 +78,7 @@ def select_rows(
             "has more rows than these"
         )
     valid = None if valid_rows is None else valid_values(repository, valid_rows, selected=selected)
-    weighted = (
-        None
-        if weights is None
-        else weights_of(
-            repository, weights, selected=selected, read_column=_column_reader(repository, selected)
-        )
-    )
+    weighted = None if weights is None else weight_values(repository, weights, selected=selected)
     first_rows = table.first_rows[selected] + dropped[0]
     lengths = table.lengths[selected] - sum(dropped)
     given = [each for each in (weighted, valid) if each is not None]
@@ -95,6 +89,15 @@ def select_rows(
         first_frame=dropped[0],
         weights=_scaled(given, selected, first_rows, lengths) if given else None,
         valid=valid,
+    )
+
+
+def weight_values(
+    repository: Repository, weights: Weights | RowValuesSource, *, selected: Integers
+) -> RowValues:
+    """Returns the weights, float64; as `valid_values`."""
+    return weights_of(
+        repository, weights, selected=selected, read_column=_column_reader(repository, selected)
     )
 
 

@@ -10,8 +10,9 @@ made of *copies* of clips (docs/architecture/order.md, "Weights", defines it):
   in units of M, passes an integer: a row of weight M always, one of half of that every second time.
 * If a walk ends before the round is full, the next one begins. The last copy is cut.
 
-So the rows of a round follow from (seed, round) alone. Setting one up costs a sort of its clips;
-which rows a copy has is found by a search in the running sum, when they are asked for.
+So the rows of a round follow from (seed, round) alone. Setting one up costs a sort of its clips and
+a word for each copy, which says how many rows it has; which rows these are is found by a search in
+the running sum, when they are asked for.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy.typing as npt
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._order.philox import (
     Stream,
+    Words,
     below,
     first_of_permutation,
     words,
@@ -39,7 +41,7 @@ from lerobot_grain._order.sampling.weights import UNIT_BITS, RowWeights
 _ORDER, _BEGIN, _COPIES = 0, 1, 2
 # Up to so many words of a stream, all in a row, are made for each one that is wanted: that still
 # costs less than making the wanted ones one by one.
-_CHEAP_WORDS = 16
+_CHEAP_WORDS = 64
 # A walk that fills a round up puts so many times as many clips in order as are expected to do; if
 # these do not, all.
 _SAFE_FACTOR = 4
@@ -78,8 +80,8 @@ class WeightedRows(RowSource):
         if self._clip_length is None:
             return clips.unmasked_rows()
         if self._is_mask:
-            once = np.flatnonzero(clips.weights)
-            return _Copies(clips, once, np.zeros_like(once), clips.rows_of_copy[once])
+            once = clips.members
+            return _Copies(clips, once, np.zeros(len(once), np.uint64), clips.rows_of_copy[once])
         return _Round(clips, self._seed, epoch).copies(self.num_rows)
 
     def runs_every_epoch(self) -> Integers:
@@ -103,19 +105,23 @@ class _Clips:
     Attributes:
       episodes: int64 `(clips,)`, place of the episode of each among the selected ones.
       weights: int64 `(clips,)`, the largest weight of its rows.
-      totals: int64 `(clips,)`, the sum of the weights of its rows.
+      total: the sum of the weights of all rows.
       begins: int64 `(clips,)`, the sum of the weights of all rows before it.
       has_chance: bool `(clips,)`, whether it depends on chance which rows a copy has.
-      rows_of_copy: int64 `(clips,)`, how many rows a copy has where it does not.
+      rows_of_copy: int64 `(clips,)`, how many rows a copy has, or has at least.
+      longer_above: uint64 `(clips,)`: a copy with a larger word has one row more.
+      members: int64, numbers of the clips of a weight above 0.
       pieces: in the order of rows.
     """
 
     episodes: Integers
     weights: Integers
-    totals: Integers
+    total: int
     begins: Integers
     has_chance: npt.NDArray[np.bool_]
     rows_of_copy: Integers
+    longer_above: Words
+    members: Integers
     pieces: _Pieces
 
     @classmethod
@@ -144,13 +150,21 @@ class _Clips:
         # Rows of weight 0 never come, and those of the largest weight always.
         least = np.minimum.reduceat(np.where(values > 0, values, largest[clip_of]), first_pieces)
         totals = np.add.reduceat(values * pieces.lengths, first_pieces)
+        rows_of_copy, rest = np.divmod(totals, np.maximum(largest, 1))
+        # With v = floor(word * M / 2**64) a copy has floor((total + v) / M) rows: one more where
+        # rest + v >= M, so where word > (M - rest) * 2**64 / M, or is equal.
+        longer_above = np.full(len(largest), 2**64 - 1, np.uint64)
+        chance = np.flatnonzero(rest)
+        longer_above[chance] = _quotients(largest[chance] - rest[chance], largest[chance])
         return cls(
             episodes=episodes,
             weights=largest,
-            totals=totals,
+            total=int(totals.sum()),
             begins=pieces.sums[first_pieces] - (values * pieces.lengths)[first_pieces],
             has_chance=least < largest,
-            rows_of_copy=totals // np.maximum(largest, 1),
+            rows_of_copy=rows_of_copy,
+            longer_above=longer_above,
+            members=np.flatnonzero(largest),
             pieces=pieces,
         )
 
@@ -200,35 +214,48 @@ class _Copies(Runs):
     Args:
       clips: all clips.
       numbers: int64 `(copies,)`, number of the clip of each.
-      drawn: int64 `(copies,)`, where each begins, >= 0 and less than the weight of its clip.
-      lengths: int64 `(copies,)`, rows of each.
+      drawn: uint64 `(copies,)`, the word that says where each begins; 0 where it does not matter.
+      lengths: int64 `(n,)`, rows of each one that is chosen.
+      order: int64 `(n,)`, which copies are chosen; `None`: all, as they are.
     """
 
     def __init__(
-        self, clips: _Clips, numbers: Integers, drawn: Integers, lengths: Integers
+        self,
+        clips: _Clips,
+        numbers: Integers,
+        drawn: Words,
+        lengths: Integers,
+        order: Integers | None = None,
     ) -> None:
         self.lengths = lengths
-        self.episodes = clips.episodes[numbers]
         self._clips = clips
         self._numbers = numbers
         self._drawn = drawn
+        self._order = order
+
+    @property
+    def episodes(self) -> Integers:  # type: ignore[override]
+        numbers = self._numbers if self._order is None else self._numbers[self._order]
+        return self._clips.episodes[numbers]
 
     def chosen(self, numbers: Integers) -> _Copies:
-        return _Copies(
-            self._clips, self._numbers[numbers], self._drawn[numbers], self.lengths[numbers]
-        )
+        # What else there is of a copy is looked up when its rows are asked for: few are at a time.
+        order = numbers if self._order is None else self._order[numbers]
+        return _Copies(self._clips, self._numbers, self._drawn, self.lengths[numbers], order)
 
     def rows(self, numbers: Integers, places: Integers) -> Integers:
-        clips = self._numbers[numbers]
-        passed = (places + 1) * self._clips.weights[clips] - self._drawn[numbers]
+        copies = numbers if self._order is None else self._order[numbers]
+        clips = self._numbers[copies]
+        weights = self._clips.weights[clips]
+        passed = (places + 1) * weights - below(self._drawn[copies], weights)
         return self._clips.pieces.rows_at(self._clips.begins[clips] + passed)
 
 
 class _Drawn(NamedTuple):
-    """Copies of one walk, in the order of clips: int64 `(copies,)` each, as of `_Copies`."""
+    """Copies of one walk, in the order of clips: `(copies,)` each, as of `_Copies`."""
 
     numbers: Integers
-    drawn: Integers
+    drawn: Words
     lengths: Integers
 
 
@@ -239,103 +266,141 @@ class _Round:
         self._clips = clips
         self._seed = seed
         self._number = number
-        self._members = np.flatnonzero(clips.weights)
 
     def copies(self, num_rows: int) -> _Copies:
         """Returns the copies of the round, which have so many rows together, in the order of
         clips.
         """
-        walks: list[_Drawn] = []
-        missing = num_rows
+        found = self._walk(0, num_rows)
+        missing = num_rows - int(found.lengths.sum())
+        draw = 1
         while missing:
-            walk = self._walk(len(walks), missing)
-            walks.append(walk)
+            walk = self._walk(draw, missing)
             missing -= int(walk.lengths.sum())
-        numbers = np.concatenate([walk.numbers for walk in walks])
-        # Copies of a clip from earlier walks are first.
-        order = np.argsort(numbers, kind="stable") if len(walks) > 1 else np.arange(len(numbers))
-        return _Copies(
-            self._clips,
-            numbers[order],
-            np.concatenate([walk.drawn for walk in walks])[order],
-            np.concatenate([walk.lengths for walk in walks])[order],
-        )
+            draw += 1
+            # Copies of a clip from earlier walks are first.
+            places = np.searchsorted(found.numbers, walk.numbers, side="right")
+            found = _Drawn(
+                *(np.insert(old, places, new) for old, new in zip(found, walk, strict=True))
+            )
+        return _Copies(self._clips, *found)
 
     def _walk(self, draw: int, num_rows: int) -> _Drawn:
         """Returns the copies of walk `draw`, cut so that they have at most `num_rows` rows."""
-        members = self._members
-        expected = int(num_rows / int(self._clips.totals.sum()) * len(members) * (1 << UNIT_BITS))
+        num_members = len(self._clips.members)
+        expected = int(num_rows / self._clips.total * num_members * (1 << UNIT_BITS))
         count = _SAFE_FACTOR * (expected + 1)
-        if draw and count < len(members):
+        if draw and count < num_members:
             walk, is_full = self._part_of_walk(draw, num_rows, count)
             if is_full:
                 return walk
-        return self._part_of_walk(draw, num_rows, len(members))[0]
+        return self._part_of_walk(draw, num_rows, num_members)[0]
 
     def _part_of_walk(self, draw: int, num_rows: int, count: int) -> tuple[_Drawn, bool]:
         """Returns the copies of the first `count` clips of a walk, cut so that they have at most
         `num_rows` rows, and whether they have as many.
         """
-        clips = self._clips
+        members = self._clips.members
         key = {"seed": self._seed, "epoch": self._number, "block": draw}
-        order = self._members[
-            first_of_permutation(len(self._members), count, Stream.DRAW, part=_ORDER, **key)
-        ]
+        walked = first_of_permutation(len(members), count, Stream.DRAW, part=_ORDER, **key)
         begin = int(words(1, Stream.DRAW, part=_BEGIN, **key)[0]) >> (64 - UNIT_BITS)
-        passed = (begin + np.cumsum(clips.weights[order])) >> UNIT_BITS
-        counts = np.zeros(len(clips.weights), np.int64)
-        counts[order] = np.diff(passed, prepend=0)
-        numbers = np.repeat(np.arange(len(counts)), counts)
+        passed = self._clips.weights[members[walked]]
+        np.cumsum(passed, out=passed)
+        passed += begin
+        passed >>= UNIT_BITS
+        # From here on in the order of clips; `places` are those of the walk in it.
+        chosen, places = _ascending(walked, len(members))
+        counts = np.empty(count, np.int64)
+        counts[places] = np.diff(passed, prepend=0)
+        numbers = np.repeat(members[chosen], counts)
         stops = np.cumsum(counts)
-        drawn = self._draw(numbers, np.arange(len(numbers)) - (stops - counts)[numbers], draw)
-        # Rows before each copy, in the order of clips.
-        before = np.concatenate(([0], np.cumsum(self._rows_of(numbers, drawn))))
-        rows_of_clip = before[stops] - before[stops - counts]
-        rows_left = np.zeros(len(counts), np.int64)
-        walked = np.cumsum(rows_of_clip[order])
-        rows_left[order] = np.clip(num_rows - (walked - rows_of_clip[order]), 0, None)
-        in_clip = before[:-1] - before[stops - counts][numbers]
-        lengths = np.clip(rows_left[numbers] - in_clip, 0, np.diff(before))
-        kept = np.flatnonzero(lengths)
-        return _Drawn(numbers[kept], drawn[kept], lengths[kept]), walked.item(-1) >= num_rows
+        drawn = self._draw(members[chosen], counts, stops, draw)
+        lengths = self._clips.rows_of_copy[numbers] + (drawn > self._clips.longer_above[numbers])
+        before = np.concatenate(([0], np.cumsum(lengths)))
+        rows = before[stops] - before[stops - counts]
+        rows_walked = np.cumsum(rows[places])
+        # The clip with which the round is full; those after it in the walk do not come.
+        last = int(np.searchsorted(rows_walked, num_rows))
+        if last < count:
+            last_clip = places.item(last)
+            copies = slice(stops.item(last_clip) - counts.item(last_clip), stops.item(last_clip))
+            left = num_rows - (rows_walked.item(last) - rows.item(last_clip))
+            # Rows before each copy of it.
+            earlier = before[copies] - before[copies.start]
+            lengths[copies] = np.clip(left - earlier, 0, lengths[copies])
+            comes = np.ones(count, np.bool_)
+            comes[places[last + 1 :]] = False
+            kept = np.flatnonzero(np.repeat(comes, counts) & (lengths > 0))
+            if len(kept) < len(lengths):
+                return _Drawn(numbers[kept], drawn[kept], lengths[kept]), True
+        return _Drawn(numbers, drawn, lengths), last < count
 
-    def _rows_of(self, numbers: Integers, drawn: Integers) -> Integers:
-        """Returns how many rows each copy keeps, int64 `(n,)`; arguments as of `_Copies`."""
-        clips = self._clips
-        found = clips.rows_of_copy[numbers]
-        chance = np.flatnonzero(clips.has_chance[numbers])
-        chosen = numbers[chance]
-        found[chance] = (clips.totals[chosen] + drawn[chance]) // clips.weights[chosen]
-        return found
-
-    def _draw(self, numbers: Integers, copies: Integers, draw: int) -> Integers:
-        """Returns where each copy begins, int64 `(n,)`, which is 0 where it does not matter.
+    def _draw(self, clips: Integers, counts: Integers, stops: Integers, draw: int) -> Words:
+        """Returns the word of each copy, uint64 `(copies,)`; 0 where it does not matter.
 
         Args:
-          numbers: int64 `(n,)`, of the clip of each, ascending.
-          copies: int64 `(n,)`, which copy of the clip each is.
+          clips: int64 `(n,)`, ascending: their numbers.
+          counts, stops: int64 `(n,)`, copies of each clip, and of each and all before it.
         """
-        clips = self._clips
-        drawn = np.zeros(len(numbers), np.int64)
-        left = np.flatnonzero(clips.has_chance[numbers])
+        found = np.zeros(stops.item(-1), np.uint64)
+        left = np.flatnonzero(self._clips.has_chance[clips] & (counts > 0))
         key = {"seed": self._seed, "epoch": self._number}
-        wanted = np.bincount(copies[left])
+        copy = 0
         # Most clips have few copies: there are ever fewer of each.
-        num_made = int(np.count_nonzero(_CHEAP_WORDS * wanted > len(clips.weights)))
-        made = np.empty((num_made, len(clips.weights)), np.uint64)
-        for copy in range(num_made):
-            made[copy] = words(
-                len(clips.weights), Stream.DRAW, block=draw, part=_COPIES + copy, **key
+        while len(left):
+            chosen = clips[left]
+            # All up to the last one that is wanted are made.
+            num_made = chosen.item(-1) + 1
+            if num_made > _CHEAP_WORDS * len(left):
+                break
+            made = words(num_made, Stream.DRAW, block=draw, part=_COPIES + copy, **key)
+            found[(stops - counts)[left] + copy] = made[chosen]
+            copy += 1
+            left = left[counts[left] > copy]
+        if len(left):
+            more = counts[left] - copy
+            ends = np.cumsum(more)
+            copies = copy + np.arange(ends[-1]) - np.repeat(ends - more, more)
+            found[np.repeat((stops - counts)[left], more) + copies] = words_at(
+                np.repeat(clips[left], more),
+                Stream.DRAW,
+                blocks=draw,
+                parts=_COPIES + copies,
+                **key,
             )
-        is_made = copies[left] < num_made
-        chosen = left[is_made]
-        drawn[chosen] = below(made[copies[chosen], numbers[chosen]], clips.weights[numbers[chosen]])
-        chosen = left[~is_made]
-        found = words_at(
-            numbers[chosen], Stream.DRAW, blocks=draw, parts=_COPIES + copies[chosen], **key
-        )
-        drawn[chosen] = below(found, clips.weights[numbers[chosen]])
-        return drawn
+        return found
+
+
+def _ascending(walked: Integers, num_members: int) -> tuple[Integers, Integers]:
+    """Returns the members of a walk in ascending order, and the place of each step of the walk in
+    it, int64 `(n,)` each.
+    """
+    if len(walked) == num_members:
+        return np.arange(num_members), walked
+    order = np.argsort(walked)
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order))
+    return walked[order], places
+
+
+def _quotients(numerators: Integers, denominators: Integers) -> Words:
+    """Returns uint64 `(n,)`: the largest integers below numerator * 2**64 / denominator.
+
+    Args:
+      numerators: int64 `(n,)`, 0 < numerator <= denominator.
+      denominators: int64 `(n,)`, < 2**62.
+    """
+    below_one = numerators < denominators
+    rest = np.where(below_one, numerators, 0)
+    found = np.zeros(len(rest), np.uint64)
+    # As on paper, one bit at a time.
+    for _ in range(64):
+        rest <<= 1
+        is_one = rest >= denominators
+        rest -= np.where(is_one, denominators, 0)
+        found = found << np.uint64(1) | is_one
+    # The quotient itself is not below it, and that of 1 is 2**64.
+    return np.where(below_one, found - (rest == 0), np.uint64(2**64 - 1))
 
 
 def _merged(first: Integers, second: Integers) -> Integers:

@@ -534,8 +534,16 @@ BAD_TABLES: dict[str, tuple[str, dict[str, list[Any]], str]] = {
         {"index": [np.uint64(2**64 - 1)], "weight": [1]},
         "w.parquet, column index: 18446744073709551615 is there; expected at most 2**63 - 1",
     ),
-    "no weights": ("w.csv", {"index": [3], "wieght": [1]}, "expected 'weight', and 'index' or"),
-    "no rows": ("w.csv", {"weight": [1]}, "expected 'weight', and 'index' or 'episode_index'"),
+    "no weights": (
+        "w.csv",
+        {"index": [3], "wieght": [1]},
+        "has 'index', 'wieght'; expected the columns 'weight', and 'index' or",
+    ),
+    "no rows": (
+        "w.csv",
+        {"weight": [1]},
+        "has 'weight'; expected the columns 'weight', and 'index' or 'episode_index'",
+    ),
     "negative": (
         "w.parquet",
         {"index": [3, 4], "weight": [1.0, -0.5]},
@@ -605,3 +613,69 @@ def test_a_path_of_bytes(repository: lg.Repository, tmp_path: Path) -> None:
     table(tmp_path, "w.csv", {"episode_index": [1], "weight": [0]})
     dataset = lg.FrameOrderIterDataset(repository, shuffle=SHUFFLE, weights=Name())
     assert dataset.num_rows == NUM_ROWS - LENGTHS[1]
+
+
+# --- what it costs -------------------------------------------------------------------------------
+
+MANY = [120] * 20
+
+
+@pytest.fixture(scope="module")
+def long_dataset(tmp_path_factory: pytest.TempPathFactory) -> lg.Repository:
+    """20 episodes of 120 frames in GOPs of 2, clips of 16."""
+    directory = write_dataset(
+        tmp_path_factory.mktemp("cost") / "data",
+        episode_lengths=MANY,
+        fps=30,
+        cameras=(Camera(key="top", height=32, width=80, gop=2, codec="h264"),),
+        barcodes=False,
+    ).directory
+    return lg.open_repository(directory)
+
+
+BLOCKS = np.arange(sum(MANY)) // 2 % 5 > 0
+COSTS: dict[str, dict[str, Any]] = {
+    "all": {},
+    "weights of 0 and 1 by episode": {"weights": [float(number % 3 > 0) for number in range(20)]},
+    "weights by episode": {"weights": [0.2 + number % 4 for number in range(20)]},
+    "rows that are not valid, whole GOPs": {"valid_rows": BLOCKS},
+}
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_a_frame_of_a_clip_is_decoded_at_most_once_for_each_time_that_the_clip_comes(
+    long_dataset: lg.Repository, name: str
+) -> None:
+    dataset = lg.LeRobotIterDataset(
+        long_dataset,
+        shuffle=lg.Shuffle(num_parts=16, buffer_size=256),
+        num_epochs=1,
+        features=["top"],
+        **COSTS[name],
+    )
+    with contextlib.closing(iter(dataset)) as examples:
+        count = sum(1 for _ in examples)
+        statistics = lg.read_statistics(examples)
+    assert count == statistics.frames_handed_out == dataset.num_rows
+    assert statistics.pictures_decoded <= 1.1 * count
+    if name != "weights by episode":
+        # Copies of a clip that are read soon after each other share its frames.
+        assert statistics.pictures_decoded >= count
+
+
+def test_clips_of_which_few_rows_come_are_decoded_in_whole_gops(
+    long_dataset: lg.Repository,
+) -> None:
+    # One row of two in every GOP.
+    dataset = lg.LeRobotIterDataset(
+        long_dataset,
+        shuffle=lg.Shuffle(num_parts=16, buffer_size=256),
+        num_epochs=1,
+        features=["top"],
+        valid_rows=np.arange(sum(MANY)) % 2 == 1,
+    )
+    with contextlib.closing(iter(dataset)) as examples:
+        count = sum(1 for _ in examples)
+        statistics = lg.read_statistics(examples)
+    assert count == sum(MANY) // 2
+    assert 2 * count <= statistics.pictures_decoded <= 2.2 * count
