@@ -19,6 +19,7 @@ from lerobot_grain._datasets.lerobot_dataset import LeRobotIterDataset
 from lerobot_grain._datasets.mixtures.mixture_dataset import MixtureIterDataset
 from lerobot_grain._datasets.mixtures.open_repositories import open_repositories
 from lerobot_grain._datasets.pipelines import read_statistics
+from lerobot_grain._datasets.read_rows import read_rows
 from lerobot_grain._datasets.read_windows import ReadWindowsIterDataset
 from lerobot_grain._inspection.check import CheckReport, check
 from lerobot_grain._inspection.file_checks import Finding
@@ -92,6 +93,7 @@ __all__ = [
     "open_repositories",
     "open_repository",
     "plot_example",
+    "read_rows",
     "read_statistics",
     "resize_with_pad",
     "stats_of",

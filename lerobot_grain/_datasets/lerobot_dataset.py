@@ -120,7 +120,7 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         if opened is not repository:
             warn_of_notes(opened)
         windows = delta_timestamps or {}
-        _check_windows(windows, opened, selection)
+        check_windows(windows, opened, selection)
         order = FrameOrderIterDataset(
             opened,
             episodes=episodes,
@@ -178,7 +178,7 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         return f"LeRobotIterDataset({self._repository.description})"
 
 
-def _check_windows(
+def check_windows(
     windows: Mapping[str, Sequence[float]], repository: Repository, selection: FeatureSelection
 ) -> None:
     """Checks that windows are of features that are read."""

@@ -91,6 +91,7 @@ HEAVY = {
     "_datasets.mixtures.mixture_order": {"grain"},
     "_datasets.pipelines": {"grain"},
     "_datasets.positions": {"grain"},
+    "_datasets.read_rows": {"grain"},
     "_datasets.read_windows": {"grain"},
     "_datasets.feed.device": {"grain", "jax"},
     "_datasets.feed.workers": {"absl", "grain"},
