@@ -80,10 +80,7 @@ def _checked_rows(repository: Repository, rows: int | Iterable[int]) -> list[int
     """Returns the numbers of rows, all of which exist."""
     count = repository.episodes.num_rows
     expected = f"expected ints, 0 <= row < {count}, the rows of {repository.description}"
-    try:
-        given = [rows] if isinstance(rows, int | np.integer) else list(rows)
-    except TypeError:
-        given = [rows]
+    given = list(rows) if isinstance(rows, Iterable) else [rows]
     for row in given:
         if isinstance(row, bool) or not isinstance(row, int | np.integer):
             raise InvalidRequestError(f"read_rows: a row is {short_repr(row)}; {expected}")

@@ -76,7 +76,7 @@ def test_the_examples_are_those_of_the_map_style_reader(
 def test_one_row_an_array_of_rows_and_none(repository: lg.Repository) -> None:
     (expected,) = lg.read_rows(repository, [5])
     for rows in (5, np.int64(5), np.array([5]), iter([5])):
-        (found,) = lg.read_rows(repository, rows)  # type: ignore[arg-type]
+        (found,) = lg.read_rows(repository, rows)
         assert_same(found, expected)
     assert lg.read_rows(repository, []) == []
     first = lg.read_rows(repository, repository.episodes.first_rows, features=["frame_index"])
