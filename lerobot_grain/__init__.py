@@ -12,6 +12,7 @@ from lerobot_grain._base.errors import (
     StorageError,
 )
 from lerobot_grain._datasets.delta_timestamps import DeltaTimestamps
+from lerobot_grain._datasets.episodes.episode_dataset import EpisodeIterDataset
 from lerobot_grain._datasets.feed.device import DeviceIterDataset
 from lerobot_grain._datasets.feed.workers import WorkerPrefetchIterDataset, worker_init
 from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
@@ -55,6 +56,7 @@ __all__ = [
     "DeltaTimestamps",
     "DeviceIterDataset",
     "Episode",
+    "EpisodeIterDataset",
     "FilledCache",
     "Finding",
     "FrameLocation",

@@ -115,7 +115,7 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        opened = _opened(repository, revision, endpoint, token, cache_dir, read_options)
+        opened = opened_repository(repository, revision, endpoint, token, cache_dir, read_options)
         selection = select_features(opened, features)
         if opened is not repository:
             warn_of_notes(opened)
@@ -205,7 +205,7 @@ def _in_windows(
     return order.valid_rows.values
 
 
-def _opened(
+def opened_repository(
     repository: str | os.PathLike[str] | Repository,
     revision: str | None,
     endpoint: str | None,

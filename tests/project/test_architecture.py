@@ -86,6 +86,8 @@ HEAVY = {
     "_datasets.frame_order": {"grain"},
     "_datasets.delta_timestamps": {"grain"},
     "_datasets.lerobot_dataset": {"grain"},
+    "_datasets.episodes.chunk_order": {"grain"},
+    "_datasets.episodes.episode_dataset": {"grain"},
     "_datasets.mixtures.components": {"grain"},
     "_datasets.mixtures.mixture_dataset": {"grain"},
     "_datasets.mixtures.mixture_order": {"grain"},
