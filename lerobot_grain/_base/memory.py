@@ -86,11 +86,8 @@ class ArrayPool:
         others = [key for key in self._free if key[0] == purpose and key[1] != num_bytes]
         kept_bytes = sum(key[1] * len(self._free[key]) for key in others)
         for key in others:
-            if kept_bytes <= _MAX_OTHER_BYTES:
-                break
-            kept_bytes -= key[1] * len(self._free[key])
-            # Memory that is in use now goes when its array does: nothing refers to its place.
-            del self._free[key]
+            if kept_bytes > _MAX_OTHER_BYTES and self._free[key]:
+                kept_bytes -= key[1] * len(self._free.pop(key))
 
 
 class _Lease:

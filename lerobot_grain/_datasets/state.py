@@ -45,7 +45,7 @@ _REMEDIES = {
         "rows), or begin a new stream"
     ),
     "stride": "give the same stride=, or begin a new stream",
-    "num_chunks": "select the same episodes and last_chunk=, or begin a new stream",
+    "num_chunks": "give the same last_chunk= ('drop' leaves chunks out), or begin a new stream",
     "chunk_frames": "give the same chunk_frames= (0: whole episodes), or begin a new stream",
     "overlap_frames": "give the same overlap_frames=, or begin a new stream",
 }
