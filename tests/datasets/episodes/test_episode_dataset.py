@@ -319,13 +319,14 @@ def rows_of(chunk: dict[str, Any]) -> list[int]:
 
 def test_it_is_resumed_to_the_chunk_on_any_number_of_shards(repository: lg.Repository) -> None:
     straight = [rows_of(chunk) for chunk in chunks_in(small(repository, num_epochs=3))]
-    state, position = None, 0
+    state: dict[str, Any] = {}
+    position = 0
     for num_shards, steps in ((1, 2), (3, 4), (2, 5), (1, 1), (4, 2)):
         states = []
         for shard in range(num_shards):
             options = grain.sharding.ShardOptions(shard, num_shards)
             iterator = iter(small(repository, num_epochs=3, shard_options=options))
-            if state is not None:
+            if state:
                 iterator.set_state(state)
             for step in range(steps):
                 expected = straight[position + shard + step * num_shards]
