@@ -39,6 +39,7 @@ from lerobot_grain._storage.options import StorageOptions
 from lerobot_grain._training.augmentation import augment_images, example_keys
 from lerobot_grain._training.normalization import Normalizer, normalizer
 from lerobot_grain._training.openpi import OpenPiDataLoader, OpenPiFormat
+from lerobot_grain._training.returns_to_go import ReturnsToGo
 from lerobot_grain._training.shaping import (
     DeltaActions,
     PadDimensions,
@@ -76,6 +77,7 @@ __all__ = [
     "ReadWindowsIterDataset",
     "Repository",
     "ResizeWithPad",
+    "ReturnsToGo",
     "RowLocation",
     "Shuffle",
     "StateMismatchError",

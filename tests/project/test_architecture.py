@@ -100,6 +100,7 @@ HEAVY = {
     "_training.augmentation": {"jax"},
     "_training.normalization": {"jax"},
     "_training.openpi": {"grain"},
+    "_training.returns_to_go": {"grain"},
     "_training.shaping": {"grain", "PIL"},
     "_inspection.plot": {"matplotlib"},
     "_cli.profile_plots": {"matplotlib"},
