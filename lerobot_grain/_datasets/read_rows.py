@@ -80,6 +80,8 @@ def _checked_rows(repository: Repository, rows: int | Iterable[int]) -> list[int
     """Returns the numbers of rows, all of which exist."""
     count = repository.episodes.num_rows
     expected = f"expected ints, 0 <= row < {count}, the rows of {repository.description}"
+    if isinstance(rows, np.ndarray):
+        rows = rows.tolist()  # an int, where it has no axis
     given = list(rows) if isinstance(rows, Iterable) else [rows]
     for row in given:
         if isinstance(row, bool) or not isinstance(row, int | np.integer):

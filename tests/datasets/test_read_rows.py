@@ -75,7 +75,7 @@ def test_the_examples_are_those_of_the_map_style_reader(
 
 def test_one_row_an_array_of_rows_and_none(repository: lg.Repository) -> None:
     (expected,) = lg.read_rows(repository, [5])
-    for rows in (5, np.int64(5), np.array([5]), iter([5])):
+    for rows in (5, np.int64(5), np.array([5]), np.array(5), iter([5])):
         (found,) = lg.read_rows(repository, rows)
         assert_same(found, expected)
     assert lg.read_rows(repository, []) == []
@@ -92,7 +92,7 @@ def test_one_row_an_array_of_rows_and_none(repository: lg.Repository) -> None:
         ([1.5], "a row is 1.5"),
         ("12", "a row is '1'"),
         (None, "a row is None"),
-        (np.zeros((2, 2), int), "a row is array([0, 0])"),
+        (np.zeros((2, 2), int), "a row is [0, 0]"),
     ],
     ids=str,
 )

@@ -121,10 +121,6 @@ class EpisodeIterDataset(grain.IterDataset[Example]):
     ) -> None:
         cut = _checked_cut(chunk_frames, overlap_frames, last_chunk)
         seed = _checked_seed(shuffle)
-        if num_epochs is not None:
-            check_int(
-                "num_epochs", num_epochs, least=1, otherwise=", or None for an endless stream"
-            )
         opened = opened_repository(repository, revision, endpoint, token, cache_dir, read_options)
         selection = _checked_selection(select_features(opened, features))
         if opened is not repository:
@@ -139,9 +135,7 @@ class EpisodeIterDataset(grain.IterDataset[Example]):
         )
         order = ChunkOrderIterDataset(
             chunks,
-            PartOfPositions.of_shard(
-                None if num_epochs is None else num_epochs * chunks.order.num_chunks, shard_options
-            ),
+            _part_of_epochs(num_epochs, chunks.order.num_chunks, shard_options),
             num_episodes=opened.episodes.num_episodes,
             end=None if num_epochs is None else f"num_epochs={num_epochs}",
         )
@@ -308,6 +302,15 @@ def _selected_chunks(
             "seed": -1 if seed is None else seed,
         },
     )
+
+
+def _part_of_epochs(
+    num_epochs: int | None, num_chunks: int, shard_options: grain.sharding.ShardOptions
+) -> PartOfPositions:
+    if num_epochs is None:
+        return PartOfPositions.of_shard(None, shard_options)
+    check_int("num_epochs", num_epochs, least=1, otherwise=", or None for an endless stream")
+    return PartOfPositions.of_shard(num_epochs * num_chunks, shard_options)
 
 
 def _checked_cut(chunk_frames: int | None, overlap_frames: int, last_chunk: str) -> ChunkCut:
