@@ -12,6 +12,7 @@ from lerobot_grain._base.errors import (
     StorageError,
 )
 from lerobot_grain._datasets.delta_timestamps import DeltaTimestamps
+from lerobot_grain._datasets.episodes.episode_dataset import EpisodeIterDataset
 from lerobot_grain._datasets.feed.device import DeviceIterDataset
 from lerobot_grain._datasets.feed.workers import WorkerPrefetchIterDataset, worker_init
 from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
@@ -19,6 +20,7 @@ from lerobot_grain._datasets.lerobot_dataset import LeRobotIterDataset
 from lerobot_grain._datasets.mixtures.mixture_dataset import MixtureIterDataset
 from lerobot_grain._datasets.mixtures.open_repositories import open_repositories
 from lerobot_grain._datasets.pipelines import read_statistics
+from lerobot_grain._datasets.read_rows import read_rows
 from lerobot_grain._datasets.read_windows import ReadWindowsIterDataset
 from lerobot_grain._inspection.check import CheckReport, check
 from lerobot_grain._inspection.file_checks import Finding
@@ -37,6 +39,7 @@ from lerobot_grain._storage.options import StorageOptions
 from lerobot_grain._training.augmentation import augment_images, example_keys
 from lerobot_grain._training.normalization import Normalizer, normalizer
 from lerobot_grain._training.openpi import OpenPiDataLoader, OpenPiFormat
+from lerobot_grain._training.returns_to_go import ReturnsToGo
 from lerobot_grain._training.shaping import (
     DeltaActions,
     PadDimensions,
@@ -54,6 +57,7 @@ __all__ = [
     "DeltaTimestamps",
     "DeviceIterDataset",
     "Episode",
+    "EpisodeIterDataset",
     "FilledCache",
     "Finding",
     "FrameLocation",
@@ -73,6 +77,7 @@ __all__ = [
     "ReadWindowsIterDataset",
     "Repository",
     "ResizeWithPad",
+    "ReturnsToGo",
     "RowLocation",
     "Shuffle",
     "StateMismatchError",
@@ -92,6 +97,7 @@ __all__ = [
     "open_repositories",
     "open_repository",
     "plot_example",
+    "read_rows",
     "read_statistics",
     "resize_with_pad",
     "stats_of",

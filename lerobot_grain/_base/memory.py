@@ -23,8 +23,11 @@ import numpy.typing as npt
 
 # Smaller arrays are left to the allocator, which uses their memory again itself.
 _MIN_BYTES = 1 << 18
-# Free memories that are kept for one purpose: one is filled while the other is used.
+# Free memories of one size that are kept for one purpose: one is filled while the other is used.
 _MAX_FREE = 1
+# Free memories of other sizes that are kept for a purpose while one is made: of parts of batches
+# that come again. Episodes, each of a length of its own, would keep everything.
+_MAX_OTHER_BYTES = 256 << 20
 # Between two times of telling it: that takes 5 to 40 ms.
 _PAUSE_SECONDS = 10.0
 _told_at = -_PAUSE_SECONDS
@@ -72,8 +75,19 @@ class ArrayPool:
         try:
             memory = free.pop()
         except IndexError:
+            self._drop_others(purpose, num_bytes)
             memory = np.empty(num_bytes, np.uint8)
         return np.asarray(_Lease(memory, shape, dtype, free))
+
+    def _drop_others(self, purpose: Hashable, num_bytes: int) -> None:
+        """Drops free memories of other sizes, the sizes that were asked for first, where there are
+        too many.
+        """
+        others = [key for key in self._free if key[0] == purpose and key[1] != num_bytes]
+        kept_bytes = sum(key[1] * len(self._free[key]) for key in others)
+        for key in others:
+            if kept_bytes > _MAX_OTHER_BYTES and self._free[key]:
+                kept_bytes -= key[1] * len(self._free.pop(key))
 
 
 class _Lease:

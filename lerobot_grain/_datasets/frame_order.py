@@ -120,9 +120,8 @@ class FrameOrderIterDataset(PositionsIterDataset):
         self.order = OrderWithIdentity(
             order,
             {
-                # Datasets in folders of one repository share its commit.
-                "commit": f"{repository.commit}/{repository.folder}".rstrip("/"),
-                "episodes": _hash_of(numbers, rows.lengths, drop_first_frames),
+                "commit": commit_of(repository),
+                "episodes": hash_of_episodes(numbers, rows.lengths, drop_first_frames),
                 **({} if rows.weights is None else {"weights": rows.weights.digest}),
                 **({} if stride == 1 else {"stride": stride}),
                 "num_rows": order.num_rows,
@@ -312,9 +311,18 @@ def _checked_stride(
     )
 
 
-def _hash_of(
+def commit_of(repository: Repository) -> str:
+    """Returns what a state calls the commit."""
+    # Datasets in folders of one repository share its commit.
+    return f"{repository.commit}/{repository.folder}".rstrip("/")
+
+
+def hash_of_episodes(
     episodes: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], first_frame: int
 ) -> str:
+    """Returns what a state says of the selected episodes: their numbers, the selected rows of each,
+    and the first selected frame of all.
+    """
     # The hash of the numbers as little-endian 64-bit integers, so that it is the same on every
     # machine. A first frame of 0, the usual one, adds nothing; rows of the same lengths that begin
     # elsewhere are others.

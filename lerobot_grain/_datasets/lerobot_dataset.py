@@ -115,12 +115,12 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        opened = _opened(repository, revision, endpoint, token, cache_dir, read_options)
+        opened = opened_repository(repository, revision, endpoint, token, cache_dir, read_options)
         selection = select_features(opened, features)
         if opened is not repository:
             warn_of_notes(opened)
         windows = delta_timestamps or {}
-        _check_windows(windows, opened, selection)
+        check_windows(windows, opened, selection)
         order = FrameOrderIterDataset(
             opened,
             episodes=episodes,
@@ -178,7 +178,7 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         return f"LeRobotIterDataset({self._repository.description})"
 
 
-def _check_windows(
+def check_windows(
     windows: Mapping[str, Sequence[float]], repository: Repository, selection: FeatureSelection
 ) -> None:
     """Checks that windows are of features that are read."""
@@ -205,7 +205,7 @@ def _in_windows(
     return order.valid_rows.values
 
 
-def _opened(
+def opened_repository(
     repository: str | os.PathLike[str] | Repository,
     revision: str | None,
     endpoint: str | None,

@@ -32,7 +32,7 @@ from lerobot_grain._datasets.delta_timestamps import (
     WindowBlockBuilder,
     windows_of,
 )
-from lerobot_grain._datasets.open_stream import OneSource, OneThread, OpenStream
+from lerobot_grain._datasets.open_stream import Blocks, OneSource, OneThread, OpenStream
 from lerobot_grain._order.shuffle import LOOKAHEAD_EXAMPLES
 from lerobot_grain._order.windows import (
     WindowRequest,
@@ -110,7 +110,7 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
         self.reading = Reading(
             repository=repository,
             selection=selection,
-            image_size=_checked_image_size(image_size),
+            image_size=checked_image_size(image_size),
             options=read_options,
             known_examples=known_examples,
             pad_keys=checked_keys,
@@ -149,6 +149,16 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
         return BatchIterDataset(self, batch_size, drop_remainder=drop_remainder)
 
 
+class KnownBlocks(Blocks, Protocol):
+    """Blocks, of which it is known what they will need.
+
+    Attributes:
+      needed_every_epoch: bool `(episodes,)`, as of `FrameOrderIterDataset`.
+    """
+
+    needed_every_epoch: npt.NDArray[np.bool_]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """The things that are read of each request, and with what: see `ReadWindowsIterDataset`."""
@@ -165,13 +175,17 @@ class Reading:
         blocks = parent
         if not isinstance(blocks, OrderedWindowsIterator):
             blocks = WindowBlockBuilder(blocks, self.repository)
+        return self.open_blocks(blocks, parent.get_state())
+
+    def open_blocks(self, blocks: KnownBlocks, begin: dict[str, Any]) -> OpenStream:
+        """Begins to read blocks of requests; `begin` is the state before the first of them."""
         context = ReadContext(self.options, num_cameras=len(self.selection.videos))
         ahead = ReadAhead(
             context,
             [self.source(0, blocks.needed_every_epoch)],
             known_examples=self.known_examples,
         )
-        return OpenStream(parent.get_state(), blocks, ahead, OneSource())
+        return OpenStream(begin, blocks, ahead, OneSource())
 
     def source(self, number: int, needed_every_epoch: npt.NDArray[np.bool_]) -> ReadSource:
         """Returns what is read, as a source of a reader."""
@@ -412,7 +426,12 @@ class _BatchIterator(grain.DatasetIterator[Batch]):
         )
 
 
-def _checked_image_size(image_size: tuple[int, int] | None) -> tuple[int, int] | None:
+def checked_image_size(image_size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Returns what `image_size=` says.
+
+    Raises:
+      InvalidRequestError: it is not two ints >= 1.
+    """
     if image_size is None:
         return None
     try:

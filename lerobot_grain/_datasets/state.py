@@ -24,6 +24,8 @@ _WRAPPERS = (
 )
 # The fields that only some streams have.
 _OPTIONAL = ("weights", "stride")
+# What the position of a state counts, where that is not rows.
+_UNIT = "unit"
 _EXPECTED = "the dict that get_state of the same pipeline returned"
 # Far above any run; the arithmetic on positions is done in 64 bits.
 _POSITION_LIMIT = 1 << 62
@@ -43,6 +45,9 @@ _REMEDIES = {
         "rows), or begin a new stream"
     ),
     "stride": "give the same stride=, or begin a new stream",
+    "num_chunks": "give the same last_chunk= ('drop' leaves chunks out), or begin a new stream",
+    "chunk_frames": "give the same chunk_frames= (0: whole episodes), or begin a new stream",
+    "overlap_frames": "give the same overlap_frames=, or begin a new stream",
 }
 
 
@@ -81,6 +86,13 @@ def check_identity(state: Mapping[str, Any], identity: Mapping[str, Any]) -> Non
     """Compares what a state says of a stream besides the position with what the stream is; raises
     StateMismatchError if that is not the same.
     """
+    units = [str(each.get(_UNIT, "rows")) for each in (state, identity)]
+    if units[0] != units[1]:
+        raise StateMismatchError(
+            f"the state counts {units[0]}, this stream counts {units[1]}; restore states of a "
+            "LeRobotIterDataset (rows) and of an EpisodeIterDataset (chunks) in a stream of the "
+            "same kind, or begin a new stream"
+        )
     for name in _OPTIONAL:
         if (name in state) != (name in identity):
             without = ("without", "with")

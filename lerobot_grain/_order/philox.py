@@ -37,6 +37,7 @@ class Stream(enum.IntEnum):
     MIXTURE = 1 << 32
     DRAW = (1 << 32) + 1
     STRIDE = (1 << 32) + 2
+    CHUNKS = (1 << 32) + 3
 
 
 # How many streams a group has.

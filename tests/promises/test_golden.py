@@ -7,20 +7,15 @@ whole epoch every camera frame of RGB must carry the barcode of its own episode 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import grain
-import numpy as np
 import pytest
 
 import lerobot_grain as lg
 from lerobot_grain.testing import read_barcodes
-
-NAMES = ["av1_small", "av1_rolled", "h264_bframes", "hevc_bframes", "images", "state_only", "depth"]
-SPECIFICATIONS = ["none", "act", "hist", "wide"]
-DEPTH = "observation.images.depth"
+from tests.support.oracle import DEPTH, NAMES, SPECIFICATIONS, Oracle, check_barcodes
 
 
 class Rows(grain.IterDataset[int]):
@@ -38,75 +33,13 @@ class Rows(grain.IterDataset[int]):
         )
 
 
-def example_at(
-    repository: lg.Repository, rows: list[int], deltas: dict[str, list[float]]
-) -> list[dict[str, Any]]:
-    windows = Rows(rows).map(lg.DeltaTimestamps(repository, deltas))
-    return list(lg.ReadWindowsIterDataset(windows, repository))
-
-
 @pytest.mark.parametrize("specification", SPECIFICATIONS)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_sample_of_the_oracle(shared: Path, name: str, specification: str) -> None:
-    oracle = json.loads((shared / "golden" / f"{name}.oracle.json").read_text())
-    with np.load(shared / "golden" / f"{name}.oracle.npz") as arrays:
-        expected = {
-            key.split("/", 1)[1]: arrays[key]
-            for key in arrays.files
-            if key.startswith(f"{specification}/")
-        }
-    samples = oracle["samples"][specification]
-    deltas = oracle["specs"][specification] or {}
+    oracle = Oracle.of(shared, name, specification)
     repository = lg.open_repository(shared / "golden" / name)
-    examples = example_at(repository, samples["index"], deltas)
-    assert [example["index"] for example in examples] == samples["index"]
-
-    failed = {int(row) for row in samples.get("lerobot_failed", {})}
-    compared = [example for example in examples if example["index"] not in failed]
-    assert [example["task"] for example in compared] == samples["task"]
-    assert set(expected) >= {key for key in examples[0] if specification != "act" and key != "task"}
-    for key in expected:
-        found = [example[key] for example in compared]
-        if key in repository.cameras:
-            is_window = key in deltas
-            for pixels, reference in zip(found, expected[key], strict=True):
-                assert pixels.dtype == (np.float32 if key == DEPTH else np.uint8)
-                if is_window and pixels.shape[0] == 1:
-                    pixels = pixels[0]  # lerobot drops the time axis of a list of one delta
-                assert np.array_equal(
-                    np.moveaxis(pixels, -1, -3), reference if key == DEPTH else _as_uint8(reference)
-                ), key
-        else:
-            stacked = np.stack(found)
-            assert stacked.dtype == expected[key].dtype or stacked.dtype.kind == "U"
-            assert np.array_equal(stacked, expected[key]), key
-    for row in failed:  # lerobot itself raised; the barcode decides
-        _check_windows(
-            repository,
-            next(example for example in examples if example["index"] == row),
-            deltas,
-            int(row),
-        )
-
-
-def _as_uint8(reference: np.ndarray) -> np.ndarray:
-    # lerobot gives embedded images as float32 in [0, 1].
-    return (
-        np.round(reference * 255).astype(np.uint8) if reference.dtype == np.float32 else reference
-    )
-
-
-def _check_windows(
-    repository: lg.Repository, example: dict[str, Any], deltas: dict[str, list[float]], row: int
-) -> None:
-    episode, frame = repository.episodes.locate(row)
-    length = int(repository.episodes.lengths[episode])
-    for key in set(repository.cameras) & set(deltas):
-        wanted = np.array([frame + round(delta * repository.fps) for delta in deltas[key]])
-        barcodes = read_barcodes(example[key])
-        assert barcodes[:, 1].tolist() == np.clip(wanted, 0, length - 1).tolist()
-        assert (barcodes[:, 0] == episode).all()
-        assert np.array_equal(example[f"{key}_is_pad"], (wanted < 0) | (wanted >= length))
+    windows = Rows(oracle.rows).map(lg.DeltaTimestamps(repository, oracle.deltas))
+    oracle.check(list(lg.ReadWindowsIterDataset(windows, repository)), repository)
 
 
 @pytest.mark.parametrize("shuffle", [lg.Shuffle(seed=5), None], ids=["shuffled", "sequential"])
@@ -169,7 +102,7 @@ def test_a_small_budget_decodes_again_but_gives_the_same_frames(
     rows = []
     for example in iterator:
         rows.append(int(example["index"]))
-        _check_windows(repository, example, deltas, rows[-1])
+        check_barcodes(repository, example, deltas)
         for number, key in enumerate(cameras[1:], 1):
             assert read_barcodes(example[key][None]).tolist() == [
                 [example["episode_index"], example["frame_index"], number]

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lerobot_grain as lg
+from lerobot_grain._base import memory
 from lerobot_grain._base.memory import _MAX_FREE, _MIN_BYTES, ArrayPool
 from lerobot_grain._reading.batches import Batch, join, num_examples, part_of, split
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, WrittenDataset, write_dataset
@@ -350,6 +351,29 @@ def test_only_a_few_free_arrays_are_kept() -> None:
     many = [arrays.empty("top", SHAPE, UINT8) for _ in range(6)]
     del many
     assert [len(free) for free in arrays._free.values()] == [_MAX_FREE]
+
+
+def test_free_memory_of_other_sizes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Episodes have lengths of their own; what was made for all of them is not kept."""
+    monkeypatch.setattr(memory, "_MAX_OTHER_BYTES", 4 * _MIN_BYTES)
+    arrays = ArrayPool()
+
+    def free() -> dict[int, int]:
+        found = {size: len(each) for (key, size), each in arrays._free.items() if key == "top"}
+        return {size // _MIN_BYTES: count for size, count in found.items()}
+
+    other_purpose = address(arrays.empty("other", (9 * _MIN_BYTES,), UINT8))
+    held = arrays.empty("top", (99 * _MIN_BYTES,), UINT8)
+    for length in (3, 2, 1):
+        address(arrays.empty("top", (length * _MIN_BYTES,), UINT8))
+    # The size that was asked for first went; what is in use is not counted before it is free.
+    assert free() == {99: 0, 2: 1, 1: 1}
+    address(arrays.empty("top", (5 * _MIN_BYTES,), UINT8))
+    assert free() == {99: 0, 2: 1, 1: 1, 5: 1}
+    del held
+    address(arrays.empty("top", (6 * _MIN_BYTES,), UINT8))
+    assert free() == {6: 1}
+    assert address(arrays.empty("other", (9 * _MIN_BYTES,), UINT8)) == other_purpose
 
 
 def test_arrays_become_garbage_in_any_thread_and_outlive_their_maker() -> None:

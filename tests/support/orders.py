@@ -5,6 +5,7 @@ shuffles to try it with.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from fractions import Fraction
 
 import numpy as np
@@ -102,7 +103,7 @@ def naive_order(clips: list[Clip], shuffle: Shuffle, epoch: int) -> list[int]:
     return result
 
 
-DRAW, STRIDE = 2**32 + 1, 2**32 + 2
+DRAW, STRIDE, CHUNKS = 2**32 + 1, 2**32 + 2, 2**32 + 3
 
 
 def naive_weights(weights: list[float]) -> list[int]:
@@ -170,3 +171,39 @@ def naive_strided(
         }
         for epoch in range(step)
     ]
+
+
+def naive_chunks(
+    first_rows: list[int],
+    lengths: list[int],
+    *,
+    frames: int | None,
+    overlap: int,
+    drop_shorter: bool,
+) -> list[list[int]]:
+    """The rows of the chunks, in the order of episodes and frames."""
+    chunks = []
+    for first, length in zip(first_rows, lengths, strict=True):
+        rows = list(range(first, first + length))
+        left = rows
+        while True:
+            cut = left if frames is None else left[:frames]
+            if frames is None or len(cut) == frames or not drop_shorter:
+                chunks.append(cut)
+            if cut[-1] == rows[-1]:
+                break
+            left = left[len(cut) - overlap :]
+    return chunks
+
+
+def naive_chunk_order(
+    chunks: list[list[int]], seed: int | None, num_epochs: int
+) -> list[list[int]]:
+    """The chunks of so many epochs, one after the other."""
+    found = []
+    for epoch in range(num_epochs):
+        order: Iterable[int] = range(len(chunks))
+        if seed is not None:
+            order = philox_order(len(chunks), seed, epoch, 0, 0, CHUNKS)
+        found += [chunks[number] for number in order]
+    return found

@@ -1,0 +1,1 @@
+"""Streams of whole episodes, or of chunks of them."""

@@ -1,0 +1,195 @@
+"""The Grain source of chunks in the order of `_order/chunks`. Sharded, sliced and resumed by one
+number, as `_datasets/frame_order`, whose rules hold here, too.
+
+The reader gets the rows of the chunks, one after the other, as if they were examples of their own:
+so its horizons and its budget count frames, however long a chunk is. The state is that of a chunk:
+it is asked for where one ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+import numpy as np
+import numpy.typing as npt
+
+from lerobot_grain._base.arrays import Integers
+from lerobot_grain._datasets.positions import PartOfPositions, PositionsIterDataset
+from lerobot_grain._datasets.state import checked_position
+from lerobot_grain._order.chunks import ChunkOrder, ChunkPlaces, Chunks
+from lerobot_grain._order.shuffle import ORDER_VERSION
+from lerobot_grain._order.windows import WindowBlock
+from lerobot_grain._reading.pending import SourceBlock
+
+# Rows that are pulled at a time, in whole chunks, at least one.
+_ROWS_PER_BLOCK = 256
+# Of episodes with so many chunks for each shard, a shard has some in every epoch in 95 of 100 cases
+# (1 - e^-3).
+_CHUNKS_PER_SHARD = 3
+
+
+@dataclass(frozen=True, slots=True)
+class SelectedChunks:
+    """The chunks of a stream.
+
+    Attributes:
+      order: of them.
+      episodes: int64 `(n,)`, positions of the selected episodes in the episode table.
+      first_rows: int64 `(episodes,)`, the first row of each episode of the table.
+      padded_to: frames that a chunk is read with: after its last one that is repeated; `None`: as
+        many as it has.
+      identity: what a state says of the stream besides the position.
+    """
+
+    order: ChunkOrder
+    episodes: Integers
+    first_rows: Integers
+    padded_to: int | None
+    identity: dict[str, Any]
+
+    def num_rows(self, chunks: Chunks) -> Integers:
+        """Returns int64 `(n,)`: rows that are read of chunks."""
+        if self.padded_to is None:
+            return chunks.lengths
+        return np.full_like(chunks.lengths, self.padded_to)
+
+    def block(self, chunks: Chunks) -> WindowBlock:
+        """Returns the requests of all rows of chunks, one chunk after the other."""
+        counts = self.num_rows(chunks)
+        starts = np.cumsum(counts) - counts
+        within = np.arange(int(counts.sum())) - np.repeat(starts, counts)
+        within = np.minimum(within, np.repeat(chunks.lengths - 1, counts))
+        episodes = self.episodes[chunks.episodes]
+        first_frames = chunks.first_rows - self.first_rows[episodes]
+        return WindowBlock(
+            np.repeat(episodes, counts), np.repeat(first_frames, counts) + within, {}, {}
+        )
+
+
+class ChunkOrderIterDataset(PositionsIterDataset):
+    """The chunks of a dataset, as (first row, frames).
+
+    Args:
+      chunks: the chunks, and their order.
+      part: which positions.
+      num_episodes: of the dataset.
+      end: as of `PositionsIterDataset`.
+    """
+
+    def __init__(
+        self,
+        chunks: SelectedChunks,
+        part: PartOfPositions,
+        *,
+        num_episodes: int,
+        end: str | None,
+    ) -> None:
+        super().__init__(part, end=end)
+        self.chunks = chunks
+        self._num_episodes = num_episodes
+
+    @property
+    def needed_every_epoch(self) -> npt.NDArray[np.bool_]:
+        """Bool `(episodes,)`: of which episodes this shard, or slice, needs something in every
+        epoch; of a shard of several, of those with so many chunks that no more than one in twenty
+        goes without.
+        """
+        found = np.zeros(self._num_episodes, np.bool_)
+        least = 1 if self.part.step == 1 else _CHUNKS_PER_SHARD * self.part.step
+        found[self.chunks.episodes] = self.chunks.order.chunks_of_episodes >= least
+        return found
+
+    def __iter__(self) -> ChunkOrderIterator:
+        return ChunkOrderIterator(
+            self.chunks, self.part, needed_every_epoch=self.needed_every_epoch, name=str(self)
+        )
+
+    def __str__(self) -> str:
+        return f"ChunkOrderIterDataset({self.chunks.order.num_chunks} chunks)"
+
+
+class ChunkOrderIterator(grain.DatasetIterator[tuple[int, int]]):
+    """Yields chunks one by one, or the requests of their rows in blocks.
+
+    Attributes:
+      chunks: the chunks, and their order.
+      needed_every_epoch: as of `ChunkOrderIterDataset`.
+    """
+
+    # For an object whose construction failed, such as a failed copy: there is nothing to close.
+    _closed = True
+
+    def __init__(
+        self,
+        chunks: SelectedChunks,
+        part: PartOfPositions,
+        *,
+        needed_every_epoch: npt.NDArray[np.bool_],
+        name: str,
+    ) -> None:
+        super().__init__()
+        self.chunks = chunks
+        self.needed_every_epoch = needed_every_epoch
+        self._part = part
+        self._name = name
+        self._places = ChunkPlaces(chunks.order)
+        # Elements handed out since `base`; the global position is base + handed_out * step.
+        self._base = self._handed_out = 0
+
+    def __next__(self) -> tuple[int, int]:
+        self._assert_not_closed()
+        before = self._handed_out
+        try:
+            with self._stats.record_self_time():
+                chunks = self._next_chunks(1)
+                return chunks.first_rows.item(0), chunks.lengths.item(0)
+        except BaseException:
+            self._handed_out = before
+            raise
+
+    def next_block(self) -> tuple[list[SourceBlock], Callable[[int], dict[str, Any]]]:
+        """Returns the requests of the rows of the next chunks, and the state after so many of these
+        rows, those of whole chunks.
+
+        Raises:
+          StopIteration: there are no more.
+        """
+        base = self._base + self._handed_out * self._part.step
+        chunks = self._next_chunks(_ROWS_PER_BLOCK)
+        block = self.chunks.block(chunks)
+        stops = np.cumsum(self.chunks.num_rows(chunks))
+        state = self.get_state()
+        step = self._part.step
+        return [SourceBlock(0, block, np.arange(len(block)))], lambda taken: {
+            **state,
+            "position": base + int(np.searchsorted(stops, taken, side="right")) * step,
+        }
+
+    def _next_chunks(self, max_rows: int) -> Chunks:
+        """Returns the next chunks that have at most so many rows together, or the next one."""
+        positions = self._part.next_positions(
+            base=self._base, handed_out=self._handed_out, count=max_rows
+        )
+        chunks = self._places.chunks(positions)
+        stops = np.cumsum(self.chunks.num_rows(chunks))
+        count = max(1, int(np.searchsorted(stops, max_rows, side="right")))
+        self._handed_out += count
+        return chunks.first(count)
+
+    def get_state(self) -> dict[str, Any]:
+        return {
+            "format": ORDER_VERSION,
+            "position": self._base + self._handed_out * self._part.step,
+            **self.chunks.identity,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        position = checked_position(state, self.chunks.identity)
+        self._base = position
+        self._handed_out = 0
+
+    def __str__(self) -> str:
+        return self._name
