@@ -103,10 +103,10 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
         self._repository = repository
         selection = select_features(repository, features)
         windows = windows_of(parent)
-        checked_keys = checked_pad_keys(
-            pad_keys, known_keys=tuple(repository.features) if windows is None else windows
-        )
-        mask_keys(windows or (), selected=selection.keys, pad_keys=checked_keys)
+        features, named = windows or (tuple(repository.features), {})
+        checked_keys = checked_pad_keys(pad_keys, known_keys=(*features, *named))
+        features = () if windows is None else features
+        mask_keys(features, named, selected=selection.keys, pad_keys=checked_keys)
         self.reading = Reading(
             repository=repository,
             selection=selection,

@@ -37,6 +37,8 @@ class Stream(enum.IntEnum):
     MIXTURE = 1 << 32
     DRAW = (1 << 32) + 1
     STRIDE = (1 << 32) + 2
+    # (1 << 32) + 3 is for chunks.
+    WINDOW = (1 << 32) + 4
 
 
 # How many streams a group has.

@@ -400,6 +400,6 @@ class CameraReader:
 
     def _window(self, block: WindowBlock) -> Integers:
         """Returns int64 `(examples, time)`: the frames of the episode that the camera's windows
-        consist of.
+        consist of, those with names among them.
         """
-        return block.frames.get(self._camera, block.anchor_frames[:, None])
+        return block.frames_of(self._camera)
