@@ -68,12 +68,14 @@ class Output(NamedTuple):
       frames: int64 `(examples, time)`, frames of the episode.
       has_time: whether values have the time axis; else `time` is 1.
       columns: where the frames are among those of all outputs of the feature.
+      stays: as of `NamedFrames`; `None`: of none.
     """
 
     key: str
     frames: Integers
     has_time: bool
     columns: slice
+    stays: Mask | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +153,12 @@ class WindowBlock:
                 if of_feature == feature:
                     begin = found[-1].columns.stop
                     columns = slice(begin, begin + window.frames.shape[1])
-                    found.append(Output(key, window.frames, window.has_time, columns))
+                    found.append(Output(key, window.frames, window.has_time, columns, window.stays))
         return found
+
+    def outputs_of_all(self, features: Iterable[str]) -> list[tuple[str, Output]]:
+        """Returns the outputs of features, each with the key of the feature."""
+        return [(key, output) for key in features for output in self.outputs_of(key)]
 
     def frames_of(self, feature: str) -> Integers:
         """Returns the frames of all outputs of a feature next to each other, int64 `(examples,

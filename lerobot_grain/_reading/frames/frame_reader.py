@@ -22,7 +22,7 @@ import numpy.typing as npt
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._format.features import Depth
 from lerobot_grain._format.info import Feature
-from lerobot_grain._order.windows import Output, WindowBlock
+from lerobot_grain._order.windows import WindowBlock
 from lerobot_grain._reading.frames.camera_reader import CameraReader
 from lerobot_grain._reading.frames.eviction import frames_that_stay
 from lerobot_grain._reading.frames.frame_store import FrameStore
@@ -339,7 +339,8 @@ class FrameReader:
         owners: list[tuple[FrameCopy, str]] = []
         room = _COPIED_BYTES
         for each in copies:
-            for key, output in _outputs(each.frames):
+            block = each.frames.block
+            for key, output in block.outputs_of_all(each.frames.entries):
                 array = each.out[output.key]
                 entries = each.frames.entries[key][each.examples, output.columns]
                 step = max(1, _COPIED_BYTES // max(1, array[:1].nbytes))
@@ -381,9 +382,7 @@ class FrameReader:
                 raise problem[1]
 
     def shapes_of(self, source: int, key: str, block: WindowBlock) -> dict[str, tuple[int, ...]]:
-        """Returns the shapes of an example's values of a camera, by key: `(height, width,
-        channels)`, or with the time in front.
-        """
+        """Returns the shapes of an example's values of a camera, by key."""
         shape: tuple[int, ...] = self._cameras[source, key].store.frames.shape[1:]
         return {
             output.key: (output.frames.shape[1], *shape) if output.has_time else shape
@@ -444,11 +443,6 @@ class FrameReader:
                 ]
             begin = end
         return chosen
-
-
-def _outputs(frames: BlockFrames) -> list[tuple[str, Output]]:
-    """Returns everything that examples have of cameras, each with the key of the camera."""
-    return [(key, output) for key in frames.entries for output in frames.block.outputs_of(key)]
 
 
 def _run_all(calls: Sequence[Callable[[], Integers]]) -> list[Integers]:
