@@ -4,6 +4,7 @@ with Python's integers and fractions.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from fractions import Fraction
@@ -14,6 +15,7 @@ from tests.support.orders import philox_words
 WINDOW = 2**32 + 4
 
 
+@functools.cache
 def word(name: str, seed: int, position: int) -> int:
     """Word number `position` of the stream WINDOW of a name."""
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
