@@ -24,7 +24,7 @@ EXAMPLES = {
     "behaviour_cloning": 300,
     "act": 1000,
     "diffusion_policy": 600,
-    "goal_reaching": 600,
+    "goal_reaching": 300,
     "mixture": 300,
 }
 

@@ -159,7 +159,7 @@ def missed_by(policy: Policy, *, num_goals: int = 16) -> float:
 
 
 def main(argv: list[str] | None = None) -> Result:
-    options_parser = parser(__doc__, name="goal_reaching", steps=600, batch_size=32)
+    options_parser = parser(__doc__, name="goal_reaching", steps=300, batch_size=32)
     options_parser.set_defaults(image_size=[SIZE, SIZE])
     options = options_parser.parse_args(argv)
     size = tuple(options.image_size)

@@ -147,8 +147,9 @@ def _parts(
     windows = {key: name for key in example if (name := _window_of(example, key)) is not None}
     masks = {f"{name}_is_pad" for name in windows.values()} | {
         key
-        for key in example
-        if key.endswith("_is_pad") and key.removesuffix("_is_pad") not in example
+        for key, value in example.items()
+        # A draw has one bool, which is shown.
+        if key.endswith("_is_pad") and value.ndim and key.removesuffix("_is_pad") not in example
     }
     values = {key: value for key, value in example.items() if key not in masks}
     pads = {key: example[f"{name}_is_pad"] for key, name in windows.items()}

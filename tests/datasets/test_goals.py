@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 import pytest
 
@@ -362,6 +363,46 @@ def test_positions_of_shards_and_states(repository: lg.Repository) -> None:
         assert found[:10] == whole[number::3]
         again, _ = pairs(number, 3, state)
         assert [position for _, position in again] == list(range(90 + number, 180, 3))
+
+
+# --- what policies do with them ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [None, 6])
+def test_goals_in_shapes_that_policies_want(
+    repository: lg.Repository, batch_size: int | None
+) -> None:
+    goal_top, goal_state = f"goal.{TOP}", f"goal.{STATE}"
+    dataset: Any = stream(
+        repository,
+        delta_timestamps={"action": [0.0, 0.1]},
+        features=[TOP, WRIST, STATE, "action", "task", EYE, DEPTH, NOTE],
+    )
+    if batch_size is not None:
+        dataset = dataset.batch(batch_size)
+    example = next(iter(dataset))
+    axes = () if batch_size is None else (batch_size,)
+    padded = lg.PadDimensions({goal_state: 9}).map(example)
+    assert padded[goal_state].shape == (*axes, 9)
+    delta = lg.DeltaActions([True] * 6, state_key=goal_state).map(example)
+    assert np.allclose(
+        delta["action"][..., :6], (example["action"] - example[goal_state][..., None, :])[..., :6]
+    )
+    resized = lg.ResizeWithPad([goal_top, "far"], (32, 32)).map(example)
+    assert resized[goal_top].shape == resized["far"].shape == (*axes, 32, 32, 3)
+    openpi = lg.OpenPiFormat(
+        cameras={"base_0_rgb": TOP, "left_wrist_0_rgb": "far", "right_wrist_0_rgb": goal_top}
+    ).map(example)
+    assert openpi["image"]["left_wrist_0_rgb"].shape == (*axes, 224, 224, 3)
+    assert openpi["image_mask"]["left_wrist_0_rgb"].all()
+    with pytest.raises(lg.InvalidRequestError, match="'before' without delta_timestamps"):
+        lg.OpenPiFormat(cameras={"base_0_rgb": "before"}).map(
+            {**example, "before": example[f"before.{TOP}"]}
+        )
+    if batch_size is not None:
+        keys = lg.example_keys(jax.random.key(0), step=0, rows=np.arange(batch_size))
+        changed = lg.augment_images(lambda _, image: image, keys, example[goal_top])
+        assert np.allclose(changed * 255, example[goal_top], atol=1e-3)
 
 
 # --- refusals ------------------------------------------------------------------------------------
