@@ -129,11 +129,13 @@ class MixtureRuns(RuleBasedStateMachine):
         states = []
         for number in range(count):
             iterator = self.mixture(number, count)
-            rows, state, *goals = (blocks_of if in_blocks else singles_of)(iterator, steps)
+            if in_blocks:
+                rows, state, goals = blocks_of(iterator, steps)
+                own_positions = self.model.own_positions[number::count]
+                assert goals == list(map(goal_of, rows, own_positions))
+            else:
+                rows, state = singles_of(iterator, steps)
             assert rows == expected[number::count]
-            own_positions = self.model.own_positions[number::count]
-            for found in goals:
-                assert found == list(map(goal_of, rows, own_positions))
             states.append(state)
         assert all(state == states[0] for state in states)
         self.state = json.loads(json.dumps(states[0]))
