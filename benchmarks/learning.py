@@ -20,7 +20,13 @@ from typing import Any
 from matplotlib.figure import Figure
 
 # with the steps that are enough
-EXAMPLES = {"behaviour_cloning": 300, "act": 1000, "diffusion_policy": 600, "mixture": 300}
+EXAMPLES = {
+    "behaviour_cloning": 300,
+    "act": 1000,
+    "diffusion_policy": 600,
+    "goal_reaching": 300,
+    "mixture": 300,
+}
 
 
 def main() -> None:

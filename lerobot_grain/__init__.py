@@ -27,6 +27,8 @@ from lerobot_grain._inspection.file_checks import Finding
 from lerobot_grain._inspection.fill_cache import FilledCache, fill_cache
 from lerobot_grain._inspection.locate import FrameLocation, RowLocation, locate
 from lerobot_grain._inspection.plot import plot_example
+from lerobot_grain._order.draws import GeometricDraw, LastFrame, UniformDraw
+from lerobot_grain._order.named_windows import Window
 from lerobot_grain._order.shuffle import Shuffle
 from lerobot_grain._order.windows import WindowRequest
 from lerobot_grain._reading.options import ReadOptions
@@ -62,7 +64,9 @@ __all__ = [
     "Finding",
     "FrameLocation",
     "FrameOrderIterDataset",
+    "GeometricDraw",
     "InvalidRequestError",
+    "LastFrame",
     "LeRobotGrainError",
     "LeRobotGrainWarning",
     "LeRobotIterDataset",
@@ -83,8 +87,10 @@ __all__ = [
     "StateMismatchError",
     "StorageError",
     "StorageOptions",
+    "UniformDraw",
     "ValidRows",
     "Weights",
+    "Window",
     "WindowRequest",
     "WorkerPrefetchIterDataset",
     "augment_images",

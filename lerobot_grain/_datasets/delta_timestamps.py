@@ -6,18 +6,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arguments import check_int
+from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._datasets.frame_order import FrameOrderIterator, FrameOrderIterDataset
 from lerobot_grain._datasets.sampling.selected_rows import ValidRowsArgument, valid_values
+from lerobot_grain._order.named_windows import NamedWindows, Window
+from lerobot_grain._order.seconds import TOLERANCE_SECONDS
 from lerobot_grain._order.valid_windows import ValidRuns
 from lerobot_grain._order.windows import (
-    TOLERANCE_SECONDS,
     WindowBlock,
     WindowRequest,
     first_invalid,
@@ -40,7 +43,9 @@ class DeltaTimestamps(grain.transforms.Map):
     needs.
 
     Pure arithmetic on the episode table; nothing is read. Use it as
-    `.map(DeltaTimestamps(repository, {...}))` on any dataset of rows.
+    `.map(DeltaTimestamps(repository, {...}))` on any dataset of rows; or of pairs (row, position)
+    where frames of `windows` are drawn, as `FrameOrderIterDataset(..., with_positions=True)` yields
+    them.
 
     Args:
       repository: an opened dataset.
@@ -50,10 +55,14 @@ class DeltaTimestamps(grain.transforms.Map):
       valid_rows: where a window would reach a row that is not valid, it holds the nearest valid one
         on the way to the row of the example, and is marked in its mask. As `ValidRows.values`;
         `None`: windows reach all rows.
+      windows: name -> window with a name of its own in examples.
+      seed: of the draws of `windows`; that of the shuffle, and 0 without one, gives those of
+        `LeRobotIterDataset`.
 
     Raises:
       InvalidRequestError: no such feature, or a delta is not a whole number of frames; the message
-        names the nearest ones.
+        names the nearest ones. The name of a window is that of a feature. From `map`: a frame is to
+        be drawn, and the position is not given.
     """
 
     def __init__(
@@ -63,14 +72,28 @@ class DeltaTimestamps(grain.transforms.Map):
         *,
         tolerance_seconds: float = TOLERANCE_SECONDS,
         valid_rows: ValidRowsArgument = None,
+        windows: Mapping[str, Window] | None = None,
+        seed: int = 0,
     ) -> None:
         self._episodes = repository.episodes
+        check_int("seed", seed, least=0)
+        self._seed = seed
+        known_keys = tuple(repository.features)
         self._offsets = window_offsets(
             delta_timestamps or {},
             fps=repository.fps,
             tolerance_seconds=tolerance_seconds,
-            known_keys=tuple(repository.features),
+            known_keys=known_keys,
         )
+        self._named: NamedWindows | None = None
+        if windows:
+            self._named = NamedWindows(
+                windows,
+                fps=repository.fps,
+                tolerance_seconds=tolerance_seconds,
+                known_keys=known_keys,
+                longest=int(self._episodes.lengths.max()),
+            )
         self._valid: ValidRuns | None = None
         if valid_rows is not None:
             everything = np.arange(self._episodes.num_episodes)
@@ -82,32 +105,58 @@ class DeltaTimestamps(grain.transforms.Map):
             )
 
     @property
-    def keys(self) -> tuple[str, ...]:
-        """Keys of the features with windows."""
-        return self._offsets.keys
+    def keys(self) -> WindowKeys:
+        """Keys of the features with windows, and of the windows with names."""
+        return WindowKeys(self._offsets.keys, {} if self._named is None else self._named.outputs)
 
-    def map(self, element: int) -> WindowRequest:
-        if self._valid is not None:
-            number, _ = self._episodes.locate(element)
-            return _only_request(self.block(np.array([element])), row=element, episode=number)
+    def map(self, element: int | tuple[int, int]) -> WindowRequest:
+        row, position = element if isinstance(element, tuple) else (element, None)
+        return self.request(row, position)
+
+    def request(self, row: int, position: int | None) -> WindowRequest:
+        """Returns the request of a row, and of its own position; `None`: it is not known."""
         episodes = self._episodes
-        position, frame = episodes.place_of(element)
+        place, frame = episodes.place_of(row)
+        number = episodes.number_of(place)
+        if self._valid is not None or self._named is not None:
+            positions = None if position is None else np.array([position])
+            return _only_request(self.block(np.array([row]), positions), row=row, episode=number)
         return self._offsets.request(
-            row=element,
-            episode=episodes.number_of(position),
-            frame=frame,
-            length=episodes.lengths.item(position),
+            row=row, episode=number, frame=frame, length=episodes.lengths.item(place)
         )
 
-    def block(self, rows: npt.NDArray[np.int64]) -> WindowBlock:
-        """Returns the requests of rows, int64 `(n,)`, which exist."""
+    def block(self, rows: Integers, positions: Integers | None) -> WindowBlock:
+        """Returns the requests of rows, int64 `(n,)`, which exist.
+
+        Args:
+          positions: int64 `(n,)`: own positions of the rows in their order; `None`: not known.
+
+        Raises:
+          InvalidRequestError: positions are needed.
+        """
         episodes, frames = self._episodes.locate_all(rows)
-        block = self._offsets.block(
-            episodes=episodes, frames=frames, lengths=self._episodes.lengths[episodes]
-        )
-        if self._valid is None:
+        lengths = self._episodes.lengths[episodes]
+        first_rows = self._episodes.first_rows[episodes]
+        block = self._offsets.block(episodes=episodes, frames=frames, lengths=lengths)
+        if self._valid is not None:
+            block = self._valid.padded(block, first_rows)
+        if self._named is None:
             return block
-        return self._valid.padded(block, self._episodes.first_rows[episodes])
+        if positions is None and (random := self._named.random_names):
+            raise InvalidRequestError(
+                f"DeltaTimestamps: the frame of windows[{random[0]!r}] is drawn by the position of "
+                "the row in its order, which is not known; expected pairs (row, position), as "
+                "FrameOrderIterDataset(..., with_positions=True) yields them"
+            )
+        named = self._named.frames(
+            block,
+            first_rows=first_rows,
+            lengths=lengths,
+            positions=positions,
+            seed=self._seed,
+            valid=self._valid,
+        )
+        return replace(block, named=named)
 
 
 def _only_request(block: WindowBlock, *, row: int, episode: int) -> WindowRequest:
@@ -118,12 +167,25 @@ def _only_request(block: WindowBlock, *, row: int, episode: int) -> WindowReques
         block.anchor_frames.item(0),
         {key: window[0] for key, window in block.frames.items()},
         {key: mask[0] for key, mask in block.is_pad.items()},
+        {name: window[0] for name, window in block.named.items()},
     )
 
 
-def windows_of(requests: grain.IterDataset[Any]) -> tuple[str, ...] | None:
-    """Returns the keys of the features that requests have windows of, as far as their pipeline
-    tells it; `None` where it does not.
+class WindowKeys(NamedTuple):
+    """The windows that requests have.
+
+    Attributes:
+      features: keys of those with delta timestamps.
+      named: name -> key in examples -> feature key.
+    """
+
+    features: tuple[str, ...]
+    named: Mapping[str, Mapping[str, str]]
+
+
+def windows_of(requests: grain.IterDataset[Any]) -> WindowKeys | None:
+    """Returns the windows of requests, as far as their pipeline tells it; `None` where it does
+    not.
     """
     for value in vars(requests).values():
         # Grain keeps the method of a transformation.
@@ -136,7 +198,10 @@ def windows_of(requests: grain.IterDataset[Any]) -> tuple[str, ...] | None:
         if isinstance(parent, grain.IterDataset)
     ]
     known = [keys for keys in found if keys is not None]
-    return tuple(dict.fromkeys(key for keys in known for key in keys)) if known else None
+    if not known:
+        return None
+    features = tuple(dict.fromkeys(key for keys in known for key in keys.features))
+    return WindowKeys(features, {name: keys.named[name] for keys in known for name in keys.named})
 
 
 class OrderedWindowsIterDataset(grain.IterDataset[WindowRequest]):
@@ -184,8 +249,9 @@ class OrderedWindowsIterator(grain.DatasetIterator[WindowRequest]):
 
     def __next__(self) -> WindowRequest:
         before = self._parent.get_state()
+        position = self._parent.next_position
         try:
-            return self._transformation.map(next(self._parent))
+            return self._transformation.request(next(self._parent), position)
         except BaseException:
             self._parent.set_state(before)
             raise
@@ -196,11 +262,13 @@ class OrderedWindowsIterator(grain.DatasetIterator[WindowRequest]):
         Raises:
           StopIteration: there are no more.
         """
+        first = self._parent.next_position
         rows = self._parent.next_rows(_EXAMPLES_PER_BLOCK)
         state = self._parent.get_state()
         step = self._position_step
         count = len(rows)
-        return _of_one_source(self._transformation.block(rows)), lambda taken: {
+        positions = first + step * np.arange(count)
+        return _of_one_source(self._transformation.block(rows, positions)), lambda taken: {
             **state,
             "position": state["position"] - (count - taken) * step,
         }

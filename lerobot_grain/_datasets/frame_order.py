@@ -71,6 +71,8 @@ class FrameOrderIterDataset(PositionsIterDataset):
       num_epochs: the stream ends after this many; `None`: it never does.
       shard_options: shard i of n gets positions i, i + n, ...; nothing is dropped at the end of an
         epoch. With `drop_remainder` all shards of a finite stream get the same number of rows.
+      with_positions: yields pairs (row, position) in place of rows: what `DeltaTimestamps` needs to
+        draw frames.
 
     Raises:
       InvalidRequestError: an argument is out of its range.
@@ -91,6 +93,7 @@ class FrameOrderIterDataset(PositionsIterDataset):
         shuffle: Shuffle | None = Shuffle(),  # noqa: B008 (a frozen value)
         num_epochs: int | None = None,
         shard_options: grain.sharding.ShardOptions = grain.sharding.NoSharding(),  # noqa: B008 (a frozen value)
+        with_positions: bool = False,
     ) -> None:
         if num_epochs is not None:
             check_int(
@@ -117,6 +120,7 @@ class FrameOrderIterDataset(PositionsIterDataset):
         )
         self._num_episodes = table.num_episodes
         self._num_epochs = num_epochs
+        self._with_positions = with_positions
         self.order = OrderWithIdentity(
             order,
             {
@@ -158,6 +162,12 @@ class FrameOrderIterDataset(PositionsIterDataset):
         return self._rows
 
     @property
+    def draw_seed(self) -> int:
+        """The seed of what is drawn at its positions: that of the shuffle, 0 without one."""
+        shuffle = self.order.rows.shuffle
+        return 0 if shuffle is None else shuffle.seed
+
+    @property
     def valid_rows(self) -> RowValues | None:
         """Which rows are valid; `None`: nothing is said of it."""
         return self._rows.valid
@@ -180,11 +190,14 @@ class FrameOrderIterDataset(PositionsIterDataset):
         return found
 
     def __iter__(self) -> FrameOrderIterator:
-        return FrameOrderIterator(self.order, self.part, name=str(self))
+        return FrameOrderIterator(
+            self.order, self.part, with_positions=self._with_positions, name=str(self)
+        )
 
     @property
     def _element_spec(self) -> Any:
-        return grain.experimental.ShapeDtypeStruct((), np.int64)
+        row = grain.experimental.ShapeDtypeStruct((), np.int64)
+        return (row, row) if self._with_positions else row
 
     def __str__(self) -> str:
         return f"FrameOrderIterDataset({self.num_rows} rows)"
@@ -203,14 +216,22 @@ class OrderWithIdentity:
     identity: dict[str, Any]
 
 
-class FrameOrderIterator(grain.DatasetIterator[int]):
-    """Yields rows one by one, or some at a time."""
+class FrameOrderIterator(grain.DatasetIterator[Any]):
+    """Yields rows, or pairs (row, position), one by one; or rows some at a time."""
 
     # For an object whose construction failed, such as a failed copy: there is nothing to close.
     _closed = True
 
-    def __init__(self, order: OrderWithIdentity, part: PartOfPositions, *, name: str) -> None:
+    def __init__(
+        self,
+        order: OrderWithIdentity,
+        part: PartOfPositions,
+        *,
+        with_positions: bool,
+        name: str,
+    ) -> None:
         super().__init__()
+        self._with_positions = with_positions
         self._order = order
         self._part = part
         self._name = name
@@ -222,15 +243,22 @@ class FrameOrderIterator(grain.DatasetIterator[int]):
         # strikes, both are right.
         self._computed: tuple[int, npt.NDArray[np.int64]] = (0, np.empty(0, np.int64))
 
-    def __next__(self) -> int:
+    def __next__(self) -> Any:
         self._assert_not_closed()
         before = self._handed_out
         try:
             with self._stats.record_self_time():
-                return int(self.next_rows(1)[0])
+                position = self.next_position
+                row = int(self.next_rows(1)[0])
+                return (row, position) if self._with_positions else row
         except BaseException:
             self._handed_out = before
             raise
+
+    @property
+    def next_position(self) -> int:
+        """The position of the row that comes next, if there is one."""
+        return self._base + self._part.start + self._handed_out * self._part.step
 
     def next_rows(self, count: int) -> npt.NDArray[np.int64]:
         """Returns the next 1 to `count` rows, int64 `(n,)`, read-only: fewer where they are

@@ -25,8 +25,9 @@ from lerobot_grain._datasets.delta_timestamps import DeltaTimestamps, OrderedWin
 from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
 from lerobot_grain._datasets.read_windows import ReadWindowsIterDataset
 from lerobot_grain._datasets.sampling.selected_rows import ValidRowsArgument, WeightsArgument
+from lerobot_grain._order.named_windows import Window, check_windows
+from lerobot_grain._order.seconds import TOLERANCE_SECONDS
 from lerobot_grain._order.shuffle import Shuffle, lookahead_examples
-from lerobot_grain._order.windows import TOLERANCE_SECONDS
 from lerobot_grain._reading.options import ReadOptions
 from lerobot_grain._repository.opening import open_leniently, warn_of_notes
 from lerobot_grain._repository.repository import Repository
@@ -69,7 +70,9 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
       features: keys to read, among them `task`; `None`: all. A camera that is not read costs no
         byte.
       delta_timestamps: feature key -> distances in seconds from the row of the example.
-      pad_keys: feature key -> key of the mask of its window in examples, in place of
+      windows: name -> `Window`: values of features at other frames, under that name beside those of
+        the row: a goal drawn from the future of the episode, or frames before it.
+      pad_keys: feature key, or name of a window -> key of its mask in examples, in place of
         `{key}_is_pad`: for datasets with a feature of that name, such as `action_is_pad`.
       shuffle: `None`: sequential, episode by episode; then `weights` can be 0 and one other number.
       num_epochs: the stream ends after this many; `None`: it never does.
@@ -104,6 +107,7 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         stride: int = 1,
         features: Iterable[str] | None = None,
         delta_timestamps: Mapping[str, Sequence[float]] | None = None,
+        windows: Mapping[str, Window] | None = None,
         pad_keys: Mapping[str, str] | None = None,
         shuffle: Shuffle | None = Shuffle(),  # noqa: B008 (a frozen value)
         num_epochs: int | None = None,
@@ -119,8 +123,7 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         selection = select_features(opened, features)
         if opened is not repository:
             warn_of_notes(opened)
-        windows = delta_timestamps or {}
-        check_windows(windows, opened, selection)
+        check_are_read(delta_timestamps or {}, windows or {}, opened, selection)
         order = FrameOrderIterDataset(
             opened,
             episodes=episodes,
@@ -135,9 +138,11 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         )
         transformation = DeltaTimestamps(
             opened,
-            windows,
+            delta_timestamps,
             tolerance_seconds=tolerance_seconds,
             valid_rows=_in_windows(valid_rows, order),
+            windows=windows,
+            seed=order.draw_seed,
         )
         super().__init__(
             OrderedWindowsIterDataset(order, transformation),
@@ -178,12 +183,15 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
         return f"LeRobotIterDataset({self._repository.description})"
 
 
-def check_windows(
-    windows: Mapping[str, Sequence[float]], repository: Repository, selection: FeatureSelection
+def check_are_read(
+    delta_timestamps: Mapping[str, Sequence[float]],
+    windows: Mapping[str, Window],
+    repository: Repository,
+    selection: FeatureSelection,
 ) -> None:
     """Checks that windows are of features that are read."""
     read = [feature.key for feature in selection.columns + selection.videos]
-    if unread := [key for key in windows if key not in read]:
+    if unread := [key for key in delta_timestamps if key not in read]:
         raise InvalidRequestError(
             f"delta_timestamps[{unread[0]!r}]: "
             + (
@@ -193,6 +201,7 @@ def check_windows(
             )
             + ", ".join(read)
         )
+    check_windows(windows, read)
 
 
 def _in_windows(

@@ -15,9 +15,9 @@ import numpy as np
 
 from lerobot_grain._base.errors import InvalidRequestError, short_repr
 from lerobot_grain._datasets.delta_timestamps import DeltaTimestamps
-from lerobot_grain._datasets.lerobot_dataset import check_windows
+from lerobot_grain._datasets.lerobot_dataset import check_are_read
 from lerobot_grain._datasets.read_windows import ReadWindowsIterDataset
-from lerobot_grain._order.windows import TOLERANCE_SECONDS
+from lerobot_grain._order.seconds import TOLERANCE_SECONDS
 from lerobot_grain._reading.batches import Example
 from lerobot_grain._reading.options import ReadOptions
 from lerobot_grain._repository.repository import Repository
@@ -62,7 +62,7 @@ def read_rows(
     numbers = _checked_rows(repository, rows)
     selection = select_features(repository, features)
     windows = delta_timestamps or {}
-    check_windows(windows, repository, selection)
+    check_are_read(windows, {}, repository, selection)
     transformation = DeltaTimestamps(repository, windows, tolerance_seconds=tolerance_seconds)
     dataset = ReadWindowsIterDataset(
         _RowsIterDataset(numbers).map(transformation),

@@ -65,7 +65,8 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
     3)` or `(time, height, width, 3)`; depth cameras float32 `(height, width, 1)` or `(time, height,
     width, 1)`, in metres or millimetres as `repository.features[key].depth.unit` says; strings as
     str or lists of str; the text of the task under `task`, and of the subtask under `subtask` where
-    there are subtasks; language as a list of dicts, which a batch holds in an array of objects.
+    there are subtasks; language as a list of dicts, which a batch holds in an array of objects; and
+    what windows with names add (`Window`).
 
     Args:
       parent: dataset of `WindowRequest`.
@@ -75,7 +76,7 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
       image_size: (height, width) that all cameras are resized to, depth by its nearest pixels, or
         `None`.
       read_options: memory and threads.
-      pad_keys: feature key -> key of the mask of its window in examples, in place of
+      pad_keys: feature key, or name of a window -> key of its mask in examples, in place of
         `{key}_is_pad`: for datasets with a feature of that name, such as `action_is_pad`.
         `plot_example` and the shaping transformations find masks that are named `{key}_is_pad`.
       known_examples: requests that are pulled ahead; frames that are needed twice within this many
@@ -103,10 +104,10 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
         self._repository = repository
         selection = select_features(repository, features)
         windows = windows_of(parent)
-        checked_keys = checked_pad_keys(
-            pad_keys, known_keys=tuple(repository.features) if windows is None else windows
-        )
-        mask_keys(windows or (), selected=selection.keys, pad_keys=checked_keys)
+        features, named = windows or (tuple(repository.features), {})
+        checked_keys = checked_pad_keys(pad_keys, known_keys=(*features, *named))
+        features = () if windows is None else features
+        mask_keys(features, named, selected=selection.keys, pad_keys=checked_keys)
         self.reading = Reading(
             repository=repository,
             selection=selection,

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.errors import InvalidRequestError
-from lerobot_grain._reading.batches import has_window
+from lerobot_grain._reading.batches import has_window, is_mask_of
 from lerobot_grain._repository.repository import Repository
 
 if TYPE_CHECKING:
@@ -144,10 +144,16 @@ def _parts(
     repository: Repository | None,
     delta_timestamps: Mapping[str, Sequence[float]],
 ) -> _Parts:
-    names = {key: key.removesuffix("_is_pad") for key in example if key.endswith("_is_pad")}
-    masks = {mask for mask, key in names.items() if key not in example or has_window(example, key)}
+    windows = {key: name for key in example if (name := _window_of(example, key)) is not None}
+    masks = {f"{name}_is_pad" for name in windows.values()} | {
+        key
+        for key, value in example.items()
+        # A draw has one bool, which is shown.
+        if key.endswith("_is_pad") and value.ndim and key.removesuffix("_is_pad") not in example
+    }
     values = {key: value for key, value in example.items() if key not in masks}
-    pads = {key: example[f"{key}_is_pad"] for key in values if f"{key}_is_pad" in masks}
+    pads = {key: example[f"{name}_is_pad"] for key, name in windows.items()}
+    seconds = {key: example.get(f"{name}_seconds") for key, name in windows.items()}
     frames = {
         key: value if key in pads else value[None]
         for key, value in values.items()
@@ -160,7 +166,8 @@ def _parts(
         frames=frames,
         pads=pads,
         times={
-            key: _times(key, len(is_pad), delta_timestamps.get(key)) for key, is_pad in pads.items()
+            key: _times(key, len(is_pad), delta_timestamps.get(key, seconds[key]))
+            for key, is_pad in pads.items()
         },
         cameras=cameras,
         panels=panels,
@@ -171,6 +178,21 @@ def _parts(
             if key not in cameras and key not in panels and key != "task"
         },
     )
+
+
+def _window_of(example: Mapping[str, Values], key: str) -> str | None:
+    """Returns the name of the window whose mask says which frames of a value are padded: its own
+    key, or what stands before a dot, where that is the name of a window of several features.
+    """
+    if has_window(example, key):
+        return key
+    parts = key.split(".")
+    for count in range(1, len(parts)):
+        name = ".".join(parts[:count])
+        mask = example.get(f"{name}_is_pad")
+        if name not in example and mask is not None and is_mask_of(mask, example[key]):
+            return name
+    return None
 
 
 def _one_example(example: Mapping[str, Any], index: int | None) -> dict[str, Values]:
@@ -187,7 +209,7 @@ def _one_example(example: Mapping[str, Any], index: int | None) -> dict[str, Val
     return {key: np.asarray(value[index]) for key, value in example.items()}
 
 
-def _times(key: str, num_frames: int, deltas: Sequence[float] | None) -> Values:
+def _times(key: str, num_frames: int, deltas: Sequence[float] | Values | None) -> Values:
     if deltas is None:
         return np.arange(num_frames)
     if len(deltas) != num_frames:

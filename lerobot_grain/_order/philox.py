@@ -38,6 +38,7 @@ class Stream(enum.IntEnum):
     DRAW = (1 << 32) + 1
     STRIDE = (1 << 32) + 2
     CHUNKS = (1 << 32) + 3
+    WINDOW = (1 << 32) + 4
 
 
 # How many streams a group has.

@@ -29,6 +29,25 @@ class ValidRuns:
         # A run before all rows, whose end is -1, and one after them.
         self._lasts = np.concatenate(([-1], changes[1::2] - 1))
         self._nexts = np.concatenate((self._starts, [len(is_valid)]))
+        # Valid rows before the end of each run.
+        self._counts = np.concatenate(([0], np.cumsum(self._lasts[1:] + 1 - self._starts)))
+
+    def numbers_of(self, rows: Integers) -> Integers:
+        """Returns how many valid rows are before each row, int64 `(n,)`: of a valid row, its number
+        among them.
+        """
+        runs = np.searchsorted(self._starts, rows, side="right")
+        return self._counts[runs] - np.maximum(0, self._lasts[runs] + 1 - rows)
+
+    def rows_of(self, numbers: Integers) -> Integers:
+        """Returns the valid rows with numbers, int64 `(n,)`, which exist."""
+        runs = np.searchsorted(self._counts, numbers, side="right") - 1
+        return self._starts[runs] + (numbers - self._counts[runs])
+
+    def last_before(self, rows: Integers) -> Integers:
+        """Returns the last valid row before each row, int64 `(n,)`; -1: there is none."""
+        runs = np.searchsorted(self._starts, rows, side="left")
+        return np.minimum(self._lasts[runs], rows - 1)
 
     def padded(self, block: WindowBlock, first_rows: Integers) -> WindowBlock:
         """Returns a block whose windows hold valid rows only.

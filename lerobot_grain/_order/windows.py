@@ -11,21 +11,71 @@ delta.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.arrays import Integers, read_only
 from lerobot_grain._base.errors import InvalidRequestError
+from lerobot_grain._order.seconds import check_tolerance, offsets_of
 
 Mask = npt.NDArray[np.bool_]
 
-# lerobot's default: a delta may be off a whole number of frames by this many seconds.
-TOLERANCE_SECONDS = 1e-4
-_MAX_OFFSET = 1 << 40
+
+@dataclass(frozen=True, slots=True)
+class NamedFrames:
+    """The frames of a window with a name: of one request, or of those of a block.
+
+    Attributes:
+      outputs: key in examples -> feature key.
+      frames: int64 `([examples,] time)`, frames of the episode.
+      is_pad: bool, of the same shape.
+      seconds: float32, of the same shape: distance of the frame from the anchor.
+      has_time: whether values have the time axis in examples; else `time` is 1, and they have not.
+      stays: bool `([examples,])`: whether many examples have this frame, so that it is to be kept.
+    """
+
+    outputs: Mapping[str, str]
+    frames: Integers
+    is_pad: Mask
+    seconds: npt.NDArray[np.float32]
+    has_time: bool
+    stays: Mask
+
+    def __getitem__(self, examples: slice | int) -> NamedFrames:
+        return replace(
+            self,
+            frames=self.frames[examples],
+            is_pad=self.is_pad[examples],
+            seconds=self.seconds[examples],
+            stays=np.asarray(self.stays[examples]),
+        )
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """The things that examples of one batch have in common."""
+        return tuple(self.outputs.items()), self.frames.shape[-1], self.has_time
+
+
+class Output(NamedTuple):
+    """Values of a feature that examples have under one key.
+
+    Attributes:
+      key: in examples.
+      frames: int64 `(examples, time)`, frames of the episode.
+      has_time: whether values have the time axis; else `time` is 1.
+      columns: where the frames are among those of all outputs of the feature.
+      stays: as of `NamedFrames`; `None`: of none.
+    """
+
+    key: str
+    frames: Integers
+    has_time: bool
+    columns: slice
+    stays: Mask | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +90,7 @@ class WindowRequest:
       frames: feature key -> int64 `(time,)`, frames of the episode in the order of the deltas,
         clamped to the episode.
       is_pad: feature key -> bool `(time,)`, true where the frame was clamped.
+      named: name -> window with a name, as `DeltaTimestamps` makes them.
     """
 
     row: int
@@ -47,6 +98,7 @@ class WindowRequest:
     frame: int
     frames: Mapping[str, Integers]
     is_pad: Mapping[str, Mask]
+    named: Mapping[str, NamedFrames] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +113,14 @@ class WindowBlock:
       frames: feature key -> int64 `(examples, time)`, as `WindowRequest.frames`. Features with
         equal windows share the array.
       is_pad: feature key -> bool `(examples, time)`.
+      named: name -> window with a name.
     """
 
     episodes: Integers
     anchor_frames: Integers
     frames: Mapping[str, Integers]
     is_pad: Mapping[str, Mask]
+    named: Mapping[str, NamedFrames] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.episodes)
@@ -78,7 +132,58 @@ class WindowBlock:
             self.anchor_frames[examples],
             {key: cut[id(window)] for key, window in self.frames.items()},
             {key: mask[examples] for key, mask in self.is_pad.items()},
+            {name: window[examples] for name, window in self.named.items()},
         )
+
+    def outputs_of(self, feature: str) -> list[Output]:
+        """Returns everything that examples have of a feature: under its own key, and in windows
+        with names.
+        """
+        own = self.frames.get(feature)
+        found = [
+            Output(
+                feature,
+                self.anchor_frames[:, None] if own is None else own,
+                own is not None,
+                slice(0, 1 if own is None else own.shape[1]),
+            )
+        ]
+        for window in self.named.values():
+            for key, of_feature in window.outputs.items():
+                if of_feature == feature:
+                    begin = found[-1].columns.stop
+                    columns = slice(begin, begin + window.frames.shape[1])
+                    found.append(Output(key, window.frames, window.has_time, columns, window.stays))
+        return found
+
+    def outputs_of_all(self, features: Iterable[str]) -> list[tuple[str, Output]]:
+        """Returns the outputs of features, each with the key of the feature."""
+        return [(key, output) for key in features for output in self.outputs_of(key)]
+
+    def frames_of(self, feature: str) -> Integers:
+        """Returns the frames of all outputs of a feature next to each other, int64 `(examples,
+        time)`.
+        """
+        found = [output.frames for output in self.outputs_of(feature)]
+        return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
+
+    def window_values(self, mask_keys: Mapping[str, str]) -> dict[str, npt.NDArray[Any]]:
+        """Returns what examples have of windows besides the values: masks, and of those with names
+        the seconds.
+
+        Args:
+          mask_keys: feature key or name of a window -> key of its mask.
+        """
+        found: dict[str, npt.NDArray[Any]] = {
+            mask_keys[feature]: mask for feature, mask in self.is_pad.items()
+        }
+        for name, window in self.named.items():
+            for key, values in (
+                (mask_keys[name], window.is_pad),
+                (f"{name}_seconds", window.seconds),
+            ):
+                found[key] = values if window.has_time else values[:, 0]
+        return found
 
 
 class WindowOffsets:
@@ -151,6 +256,18 @@ def stack_requests(requests: Sequence[WindowRequest]) -> WindowBlock:
         np.array([request.frame for request in requests], np.int64),
         {key: np.stack([request.frames[key] for request in requests]) for key in first.frames},
         {key: np.stack([request.is_pad[key] for request in requests]) for key in first.is_pad},
+        {name: _stacked([request.named[name] for request in requests]) for name in first.named},
+    )
+
+
+def _stacked(windows: Sequence[NamedFrames]) -> NamedFrames:
+    """Returns windows of one name and form, of single requests, as that of a block."""
+    return replace(
+        windows[0],
+        frames=np.stack([window.frames for window in windows]),
+        is_pad=np.stack([window.is_pad for window in windows]),
+        seconds=np.stack([window.seconds for window in windows]),
+        stays=np.stack([window.stays for window in windows]),
     )
 
 
@@ -166,12 +283,13 @@ def first_invalid(
       lengths: int64 `(episodes,)`, of the episodes of the dataset.
       shown_episodes: which episodes there are, for the message.
     """
-    if empty := [key for key, window in block.frames.items() if window.shape[1] == 0]:
+    windows = {**block.frames, **{name: window.frames for name, window in block.named.items()}}
+    if empty := [key for key, window in windows.items() if window.shape[1] == 0]:
         return 0, f"the window of {empty[0]!r} is empty; expected at least one frame"
     no_episode = positions < 0
     stops = lengths[np.where(no_episode, 0, positions)]
     is_bad = no_episode | (block.anchor_frames < 0) | (block.anchor_frames >= stops)
-    for window in block.frames.values():
+    for window in windows.values():
         is_bad |= ((window < 0) | (window >= stops[:, None])).any(axis=1)
     if not is_bad.any():
         return None
@@ -180,7 +298,8 @@ def first_invalid(
     if no_episode[index]:
         return index, f"there is no episode {episode}; the dataset has episodes {shown_episodes}"
     asked = {"frame": block.anchor_frames[index : index + 1]} | {
-        f"frames[{key!r}]": window[index] for key, window in block.frames.items()
+        f"{'named' if key in block.named else 'frames'}[{key!r}]": window[index]
+        for key, window in windows.items()
     }
     name, frames = next(
         (name, frames)
@@ -196,8 +315,11 @@ def first_invalid(
 
 def same_windows(one: WindowRequest, other: WindowRequest) -> bool:
     """Returns whether two requests have windows of the same features and lengths."""
-    return one.frames.keys() == other.frames.keys() and all(
-        len(window) == len(other.frames[key]) for key, window in one.frames.items()
+    return (
+        one.frames.keys() == other.frames.keys()
+        and all(len(window) == len(other.frames[key]) for key, window in one.frames.items())
+        and one.named.keys() == other.named.keys()
+        and all(window.form == other.named[name].form for name, window in one.named.items())
     )
 
 
@@ -215,71 +337,64 @@ def window_offsets(
         number of frames within
       `tolerance_seconds`.
     """
-    if not (isinstance(tolerance_seconds, int | float) and 0 <= tolerance_seconds < math.inf):
-        raise InvalidRequestError(
-            f"tolerance_seconds={tolerance_seconds!r}: expected a number of seconds >= 0"
-        )
+    check_tolerance(tolerance_seconds)
     offsets = {}
     for key, deltas in delta_timestamps.items():
+        subject = f"delta_timestamps[{key!r}]"
         if key not in known_keys:
             raise InvalidRequestError(
-                f"delta_timestamps[{key!r}]: no such feature is read; there are "
-                f"{', '.join(known_keys)}"
+                f"{subject}: no such feature is read; there are {', '.join(known_keys)}"
             )
-        if isinstance(deltas, str) or not isinstance(deltas, Iterable):
-            raise InvalidRequestError(
-                f"delta_timestamps[{key!r}] is {deltas!r}; expected a list of deltas in seconds, "
-                "such as [0.0]"
-            )
-        deltas = list(deltas)
-        if not deltas:
-            raise InvalidRequestError(
-                f"delta_timestamps[{key!r}] is empty; expected at least one delta in seconds, "
-                "such as [0.0]"
-            )
-        values = [
-            _offset(key, delta, fps=fps, tolerance_seconds=tolerance_seconds) for delta in deltas
-        ]
-        offsets[key] = read_only(np.array(values, np.int64))
+        offsets[key] = offsets_of(subject, deltas, fps=fps, tolerance_seconds=tolerance_seconds)
     return WindowOffsets(offsets)
 
 
 def mask_keys(
-    windows: Iterable[str], *, selected: Iterable[str], pad_keys: Mapping[str, str]
+    windows: Iterable[str],
+    named: Mapping[str, Iterable[str]],
+    *,
+    selected: Iterable[str],
+    pad_keys: Mapping[str, str],
 ) -> dict[str, str]:
-    """Returns windowed feature -> the key that the mask of its window has in examples:
-    `{key}_is_pad`, or what `pad_keys` says.
+    """Returns windowed feature, or name of a window -> the key that the mask of its window has in
+    examples: `{key}_is_pad`, or what `pad_keys` says.
 
     Args:
       windows: keys of the features with windows.
+      named: name of a window -> keys of its values in examples.
       selected: keys of examples: features and texts.
-      pad_keys: feature key -> key of its mask.
+      pad_keys: feature key, or name of a window -> key of its mask.
 
     Raises:
-      InvalidRequestError: a mask would have the key of something else that is in examples.
+      InvalidRequestError: a mask, or the values of a window with a name, would have the key of
+        something else that is in examples.
     """
+    taken = {key: f"the feature {key!r}, which is selected," for key in selected}
+    for name, keys in named.items():
+        for key in (*keys, f"{name}_seconds"):
+            if key in taken:
+                raise InvalidRequestError(
+                    f"windows[{name!r}]: its values and {taken[key]} would both be {key!r} in "
+                    "examples; give the window another name"
+                )
+            taken[key] = f"the values of windows[{name!r}]"
     masks: dict[str, str] = {}
-    taken = set(selected)
-    for key in windows:
+    for key in (*windows, *named):
         mask = pad_keys.get(key, f"{key}_is_pad")
         if mask in taken:
-            named = (
-                f"pad_keys={{{key!r}: {mask!r}}}"
-                if key in pad_keys
-                else f"delta_timestamps[{key!r}]"
+            of_argument = "windows" if key in named else "delta_timestamps"
+            subject = (
+                f"pad_keys={{{key!r}: {mask!r}}}" if key in pad_keys else f"{of_argument}[{key!r}]"
             )
-            other = next(
-                (f"the mask of {other!r}" for other, its in masks.items() if its == mask),
-                f"the feature {mask!r}, which is selected,",
-            )
+            is_feature = taken[mask].startswith("the feature")
             raise InvalidRequestError(
-                f"{named}: the mask of the window of {key!r} and {other} would both be {mask!r} "
-                f"in examples; give the mask another key, such as pad_keys={{{key!r}: "
+                f"{subject}: the mask of the window of {key!r} and {taken[mask]} would both be "
+                f"{mask!r} in examples; give the mask another key, such as pad_keys={{{key!r}: "
                 f"{key + '_window_is_pad'!r}}}"
-                + ("" if mask in masks.values() else f", or leave {mask!r} out of features=[...]")
+                + (f", or leave {mask!r} out of features=[...]" if is_feature else "")
             )
         masks[key] = mask
-        taken.add(mask)
+        taken[mask] = f"the mask of {key!r}"
     return masks
 
 
@@ -287,6 +402,9 @@ def checked_pad_keys(
     pad_keys: Mapping[str, str] | None, *, known_keys: Sequence[str]
 ) -> dict[str, str]:
     """Returns what `pad_keys=` says.
+
+    Args:
+      known_keys: of features with windows, and names of windows.
 
     Raises:
       InvalidRequestError: it is no mapping of one of `known_keys`, those with windows, to a text
@@ -311,36 +429,3 @@ def checked_pad_keys(
                 "in examples"
             )
     return dict(pad_keys)
-
-
-def _offset(key: str, delta: float, *, fps: float, tolerance_seconds: float) -> int:
-    frames = _frames(delta, fps)
-    if not math.isfinite(frames):
-        raise InvalidRequestError(
-            f"delta_timestamps[{key!r}] holds {delta!r}; expected a finite number of seconds"
-        )
-    offset = round(frames)
-    if abs(frames - offset) / fps > tolerance_seconds:
-        below = math.floor(frames)
-        raise InvalidRequestError(
-            f"delta_timestamps[{key!r}]: {float(delta)!r} s is {frames:.6g} frames at {fps:g} "
-            "fps; expected a whole number of frames within "
-            f"tolerance_seconds={tolerance_seconds:g}. The nearest ones are {below / fps!r} s "
-            f"({below} frames) and {(below + 1) / fps!r} s ({below + 1} frames)"
-        )
-    # Farther than any episode reaches, and far from the end of the integers.
-    return max(-_MAX_OFFSET, min(_MAX_OFFSET, offset))
-
-
-def _frames(delta: object, fps: float) -> float:
-    """Returns a delta in frames; NaN for what is not a number of seconds."""
-    # NumPy's numbers are welcome (`np.arange(16) / fps`); a bool is a mistake, and so is a
-    # timedelta64, an integer to NumPy.
-    if isinstance(delta, bool | np.timedelta64) or not isinstance(
-        delta, int | float | np.integer | np.floating
-    ):
-        return math.nan
-    try:
-        return float(delta) * fps
-    except OverflowError:
-        return math.nan

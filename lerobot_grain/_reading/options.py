@@ -43,6 +43,8 @@ _LONG_GOP_PART = 128
 _DECODERS_PART = 2
 # Decoded frames that wait to be written to the frame cache: at most this part of F.
 _UNWRITTEN_PART = 8
+# Decoded frames that stay after their last known use: at most this part of F.
+_STAYING_PART = 8
 # The frames of the next example are decoded whatever the budget; so there are slots for this many
 # times F.
 _SLOTS = 2
@@ -129,6 +131,7 @@ class MemoryBudget:
       long_gop: a GOP whose frames are more is long.
       open_decoders: of each camera: the decoders of its long GOPs.
       unwritten_frames: decoded frames that wait to be written to the frame cache.
+      staying_frames: of each camera: decoded frames that stay after their last known use.
     """
 
     total: int
@@ -142,6 +145,7 @@ class MemoryBudget:
     long_gop: int
     open_decoders: int
     unwritten_frames: int
+    staying_frames: int
 
     @classmethod
     def of(cls, total: int, *, num_cameras: int) -> MemoryBudget:
@@ -165,6 +169,7 @@ class MemoryBudget:
             long_gop=frames // _LONG_GOP_PART,
             open_decoders=frames // _DECODERS_PART,
             unwritten_frames=frames // _UNWRITTEN_PART,
+            staying_frames=frames // _STAYING_PART // max(1, num_cameras),
         )
 
     def num_slots(self, frame_bytes: int) -> int:

@@ -18,6 +18,8 @@ from lerobot_grain._reading.batches import Batch, join
 from lerobot_grain._reading.frames.frame_reader import BlockFrames, Decoding
 from lerobot_grain._reading.rows.row_reader import PendingRows
 
+WindowForms = tuple[Mapping[str, int], Mapping[str, Any]]
+
 # Up to so many examples are looked up in a list, which is faster there.
 _FEW = 32
 
@@ -68,7 +70,7 @@ class Announced(NamedTuple):
 
     Attributes:
       frames: that it needs.
-      mask_keys: feature key -> key of the mask of its window in examples.
+      mask_keys: feature key, or name of a window -> key of its mask in examples.
     """
 
     frames: BlockFrames
@@ -87,7 +89,7 @@ class Announced(NamedTuple):
         entries = {key: each[members] for key, each in entries.items()}
         return PendingPart(
             BlockFrames(source, block, entries, places[members] - start),
-            {self.mask_keys[feature]: mask for feature, mask in block.is_pad.items()},
+            block.window_values(self.mask_keys),
         )
 
 
@@ -96,7 +98,8 @@ class PendingPart:
     """The part of a block that was asked for that comes from one source."""
 
     frames: BlockFrames
-    masks: Mapping[str, npt.NDArray[np.bool_]]  # of its windows, by their keys in examples
+    # masks of its windows, and seconds of those with names, by their keys in examples
+    masks: Mapping[str, npt.NDArray[Any]]
     rows: PendingRows | None = None
     values: Batch | None = None
     # the first example whose values could not be read, and why
@@ -163,7 +166,7 @@ class Taking:
     def fits(self, frames: BlockFrames) -> bool:
         """Returns whether examples can be in one batch with those that were taken."""
         found = self._frames.get(self._group(frames))
-        return found is None or found.lengths == window_lengths(frames.block)
+        return found is None or found.forms == window_forms(frames.block)
 
     def add(
         self,
@@ -189,7 +192,7 @@ class Taking:
         group = self._group(frames)
         if group not in self._frames:
             arrays = make(frames, most)
-            self._frames[group] = _FrameArrays(arrays, window_lengths(frames.block))
+            self._frames[group] = _FrameArrays(arrays, window_forms(frames.block))
         self._batches.setdefault(frames.source, []).append(batch)
         self._places.setdefault(frames.source, []).append(places)
         found = self._frames[group]
@@ -216,10 +219,10 @@ class Taking:
 
 @dataclass(eq=False, slots=True)
 class _FrameArrays:
-    """Memory for frames: by camera, for windows of these lengths."""
+    """Memory for frames: by key in examples, for windows of these forms."""
 
     arrays: Mapping[str, npt.NDArray[Any]]
-    lengths: Mapping[str, int]
+    forms: WindowForms
     count: int = 0
 
     def next_places(self, count: int) -> Integers:
@@ -228,6 +231,9 @@ class _FrameArrays:
         return np.arange(self.count - count, self.count)
 
 
-def window_lengths(block: WindowBlock) -> dict[str, int]:
-    """Returns feature key -> frames of its windows."""
-    return {key: window.shape[1] for key, window in block.frames.items()}
+def window_forms(block: WindowBlock) -> WindowForms:
+    """Returns feature key -> frames of its windows, and name -> form of the window with it."""
+    return (
+        {key: window.shape[1] for key, window in block.frames.items()},
+        {name: window.form for name, window in block.named.items()},
+    )

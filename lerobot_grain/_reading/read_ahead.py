@@ -45,7 +45,7 @@ from lerobot_grain._reading.pending import (
     SourceBlock,
     TakenTogether,
     Taking,
-    window_lengths,
+    window_forms,
 )
 from lerobot_grain._reading.read_context import ReadContext, ReadSource
 from lerobot_grain._reading.read_statistics import ReadStatistics, sum_of
@@ -163,7 +163,10 @@ class ReadAhead:
         """
         source = self._sources[part.source]
         keys = mask_keys(
-            part.block.is_pad, selected=source.selection.keys, pad_keys=source.pad_keys
+            part.block.is_pad,
+            {name: window.outputs for name, window in part.block.named.items()},
+            selected=source.selection.keys,
+            pad_keys=source.pad_keys,
         )
         self._rows[part.source].announce(part.block)
         entries = self._frames.announce(part.source, part.block)
@@ -181,7 +184,7 @@ class ReadAhead:
         """
         parts = self._pending[0].parts
         has_one_form = self._frames.have_one_form and all(
-            window_lengths(part.frames.block) == window_lengths(parts[0].frames.block)
+            window_forms(part.frames.block) == window_forms(parts[0].frames.block)
             for part in parts[1:]
         )
         taking = Taking(has_one_form=has_one_form)
@@ -235,15 +238,13 @@ class ReadAhead:
         return found
 
     def _memory_for_frames(self, frames: BlockFrames, count: int) -> Mapping[str, npt.NDArray[Any]]:
-        """Returns memory for the frames of examples of a source, `(count, ...)`, by camera."""
-        source = frames.source
+        """Returns memory for the frames of examples of a source, `(count, ...)`, by key."""
         return {
-            camera.key: self._arrays.empty(
-                camera.key,
-                (count, *self._frames.shape_of(source, camera.key, frames.block)),
-                np.dtype(camera.frame_dtype),
-            )
-            for camera in self._sources[source].selection.videos
+            key: self._arrays.empty(key, (count, *shape), np.dtype(camera.frame_dtype))
+            for camera in self._sources[frames.source].selection.videos
+            for key, shape in self._frames.shapes_of(
+                frames.source, camera.key, frames.block
+            ).items()
         }
 
     def statistics(self) -> ReadStatistics:

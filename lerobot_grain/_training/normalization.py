@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
@@ -170,11 +170,18 @@ class Normalizer:
         return mapped
 
 
+class _HasOutputs(Protocol):
+    """A `Window`."""
+
+    def outputs(self, name: str) -> Mapping[str, str]: ...
+
+
 def normalizer(
     source: Repository | Statistics,
     modes: Mapping[str, Mode] | None = None,
     *,
     stats: Statistics | None = None,
+    windows: Mapping[str, _HasOutputs] | None = None,
 ) -> Normalizer:
     """Returns the normalization of a dataset.
 
@@ -197,6 +204,8 @@ def normalizer(
         The default is `imagenet` for cameras (`mean_std` for depth), `mean_std` for
         `observation.*`, `action` and `action.*`
         that are numbers, and `identity` for all else, such as `timestamp` and `next.reward`.
+      windows: those with a name that examples are read with (`Window`): their values are normalized
+        as those of their features, so that a goal can be compared with a state.
 
     Raises:
       InvalidRequestError: a feature, mode or statistic does not exist, or one number of `stats`
@@ -214,6 +223,11 @@ def normalizer(
         elif mode != "identity":
             of_its_kind = of_cameras if key in known.channels else of_values
             of_its_kind[key] = _of_feature(known, key, mode)
+    for name, window in (windows or {}).items():
+        for output, key in window.outputs(name).items():
+            for of_its_kind in (of_values, of_cameras):
+                if key in of_its_kind:
+                    of_its_kind[output] = of_its_kind[key]
     return Normalizer(of_values, of_cameras)
 
 

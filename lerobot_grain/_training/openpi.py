@@ -81,7 +81,12 @@ class OpenPiFormat(grain.transforms.Map):
             self.action_key: True,
         }.items():
             array_at(example, key, "OpenPiFormat")
-            if has_window(example, key) != windowed:
+            found = has_window(example, key)
+            if key in self.cameras.values():
+                # The mask of a frame that was drawn has the axis of a batch only, as the state.
+                axes = np.ndim(array_at(example, self.state_key, "OpenPiFormat")) - 1
+                found = found and np.ndim(example[f"{key}_is_pad"]) > axes
+            if found != windowed:
                 raise InvalidRequestError(
                     f"OpenPiFormat: expected {key!r} with{'' if windowed else 'out'} "
                     "delta_timestamps"

@@ -238,3 +238,26 @@ def test_pyplot_is_left_alone(last: dict[str, Any], monkeypatch: pytest.MonkeyPa
 def test_the_picture_of_the_documentation_is_there() -> None:
     picture = Path(__file__).parents[2] / "docs" / "images" / "plot_example.png"
     assert 20_000 < picture.stat().st_size < 150_000
+
+
+def test_windows_with_names(repository: lg.Repository) -> None:
+    windows = {
+        "goal": lg.Window(TOP, lg.LastFrame()),
+        "end": lg.Window(["action"], lg.LastFrame()),
+        "before": lg.Window([WRIST, "action"], [-0.1, 0.0]),
+    }
+    with contextlib.closing(
+        iter(lg.LeRobotIterDataset(repository, windows=windows, shuffle=None, num_epochs=1))
+    ) as examples:
+        first = next(examples)
+    figure = drawn(lg.plot_example(first, repository))
+    found = axes_of(figure)
+    assert len(found[f"before.{WRIST}"]) == 2
+    assert [plot.get_xlabel() for plot in found[f"before.{WRIST}"]] == ["0 s, pad", "0 s"]
+    assert len(found["goal"]) == 1
+    assert len(found["before.action"][0].lines) == 3
+    assert found["end.action"]
+    text = figure.get_supxlabel()
+    assert "goal_is_pad: False" in text
+    assert "end_is_pad: False" in text
+    assert "goal_seconds: 0.7" in text

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lerobot_grain._base.errors import InvalidRequestError
-from lerobot_grain._order.windows import TOLERANCE_SECONDS, WindowOffsets, window_offsets
+from lerobot_grain._order.seconds import TOLERANCE_SECONDS
+from lerobot_grain._order.windows import WindowOffsets, window_offsets
 
 KEYS = ("state", "action", "camera")
 

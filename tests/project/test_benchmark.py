@@ -139,3 +139,19 @@ def test_seeking(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
         "few heavy",
         "uneven",
     ]
+
+
+def test_goals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    goals = importlib.import_module("goals")
+    monkeypatch.setattr(goals, "subprocess", types.SimpleNamespace(run=measure_here))
+    command = ["--cases", "small", "--scale", "tiny", "--repeats", "1", "--cache", str(tmp_path)]
+    goals.main([*command, "--json", str(tmp_path / "result.json")])
+    written = json.loads((tmp_path / "result.json").read_text())
+    kinds = ["none", "fixed", "uniform", "geometric", "last"]
+    assert {case: list(kinds) for case, kinds in written.items()} == {"small": kinds}
+    assert all(written["small"][kind][0]["examples"] == 96 for kind in kinds)
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert [line.split("|")[2].strip() for line in lines[2:]] == kinds

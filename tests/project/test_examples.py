@@ -33,7 +33,7 @@ for name in ("optax", "orbax.checkpoint", "matplotlib", "tqdm"):
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-NAMES = ("behaviour_cloning", "act", "diffusion_policy", "mixture")
+NAMES = ("behaviour_cloning", "act", "diffusion_policy", "goal_reaching", "mixture")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,6 +82,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         "behaviour_cloning": ["--repository", str(directory / "state")],
         "act": pictures,
         "diffusion_policy": pictures,
+        "goal_reaching": pictures,
         "mixture": [
             "--mix",
             str(directory / "two_hands"),
@@ -160,6 +161,28 @@ def test_behaviour_cloning_learns_and_blind_it_does_not(
         errors[len(kind)] = found[60]["held-out"] / found[0]["held-out"]
     assert errors[0] < 0.5
     assert errors[1] > 0.9
+
+
+@pytest.mark.long
+def test_goal_reaching_reaches_the_goal_and_without_it_does_not(tmp_path: Path) -> None:
+    example = importlib.import_module("goal_reaching")
+    example.write_rolls(tmp_path / "rolls", num_episodes=120)
+    named = {"goal_reaching": ["--repository", str(tmp_path / "rolls")]}
+    options = ("--steps", "150", "--width", "64", "--save-every", "150", "--batch-size", "32")
+    size = ("--image-size", str(example.SIZE), str(example.SIZE))
+    results = {}
+    for kind in ((), ("--blind",)):
+        results[kind] = run(
+            "goal_reaching", named, tmp_path / f"run{len(kind)}", *options, *size, *kind
+        )
+    errors = {
+        kind: result.errors[150]["held-out"] / result.errors[0]["held-out"]
+        for kind, result in results.items()
+    }
+    assert errors[()] < 0.3
+    assert errors["--blind",] > 0.9
+    # A ball that is led for a second.
+    assert example.missed_by(results[()].policy) < example.SPEED / 2
 
 
 def test_a_directory_that_holds_a_training_is_not_overwritten(

@@ -142,7 +142,8 @@ class Shard:
                 iterator.set_state(state)
             self._workers.append(iterator)
 
-    def take(self, count: int) -> list[int]:
+    def take(self, count: int) -> list[tuple[int, int]]:
+        """Returns pairs (row, position): what goals are drawn by."""
         found = []
         for worker in itertools.islice(itertools.cycle(self._workers), count):
             try:
@@ -220,6 +221,7 @@ class StoppedAndGoingOn(RuleBasedStateMachine):
                     "repository": self.repository,
                     "shuffle": self.shuffle,
                     **self.sampling,
+                    "with_positions": True,
                     "num_epochs": self.num_epochs,
                     "shard_options": grain.sharding.ShardOptions(
                         number, num_shards, drop_remainder=drop_remainder
@@ -233,7 +235,7 @@ class StoppedAndGoingOn(RuleBasedStateMachine):
         end = self.end(num_shards, drop_remainder)
         for number, rows in enumerate(found):
             positions = range(self.position + number, end, num_shards)[:steps]
-            assert rows == [self.uninterrupted.row(position) for position in positions]
+            assert rows == [(self.uninterrupted.row(position), position) for position in positions]
         if all(len(rows) == steps for rows in found):
             self.stop(num_shards, num_workers, steps, states)
         else:

@@ -566,3 +566,33 @@ def test_only_some_keys(normalizer: lg.Normalizer, batch: dict[str, np.ndarray])
     found = normalizer.normalize(batch, [STATE])
     assert found[TOP] is batch[TOP]
     assert found[STATE] is not batch[STATE]
+
+
+def test_goals_are_normalized_as_their_features() -> None:
+    windows = {
+        "goal": lg.Window([STATE, TOP, "next.reward"], lg.LastFrame()),
+        "near": lg.Window(STATE, [0.0, 0.1]),
+    }
+    normalizer = lg.normalizer(STATS, windows=windows)
+    batch = {
+        STATE: state(4),
+        f"goal.{STATE}": state(4),
+        "near": state(4, 2),
+        TOP: pictures(4),
+        f"goal.{TOP}": pictures(4),
+        "goal.next.reward": np.ones(4, np.float32),
+        "goal_seconds": np.ones(4, np.float32),
+    }
+    found = normalizer.normalize(batch)
+    assert np.array_equal(found[STATE], found[f"goal.{STATE}"])
+    assert np.array_equal(found[TOP], found[f"goal.{TOP}"])
+    assert np.array_equal(
+        found["near"], lg.normalizer(STATS).normalize({STATE: state(4, 2)})[STATE]
+    )
+    # Without a mode of its own the feature is left as it is, and so is its goal.
+    for key in ("goal.next.reward", "goal_seconds"):
+        assert found[key] is batch[key]
+    again = lg.Normalizer.from_dict(normalizer.to_dict()).unnormalize(found)
+    assert np.allclose(again[f"goal.{STATE}"][..., :2], state(4)[..., :2], atol=1e-5)
+    # Windows that are not named stay as they are.
+    assert lg.normalizer(STATS).normalize(batch)["near"] is batch["near"]

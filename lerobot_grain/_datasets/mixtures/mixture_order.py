@@ -111,7 +111,7 @@ class MixtureOrderIterator(grain.DatasetIterator[tuple[str, int]]):
         parts = []
         for number, places in zip(present.tolist(), np.split(by_number, firsts[1:]), strict=True):
             rows = self._rows[number].at(own[places])
-            block = self._components[number].transformation.block(rows)
+            block = self._components[number].transformation.block(rows, own[places])
             parts.append(SourceBlock(number, block, places))
         count = len(positions)
         step = self._part.step

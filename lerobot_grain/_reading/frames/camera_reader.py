@@ -23,9 +23,16 @@ from lerobot_grain._order.windows import WindowBlock
 from lerobot_grain._reading.frame_cache.camera_frames import CameraFrames
 from lerobot_grain._reading.frames.camera_gops import CameraGops, DecodeCounts, OpenDecoders
 from lerobot_grain._reading.frames.decoding import GopFrames
-from lerobot_grain._reading.frames.frame_store import CACHED, FAILED, NO_SLOT, FrameDemand
+from lerobot_grain._reading.frames.frame_store import (
+    CACHED,
+    FAILED,
+    NO_SLOT,
+    FrameDemand,
+    FrameStore,
+)
 from lerobot_grain._reading.frames.gop_decoder import DecodeCandidate, GopDecoder
 from lerobot_grain._reading.frames.gop_fetcher import FileKey, GopFetcher
+from lerobot_grain._reading.frames.staying_frames import StayingFrames
 from lerobot_grain._reading.future_cache import FutureCache
 from lerobot_grain._reading.read_context import ReadContext, ReadSource
 from lerobot_grain._video.decoder import Frames
@@ -60,16 +67,18 @@ class CameraReader:
         self._episodes = source.repository.episodes
         self._file_of_episode = self._episodes.videos[feature.key].files.file_of_episode
         self.demand = FrameDemand()
-        self.store = decoder.store
         self._fetcher = GopFetcher(
             context,
             source,
             feature.key,
             demand=self.demand,
-            frame_bytes=self.store.frame_bytes,
+            frame_bytes=decoder.store.frame_bytes,
             files=files,
         )
         self.decoder = decoder
+        self._staying = StayingFrames(
+            self.demand, context.budget.staying_frames // decoder.store.frame_bytes
+        )
         self._gops = CameraGops(
             self.demand,
             self._fetcher,
@@ -82,10 +91,15 @@ class CameraReader:
                 source.repository,
                 feature,
                 image_size=source.image_size,
-                frame_bytes=self.store.frame_bytes,
+                frame_bytes=decoder.store.frame_bytes,
             ),
         )
         self._problems_of_entries: dict[int, Exception] = {}
+
+    @property
+    def store(self) -> FrameStore:
+        """Memory for the frames."""
+        return self.decoder.store
 
     @property
     def coded_bytes(self) -> int:
@@ -107,9 +121,14 @@ class CameraReader:
         if on_disk is None or not on_disk.has_all_of(block.episodes):
             for number in set(self._file_of_episode[block.episodes].tolist()):
                 self._fetcher.open(number)
-        return self.demand.add(
+        entries = self.demand.add(
             self._episodes.first_rows[block.episodes][:, None] + self._window(block)
         )
+        for output in block.outputs_of(self._camera):
+            if output.stays is not None and output.stays.any():
+                staying = entries[output.stays, output.columns].reshape(-1)
+                self._give_back(self._staying.add(staying))
+        return entries
 
     # Fetching
 
@@ -294,6 +313,7 @@ class CameraReader:
         self.decoder.give_back(self.demand.slots[entries].astype(np.int64))
         self.demand.slots[entries] = NO_SLOT
         self.demand.is_requested[entries] = False
+        self._staying.drop(entries)
 
     # Handing out
 
@@ -393,13 +413,15 @@ class CameraReader:
             self.decoder.give_back(self.demand.use(flat))
             return
         self._meter.count(frames_from_cache=int((self.demand.slots[flat] == CACHED).sum()))
-        slots = self.demand.use(flat)
+        self._give_back(self.demand.use(flat))
+
+    def _give_back(self, slots: Integers) -> None:
         self.decoder.give_back(slots[slots >= 0])
 
     # Windows
 
     def _window(self, block: WindowBlock) -> Integers:
         """Returns int64 `(examples, time)`: the frames of the episode that the camera's windows
-        consist of.
+        consist of, those with names among them.
         """
-        return block.frames.get(self._camera, block.anchor_frames[:, None])
+        return block.frames_of(self._camera)

@@ -95,7 +95,7 @@ class FrameCopy(NamedTuple):
     Attributes:
       frames: of the block.
       examples: of the source.
-      out: by camera, frames of examples, `(n, ...)`.
+      out: by key in examples, their frames, `(n, ...)`.
       places: int64 `(examples,)`, ascending: which of `out` they are.
     """
 
@@ -217,8 +217,7 @@ class FrameReader:
     def example_bytes(self, source: int, block: WindowBlock) -> int:
         """Returns the bytes of the frames of one example of a source."""
         return sum(
-            self._cameras[source, key].store.frame_bytes
-            * (block.frames[key].shape[1] if key in block.frames else 1)
+            self._cameras[source, key].store.frame_bytes * block.outputs_of(key)[-1].columns.stop
             for key in self._keys_of_source[source]
         )
 
@@ -330,9 +329,9 @@ class FrameReader:
         """
         while lost := self._copy_found(copies):
             self._restore(lost)
-        for frames, examples, out, _ in copies:
-            for key in out:
-                self._cameras[frames.source, key].release(frames.entries[key][examples])
+        for frames, examples, _, _ in copies:
+            for key, entries in frames.entries.items():
+                self._cameras[frames.source, key].release(entries[examples])
 
     def _copy_found(self, copies: Sequence[FrameCopy]) -> list[tuple[FrameCopy, str, Integers]]:
         """Copies frames; returns those that the frame cache has lost, by copy and camera."""
@@ -340,8 +339,10 @@ class FrameReader:
         owners: list[tuple[FrameCopy, str]] = []
         room = _COPIED_BYTES
         for each in copies:
-            for key, array in each.out.items():
-                entries = each.frames.entries[key][each.examples]
+            block = each.frames.block
+            for key, output in block.outputs_of_all(each.frames.entries):
+                array = each.out[output.key]
+                entries = each.frames.entries[key][each.examples, output.columns]
                 step = max(1, _COPIED_BYTES // max(1, array[:1].nbytes))
                 for start in range(0, len(each.places), step):
                     piece = slice(start, start + step)
@@ -380,12 +381,13 @@ class FrameReader:
             if (problem := camera.wait(needed)) is not None:
                 raise problem[1]
 
-    def shape_of(self, source: int, key: str, block: WindowBlock) -> tuple[int, ...]:
-        """Returns the shape of an example's value: `(height, width, channels)`, or with the time in
-        front.
-        """
+    def shapes_of(self, source: int, key: str, block: WindowBlock) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes of an example's values of a camera, by key."""
         shape: tuple[int, ...] = self._cameras[source, key].store.frames.shape[1:]
-        return (block.frames[key].shape[1], *shape) if key in block.frames else shape
+        return {
+            output.key: (output.frames.shape[1], *shape) if output.has_time else shape
+            for output in block.outputs_of(key)
+        }
 
     def _choose(
         self,

@@ -66,6 +66,11 @@ class FrameDemand:
         np.add.at(self.uses, entries.reshape(-1), 1)
         return entries
 
+    def add_use(self, entry: int) -> None:
+        """Counts one more use of an entry that holds."""
+        self.uses[entry] += 1
+        self._waiting_uses[entry >> _PAGE_BITS] += 1
+
     def find(self, rows: Integers) -> Integers:
         """Returns the entries of ascending rows, int64 `(n,)`, n > 0: 0 where a row is not
         known.

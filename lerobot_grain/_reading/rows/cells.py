@@ -6,6 +6,7 @@ Pure.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.arrays import Integers
-from lerobot_grain._order.windows import WindowBlock
+from lerobot_grain._order.windows import Output, WindowBlock
 from lerobot_grain._reading.rows.row_groups import RowGroup
 
 
@@ -43,8 +44,9 @@ class NeededRows:
       files: int64 `(rows,)`: number of the data file of each.
       rows: int64 `(rows,)`: row in that file.
       num_anchors: how many of them are the examples' own.
-      window_shapes: (examples, time) of each window; features with equal windows share one.
-      window_of: feature key -> place in `window_shapes`.
+      window_shapes: (examples, time) of each window, or (examples,) of those without a time axis;
+        values with equal windows share one.
+      window_of: key in examples -> place in `window_shapes`.
     """
 
     files: Integers
@@ -54,7 +56,7 @@ class NeededRows:
     window_of: dict[str, int]
 
     def cells(self, groups: Integers, rows: Integers) -> tuple[Cells, dict[str, Cells]]:
-        """Returns the cells of the examples' own rows, and by feature key those of its windows.
+        """Returns the cells of the examples' own rows, and by key in examples those of windows.
 
         Args:
           groups, rows: int64 `(rows,)`: of the cell of each row.
@@ -62,7 +64,7 @@ class NeededRows:
         begin = self.num_anchors
         windows = []
         for shape in self.window_shapes:
-            end = begin + shape[0] * shape[1]
+            end = begin + math.prod(shape)
             windows.append(Cells(groups[begin:end].reshape(shape), rows[begin:end].reshape(shape)))
             begin = end
         anchors = Cells(groups[: self.num_anchors], rows[: self.num_anchors])
@@ -70,26 +72,29 @@ class NeededRows:
 
 
 def needed_rows(
-    block: WindowBlock, keys: Sequence[str], *, files: Integers, offsets: Integers
+    block: WindowBlock, outputs: Sequence[Output], *, files: Integers, offsets: Integers
 ) -> NeededRows:
     """Returns the rows that a block needs.
 
     Args:
-      keys: of the features that are read with windows.
+      outputs: the values that are not of the examples' own rows.
       files: int64 `(examples,)`: number of the data file of each example.
       offsets: int64 `(examples,)`: row of the first frame of its episode in that file.
     """
-    distinct = {id(block.frames[key]): block.frames[key] for key in keys}
+    distinct = {id(output.frames): output for output in outputs}
     places = {name: place for place, name in enumerate(distinct)}
-    windows = [frames + offsets[:, None] for frames in distinct.values()]
+    windows = [output.frames + offsets[:, None] for output in distinct.values()]
     return NeededRows(
         np.concatenate([files, *(np.repeat(files, window.shape[1]) for window in windows)]),
         np.concatenate(
             [offsets + block.anchor_frames, *(window.reshape(-1) for window in windows)]
         ),
         len(files),
-        [window.shape for window in windows],
-        {key: places[id(block.frames[key])] for key in keys},
+        [
+            output.frames.shape if output.has_time else output.frames.shape[:1]
+            for output in distinct.values()
+        ],
+        {output.key: places[id(output.frames)] for output in outputs},
     )
 
 

@@ -50,22 +50,25 @@ class PictureReader:
     def expect(self, block: WindowBlock) -> None:
         """Asks the system for the frames of a block that lie in the frame cache."""
         for key, on_disk in self._on_disk.items():
-            episodes, frames = _frames_of(block, key)
+            episodes, frames = _flat(block.episodes, block.frames_of(key))
             is_there = on_disk.find(episodes, frames)
             on_disk.expect(episodes[is_there], frames[is_there])
 
-    def frames(self, feature: Feature, encoded: list[Any], block: WindowBlock) -> npt.NDArray[Any]:
-        """Returns the frames of the examples of a block, `(frames, height, width, channels)`.
+    def frames(
+        self, feature: Feature, encoded: list[Any], episodes: Integers, windows: Integers
+    ) -> npt.NDArray[Any]:
+        """Returns the frames of examples, `(frames, height, width, channels)`.
 
         Args:
           feature: the camera.
           encoded: the picture of each.
-          block: the requests.
+          episodes: int64 `(examples,)`, positions in the episode table.
+          windows: int64 `(examples, time)`, frames of the episodes.
 
         Raises:
           DatasetFormatError: a picture cannot be decoded.
         """
-        episodes, frames = _frames_of(block, feature.key)
+        episodes, frames = _flat(episodes, windows)
         on_disk = self._on_disk.get(feature.key)
         out = None
         missing = np.arange(len(encoded))
@@ -155,9 +158,6 @@ class PictureReader:
         return (*(self._source.image_size or feature.shape[:2]), feature.num_channels)
 
 
-def _frames_of(block: WindowBlock, key: str) -> tuple[Integers, Integers]:
-    """Returns the episode and the frame of the episode of each frame that a block needs of a
-    camera, each int64 `(frames,)`.
-    """
-    windows = block.frames.get(key, block.anchor_frames[:, None])
-    return np.repeat(block.episodes, windows.shape[1]), windows.reshape(-1)
+def _flat(episodes: Integers, windows: Integers) -> tuple[Integers, Integers]:
+    """Returns the episode and the frame of each frame of windows, each int64 `(frames,)`."""
+    return np.repeat(episodes, windows.shape[1]), windows.reshape(-1)

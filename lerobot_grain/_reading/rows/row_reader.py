@@ -19,11 +19,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import DatasetFormatError, LeRobotGrainError, LeRobotGrainWarning
+from lerobot_grain._format.features import Feature
 from lerobot_grain._order.windows import WindowBlock
 from lerobot_grain._reading.batches import Batch
 from lerobot_grain._reading.fetch_groups import row_groups_fetched_together
@@ -65,7 +67,8 @@ class PendingRows:
     Attributes:
       groups: the row groups.
       anchors: cells of the examples' own rows.
-      windows: feature key -> cells of its windows.
+      windows: key in examples -> cells of a window.
+      outputs: feature key -> keys that its values have in examples.
       problems: file number -> why it could not be opened.
       files: int64 `(examples,)`: numbers of their data files.
       loaded: `groups`, once they were waited for; `None`: could not be read.
@@ -74,6 +77,7 @@ class PendingRows:
     groups: list[Future[RowGroup]]
     anchors: Cells
     windows: dict[str, Cells]
+    outputs: dict[str, list[str]]
     problems: dict[int, Exception]
     files: Integers
     loaded: list[RowGroup | None] = field(default_factory=list)
@@ -153,8 +157,14 @@ class RowReader:
         episodes = self._repository.episodes
         files = episodes.data.file_of_episode[block.episodes]
         offsets = episodes.data_offsets[block.episodes]
-        keys = [feature.key for feature in self._selection.columns if feature.key in block.frames]
-        needed = needed_rows(block, keys, files=files, offsets=offsets)
+        outputs = {f.key: block.outputs_of(f.key) for f in self._selection.columns}
+        windowed = [
+            output
+            for feature, found in outputs.items()
+            for output in found
+            if output.has_time or output.key != feature
+        ]
+        needed = needed_rows(block, windowed, files=files, offsets=offsets)
         groups, places, problems = self._groups_of(needed)
         rows = needed.rows
         sizes = [self._unpacked(file, group) for file, group in groups]
@@ -172,7 +182,8 @@ class RowReader:
             loads = [self._group(file, group) for file, group in groups]
         self._pictures.expect(block)
         anchors, windows = needed.cells(places, rows)
-        return PendingRows(loads, anchors, windows, problems, files)
+        keys = {feature: [output.key for output in found] for feature, found in outputs.items()}
+        return PendingRows(loads, anchors, windows, keys, problems, files)
 
     def _groups_of(
         self, needed: NeededRows
@@ -255,22 +266,10 @@ class RowReader:
         if arrays:
             found.update(records_of(groups, arrays, anchors))
         for feature in columns:
-            key = feature.key
-            if key in found or feature.is_camera:
-                continue
-            cells = pending.windows[key][examples] if key in pending.windows else anchors
-            if feature.dtype == "string":
-                values = look_up(groups, cells, functools.partial(list_column, key))
-                time = cells.rows.shape[1] if cells.rows.ndim == 2 else 0
-                found[key] = (
-                    [values[i : i + time] for i in range(0, len(values), time)] if time else values
-                )
-            elif feature.dtype == "language":
-                found[key] = array_of(
-                    look_up(groups, cells, functools.partial(list_column, key)), cells.rows.shape
-                )
-            else:
-                found[key] = gather(groups, key, cells)
+            for key in () if feature.is_camera else pending.outputs[feature.key]:
+                if key not in found:
+                    cells = pending.windows[key][examples] if key in pending.windows else anchors
+                    found[key] = _values_of(groups, feature, cells)
         for key in self._selection.texts:
             found[key] = look_up(groups, anchors, functools.partial(list_column, key))
         return found
@@ -284,13 +283,17 @@ class RowReader:
         """
         found: Batch = {}
         for feature in self._selection.columns:
-            if feature.is_camera and pending is not None:
-                cells = pending.windows.get(feature.key, pending.anchors)[examples]
+            if not feature.is_camera or pending is None:
+                continue
+            for output in block.outputs_of(feature.key):
+                cells = pending.windows.get(output.key, pending.anchors)[examples]
                 encoded = look_up(
                     pending.loaded, cells, functools.partial(list_column, feature.key)
                 )
-                frames = self._pictures.frames(feature, encoded, block[examples])
-                found[feature.key] = frames.reshape(*cells.rows.shape, *frames.shape[1:])
+                frames = self._pictures.frames(
+                    feature, encoded, block.episodes[examples], output.frames[examples]
+                )
+                found[output.key] = frames.reshape(*cells.rows.shape, *frames.shape[1:])
         return found
 
     def _file(self, number: int) -> Future[DataFile]:
@@ -394,6 +397,17 @@ class RowReader:
                 group, selected_columns(file, self._selection)
             )
         return self._unpacked_bytes[place]
+
+
+def _values_of(groups: list[RowGroup | None], feature: Feature, cells: Cells) -> Any:
+    """Returns the values of cells of a feature that is no camera."""
+    if feature.dtype not in ("string", "language"):
+        return gather(groups, feature.key, cells)
+    values = look_up(groups, cells, functools.partial(list_column, feature.key))
+    if feature.dtype == "language":
+        return array_of(values, cells.rows.shape)
+    time = cells.rows.shape[1] if cells.rows.ndim == 2 else 0
+    return [values[i : i + time] for i in range(0, len(values), time)] if time else values
 
 
 def _after(

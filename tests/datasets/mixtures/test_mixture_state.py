@@ -27,6 +27,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 import lerobot_grain as lg
 from lerobot_grain.testing import write_dataset
 from tests.order.test_mixture import MIXTURE, naive_shares
+from tests.support.draws import draw_frame, word
 
 CASES = int(os.environ.get("LEROBOT_GRAIN_CASES", "200"))
 LENGTHS = {"arm": [5, 9], "bin": [3], "car": [20, 2, 8], "dog": [1], "eye": [50]}
@@ -37,6 +38,8 @@ SAMPLING: dict[str, dict[str, Any]] = {
     "eye": {"valid_rows": [frame % 7 < 4 for frame in range(50)]},
 }
 SHUFFLE = lg.Shuffle(seed=1, clip_length=2, num_parts=2, buffer_size=8)
+FPS = 30
+GOAL = lg.UniformDraw(1 / FPS, 8 / FPS)
 
 
 @pytest.fixture(scope="module", name="components")
@@ -46,6 +49,7 @@ def _components(tmp_path_factory: pytest.TempPathFactory) -> dict[str, lg.LeRobo
         name: lg.LeRobotIterDataset(
             write_dataset(where / name, episode_lengths=lengths, cameras=[]).directory,
             shuffle=SHUFFLE,
+            windows={"goal": lg.Window("action", GOAL)},
             **SAMPLING.get(name, {}),
         )
         for name, lengths in LENGTHS.items()
@@ -79,6 +83,7 @@ class Model:
     def take(self, count: int) -> list[tuple[str, int]]:
         names = list(self._shares)
         found = []
+        self.own_positions: list[int] = []  # of what was taken last
         for _ in range(count):
             turn, slot = divmod(self.position - self._begin, 65536)
             assert turn == 0, "the runs are short"
@@ -89,6 +94,7 @@ class Model:
                 self._turn = slots[np.argsort(words, kind="stable")]
             name = names[self._turn[slot]]
             found.append((name, self._rows[name][self._own[name]]))
+            self.own_positions.append(self._own[name])
             self._own[name] += 1
             self.position += 1
         return found
@@ -123,9 +129,14 @@ class MixtureRuns(RuleBasedStateMachine):
         states = []
         for number in range(count):
             iterator = self.mixture(number, count)
-            found = blocks_of(iterator, steps) if in_blocks else singles_of(iterator, steps)
-            assert found[0] == expected[number::count]
-            states.append(found[1])
+            if in_blocks:
+                rows, state, goals = blocks_of(iterator, steps)
+                own_positions = self.model.own_positions[number::count]
+                assert goals == list(map(goal_of, rows, own_positions))
+            else:
+                rows, state = singles_of(iterator, steps)
+            assert rows == expected[number::count]
+            states.append(state)
         assert all(state == states[0] for state in states)
         self.state = json.loads(json.dumps(states[0]))
 
@@ -163,19 +174,36 @@ def singles_of(iterator: Any, count: int) -> tuple[list[tuple[str, int]], dict[s
     return list(itertools.islice(iterator, count)), iterator.get_state()
 
 
-def blocks_of(iterator: Any, count: int) -> tuple[list[tuple[str, int]], dict[str, Any]]:
-    """The same through blocks, of which the last is not taken to its end."""
+def goal_of(row: tuple[str, int], own_position: int) -> int:
+    """The frame of the goal of a row of a component, by the definition."""
+    name, frame = row
+    for length in LENGTHS[name]:
+        if frame < length:
+            drawn, _ = draw_frame(
+                GOAL, word("goal", SHUFFLE.seed, own_position), frame, length, fps=FPS
+            )
+            return drawn
+        frame -= length
+    raise AssertionError(row)
+
+
+def blocks_of(iterator: Any, count: int) -> tuple[list[tuple[str, int]], dict[str, Any], list[int]]:
+    """The same through blocks, of which the last is not taken to its end; and frames of goals."""
     if count == 0:
-        return [], iterator.get_state()
+        return [], iterator.get_state(), []
     names = [component.name for component in iterator._components]
     parts, state_after = iterator.next_block()
     found: list[Any] = [None] * sum(len(part.places) for part in parts)
+    goals = [0] * len(found)
     for source, block, places in parts:
         repository = iterator._components[source].reading.repository
         rows = repository.episodes.first_rows[block.episodes] + block.anchor_frames
         for place, row in zip(places.tolist(), rows.tolist(), strict=True):
             found[place] = names[source], row
-    return found[:count], state_after(count)
+        drawn = block.named["goal"].frames[:, 0].tolist()
+        for place, goal in zip(places.tolist(), drawn, strict=True):
+            goals[place] = goal
+    return found[:count], state_after(count), goals[:count]
 
 
 def test_random_runs_equal_the_definition(

@@ -1,0 +1,90 @@
+"""Frames that stay after their last known use: the last frame of an episode is decoded once,
+whatever clips need it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lerobot_grain as lg
+from lerobot_grain._reading.frames.frame_store import NO_SLOT, FrameDemand
+from lerobot_grain._reading.frames.staying_frames import StayingFrames
+from lerobot_grain.testing import Camera, read_barcodes, write_dataset
+
+TOP = "observation.images.top"
+
+
+def needed(demand: FrameDemand, *rows: int) -> Any:
+    """Counts a use of rows; as if their frames were decoded, too."""
+    entries = demand.add(np.array(rows))
+    demand.slots[entries] = rows
+    demand.is_requested[entries] = True
+    return entries
+
+
+def test_a_frame_stays_until_others_take_its_place() -> None:
+    demand = FrameDemand()
+    staying = StayingFrames(demand, 2)
+    entries = needed(demand, 5, 700, 9)
+    assert staying.add(entries[:2]).tolist() == []
+    assert demand.use(entries[:2]).tolist() == []
+    # Asked for again, it is not the one that goes.
+    assert needed(demand, 5).tolist() == entries[:1].tolist()
+    staying.add(entries[:1])
+    assert demand.use(entries[:1]).tolist() == []
+    assert staying.add(entries[2:]).tolist() == [700]
+    assert demand.uses[entries].tolist() == [1, 0, 2]
+    assert demand.use(entries[2:]).tolist() == []
+    # Still needed by examples, it goes after the last of them.
+    assert staying.add(needed(demand, 300, 301)).tolist() == [5, 9]
+
+
+def test_frames_that_were_dropped_are_forgotten() -> None:
+    demand = FrameDemand()
+    staying = StayingFrames(demand, 8)
+    entries = needed(demand, 5, 6)
+    staying.add(entries[:1])
+    demand.use(entries)
+    assert demand.uses[entries].tolist() == [1, 0]
+    demand.slots[entries] = NO_SLOT
+    staying.drop(entries)
+    assert demand.uses[entries].tolist() == [0, 0]
+    assert demand.find(np.array([5])).tolist() == [0]
+
+
+def test_without_room_none_stays() -> None:
+    demand = FrameDemand()
+    entries = needed(demand, 5)
+    StayingFrames(demand, 0).add(entries)
+    assert demand.use(entries).tolist() == [5]
+
+
+@pytest.mark.parametrize("gop", [2, 10])
+def test_the_last_frame_of_an_episode_is_decoded_once(tmp_path: Path, gop: int) -> None:
+    lengths = [120] * 6
+    directory = write_dataset(
+        tmp_path / "data",
+        episode_lengths=lengths,
+        fps=10,
+        cameras=[Camera(key=TOP, height=64, width=80, gop=gop)],
+    ).directory
+    repository = lg.open_repository(directory)
+    pictures = {}
+    for name, windows in (("none", {}), ("last", {"end": lg.Window(TOP, lg.LastFrame())})):
+        order = lg.FrameOrderIterDataset(
+            repository, shuffle=lg.Shuffle(clip_length=10, num_parts=2), num_epochs=4
+        )
+        # Few examples are known ahead, so others of an episode come when nobody knows of it.
+        dataset = lg.ReadWindowsIterDataset(
+            order.map(lg.DeltaTimestamps(repository, windows=windows)), repository, known_examples=1
+        )
+        iterator = iter(dataset)
+        for example in iterator:
+            if windows:
+                assert read_barcodes(example["end"][None])[0][1] == 119
+        pictures[name] = lg.read_statistics(iterator).pictures_decoded
+    assert pictures["last"] - pictures["none"] <= gop * len(lengths)
