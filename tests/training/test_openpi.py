@@ -383,7 +383,7 @@ def loop_of_openpi(code: str, names: dict[str, Any], directory: Path) -> None:
                 "resuming": start_step > 0,
                 "train_state": None,
                 "train_rng": None,
-                "ptrain_step": lambda _, state, batch: (taken.append(batch[1]), {}),
+                "ptrain_step": lambda _rng, _state, batch: (taken.append(batch[1]), {}),
                 "save_state": lambda *arguments: saved.append(arguments[-1]),
                 "checkpoint_manager": None,
                 "data_state_file": directory / "data.json",
