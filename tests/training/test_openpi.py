@@ -371,6 +371,11 @@ def loop_of_openpi(code: str, names: dict[str, Any], directory: Path) -> None:
 
     def run(start_step: int, num_train_steps: int) -> list[Any]:
         taken: list[Any] = []
+
+        def train_step(rng: Any, state: Any, batch: Any) -> tuple[Any, dict[str, Any]]:  # noqa: ARG001
+            taken.append(batch[1])
+            return state, {}
+
         saved: list[int] = []
         config = types.SimpleNamespace(save_interval=2, num_train_steps=num_train_steps)
         exec(
@@ -383,7 +388,7 @@ def loop_of_openpi(code: str, names: dict[str, Any], directory: Path) -> None:
                 "resuming": start_step > 0,
                 "train_state": None,
                 "train_rng": None,
-                "ptrain_step": lambda _rng, _state, batch: (taken.append(batch[1]), {}),
+                "ptrain_step": train_step,
                 "save_state": lambda *arguments: saved.append(arguments[-1]),
                 "checkpoint_manager": None,
                 "data_state_file": directory / "data.json",

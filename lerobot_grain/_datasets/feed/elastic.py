@@ -56,7 +56,10 @@ _ONE_TO_ONE = (
 _COUNTING = ("LimitIterDataset", "MapWithIndexIterDataset")
 _REMEDIES = {
     "FilterIterDataset": "select rows with episodes= or valid_rows= of the stream",
-    "InterleaveIterDataset": "use WorkerPrefetchIterDataset in place of mp_prefetch",
+    **dict.fromkeys(
+        ("InterleaveIterDataset", "MultiprocessPrefetchIterDataset"),  # the latter up to 0.2.15
+        "use WorkerPrefetchIterDataset in place of mp_prefetch",
+    ),
     "MixedIterDataset": "use MixtureIterDataset in place of mix",
     "WindowShuffleIterDataset": "leave it out, the stream is shuffled already",
     **dict.fromkeys(_COUNTING, "put it after .batch"),
@@ -75,7 +78,7 @@ class ElasticIterDataset(grain.IterDataset[Element]):
         ...
         checkpointer.load_checkpointables(step, {"state": abstract_state, "data": batches})
 
-    It goes last, and changes no element. Its iterators are instances of
+    It goes last, after the device feed, and changes no element. Its iterators are instances of
     `grain.experimental.ElasticIterator`. `get_state()` is that of the parent: one small dict for
     JSON, with which a stream restores with this dataset or without it.
 

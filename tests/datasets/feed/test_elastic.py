@@ -23,7 +23,7 @@ from tests.support.elastic_worker import SAVED_AT, main
 from tests.support.jax_processes import run_processes
 
 # Orbax before 0.12.4 has another v1, or none.
-v1 = getattr(ocp_v0, "v1", None)
+v1: Any = getattr(ocp_v0, "v1", None)
 needs_v1 = pytest.mark.skipif(
     not hasattr(v1, "load_checkpointables"), reason="this Orbax has no v1 with these functions"
 )
