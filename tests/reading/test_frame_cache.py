@@ -4,17 +4,14 @@ several processes that are killed, full and vanishing disks, damaged and foreign
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
 import logging
 import os
 import random
 import shutil
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -35,6 +32,7 @@ from lerobot_grain._reading.options import MemoryBudget
 from lerobot_grain._reading.rows import pictures
 from lerobot_grain.testing import Camera, write_dataset
 from tests.support.forked import forking
+from tests.support.small_disk import mounted
 
 AV1, H264, LONG, DEPTH = (f"observation.images.{name}" for name in ("av1", "h264", "long", "depth"))
 LENGTHS = [40, 7, 1, 33, 24]
@@ -340,41 +338,50 @@ def test_streams_of_other_sizes_share_a_directory(directory: Path, tmp_path: Pat
 # --- damage --------------------------------------------------------------------------------------
 
 
-def test_500_flipped_bits_are_all_found(
-    directory: Path, straight: list[dict[str, Any]], tmp_path: Path
+@pytest.mark.parametrize("count", [50, 500])
+def test_flipped_bits_are_all_found(
+    directory: Path, straight: list[dict[str, Any]], tmp_path: Path, count: int
 ) -> None:
-    read(stream(directory, tmp_path))
+    """Each in another frame: in its bytes, or one in ten in its checksum."""
+    sizes: list[dict[str, Any]] = [{}, {"image_size": RESIZED}]
+    for size in sizes:
+        read(stream(directory, tmp_path, **size))
     kept = files_of(tmp_path)
     chosen = random.Random(7)
     flipped = set()
-    while len(flipped) < min(500, NUM_ROWS * 4):
+    while len(flipped) < count:
         path = chosen.choice(kept)
         frames = LENGTHS_OF[path.stat().st_size]
-        size = (path.stat().st_size - 8192) // frames
+        size_bytes = (path.stat().st_size - 8192) // frames
         frame = chosen.randrange(frames)
         if (path, frame) not in flipped:
             flipped.add((path, frame))
-            # One in ten in the checksum.
             start, length = (
-                (4096 + frame * 8, 8) if chosen.random() < 0.1 else (8192 + frame * size, size)
+                (4096 + frame * 8, 8)
+                if chosen.random() < 0.1
+                else (8192 + frame * size_bytes, size_bytes)
             )
             flip(path, (start + chosen.randrange(length)) * 8 + chosen.randrange(8))
     distinct = {"shuffle": None, "delta_timestamps": None}
-    expected, _ = read(stream(directory, None, **distinct))
-    found, statistics = read(stream(directory, tmp_path, **distinct))
-    assert_same(found, expected)
-    assert statistics.frames_from_cache == statistics.frames_handed_out - len(flipped)
+    num_lost = 0
+    for size in sizes:
+        expected, _ = read(stream(directory, None, **distinct, **size))
+        found, statistics = read(stream(directory, tmp_path, **distinct, **size))
+        assert_same(found, expected)
+        num_lost += statistics.frames_handed_out - statistics.frames_from_cache
+    assert num_lost == len(flipped)
     # They were written again.
     found, statistics = read(stream(directory, tmp_path))
     assert_same(found, straight)
     assert statistics.frames_from_cache == statistics.frames_handed_out
 
 
+RESIZED = (40, 56)
 # Sizes of the files of the test dataset -> frames.
 LENGTHS_OF = {
     8192 + length * size: length
     for length in LENGTHS
-    for size in (64 * 96 * 3, 64 * 80 * 3, 64 * 80 * 4)
+    for size in (64 * 96 * 3, 64 * 80 * 3, 64 * 80 * 4, 40 * 56 * 3, 40 * 56 * 4)
 }
 
 
@@ -514,35 +521,20 @@ def test_a_disk_that_is_full_at_every_write(
 
 
 def test_a_small_disk_that_fills_up(
-    directory: Path,
-    straight: list[dict[str, Any]],
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    directory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with mounted(tmp_path / "disk", num_bytes=4 << 20) as disk:
+    # All frames take 26 MB.
+    large = {"image_size": (120, 160)}
+    expected, _ = read(stream(directory, None, num_epochs=2, **large))
+    with mounted(tmp_path / "disk", num_bytes=20 << 20) as disk:
         with caplog.at_level(logging.INFO):
-            found, _ = read(stream(directory, disk / "frames", num_epochs=2))
-        assert_same(found[:NUM_ROWS], straight)
+            found, _ = read(stream(directory, disk / "frames", num_epochs=2, **large))
+        assert_same(found, expected)
         assert len(caplog.records) == 1
-        found, statistics = read(stream(directory, disk / "frames"))
-        assert_same(found, straight)
+        assert os.strerror(errno.ENOSPC) in caplog.text
+        found, statistics = read(stream(directory, disk / "frames", num_epochs=2, **large))
+        assert_same(found, expected)
         assert 0 < statistics.frames_from_cache < statistics.frames_handed_out
-
-
-@contextlib.contextmanager
-def mounted(path: Path, *, num_bytes: int) -> Iterator[Path]:
-    path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(path)]
-    try:
-        done = subprocess.run(command, capture_output=True, check=False)
-    except OSError:
-        pytest.skip("there is no mount")
-    if done.returncode:
-        pytest.skip("mounting is not allowed")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "-l", str(path)], check=True)
 
 
 def test_a_directory_that_cannot_be_made(
@@ -699,11 +691,12 @@ def test_processes_that_are_killed_leave_good_frames_or_none(
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1500)
-def test_processes_that_are_killed_100_times(
-    directory: Path, straight: list[dict[str, Any]], tmp_path: Path
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("first", range(4, 104, 25))
+def test_processes_that_are_killed_at_100_moments(
+    directory: Path, straight: list[dict[str, Any]], tmp_path: Path, first: int
 ) -> None:
-    kill_at_random_moments(directory, straight, tmp_path / "frames", range(4, 104))
+    kill_at_random_moments(directory, straight, tmp_path / "frames", range(first, first + 25))
 
 
 def test_frames_of_another_process_are_found_while_reading(directory: Path, tmp_path: Path) -> None:
