@@ -22,7 +22,11 @@ import pytest
 import lerobot_grain as lg
 from lerobot_grain._reading.batches import split
 from lerobot_grain._reading.daemon_pool import DaemonPool
-from lerobot_grain._reading.frame_cache import camera_frames, frame_key, frame_writer
+from lerobot_grain._reading.frame_cache import (
+    episode_frames,
+    frame_key,
+    frame_writer,
+)
 from lerobot_grain._reading.frame_cache.camera_frames import CameraFrames
 from lerobot_grain._reading.frame_cache.episode_frames import EpisodeFrames
 from lerobot_grain._reading.frame_cache.frame_cache import FrameCache
@@ -152,16 +156,57 @@ def test_frames_are_asked_for_ahead_unless_they_come_from_memory(
     only = {"features": [LONG], "delta_timestamps": None}
     read(stream(directory, tmp_path, **only))
     asked: list[int] = []
+    looked: list[int] = []
+    found: dict[tuple[bool, bool], int] = {}
     monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: asked.append(arguments[2]))
-    monkeypatch.setattr(camera_frames, "_MIN_MEASURED_BYTES", 1)
-    # Most of all, or a few before the first was read: another thread asks, and may be late.
-    for slow, has_all in ((float("inf"), True), (0.0, False)):
+    read_now = episode_frames._read_now
+    num_bytes = NUM_ROWS * 64 * 80 * 3
+    # Whether frames are in memory when they are asked for, and when they are read.
+    for is_there, is_read in ((False, True), (True, True), (True, False)):
         asked.clear()
-        monkeypatch.setattr(camera_frames, "_SLOW_BYTES_PER_SECOND", slow)
-        read(stream(directory, tmp_path, memory_bytes=SMALL_BYTES, **only))
+        looked.clear()
+        monkeypatch.setattr(
+            episode_frames,
+            "_is_in_memory",
+            lambda _, place, is_there=is_there: looked.append(place) or is_there,
+        )
+        monkeypatch.setattr(episode_frames, "_read_now", read_now if is_read else lambda *_: 0)
+        read(stream(directory, tmp_path, memory_bytes=SMALL_BYTES, num_epochs=3, **only))
         assert sum(asked) % (64 * 80 * 3) == 0
-        assert 0 < sum(asked) <= NUM_ROWS * 64 * 80 * 3
-        assert (sum(asked) > NUM_ROWS // 2 * 64 * 80 * 3) == has_all
+        if is_there:
+            assert asked == []
+        else:
+            # Reading is fast because it was asked for: it goes on. Another thread asks, and may be
+            # late for the last ones.
+            assert 1.5 * num_bytes < sum(asked) <= 3 * num_bytes
+        found[is_there, is_read] = len(looked)
+    # In memory, only the first ones are looked for, until one was not there when it was read.
+    assert 3 * found[True, True] < found[True, False]
+
+
+def test_frames_that_are_not_in_memory_are_known(directory: Path, tmp_path: Path) -> None:
+    """Against pages that were dropped, on disks that can; `False` where the system does not say."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        pytest.skip("the system does not say")
+    read(stream(directory, tmp_path, features=[LONG], delta_timestamps=None))
+    path = files_of(tmp_path)[0]
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+        size = os.fstat(descriptor).st_size
+        os.pread(descriptor, size, 0)
+        try:
+            os.preadv(descriptor, [bytearray(1)], 0, os.RWF_NOWAIT)
+        except OSError:
+            pytest.skip("this file system does not say")
+        assert episode_frames._is_in_memory(descriptor, size - 1)
+        assert not episode_frames._is_in_memory(descriptor, size), "past the end"
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        is_there = episode_frames._is_in_memory(descriptor, size - 1)
+    finally:
+        os.close(descriptor)
+    if is_there:
+        pytest.skip("the pages of this file system cannot be dropped")
 
 
 def test_batches_and_resumes_are_the_same(
@@ -293,11 +338,19 @@ def test_a_smaller_limit_deletes_what_is_too_much(directory: Path, tmp_path: Pat
 # --- what is not used ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["FORMAT", "processor", "decoder_version"])
+@pytest.mark.parametrize(
+    ("what", "camera"),
+    [
+        ("FORMAT", AV1),
+        ("processor", AV1),
+        ("decoder_version", AV1),
+        ("depth_decoder_version", DEPTH),
+    ],
+)
 def test_frames_of_another_version_are_not_used(
-    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, camera: str
 ) -> None:
-    only = {"features": [AV1], "delta_timestamps": None}
+    only = {"features": [camera], "delta_timestamps": None}
     read(stream(directory, tmp_path, **only))
     other: Any = "another" if what == "FORMAT" else lambda: "another"
     monkeypatch.setattr(frame_key, what, other)
@@ -305,7 +358,7 @@ def test_frames_of_another_version_are_not_used(
     assert statistics.frames_from_cache == 0
 
 
-@pytest.mark.parametrize("change", ["time", "inode", "row data"])
+@pytest.mark.parametrize("change", ["time", "size", "inode", "row data"])
 def test_frames_of_a_file_that_was_changed_in_place_are_not_used(
     directory: Path, tmp_path: Path, change: str
 ) -> None:
@@ -321,7 +374,10 @@ def test_frames_of_a_file_that_was_changed_in_place_are_not_used(
         if change == "inode":
             shutil.copy(path, tmp_path / "another")
             os.replace(tmp_path / "another", path)
-        later = 0 if change == "inode" else 1
+        if change == "size":
+            with path.open("ab") as file:
+                file.write((8).to_bytes(4, "big") + b"free")  # a box that holds nothing
+        later = 1 if change in ("time", "row data") else 0
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + later))
     _, statistics = read(stream(copy, cache, **only))
     assert statistics.frames_from_cache == 0
