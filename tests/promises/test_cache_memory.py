@@ -59,7 +59,7 @@ def test_memory_does_not_grow_with_the_cache(hub: LoopbackHub, tmp_path: Path, w
     )
     directory = write_dataset(
         tmp_path / "data",
-        episode_lengths=[60] * 10,
+        episode_lengths=[20] * 30,
         cameras=(camera,),
         noise=1.0,
         rows_per_row_group=5,
