@@ -165,11 +165,12 @@ def test_frames_are_asked_for_ahead_unless_they_come_from_memory(
     for is_there, is_read in ((False, True), (True, True), (True, False)):
         asked.clear()
         looked.clear()
-        monkeypatch.setattr(
-            episode_frames,
-            "_is_in_memory",
-            lambda _, place, is_there=is_there: looked.append(place) or is_there,
-        )
+
+        def look(_: int, place: int, *, is_there: bool = is_there) -> bool:
+            looked.append(place)
+            return is_there
+
+        monkeypatch.setattr(episode_frames, "_is_in_memory", look)
         monkeypatch.setattr(episode_frames, "_read_now", read_now if is_read else lambda *_: 0)
         read(stream(directory, tmp_path, memory_bytes=SMALL_BYTES, num_epochs=3, **only))
         assert sum(asked) % (64 * 80 * 3) == 0
