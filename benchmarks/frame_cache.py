@@ -3,6 +3,7 @@ a table.
 
     python benchmarks/frame_cache.py                      # both cases, all kinds
     python benchmarks/frame_cache.py --cases vga3 --kinds off all new
+    python benchmarks/frame_cache.py --kinds all cold     # from the disk itself
     python benchmarks/frame_cache.py --repeats 3 --json frame_cache.json
 
     vga3     three cameras of 640x480, AV1, g=2, noisy: 2,400 rows, 6.6 GB of frames
@@ -13,16 +14,19 @@ Kinds, each in a process of its own:
     off      two epochs without the cache
     all      two epochs with a cache that is empty at first and has room for all
     new      an epoch with that cache: what a second run finds (needs `all`)
+    cold     as `new`, after the files were dropped from the memory of the system (fsync, then
+             posix_fadvise(DONTNEED)); and before that, as fast as the same files are read one after
+             the other, dropped as well
     half     two epochs with a cache that is empty at first and has room for half
 
-What the cache holds is in the memory of the system where that has room for it: the disk is measured
-only where it has not.
+But for `cold`, what the cache holds is in the memory of the system where that has room for it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -34,20 +38,25 @@ from statistics import median
 from typing import Any
 
 from _cases import CASES, TINY, Case, prepare
+from _measure import memory_bytes
 
 from lerobot_grain import LeRobotIterDataset, ReadOptions, open_repository, read_statistics
 
-_KINDS = ("off", "all", "new", "half")
+_KINDS = ("off", "all", "new", "cold", "half")
+# These find what `all` has left.
+_READING = ("new", "cold")
 # Of the episodes of the case: 2,400 rows, and 24,000.
 _SHARES = {"vga3": 0.5, "small": 0.4}
 _BATCH_SIZE = 64
 _TIMEOUT_SECONDS = 900
 # Besides its frames a file has a page or two.
 _FILE_BYTES = 1 << 16
+_READ_BYTES = 1 << 20
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
     """Reads some epochs, in this process."""
+    disk_rate = _disk_rate(Path(job["cache_directory"])) if job["is_cold"] else None
     repository = open_repository(job["repository"])
     dataset = LeRobotIterDataset(
         repository,
@@ -77,7 +86,33 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         "first_batch_seconds": first_batch_seconds,
         "frames_from_cache": statistics.frames_from_cache,
         "frames_handed_out": statistics.frames_handed_out,
+        "anonymous_bytes": memory_bytes("RssAnon"),
+        "disk_bytes_per_second": disk_rate,
     }
+
+
+def _disk_rate(directory: Path) -> float:
+    """Returns the bytes a second at which files are read one after the other, from the disk; leaves
+    nothing of them in memory.
+    """
+    files = sorted(directory.iterdir())
+    _drop_from_memory(files)
+    started = time.perf_counter()
+    num_bytes = 0
+    for path in files:
+        with path.open("rb", buffering=0) as file:
+            while data := file.read(_READ_BYTES):
+                num_bytes += len(data)
+    seconds = time.perf_counter() - started
+    _drop_from_memory(files)
+    return num_bytes / seconds
+
+
+def _drop_from_memory(files: Sequence[Path]) -> None:
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())  # pages that are not written yet stay
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -139,7 +174,8 @@ def _measure_case(case: Case, directory: Path, options: argparse.Namespace) -> l
             "repository": str(directory),
             "cache_directory": str(frames),
             "cache_bytes": {"off": 0, "half": all_bytes // 2}.get(kind, all_bytes),
-            "epochs": 1 if kind == "new" else 2,
+            "epochs": 1 if kind in _READING else 2,
+            "is_cold": kind == "cold",
         }
         done = subprocess.run(
             [sys.executable, __file__, "--job", json.dumps(job)],
@@ -148,7 +184,9 @@ def _measure_case(case: Case, directory: Path, options: argparse.Namespace) -> l
             timeout=_TIMEOUT_SECONDS,
             check=True,
         )
-        result = {"case": case.name, "kind": kind} | json.loads(done.stdout.splitlines()[-1])
+        result = {"case": case.name, "kind": kind, "frame_bytes": frame_bytes} | json.loads(
+            done.stdout.splitlines()[-1]
+        )
         print(json.dumps(result), file=sys.stderr, flush=True)
         found.append(result)
     shutil.rmtree(frames, ignore_errors=True)
@@ -159,8 +197,9 @@ def _table(found: Sequence[dict[str, Any]]) -> str:
     """Returns the medians as Markdown."""
     lines = [
         "| case | frame cache | first epoch, examples/s | second | second / first without | "
-        "pictures decoded in the second | first batch, s |",
-        "|---|---|---|---|---|---|---|",
+        "pictures decoded in the second | first batch, s | RssAnon, MB | "
+        "the disk's bandwidth, GB/s | that of the epoch |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for case in dict.fromkeys(each["case"] for each in found):
         of_case = [each for each in found if each["case"] == case]
@@ -169,12 +208,18 @@ def _table(found: Sequence[dict[str, Any]]) -> str:
             results = [each for each in of_case if each["kind"] == kind]
             last = median(each["rates"][-1] for each in results)
             first = f"{median(each['rates'][0] for each in results):,.0f}"
+            first = "" if kind in _READING else first
             ratio = f"{last / median(without):.2f}" if without else ""
             decoded = median(each["decoded"][-1] for each in results)
             seconds = median(each["first_batch_seconds"] for each in results)
+            memory = median((each["anonymous_bytes"] or 0) / 1e6 for each in results)
+            disk = epoch = ""
+            if kind == "cold":
+                disk = f"{median(each['disk_bytes_per_second'] for each in results) / 1e9:.2f}"
+                epoch = f"{last * results[0]['frame_bytes'] / 1e9:.2f}"
             lines.append(
-                f"| {case} | {kind} | {'' if kind == 'new' else first} | {last:,.0f} | {ratio} | "
-                f"{decoded:,.0f} | {seconds:.2f} |"
+                f"| {case} | {kind} | {first} | {last:,.0f} | {ratio} | "
+                f"{decoded:,.0f} | {seconds:.2f} | {memory:,.0f} | {disk} | {epoch} |"
             )
     return "\n".join(lines)
 

@@ -211,6 +211,7 @@ def test_a_stream_decodes_nothing_after(
     directory: Path,
     open_as_new: Open,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     image_size: tuple[int, int] | None,
 ) -> None:
     name = f"fill/{tmp_path.name}"
@@ -238,6 +239,11 @@ def test_a_stream_decodes_nothing_after(
     again = lg.fill_cache(open_as_new(name), image_size=image_size, read_options=options(ALL))
     assert (again.frames_decoded, again.frames_there) == (0, 3 * NUM_ROWS)
     assert again.bytes_fetched == 0
+    # Nor is a network needed, though no video was kept.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub.clear_requests()
+    assert_equal(epoch(open_as_new(name), frames=ALL, image_size=image_size)[0], examples)
+    assert hub.requests() == []
 
 
 def test_frames_that_the_disk_was_too_slow_for_are_decoded_again(

@@ -155,3 +155,27 @@ def test_goals(
     assert all(written["small"][kind][0]["examples"] == 96 for kind in kinds)
     lines = capsys.readouterr().out.strip().splitlines()
     assert [line.split("|")[2].strip() for line in lines[2:]] == kinds
+
+
+def test_the_frame_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    frame_cache = importlib.import_module("frame_cache")
+    monkeypatch.setattr(
+        frame_cache, "subprocess", types.SimpleNamespace(run=measure_here, PIPE=subprocess.PIPE)
+    )
+    kinds = ["off", "all", "new", "cold", "half"]
+    options = ["--cases", "small", "--scale", "0", "--kinds", *kinds, "--cache", str(tmp_path)]
+    frame_cache.main([*options, "--json", str(tmp_path / "result.json")])
+    results = {each["kind"]: each for each in json.loads((tmp_path / "result.json").read_text())}
+    assert list(results) == kinds
+    assert results["off"]["frames_from_cache"] == 0
+    for kind in ("new", "cold"):
+        assert results[kind]["frames_from_cache"] == results[kind]["frames_handed_out"] == 96
+        assert results[kind]["decoded"] == [0]
+    assert results["cold"]["disk_bytes_per_second"] > 0
+    assert results["half"]["frames_from_cache"] < results["half"]["frames_handed_out"]
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[2].strip() for line in table[2:]] == kinds
+    assert not (tmp_path / "frames").exists(), "nothing of it is left"

@@ -12,7 +12,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import queue
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +26,7 @@ import numpy as np
 import pytest
 
 import lerobot_grain as lg
-from lerobot_grain.testing import write_dataset
+from lerobot_grain.testing import LoopbackHub, write_dataset
 
 PACKAGE = os.path.dirname(lg.__file__) + os.sep
 
@@ -252,3 +254,54 @@ def test_no_stream_of_a_mixture_skips_or_repeats_a_row(
         num_places += 1
     assert num_places > 50 / every
     print(f"a mixture of {name}: {num_places} interruptions")
+
+
+def test_no_lock_of_the_process_stays_locked(hub: LoopbackHub, tmp_path: Path) -> None:
+    """`with` of a `threading.Condition` is Python, where an exception may strike between the lock
+    and the block: what other datasets share then stays locked.
+    """
+    written = write_dataset(tmp_path / "data", episode_lengths=[9]).directory
+    hub.add_repository("interrupted/data", written, tags=["v3.0"])
+
+    def read() -> int:
+        repository = lg.open_repository(
+            "interrupted/data", endpoint=hub.endpoint, cache_dir=tmp_path / "hub"
+        )
+        with contextlib.closing(repository):
+            return repository.episodes.num_rows
+
+    def struck_at(hit: int) -> bool:
+        """Reads; raises where `with` of ours is in Python for the n-th time, if it is."""
+        left = itertools.count(hit, -1)
+
+        def on_line(_frame: FrameType, event: str, _: Any) -> Any:
+            if event == "line" and next(left) == 0:
+                sys.settrace(None)
+                raise Struck
+            return on_line
+
+        def on_call(frame: FrameType, _event: str, _: Any) -> Any:
+            code = frame.f_code
+            is_with = code.co_name in ("__enter__", "__exit__")
+            caller = frame.f_back
+            if not is_with or code.co_filename != threading.__file__ or caller is None:
+                return None
+            return on_line if caller.f_code.co_filename.startswith(PACKAGE) else None
+
+        before = sys.gettrace()
+        sys.settrace(on_call)
+        try:
+            read()
+        except Struck:
+            return True
+        finally:
+            sys.settrace(before)
+        return False
+
+    num_places = next(hit for hit in itertools.count() if not struck_at(hit))
+    print(f"{num_places} interruptions")
+    assert num_places > 0  # in the semaphore of the dataset itself
+    found: queue.SimpleQueue[int] = queue.SimpleQueue()
+    # Not waited for where it never ends.
+    threading.Thread(target=lambda: found.put(read()), daemon=True).start()
+    assert found.get(timeout=30) == 9

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,9 @@ import pytest
 import lerobot_grain as lg
 from lerobot_grain._base import machine
 from lerobot_grain._reading.frame_cache.frame_key import FrameKey
+from lerobot_grain._video.decoder import decoder_version
+from lerobot_grain._video.depth import depth_decoder_version
+from lerobot_grain._video.images import image_decoder_version
 
 
 def names(directory: Path, *, size: tuple[int, int] | None = None, **changes: object) -> list[str]:
@@ -75,3 +80,21 @@ def test_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert of(None)
     finally:
         machine.processor.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("version", "packages", "libraries"),
+    [
+        (decoder_version, ("torch", "torchcodec", "numpy"), "FFmpeg "),
+        (depth_decoder_version, ("av", "numpy"), "FFmpeg "),
+        (image_decoder_version, ("pillow", "numpy"), "libjpeg_turbo"),
+    ],
+)
+def test_a_decoder_is_named_with_all_that_decides_its_pixels(
+    version: Callable[[], str], packages: tuple[str, ...], libraries: str
+) -> None:
+    found = version()
+    for package in packages:
+        assert f"{package} {importlib.metadata.version(package)}" in found
+    assert libraries in found
+    assert "unknown" not in found

@@ -22,10 +22,6 @@ from lerobot_grain._repository.repository import Repository
 from lerobot_grain._video.decoder import Frames
 
 _LOOK_SECONDS = 1.0
-# Reading is slow if it brings less than so many bytes a second: they come from a disk and not from
-# the system's memory. Then they are asked for ahead.
-_SLOW_BYTES_PER_SECOND = 1e9
-_MIN_MEASURED_BYTES = 1 << 20
 
 
 class CameraFrames:
@@ -57,7 +53,9 @@ class CameraFrames:
         self._key = FrameKey(repository, feature, image_size)
         self._frame_bytes = frame_bytes
         self._episodes: dict[int, EpisodeFrames] = {}
-        self._is_slow = True
+        # Whether frames are asked for ahead: until all that is asked for is in memory. Not until
+        # nothing is waited for, which is what asking ahead does.
+        self._is_asked_for = True
 
     def episode(self, number: int) -> EpisodeFrames:
         """Returns the frames of an episode, by its position in the episode table."""
@@ -100,7 +98,7 @@ class CameraFrames:
 
     def expect(self, episodes: Integers, frames: Integers) -> None:
         """Asks the system for frames that will be read soon, unless they are probably in memory."""
-        if not self._is_slow or len(frames) == 0:
+        if not self._is_asked_for or len(frames) == 0:
             return
         wanted = [
             (self._episodes[number], frames[members].tolist())
@@ -108,8 +106,9 @@ class CameraFrames:
         ]
 
         def ask() -> None:
-            for episode, each in wanted:
-                episode.expect(each)
+            are_there = [episode.expect(each) for episode, each in wanted]
+            if all(are_there):
+                self._is_asked_for = False
 
         self._fetchers.submit(ask)
 
@@ -127,7 +126,6 @@ class CameraFrames:
         """
         if len(rows) == 0:
             return rows
-        started = time.perf_counter()
         order = np.argsort(rows, kind="stable")
         episodes, frames = self._table.locate_all(rows[order])
         memory = bytes_of(out)
@@ -136,13 +134,13 @@ class CameraFrames:
         lost: list[Integers] = []
         for number, members in _by_episode(episodes):
             into = [memory[starts[place] : starts[place] + size] for place in members.tolist()]
-            damaged = self._episodes[number].read(frames[members].tolist(), into)
+            episode = self._episodes[number]
+            damaged = episode.read(frames[members].tolist(), into)
+            if episode.has_waited:
+                episode.has_waited = False
+                self._is_asked_for = True
             if damaged:
                 lost.append(order[members[damaged]])
-        num_bytes = len(rows) * size
-        if num_bytes >= _MIN_MEASURED_BYTES:
-            seconds = time.perf_counter() - started
-            self._is_slow = num_bytes < _SLOW_BYTES_PER_SECOND * seconds
         return np.concatenate(lost) if lost else np.zeros(0, np.int64)
 
 

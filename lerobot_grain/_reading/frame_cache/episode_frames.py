@@ -86,6 +86,7 @@ class EpisodeFrames:
     Attributes:
       checksums: uint64 `(frames,)`, 0: absent.
       loaded_at: when they were read last, of `time.monotonic()`.
+      has_waited: set where `read` had to wait for the disk, or the system does not say.
     """
 
     def __init__(self, path: str, layout: Layout, *, about: str) -> None:
@@ -96,6 +97,7 @@ class EpisodeFrames:
         self._seed = xxhash.xxh3_64_intdigest(self.name.encode())
         self.checksums: npt.NDArray[np.uint64] = np.zeros(layout.num_frames, np.uint64)
         self.loaded_at = -np.inf
+        self.has_waited = False
 
     def load(self) -> None:
         """Reads which frames there are; none where the file cannot be read."""
@@ -154,10 +156,14 @@ class EpisodeFrames:
         """Reads frames that follow each other; returns the places of those that are not there."""
         frame_bytes = self.layout.frame_bytes
         start = self.layout.frames_start + frames[run.start] * frame_bytes
-        try:
-            count = os.preadv(descriptor, into[run.start : run.stop], start)
-        except OSError:
-            count = 0
+        buffers = into[run.start : run.stop]
+        count = _read_now(descriptor, buffers, start)
+        if count < len(run) * frame_bytes:
+            self.has_waited = True
+            try:
+                count = os.preadv(descriptor, buffers, start)
+            except OSError:
+                count = 0
         sums = self.checksums
         return [
             place
@@ -190,26 +196,32 @@ class EpisodeFrames:
         _damaged().difference_update((self.name, frame) for frame in frames)
         self.checksums[list(frames)] = sums
 
-    def expect(self, frames: Iterable[int]) -> None:
-        """Asks the system to read frames into its memory, without waiting for it."""
+    def expect(self, frames: Iterable[int]) -> bool:
+        """Asks the system to read frames into its memory, without waiting for it.
+
+        Returns:
+          Whether all seem to be there already: of each run of them the first byte and the last.
+        """
         if not hasattr(os, "posix_fadvise"):
-            return
+            return True
         wanted = sorted(set(frames))
         frame_bytes = self.layout.frame_bytes
+        are_there = True
         try:
             descriptor = open_regular(self.path, os.O_RDONLY | _NO_LINKS)
             try:
                 for start, stop in _runs(wanted):
-                    os.posix_fadvise(
-                        descriptor,
-                        self.layout.frames_start + wanted[start] * frame_bytes,
-                        (stop - start) * frame_bytes,
-                        os.POSIX_FADV_WILLNEED,
-                    )
+                    first = self.layout.frames_start + wanted[start] * frame_bytes
+                    size = (stop - start) * frame_bytes
+                    # Systems read a little ahead by themselves: the first may be there alone.
+                    if not all(_is_in_memory(descriptor, first + at) for at in (0, size - 1)):
+                        are_there = False
+                        os.posix_fadvise(descriptor, first, size, os.POSIX_FADV_WILLNEED)
             finally:
                 os.close(descriptor)
         except OSError:
-            return  # `read` will find out
+            pass  # `read` will find out
+        return are_there
 
     def _created(self) -> int:
         try:
@@ -244,6 +256,23 @@ def about_in(path: str) -> str:
     finally:
         os.close(descriptor)
     return header.rstrip(b"\0").decode("utf-8", "replace").removesuffix("\n")
+
+
+def _is_in_memory(descriptor: int, place: int) -> bool:
+    """Returns whether a byte of a file can be read without waiting for a disk; `False` where the
+    system does not say.
+    """
+    return _read_now(descriptor, [memoryview(bytearray(1))], place) == 1
+
+
+def _read_now(descriptor: int, buffers: Sequence[memoryview], start: int) -> int:
+    """Reads what is in the memory of the system; returns how many bytes that was, 0 where the
+    system does not say.
+    """
+    try:
+        return os.preadv(descriptor, buffers, start, os.RWF_NOWAIT)
+    except (OSError, AttributeError):
+        return 0
 
 
 def _write_all(descriptor: int, pieces: Sequence[memoryview], start: int) -> None:

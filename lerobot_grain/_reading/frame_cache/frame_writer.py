@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -24,8 +25,10 @@ from lerobot_grain._reading.frame_cache.cache_directory import CacheDirectory
 from lerobot_grain._reading.frame_cache.episode_frames import EpisodeFrames, bytes_of
 from lerobot_grain._video.decoder import Frames
 
-# More threads would not be faster than memory.
+# More threads would not be faster than memory. One writes 640x480 frames faster than four decode
+# them, and small ones with less waiting for Python's lock than two.
 _MAX_WRITERS = 4
+_DECODERS_PER_WRITER = 4
 # When a reader is closed, frames that wait to be written may be for so long.
 _CLOSING_SECONDS = 1.0
 
@@ -78,13 +81,14 @@ class FrameWriter:
     Args:
       directory: which decides what is kept.
       max_bytes: of frames that wait.
-      num_threads: that decode; no more write.
+      num_threads: that decode.
     """
 
     def __init__(self, directory: CacheDirectory, *, max_bytes: int, num_threads: int) -> None:
         self._directory = directory
         self._max_bytes = max_bytes
-        self._pool = DaemonPool(min(_MAX_WRITERS, num_threads), "lerobot_grain cache")
+        num_writers = min(_MAX_WRITERS, math.ceil(num_threads / _DECODERS_PER_WRITER))
+        self._pool = DaemonPool(num_writers, "lerobot_grain cache")
         self._lock = threading.Lock()
         self._waiting_bytes = 0
         self._ends_at = float("inf")

@@ -41,7 +41,10 @@ class CancelScope:
 
     def __init__(self) -> None:
         self.is_ended = False
-        self._changed = threading.Condition()
+        # Taken as such, and not as the condition, whose `with` is Python: an exception of a signal
+        # handler that strikes inside of it leaves the lock locked.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._under_way: set[Interruptible] = set()
         _SCOPES.add(self)
 
@@ -52,12 +55,12 @@ class CancelScope:
     @contextlib.contextmanager
     def request(self, request: Interruptible) -> Iterator[None]:
         """Marks a request as under way, with all its attempts and the pauses between them."""
-        with self._changed:
+        with self._lock:
             self._under_way.add(request)
         try:
             yield
         finally:
-            with self._changed:
+            with self._lock:
                 self._under_way.discard(request)
                 if not self._under_way:
                     self._changed.notify_all()
@@ -71,15 +74,15 @@ class CancelScope:
         """
         self.is_ended = True
         gives_up_at = time.monotonic() + _LONGEST_WAIT_SECONDS
-        with self._changed:
+        with self._lock:
             if self._changed.wait_for(lambda: not self._under_way, _GRACE_SECONDS):
                 return True
         while time.monotonic() < gives_up_at:
-            with self._changed:
+            with self._lock:
                 waiting = list(self._under_way)
             for request in waiting:
                 request.interrupt()
-            with self._changed:
+            with self._lock:
                 # Again, because one may have got a new connection in the meantime.
                 if self._changed.wait_for(lambda: not self._under_way, CHECK_SECONDS):
                     return True

@@ -93,7 +93,9 @@ class Connections:
     """Those of one process. Thread-safe."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        # Taken as such, as in `CancelScope`.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._idle: dict[_Key, deque[Connection]] = {}
         self._num_open = self._num_idle = 0
         self._certificates: tuple[_Key, ssl.SSLContext] | None = None
@@ -119,7 +121,7 @@ class Connections:
             self._give_back(connection, is_good=is_good)
 
     def _take(self, key: _Key, limit: int, check: Callable[[], None]) -> Connection:
-        with self._changed:
+        with self._lock:
             while True:
                 if idle := self._idle.get(key):
                     self._num_idle -= 1
@@ -135,13 +137,13 @@ class Connections:
         try:
             return Connection(key, self._context(key[-1]))
         except BaseException:
-            with self._changed:
+            with self._lock:
                 self._num_open -= 1
             raise
 
     def _give_back(self, connection: Connection, *, is_good: bool) -> None:
         now = time.monotonic()
-        with self._changed:
+        with self._lock:
             if is_good:
                 connection.idle_since = now
                 self._idle.setdefault(connection.key, deque()).append(connection)
@@ -168,7 +170,7 @@ class Connections:
 
     def close_idle(self, origins: set[tuple[str, str, int | None]] | None) -> None:
         """Closes the idle connections to some servers; `None`: to all."""
-        with self._changed:
+        with self._lock:
             keys = [key for key in self._idle if origins is None or key[0] in origins]
             closed = [each for key in keys for each in self._idle.pop(key)]
             self._num_idle -= len(closed)
@@ -179,7 +181,7 @@ class Connections:
 
     def _context(self, key: _Key) -> ssl.SSLContext:
         """Returns the certificates that are trusted; reading them takes longer than a request."""
-        with self._changed:
+        with self._lock:
             if self._certificates is None or self._certificates[0] != key:
                 self._certificates = key, httpx2.create_ssl_context()
             return self._certificates[1]

@@ -58,7 +58,9 @@ class Watch:
 
     def __init__(self) -> None:
         self.clock = AwakeClock()
-        self._changed = threading.Condition()
+        # In C, and not a `Condition`, whose `with` is Python: an exception of a signal handler that
+        # strikes inside of it leaves the lock locked.
+        self._lock = threading.RLock()
         self._numbers = itertools.count()
         self._waiting: list[tuple[float, int, Callable[[], None]]] = []
         self._cancelled: set[int] = set()
@@ -68,7 +70,7 @@ class Watch:
     def after(self, seconds: float, call: Callable[[], None]) -> Iterator[None]:
         """Calls `call` once, unless what is inside of the context ends within `seconds`."""
         number = next(self._numbers)
-        with self._changed:
+        with self._lock:
             heapq.heappush(self._waiting, (self.clock() + seconds, number, call))
             if self._thread is None:
                 self._thread = threading.Thread(
@@ -78,7 +80,7 @@ class Watch:
         try:
             yield
         finally:
-            with self._changed:
+            with self._lock:
                 self._cancelled.add(number)
                 if len(self._cancelled) > _MANY_CANCELLED:
                     self._waiting = [
@@ -90,7 +92,7 @@ class Watch:
     def _run(self) -> None:
         while True:
             due: list[Callable[[], None]] = []
-            with self._changed:
+            with self._lock:
                 now = self.clock()
                 while self._waiting and (
                     self._waiting[0][0] <= now or self._waiting[0][1] in self._cancelled

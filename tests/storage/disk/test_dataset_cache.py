@@ -22,6 +22,7 @@ import lerobot_grain as lg
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._storage.disk import dataset_cache, entry_cache, piece_cache, piece_files
 from lerobot_grain.testing import Camera, Fault, LoopbackHub, RequestRecord, write_dataset
+from tests.support.small_disk import mounted
 from tests.support.streams import digest, streams_in_process, write_small
 
 TOP, FRONT = "observation.images.top", "observation.images.front"
@@ -96,7 +97,13 @@ def stream(repository: Any, *, epochs: int = 1, **arguments: Any) -> lg.LeRobotI
 @pytest.fixture
 def start(hub: LoopbackHub, tmp_path: Path) -> Iterator[Start]:
     def run(
-        name: str, *, epochs: int = 1, limit: int = 1 << 30, gap: int = 0, **arguments: Any
+        name: str,
+        *,
+        epochs: int = 1,
+        limit: int = 1 << 30,
+        gap: int = 0,
+        num_rows: int = NUM_ROWS,
+        **arguments: Any,
     ) -> Run:
         dataset_cache._caches.cache_clear()  # a new process knows nothing
         hub.clear_requests()
@@ -114,7 +121,7 @@ def start(hub: LoopbackHub, tmp_path: Path) -> Iterator[Start]:
         try:
             for _ in range(epochs):
                 hub.clear_requests()
-                done.examples += itertools.islice(iterator, NUM_ROWS)
+                done.examples += itertools.islice(iterator, num_rows)
                 done.requests.append([r for r in hub.requests() if not is_meta(r)])
             done.statistics = lg.read_statistics(iterator)
         finally:
@@ -456,6 +463,42 @@ def test_a_disk_that_fills_up_at_any_write_changes_nothing(
     ]
     assert_equal(start(name).examples, expected)
     assert start(name).requests == [[]]
+
+
+@pytest.mark.filterwarnings("ignore:.*row groups that:lerobot_grain.LeRobotGrainWarning")
+@pytest.mark.parametrize("free_bytes", [0, 4 << 30], ids=["to the last byte", "a part stays free"])
+def test_a_small_disk_that_fills_up(
+    hub: LoopbackHub,
+    start: Start,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    free_bytes: int,
+) -> None:
+    monkeypatch.setattr(piece_cache, "_FREE_BYTES", free_bytes)
+    directory = write_dataset(
+        tmp_path / "large",
+        episode_lengths=[30, 40, 50],
+        cameras=(Camera(key=TOP, height=240, width=320, kind="image"),),
+        noise=1.0,
+        episodes_per_data_file=1,
+        rows_per_row_group=5,
+    ).directory
+    assert sum(path.stat().st_size for path in (directory / "data").rglob("*.parquet")) > 22 << 20
+    whole = lg.LeRobotIterDataset(directory, num_epochs=2)
+    name = f"cached/small-{free_bytes}"
+    hub.add_repository(name, directory)
+    with mounted(tmp_path / "disk", num_bytes=20 << 20) as disk:
+        monkeypatch.setenv("LEROBOT_GRAIN_CACHE", str(disk))
+        run = start(name, epochs=2, num_rows=120, delta_timestamps=None)
+        assert_equal(run.examples, list(whole))
+        said = [record for record in caplog.records if record.name.startswith("lerobot_grain")]
+        assert len(said) == 1
+        assert "so what was read will be fetched again" in said[0].getMessage()
+        # What was kept is used.
+        again = start(name, num_rows=120, delta_timestamps=None)
+        assert_equal(again.examples, run.examples[:120])
+        assert again.statistics.bytes_from_disk_cache > 10 << 20
 
 
 # --- several datasets, and the limit -------------------------------------------------------------
