@@ -318,26 +318,29 @@ def rows_of(chunk: dict[str, Any]) -> list[int]:
 
 
 def test_it_is_resumed_to_the_chunk_on_any_number_of_shards(repository: lg.Repository) -> None:
-    straight = [rows_of(chunk) for chunk in chunks_in(small(repository, num_epochs=3))]
+    arguments: dict[str, Any] = {"num_epochs": 3, "last_chunk": "short"}
+    straight = [rows_of(chunk) for chunk in chunks_in(small(repository, **arguments))]
     state: dict[str, Any] = {}
     position = 0
     for num_shards, steps in ((1, 2), (3, 4), (2, 5), (1, 1), (4, 2)):
         states = []
         for shard in range(num_shards):
             options = grain.sharding.ShardOptions(shard, num_shards)
-            iterator = iter(small(repository, num_epochs=3, shard_options=options))
+            iterator = iter(small(repository, shard_options=options, **arguments))
             if state:
                 iterator.set_state(state)
             for step in range(steps):
-                expected = straight[position + shard + step * num_shards]
-                assert rows_of(next(iterator)) == expected
+                chunk = next(iterator)
+                assert rows_of(chunk) == straight[position + shard + step * num_shards]
+                of_chunk = (chunk["chunk_episode"], chunk["chunk_first_frame"])
+                assert of_chunk == repository.episodes.locate(int(chunk["index"][0]))
             states.append(iterator.get_state())
             iterator.close()
         assert all(each == states[0] for each in states)
         state = json.loads(json.dumps(states[0]))
         position += num_shards * steps
         assert state["position"] == position
-    restored = iter(small(repository, num_epochs=3))
+    restored = iter(small(repository, **arguments))
     for start in (position, 0, 7, len(straight) - 1, len(straight)):
         restored.set_state({**state, "position": start})
         assert [rows_of(chunk) for chunk in itertools.islice(restored, 3)] == straight[start:][:3]
@@ -473,6 +476,21 @@ def test_the_device_feed(repository: lg.Repository) -> None:
     for one, other in zip(found, expected, strict=True):
         assert np.array_equal(one[TOP], other[TOP])
         assert np.array_equal(one["chunk_is_pad"], other["chunk_is_pad"])
+
+
+def test_grains_own_mixture(repository: lg.Repository) -> None:
+    mixed = grain.IterDataset.mix(
+        [small(repository), small(repository, shuffle=None, chunk_frames=None)], [2, 1]
+    )
+    iterator = iter(mixed)
+    for _ in range(4):
+        next(iterator)
+    restored = iter(mixed)
+    restored.set_state(iterator.get_state())
+    expected = [rows_of(next(iterator)) for _ in range(6)]
+    assert [rows_of(next(restored)) for _ in range(6)] == expected
+    iterator.close()
+    restored.close()
 
 
 def test_a_mixture_refuses_it(repository: lg.Repository) -> None:
