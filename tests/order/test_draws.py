@@ -184,7 +184,7 @@ def test_large_means_are_the_last_frame_nearly_always(mean_seconds: float) -> No
         (lambda: UniformDraw(-0.1, 1), "UniformDraw(from_seconds=-0.1): expected a finite number"),
         (lambda: UniformDraw(0, math.inf), "UniformDraw(to_seconds=inf): expected a finite"),
         (lambda: UniformDraw(0, math.nan), "UniformDraw(to_seconds=nan): expected a finite"),
-        (lambda: UniformDraw("1", 2), "UniformDraw(from_seconds='1'): expected a finite number"),  # type: ignore[arg-type]
+        (lambda: UniformDraw("1", 2), "UniformDraw(from_seconds='1'): expected a finite number"),
         (lambda: UniformDraw(True, 2), "UniformDraw(from_seconds=True): expected a finite number"),
         (lambda: UniformDraw(2, 1), "UniformDraw(2, 1): from_seconds is after to_seconds"),
         (lambda: GeometricDraw(0), "GeometricDraw(mean_seconds=0): expected a finite number"),
