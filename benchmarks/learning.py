@@ -4,8 +4,8 @@
     python benchmarks/learning.py --examples act --steps 2000
 
 Blind: what the actions depend on, the cameras (in behaviour cloning the state, in goal reaching the
-goal), is zeros in every batch. Errors are those of the policy's actions on held-out episodes. The datasets are those that
-the examples write.
+goal), is zeros in every batch. Errors are those of the policy's actions on held-out episodes. The
+datasets are those that the examples write.
 """
 
 from __future__ import annotations
