@@ -3,9 +3,9 @@
     python benchmarks/learning.py --plot docs/images/learning.png      # about 10 minutes on 2 cores
     python benchmarks/learning.py --examples act --steps 2000
 
-Blind: what the actions depend on, the cameras (in behaviour cloning the state), is zeros in every
-batch. Errors are those of the policy's actions on held-out episodes. The datasets are those that
-the examples write.
+Blind: what the actions depend on, the cameras (in behaviour cloning the state, in goal reaching the
+goal), is zeros in every batch. Errors are those of the policy's actions on held-out episodes. The
+datasets are those that the examples write.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +46,9 @@ EPISODE_LENGTH = 20
 SPEED = 0.3
 
 
-def stream(repository: Repository, image_size: tuple[int, int], **kind: Any) -> Any:
+def stream(
+    repository: Repository, image_size: tuple[int, int], **kind: Any
+) -> grain.IterDataset[Batch]:
     """Returns examples: the frame of a row, a goal that was reached later, and the action."""
     (camera, *_) = repository.cameras
     goals = UniformDraw(NEAREST / repository.fps, FARTHEST / repository.fps)
@@ -56,7 +59,10 @@ def stream(repository: Repository, image_size: tuple[int, int], **kind: Any) -> 
         image_size=image_size,
         **kind,
     )
-    return dataset.map(lambda example: {**example, "now": example[camera]})
+    found: grain.IterDataset[Batch] = dataset.map(
+        lambda example: {**example, "now": example[camera]}
+    )
+    return found
 
 
 class Policy(nnx.Module):
@@ -114,8 +120,8 @@ def picture(place: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
     """Returns a ball at a place, 0 to 1 from the left and the top."""
     y, x = np.mgrid[:SIZE, :SIZE] / SIZE
     ball = np.clip((0.1 - np.hypot(x - place[0], y - place[1])) * SIZE / 2, 0, 1)
-    shown: npt.NDArray[np.uint8] = (40 + ball[..., None] * [210, 160, 60]).astype(np.uint8)
-    return shown
+    found: npt.NDArray[np.uint8] = (40 + ball[..., None] * [210, 160, 60]).astype(np.uint8)
+    return found
 
 
 def roll(episode: int, *, seed: int = 0) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

@@ -239,12 +239,11 @@ class ReadAhead:
 
     def _memory_for_frames(self, frames: BlockFrames, count: int) -> Mapping[str, npt.NDArray[Any]]:
         """Returns memory for the frames of examples of a source, `(count, ...)`, by key."""
+        source = frames.source
         return {
             key: self._arrays.empty(key, (count, *shape), np.dtype(camera.frame_dtype))
-            for camera in self._sources[frames.source].selection.videos
-            for key, shape in self._frames.shapes_of(
-                frames.source, camera.key, frames.block
-            ).items()
+            for camera in self._sources[source].selection.videos
+            for key, shape in self._frames.shapes_of(source, camera.key, frames.block).items()
         }
 
     def statistics(self) -> ReadStatistics:

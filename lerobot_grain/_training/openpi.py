@@ -84,7 +84,7 @@ class OpenPiFormat(grain.transforms.Map):
             found = has_window(example, key)
             if key in self.cameras.values():
                 # The mask of a frame that was drawn has the axis of a batch only, as the state.
-                axes = np.ndim(array_at(example, self.state_key, "OpenPiFormat")) - 1
+                axes = array_at(example, self.state_key, "OpenPiFormat").ndim - 1
                 found = found and np.ndim(example[f"{key}_is_pad"]) > axes
             if found != windowed:
                 raise InvalidRequestError(
