@@ -13,6 +13,7 @@ from lerobot_grain._base.errors import (
 )
 from lerobot_grain._datasets.delta_timestamps import DeltaTimestamps
 from lerobot_grain._datasets.feed.device import DeviceIterDataset
+from lerobot_grain._datasets.feed.elastic import ElasticIterDataset
 from lerobot_grain._datasets.feed.workers import WorkerPrefetchIterDataset, worker_init
 from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
 from lerobot_grain._datasets.lerobot_dataset import LeRobotIterDataset
@@ -53,6 +54,7 @@ __all__ = [
     "DeltaActions",
     "DeltaTimestamps",
     "DeviceIterDataset",
+    "ElasticIterDataset",
     "Episode",
     "FilledCache",
     "Finding",

@@ -124,7 +124,9 @@ class OpenPiDataLoader:
         )
 
     Unlike openpi's it can continue where it was: its iterator is Grain's, with `get_state`,
-    `set_state` and `close`, and a checkpoint of it is one of the stream.
+    `set_state` and `close`, and a checkpoint of it is one of the stream. openpi's loop takes the
+    next batch before it saves, so take the state before that `next`: where openpi saves, it already
+    counts a batch that was not trained on, and a training that resumes would miss it.
 
     Args:
       batches: dataset of openpi's dicts, batched, on the devices.

@@ -374,11 +374,18 @@ def test_a_mixture_is_restored_on_another_number_of_processes(
 
 def test_the_code_of_the_documentation_runs(repository: lg.Repository, tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
-    elastic, ordinary, without_orbax, _, check = re.findall(
+    elastic, orbax_v1, ordinary, afterwards, without_orbax, _, check = re.findall(
         r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL
     )
-    names: dict[str, Any] = {"repository": repository, "directory": tmp_path / "elastic"}
-    for number, num_steps in enumerate((150, 200)):
+    has_v1 = hasattr(getattr(ocp, "v1", None), "load")  # of Orbax 0.12
+    names: dict[str, Any] = {"repository": repository}
+    straight = iter(lg.LeRobotIterDataset(repository, features=["index"]).batch(64))
+    expected = [rows_of(next(straight)) for _ in range(200)]
+    straight.close()
+    runs = [(elastic, 0, 150), (elastic, 100, 200)]
+    if has_v1:
+        runs += [(orbax_v1, 0, 150), (orbax_v1, 100, 200)]
+    for code, begin, num_steps in runs:
         taken: list[list[int]] = []
 
         def train_step(state: Any, batch: dict[str, Any], taken: list[list[int]] = taken) -> Any:
@@ -386,15 +393,14 @@ def test_the_code_of_the_documentation_runs(repository: lg.Repository, tmp_path:
             return {"w": state["w"] + 1}
 
         names |= {"num_steps": num_steps, "train_step": train_step, "state": WEIGHTS}
-        exec(elastic, names)
+        names["directory"] = tmp_path / ("elastic" if code == elastic else "v1")
+        exec(code, names)
         assert names["state"]["w"][0] == num_steps
-        straight = iter(lg.LeRobotIterDataset(repository, features=["index"]).batch(64))
-        expected = [rows_of(next(straight)) for _ in range(num_steps)]
-        straight.close()
-        assert taken == expected[100 * number :]
+        assert taken == expected[begin:num_steps]
     batches = iter(lg.LeRobotIterDataset(repository).batch(4))
     next(batches)
     names |= {
+        "ocp": ocp,
         "batches": batches,
         "directory": tmp_path / "ordinary",
         "path": tmp_path / "state.json",
@@ -404,3 +410,7 @@ def test_the_code_of_the_documentation_runs(repository: lg.Repository, tmp_path:
         exec(code, names)
         assert batches.get_state()["position"] == 4
     batches.close()
+    if has_v1:
+        exec(afterwards, names)
+        assert names["batches"].get_state()["position"] == 4
+        names["batches"].close()

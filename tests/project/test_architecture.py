@@ -93,6 +93,7 @@ HEAVY = {
     "_datasets.positions": {"grain"},
     "_datasets.read_windows": {"grain"},
     "_datasets.feed.device": {"grain", "jax"},
+    "_datasets.feed.elastic": {"grain", "jax"},
     "_datasets.feed.workers": {"absl", "grain"},
     "_training.augmentation": {"jax"},
     "_training.normalization": {"jax"},

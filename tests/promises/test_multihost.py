@@ -8,11 +8,7 @@ collectives of the jitted steps.
 from __future__ import annotations
 
 import contextlib
-import json
-import socket
-import time
 from collections.abc import Sequence
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +17,8 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain.testing import WrittenDataset, write_dataset
-from tests.support.forked import forking
-from tests.support.multihost_worker import run_task
+from tests.support.jax_processes import run_processes
+from tests.support.multihost_worker import main
 
 # Rows of one global batch, over all processes: one row a device with four processes.
 BATCH_SIZE = 8
@@ -30,7 +26,6 @@ NUM_STEPS = 10
 # The stream is stopped there: in an epoch whose 37 rows neither the processes nor the batches
 # divide.
 STOPPED_AT = 6
-DEADLINE_SECONDS = 50
 
 
 @pytest.fixture(scope="module")
@@ -52,46 +47,10 @@ def run(
     num_steps: int,
     state: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Runs a task in so many processes, and returns what each saw; none is left behind."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
-    task = {
-        "directory": str(written.directory),
-        "coordinator": coordinator,
-        "num_processes": num_processes,
-    }
-    task |= {"batch_size": BATCH_SIZE, "num_steps": num_steps, "state": state}
-    # Not pipes, which a process could fill while nobody reads them.
-    outputs = [directory / f"output-{process}.txt" for process in range(num_processes)]
-    with contextlib.ExitStack() as stack:
-        workers = []
-        for process, output in enumerate(outputs):
-            workers.append(
-                forking().Process(
-                    target=run_task, args=({**task, "process": process}, str(output)), daemon=True
-                )
-            )
-            workers[-1].start()
-            stack.callback(end, workers[-1])
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        # When one fails, the others wait for it; they are not waited for.
-        while any(worker.exitcode is None for worker in workers) and not any(
-            worker.exitcode for worker in workers
-        ):
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.02)
-        codes = [worker.exitcode for worker in workers]
-        texts = [output.read_text() if output.exists() else "" for output in outputs]
-        assert codes == [0] * num_processes, "\n\n".join(texts)
-        # Gloo writes to stdout too, before the last line.
-        return [json.loads(text.splitlines()[-1]) for text in texts]
-
-
-def end(worker: ForkServerProcess) -> None:
-    worker.kill()
-    worker.join(timeout=10)
+    """Runs a task in so many processes, and returns what each saw."""
+    task = {"directory": str(written.directory), "batch_size": BATCH_SIZE}
+    task |= {"num_steps": num_steps, "state": state}
+    return run_processes(main, task, num_processes, directory)
 
 
 @pytest.fixture(scope="module")

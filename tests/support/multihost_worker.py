@@ -1,14 +1,10 @@
 """One process of several that stream a dataset together and run jitted steps on the global
 batches; started by test_multihost.py.
-
-The last line that it prints is what it saw, as JSON.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 from typing import Any
 
 import grain
@@ -25,7 +21,6 @@ DEVICES_PER_PROCESS = 2
 def main(task: dict[str, Any]) -> dict[str, Any]:
     """Runs one process of a task; see `run` in test_multihost.py."""
     jax.config.update("jax_num_cpu_devices", DEVICES_PER_PROCESS)
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
         task["coordinator"], task["num_processes"], task["process"], initialization_timeout=30
     )
@@ -130,17 +125,3 @@ def refusal(use: Any) -> str | None:
     except lg.InvalidRequestError as error:
         return str(error)
     return None
-
-
-def run_task(task: dict[str, Any], output: str) -> None:
-    """Runs one process of a task, with all that it prints, errors among it, in a file."""
-    with open(output, "wb") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    jax.config.update("jax_platforms", "cpu")
-    seen = main(task)
-    # Waits for the others. At the end of a program JAX does so, but a forked process ends
-    # without exit handlers.
-    jax.distributed.shutdown()
-    os.write(1, b"\n" + json.dumps(seen).encode() + b"\n")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -283,13 +284,13 @@ class MultiHostDataLoadIterator:
 
 
 def test_the_code_of_the_documentation_runs(
-    repository: lg.Repository, monkeypatch: pytest.MonkeyPatch
+    repository: lg.Repository, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """openpi twice, MaxText with a stop, and a loop of one's own; all give the rows of the plain
     stream.
     """
     monkeypatch.setattr(lg, "open_repository", lambda _: repository)
-    ours, theirs, maxtext, levanter = re.findall(
+    ours, theirs, resuming, maxtext, levanter = re.findall(
         r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL
     )
 
@@ -341,7 +342,10 @@ def test_the_code_of_the_documentation_runs(
     assert np.array_equal(one.images["base_0_rgb"], other.images["base_0_rgb"])
     assert np.allclose(actions[..., :2] - one.state[:, None, :2], relative[..., :2])
 
+    loop_of_openpi(resuming, names, tmp_path)
+
     exec(maxtext, names)
+    assert isinstance(names["data_iterator"].local_iterator, grain.experimental.ElasticIterator)
     with contextlib.closing(names["data_iterator"].local_iterator):
         first = next(names["data_iterator"])
         state = names["data_iterator"].local_iterator.get_state()
@@ -358,3 +362,43 @@ def test_the_code_of_the_documentation_runs(
         batch = next(batches)
     assert np.array_equal(batch["action"], first["action"])
     assert batch["action"].sharding.is_equivalent_to(first["action"].sharding, 3)
+
+
+def loop_of_openpi(code: str, names: dict[str, Any], directory: Path) -> None:
+    """Runs the loop of the page undisturbed, and stopped after the checkpoint of step 4: the
+    batches must be the same.
+    """
+
+    def run(start_step: int, num_train_steps: int) -> list[Any]:
+        taken: list[Any] = []
+
+        def train_step(rng: Any, state: Any, batch: Any) -> tuple[Any, dict[str, Any]]:  # noqa: ARG001
+            taken.append(batch[1])
+            return state, {}
+
+        saved: list[int] = []
+        config = types.SimpleNamespace(save_interval=2, num_train_steps=num_train_steps)
+        exec(
+            code,
+            names
+            | {
+                "json": json,
+                "config": config,
+                "start_step": start_step,
+                "resuming": start_step > 0,
+                "train_state": None,
+                "train_rng": None,
+                "ptrain_step": train_step,
+                "save_state": lambda *arguments: saved.append(arguments[-1]),
+                "checkpoint_manager": None,
+                "data_state_file": directory / "data.json",
+            },
+        )
+        assert saved[-1] == num_train_steps - 1
+        return taken
+
+    # openpi saves at the end of step 4 and begins with step 5.
+    straight = run(0, 8)
+    stopped = run(0, 5) + run(5, 8)
+    assert len(straight) == len(stopped) == 8
+    assert all(map(np.array_equal, straight, stopped))
