@@ -377,7 +377,7 @@ def test_the_code_of_the_documentation_runs(repository: lg.Repository, tmp_path:
     elastic, orbax_v1, ordinary, afterwards, without_orbax, _, check = re.findall(
         r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL
     )
-    has_v1 = hasattr(getattr(ocp, "v1", None), "load_checkpointables")  # Orbax 0.12 has
+    has_v1 = hasattr(getattr(ocp, "v1", None), "load")  # of Orbax 0.12
     names: dict[str, Any] = {"repository": repository}
     straight = iter(lg.LeRobotIterDataset(repository, features=["index"]).batch(64))
     expected = [rows_of(next(straight)) for _ in range(200)]

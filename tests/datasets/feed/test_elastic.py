@@ -22,10 +22,10 @@ from lerobot_grain.testing import write_dataset
 from tests.support.elastic_worker import SAVED_AT, main
 from tests.support.jax_processes import run_processes
 
-# Orbax before 0.12.4 has another v1, or none.
+# Orbax 0.11 has another v1, or none.
 v1: Any = getattr(ocp_v0, "v1", None)
 needs_v1 = pytest.mark.skipif(
-    not hasattr(v1, "load_checkpointables"), reason="this Orbax has no v1 with these functions"
+    not hasattr(v1, "load"), reason="this Orbax has no v1 with these functions"
 )
 SHUFFLE = lg.Shuffle(seed=3, num_parts=4, buffer_size=16)
 WEIGHTS = {"w": np.arange(6.0)}
