@@ -169,6 +169,19 @@ def _shuffle(options: argparse.Namespace) -> Shuffle | None:
     return None
 
 
+def _read_options(options: argparse.Namespace) -> ReadOptions:
+    if options.frame_directory is not None and options.frames is None:
+        raise InvalidRequestError(
+            "--frame-directory belongs to --frames; leave it out, or add that"
+        )
+    return ReadOptions(
+        memory_budget_bytes=options.budget,
+        num_decode_threads=options.threads,
+        frame_cache_bytes=options.frames or 0,
+        frame_cache_directory=options.frame_directory,
+    )
+
+
 def run(options: argparse.Namespace) -> int:
     """Measures and prints. Returns the exit status.
 
@@ -179,16 +192,7 @@ def run(options: argparse.Namespace) -> int:
     plot = options.plot
     if plot is not None:
         check_can_plot(plot)
-    if options.frame_directory is not None and options.frames is None:
-        raise InvalidRequestError(
-            "--frame-directory belongs to --frames; leave it out, or add that"
-        )
-    read_options = ReadOptions(
-        memory_budget_bytes=options.budget,
-        num_decode_threads=options.threads,
-        frame_cache_bytes=options.frames or 0,
-        frame_cache_directory=options.frame_directory,
-    )
+    read_options = _read_options(options)
     seconds = (
         DEFAULT_SECONDS if options.seconds is None and options.batches is None else options.seconds
     )

@@ -24,7 +24,7 @@ _WRAPPERS = (
 )
 # The fields that only some streams have.
 _OPTIONAL = ("weights", "stride")
-# What the position of a state counts, where that is not rows.
+# The field that names what the position of a state counts, where that is not rows.
 _UNIT = "unit"
 _EXPECTED = "the dict that get_state of the same pipeline returned"
 # Far above any run; the arithmetic on positions is done in 64 bits.

@@ -36,8 +36,8 @@ Floats = npt.NDArray[np.float64]
 # Rows of the order that are looked at: 3 microseconds each, and enough for a correlation to within
 # 0.01.
 MAX_ORDER_ROWS = 1 << 18
-# Of the order that are counted by weight, and rounds of it: enough for shares to within a percent,
-# in some seconds.
+# Rows of the order that are counted by weight, and rounds of it: enough for shares to within a
+# percent, in some seconds.
 MAX_COUNTED_ROWS = 1 << 21
 MAX_COUNTED_EPOCHS = 100
 # Up to so many weights are shown one by one.

@@ -2,8 +2,8 @@
 weights and valid rows.
 
 Rules:
-* What names nothing (a table or a feature that is not there, an episode that does not exist) is an
-  error of the caller, and raises. What a table, a column or an array holds is a finding.
+* A name of nothing (a table or a feature that is not there, an episode that does not exist) is an
+  error of the caller, and raises. Wrong contents of a table, a column or an array are a finding.
 """
 
 from __future__ import annotations

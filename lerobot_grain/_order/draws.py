@@ -6,7 +6,7 @@ number of shards; and it is known as far ahead as the order is.
 
 Rules:
 * Frames are numbered among those that may be drawn, which follow each other: draws are integers
-  below their count. Where there is none, the caller takes the last frame of the episode.
+  below their count. If there is none, the caller takes the last frame of the episode.
 * Everything is computed with integers: a float could round differently on another machine.
 
 People hold checkpoints of streams with draws, so they cannot change:
@@ -37,7 +37,7 @@ class UniformDraw:
     """Each frame between two times after the row of the example, both included, with the same
     probability.
 
-    Frames after the end of the episode are not drawn. Where all are after it, the last frame of
+    Frames after the end of the episode are not drawn. If all are after it, the last frame of
     the episode is taken, and its mask is true.
 
     Attributes:

@@ -178,6 +178,10 @@ class MemoryBudget:
         """
         return _SLOTS * (self.frames // frame_bytes) + 1
 
+    def num_staying(self, frame_bytes: int) -> int:
+        """Returns how many last frames of episodes stay decoded."""
+        return self.staying_frames // frame_bytes
+
     def examples_of_block(self, example_bytes: int, *, at_most: int) -> int:
         """Returns how many examples, at least one, are planned at a time where the frames of one
         take so many bytes.

@@ -57,9 +57,8 @@ _EXAMPLES_PER_BLOCK = 256
 # Frames of examples that are taken together only to be handed out one by one.
 _MAX_TAKEN_BYTES = 4 << 20
 # So many blocks are decoded ahead, dropping frames that are needed later if the budget asks for it.
-# If there are many threads, further ones, for which no frame is dropped, while fewer than that
-# are finished, and all threads together have less than so many seconds of work each. With few of
-# them that only costs memory, and the processor's caches.
+# Many threads decode further ones, for which no frame is dropped, while fewer than that are
+# finished, and they have less than so many seconds of work each. Few have nothing of that.
 _DECODED_BLOCKS = 4
 # With this many sources or more, a block has this many times the examples, and half as many blocks
 # are decoded ahead: planning costs by source, and each is to have some examples in a block.

@@ -69,14 +69,11 @@ class ReadContext:
     _is_finalizing = staticmethod(sys.is_finalizing)
 
     def __init__(self, options: ReadOptions, *, num_cameras: int) -> None:
+        self._options = options
         self.num_decoders = options.num_decode_threads or num_cores()
-        total = options.memory_budget_bytes
-        if total is None:
-            total = default_budget_bytes(self.num_decoders, memory_bytes())
-        total = max(1, total // options.shared_by)
-        self.budget = MemoryBudget.of(total, num_cameras=num_cameras)
+        own_bytes = max(1, self._options.shared_bytes() // options.shared_by)
+        self.budget = MemoryBudget.of(own_bytes, num_cameras=num_cameras)
         self.requests = CancelScope()
-        self._shared_by = options.shared_by
         self.fetchers = self._pool("fetch", options.storage.num_connections)
         # They seldom send a request: for what tells the order of rows in the row groups around one.
         self.decoders = self._pool("decode", self.num_decoders)
@@ -89,10 +86,15 @@ class ReadContext:
             )
         self._times_short = 0
 
+    def _shared_bytes(self) -> int:
+        """Returns the memory budget of all streams that have one together."""
+        chosen = self._options.memory_budget_bytes
+        return default_budget_bytes(self.num_decoders, memory_bytes()) if chosen is None else chosen
+
     def _pool(self, name: str, num_threads: int) -> Executor:
         """Makes a pool, or takes part in that of other streams."""
         name = f"lerobot_grain {name}"
-        if self._shared_by == 1:
+        if self._options.shared_by == 1:
             return DaemonPool(num_threads, name, self.requests.enter)
         pool = _shared_pools().setdefault((name, num_threads), DaemonPool(num_threads, name))
         return PoolShare(pool, self.requests.enter)
@@ -112,12 +114,12 @@ class ReadContext:
         self._times_short += 1
         if self._times_short == _TIMES_SHORT:
             wanted = self.budget.total + MemoryBudget.total_for(missing_bytes)
-            wanted *= self._shared_by
+            wanted *= self._options.shared_by
             _LOGGER.warning(
                 "the memory budget of %d MiB does not keep %d decode threads busy; "
                 "ReadOptions(memory_budget_bytes=%d << 20) would, or fewer threads with "
                 "num_decode_threads=",
-                self.budget.total * self._shared_by >> 20,
+                self._options.shared_bytes >> 20,
                 self.num_decoders,
                 -(-wanted // _PROPOSED_BYTES) * _PROPOSED_BYTES >> 20,
             )

@@ -26,7 +26,7 @@ from lerobot_grain._reading.pending import SourceBlock
 
 # Rows that are pulled at a time, in whole chunks, at least one.
 _ROWS_PER_BLOCK = 256
-# Of episodes with so many chunks for each shard, a shard has some in every epoch in 95 of 100 cases
+# If episodes have so many chunks for each shard, a shard has some in every epoch in 95 of 100 cases
 # (1 - e^-3).
 _CHUNKS_PER_SHARD = 3
 

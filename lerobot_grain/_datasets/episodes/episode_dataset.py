@@ -73,8 +73,8 @@ class EpisodeIterDataset(grain.IterDataset[Example]):
     Args:
       repository, revision: as of `LeRobotIterDataset`.
       chunk_frames: frames of a chunk, the first one of an episode beginning with its first selected
-        frame; `None`: a chunk is a whole episode, of any length. Where it is a multiple of the GOP
-        length (`repository.gop_length()`), each frame is decoded once an epoch.
+        frame; `None`: a chunk is a whole episode, of any length. With a multiple of the GOP length
+        (`repository.gop_length()`) each frame is decoded once an epoch.
       overlap_frames: frames that a chunk has in common with the next one of its episode; less than
         `chunk_frames`.
       last_chunk: the last chunk of an episode, where it has fewer frames: `"pad"` repeats its last

@@ -2,7 +2,7 @@
 processes restores.
 
 The state of a stream is one position, so every process has the same. The checkpoint code of others
-does not know that, and writes a file for each process. What it asks of an iterator:
+does not know that, and writes a file for each process. It asks an iterator for this:
 
 * Orbax v1 (0.12.8): the methods `save` and `load`, its protocol `StatefulCheckpointable`. Those of
   Grain's iterators write one file per process and look for one per process.
@@ -52,7 +52,7 @@ _ONE_TO_ONE = (
     "WithOptionsIterDataset",
     "_WithSeedIterDataset",
 )
-# They count what one process has taken. Of batches, every number of processes takes as many.
+# They count what one process has taken. Any number of processes takes as many batches.
 _COUNTING = ("LimitIterDataset", "MapWithIndexIterDataset")
 _REMEDIES = {
     "FilterIterDataset": "select rows with episodes= or valid_rows= of the stream",
@@ -164,7 +164,7 @@ class _ElasticIterator(grain.DatasetIterator[Element]):
 
     @property
     def base_iterator(self) -> grain.DatasetIterator[Element]:
-        """What Grain's handler asks for the states of shards: this iterator."""
+        """The iterator that Grain's handler asks for the states of shards: this one."""
         return self
 
     @property

@@ -77,7 +77,7 @@ class CameraReader:
         )
         self.decoder = decoder
         self._staying = StayingFrames(
-            self.demand, context.budget.staying_frames // decoder.store.frame_bytes
+            self.demand, context.budget.num_staying(decoder.store.frame_bytes)
         )
         self._gops = CameraGops(
             self.demand,
