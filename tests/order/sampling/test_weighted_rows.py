@@ -304,6 +304,7 @@ def test_over_many_rounds_each_decile_comes_within_some_percent() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_over_2000_rounds_each_decile_comes_within_one_percent() -> None:
     found, expected, _ = rows_of_deciles(2000)
     assert np.abs(found / expected - 1).max() < 0.01
