@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.errors import InvalidRequestError
+from lerobot_grain._datasets.element_specs import request_spec
 from lerobot_grain._datasets.frame_order import FrameOrderIterator, FrameOrderIterDataset
 from lerobot_grain._datasets.sampling.selected_rows import ValidRowsArgument, valid_values
 from lerobot_grain._order.valid_windows import ValidRuns
@@ -99,6 +100,11 @@ class DeltaTimestamps(grain.transforms.Map):
             length=episodes.lengths.item(position),
         )
 
+    def output_spec(self, input_spec: Any) -> WindowRequest:
+        """Returns the spec of the requests, for `grain.experimental.get_element_spec`."""
+        del input_spec
+        return request_spec(self._offsets.lengths)
+
     def block(self, rows: npt.NDArray[np.int64]) -> WindowBlock:
         """Returns the requests of rows, int64 `(n,)`, which exist."""
         episodes, frames = self._episodes.locate_all(rows)
@@ -154,6 +160,10 @@ class OrderedWindowsIterDataset(grain.IterDataset[WindowRequest]):
             position_step=self._parent.position_step,
             needed_every_epoch=self._parent.needed_every_epoch,
         )
+
+    @property
+    def _element_spec(self) -> Any:
+        return self.transformation.output_spec(None)
 
     def __str__(self) -> str:
         return f"{self._parent}.map(DeltaTimestamps)"
@@ -211,6 +221,19 @@ class OrderedWindowsIterator(grain.DatasetIterator[WindowRequest]):
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._parent.set_state(state)
+
+    def index_of(self, state: dict[str, Any]) -> int:
+        """Returns the number, in this shard, of the request that comes after a state of this
+        stream.
+        """
+        index: int = self._parent.index_of(state)
+        return index
+
+    def _get_next_index(self) -> int:
+        return self.index_of(self.get_state())
+
+    def _set_next_index(self, index: int) -> None:
+        grain.experimental.set_next_index(self._parent, index)
 
 
 class WindowBlockBuilder:

@@ -33,6 +33,16 @@ def join(batches: Sequence[Batch]) -> Batch:
     """
     if len(batches) == 1:
         return batches[0]
+    check_same_shapes(batches)
+    return {key: _joined([batch[key] for batch in batches]) for key in batches[0]}
+
+
+def check_same_shapes(batches: Sequence[Batch]) -> None:
+    """Checks that examples of several batches fit into one.
+
+    Raises:
+      InvalidRequestError: they have windows of different features or lengths.
+    """
     first = _shapes(batches[0])
     for other in map(_shapes, batches[1:]):
         if different := [key for key in (first | other) if first.get(key) != other.get(key)]:
@@ -42,7 +52,6 @@ def join(batches: Sequence[Batch]) -> Batch:
                 f"{other.get(key, 'none')} in another; expected windows of the same features and "
                 "lengths in all examples of a batch"
             )
-    return {key: _joined([batch[key] for batch in batches]) for key in batches[0]}
 
 
 def _shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
