@@ -96,6 +96,7 @@ HEAVY = {
     "_datasets.feed.batches": {"grain"},
     "_datasets.feed.device": {"grain", "jax"},
     "_datasets.feed.placement": {"grain", "jax"},
+    "_datasets.feed.worker_stream": {"grain"},
     "_datasets.feed.workers": {"absl", "grain"},
     "_training.augmentation": {"jax"},
     "_training.normalization": {"jax"},

@@ -11,14 +11,22 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lerobot_grain._base.memory import ArrayPool
+from lerobot_grain._datasets.feed.packing import unpacked
 from lerobot_grain._datasets.feed.worker_stream import Piece
-from lerobot_grain._reading.batches import Batch, check_same_shapes, num_examples
+from lerobot_grain._reading.batches import (
+    Batch,
+    Shapes,
+    check_same_shapes,
+    num_examples,
+    part_of,
+    shapes_of,
+)
 
 
 class _Run(NamedTuple):
@@ -54,7 +62,7 @@ class Rounds:
         self._first = first
         self._step = step
         self._arrays = arrays
-        self._round: list[Piece] = []
+        self._round: list[list[Batch]] = []
         self._length = self._taken = 0  # examples of the round
         self._end: Exception | None = None
 
@@ -64,7 +72,7 @@ class Rounds:
         Raises:
           StopIteration: there are none. Any other error: one of them could not be read.
         """
-        runs: list[_Run] = []
+        batch = _NewBatch(count, self._arrays)
         found = 0
         while found < count:
             if self._taken == self._length:
@@ -75,16 +83,18 @@ class Rounds:
                         break
                     raise
             now = min(count - found, self._length - self._taken)
-            runs += self._runs(now, found)
+            for run in self._runs(now, found):
+                batch.put(run)
             self._taken += now
             found += now
-        return _joined(runs, found, self._arrays)
+        return batch.examples(found)
 
     def _next_round(self) -> None:
         if self._end is not None:
             raise self._end
         self._first += self._length * self._step
         self._round = []
+        errors: list[Exception | None] = []
         self._length = self._taken = 0
         while len(self._round) < self._num_workers:
             try:
@@ -94,9 +104,9 @@ class Rounds:
                 break
             expected = self._first + len(self._round) * self._step
             assert piece.first == expected, "pieces come in the order of the workers"
-            self._round.append(piece)
-        lengths = [piece.num_examples for piece in self._round]
-        errors = [piece.error for piece in self._round]
+            self._round.append([unpacked(part) for part in piece.parts])
+            errors.append(piece.error)
+        lengths = [sum(map(num_examples, parts)) for parts in self._round]
         if self._end is not None:
             lengths.append(0)
             errors.append(self._end)
@@ -126,12 +136,12 @@ class Rounds:
         """Returns the next `count` examples of the round, the first one to be put at `place`."""
         found: list[_Run] = []
         n = self._num_workers
-        for worker, piece in enumerate(self._round):
+        for worker, parts in enumerate(self._round):
             # Of its examples: those that come at `taken` or later, and before `taken` + `count`.
             begin = -(-max(0, self._taken - worker) // n)
             stop = -(-max(0, self._taken + count - worker) // n)
             offset = 0
-            for part in piece.parts:
+            for part in parts:
                 length = num_examples(part)
                 low = max(begin, offset)
                 high = min(stop, offset + length)
@@ -148,21 +158,40 @@ class Rounds:
         return found
 
 
-def _joined(runs: Sequence[_Run], count: int, arrays: ArrayPool) -> Batch:
-    """Returns the examples of all runs, each at its place."""
-    check_same_shapes([run.part for run in runs])
-    return {key: _joined_key(key, runs, count, arrays) for key in runs[0].part}
+class _NewBatch:
+    """A batch that is being put together, in memory of its own."""
 
+    def __init__(self, count: int, arrays: ArrayPool) -> None:
+        self._count = count
+        self._arrays = arrays
+        self._values: Batch = {}
+        self._shapes: Shapes = {}
 
-def _joined_key(key: str, runs: Sequence[_Run], count: int, arrays: ArrayPool) -> Any:
-    first = runs[0].part[key]
-    out: Any
-    if not isinstance(first, np.ndarray):
-        out = [None] * count
-    elif first.dtype.hasobject:
-        out = np.empty((count, *first.shape[1:]), first.dtype)
-    else:
-        out = arrays.empty(key, (count, *first.shape[1:]), first.dtype)
-    for part, examples, places in runs:
-        out[places] = part[key][examples]
-    return out
+    def put(self, run: _Run) -> None:
+        """Copies examples to their places.
+
+        Raises:
+          InvalidRequestError: they have other windows than those before.
+        """
+        part, examples, places = run
+        shapes = shapes_of(part)
+        if not self._values:
+            self._shapes = shapes
+            self._values = {key: self._empty(key, value) for key, value in part.items()}
+        check_same_shapes(self._shapes, shapes)
+        for key, value in part.items():
+            self._values[key][places] = value[examples]
+
+    def _empty(self, key: str, like: Any) -> Any:
+        if not isinstance(like, np.ndarray):
+            return [None] * self._count
+        shape = (self._count, *like.shape[1:])
+        if like.dtype.hasobject:
+            return np.empty(shape, like.dtype)
+        return self._arrays.empty(key, shape, like.dtype)
+
+    def examples(self, count: int) -> Batch:
+        """Returns the first `count` examples."""
+        if count == self._count:
+            return self._values
+        return part_of(self._values, slice(0, count))

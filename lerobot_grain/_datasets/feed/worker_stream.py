@@ -17,10 +17,11 @@ from typing import Any, NamedTuple, TypeVar
 import grain
 
 from lerobot_grain._base.errors import InvalidRequestError
+from lerobot_grain._datasets.feed.packing import PackedBatch, packed
 from lerobot_grain._datasets.open_stream import OpenStream
 from lerobot_grain._datasets.positions import PositionsIterDataset
 from lerobot_grain._datasets.read_windows import ReadWindowsIterator
-from lerobot_grain._reading.batches import Batch, num_examples
+from lerobot_grain._reading.batches import Batch, join, num_examples
 
 Element = TypeVar("Element")
 
@@ -112,17 +113,13 @@ class Piece(NamedTuple):
 
     Attributes:
       first: position of the first one, of all shards.
-      parts: its batches; more than one where they were read one by one.
+      parts: its batches; more than one where its examples do not fit together.
       error: of the example after them, if it could not be read.
     """
 
     first: int
-    parts: tuple[Batch, ...]
+    parts: tuple[PackedBatch, ...]
     error: Exception | None
-
-    @property
-    def num_examples(self) -> int:
-        return sum(map(num_examples, self.parts))
 
 
 class PiecesIterDataset(OneToOneIterDataset[Piece]):
@@ -163,11 +160,13 @@ class _PieceIterator(_OneToOneIterator[Piece]):
     def __next__(self) -> Piece:
         first = self._source.part.start + self._parent.get_state()["position"]
         try:
-            return Piece(first, (self._checked(self._next_batch, self._piece_size),), None)
+            whole: Batch = self._checked(self._next_batch, self._piece_size)
+            return Piece(first, (packed(whole),), None)
         except StopIteration:
             raise
         except Exception:
-            return Piece(first, *self._one_by_one())
+            parts, error = self._one_by_one()
+            return Piece(first, tuple(map(packed, parts)), error)
 
     def _next_batch(self, count: int) -> tuple[Batch, int]:
         def take(stream: OpenStream) -> tuple[Batch, int]:
@@ -178,19 +177,23 @@ class _PieceIterator(_OneToOneIterator[Piece]):
         found = parent.hand_out(take, self._stats)
         return found, num_examples(found)
 
-    def _one_by_one(self) -> tuple[tuple[Batch, ...], Exception | None]:
+    def _one_by_one(self) -> tuple[list[Batch], Exception | None]:
         """Returns the examples before the one that cannot be read, and why; raises where there are
         none.
         """
         found: list[Batch] = []
-        while len(found) < self._piece_size:
+        problem: Exception | None = None
+        while len(found) < self._piece_size and problem is None:
             try:
                 found.append(self._checked(self._next_batch, 1))
             except Exception as error:
                 if not found:
                     raise
-                return tuple(found), error
-        return tuple(found), None
+                problem = error
+        try:
+            return [join(found)], problem
+        except InvalidRequestError:
+            return found, problem
 
 
 ONE_TO_ONE = (

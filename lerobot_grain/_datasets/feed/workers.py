@@ -43,6 +43,7 @@ from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._base.memory import ArrayPool
 from lerobot_grain._datasets.element_specs import example_bytes
 from lerobot_grain._datasets.feed.batches import BatchIterDataset
+from lerobot_grain._datasets.feed.packing import MIN_SHARED_BYTES
 from lerobot_grain._datasets.feed.rounds import Rounds
 from lerobot_grain._datasets.feed.worker_stream import (
     ONE_TO_ONE,
@@ -138,14 +139,16 @@ class WorkerPrefetchIterDataset(grain.IterDataset[Element]):
 
     Between the source of rows and here, every row must give one example: `.map` may stand there,
     `.filter`, `.batch`, `.random_map` and `.mix` go after. Each worker has a memory budget,
-    decoding threads and connections of its own. Arrays of 64 KiB and more come through shared
-    memory, about `2 * buffer_size + 2` examples a worker. As always with processes that are
-    spawned, a script needs `if __name__ == "__main__":`, and iterators are to be closed.
+    decoding threads and connections of its own. Arrays come through shared memory, about
+    `2 * buffer_size + 2` examples a worker, or pieces of batches: where no `.map` stands between
+    the stream and here, and `.batch` follows right after, workers read whole pieces, of at most
+    8 MiB or one example, and single examples are neither made nor sent. As always with processes
+    that are spawned, a script needs `if __name__ == "__main__":`, and iterators are to be closed.
 
     Args:
       parent: a stream of ours, or `.map` on one.
       num_workers: processes; 0: none, everything runs in this process.
-      buffer_size: examples that each worker holds ready.
+      buffer_size: examples that each worker holds ready; pieces of batches, where it reads those.
 
     Raises:
       InvalidRequestError: an argument is out of its range, or `parent` has a state of its own. From
@@ -307,7 +310,9 @@ class _WorkerPrefetchIterator(grain.DatasetIterator[Element]):
             OneToOneIterDataset(*arguments)
             if piece_size is None
             else PiecesIterDataset(*arguments, piece_size=piece_size),
-            grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED_BYTES),
+            grain.experimental.DatasetOptions(
+                min_shm_size=_MIN_SHARED_BYTES if piece_size is None else MIN_SHARED_BYTES
+            ),
         )
         iterator = reading.mp_prefetch(self._options, worker_init_fn=worker_init).__iter__()
         if piece_size is None:

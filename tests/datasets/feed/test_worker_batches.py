@@ -9,7 +9,9 @@ import itertools
 import json
 import multiprocessing
 import os
+import pickle
 import signal
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ import lerobot_grain as lg
 from lerobot_grain._base.memory import ArrayPool
 from lerobot_grain._datasets.feed import workers
 from lerobot_grain._datasets.feed.batches import BatchIterDataset
+from lerobot_grain._datasets.feed.packing import MIN_SHARED_BYTES, packed, unpacked
 from lerobot_grain._datasets.feed.rounds import Rounds
 from lerobot_grain._datasets.feed.worker_stream import Piece
 from lerobot_grain._order.windows import WindowRequest
@@ -73,8 +76,6 @@ def _nothing_is_left() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
     fork_workers(monkeypatch)
-    # So that pieces of small examples are sent that way, too.
-    monkeypatch.setattr(workers, "_MIN_SHARED_BYTES", 1 << 10)
 
 
 def _shared_memory() -> set[str]:
@@ -327,24 +328,45 @@ def test_pieces_of_large_examples_are_small(directory: Path) -> None:
 
 
 def test_a_round_is_let_go_before_the_next_one() -> None:
-    alive: list[int] = []
-
-    class Counted(np.ndarray[Any, Any]):
-        def __del__(self) -> None:
-            if isinstance(self.base, type(None)):
-                alive.remove(id(self))
+    sent: list[weakref.ref[Any]] = []
 
     def pieces() -> Iterator[Piece]:
         for number in range(12):
-            array = Counted((4,), np.int64)
-            array[:] = number % 2 + 2 * np.arange(4) + 8 * (number // 2)
-            alive.append(id(array))
-            assert len(alive) <= 3
-            yield Piece(int(array[0]), ({"index": array},), None)
+            rows = number % 2 + 2 * np.arange(4) + 8 * (number // 2)
+            piece = Piece(int(rows[0]), (packed({"index": rows}),), None)
+            assert sum(memory() is not None for memory in sent) <= 1, "those of this round only"
+            sent.append(weakref.ref(piece.parts[0].small))
+            yield piece
+            del piece
 
     rounds = Rounds(pieces(), num_workers=2, first=0, step=1, arrays=ArrayPool())
     found = [rounds.take(5)["index"].tolist() for _ in range(9)]
     assert list(itertools.chain(*found)) == list(range(45))
+
+
+def test_what_goes_through_the_pipe_is_small() -> None:
+    batch = {
+        "task": ["pick"] * 32,
+        **{f"{number}": np.full((32, 50, 7), number, np.float32) for number in range(20)},
+        "empty": np.zeros((32, 0)),
+        "top": np.zeros((32, 32, 80, 3), np.uint8),
+        "said": np.array([["a"], ["b", "c"]] * 16, object),
+        "mask": np.ones((32, 3), np.bool_),
+    }
+    found = packed(batch)
+    assert list(found.values) == ["task", "top", "said"]
+    in_pipe = [
+        value
+        for value in (*found.values.values(), found.small)
+        if not (isinstance(value, np.ndarray) and value.nbytes >= MIN_SHARED_BYTES)
+    ]
+    assert len(pickle.dumps(in_pipe)) < 1000
+    again = unpacked(pickle.loads(pickle.dumps(found)))
+    assert list(again) == list(batch)
+    for key, value in batch.items():
+        assert type(again[key]) is type(value)
+        assert np.array_equal(again[key], value)
+        assert getattr(again[key], "dtype", None) == getattr(value, "dtype", None)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 13])
@@ -354,7 +376,7 @@ def test_rounds_are_the_order_of_one_process(num_workers: int, length: int, coun
     """Against the definition: example k is that of worker k % n."""
     own = [list(range(worker, length, num_workers)) for worker in range(num_workers)]
     pieces = [
-        Piece(each[start], ({"index": np.array(each[start : start + 4])},), None)
+        Piece(each[start], (packed({"index": np.array(each[start : start + 4])}),), None)
         for start in range(0, length, 4)
         for each in own
         if each[start : start + 4]
@@ -375,13 +397,13 @@ def _fails(at: int, length: int, num_workers: int) -> Callable[[], Iterator[Piec
             for worker in range(num_workers):
                 each = list(range(worker, length, num_workers))[start : start + 4]
                 if at not in each:
-                    yield Piece(each[0], ({"index": np.array(each)},), None)
+                    yield Piece(each[0], (packed({"index": np.array(each)}),), None)
                     continue
                 error = lg.StorageError(f"at {at}")
                 if each[0] == at:
                     raise error
                 before = each[: each.index(at)]
-                yield Piece(each[0], ({"index": np.array(before)},), error)
+                yield Piece(each[0], (packed({"index": np.array(before)}),), error)
 
     return pieces
 
