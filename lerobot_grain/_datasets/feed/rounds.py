@@ -83,11 +83,15 @@ class Rounds:
                         break
                     raise
             now = min(count - found, self._length - self._taken)
-            for run in self._runs(now, found):
-                batch.put(run)
+            self._fill(batch, now, found)
             self._taken += now
             found += now
         return batch.examples(found)
+
+    def close(self) -> None:
+        """Lets go of all memory, also where an error that somebody keeps refers to this."""
+        self._round = []
+        self._end = None
 
     def _next_round(self) -> None:
         if self._end is not None:
@@ -131,6 +135,11 @@ class Rounds:
                 next(self._pieces)
             except Exception as error:
                 return error
+
+    def _fill(self, batch: _NewBatch, count: int, place: int) -> None:
+        # Here, so that no variable of `take` keeps a part of this round while the next one comes.
+        for run in self._runs(count, place):
+            batch.put(run)
 
     def _runs(self, count: int, place: int) -> list[_Run]:
         """Returns the next `count` examples of the round, the first one to be put at `place`."""

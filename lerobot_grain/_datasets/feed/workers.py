@@ -350,6 +350,8 @@ class _WorkerPrefetchIterator(grain.DatasetIterator[Element]):
         workers = self._workers
         self._workers = None
         if workers is not None:
+            if workers.rounds is not None:
+                workers.rounds.close()
             workers.iterator.close()
 
     def get_state(self) -> dict[str, Any]:

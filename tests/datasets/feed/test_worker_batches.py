@@ -31,6 +31,7 @@ from lerobot_grain._datasets.feed.worker_stream import Piece
 from lerobot_grain._order.windows import WindowRequest
 from lerobot_grain._reading.batches import num_examples
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, write_dataset
+from tests.datasets.feed.test_workers import wait_until
 from tests.support.datasets import change_info, change_table
 from tests.support.forked import fork_workers
 
@@ -66,11 +67,14 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
+def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     before = _shared_memory()
     yield
     assert multiprocessing.active_children() == []
-    assert _shared_memory() <= before
+    # What a killed worker was about to send goes at the end of the program.
+    if "killed" not in request.node.name:
+        # A thread of Grain's unlinks what was let go.
+        assert wait_until(lambda: _shared_memory() <= before, seconds=10)
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +156,9 @@ def test_shards_and_a_remainder_that_is_dropped(directory: Path, shard: int) -> 
 
 
 def test_a_mixture(directory: Path) -> None:
-    component = stream(directory, num_epochs=None)
+    # Language has another number of messages in each example, which a mixture refuses.
+    keys = ["index", "top", "still", "observation.note", "action", "task"]
+    component = stream(directory, num_epochs=None, features=keys)
     mixture = lg.MixtureIterDataset(
         {"a": component, "b": component}, {"a": 3, "b": 1}, num_examples=50
     )
