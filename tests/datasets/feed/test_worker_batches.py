@@ -189,7 +189,8 @@ def test_a_state_after_any_batch_restores_with_any_number_of_workers(directory: 
     dataset = stream(directory, features=["index"], delta_timestamps=None, num_epochs=None)
     with contextlib.closing(iter(dataset.batch(6))) as alone:
         straight = list(itertools.chain(*rows_of(alone, 30)))
-    state, found = None, []
+    state: Any = None
+    found: list[int] = []
     # (workers, batch size, batches)
     for num_workers, batch_size, count in [(2, 7, 3), (3, 5, 4), (0, 4, 2), (1, 70, 1), (5, 6, 5)]:
         batches = lg.WorkerPrefetchIterDataset(dataset, num_workers=num_workers).batch(batch_size)
