@@ -15,6 +15,7 @@ import numpy.typing as npt
 from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import InvalidRequestError
+from lerobot_grain._datasets.element_specs import request_spec
 from lerobot_grain._datasets.frame_order import FrameOrderIterator, FrameOrderIterDataset
 from lerobot_grain._datasets.sampling.selected_rows import ValidRowsArgument, valid_values
 from lerobot_grain._order.named_windows import NamedWindows, Window
@@ -125,6 +126,15 @@ class DeltaTimestamps(grain.transforms.Map):
             row=row, episode=number, frame=frame, length=episodes.lengths.item(place)
         )
 
+    def output_spec(self, input_spec: Any) -> WindowRequest:
+        """Returns the spec of the requests, for `grain.experimental.get_element_spec`."""
+        del input_spec
+        return request_spec(
+            self._offsets.lengths,
+            {} if self._named is None else self._named.outputs,
+            {} if self._named is None else self._named.lengths,
+        )
+
     def block(self, rows: Integers, positions: Integers | None) -> WindowBlock:
         """Returns the requests of rows, int64 `(n,)`, which exist.
 
@@ -220,6 +230,10 @@ class OrderedWindowsIterDataset(grain.IterDataset[WindowRequest]):
             needed_every_epoch=self._parent.needed_every_epoch,
         )
 
+    @property
+    def _element_spec(self) -> Any:
+        return self.transformation.output_spec(None)
+
     def __str__(self) -> str:
         return f"{self._parent}.map(DeltaTimestamps)"
 
@@ -279,6 +293,19 @@ class OrderedWindowsIterator(grain.DatasetIterator[WindowRequest]):
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._parent.set_state(state)
+
+    def index_of(self, state: dict[str, Any]) -> int:
+        """Returns the number, in this shard, of the request that comes after a state of this
+        stream.
+        """
+        index: int = self._parent.index_of(state)
+        return index
+
+    def _get_next_index(self) -> int:
+        return self.index_of(self.get_state())
+
+    def _set_next_index(self, index: int) -> None:
+        grain.experimental.set_next_index(self._parent, index)
 
 
 class WindowBlockBuilder:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.errors import InvalidRequestError
+from lerobot_grain._datasets.element_specs import NUMBER
 from lerobot_grain._datasets.positions import PartOfPositions, PositionsIterDataset
 from lerobot_grain._datasets.sampling.selected_rows import (
     SelectedRows,
@@ -196,8 +197,7 @@ class FrameOrderIterDataset(PositionsIterDataset):
 
     @property
     def _element_spec(self) -> Any:
-        row = grain.experimental.ShapeDtypeStruct((), np.int64)
-        return (row, row) if self._with_positions else row
+        return (NUMBER, NUMBER) if self._with_positions else NUMBER
 
     def __str__(self) -> str:
         return f"FrameOrderIterDataset({self.num_rows} rows)"
@@ -301,6 +301,18 @@ class FrameOrderIterator(grain.DatasetIterator[Any]):
         self._computed = (0, self._computed[1][:0])
         self._base = position
         self._handed_out = 0
+
+    def index_of(self, state: dict[str, Any]) -> int:
+        """Returns the number, in this shard, of the element that comes after a state of this
+        stream.
+        """
+        return self._part.index_of(state["position"])
+
+    def _get_next_index(self) -> int:
+        return self.index_of(self.get_state())
+
+    def _set_next_index(self, index: int) -> None:
+        self.set_state({**self.get_state(), "position": self._part.position_of(index)})
 
     def __str__(self) -> str:
         return self._name

@@ -11,6 +11,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import InvalidRequestError
 
@@ -67,6 +68,30 @@ class PartOfPositions:
             count: int = self.shard_options.shard_count
             stop = base + (stop - base) // count * count
         return stop
+
+    def index_of(self, position: int) -> int:
+        """Returns the number of the element that comes at the position of a state.
+
+        Raises:
+          InvalidRequestError: no element of this part comes there.
+        """
+        index, rest = divmod(position, self.step)
+        if rest:
+            raise InvalidRequestError(
+                f"get_next_index: the stream stands at position {position} of all shards, which is "
+                f"no multiple of {self.step}, the shards that there are: it was restored from a "
+                "state of other shards; use get_state"
+            )
+        return index
+
+    def position_of(self, index: int) -> int:
+        """Returns the position of a state at which the element with a number comes next.
+
+        Raises:
+          InvalidRequestError: it is not an int >= 0.
+        """
+        check_int("index", index, least=0, of="set_next_index")
+        return index * self.step
 
     def next_positions(self, *, base: int, handed_out: int, count: int) -> Integers:
         """Returns up to `count` positions after the elements that were handed out since `base`,

@@ -32,6 +32,8 @@ from lerobot_grain._datasets.delta_timestamps import (
     WindowBlockBuilder,
     windows_of,
 )
+from lerobot_grain._datasets.element_specs import example_spec
+from lerobot_grain._datasets.feed.batches import BatchIterDataset
 from lerobot_grain._datasets.open_stream import Blocks, OneSource, OneThread, OpenStream
 from lerobot_grain._order.shuffle import LOOKAHEAD_EXAMPLES
 from lerobot_grain._order.windows import (
@@ -121,6 +123,15 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
 
     def __iter__(self) -> grain.DatasetIterator[Example]:
         return ReadWindowsIterator(self._parent.__iter__(), self.reading, name=str(self))
+
+    @property
+    def _element_spec(self) -> Any:
+        return example_spec(
+            grain.experimental.get_element_spec(self._parent),
+            self.reading.selection,
+            image_size=self.reading.image_size,
+            pad_keys=self.reading.pad_keys,
+        )
 
     def __str__(self) -> str:
         return f"ReadWindowsIterDataset({self._repository.description})"
@@ -225,6 +236,19 @@ class ReadWindowsIterator(grain.DatasetIterator[Example]):
     def __next__(self) -> Example:
         return self.hand_out(_take_example, self._stats)
 
+    def next_batch(self, batch_size: int, *, drop_remainder: bool, stats: Any) -> Batch:
+        """As of `feed/batches.MakesBatches`."""
+
+        def take(stream: OpenStream) -> tuple[Batch, int]:
+            batch = stream.take_batch(batch_size)
+            count = num_examples(batch)
+            if drop_remainder and count < batch_size:
+                stream.num_handed_out += count
+                raise StopIteration
+            return with_arrays_of_strings(batch), count
+
+        return self.hand_out(take, stats)
+
     def hand_out(self, take: Callable[[OpenStream], tuple[Taken, int]], stats: Any) -> Taken:
         """Returns what `take` takes of the stream, and counts it: both, or, whatever is raised
         wherever, neither.
@@ -328,18 +352,39 @@ class ReadWindowsIterator(grain.DatasetIterator[Example]):
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
+        self._move(lambda: self._parent.set_state(state))
+
+    def _move(self, move_parent: Callable[[], None]) -> None:
+        """Goes on where the parent is moved to; nothing changes if that raises."""
         stream = self._stream
         was_torn = stream is not None and stream.is_torn
         try:
             if stream is not None:
                 stream.is_torn = True  # until this is done
             # The parent compares first, and raises before anything has changed.
-            self._parent.set_state(state)
+            move_parent()
         except Exception:
             if stream is not None:
                 stream.is_torn = was_torn
             raise
         self._forget()
+
+    def _get_next_index(self) -> int:
+        index: int
+        if self._stream is None:
+            index = grain.experimental.get_next_index(self._parent)
+            return index
+        if not hasattr(self._parent, "index_of"):
+            raise InvalidRequestError(
+                "get_next_index: the requests of a stream that was begun are pulled ahead, and "
+                f"{self._parent} cannot tell the number of an earlier one; use get_state, or ask "
+                "before the first next"
+            )
+        index = self._parent.index_of(self._stream.state())
+        return index
+
+    def _set_next_index(self, index: int) -> None:
+        self._move(lambda: grain.experimental.set_next_index(self._parent, index))
 
     def close(self) -> None:
         if self._closed:
@@ -361,70 +406,6 @@ class ReadWindowsIterator(grain.DatasetIterator[Example]):
 
 def _take_example(stream: OpenStream) -> tuple[Example, int]:
     return stream.next_example(), 1
-
-
-class BatchIterDataset(grain.IterDataset[Batch]):
-    """Batches, put together without making single examples first.
-
-    Args:
-      parent: whose iterators are `ReadWindowsIterator`s.
-      batch_size: examples of a batch.
-      drop_remainder: whether a last, shorter batch is left out.
-    """
-
-    def __init__(
-        self, parent: grain.IterDataset[Example], batch_size: int, *, drop_remainder: bool
-    ) -> None:
-        super().__init__(parent)
-        self._batch_size = batch_size
-        self._drop_remainder = drop_remainder
-
-    def __iter__(self) -> grain.DatasetIterator[Batch]:
-        return _BatchIterator(
-            self._parent.__iter__(), self._batch_size, drop_remainder=self._drop_remainder
-        )
-
-    def __str__(self) -> str:
-        return (
-            f"BatchIterDataset(batch_size={self._batch_size}, "
-            f"drop_remainder={self._drop_remainder})"
-        )
-
-
-class _BatchIterator(grain.DatasetIterator[Batch]):
-    _closed = True
-
-    def __init__(
-        self, parent: ReadWindowsIterator, batch_size: int, *, drop_remainder: bool
-    ) -> None:
-        super().__init__(parent)
-        self._batch_size = batch_size
-        self._drop_remainder = drop_remainder
-
-    def __next__(self) -> Batch:
-        parent: ReadWindowsIterator = self._parent
-        return parent.hand_out(self._take, self._stats)
-
-    def _take(self, stream: OpenStream) -> tuple[Batch, int]:
-        batch = stream.take_batch(self._batch_size)
-        count = num_examples(batch)
-        if self._drop_remainder and count < self._batch_size:
-            stream.num_handed_out += count
-            raise StopIteration
-        return with_arrays_of_strings(batch), count
-
-    def get_state(self) -> dict[str, Any]:
-        state: dict[str, Any] = self._parent.get_state()
-        return state
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self._parent.set_state(state)
-
-    def __str__(self) -> str:
-        return (
-            f"BatchDatasetIterator(batch_size={self._batch_size}, "
-            f"drop_remainder={self._drop_remainder})"
-        )
 
 
 def checked_image_size(image_size: tuple[int, int] | None) -> tuple[int, int] | None:

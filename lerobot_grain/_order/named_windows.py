@@ -138,6 +138,12 @@ class NamedWindows:
         self._offsets = WindowOffsets(offsets)
 
     @property
+    def lengths(self) -> dict[str, int | None]:
+        """Name -> frames of the window; `None` of a draw, whose values have no time axis."""
+        fixed = self._offsets.lengths
+        return {name: fixed.get(name) for name in self.outputs}
+
+    @property
     def random_names(self) -> tuple[str, ...]:
         """Names of the windows whose frames depend on the position."""
         return tuple(name for name, draw in self._draws.items() if not draw.is_last)

@@ -210,6 +210,11 @@ class WindowOffsets:
     def keys(self) -> tuple[str, ...]:
         return tuple(self._offsets)
 
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Feature key -> frames of its window."""
+        return {key: len(offsets) for key, offsets in self._offsets.items()}
+
     def request(self, *, row: int, episode: int, frame: int, length: int) -> WindowRequest:
         """Returns the windows of the anchor `frame` in an episode of `length` frames."""
         frames: dict[str, Integers] = {}

@@ -14,6 +14,7 @@ from lerobot_grain._base.errors import InvalidRequestError
 
 Batch = dict[str, Any]
 Example = dict[str, Any]
+Shapes = Mapping[str, tuple[int, ...]]
 
 # Values up to this size may share the memory of the batch that they were cut from; larger ones,
 # kept by somebody, would keep it all.
@@ -33,24 +34,33 @@ def join(batches: Sequence[Batch]) -> Batch:
     """
     if len(batches) == 1:
         return batches[0]
-    first = _shapes(batches[0])
-    for other in map(_shapes, batches[1:]):
-        if different := [key for key in (first | other) if first.get(key) != other.get(key)]:
-            key = different[0]
-            raise InvalidRequestError(
-                f"a batch: {key!r} has shape {first.get(key, 'none')} in one example and "
-                f"{other.get(key, 'none')} in another; expected windows of the same features and "
-                "lengths in all examples of a batch"
-            )
+    first = shapes_of(batches[0])
+    for other in batches[1:]:
+        check_same_shapes(first, shapes_of(other))
     return {key: _joined([batch[key] for batch in batches]) for key in batches[0]}
 
 
-def _shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
+def shapes_of(batch: Batch) -> dict[str, tuple[int, ...]]:
     """Returns the shape of each value of one example."""
     return {
         key: value.shape[1:] if isinstance(value, np.ndarray) else np.shape(value[0])
         for key, value in batch.items()
     }
+
+
+def check_same_shapes(first: Shapes, other: Shapes) -> None:
+    """Checks that examples with these shapes fit into one batch.
+
+    Raises:
+      InvalidRequestError: they have windows of different features or lengths.
+    """
+    if different := [key for key in {**first, **other} if first.get(key) != other.get(key)]:
+        key = different[0]
+        raise InvalidRequestError(
+            f"a batch: {key!r} has shape {first.get(key, 'none')} in one example and "
+            f"{other.get(key, 'none')} in another; expected windows of the same features and "
+            "lengths in all examples of a batch"
+        )
 
 
 def _joined(values: list[Any]) -> Any:

@@ -71,7 +71,7 @@ class ReadContext:
     def __init__(self, options: ReadOptions, *, num_cameras: int) -> None:
         self._options = options
         self.num_decoders = options.num_decode_threads or num_cores()
-        own_bytes = max(1, self._options.shared_bytes() // options.shared_by)
+        own_bytes = max(1, self._shared_bytes() // options.shared_by)
         self.budget = MemoryBudget.of(own_bytes, num_cameras=num_cameras)
         self.requests = CancelScope()
         self.fetchers = self._pool("fetch", options.storage.num_connections)
@@ -119,7 +119,7 @@ class ReadContext:
                 "the memory budget of %d MiB does not keep %d decode threads busy; "
                 "ReadOptions(memory_budget_bytes=%d << 20) would, or fewer threads with "
                 "num_decode_threads=",
-                self._options.shared_bytes >> 20,
+                self._shared_bytes() >> 20,
                 self.num_decoders,
                 -(-wanted // _PROPOSED_BYTES) * _PROPOSED_BYTES >> 20,
             )

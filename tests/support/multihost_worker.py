@@ -56,8 +56,12 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
     with contextlib.closing(iter(feed)) as batches:
         if task["state"] is not None:
             batches.set_state(task["state"])
+        spec = grain.experimental.get_element_spec(feed)
         for _ in range(task["num_steps"]):
             batch = next(batches)
+            for key, value in without_text(batch).items():
+                assert spec[key].shape == value.shape
+                assert spec[key].sharding == value.sharding
             words = batch["task"]
             done = jitted_step(without_text(batch))
             assert batch["index"].shape == (task["batch_size"],)

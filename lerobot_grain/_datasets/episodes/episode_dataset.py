@@ -18,6 +18,13 @@ import numpy as np
 from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._base.machine import memory_bytes
+from lerobot_grain._datasets.element_specs import (
+    IS_TRUE,
+    NUMBER,
+    chunk_spec,
+    example_spec,
+    request_spec,
+)
 from lerobot_grain._datasets.episodes.chunk_order import (
     ChunkOrderIterator,
     ChunkOrderIterDataset,
@@ -142,6 +149,7 @@ class EpisodeIterDataset(grain.IterDataset[Example]):
         super().__init__(order)
         self._repository = opened
         self._shuffle = shuffle
+        self._frames_of_all = None if last_chunk == "short" else chunk_frames
         most_frames = chunks.padded_to or chunks.order.most_frames
         self._reading = Reading(
             repository=opened,
@@ -182,6 +190,18 @@ class EpisodeIterDataset(grain.IterDataset[Example]):
     def _order(self) -> ChunkOrderIterDataset:
         order: ChunkOrderIterDataset = self._parent
         return order
+
+    @property
+    def _element_spec(self) -> dict[str, Any]:
+        reading = self._reading
+        example = example_spec(
+            request_spec({}, {}, {}), reading.selection, image_size=reading.image_size, pad_keys={}
+        )
+        spec = chunk_spec(example, self._frames_of_all)
+        spec |= {EPISODE_KEY: NUMBER, FIRST_FRAME_KEY: NUMBER, ENDS_EPISODE_KEY: IS_TRUE}
+        if self._order.chunks.padded_to is not None:
+            spec |= chunk_spec({IS_PAD_KEY: IS_TRUE}, self._frames_of_all)
+        return spec
 
     def __iter__(self) -> grain.DatasetIterator[Example]:
         name = str(self)
@@ -230,7 +250,7 @@ class _ChunkIterator(grain.DatasetIterator[Example]):
     ) -> None:
         super().__init__(rows)
         self._chunks = chunks
-        self._start = part.start
+        self._part = part
         self._numbers = numbers
         self._places = ChunkPlaces(chunks.order)
 
@@ -241,7 +261,7 @@ class _ChunkIterator(grain.DatasetIterator[Example]):
     def _take(self, stream: OpenStream) -> tuple[Example, int]:
         """Returns the next chunk, and how many rows were taken for it."""
         # The state is that after the chunks that were handed out: the next one follows from it.
-        position = stream.state()["position"] + self._start
+        position = stream.state()["position"] + self._part.start
         chunk = self._places.chunks(np.array([position]))
         count = self._chunks.num_rows(chunk).item(0)
         found = with_arrays_of_strings(stream.take_batch(count))
@@ -261,6 +281,12 @@ class _ChunkIterator(grain.DatasetIterator[Example]):
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._parent.set_state(state)
+
+    def _get_next_index(self) -> int:
+        return self._part.index_of(self.get_state()["position"])
+
+    def _set_next_index(self, index: int) -> None:
+        self.set_state({**self.get_state(), "position": self._part.position_of(index)})
 
     def __str__(self) -> str:
         return str(self._parent)

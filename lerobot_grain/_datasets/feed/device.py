@@ -41,12 +41,11 @@ from typing import Any
 
 import grain
 import jax
-import numpy as np
-import numpy.typing as npt
 
 from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._base.versions import jax_enable_x64
+from lerobot_grain._datasets.feed.placement import put_on, spec_on
 from lerobot_grain._datasets.open_stream import OneThread
 from lerobot_grain._datasets.pipelines import end_reading, sources_under
 
@@ -54,8 +53,6 @@ from lerobot_grain._datasets.pipelines import end_reading, sources_under
 # ended, which takes half a second. At the end of the program nothing is waited for any longer.
 _GRACE_SECONDS = 0.3
 _EXIT_SECONDS = 1.0
-
-_NUMBERS = (np.ndarray, np.generic, jax.Array, bool, int, float, complex)
 
 
 class DeviceIterDataset(grain.IterDataset[Any]):
@@ -119,6 +116,10 @@ class DeviceIterDataset(grain.IterDataset[Any]):
             buffer_size=self._buffer_size,
             name=str(self),
         )
+
+    @property
+    def _element_spec(self) -> Any:
+        return spec_on(self._sharding, grain.experimental.get_element_spec(self._parent))
 
     def __str__(self) -> str:
         return f"DeviceIterDataset(buffer_size={self._buffer_size})"
@@ -192,13 +193,29 @@ class _DeviceIterator(grain.DatasetIterator[Any]):
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
+        self._move(lambda: self._parent.set_state(state))
+
+    def _move(self, move_parent: Callable[[], None]) -> None:
+        """Goes on where the parent is moved to; where that raises, after the last batch."""
         self._stop()
         try:
-            self._parent.set_state(state)
+            move_parent()
         except BaseException:
             self._rewind()
             raise
         self._state = None
+
+    def _get_next_index(self) -> int:
+        if self._state is not None:
+            raise InvalidRequestError(
+                "get_next_index: batches of a device feed that was begun are pulled ahead in a "
+                "thread; use get_state, or ask before the first next"
+            )
+        index: int = grain.experimental.get_next_index(self._parent)
+        return index
+
+    def _set_next_index(self, index: int) -> None:
+        self._move(lambda: grain.experimental.set_next_index(self._parent, index))
 
     def close(self) -> None:
         if self._closed:
@@ -273,7 +290,7 @@ def _run(
     """The feed's thread: fills `ready` until the parent ends or fails, or `stop` is set."""
     try:
         with jax_enable_x64(configuration[0]), jax.default_device(configuration[1]):
-            put = _put_on(sharding)
+            put = put_on(sharding)
             while not stop.is_set():
                 batch = next(parent)
                 state = copy.deepcopy(parent.get_state())
@@ -307,84 +324,6 @@ def _end(
     ):
         end_reading(parent)
         thread.join(_GRACE_SECONDS)
-
-
-# --- one batch -----------------------------------------------------------------------------------
-
-
-def _put_on(sharding: jax.sharding.Sharding | None) -> Callable[[Any], Any]:
-    """Returns the function that brings a batch to the devices, and returns when it is there."""
-    # The only way to learn the default device that holds for every form in which it can be
-    # configured is to use it.
-    devices = jax.device_put(np.uint8(0)).devices() if sharding is None else sharding.device_set
-    may_alias = any(device.platform == "cpu" for device in devices)
-
-    def put(batch: Any) -> Any:
-        leaves, structure = jax.tree_util.tree_flatten_with_path(batch)
-        placed = [leaf for _, leaf in leaves]
-        for number, (path, leaf) in enumerate(leaves):
-            numbers = _numbers(leaf)
-            if numbers is None:
-                continue
-            key = jax.tree_util.keystr(path, simple=True, separator="/")
-            narrowed = _narrowed(numbers, key)
-            host = narrowed.copy() if may_alias and narrowed is numbers else narrowed
-            placed[number] = (
-                jax.device_put(host) if sharding is None else _sharded(host, sharding, key)
-            )
-        jax.block_until_ready([leaf for leaf in placed if isinstance(leaf, jax.Array)])
-        return jax.tree_util.tree_unflatten(structure, placed)
-
-    return put
-
-
-def _numbers(leaf: Any) -> npt.NDArray[Any] | None:
-    """Returns a leaf as an array, where it is one of numbers (or bools); `None`: it stays on the
-    host.
-    """
-    if not isinstance(leaf, _NUMBERS):
-        return None
-    array = np.asarray(leaf)
-    # JAX's hierarchy of dtypes, which knows bfloat16 and its kin; NumPy's does not.
-    numeric = jax.dtypes.issubdtype(array.dtype, np.number) or jax.dtypes.issubdtype(
-        array.dtype, np.bool_
-    )
-    return array if numeric else None
-
-
-def _narrowed(array: npt.NDArray[Any], key: str) -> npt.NDArray[Any]:
-    """Returns the array in the dtype that JAX has for it: its own, or one of 32 bits, and in the
-    byte order of the machine.
-    """
-    dtype = jax.dtypes.canonicalize_dtype(array.dtype).newbyteorder("=")
-    if dtype == array.dtype:
-        return array
-    with np.errstate(over="ignore"):
-        narrowed = array.astype(dtype)
-    # JAX would wrap integers, and make infinities of floats, without a word. (What does not fit is
-    # infinite only afterwards.)
-    lost = narrowed != array if array.dtype.kind in "iu" else np.isinf(narrowed) & ~np.isinf(array)
-    if lost.any():
-        raise InvalidRequestError(
-            f"{key}: {array[lost].flat[0]} ({array.dtype}) does not fit into {dtype}, which JAX "
-            "makes of it; set jax_enable_x64, or change the key in a .map before the device feed"
-        )
-    return narrowed
-
-
-def _sharded(host: npt.NDArray[Any], sharding: jax.sharding.Sharding, key: str) -> jax.Array:
-    try:
-        return jax.make_array_from_process_local_data(sharding, host)
-    except (ValueError, AssertionError) as error:
-        # for an array without axes, JAX 0.10.2 has no more than an assertion
-        here = len(sharding.addressable_devices)
-        raise InvalidRequestError(
-            f"{key}: shape {host.shape} on this process cannot be laid out over "
-            f"{sharding.num_devices} devices ({here} of this process) by "
-            f"{getattr(sharding, 'spec', sharding)}: {error}; take a batch size that the sharding "
-            "divides, leave out a last shorter batch with .batch(size, drop_remainder=True), and "
-            "drop keys without a batch axis in a .map"
-        ) from error
 
 
 # --- several processes ---------------------------------------------------------------------------

@@ -25,22 +25,34 @@ interrupted.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
+from collections.abc import Callable, Sequence
 from multiprocessing import connection
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import grain
 from absl import flags
 
 from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.errors import InvalidRequestError
+from lerobot_grain._base.memory import ArrayPool
+from lerobot_grain._datasets.element_specs import example_bytes
+from lerobot_grain._datasets.feed.batches import BatchIterDataset
+from lerobot_grain._datasets.feed.packing import MIN_SHARED_BYTES
+from lerobot_grain._datasets.feed.rounds import Rounds
+from lerobot_grain._datasets.feed.worker_stream import (
+    ONE_TO_ONE,
+    OneToOneIterDataset,
+    PiecesIterDataset,
+)
 from lerobot_grain._datasets.pipelines import only_source_under
 from lerobot_grain._datasets.positions import PositionsIterDataset
+from lerobot_grain._reading.batches import Batch, num_examples, with_arrays_of_strings
 
 Element = TypeVar("Element")
 
@@ -50,6 +62,12 @@ _WATCH_SECONDS = 1.0
 # Grain's default of 0 gives every small array a shared-memory block of its own: 1,300 microseconds
 # for a dict of 16 of them instead of 72.
 _MIN_SHARED_BYTES = 64 << 10
+# Examples of a piece, at least where they are small: to send one takes a third of a millisecond,
+# whatever is in it. Of large ones a worker holds `2 * buffer_size + 2` pieces of so many bytes, or
+# of one example.
+_MIN_PIECE = 32
+_MAX_PIECE_BYTES = 8 << 20
+_UNKNOWN_BYTES = 1 << 20
 
 
 def worker_init(worker_index: int, worker_count: int) -> None:  # noqa: ARG001 (Grain passes both)
@@ -121,14 +139,16 @@ class WorkerPrefetchIterDataset(grain.IterDataset[Element]):
 
     Between the source of rows and here, every row must give one example: `.map` may stand there,
     `.filter`, `.batch`, `.random_map` and `.mix` go after. Each worker has a memory budget,
-    decoding threads and connections of its own. Arrays of 64 KiB and more come through shared
-    memory, about `2 * buffer_size + 2` examples a worker. As always with processes that are
-    spawned, a script needs `if __name__ == "__main__":`, and iterators are to be closed.
+    decoding threads and connections of its own. Arrays come through shared memory, about
+    `2 * buffer_size + 2` examples a worker, or pieces of batches: where no `.map` stands between
+    the stream and here, and `.batch` follows right after, workers read whole pieces, of at most
+    8 MiB or one example, and single examples are neither made nor sent. As always with processes
+    that are spawned, a script needs `if __name__ == "__main__":`, and iterators are to be closed.
 
     Args:
       parent: a stream of ours, or `.map` on one.
       num_workers: processes; 0: none, everything runs in this process.
-      buffer_size: examples that each worker holds ready.
+      buffer_size: examples that each worker holds ready; pieces of batches, where it reads those.
 
     Raises:
       InvalidRequestError: an argument is out of its range, or `parent` has a state of its own. From
@@ -149,7 +169,7 @@ class WorkerPrefetchIterDataset(grain.IterDataset[Element]):
         if parent.__iter__().get_state().keys() != self._source.__iter__().get_state().keys():
             raise InvalidRequestError(
                 f"WorkerPrefetchIterDataset: {parent} adds something to the state of the stream; "
-                f"{_ONE_TO_ONE}"
+                f"{ONE_TO_ONE}"
             )
         self._num_workers = num_workers
         self._buffer_size = buffer_size
@@ -164,6 +184,33 @@ class WorkerPrefetchIterDataset(grain.IterDataset[Element]):
             name=str(self),
         )
 
+    def batch(
+        self,
+        batch_size: int,
+        *,
+        drop_remainder: bool = False,
+        batch_fn: Callable[[Sequence[Element]], Any] | None = None,
+    ) -> grain.IterDataset[Any]:
+        """Returns a dataset of batches, the same as Grain's `batch`. Right on a stream of ours,
+        workers read pieces of batches, and no single example is made or sent; after a `.map`,
+        examples are sent one by one.
+
+        Args:
+          batch_size: examples of a batch.
+          drop_remainder: whether a last, shorter batch is left out.
+          batch_fn: examples -> batch; `None`: arrays with a new first axis, strings as an array of
+            them.
+
+        Raises:
+          InvalidRequestError: `batch_size` is not an int >= 1.
+        """
+        check_int("batch_size", batch_size, least=1, of="batch")
+        # The parent knows whether it can do without single examples.
+        batches = self._parent.batch(batch_size, batch_fn=batch_fn)
+        if not isinstance(batches, BatchIterDataset):
+            return super().batch(batch_size, drop_remainder=drop_remainder, batch_fn=batch_fn)
+        return BatchIterDataset(self, batch_size, drop_remainder=drop_remainder)
+
     @property
     def _element_spec(self) -> Any:
         return grain.experimental.get_element_spec(self._parent)
@@ -173,6 +220,8 @@ class WorkerPrefetchIterDataset(grain.IterDataset[Element]):
 
 
 class _WorkerPrefetchIterator(grain.DatasetIterator[Element]):
+    """Yields examples, or hands out batches of them, and counts what was handed out."""
+
     _closed = True
 
     def __init__(
@@ -193,46 +242,117 @@ class _WorkerPrefetchIterator(grain.DatasetIterator[Element]):
         self._unread = read.__iter__()
         self._base: dict[str, Any] = self._unread.get_state()
         self._handed_out = 0  # since the base
-        self._workers: grain.DatasetIterator[Element] | None = None
+        self._workers: _Workers | None = None
+        self._arrays = ArrayPool()
         self._exhausted = False
 
     def __next__(self) -> Element:
+        found: Element = self._hand_out(None, _next_example, self._stats)
+        return found
+
+    def next_batch(self, batch_size: int, *, drop_remainder: bool, stats: Any) -> Batch:
+        """As of `feed/batches.MakesBatches`."""
+
+        def take(workers: _Workers) -> tuple[Batch, int]:
+            assert workers.rounds is not None
+            batch = workers.rounds.take(batch_size)
+            count = num_examples(batch)
+            if drop_remainder and count < batch_size:
+                raise _Dropped(count)
+            return with_arrays_of_strings(batch), count
+
+        found: Batch = self._hand_out(self._piece_size(batch_size), take, stats)
+        return found
+
+    def _hand_out(
+        self,
+        piece_size: int | None,
+        take: Callable[[_Workers], tuple[Any, int]],
+        stats: Any,
+    ) -> Any:
+        """Returns what `take` takes of the workers, and counts it: both, or, whatever is raised
+        wherever, neither.
+
+        Args:
+          piece_size: examples of the pieces that the workers read; `None`: single examples.
+          take: returns it, and how many examples it is.
+          stats: Grain's, of the iterator that hands it out.
+        """
         self._assert_not_closed()
         if self._exhausted:
             raise StopIteration
         before = self._handed_out
         try:
-            with self._stats.record_self_time():
+            with stats.record_self_time():
+                if self._workers is not None and self._workers.piece_size != piece_size:
+                    self._stop()
                 if self._workers is None:
-                    self._workers = self._start()
-                element: Element = next(self._workers)
-                self._stats.record_output_spec(element)
-                self._handed_out = before + 1
+                    self._workers = self._start(piece_size)
+                element, count = take(self._workers)
+                stats.record_output_spec(element)
+                self._handed_out = before + count
                 return element
         except BaseException as error:
             # Nothing was handed out: the next call starts the workers again, and reads the same
             # element.
             self._handed_out = before
             self._exhausted = isinstance(error, StopIteration)
+            if isinstance(error, _Dropped):
+                self._handed_out += error.count
             self._stop()
             raise
 
-    def _start(self) -> grain.DatasetIterator[Element]:
+    def _start(self, piece_size: int | None) -> _Workers:
         _mark_flags_as_parsed()
+        state = self.get_state()
+        arguments = (self._read, self._source, state)
         reading = grain.experimental.WithOptionsIterDataset(
-            _OneToOneIterDataset(self._read, self._source, self.get_state()),
-            grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED_BYTES),
+            OneToOneIterDataset(*arguments)
+            if piece_size is None
+            else PiecesIterDataset(*arguments, piece_size=piece_size),
+            grain.experimental.DatasetOptions(
+                min_shm_size=_MIN_SHARED_BYTES if piece_size is None else MIN_SHARED_BYTES
+            ),
         )
-        workers: grain.DatasetIterator[Element] = reading.mp_prefetch(
-            self._options, worker_init_fn=worker_init
-        ).__iter__()
-        return workers
+        iterator = reading.mp_prefetch(self._options, worker_init_fn=worker_init).__iter__()
+        if piece_size is None:
+            return _Workers(iterator, None, None)
+        step = self._source.position_step
+        rounds = Rounds(
+            iterator,
+            num_workers=self._num_workers,
+            first=self._source.part.start + state["position"],
+            step=step,
+            arrays=self._arrays,
+        )
+        return _Workers(iterator, piece_size, rounds)
+
+    @property
+    def _num_workers(self) -> int:
+        return max(1, int(self._options.num_workers))
+
+    def _piece_size(self, batch_size: int) -> int:
+        """Returns the examples of a piece: those of a batch that come from one worker, and not few
+        where they are small, nor many where they are large.
+        """
+        wanted = max(_MIN_PIECE, -(-batch_size // self._num_workers))
+        return max(1, min(wanted, _MAX_PIECE_BYTES // max(1, self._example_bytes)))
+
+    @functools.cached_property
+    def _example_bytes(self) -> int:
+        try:
+            return example_bytes(grain.experimental.get_element_spec(self._read))
+        except (ValueError, NotImplementedError):
+            # Of requests that do not say which windows they have.
+            return _UNKNOWN_BYTES
 
     def _stop(self) -> None:
         workers = self._workers
         self._workers = None
         if workers is not None:
-            workers.close()
+            if workers.rounds is not None:
+                workers.rounds.close()
+            workers.iterator.close()
 
     def get_state(self) -> dict[str, Any]:
         return {
@@ -247,6 +367,15 @@ class _WorkerPrefetchIterator(grain.DatasetIterator[Element]):
         self._handed_out = 0
         self._exhausted = False
 
+    def _get_next_index(self) -> int:
+        self._unread.set_state(self.get_state())
+        index: int = grain.experimental.get_next_index(self._unread)
+        return index
+
+    def _set_next_index(self, index: int) -> None:
+        grain.experimental.set_next_index(self._unread, index)
+        self.set_state(self._unread.get_state())
+
     def close(self) -> None:
         if self._closed:
             return
@@ -258,103 +387,27 @@ class _WorkerPrefetchIterator(grain.DatasetIterator[Element]):
         return self._name
 
 
-class _OneToOneIterDataset(grain.IterDataset[Element]):
-    """Its parent from a state on, in the worker process; checks that every row gives one example,
-    and that what comes out can be sent.
+class _Workers(NamedTuple):
+    """Workers that were started.
+
+    Attributes:
+      iterator: Grain's, of what they read.
+      piece_size: as they were asked; `None`: single examples.
+      rounds: their pieces, put in order.
     """
 
-    def __init__(
-        self,
-        parent: grain.IterDataset[Element],
-        source: PositionsIterDataset,
-        state: dict[str, Any],
-    ) -> None:
-        super().__init__(parent)
-        # The same object as under `parent`, also after pickling, so it is sliced with it.
-        self._source = source
-        self._state = state
-
-    def __iter__(self) -> grain.DatasetIterator[Element]:
-        parent = self._parent.__iter__()
-        parent.set_state(self._state)
-        return _OneToOneIterator(parent, self._source)
-
-    def __str__(self) -> str:
-        return "_OneToOneIterDataset"
+    iterator: grain.DatasetIterator[Any]
+    piece_size: int | None
+    rounds: Rounds | None
 
 
-class _OneToOneIterator(grain.DatasetIterator[Element]):
-    _closed = True
+class _Dropped(StopIteration):
+    """The end, before which some examples are left out."""
 
-    def __init__(
-        self, parent: grain.DatasetIterator[Element], source: PositionsIterDataset
-    ) -> None:
-        super().__init__(parent)
-        self._source = source
-        self._sent_one = False
-
-    def __next__(self) -> Element:
-        before = self._parent.get_state()
-        try:
-            element: Element = next(self._parent)
-        except StopIteration:
-            self._expect_end(before)
-            raise
-        except (Exception, SystemExit) as error:
-            raise _sendable(error) from error
-        advanced = self._parent.get_state()["position"] - before["position"]
-        if advanced != self._source.position_step:
-            raise InvalidRequestError(
-                "WorkerPrefetchIterDataset: one example took "
-                f"{advanced // self._source.position_step} rows; {_ONE_TO_ONE}"
-            )
-        if not self._sent_one:
-            _expect_sendable(element)
-            self._sent_one = True
-        return element
-
-    def _expect_end(self, state: dict[str, Any]) -> None:
-        order = self._source.__iter__()
-        order.set_state(state)
-        if next(order, None) is not None:
-            raise InvalidRequestError(
-                f"WorkerPrefetchIterDataset: StopIteration at position {state['position']}, which "
-                "is not the end of the stream: a function in .map raised it, perhaps through "
-                "next(); catch it there"
-            )
-
-    def get_state(self) -> dict[str, Any]:
-        state: dict[str, Any] = self._parent.get_state()
-        return state
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self._parent.set_state(state)
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
 
 
-_ONE_TO_ONE = (
-    "expected one example for every row: put .filter, .batch, .random_map and .mix "
-    "after WorkerPrefetchIterDataset"
-)
-
-
-def _sendable(error: BaseException) -> Exception:
-    """Returns the error, or one that says the same and survives the way to another process."""
-    if isinstance(error, Exception):
-        try:
-            if type(pickle.loads(pickle.dumps(error))) is type(error):
-                return error
-        except Exception:
-            # Whatever a pickling method of another library raises: it is the reason to replace the
-            # error, and says nothing more.
-            pass
-    return RuntimeError(f"{type(error).__qualname__} in a worker process: {error}")
-
-
-def _expect_sendable(element: object) -> None:
-    try:
-        pickle.dumps(element)
-    except Exception as error:
-        raise InvalidRequestError(
-            f"WorkerPrefetchIterDataset: an example does not pickle ({error}); expected NumPy "
-            "arrays, numbers and strings"
-        ) from None
+def _next_example(workers: _Workers) -> tuple[Any, int]:
+    return next(workers.iterator), 1

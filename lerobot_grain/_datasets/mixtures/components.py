@@ -27,6 +27,7 @@ class Component:
       transformation: rows -> window requests.
       reading: what is read of each request.
       maps: Grain's datasets of the `.map`s on it, the last one first.
+      dataset: all of it, as it was given.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Component:
     transformation: DeltaTimestamps
     reading: Reading
     maps: tuple[grain.IterDataset[Any], ...]
+    dataset: grain.IterDataset[Any]
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -85,6 +87,7 @@ class Component:
             transformation=requests.transformation,
             reading=node.reading,
             maps=tuple(maps),
+            dataset=dataset,
         )
 
 

@@ -10,6 +10,8 @@ import grain
 
 from lerobot_grain._base.arguments import check_int, is_int
 from lerobot_grain._base.errors import InvalidRequestError
+from lerobot_grain._datasets.element_specs import common_spec
+from lerobot_grain._datasets.feed.batches import BatchIterDataset
 from lerobot_grain._datasets.mixtures.assembly import MixtureAssembly
 from lerobot_grain._datasets.mixtures.components import Component
 from lerobot_grain._datasets.mixtures.mixture_order import (
@@ -19,7 +21,7 @@ from lerobot_grain._datasets.mixtures.mixture_order import (
 from lerobot_grain._datasets.mixtures.mixture_state import MixtureState
 from lerobot_grain._datasets.open_stream import OpenStream
 from lerobot_grain._datasets.positions import PartOfPositions
-from lerobot_grain._datasets.read_windows import BatchIterDataset, ReadWindowsIterator
+from lerobot_grain._datasets.read_windows import ReadWindowsIterator
 from lerobot_grain._order.mixture import TURN, shares_of
 from lerobot_grain._order.shuffle import LOOKAHEAD_EXAMPLES, lookahead_examples
 from lerobot_grain._reading.options import ReadOptions
@@ -136,6 +138,15 @@ class MixtureIterDataset(grain.IterDataset[Any]):
         if batch_fn is not None or any(component.maps for component in self._components):
             return super().batch(batch_size, drop_remainder=drop_remainder, batch_fn=batch_fn)
         return BatchIterDataset(self, batch_size, drop_remainder=drop_remainder)
+
+    @property
+    def _element_spec(self) -> Any:
+        return common_spec(
+            {
+                component.name: grain.experimental.get_element_spec(component.dataset)
+                for component in self._components
+            }
+        )
 
     def __str__(self) -> str:
         return f"MixtureIterDataset({len(self._components)} components)"

@@ -12,6 +12,7 @@ import numpy as np
 
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._datasets.delta_timestamps import StateAfter
+from lerobot_grain._datasets.element_specs import NUMBER, TEXT
 from lerobot_grain._datasets.mixtures.components import Component
 from lerobot_grain._datasets.mixtures.mixture_state import MixtureState, restored
 from lerobot_grain._datasets.positions import PartOfPositions, PositionsIterDataset
@@ -54,6 +55,10 @@ class MixtureOrderIterDataset(PositionsIterDataset):
         return MixtureOrderIterator(
             self._components, self._state, self.part, allow_changes=self._allow_changes
         )
+
+    @property
+    def _element_spec(self) -> Any:
+        return TEXT, NUMBER
 
     def __str__(self) -> str:
         return f"MixtureOrderIterDataset({len(self._components)} components)"
@@ -133,6 +138,18 @@ class MixtureOrderIterator(grain.DatasetIterator[tuple[str, int]]):
     def set_state(self, state: dict[str, Any]) -> None:
         found, position = restored(state, self._new, allow_changes=self._allow_changes)
         self._place = _Place(found, found.order(), base=position, handed_out=0)
+
+    def index_of(self, state: dict[str, Any]) -> int:
+        """Returns the number, in this shard, of the element that comes after a state of this
+        mixture.
+        """
+        return self._part.index_of(state["position"])
+
+    def _get_next_index(self) -> int:
+        return self.index_of(self.get_state())
+
+    def _set_next_index(self, index: int) -> None:
+        self.set_state({**self.get_state(), "position": self._part.position_of(index)})
 
     def __str__(self) -> str:
         return f"MixtureOrderIterator({len(self._components)} components)"
