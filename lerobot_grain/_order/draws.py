@@ -69,8 +69,8 @@ class GeometricDraw:
     """The frame n frames after the row of the example with probability (1 - p)^(n - 1) p, n = 1, 2,
     ..., where p is one frame divided by the mean: a discounted future state.
 
-    What would lie after the end of the episode is its last frame. Where the row of the example is
-    the last frame itself, that is taken, and its mask is true.
+    A draw after the end of the episode gives its last frame. If the row of the example is the last
+    frame itself, that is taken, and its mask is true.
 
     Attributes:
       mean_seconds: of the distance in an episode that does not end; at least one frame.

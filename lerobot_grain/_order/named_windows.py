@@ -6,7 +6,7 @@ an episode beside its present.
 Each has a feature, or several that share its frames, and frames: fixed distances in seconds, as
 delta timestamps are, or one frame drawn from the future of the episode (`_order/draws`).
 
-Where windows hold valid rows only, distances are treated as in `_order/valid_windows`; draws are
+If windows hold valid rows only, distances are treated as in `_order/valid_windows`; draws are
 made among the valid frames, as if there were no others.
 """
 
@@ -259,7 +259,7 @@ def _draw(
         starts = valid.numbers_of(rows + draw.first)
         counts = valid.numbers_of(ends + 1) - starts
         numbers = starts + draw.drawn(words, np.maximum(counts, 1))
-        # Where there is none, the nearest one on the way to the example; else its own row.
+        # If there is none, the nearest one on the way to the example; else its own row.
         there = np.maximum(valid.last_before(ends + 1), rows)
         has_some = counts > 0
         there[has_some] = valid.rows_of(numbers[has_some])

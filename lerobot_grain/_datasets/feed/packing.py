@@ -1,7 +1,7 @@
 """Puts the small arrays of a batch into one, so that they go to another process through shared
 memory together.
 
-Each block of shared memory takes a tenth of a millisecond. What does not go through one goes
+Each block of shared memory takes a tenth of a millisecond. Everything else goes
 through a pipe, which holds 64 KiB: a worker that is killed while it waits for room in it leaves
 half a message, for whose rest the consumer would wait forever. Pure.
 """
@@ -26,7 +26,7 @@ _ALIGNMENT = 16
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the arrays of a batch lie.
+    """The places of the arrays of a batch.
 
     Attributes:
       keys: of the batch, in its order.

@@ -104,7 +104,7 @@ def spec_on(sharding: jax.sharding.Sharding | None, batch: Any) -> Any:
             return host
         dtype = jax.dtypes.canonicalize_dtype(dtype)
         if None in host.shape:
-            # What JAX has for this takes sizes only.
+            # The specs of JAX take sizes only.
             return grain.experimental.ShapeDtypeStruct(host.shape, dtype)
         shape = host.shape if sharding is None else _global_shape(host.shape, sharding)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)

@@ -6,7 +6,7 @@ interleave, and whatever number of them is taken becomes one batch.
 Rules:
 * A round whose worker has ended or failed is handed out up to that worker's next example. Only then
   comes the end, or the error.
-* What is handed out lies in memory of its own: the shared memory of a piece goes with its round.
+* Batches that are handed out lie in memory of their own: the shared memory of a piece goes with its round.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Rounds:
         found: list[_Run] = []
         n = self._num_workers
         for worker, parts in enumerate(self._round):
-            # Of its examples: those that come at `taken` or later, and before `taken` + `count`.
+            # Those of its examples that come at `taken` or later, and before `taken` + `count`.
             begin = -(-max(0, self._taken - worker) // n)
             stop = -(-max(0, self._taken + count - worker) // n)
             offset = 0

@@ -1,4 +1,4 @@
-"""What runs in a worker process: a stream from a state on, as single examples or as pieces of
+"""The part that runs in a worker process: a stream from a state on, as single examples or as pieces of
 batches, with every error in a form that reaches the consumer.
 
 Rules:

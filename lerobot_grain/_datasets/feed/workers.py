@@ -63,7 +63,7 @@ _WATCH_SECONDS = 1.0
 # for a dict of 16 of them instead of 72.
 _MIN_SHARED_BYTES = 64 << 10
 # Examples of a piece, at least where they are small: to send one takes a third of a millisecond,
-# whatever is in it. Of large ones a worker holds `2 * buffer_size + 2` pieces of so many bytes, or
+# whatever is in it. A worker holds, if they are large, `2 * buffer_size + 2` pieces of so many bytes, or
 # of one example.
 _MIN_PIECE = 32
 _MAX_PIECE_BYTES = 8 << 20
@@ -343,7 +343,7 @@ class _WorkerPrefetchIterator(grain.DatasetIterator[Element]):
         try:
             return example_bytes(grain.experimental.get_element_spec(self._read))
         except (ValueError, NotImplementedError):
-            # Of requests that do not say which windows they have.
+            # The requests do not say which windows they have.
             return _UNKNOWN_BYTES
 
     def _stop(self) -> None:
