@@ -32,7 +32,7 @@ class ReturnsToGo(grain.transforms.Map):
 
     It works on examples, on windows, on chunks of `EpisodeIterDataset`, and after `.batch`: the
     output has the shape of `index` in the example, so `delta_timestamps={"index": [...]}` asks for
-    a window of returns, whose mask is `index_is_pad`. A frame that is repeated has its return again.
+    a window of returns, whose mask is `index_is_pad`. A frame that is repeated has the same return.
 
     Args:
       repository: the opened dataset that the examples come from.

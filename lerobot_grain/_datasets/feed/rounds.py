@@ -6,7 +6,8 @@ interleave, and whatever number of them is taken becomes one batch.
 Rules:
 * A round whose worker has ended or failed is handed out up to that worker's next example. Only then
   comes the end, or the error.
-* Batches that are handed out lie in memory of their own: the shared memory of a piece goes with its round.
+* Batches that are handed out lie in memory of their own: the shared memory of a piece goes with
+  its round.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The part that runs in a worker process: a stream from a state on, as single examples or as pieces of
-batches, with every error in a form that reaches the consumer.
+"""The part that runs in a worker process: a stream from a state on, as single examples or as
+pieces of batches, with every error in a form that reaches the consumer.
 
 Rules:
 * A `StopIteration` that is not the end, an exception or an example that does not pickle would be

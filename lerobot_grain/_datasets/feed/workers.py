@@ -63,8 +63,8 @@ _WATCH_SECONDS = 1.0
 # for a dict of 16 of them instead of 72.
 _MIN_SHARED_BYTES = 64 << 10
 # Examples of a piece, at least where they are small: to send one takes a third of a millisecond,
-# whatever is in it. A worker holds, if they are large, `2 * buffer_size + 2` pieces of so many bytes, or
-# of one example.
+# whatever is in it. If they are large, a worker holds `2 * buffer_size + 2` pieces of so many
+# bytes, or of one example.
 _MIN_PIECE = 32
 _MAX_PIECE_BYTES = 8 << 20
 _UNKNOWN_BYTES = 1 << 20
