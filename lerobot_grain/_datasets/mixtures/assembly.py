@@ -125,7 +125,9 @@ def _leaves(value: Any, path: str = "") -> dict[str, Any]:
         for key, item in value.items():
             found.update(_leaves(item, f"{path}/{key}" if path else str(key)))
         return found
-    if isinstance(value, tuple | list) and not all(isinstance(item, str) for item in value):
+    if isinstance(value, tuple | list) and not (
+        _are_messages(value) or all(isinstance(item, str) for item in value)
+    ):
         found = {}
         for number, item in enumerate(value):
             found.update(_leaves(item, f"{path}/{number}"))
@@ -135,10 +137,24 @@ def _leaves(value: Any, path: str = "") -> dict[str, Any]:
 
 def _leaf(value: Any) -> Any:
     """Returns what is compared of a leaf: dtype and shape, of texts and others the type."""
+    if _are_messages(value):
+        return "messages", ()
     if isinstance(value, str | list | tuple):
         return type(value).__name__, np.shape(value)
     dtype = getattr(value, "dtype", None)
     return (type(value).__name__ if dtype is None else _name_of(dtype)), np.shape(value)
+
+
+def _are_messages(value: Any) -> bool:
+    """Returns whether a value is language: messages, or lists of them in a window. How many there
+    are differs from row to row.
+    """
+    return isinstance(value, list) and all(
+        _are_messages(item)
+        if isinstance(item, list)
+        else isinstance(item, Mapping) and not any(hasattr(each, "dtype") for each in item.values())
+        for item in value
+    )
 
 
 # NumPy makes the text anew each time, and this is asked for every leaf of every example.

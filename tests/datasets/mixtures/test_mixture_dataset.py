@@ -14,11 +14,13 @@ from typing import Any
 
 import grain
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import lerobot_grain as lg
 from lerobot_grain.testing import Camera, WrittenDataset, write_dataset
 from tests.order.test_mixture import naive_places, naive_shares
+from tests.support.datasets import change_info, change_table
 
 WEIGHTS = {"a": 0.5, "b": 0.3, "c": 0.2}
 CAMERA = "observation.images.top"
@@ -457,3 +459,25 @@ def test_on_a_device(written: Written, straight: list[dict[str, Any]]) -> None:
     assert list(itertools.chain.from_iterable(rows)) == [
         example["index"] for example in straight[:32]
     ]
+
+
+def test_language_of_any_number_of_messages(tmp_path: Any) -> None:
+    rows = 12
+    said = [[{"role": "user", "content": f"{row}"}] * (row % 3) for row in range(rows)]
+    components = {}
+    for name in "ab":
+        directory = write_dataset(tmp_path / name, episode_lengths=[7, 5], cameras=[]).directory
+        change_table(
+            directory / "data/chunk-000/file-000.parquet",
+            lambda table: table.append_column("said", pa.array(said)),
+        )
+        entry = {"dtype": "language", "shape": [1], "names": None}
+        change_info(directory, lambda info, entry=entry: info["features"].update(said=entry))
+        components[name] = lg.LeRobotIterDataset(
+            directory, features=["said", "index"], shuffle=lg.Shuffle(seed=3)
+        )
+    mixture = lg.MixtureIterDataset(components, num_examples=3 * rows)
+    for example in mixture:
+        assert example["said"] == said[int(example["index"])]
+    for batch in mixture.batch(8):
+        assert [list(each) for each in batch["said"]] == [said[row] for row in batch["index"]]
