@@ -105,7 +105,7 @@ class Act(nnx.Module):
         self.queries = embedding(chunk)
         self.decoder = Layer(width, has_memory=True, rngs=rngs)
         self.norm = nnx.LayerNorm(width, rngs=rngs)
-        # Begins with the mean action, so what is below the first error has been learnt.
+        # Begins with the mean action, so what is below the first error has been learned.
         self.action_out = nnx.Linear(
             width, action_size, kernel_init=nnx.initializers.zeros, rngs=rngs
         )
@@ -147,7 +147,7 @@ def loss(policy: Act, batch: Batch, key: jax.Array) -> jax.Array:
     z = mean + jnp.exp(log_variance / 2) * jax.random.normal(key, mean.shape)
     kl = -0.5 * (1 + log_variance - mean**2 - jnp.exp(log_variance)).sum(axis=-1)
     # Past the end of an episode the last action is repeated. It was never taken there, so it is
-    # not learnt.
+    # not learned.
     distance = jnp.abs(policy(batch, z) - batch["action"])
     return (masked_mean(distance, ~batch["action_is_pad"][..., None]) + KL_WEIGHT * kl).mean()
 

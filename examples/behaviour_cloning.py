@@ -58,7 +58,7 @@ class Policy(nnx.Module):
                 nnx.Linear(width, width, rngs=rngs),
                 nnx.gelu,
             ),
-            # Begins with the mean action, so what is below the first error has been learnt.
+            # Begins with the mean action, so what is below the first error has been learned.
             nnx.Linear(
                 width, NUM_ACTIONS * action_size, kernel_init=nnx.initializers.zeros, rngs=rngs
             ),
@@ -72,7 +72,7 @@ def error(policy: Policy, batch: Batch, key: jax.Array) -> jax.Array:
     del key
     batch = policy.normalizer.normalize(batch)
     # Past the end of an episode the last action is repeated. It was never taken there, so it is
-    # not learnt.
+    # not learned.
     return masked_mean(
         jnp.square(policy(batch["observation.state"]) - batch["action"]),
         ~batch["action_is_pad"][..., None],

@@ -104,7 +104,7 @@ class DiffusionPolicy(nnx.Module):
         self.time_in = nnx.Linear(width, width, rngs=rngs)
         self.action_in = nnx.Linear(self.action_size, width, rngs=rngs)
         self.blocks = nnx.data([Block(width, rngs=rngs) for _ in range(3)])
-        # Begins with the mean action, so what is below the first error has been learnt.
+        # Begins with the mean action, so what is below the first error has been learned.
         self.action_out = nnx.Linear(
             width, self.action_size, kernel_init=nnx.initializers.zeros, rngs=rngs
         )

@@ -1,13 +1,14 @@
-"""Reaching a goal that is a picture, learnt in hindsight: any frame of the future was a goal that
+"""Reaching a goal that is a frame, learned in hindsight: any frame of the future was a goal that
 the episode has reached.
 
     python examples/goal_reaching.py
     python examples/goal_reaching.py --blind          # with the goal set to zero
     python examples/goal_reaching.py --repository lerobot/pusht --steps 20000
 
-For each row, a frame is drawn from the next second of its episode (`windows=`), and the policy
-learns the action that was taken on the way there. In the dataset that is written by default, balls
-roll straight ahead, each episode in another direction, which nothing but the goal tells.
+For each row, a frame is drawn from the 3rd to the 10th after it in its episode (`windows=`), and
+the policy learns the action that was taken on the way there. In the dataset that is written by
+default, balls roll straight ahead, each episode in another direction, which nothing but the goal
+tells.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ FPS = 10
 NEAREST, FARTHEST = 3, 10
 SIZE = 64
 EPISODE_LENGTH = 20
-# Of the width of the picture, each second.
+# Of the width of the frame, each second.
 SPEED = 0.3
 
 
@@ -88,7 +89,7 @@ class Policy(nnx.Module):
         self.layers = nnx.Sequential(
             nnx.Linear(pixels * channels[-1], width, rngs=rngs),
             nnx.gelu,
-            # Begins with the mean action, so what is below the first error has been learnt.
+            # Begins with the mean action, so what is below the first error has been learned.
             nnx.Linear(
                 width,
                 math.prod(repository.features["action"].shape),

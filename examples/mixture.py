@@ -114,7 +114,7 @@ class Policy(nnx.Module):
         self.robots = nnx.Embed(num_robots, width, rngs=rngs)
         self.observed_in = nnx.Linear(seen + STATE_SIZE, width, rngs=rngs)
         self.hidden = nnx.Linear(width, width, rngs=rngs)
-        # Begins with the mean action, so what is below the first error has been learnt.
+        # Begins with the mean action, so what is below the first error has been learned.
         self.action_out = nnx.Linear(
             width, NUM_ACTIONS * ACTION_SIZE, kernel_init=nnx.initializers.zeros, rngs=rngs
         )

@@ -132,7 +132,7 @@ def parser(
     add(
         "--blind",
         action="store_true",
-        help="hide what the actions depend on, to see what can be learnt without",
+        help="hide what the actions depend on, to see what can be learned without",
     )
     return found
 

@@ -224,7 +224,7 @@ def _pages() -> list[Path]:
 
 
 def _comments(path: Path, source: str) -> Iterator[tuple[str, str]]:
-    """Yields comments, those on neighbouring lines as one text."""
+    """Yields comments, those on neighboring lines as one text."""
     text, last = "", 0
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:

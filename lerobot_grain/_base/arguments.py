@@ -33,3 +33,13 @@ def check_int(name: str, value: object, *, least: int, of: str = "", otherwise: 
         raise InvalidRequestError(
             f"{f'{of}({argument})' if of else argument}: expected an int >= {least}{otherwise}"
         )
+
+
+def check_seed(seed: object, *, of: str) -> None:
+    """Checks the seed of `of`.
+
+    Raises:
+      InvalidRequestError: it is no int, 0 <= seed < 2**64.
+    """
+    if not (isinstance(seed, int) and is_int(seed, least=0) and seed < 2**64):
+        raise InvalidRequestError(f"{of}(seed={seed!r}): expected an int, 0 <= seed < 2**64")

@@ -1,4 +1,4 @@
-"""Half-open byte ranges, and merging neighbouring ones into fewer requests.
+"""Half-open byte ranges, and merging neighboring ones into fewer requests.
 
 A range request costs about the same up to a size of latency x bandwidth (50 ms x 20 MB/s = 1 MB),
 so ranges with a small gap between them are cheaper to read as one. Pure: what reads them is in

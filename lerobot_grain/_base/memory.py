@@ -66,10 +66,10 @@ class ArrayPool:
         self, purpose: Hashable, shape: tuple[int, ...], dtype: np.dtype[Any]
     ) -> npt.NDArray[Any]:
         """Returns an array with any contents, in memory of an earlier one of the same purpose and
-        size if there is one.
+        size if there is one. Arrays of objects have memory of their own.
         """
         num_bytes = math.prod(shape) * dtype.itemsize
-        if num_bytes < _MIN_BYTES:
+        if num_bytes < _MIN_BYTES or dtype.hasobject:
             return np.empty(shape, dtype)
         free = self._free.setdefault((purpose, num_bytes), deque(maxlen=_MAX_FREE))
         try:

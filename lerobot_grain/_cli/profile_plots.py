@@ -97,7 +97,7 @@ def _plot_gaps(plot: Any, randomness: Randomness) -> None:
     plot.set_xticks(range(len(counts)), [f"{1 << k:,}" for k in range(len(counts))], rotation=45)
     median = randomness.median_gap
     plot.set(
-        title="gap between neighbouring frames"
+        title="gap between neighboring frames"
         + ("" if median is None else f": median {median:,.0f}"),
         xlabel="iterations, from this to twice as many",
         ylabel="pairs of frames",

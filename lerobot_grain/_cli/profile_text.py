@@ -127,7 +127,7 @@ def _randomness_rows(randomness: Mapping[str, Any]) -> list[tuple[str, str]]:
     if randomness["gap_median"] is not None:
         result.append(
             (
-                "gap of two neighbours",
+                "gap of two neighbors",
                 f"median {randomness['gap_median']:,.0f} iterations, 90 % within "
                 f"{randomness['gap_90_percent']:,.0f}; a global shuffle: median "
                 f"{randomness['global_shuffle_gap_median']:,.0f}",

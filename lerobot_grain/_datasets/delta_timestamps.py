@@ -12,7 +12,7 @@ import grain
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._base.arguments import check_int
+from lerobot_grain._base.arguments import check_seed
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._datasets.element_specs import request_spec
@@ -77,7 +77,7 @@ class DeltaTimestamps(grain.transforms.Map):
         seed: int = 0,
     ) -> None:
         self._episodes = repository.episodes
-        check_int("seed", seed, least=0)
+        check_seed(seed, of="DeltaTimestamps")
         self._seed = seed
         known_keys = tuple(repository.features)
         self._offsets = window_offsets(
@@ -215,7 +215,7 @@ def windows_of(requests: grain.IterDataset[Any]) -> WindowKeys | None:
 
 
 class OrderedWindowsIterDataset(grain.IterDataset[WindowRequest]):
-    """`FrameOrderIterDataset(...).map(DeltaTimestamps(...))`, which can also be had in blocks."""
+    """`FrameOrderIterDataset(...).map(DeltaTimestamps(...))`, which also gives blocks."""
 
     def __init__(self, order: FrameOrderIterDataset, transformation: DeltaTimestamps) -> None:
         super().__init__(order)

@@ -22,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.errors import InvalidRequestError
-from lerobot_grain._format.features import Feature
 from lerobot_grain._order.windows import NamedFrames, WindowRequest, mask_keys
 from lerobot_grain._repository.selection import FeatureSelection
 
@@ -114,9 +113,9 @@ def example_spec(
     return found
 
 
-def _value_spec(feature: Feature, time: tuple[int, ...], image_size: tuple[int, int] | None) -> Any:
-    """Returns the spec of the values of a feature; `time`: frames of the window, if there is
-    one.
+def _value_spec(feature: Any, time: tuple[int, ...], image_size: tuple[int, int] | None) -> Any:
+    """Returns the spec of the values of a feature of a repository; `time`: frames of the window, if
+    there is one.
     """
     if feature.dtype == "string":
         return [TEXT] * time[0] if time else TEXT

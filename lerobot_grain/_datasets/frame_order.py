@@ -23,7 +23,12 @@ import numpy.typing as npt
 from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._datasets.element_specs import NUMBER
-from lerobot_grain._datasets.positions import PartOfPositions, PositionsIterDataset
+from lerobot_grain._datasets.positions import (
+    PartOfPositions,
+    PositionsIterDataset,
+    are_needed_every_epoch,
+    check_num_epochs,
+)
 from lerobot_grain._datasets.sampling.selected_rows import (
     SelectedRows,
     ValidRowsArgument,
@@ -44,9 +49,6 @@ from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.row_values import RowValues
 from lerobot_grain._repository.selection import EpisodeSelection
 
-# An epoch has clips of an episode for each of n shards with certainty where there is one shard, and
-# else, with so many clips for each of them, in 95 of 100 cases (1 - e^-3).
-_CLIPS_PER_SHARD = 3
 # Positions whose rows are computed at a time: a microsecond each, where one by one they take 100.
 _POSITIONS_AT_A_TIME = 1024
 
@@ -96,10 +98,7 @@ class FrameOrderIterDataset(PositionsIterDataset):
         shard_options: grain.sharding.ShardOptions = grain.sharding.NoSharding(),  # noqa: B008 (a frozen value)
         with_positions: bool = False,
     ) -> None:
-        if num_epochs is not None:
-            check_int(
-                "num_epochs", num_epochs, least=1, otherwise=", or None for an endless stream"
-            )
+        check_num_epochs(num_epochs)
         if shuffle is not None and shuffle.clip_length is None:
             shuffle = replace(shuffle, clip_length=default_clip_length(repository.gop_length()))
         rows = self._rows = select_rows(
@@ -186,8 +185,8 @@ class FrameOrderIterDataset(PositionsIterDataset):
     def needed_every_epoch_of(self, step: int) -> npt.NDArray[np.bool_]:
         """Returns the same where one in `step` rows is taken."""
         found = np.zeros(self._num_episodes, np.bool_)
-        least = 1 if step == 1 else _CLIPS_PER_SHARD * step
-        found[self._rows.episodes] = self.order.rows.clips_every_epoch() >= least
+        counts = self.order.rows.clips_every_epoch()
+        found[self._rows.episodes] = are_needed_every_epoch(counts, step=step)
         return found
 
     def __iter__(self) -> FrameOrderIterator:

@@ -65,7 +65,7 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
     shape `(*shape)`, scalars for features of shape `(1,)`; `(time, *shape)` and a mask
     `{key}_is_pad`, bool `(time,)`, for keys with delta timestamps; cameras uint8 `(height, width,
     3)` or `(time, height, width, 3)`; depth cameras float32 `(height, width, 1)` or `(time, height,
-    width, 1)`, in metres or millimetres as `repository.features[key].depth.unit` says; strings as
+    width, 1)`, in meters or millimeters as `repository.features[key].depth.unit` says; strings as
     str or lists of str; the text of the task under `task`, and of the subtask under `subtask` where
     there are subtasks; language as a list of dicts, which a batch holds in an array of objects; and
     what windows with names add (`Window`).
@@ -106,10 +106,10 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
         self._repository = repository
         selection = select_features(repository, features)
         windows = windows_of(parent)
-        features, named = windows or (tuple(repository.features), {})
-        checked_keys = checked_pad_keys(pad_keys, known_keys=(*features, *named))
-        features = () if windows is None else features
-        mask_keys(features, named, selected=selection.keys, pad_keys=checked_keys)
+        keys, named = windows or ((), {})
+        known_keys = None if windows is None else (*keys, *named)
+        checked_keys = checked_pad_keys(pad_keys, known_keys=known_keys)
+        mask_keys(keys, named, selected=selection.keys, pad_keys=checked_keys)
         self.reading = Reading(
             repository=repository,
             selection=selection,

@@ -140,7 +140,8 @@ def check(
 
     Raises:
       InvalidRequestError: `max_files` is not an int >= 1; an argument of the selection is out of
-        its range, or names an episode, a feature or a table that is not there.
+        its range; `episodes` names an episode, or another one a feature or a table, that is not
+        there.
       DatasetFormatError: such a table is too large.
       StorageError: `meta/` cannot be read any more. A file that cannot be read is a finding.
     """

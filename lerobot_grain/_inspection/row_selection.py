@@ -2,8 +2,9 @@
 weights and valid rows.
 
 Rules:
-* A name of nothing (a table or a feature that is not there, an episode that does not exist) is an
-  error of the caller, and raises. Wrong contents of a table, a column or an array are a finding.
+* A table or a feature that is not there, and an episode of `episodes=` that does not exist, are
+  errors of the caller, and raise. All else is a finding: wrong contents of a table, a column or an
+  array, and weights of episodes that do not exist.
 """
 
 from __future__ import annotations

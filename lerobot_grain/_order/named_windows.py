@@ -263,5 +263,8 @@ def _draw(
         there = np.maximum(valid.last_before(ends + 1), rows)
         has_some = counts > 0
         there[has_some] = valid.rows_of(numbers[has_some])
+    if draw.last is not None:
+        # Rows of one clip need it, or of few.
+        return there, counts <= 0, np.zeros(len(rows), np.bool_)
     is_end = there == last_rows if valid is None else there == valid.last_before(last_rows + 1)
     return there, counts <= 0, is_end

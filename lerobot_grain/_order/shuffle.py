@@ -31,9 +31,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lerobot_grain._base.arguments import check_int, is_int
+from lerobot_grain._base.arguments import check_int, check_seed
 from lerobot_grain._base.arrays import Integers
-from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._order.philox import Stream, permutation
 from lerobot_grain._order.row_sources import EveryRow, RankedRows, RowSource, Runs
 from lerobot_grain._order.sampling.strided_rows import Stride, StridedRows
@@ -77,10 +76,7 @@ class Shuffle:
     open_files: int | None = None
 
     def __post_init__(self) -> None:
-        if not (is_int(self.seed, least=0) and self.seed < 2**64):
-            raise InvalidRequestError(
-                f"Shuffle(seed={self.seed!r}): expected an int, 0 <= seed < 2**64"
-            )
+        check_seed(self.seed, of="Shuffle")
         for name in ("buffer_size", "clip_length", "num_parts", "open_files"):
             value = getattr(self, name)
             optional = name in ("clip_length", "open_files")

@@ -11,7 +11,7 @@ delta.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -356,9 +356,9 @@ def window_offsets(
 
 def mask_keys(
     windows: Iterable[str],
-    named: Mapping[str, Iterable[str]],
+    named: Mapping[str, Mapping[str, str]],
     *,
-    selected: Iterable[str],
+    selected: Collection[str],
     pad_keys: Mapping[str, str],
 ) -> dict[str, str]:
     """Returns windowed feature, or name of a window -> the key that the mask of its window has in
@@ -366,17 +366,22 @@ def mask_keys(
 
     Args:
       windows: keys of the features with windows.
-      named: name of a window -> keys of its values in examples.
+      named: name of a window -> key of its values in examples -> feature key.
       selected: keys of examples: features and texts.
       pad_keys: feature key, or name of a window -> key of its mask.
 
     Raises:
       InvalidRequestError: a mask, or the values of a window with a name, would have the key of
-        something else that is in examples.
+        something else that is in examples, or the feature of such a window is not selected.
     """
     taken = {key: f"the feature {key!r}, which is selected," for key in selected}
-    for name, keys in named.items():
-        for key in (*keys, f"{name}_seconds"):
+    for name, outputs in named.items():
+        if unread := [key for key in outputs.values() if key not in selected]:
+            raise InvalidRequestError(
+                f"windows[{name!r}]: {unread[0]!r} is not among features=; there are "
+                f"{', '.join(selected)}"
+            )
+        for key in (*outputs, f"{name}_seconds"):
             if key in taken:
                 raise InvalidRequestError(
                     f"windows[{name!r}]: its values and {taken[key]} would both be {key!r} in "
@@ -404,12 +409,12 @@ def mask_keys(
 
 
 def checked_pad_keys(
-    pad_keys: Mapping[str, str] | None, *, known_keys: Sequence[str]
+    pad_keys: Mapping[str, str] | None, *, known_keys: Sequence[str] | None
 ) -> dict[str, str]:
     """Returns what `pad_keys=` says.
 
     Args:
-      known_keys: of features with windows, and names of windows.
+      known_keys: of features with windows, and names of windows; `None`: they are not known.
 
     Raises:
       InvalidRequestError: it is no mapping of one of `known_keys`, those with windows, to a text
@@ -423,7 +428,7 @@ def checked_pad_keys(
             f"'action_window_is_pad'}}"
         )
     for key, mask in pad_keys.items():
-        if key not in known_keys:
+        if known_keys is not None and key not in known_keys:
             raise InvalidRequestError(
                 f"pad_keys[{key!r}]: there is no window of it; there are those of "
                 f"{', '.join(known_keys) or 'no feature'}"

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import queue
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Executor, Future
+from concurrent.futures import Executor, Future
 from typing import Any, NamedTuple, TypeVar
 
 from lerobot_grain._base.errors import StorageError
@@ -52,8 +53,35 @@ def _shared_threads() -> queue.SimpleQueue[None]:
 _shared = PerProcess(_shared_threads)
 
 
+class _PoolFuture(Future[_T]):
+    """The result of a call, and what is to be known of its end: a thread also runs what waits for
+    the result (`add_done_callback`), after that is there.
+
+    Args:
+      members: what it leaves when it has ended.
+
+    Attributes:
+      thread: that runs it, once there is one.
+      ended: gets an entry when the thread has nothing more to do with it.
+      held: call, arguments and keyword arguments of a `PoolShare`, until it runs or is cancelled.
+    """
+
+    def __init__(self, members: set[_PoolFuture[Any]] | None = None) -> None:
+        super().__init__()
+        self._members = members
+        self.thread: threading.Thread | None = None
+        self.ended: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.held: list[Any] = []
+
+    def end(self) -> None:
+        """Notes that it has ended."""
+        if self._members is not None:
+            self._members.discard(self)
+        self.ended.put(None)
+
+
 class _Task(NamedTuple):
-    future: Future[Any]
+    future: _PoolFuture[Any]
     call: Callable[[], Any]
 
 
@@ -89,17 +117,25 @@ class DaemonPool(Executor):
         self._finalizer.atexit = False
 
     def submit(self, call: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
+        future: _PoolFuture[_T] = _PoolFuture()
+        self.start(future, lambda: call(*args, **kwargs))
+        return future
+
+    def start(self, future: _PoolFuture[_T], call: Callable[[], _T]) -> None:
+        """Runs a call for a future that was made for it.
+
+        Raises:
+          StorageError: this is shut.
+        """
         if self._is_shut:
             raise StorageError("the reader was closed while it was in use")
-        future: Future[_T] = Future()
-        self._tasks.put(_Task(future, lambda: call(*args, **kwargs)))
+        self._tasks.put(_Task(future, call))
         try:
             self._idle.get_nowait()
         except queue.Empty:
             self._start_another()
         if self._is_shut:  # by another thread, which may not have seen the task
             future.cancel()
-        return future
 
     def _start_another(self) -> None:
         number = _claim(self._unstarted)
@@ -138,20 +174,23 @@ class PoolShare(Executor):
     def __init__(self, pool: DaemonPool, start_task: Callable[[], None]) -> None:
         self._pool: DaemonPool | None = pool  # until `shutdown`
         self._start_task = start_task
-        self._futures: set[Future[Any]] = set()
+        self._futures: set[_PoolFuture[Any]] = set()
 
     def submit(self, call: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
         pool = self._pool
         if pool is None:
             raise StorageError("the reader was closed while it was in use")
-        future = pool.submit(self._run, call, args, kwargs)
+        future: _PoolFuture[_T] = _PoolFuture(self._futures)
+        future.held = [call, args, kwargs]
         self._futures.add(future)
-        future.add_done_callback(self._futures.discard)
+        pool.start(future, functools.partial(self._run, future.held))
         if self._pool is None:  # by another thread, which may not have seen the task
             future.cancel()
         return future
 
-    def _run(self, call: Callable[..., _T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _T:
+    def _run(self, held: list[Any]) -> Any:
+        call, args, kwargs = held
+        held.clear()
         self._start_task()
         return call(*args, **kwargs)
 
@@ -159,12 +198,15 @@ class PoolShare(Executor):
         self._pool = None
         futures = list(self._futures)
         if cancel_futures:
-            for future in futures:
-                future.cancel()
+            for future in [each for each in futures if each.cancel()]:
+                # It lies in the queue of all streams, but what it holds goes now.
+                future.held.clear()
+                self._futures.discard(future)
+                futures.remove(future)
         if wait:
             for future in futures:
-                with contextlib.suppress(CancelledError):
-                    future.exception()
+                if future.thread is not threading.current_thread():
+                    future.ended.get()
 
 
 def _is_shared(number: int) -> bool:
@@ -229,6 +271,7 @@ def _run(
 
 def _work(task: _Task) -> None:
     _busy.add(task)  # first, so that at the end of the program it is either waited for or not begun
+    task.future.thread = threading.current_thread()
     try:
         if _is_ending.is_set():
             task.future.cancel()
@@ -241,6 +284,7 @@ def _work(task: _Task) -> None:
                 task.future.set_result(result)
     finally:
         _busy.discard(task)
+        task.future.end()
 
 
 # Tasks that are run now, in all pools; calls into C++ among them; and whether the program ends, so

@@ -1,4 +1,4 @@
-"""Decides which bytes are fetched together: neighbours in a file, episodes of a video file or row
+"""Decides which bytes are fetched together: neighbors in a file, episodes of a video file or row
 groups of a data file, come in one request. Pure.
 
 A request costs as much as some hundred KiB, so the file is cut into fixed pieces of that size.
@@ -39,7 +39,7 @@ def pieces_of(
 
 
 def joins(pieces: Integers) -> npt.NDArray[np.bool_]:
-    """Returns of neighbours whether each comes together with the one after it, bool `(n - 1,)`."""
+    """Returns of neighbors whether each comes together with the one after it, bool `(n - 1,)`."""
     found: npt.NDArray[np.bool_] = (pieces[:-1] == pieces[1:]) & (pieces[1:] != ALONE)
     return found
 
@@ -65,8 +65,8 @@ def episodes_fetched_together(
     may_join = needed_every_epoch[extents.episodes] & ~extents.has_problem
     pieces = pieces_of(extents.starts, extents.lengths, may_join, piece_bytes=piece_bytes)
     order = np.lexsort((extents.last_gops, extents.first_gops))
-    are_neighbours = extents.first_gops[order[1:]] <= extents.last_gops[order[:-1]] + 1
-    is_together = joins(pieces[order]) & are_neighbours
+    are_neighbors = extents.first_gops[order[1:]] <= extents.last_gops[order[:-1]] + 1
+    is_together = joins(pieces[order]) & are_neighbors
     sets = [
         members.tolist()
         for members in np.split(extents.episodes[order], np.flatnonzero(~is_together) + 1)

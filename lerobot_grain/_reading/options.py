@@ -66,8 +66,9 @@ class ReadOptions:
         memory that this process may use (`default_budget_bytes`).
       num_decode_threads: `None`: one per core that this process may use.
       shared_by: how many streams read with such options at a time in this process, such as 2 for
-        training and evaluation. Each has this part of the memory, and all of them the same threads.
-        A mixture is one stream.
+        training and evaluation. Each has this part of the memory. Those of equal numbers of
+        threads and connections have the threads together that fetch, decode and copy. A mixture is
+        one stream.
       storage: connections, merging of byte ranges, timeouts and retries.
       frame_cache_bytes: of decoded and resized frames that are kept on disk, raw, so that no later
         epoch or run decodes them: 640x480 takes 0.9 MB a frame. If they are more, a fixed part
@@ -179,7 +180,7 @@ class MemoryBudget:
         return _SLOTS * (self.frames // frame_bytes) + 1
 
     def num_staying(self, frame_bytes: int) -> int:
-        """Returns how many last frames of episodes stay decoded."""
+        """Returns how many frames of a camera stay decoded (`staying_frames`)."""
         return self.staying_frames // frame_bytes
 
     def examples_of_block(self, example_bytes: int, *, at_most: int) -> int:

@@ -37,7 +37,6 @@ from lerobot_grain._reading.frames.frame_reader import (
     FrameReader,
     Priority,
 )
-from lerobot_grain._reading.options import MemoryBudget
 from lerobot_grain._reading.pending import (
     Announced,
     PendingBlock,
@@ -58,7 +57,7 @@ _EXAMPLES_PER_BLOCK = 256
 _MAX_TAKEN_BYTES = 4 << 20
 # So many blocks are decoded ahead, dropping frames that are needed later if the budget asks for it.
 # Many threads decode further ones, for which no frame is dropped, while fewer than that are
-# finished, and they have less than so many seconds of work each. Few have nothing of that.
+# finished, and they have less than `_WORK_SECONDS` of work each. A few threads gain nothing by it.
 _DECODED_BLOCKS = 4
 # With this many sources or more, a block has this many times the examples, and half as many blocks
 # are decoded ahead: planning costs by source, and each is to have some examples in a block.
@@ -141,13 +140,14 @@ class ReadAhead:
             has the key of something else.
         """
         needed = max(map(self._example_bytes, parts))
-        budget = self._context.budget
-        if needed > budget.frames:
+        context = self._context
+        if needed > context.budget.frames:
             raise InvalidRequestError(
-                f"ReadOptions(memory_budget_bytes={budget.total}): the camera frames of one "
-                f"example take {needed} bytes; expected at least {MemoryBudget.total_for(needed)}"
+                f"ReadOptions(memory_budget_bytes={context.shared_bytes}): the camera frames of "
+                f"one example take {needed} bytes; expected at least "
+                f"{context.shared_bytes_for(needed)}"
             )
-        step = budget.examples_of_block(needed, at_most=_EXAMPLES_PER_BLOCK)
+        step = context.budget.examples_of_block(needed, at_most=_EXAMPLES_PER_BLOCK)
         if self._has_many_sources:
             step = min(_EXAMPLES_PER_BLOCK, step * _BLOCKS_OF_MANY_SOURCES)
         length = sum(len(part.places) for part in parts)

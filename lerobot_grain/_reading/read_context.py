@@ -71,7 +71,7 @@ class ReadContext:
     def __init__(self, options: ReadOptions, *, num_cameras: int) -> None:
         self._options = options
         self.num_decoders = options.num_decode_threads or num_cores()
-        own_bytes = max(1, self._shared_bytes() // options.shared_by)
+        own_bytes = max(1, self.shared_bytes // options.shared_by)
         self.budget = MemoryBudget.of(own_bytes, num_cameras=num_cameras)
         self.requests = CancelScope()
         self.fetchers = self._pool("fetch", options.storage.num_connections)
@@ -86,10 +86,17 @@ class ReadContext:
             )
         self._times_short = 0
 
-    def _shared_bytes(self) -> int:
-        """Returns the memory budget of all streams that have one together."""
+    @property
+    def shared_bytes(self) -> int:
+        """The memory budget of all streams that have one together."""
         chosen = self._options.memory_budget_bytes
         return default_budget_bytes(self.num_decoders, memory_bytes()) if chosen is None else chosen
+
+    def shared_bytes_for(self, frame_bytes: int) -> int:
+        """Returns the least memory budget of which so many bytes are for camera frames of this
+        stream.
+        """
+        return MemoryBudget.total_for(frame_bytes) * self._options.shared_by
 
     def _pool(self, name: str, num_threads: int) -> Executor:
         """Makes a pool, or takes part in that of other streams."""
@@ -119,7 +126,7 @@ class ReadContext:
                 "the memory budget of %d MiB does not keep %d decode threads busy; "
                 "ReadOptions(memory_budget_bytes=%d << 20) would, or fewer threads with "
                 "num_decode_threads=",
-                self._shared_bytes() >> 20,
+                self.shared_bytes >> 20,
                 self.num_decoders,
                 -(-wanted // _PROPOSED_BYTES) * _PROPOSED_BYTES >> 20,
             )

@@ -225,6 +225,10 @@ def normalizer(
             of_its_kind[key] = _of_feature(known, key, mode)
     for name, window in (windows or {}).items():
         for output, key in window.outputs(name).items():
+            if known.repository is not None and key not in known.repository.features:
+                raise InvalidRequestError(
+                    f"windows[{name!r}]: {known.where} has no feature {key!r}"
+                )
             for of_its_kind in (of_values, of_cameras):
                 if key in of_its_kind:
                     of_its_kind[output] = of_its_kind[key]

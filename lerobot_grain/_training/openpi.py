@@ -1,7 +1,7 @@
 """Feeds openpi's JAX trainer: its dict of a batch, and its protocol of a data loader.
 
 openpi (github.com/Physical-Intelligence/openpi, `src/openpi/training/data_loader.py` and
-`models/model.py`) asks of a data loader two things: `data_config()`, whose normalisation statistics
+`models/model.py`) asks of a data loader two things: `data_config()`, whose normalization statistics
 it writes into its checkpoints, and to be iterable over (observation, actions) on the devices.
 openpi itself is not needed here: its class of observations is given as a function.
 
@@ -135,7 +135,7 @@ class OpenPiDataLoader:
 
     Args:
       batches: dataset of openpi's dicts, batched, on the devices.
-      data_config: what `data_config()` returns; the trainer takes the normalisation statistics from
+      data_config: what `data_config()` returns; the trainer takes the normalization statistics from
         it.
       observation: makes an observation of a dict; openpi's is `Observation.from_dict`. `None`: the
         dict without `actions`.

@@ -8,7 +8,7 @@ batches, which is quicker.
 Rules:
 * An example is never changed: what is handed out is a new dict, with new arrays where they differ,
   and the other values as they came.
-* The order that policies are trained with is: delta actions, normalisation, padding. A padded
+* The order that policies are trained with is: delta actions, normalization, padding. A padded
   dimension is then 0 in every unit.
 
 Not included: anything random (`_training/augmentation`), normalization (a subtraction and a
@@ -235,7 +235,7 @@ def resize_with_pad(images: Values, size: tuple[int, int]) -> Values:
     """Returns frames as large as they fit into a size with their own proportions, in the middle,
     with zeros (black) around them.
 
-    Colours are interpolated by Pillow (bilinear, over all pixels that a new one covers), as openpi
+    Colors are interpolated by Pillow (bilinear, over all pixels that a new one covers), as openpi
     does it; depth takes the nearest pixel, because a mixture of two distances is neither, and 0
     often stands for "not known".
 

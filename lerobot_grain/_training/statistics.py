@@ -1,7 +1,7 @@
 """Statistics as in `meta/stats.json`: of the rows of a dataset, and of whatever a stream of
 batches holds.
 
-Low-dimensional features are read straight from the data files: only their columns, neighbouring row
+Low-dimensional features are read straight from the data files: only their columns, neighboring row
 groups in one request, no video. Frames are those of some examples, in the shuffled order, thinned
 out as lerobot does.
 

@@ -68,10 +68,10 @@ def test_the_table_has_every_figure_and_no_progress_without_a_terminal(
         "memory budget",
         "|corr(row, iteration)|",
         "episodes in a batch",
-        "gap of two neighbours",
+        "gap of two neighbors",
     ]
     assert "examples/s: 4 batches of 8 in " in rows[0]
-    # The histogram holds every pair of neighbours.
+    # The histogram holds every pair of neighbors.
     assert sum(
         float(row.split("%")[0].split()[-1]) for row in rows if row.startswith(" ")
     ) == pytest.approx(100, abs=1)
@@ -148,7 +148,7 @@ def test_json_says_how_random_the_order_is(
         "gap_median": 1,
         "gap_90_percent": 1,
         "global_shuffle_gap_median": pytest.approx(20.5, abs=0.1),
-        # Two neighbours less than frames in each episode.
+        # Two neighbors less than frames in each episode.
         "gap_histogram": [{"start": 1, "stop": 2, "count": 70 - 4}],
     }
     shuffled = profile(capsys, directory)["randomness"]
@@ -350,7 +350,7 @@ def test_plots_without_matplotlib_are_refused_before_anything_is_read(
     ],
     ids=["ascending", "descending", "in turn", "cut off", "two episodes", "one row", "again"],
 )
-def test_gaps_of_neighbours_in_one_episode(rows: list[int], gaps: list[int]) -> None:
+def test_gaps_of_neighbors_in_one_episode(rows: list[int], gaps: list[int]) -> None:
     # Two episodes of three frames.
     assert consecutive_gaps(np.array(rows), np.array([0, 3])).tolist() == sorted(gaps)
 

@@ -62,7 +62,7 @@ def test_one_process_with_eight_connections(hub: LoopbackHub, arguments: dict[st
     ]
     assert set(by_file(opening).values()) == {1}
     assert not [r for r in opening if r.file and r.file.startswith("data/")]
-    # A second iterator and the epochs of both share what the first one learnt.
+    # A second iterator and the epochs of both share what the first one learned.
     assert num_rows(dataset) == num_rows(dataset) == 2 * NUM_ROWS
     found = hub.requests()
     assert [r for r in found[len(opening) :] if r.kind not in ("resolver", "cdn")] == []

@@ -73,7 +73,9 @@ class Uninterrupted:
             lengths=table.lengths,
             data_files=table.data.file_of_episode,
             shuffle=shuffle,
-            weights=scaled_weights(np.prod(by_row, axis=0, dtype=float), np.ones(table.num_rows))
+            weights=scaled_weights(
+                np.prod(by_row, axis=0, dtype=float), np.ones(table.num_rows, int)
+            )
             if by_row
             else None,
             stride=Stride.of(

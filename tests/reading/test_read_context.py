@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import lerobot_grain as lg
+from lerobot_grain._reading.daemon_pool import DaemonPool, PoolShare
 from lerobot_grain._reading.options import MemoryBudget
 from lerobot_grain._reading.read_context import ReadContext
 from lerobot_grain.testing import Fault, LoopbackHub
@@ -154,6 +155,49 @@ def test_a_budget_that_is_too_small_is_said_with_that_of_all_streams(
     (said,) = (record.getMessage() for record in caplog.records)
     assert "the memory budget of 200 MiB does not keep 64 decode threads busy" in said
     assert "memory_budget_bytes=384 << 20" in said
+
+
+def test_the_budget_that_an_error_asks_for_is_enough(small: Path) -> None:
+    with (
+        contextlib.closing(
+            opened(small, 0, lg.ReadOptions(memory_budget_bytes=3000, shared_by=3))
+        ) as stream,
+        pytest.raises(lg.InvalidRequestError, match=r"memory_budget_bytes=3000") as raised,
+    ):
+        next(stream)
+    least = int(str(raised.value).rpartition(" ")[2])
+    options = lg.ReadOptions(memory_budget_bytes=least, shared_by=3)
+    with contextlib.closing(opened(small, 0, options)) as stream:
+        next(stream)
+
+
+def test_a_share_is_closed_in_its_own_thread_and_waits_for_what_waits_for_a_result() -> None:
+    pool = DaemonPool(1, "lerobot_grain test")
+    share = PoolShare(pool, lambda: None)
+    assert share.submit(share.shutdown).result(timeout=30) is None
+    other = PoolShare(pool, lambda: None)
+    begun = threading.Event()
+    may_end = threading.Event()
+    called: list[int] = []
+
+    def run() -> None:
+        begun.set()
+        may_end.wait(30)
+
+    def be_called(_: object) -> None:
+        time.sleep(0.2)
+        called.append(1)
+
+    other.submit(run).add_done_callback(be_called)
+    waiting = other.submit(list, [0])
+    begun.wait(30)
+    threading.Timer(0.1, may_end.set).start()
+    other.shutdown(wait=True, cancel_futures=True)
+    assert waiting.cancelled()
+    assert called == [1]
+    with pytest.raises(lg.StorageError, match="closed while it was in use"):
+        other.submit(list)
+    pool.shutdown()
 
 
 def test_options_that_are_shared_pickle() -> None:

@@ -276,7 +276,7 @@ def test_what_failed_fails_at_the_examples_that_need_it(
     iterator.close()
 
 
-def test_an_episode_without_frames_does_no_harm_to_its_neighbours(directory: Path) -> None:
+def test_an_episode_without_frames_does_no_harm_to_its_neighbors(directory: Path) -> None:
     """Episode 5, the last one of its file, is said to begin a second late."""
     repository = lg.open_repository(directory)
     spans = repository.episodes.videos[CAMERA]

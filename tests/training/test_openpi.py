@@ -290,7 +290,7 @@ def test_the_code_of_the_documentation_runs(
     stream.
     """
     monkeypatch.setattr(lg, "open_repository", lambda _: repository)
-    ours, theirs, resuming, maxtext, levanter = re.findall(
+    specs, ours, theirs, resuming, maxtext, levanter = re.findall(
         r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL
     )
 
@@ -332,6 +332,17 @@ def test_the_code_of_the_documentation_runs(
         "local_batch_size": 4,
         "mesh": MESH,
     }
+    features = ["observation.state", "action"]
+    of_specs: dict[str, Any] = {
+        "dataset": lg.LeRobotIterDataset(repository, features=features),
+        "DeviceIterDataset": lg.DeviceIterDataset,
+        "grain": grain,
+        "jitted_step": jax.jit(lambda state, batch: state + batch["action"].sum()),
+        "sharding": SHARDING,
+        "state": np.float32(0),
+    }
+    exec(specs, of_specs)
+    assert of_specs["spec"]["action"].shape[0] == 64
     found = []
     for code in (ours, theirs):
         exec(code, names)

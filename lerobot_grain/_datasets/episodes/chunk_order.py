@@ -17,7 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.arrays import Integers
-from lerobot_grain._datasets.positions import PartOfPositions, PositionsIterDataset
+from lerobot_grain._datasets.positions import (
+    PartOfPositions,
+    PositionsIterDataset,
+    are_needed_every_epoch,
+)
 from lerobot_grain._datasets.state import checked_position
 from lerobot_grain._order.chunks import ChunkOrder, ChunkPlaces, Chunks
 from lerobot_grain._order.shuffle import ORDER_VERSION
@@ -26,9 +30,6 @@ from lerobot_grain._reading.pending import SourceBlock
 
 # Rows that are pulled at a time, in whole chunks, at least one.
 _ROWS_PER_BLOCK = 256
-# If episodes have so many chunks for each shard, a shard has some in every epoch in 95 of 100 cases
-# (1 - e^-3).
-_CHUNKS_PER_SHARD = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +99,8 @@ class ChunkOrderIterDataset(PositionsIterDataset):
         goes without.
         """
         found = np.zeros(self._num_episodes, np.bool_)
-        least = 1 if self.part.step == 1 else _CHUNKS_PER_SHARD * self.part.step
-        found[self.chunks.episodes] = self.chunks.order.chunks_of_episodes >= least
+        counts = self.chunks.order.chunks_of_episodes
+        found[self.chunks.episodes] = are_needed_every_epoch(counts, step=self.part.step)
         return found
 
     def __iter__(self) -> ChunkOrderIterator:

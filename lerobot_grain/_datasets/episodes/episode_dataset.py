@@ -33,7 +33,7 @@ from lerobot_grain._datasets.episodes.chunk_order import (
 from lerobot_grain._datasets.frame_order import commit_of, hash_of_episodes
 from lerobot_grain._datasets.lerobot_dataset import opened_repository
 from lerobot_grain._datasets.open_stream import OpenStream
-from lerobot_grain._datasets.positions import PartOfPositions
+from lerobot_grain._datasets.positions import PartOfPositions, check_num_epochs
 from lerobot_grain._datasets.read_windows import Reading, ReadWindowsIterator, checked_image_size
 from lerobot_grain._datasets.sampling.selected_rows import select_rows
 from lerobot_grain._order.chunks import ChunkCut, ChunkOrder, ChunkPlaces
@@ -335,7 +335,7 @@ def _part_of_epochs(
 ) -> PartOfPositions:
     if num_epochs is None:
         return PartOfPositions.of_shard(None, shard_options)
-    check_int("num_epochs", num_epochs, least=1, otherwise=", or None for an endless stream")
+    check_num_epochs(num_epochs)
     return PartOfPositions.of_shard(num_epochs * num_chunks, shard_options)
 
 

@@ -64,11 +64,10 @@ class DeviceIterDataset(grain.IterDataset[Any]):
         batches = dataset.batch(64).pipe(DeviceIterDataset, sharding=sharding)
 
     It goes last, after `.map`, `.filter`, `.batch` and `.mix`; only `ElasticIterDataset` goes after
-    it. A batch is any PyTree. Arrays and
-    numbers become `jax.Array`s of the same shape and dtype (uint8 travels as uint8); text and other
-    objects, and arrays of them, stay as they are, on the host. Dtypes follow JAX: unless
-    `jax_enable_x64` is set, (u)int64 becomes (u)int32 and float64 float32. Values that do not fit
-    are an error, never wrapped.
+    it. A batch is any PyTree. Arrays and numbers become `jax.Array`s of the same shape and dtype
+    (uint8 travels as uint8); text and other objects, and arrays of them, stay as they are, on the
+    host. Dtypes follow JAX: unless `jax_enable_x64` is set, (u)int64 becomes (u)int32 and float64
+    float32. Values that do not fit are an error, never wrapped.
 
     The state is the parent's at the last batch that was handed out; what waits on the devices is
     read again after a restore.

@@ -132,6 +132,13 @@ class _ElasticIterator(grain.DatasetIterator[Element]):
     def set_state(self, state: dict[str, Any]) -> None:
         self._parent.set_state(state)
 
+    def _get_next_index(self) -> int:
+        index: int = grain.experimental.get_next_index(self._parent)
+        return index
+
+    def _set_next_index(self, index: int) -> None:
+        grain.experimental.set_next_index(self._parent, index)
+
     # --- Orbax v1 ---
 
     async def save(self, directory: Any) -> Awaitable[None]:

@@ -111,6 +111,7 @@ class Rounds:
             assert piece.first == expected, "pieces come in the order of the workers"
             self._round.append([unpacked(part) for part in piece.parts])
             errors.append(piece.error)
+            del piece  # or the traceback of an error would keep its memory
         lengths = [sum(map(num_examples, parts)) for parts in self._round]
         if self._end is not None:
             lengths.append(0)
@@ -139,8 +140,12 @@ class Rounds:
 
     def _fill(self, batch: _NewBatch, count: int, place: int) -> None:
         # Here, so that no variable of `take` keeps a part of this round while the next one comes.
-        for run in self._runs(count, place):
-            batch.put(run)
+        runs = self._runs(count, place)
+        try:
+            while runs:
+                batch.put(runs.pop(0))
+        finally:
+            runs.clear()
 
     def _runs(self, count: int, place: int) -> list[_Run]:
         """Returns the next `count` examples of the round, the first one to be put at `place`."""
@@ -196,8 +201,6 @@ class _NewBatch:
         if not isinstance(like, np.ndarray):
             return [None] * self._count
         shape = (self._count, *like.shape[1:])
-        if like.dtype.hasobject:
-            return np.empty(shape, like.dtype)
         return self._arrays.empty(key, shape, like.dtype)
 
     def examples(self, count: int) -> Batch:

@@ -3,13 +3,14 @@ pieces of batches, with every error in a form that reaches the consumer.
 
 Rules:
 * A `StopIteration` that is not the end, an exception or an example that does not pickle would be
-  lost on the way (Grain 0.2.18): they become errors that are not.
+  lost on the way (Grain 0.2.18): they become errors that reach the consumer.
 * A piece that cannot be read whole is read example by example, so that the ones before the error
   are handed out.
 """
 
 from __future__ import annotations
 
+import functools
 import pickle
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -62,20 +63,20 @@ class _OneToOneIterator(grain.DatasetIterator[Element]):
         self._sent_one = False
 
     def __next__(self) -> Element:
-        element: Element = self._checked(self._next_example, 1)
+        element: Element = self._checked(self._next_example)
         if not self._sent_one:
             _expect_sendable(element)
             self._sent_one = True
         return element
 
-    def _next_example(self, count: int) -> tuple[Element, int]:
-        return next(self._parent), count
+    def _next_example(self) -> tuple[Element, int]:
+        return next(self._parent), 1
 
-    def _checked(self, take: Callable[[int], tuple[Any, int]], most: int) -> Any:
-        """Returns what `take` takes of the parent, up to `most` examples, and says of how many."""
+    def _checked(self, take: Callable[[], tuple[Any, int]]) -> Any:
+        """Returns what `take` takes of the parent; it also says how many examples that is."""
         before = self._parent.get_state()
         try:
-            taken, count = take(most)
+            taken, count = take()
         except StopIteration:
             self._expect_end(before)
             raise
@@ -158,13 +159,16 @@ class _PieceIterator(_OneToOneIterator[Piece]):
         self._piece_size = piece_size
 
     def __next__(self) -> Piece:
-        first = self._source.part.start + self._parent.get_state()["position"]
+        before = self._parent.get_state()
+        first = self._source.part.start + before["position"]
         try:
-            whole: Batch = self._checked(self._next_batch, self._piece_size)
+            whole: Batch = self._checked(functools.partial(self._next_batch, self._piece_size))
             return Piece(first, (packed(whole),), None)
         except StopIteration:
             raise
         except Exception:
+            # Also examples that were read and then refused are not sent.
+            self._parent.set_state(before)
             parts, error = self._one_by_one()
             return Piece(first, tuple(map(packed, parts)), error)
 
@@ -185,7 +189,7 @@ class _PieceIterator(_OneToOneIterator[Piece]):
         problem: Exception | None = None
         while len(found) < self._piece_size and problem is None:
             try:
-                found.append(self._checked(self._next_batch, 1))
+                found.append(self._checked(functools.partial(self._next_batch, 1)))
             except Exception as error:
                 if not found:
                     raise

@@ -61,10 +61,11 @@ Element = TypeVar("Element")
 _WATCH_SECONDS = 1.0
 # Grain's default of 0 gives every small array a shared-memory block of its own: 1,300 microseconds
 # for a dict of 16 of them instead of 72.
-_MIN_SHARED_BYTES = 64 << 10
-# Examples of a piece, at least where they are small: to send one takes a third of a millisecond,
-# whatever is in it. If they are large, a worker holds `2 * buffer_size + 2` pieces of so many
-# bytes, or of one example.
+_MIN_SHARED_BYTES_OF_EXAMPLES = 64 << 10
+_PIPE_BYTES = 64 << 10
+# Examples of a piece, at least where they are small: sending a piece takes a third of a
+# millisecond, whatever is in it. If they are large, a worker holds `2 * buffer_size + 2` pieces of
+# so many bytes, or of one example.
 _MIN_PIECE = 32
 _MAX_PIECE_BYTES = 8 << 20
 _UNKNOWN_BYTES = 1 << 20
@@ -310,9 +311,7 @@ class _WorkerPrefetchIterator(grain.DatasetIterator[Element]):
             OneToOneIterDataset(*arguments)
             if piece_size is None
             else PiecesIterDataset(*arguments, piece_size=piece_size),
-            grain.experimental.DatasetOptions(
-                min_shm_size=_MIN_SHARED_BYTES if piece_size is None else MIN_SHARED_BYTES
-            ),
+            grain.experimental.DatasetOptions(min_shm_size=self._min_shared_bytes(piece_size)),
         )
         iterator = reading.mp_prefetch(self._options, worker_init_fn=worker_init).__iter__()
         if piece_size is None:
@@ -326,6 +325,15 @@ class _WorkerPrefetchIterator(grain.DatasetIterator[Element]):
             arrays=self._arrays,
         )
         return _Workers(iterator, piece_size, rounds)
+
+    def _min_shared_bytes(self, piece_size: int | None) -> int:
+        """Returns from which size on an array goes through shared memory."""
+        if piece_size is None:
+            return _MIN_SHARED_BYTES_OF_EXAMPLES
+        # All pieces that wait in the pipe are to have room in it, see `packing`.
+        return min(
+            MIN_SHARED_BYTES, _PIPE_BYTES // 2 // (int(self._options.per_worker_buffer_size) + 1)
+        )
 
     @property
     def _num_workers(self) -> int:

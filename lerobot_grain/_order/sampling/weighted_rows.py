@@ -387,11 +387,10 @@ def _quotients(numerators: Integers, denominators: Integers) -> Words:
     """Returns uint64 `(n,)`: the largest integers below numerator * 2**64 / denominator.
 
     Args:
-      numerators: int64 `(n,)`, 0 < numerator <= denominator.
+      numerators: int64 `(n,)`, 0 < numerator < denominator.
       denominators: int64 `(n,)`, < 2**62.
     """
-    below_one = numerators < denominators
-    rest = np.where(below_one, numerators, 0)
+    rest = numerators.copy()
     found = np.zeros(len(rest), np.uint64)
     # As on paper, one bit at a time.
     for _ in range(64):
@@ -399,8 +398,9 @@ def _quotients(numerators: Integers, denominators: Integers) -> Words:
         is_one = rest >= denominators
         rest -= np.where(is_one, denominators, 0)
         found = found << np.uint64(1) | is_one
-    # The quotient itself is not below it, and that of 1 is 2**64.
-    return np.where(below_one, found - (rest == 0), np.uint64(2**64 - 1))
+    # The quotient itself is not below it.
+    below: Words = found - (rest == 0)
+    return below
 
 
 def _merged(first: Integers, second: Integers) -> Integers:

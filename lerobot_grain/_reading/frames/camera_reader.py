@@ -401,6 +401,8 @@ class CameraReader:
 
     def restore(self, block: WindowBlock, entries: Integers, lost: Integers) -> None:
         """Asks for the coded bytes of frames of a block that the frame cache has lost."""
+        # One that stands in the block several times was lost several times.
+        lost = lost[self.demand.slots[lost] == CACHED]
         self.demand.slots[lost] = NO_SLOT
         self.demand.is_requested[lost] = False
         self.fetch(block, entries, may_be_on_disk=False)

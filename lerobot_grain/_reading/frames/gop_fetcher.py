@@ -1,6 +1,6 @@
 """The coded bytes of one camera: which were asked for, and what they are asked for together with.
 
-A GOP is asked for together with its neighbours in the file that are known to be needed. If the
+A GOP is asked for together with its neighbors in the file that are known to be needed. If the
 coded bytes of all the camera's video are few, they are kept: an episode is fetched whole, at its
 first use, and later epochs fetch nothing. Small frames are decoded faster than a Hub answers a
 request for each clip, or even for each episode: so short episodes that lie side by side in a file,
@@ -10,7 +10,7 @@ them, is fetched whole, with the table of where its frames are, and kept with th
 Rules:
 * For one thread, the consumer's; the fetch threads run tasks that know everything they need.
 * A failed request for several episodes fails for all of them, each time at the example that needs
-  it; a defect in one episode does not affect its neighbours.
+  it; a defect in one episode does not affect its neighbors.
 """
 
 from __future__ import annotations
@@ -285,7 +285,7 @@ class GopFetcher:
             )
         ]
         wanted = file.byte_range_of(range(members[0][1].start, members[-1][1].stop))
-        # If the bytes are not in the order of the frames, those of neighbours may lie far from
+        # If the bytes are not in the order of the frames, those of neighbors may lie far from
         # each other.
         if wanted.length > MAX_FETCH_BYTES:
             return False

@@ -259,7 +259,7 @@ def extents_to_join(
 def fetch_row_groups(
     repository: Repository, file: DataFile, groups: Sequence[int], selection: FeatureSelection
 ) -> DataFile:
-    """Reads the bytes of some row groups, in one request where they are neighbours; returns their
+    """Reads the bytes of some row groups, in one request where they are neighbors; returns their
     file, with these in memory.
 
     Raises:

@@ -7,7 +7,7 @@ be more than the memory of the machine. Up to twice the limit they are kept neve
 enough where a stream goes from one large file to the next. Above, a few are read at a time, only
 the rows that the block needs are kept of them, and a warning says what that costs and what helps.
 
-If all row groups of the dataset will be kept, neighbours come in one request
+If all row groups of the dataset will be kept, neighbors come in one request
 (`_reading/fetch_groups`). Each is unpacked when it is needed, so a defect in one does not affect
 the others.
 """
@@ -275,8 +275,8 @@ class RowReader:
         return found
 
     def pictures(self, block: WindowBlock, pending: PendingRows | None, examples: slice) -> Batch:
-        """Returns the embedded images of some examples of a block, whose `values` were had; decoded
-        side by side.
+        """Returns the embedded images of some examples of a block, whose `values` were read;
+        decoded side by side.
 
         Raises:
           DatasetFormatError: an image cannot be decoded.

@@ -12,7 +12,7 @@ Rules:
 * At most 1024 episodes, 1024 frames per episode and 4 cameras; `draw_barcodes` refuses larger
   numbers instead of wrapping them.
 * Reading leaves out the first and the last row of the strip, which a codec blurs into its
-  neighbourhood.
+  neighborhood.
 
 Not here: what else is on the frames (`_writer/pictures`).
 """

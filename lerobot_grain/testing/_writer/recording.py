@@ -103,7 +103,7 @@ class Studio:
         Args:
           camera_index: which one.
           points: what the disc shows, (frames, 2) per episode.
-          paths: video file of each episode; episodes of one file are neighbours.
+          paths: video file of each episode; episodes of one file are neighbors.
           directory: where temporary files may go, on the same file system.
 
         Returns:

@@ -307,6 +307,23 @@ def test_rows_that_are_dropped_are_refused(directory: Path) -> None:
         list(iterator)
 
 
+def test_examples_after_a_row_that_was_dropped_are_not_handed_out_in_its_place(
+    directory: Path,
+) -> None:
+    repository = lg.open_repository(directory)
+    requests = (
+        lg.FrameOrderIterDataset(repository, shuffle=None, num_epochs=1)
+        .map(lg.DeltaTimestamps(repository))
+        .filter(lambda request: request.row != 3)
+    )
+    read = lg.ReadWindowsIterDataset(requests, repository, features=["index"])
+    batches = lg.WorkerPrefetchIterDataset(read, num_workers=0).batch(3)
+    with contextlib.closing(iter(batches)) as iterator:
+        assert next(iterator)["index"].tolist() == [0, 1, 2]
+        with pytest.raises(lg.InvalidRequestError, match=r"took 2 rows; expected one example for"):
+            next(iterator)
+
+
 def test_a_map_stays_by_example(directory: Path) -> None:
     dataset = stream(directory, features=["index"], delta_timestamps=None).map(dict)
     batches = lg.WorkerPrefetchIterDataset(dataset, num_workers=2).batch(8)

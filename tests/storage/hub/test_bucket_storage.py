@@ -303,7 +303,7 @@ def test_a_file_that_is_overwritten_before_it_is_read_is_an_error(
     dataset = lg.LeRobotIterDataset(
         opened(hub, uri_of(bucket)), shuffle=lg.Shuffle(clip_length=16), num_epochs=1
     )
-    dataset.repository.close()  # what opening learnt of the first video
+    dataset.repository.close()  # what opening learned of the first video
     hub.put_bucket_file(bucket, f"sets/a/{path}", other.directory / path)
     iterator = iter(dataset)
     for _ in range(2):
