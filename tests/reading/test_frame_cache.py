@@ -249,9 +249,10 @@ def test_embedded_images_are_the_same(
     flip(kept[0], (kept[0].stat().st_size - 1) * 8)
     found, statistics = read(stream(data, cache, num_epochs=2, **chosen))
     assert_same(found, expected)
-    # The damaged one was decoded, and written, perhaps before it was needed once more.
+    # The damaged one was decoded, and written, perhaps before it was needed once more. It is the
+    # last one of an episode, which five windows of an epoch hold.
     lost = statistics.frames_handed_out - statistics.frames_from_cache
-    assert 1 <= lost <= 2 * 4
+    assert 1 <= lost <= 2 * 5
     monkeypatch.setattr(pictures, "decode_image", None)
     monkeypatch.setattr(pictures, "decode_depth_image", None)
     found, statistics = read(stream(data, cache, num_epochs=2, **chosen))

@@ -25,9 +25,11 @@ from lerobot_grain._reading.frame_cache.cache_directory import CacheDirectory
 from lerobot_grain._reading.frame_cache.episode_frames import EpisodeFrames, bytes_of
 from lerobot_grain._video.decoder import Frames
 
-# More threads would not be faster than memory. One writes 640x480 frames faster than four decode
-# them, and small ones with less waiting for Python's lock than two.
+# More threads would not be faster than memory.
 _MAX_WRITERS = 4
+# Frames up to this size are written by one thread for so many that decode: with more they would
+# wait for Python's lock. Larger ones wait for memory and the disk, and not for it.
+_SMALL_BYTES = 256 << 10
 _DECODERS_PER_WRITER = 4
 # When a reader is closed, frames that wait to be written may be for so long.
 _CLOSING_SECONDS = 1.0
@@ -87,8 +89,9 @@ class FrameWriter:
     def __init__(self, directory: CacheDirectory, *, max_bytes: int, num_threads: int) -> None:
         self._directory = directory
         self._max_bytes = max_bytes
+        self._pool = DaemonPool(min(_MAX_WRITERS, num_threads), "lerobot_grain cache")
         num_writers = min(_MAX_WRITERS, math.ceil(num_threads / _DECODERS_PER_WRITER))
-        self._pool = DaemonPool(num_writers, "lerobot_grain cache")
+        self._small_pool = DaemonPool(num_writers, "lerobot_grain cache of small frames")
         self._lock = threading.Lock()
         self._waiting_bytes = 0
         self._ends_at = float("inf")
@@ -109,7 +112,9 @@ class FrameWriter:
             slots = np.concatenate([each.slots for each in wanted])
             memory.is_held[slots] = True
             try:
-                self._pool.submit(self._write, memory, wanted, slots)
+                is_small = memory.frame_bytes <= _SMALL_BYTES
+                pool = self._small_pool if is_small else self._pool
+                pool.submit(self._write, memory, wanted, slots)
             except StorageError:  # closed
                 memory.is_held[slots] = False
 
@@ -117,6 +122,7 @@ class FrameWriter:
         """Ends the threads, after what waits was written, if that is soon."""
         self._ends_at = time.monotonic() + _CLOSING_SECONDS
         self._pool.shutdown(wait=True)
+        self._small_pool.shutdown(wait=True)
 
     def _claimed(self, count: int, frame_bytes: int) -> int:
         """Returns how many of some frames may wait to be written, and counts them."""
