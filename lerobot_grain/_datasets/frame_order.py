@@ -25,6 +25,7 @@ from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._datasets.element_specs import NUMBER
 from lerobot_grain._datasets.positions import (
     PartOfPositions,
+    PositionsIterator,
     PositionsIterDataset,
     are_needed_every_epoch,
     check_num_epochs,
@@ -215,11 +216,8 @@ class OrderWithIdentity:
     identity: dict[str, Any]
 
 
-class FrameOrderIterator(grain.DatasetIterator[Any]):
+class FrameOrderIterator(PositionsIterator):
     """Yields rows, or pairs (row, position), one by one; or rows some at a time."""
-
-    # For an object whose construction failed, such as a failed copy: there is nothing to close.
-    _closed = True
 
     def __init__(
         self,
@@ -229,10 +227,9 @@ class FrameOrderIterator(grain.DatasetIterator[Any]):
         with_positions: bool,
         name: str,
     ) -> None:
-        super().__init__()
+        super().__init__(part)
         self._with_positions = with_positions
         self._order = order
-        self._part = part
         self._name = name
         # Elements handed out since `base`; the global position is base + handed_out * step.
         self._base = self._handed_out = 0
@@ -300,18 +297,6 @@ class FrameOrderIterator(grain.DatasetIterator[Any]):
         self._computed = (0, self._computed[1][:0])
         self._base = position
         self._handed_out = 0
-
-    def index_of(self, state: dict[str, Any]) -> int:
-        """Returns the number, in this shard, of the element that comes after a state of this
-        stream.
-        """
-        return self._part.index_of(state["position"])
-
-    def _get_next_index(self) -> int:
-        return self.index_of(self.get_state())
-
-    def _set_next_index(self, index: int) -> None:
-        self.set_state({**self.get_state(), "position": self._part.position_of(index)})
 
     def __str__(self) -> str:
         return self._name

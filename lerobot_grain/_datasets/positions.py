@@ -164,3 +164,26 @@ class PositionsIterDataset(grain.IterDataset[Any]):
         `mp_prefetch` calls for each worker.
         """
         self.part = self.part.sliced(sl, sequential_slice=sequential_slice)
+
+
+class PositionsIterator(grain.DatasetIterator[Any]):
+    """An iterator of such a source; elements are numbered in its part."""
+
+    # For an object whose construction failed, such as a failed copy: there is nothing to close.
+    _closed = True
+
+    def __init__(self, part: PartOfPositions) -> None:
+        super().__init__()
+        self._part = part
+
+    def index_of(self, state: dict[str, Any]) -> int:
+        """Returns the number, in this shard, of the element that comes after a state of this
+        stream.
+        """
+        return self._part.index_of(state["position"])
+
+    def _get_next_index(self) -> int:
+        return self.index_of(self.get_state())
+
+    def _set_next_index(self, index: int) -> None:
+        self.set_state({**self.get_state(), "position": self._part.position_of(index)})

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import grain
 import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._datasets.positions import (
     PartOfPositions,
+    PositionsIterator,
     PositionsIterDataset,
     are_needed_every_epoch,
 )
@@ -112,16 +112,13 @@ class ChunkOrderIterDataset(PositionsIterDataset):
         return f"ChunkOrderIterDataset({self.chunks.order.num_chunks} chunks)"
 
 
-class ChunkOrderIterator(grain.DatasetIterator[tuple[int, int]]):
+class ChunkOrderIterator(PositionsIterator):
     """Yields chunks one by one, or the requests of their rows in blocks.
 
     Attributes:
       chunks: the chunks, and their order.
       needed_every_epoch: as of `ChunkOrderIterDataset`.
     """
-
-    # For an object whose construction failed, such as a failed copy: there is nothing to close.
-    _closed = True
 
     def __init__(
         self,
@@ -131,10 +128,9 @@ class ChunkOrderIterator(grain.DatasetIterator[tuple[int, int]]):
         needed_every_epoch: npt.NDArray[np.bool_],
         name: str,
     ) -> None:
-        super().__init__()
+        super().__init__(part)
         self.chunks = chunks
         self.needed_every_epoch = needed_every_epoch
-        self._part = part
         self._name = name
         self._places = ChunkPlaces(chunks.order)
         # Elements handed out since `base`; the global position is base + handed_out * step.

@@ -250,7 +250,7 @@ class _ChunkIterator(grain.DatasetIterator[Example]):
     ) -> None:
         super().__init__(rows)
         self._chunks = chunks
-        self._part = part
+        self._start = part.start
         self._numbers = numbers
         self._places = ChunkPlaces(chunks.order)
 
@@ -261,7 +261,7 @@ class _ChunkIterator(grain.DatasetIterator[Example]):
     def _take(self, stream: OpenStream) -> tuple[Example, int]:
         """Returns the next chunk, and how many rows were taken for it."""
         # The state is that after the chunks that were handed out: the next one follows from it.
-        position = stream.state()["position"] + self._part.start
+        position = stream.state()["position"] + self._start
         chunk = self._places.chunks(np.array([position]))
         count = self._chunks.num_rows(chunk).item(0)
         found = with_arrays_of_strings(stream.take_batch(count))
@@ -283,10 +283,11 @@ class _ChunkIterator(grain.DatasetIterator[Example]):
         self._parent.set_state(state)
 
     def _get_next_index(self) -> int:
-        return self._part.index_of(self.get_state()["position"])
+        index: int = grain.experimental.get_next_index(self._parent)
+        return index
 
     def _set_next_index(self, index: int) -> None:
-        self.set_state({**self.get_state(), "position": self._part.position_of(index)})
+        grain.experimental.set_next_index(self._parent, index)
 
     def __str__(self) -> str:
         return str(self._parent)

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import grain
 import numpy as np
 
 from lerobot_grain._base.arrays import Integers
@@ -15,7 +14,11 @@ from lerobot_grain._datasets.delta_timestamps import StateAfter
 from lerobot_grain._datasets.element_specs import NUMBER, TEXT
 from lerobot_grain._datasets.mixtures.components import Component
 from lerobot_grain._datasets.mixtures.mixture_state import MixtureState, restored
-from lerobot_grain._datasets.positions import PartOfPositions, PositionsIterDataset
+from lerobot_grain._datasets.positions import (
+    PartOfPositions,
+    PositionsIterator,
+    PositionsIterDataset,
+)
 from lerobot_grain._order.mixture import MixtureOrder
 from lerobot_grain._order.shuffle import EpochOrder
 from lerobot_grain._reading.pending import SourceBlock
@@ -64,11 +67,8 @@ class MixtureOrderIterDataset(PositionsIterDataset):
         return f"MixtureOrderIterDataset({len(self._components)} components)"
 
 
-class MixtureOrderIterator(grain.DatasetIterator[tuple[str, int]]):
+class MixtureOrderIterator(PositionsIterator):
     """Yields rows one by one, or window requests in blocks."""
-
-    # For an object whose construction failed, such as a failed copy: there is nothing to close.
-    _closed = True
 
     def __init__(
         self,
@@ -78,10 +78,9 @@ class MixtureOrderIterator(grain.DatasetIterator[tuple[str, int]]):
         *,
         allow_changes: bool,
     ) -> None:
-        super().__init__()
+        super().__init__(part)
         self._components = components
         self._new = state
-        self._part = part
         self._allow_changes = allow_changes
         self._rows = [_ComponentRows(component) for component in components]
         # Assigned in one step, so that it is right wherever an exception of a signal handler
@@ -138,18 +137,6 @@ class MixtureOrderIterator(grain.DatasetIterator[tuple[str, int]]):
     def set_state(self, state: dict[str, Any]) -> None:
         found, position = restored(state, self._new, allow_changes=self._allow_changes)
         self._place = _Place(found, found.order(), base=position, handed_out=0)
-
-    def index_of(self, state: dict[str, Any]) -> int:
-        """Returns the number, in this shard, of the element that comes after a state of this
-        mixture.
-        """
-        return self._part.index_of(state["position"])
-
-    def _get_next_index(self) -> int:
-        return self.index_of(self.get_state())
-
-    def _set_next_index(self, index: int) -> None:
-        self.set_state({**self.get_state(), "position": self._part.position_of(index)})
 
     def __str__(self) -> str:
         return f"MixtureOrderIterator({len(self._components)} components)"
