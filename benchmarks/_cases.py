@@ -24,6 +24,11 @@ TINY = 0.0
 _TINY_EPISODE_LENGTH = 12
 
 
+def scale_of(text: str) -> float:
+    """Reads `--scale`: a number, or tiny."""
+    return TINY if text == "tiny" else float(text)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """A dataset and how it is read.

@@ -33,7 +33,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from _cases import CASES, TINY, prepare
+from _cases import CASES, prepare, scale_of
 
 import lerobot_grain as lg
 
@@ -103,7 +103,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument(
         "--scale",
-        type=lambda text: TINY if text == "tiny" else float(text),
+        type=scale_of,
         default=1.0,
         help="multiplies the episodes of the datasets; or: tiny",
     )

@@ -48,7 +48,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from _cases import CAMERA_NOISE, CASES, TINY, Case, prepare
+from _cases import CAMERA_NOISE, CASES, Case, prepare, scale_of
 from _report import OTHER, OURS, RATE, summarize, tables
 
 from lerobot_grain import open_repository
@@ -133,7 +133,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--scale",
-        type=_scale,
+        type=scale_of,
         default=1.0,
         metavar="X",
         help="multiplies the episodes of the datasets; or: tiny",
@@ -157,10 +157,6 @@ def make_parser() -> argparse.ArgumentParser:
         "--markdown", action="store_true", help="print date, machine and command above the tables"
     )
     return parser
-
-
-def _scale(text: str) -> float:
-    return TINY if text == "tiny" else float(text)
 
 
 def _chosen(names: Sequence[str] | None, noise: float) -> list[Case]:

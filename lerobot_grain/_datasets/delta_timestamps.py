@@ -17,6 +17,7 @@ from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._datasets.element_specs import request_spec
 from lerobot_grain._datasets.frame_order import FrameOrderIterator, FrameOrderIterDataset
+from lerobot_grain._datasets.positions import FollowingIterator
 from lerobot_grain._datasets.sampling.selected_rows import ValidRowsArgument, valid_values
 from lerobot_grain._order.named_windows import NamedWindows, Window
 from lerobot_grain._order.seconds import TOLERANCE_SECONDS
@@ -86,15 +87,13 @@ class DeltaTimestamps(grain.transforms.Map):
             tolerance_seconds=tolerance_seconds,
             known_keys=known_keys,
         )
-        self._named: NamedWindows | None = None
-        if windows:
-            self._named = NamedWindows(
-                windows,
-                fps=repository.fps,
-                tolerance_seconds=tolerance_seconds,
-                known_keys=known_keys,
-                longest=int(self._episodes.lengths.max()),
-            )
+        self._named = NamedWindows(
+            windows or {},
+            fps=repository.fps,
+            tolerance_seconds=tolerance_seconds,
+            known_keys=known_keys,
+            longest=int(self._episodes.lengths.max()),
+        )
         self._valid: ValidRuns | None = None
         if valid_rows is not None:
             everything = np.arange(self._episodes.num_episodes)
@@ -108,7 +107,7 @@ class DeltaTimestamps(grain.transforms.Map):
     @property
     def keys(self) -> WindowKeys:
         """Keys of the features with windows, and of the windows with names."""
-        return WindowKeys(self._offsets.keys, {} if self._named is None else self._named.outputs)
+        return WindowKeys(self._offsets.keys, self._named.outputs)
 
     def map(self, element: int | tuple[int, int]) -> WindowRequest:
         row, position = element if isinstance(element, tuple) else (element, None)
@@ -119,7 +118,7 @@ class DeltaTimestamps(grain.transforms.Map):
         episodes = self._episodes
         place, frame = episodes.place_of(row)
         number = episodes.number_of(place)
-        if self._valid is not None or self._named is not None:
+        if self._valid is not None or self._named.outputs:
             positions = None if position is None else np.array([position])
             return _only_request(self.block(np.array([row]), positions), row=row, episode=number)
         return self._offsets.request(
@@ -129,11 +128,7 @@ class DeltaTimestamps(grain.transforms.Map):
     def output_spec(self, input_spec: Any) -> WindowRequest:
         """Returns the spec of the requests, for `grain.experimental.get_element_spec`."""
         del input_spec
-        return request_spec(
-            self._offsets.lengths,
-            {} if self._named is None else self._named.outputs,
-            {} if self._named is None else self._named.lengths,
-        )
+        return request_spec(self._offsets.lengths, self._named.outputs, self._named.lengths)
 
     def block(self, rows: Integers, positions: Integers | None) -> WindowBlock:
         """Returns the requests of rows, int64 `(n,)`, which exist.
@@ -150,7 +145,7 @@ class DeltaTimestamps(grain.transforms.Map):
         block = self._offsets.block(episodes=episodes, frames=frames, lengths=lengths)
         if self._valid is not None:
             block = self._valid.padded(block, first_rows)
-        if self._named is None:
+        if not self._named.outputs:
             return block
         if positions is None and (random := self._named.random_names):
             raise InvalidRequestError(
@@ -238,15 +233,12 @@ class OrderedWindowsIterDataset(grain.IterDataset[WindowRequest]):
         return f"{self._parent}.map(DeltaTimestamps)"
 
 
-class OrderedWindowsIterator(grain.DatasetIterator[WindowRequest]):
+class OrderedWindowsIterator(FollowingIterator[WindowRequest]):
     """Yields requests one by one, or in blocks.
 
     Attributes:
       needed_every_epoch: as of `FrameOrderIterDataset`.
     """
-
-    # For an object whose construction failed, such as a failed copy: there is nothing to close.
-    _closed = True
 
     def __init__(
         self,
@@ -287,13 +279,6 @@ class OrderedWindowsIterator(grain.DatasetIterator[WindowRequest]):
             "position": state["position"] - (count - taken) * step,
         }
 
-    def get_state(self) -> dict[str, Any]:
-        state: dict[str, Any] = self._parent.get_state()
-        return state
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self._parent.set_state(state)
-
     def index_of(self, state: dict[str, Any]) -> int:
         """Returns the number, in this shard, of the request that comes after a state of this
         stream.
@@ -303,9 +288,6 @@ class OrderedWindowsIterator(grain.DatasetIterator[WindowRequest]):
 
     def _get_next_index(self) -> int:
         return self.index_of(self.get_state())
-
-    def _set_next_index(self, index: int) -> None:
-        grain.experimental.set_next_index(self._parent, index)
 
 
 class WindowBlockBuilder:

@@ -1,4 +1,5 @@
-"""Sources of positions: which positions of an endless order a shard streams, or a slice of one.
+"""Sources of positions: which positions of an endless order a shard streams, or a slice of one; and
+what their iterators, and those that have the state of their parent, have in common.
 
 Element k is position base + start + k * step, where base is 0 or comes from a restored state.
 """
@@ -6,7 +7,7 @@ Element k is position base + start + k * step, where base is 0 or comes from a r
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import grain
 import numpy as np
@@ -15,6 +16,8 @@ import numpy.typing as npt
 from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import InvalidRequestError
+
+Element = TypeVar("Element")
 
 # Something of an episode comes in every epoch of one shard of n with certainty if n is 1, and else,
 # with so many clips or chunks for each shard, in 95 of 100 cases (1 - e^-3).
@@ -187,3 +190,23 @@ class PositionsIterator(grain.DatasetIterator[Any]):
 
     def _set_next_index(self, index: int) -> None:
         self.set_state({**self.get_state(), "position": self._part.position_of(index)})
+
+
+class FollowingIterator(grain.DatasetIterator[Element]):
+    """An iterator whose state, and number of the next element, are those of its parent."""
+
+    _closed = True
+
+    def get_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = self._parent.get_state()
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._parent.set_state(state)
+
+    def _get_next_index(self) -> int:
+        index: int = grain.experimental.get_next_index(self._parent)
+        return index
+
+    def _set_next_index(self, index: int) -> None:
+        grain.experimental.set_next_index(self._parent, index)

@@ -15,7 +15,7 @@ The public front, which builds the whole pipeline: `_datasets/lerobot_dataset`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -24,7 +24,7 @@ import grain
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._base.arguments import check_int, is_int
+from lerobot_grain._base.arguments import is_int
 from lerobot_grain._base.errors import InvalidRequestError, StorageError
 from lerobot_grain._base.memory import give_back
 from lerobot_grain._datasets.delta_timestamps import (
@@ -33,7 +33,7 @@ from lerobot_grain._datasets.delta_timestamps import (
     windows_of,
 )
 from lerobot_grain._datasets.element_specs import example_spec
-from lerobot_grain._datasets.feed.batches import BatchIterDataset
+from lerobot_grain._datasets.feed.batches import WithBatches
 from lerobot_grain._datasets.open_stream import Blocks, OneSource, OneThread, OpenStream
 from lerobot_grain._order.shuffle import LOOKAHEAD_EXAMPLES
 from lerobot_grain._order.windows import (
@@ -53,7 +53,7 @@ from lerobot_grain._repository.selection import FeatureSelection, select_feature
 Taken = TypeVar("Taken")
 
 
-class ReadWindowsIterDataset(grain.IterDataset[Example]):
+class ReadWindowsIterDataset(WithBatches[Example]):
     """Reads the example of every `WindowRequest` of its parent: rows, and video decoded on the fly.
 
     Its parent may be any dataset of requests, such as
@@ -135,30 +135,6 @@ class ReadWindowsIterDataset(grain.IterDataset[Example]):
 
     def __str__(self) -> str:
         return f"ReadWindowsIterDataset({self._repository.description})"
-
-    def batch(
-        self,
-        batch_size: int,
-        *,
-        drop_remainder: bool = False,
-        batch_fn: Callable[[Sequence[Example]], Any] | None = None,
-    ) -> grain.IterDataset[Any]:
-        """Returns a dataset of batches, the same as Grain's `batch`, put together without making
-        single examples first.
-
-        Args:
-          batch_size: examples of a batch.
-          drop_remainder: whether a last, shorter batch is left out.
-          batch_fn: examples -> batch; `None`: arrays with a new first axis, strings as an array of
-            them.
-
-        Raises:
-          InvalidRequestError: `batch_size` is not an int >= 1.
-        """
-        check_int("batch_size", batch_size, least=1, of="batch")
-        if batch_fn is not None:
-            return super().batch(batch_size, drop_remainder=drop_remainder, batch_fn=batch_fn)
-        return BatchIterDataset(self, batch_size, drop_remainder=drop_remainder)
 
 
 class KnownBlocks(Blocks, Protocol):

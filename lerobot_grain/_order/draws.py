@@ -24,7 +24,7 @@ import numpy as np
 from lerobot_grain._base.arrays import Integers, read_only
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._order.philox import Stream, Words, below, words_at
-from lerobot_grain._order.seconds import check_tolerance, is_seconds, whole_frames
+from lerobot_grain._order.seconds import is_seconds, whole_frames
 
 _MAX_WORD = (1 << 64) - 1
 # Powers of 1 - 1 / mean are computed with so many bits, so that their last 64 are right even after
@@ -144,7 +144,6 @@ def frame_draw(
       InvalidRequestError: times are not whole numbers of frames within `tolerance_seconds`, or the
         mean is less than a frame.
     """
-    check_tolerance(tolerance_seconds)
     if isinstance(draw, LastFrame):
         return FrameDraw(1, None, is_last=True)
     if isinstance(draw, UniformDraw):

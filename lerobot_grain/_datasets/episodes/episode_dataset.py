@@ -33,7 +33,7 @@ from lerobot_grain._datasets.episodes.chunk_order import (
 from lerobot_grain._datasets.frame_order import commit_of, hash_of_episodes
 from lerobot_grain._datasets.lerobot_dataset import opened_repository
 from lerobot_grain._datasets.open_stream import OpenStream
-from lerobot_grain._datasets.positions import PartOfPositions, check_num_epochs
+from lerobot_grain._datasets.positions import FollowingIterator, PartOfPositions, check_num_epochs
 from lerobot_grain._datasets.read_windows import Reading, ReadWindowsIterator, checked_image_size
 from lerobot_grain._datasets.sampling.selected_rows import select_rows
 from lerobot_grain._order.chunks import ChunkCut, ChunkOrder, ChunkPlaces
@@ -227,7 +227,7 @@ class _ReadChunks:
         return self.reading.open_blocks(parent, parent.get_state())
 
 
-class _ChunkIterator(grain.DatasetIterator[Example]):
+class _ChunkIterator(FollowingIterator[Example]):
     """Hands out what is read of rows chunk by chunk.
 
     Args:
@@ -236,9 +236,6 @@ class _ChunkIterator(grain.DatasetIterator[Example]):
       part: which of them `rows` reads.
       numbers: int64 `(n,)`, of the selected episodes.
     """
-
-    # For an object whose construction failed, such as a failed copy: there is nothing to close.
-    _closed = True
 
     def __init__(
         self,
@@ -274,20 +271,6 @@ class _ChunkIterator(grain.DatasetIterator[Example]):
         if self._chunks.padded_to is not None:
             found[IS_PAD_KEY] = np.arange(count) >= chunk.lengths.item(0)
         return found, count
-
-    def get_state(self) -> dict[str, Any]:
-        state: dict[str, Any] = self._parent.get_state()
-        return state
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self._parent.set_state(state)
-
-    def _get_next_index(self) -> int:
-        index: int = grain.experimental.get_next_index(self._parent)
-        return index
-
-    def _set_next_index(self, index: int) -> None:
-        grain.experimental.set_next_index(self._parent, index)
 
     def __str__(self) -> str:
         return str(self._parent)

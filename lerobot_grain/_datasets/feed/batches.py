@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import grain
 
 from lerobot_grain._base.arguments import check_int
 from lerobot_grain._datasets.element_specs import batch_spec
+from lerobot_grain._datasets.positions import Element, FollowingIterator
 from lerobot_grain._reading.batches import Batch, Example
 
 
@@ -29,6 +31,39 @@ class MakesBatches(Protocol):
     def get_state(self) -> dict[str, Any]: ...
 
     def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+class WithBatches(grain.IterDataset[Element]):
+    """A dataset whose iterators make batches (`MakesBatches`)."""
+
+    @property
+    def makes_batches(self) -> bool:
+        """Whether they do, of this dataset."""
+        return True
+
+    def batch(
+        self,
+        batch_size: int,
+        *,
+        drop_remainder: bool = False,
+        batch_fn: Callable[[Sequence[Element]], Any] | None = None,
+    ) -> grain.IterDataset[Any]:
+        """Returns a dataset of batches, the same as Grain's `batch`; put together without making
+        single examples first, unless a `.map` stands before it or a `batch_fn` is given.
+
+        Args:
+          batch_size: examples of a batch.
+          drop_remainder: whether a last, shorter batch is left out.
+          batch_fn: examples -> batch; `None`: arrays with a new first axis, strings as an array of
+            them.
+
+        Raises:
+          InvalidRequestError: `batch_size` is not an int >= 1.
+        """
+        check_int("batch_size", batch_size, least=1, of="batch")
+        if batch_fn is not None or not self.makes_batches:
+            return super().batch(batch_size, drop_remainder=drop_remainder, batch_fn=batch_fn)
+        return BatchIterDataset(self, batch_size, drop_remainder=drop_remainder)
 
 
 class BatchIterDataset(grain.IterDataset[Batch]):
@@ -67,9 +102,7 @@ class BatchIterDataset(grain.IterDataset[Batch]):
         )
 
 
-class _BatchIterator(grain.DatasetIterator[Batch]):
-    _closed = True
-
+class _BatchIterator(FollowingIterator[Batch]):
     def __init__(self, parent: Any, batch_size: int, *, drop_remainder: bool) -> None:
         super().__init__(parent)
         self._batch_size = batch_size
@@ -80,13 +113,6 @@ class _BatchIterator(grain.DatasetIterator[Batch]):
         return parent.next_batch(
             self._batch_size, drop_remainder=self._drop_remainder, stats=self._stats
         )
-
-    def get_state(self) -> dict[str, Any]:
-        state: dict[str, Any] = self._parent.get_state()
-        return state
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self._parent.set_state(state)
 
     def _get_next_index(self) -> int:
         index: int = grain.experimental.get_next_index(self._parent)

@@ -29,15 +29,14 @@ import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import grain
 import jax
 
 from lerobot_grain._base.errors import InvalidRequestError, StateMismatchError
 from lerobot_grain._datasets.pipelines import only_source_under
-
-Element = TypeVar("Element")
+from lerobot_grain._datasets.positions import Element, FollowingIterator
 
 _FILE = "process_0.json"
 _FILES_OF_PROCESSES = "process_*-of-*.json"
@@ -117,27 +116,11 @@ class ElasticIterDataset(grain.IterDataset[Element]):
         return "ElasticIterDataset"
 
 
-class _ElasticIterator(grain.DatasetIterator[Element]):
-    _closed = True
-
+class _ElasticIterator(FollowingIterator[Element]):
     def __next__(self) -> Element:
         self._assert_not_closed()
         element: Element = next(self._parent)
         return element
-
-    def get_state(self) -> dict[str, Any]:
-        state: dict[str, Any] = self._parent.get_state()
-        return state
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self._parent.set_state(state)
-
-    def _get_next_index(self) -> int:
-        index: int = grain.experimental.get_next_index(self._parent)
-        return index
-
-    def _set_next_index(self, index: int) -> None:
-        grain.experimental.set_next_index(self._parent, index)
 
     # --- Orbax v1 ---
 

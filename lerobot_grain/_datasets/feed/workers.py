@@ -31,7 +31,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from multiprocessing import connection
 from typing import Any, NamedTuple, TypeVar
 
@@ -42,7 +42,7 @@ from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._base.memory import ArrayPool
 from lerobot_grain._datasets.element_specs import example_bytes
-from lerobot_grain._datasets.feed.batches import BatchIterDataset
+from lerobot_grain._datasets.feed.batches import WithBatches
 from lerobot_grain._datasets.feed.packing import MIN_SHARED_BYTES
 from lerobot_grain._datasets.feed.rounds import Rounds
 from lerobot_grain._datasets.feed.worker_stream import (
@@ -126,7 +126,7 @@ def _mark_flags_as_parsed() -> None:
         flags.FLAGS.mark_as_parsed()
 
 
-class WorkerPrefetchIterDataset(grain.IterDataset[Element]):
+class WorkerPrefetchIterDataset(WithBatches[Element]):
     """Reads its parent in worker processes: the same examples in the same order, and a state that
     restores with any number of workers.
 
@@ -185,32 +185,10 @@ class WorkerPrefetchIterDataset(grain.IterDataset[Element]):
             name=str(self),
         )
 
-    def batch(
-        self,
-        batch_size: int,
-        *,
-        drop_remainder: bool = False,
-        batch_fn: Callable[[Sequence[Element]], Any] | None = None,
-    ) -> grain.IterDataset[Any]:
-        """Returns a dataset of batches, the same as Grain's `batch`. Right on a stream of ours,
-        workers read pieces of batches, and no single example is made or sent; after a `.map`,
-        examples are sent one by one.
-
-        Args:
-          batch_size: examples of a batch.
-          drop_remainder: whether a last, shorter batch is left out.
-          batch_fn: examples -> batch; `None`: arrays with a new first axis, strings as an array of
-            them.
-
-        Raises:
-          InvalidRequestError: `batch_size` is not an int >= 1.
-        """
-        check_int("batch_size", batch_size, least=1, of="batch")
-        # The parent knows whether it can do without single examples.
-        batches = self._parent.batch(batch_size, batch_fn=batch_fn)
-        if not isinstance(batches, BatchIterDataset):
-            return super().batch(batch_size, drop_remainder=drop_remainder, batch_fn=batch_fn)
-        return BatchIterDataset(self, batch_size, drop_remainder=drop_remainder)
+    @property
+    def makes_batches(self) -> bool:
+        # Workers read pieces of what their parent makes batches of.
+        return isinstance(self._parent, WithBatches) and self._parent.makes_batches
 
     @property
     def _element_spec(self) -> Any:

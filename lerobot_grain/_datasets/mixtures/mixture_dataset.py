@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Rational
 from typing import Any
 
@@ -11,7 +11,7 @@ import grain
 from lerobot_grain._base.arguments import check_int, is_int
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._datasets.element_specs import common_spec
-from lerobot_grain._datasets.feed.batches import BatchIterDataset
+from lerobot_grain._datasets.feed.batches import WithBatches
 from lerobot_grain._datasets.mixtures.assembly import MixtureAssembly
 from lerobot_grain._datasets.mixtures.components import Component
 from lerobot_grain._datasets.mixtures.mixture_order import (
@@ -34,7 +34,7 @@ from lerobot_grain._reading.read_statistics import ReadStatistics
 _MAX_KNOWN_EXAMPLES = 8192
 
 
-class MixtureIterDataset(grain.IterDataset[Any]):
+class MixtureIterDataset(WithBatches[Any]):
     """Streams of many datasets as one, in exact shares, resumed to the example.
 
         mixture = MixtureIterDataset(
@@ -115,29 +115,9 @@ class MixtureIterDataset(grain.IterDataset[Any]):
             self._order.__iter__(), reading, name=str(self), components=list(self._shares)
         )
 
-    def batch(
-        self,
-        batch_size: int,
-        *,
-        drop_remainder: bool = False,
-        batch_fn: Callable[[Sequence[Any]], Any] | None = None,
-    ) -> grain.IterDataset[Any]:
-        """Returns a dataset of batches, the same as Grain's `batch`; put together without making
-        single examples first where no component has a `.map`.
-
-        Args:
-          batch_size: examples of a batch.
-          drop_remainder: whether a last, shorter batch is left out.
-          batch_fn: examples -> batch; `None`: arrays with a new first axis, strings as an array of
-            them.
-
-        Raises:
-          InvalidRequestError: `batch_size` is not an int >= 1.
-        """
-        check_int("batch_size", batch_size, least=1, of="batch")
-        if batch_fn is not None or any(component.maps for component in self._components):
-            return super().batch(batch_size, drop_remainder=drop_remainder, batch_fn=batch_fn)
-        return BatchIterDataset(self, batch_size, drop_remainder=drop_remainder)
+    @property
+    def makes_batches(self) -> bool:
+        return not any(component.maps for component in self._components)
 
     @property
     def _element_spec(self) -> Any:
