@@ -6,7 +6,7 @@ medians and ratios.
     python benchmarks/throughput.py --cases small h264_g30 --kinds ours limit
     # a dataset that is there already
     python benchmarks/throughput.py --directory ~/data/pusht
-    # this version beside another one, a checkout (`git worktree add ../before v0.1.0`)
+    # this version beside another one, a checkout (`git worktree add ../before v0.2.0`)
     python benchmarks/throughput.py --kinds ours plain hub50 --versus ../before
     # what docs/performance.md shows
     python benchmarks/throughput.py --markdown --json throughput.json

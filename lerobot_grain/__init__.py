@@ -51,7 +51,7 @@ from lerobot_grain._training.shaping import (
 )
 from lerobot_grain._training.statistics import compute_stats, stats_of
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CheckReport",

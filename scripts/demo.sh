@@ -3,10 +3,8 @@
 # arguments: only examples/diffusion_policy.py, with these.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/common.sh
 scripts/setup.sh
-# The Hub on this machine is not to be asked for through a proxy.
-no_proxy="${no_proxy:-${NO_PROXY:-}},localhost,127.0.0.1"
-export no_proxy NO_PROXY="$no_proxy"
 if [ $# -gt 0 ]; then
     exec .venv/bin/python examples/diffusion_policy.py "$@"
 fi

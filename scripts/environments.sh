@@ -8,7 +8,7 @@
 # Prints a line for each: passed, FAILED, or why it was not run. One environment at a time, and removed afterwards: some are 5 GB.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export no_proxy="${no_proxy:-${NO_PROXY:-}},localhost,127.0.0.1"
+source scripts/common.sh
 
 # One file of tests for each dependency, and what works with all of them.
 BRIEF=(tests/base/test_versions.py tests/promises/test_golden.py tests/datasets/test_lerobot_dataset.py tests/datasets/feed/test_device.py tests/promises/test_hub_stream.py tests/video/test_images.py
@@ -23,17 +23,6 @@ trap 'rm -rf "$work"' EXIT
 failed=0
 tell() { printf '%-10s %s\n' "$1" "$2"; }
 fail() { tell "$1" "FAILED: $2"; failed=1; }
-
-find_python() {
-    local candidate
-    for candidate in "python$1" "$HOME"/.pyenv/versions/"$1".*/bin/python; do
-        if "$candidate" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$1')" 2>/dev/null; then
-            echo "$candidate"
-            return
-        fi
-    done
-    return 1
-}
 
 # What pip says of a failure, without what it says of places where nothing lies.
 reason() { grep -v 'is ignored' "$1" | grep -iE 'error|conflict|requires' | head -3 | tr '\n' ' '; }

@@ -1,0 +1,17 @@
+# Sourced by the other scripts.
+
+# The Hub on this machine is not to be asked for through a proxy.
+no_proxy="${no_proxy:-${NO_PROXY:-}},localhost,127.0.0.1"
+export no_proxy NO_PROXY="$no_proxy"
+
+# find_python 3.12: prints the path of a Python of that version.
+find_python() {
+    local candidate
+    for candidate in "python$1" "$HOME"/.pyenv/versions/"$1".*/bin/python; do
+        if "$candidate" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$1')" 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    return 1
+}
