@@ -9,9 +9,7 @@ if [ "${1:-}" = --long ]; then
     shift
     set -- -m "long or not long" "$@"
 elif [ $# -eq 0 ]; then
-    .venv/bin/ruff check .
-    .venv/bin/ruff format --check --quiet .
-    .venv/bin/mypy
+    scripts/lint.sh
 fi
 # In two processes, each with whole files: most tests wait, or use one core.
 exec .venv/bin/python -m pytest --numprocesses 2 --dist loadfile "$@"
