@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/common.sh
 scripts/setup.sh
 if [ $# -eq 0 ]; then
-    exec .venv/bin/python benchmarks/throughput.py --markdown --cases small large --scale 0.25
+    exec .venv/bin/python benchmarks/throughput.py --markdown --cases small vga3 --scale 0.25
 fi
 name=${1%.py}
 shift
