@@ -2,7 +2,8 @@
 
     python scripts/pictures.py                   # all that is computed
     python scripts/pictures.py order resume      # some
-    python scripts/pictures.py --measure memory  # measures first (two minutes), and keeps the figures
+    # measures first, for two minutes, and keeps the figures
+    python scripts/pictures.py --measure memory
 
 The order, the resume and the mixture are those of the package: the pictures show what it computes.
 Memory is drawn from figures of one run, which lie next to its picture.
@@ -285,7 +286,8 @@ budget, seconds, path = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
 def rss():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096 / 1e6
-dataset = lg.LeRobotIterDataset(path, read_options=lg.ReadOptions(memory_budget_bytes=budget * 1_000_000))
+options = lg.ReadOptions(memory_budget_bytes=budget * 1_000_000)
+dataset = lg.LeRobotIterDataset(path, read_options=options)
 begin, start, found, count = rss(), time.monotonic(), [], 0
 with contextlib.closing(iter(dataset.batch(16))) as batches:
     while (now := time.monotonic() - start) < seconds:

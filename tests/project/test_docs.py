@@ -84,14 +84,20 @@ def weights() -> pa.Table:
     return pa.table({"episode_index": [0, 1], "weight": [2.0, 0.5]})
 
 
+@pytest.fixture(scope="module")
+def named_hub(written: Path) -> Iterator[LoopbackHub]:
+    """A Hub that has a dataset under all names of the pages."""
+    with LoopbackHub() as hub:
+        for name in ("org/name", "org/arm", "org/hand", "org/new", "lerobot/pusht"):
+            hub.add_repository(name, written, tags=["v3.0"])
+        hub.add_token("hf_of_a_test")
+        yield hub
+
+
 @pytest.fixture
-def served(
-    written: Path, hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
+def served(named_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leads the names of the pages to this machine, and makes the files that they name."""
-    for name in ("org/name", "org/arm", "org/hand", "lerobot/pusht"):
-        hub.add_repository(name, written, tags=["v3.0"])
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", named_hub.endpoint)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
     monkeypatch.chdir(tmp_path)
@@ -101,7 +107,6 @@ def served(
         table = pa.table({"episode_index": [0, 1], column: values})
         pa.csv.write_csv(table, tmp_path / f"{name}.csv")
         pq.write_table(table, tmp_path / f"{name}.parquet")
-    yield
 
 
 def stand_ins(directory: Path) -> dict[str, Any]:
@@ -115,6 +120,7 @@ def stand_ins(directory: Path) -> dict[str, Any]:
         "np": np,
         "mesh": mesh,
         "directory": directory / "mine",
+        "dataset_directory": directory / "written",
         "cache_directory": directory / "cache",
         "state": {"step": np.int32(0)},
         "step": 1,

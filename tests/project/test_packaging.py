@@ -85,10 +85,9 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "lerobot_grain/__init__.py": f'__version__ = "{VERSION}"\n',
         "CHANGELOG.md": f"## [Unreleased]\n\n## [{VERSION}] - 2026-01-02\n\n- One.\n",
         "CITATION.cff": f"version: {VERSION}\n",
-        **{
-            f"scripts/{name}.sh": f"#!/bin/sh\necho {name}\n" for name in ("test", "docs", "package")
-        },
     }
+    for name in ("test", "docs", "package"):
+        files[f"scripts/{name}.sh"] = f"#!/bin/sh\necho {name}\n"
     for name, text in files.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)

@@ -23,6 +23,8 @@ from lerobot_grain._cli.main import main
 ROOT = Path(__file__).parents[2]
 _BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _MOST_LOOPS = 2
+# Of `lerobot-grain profile` where a page leaves them out.
+_SECONDS = "0.3"
 
 
 def blocks(page: Path) -> list[tuple[str, str, int]]:
@@ -79,6 +81,8 @@ def run_shell(code: str, *, replaced: dict[str, str]) -> None:
             continue
         if words[0].endswith("lerobot-grain"):
             arguments = [replaced.get(word, word) for word in words[1:]]
+            if arguments[0] == "profile" and "--seconds" not in arguments:
+                arguments += ["--seconds", _SECONDS]
             assert main(arguments) == 0, line
         else:
             _check_command(words, line)
