@@ -1,23 +1,17 @@
 """Draws the pictures of docs/concepts.md and of the pages on memory, into docs/images.
 
-    python scripts/pictures.py                   # all that is computed
-    python scripts/pictures.py order resume      # some
-    # measures first, for two minutes, and keeps the figures
-    python scripts/pictures.py --measure memory
+    python scripts/pictures.py                # all
+    python scripts/pictures.py order resume   # some
 
 The order, the resume and the mixture are those of the package: the pictures show what it computes.
-Memory is drawn from figures of one run, which lie next to its picture.
+Memory is drawn from the table of docs/robustness.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
+import re
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -33,10 +27,9 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 
 import lerobot_grain as lg
 from lerobot_grain._order.mixture import TURN, MixtureOrder, shares_of
-from lerobot_grain.testing import Camera, write_dataset
+from lerobot_grain.testing import write_dataset
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
-MEMORY = IMAGES / "memory_over_time.json"
 # Okabe and Ito's colors, which also people with other color vision tell apart.
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 GREY, INK = "#9AA0A6", "#20242A"
@@ -79,26 +72,28 @@ def order() -> None:
             for name, shuffle in kinds.items()
         }
         episode_of_row = np.repeat(np.arange(len(lengths)), lengths)
-    figure, axes = plt.subplots(1, 4, figsize=(11, 3.6), sharey=True, layout="constrained")
-    for axis, (name, found) in zip(axes, rows.items(), strict=True):
+    figure, axes = plt.subplots(
+        2, 2, figsize=(9, 6), sharex=True, sharey=True, layout="constrained"
+    )
+    for axis, (name, found) in zip(axes.flat, rows.items(), strict=True):
         episodes = episode_of_row[found]
         mixed = [len(set(batch)) for batch in episodes.reshape(-1, BATCH)]
         shown = episodes[: 4 * BATCH]
         axis.scatter(np.arange(len(shown)), shown, s=5, color=BLUE, linewidths=0)
         for border in range(BATCH, 4 * BATCH, BATCH):
             axis.axvline(border, color=GREY, linewidth=0.6, zorder=0)
-        axis.set(xlabel="position in the stream", xlim=(0, 4 * BATCH))
+        axis.set(xlim=(0, 4 * BATCH))
         axis.set_xticks(range(0, 4 * BATCH + 1, BATCH))
-        axis.text(
-            *(0.5, 1.03),
-            f"{np.mean(mixed):.0f} episodes in a batch of {BATCH}",
-            transform=axis.transAxes,
-            ha="center",
-            va="bottom",
+        axis.set_title(name)
+        axis.set_title(
+            f"mixes {np.mean(mixed):.0f}",
+            loc="right",
             color=VERMILION,
+            fontsize=9,
+            fontweight="normal",
         )
-        axis.set_title(name, loc="center", y=1.1, fontsize=9)
-    axes[0].set_ylabel("episode")
+    figure.supxlabel("position in the stream", fontsize=9)
+    figure.supylabel("episode", fontsize=9)
     _save(figure, "order.png")
 
 
@@ -275,67 +270,27 @@ def mixture() -> None:
     _save(figure, "mixture.svg")
 
 
-# --- memory --------------------------------------------------------------------------------------
-
-_BUDGETS_MB = (200, 400, 800)
-_SECONDS = 30.0
-_WORKER = """
-import contextlib, json, sys, time
-import lerobot_grain as lg
-budget, seconds, path = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
-def rss():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096 / 1e6
-options = lg.ReadOptions(memory_budget_bytes=budget * 1_000_000)
-dataset = lg.LeRobotIterDataset(path, read_options=options)
-begin, start, found, count = rss(), time.monotonic(), [], 0
-with contextlib.closing(iter(dataset.batch(16))) as batches:
-    while (now := time.monotonic() - start) < seconds:
-        next(batches)
-        count += 16
-        found.append((round(now, 2), round(rss() - begin, 1)))
-print(json.dumps({"examples": count, "grown_mb": found}))
-"""
-
-
 def memory() -> None:
-    """How much a process grows while it streams, with three memory budgets."""
-    figures = json.loads(MEMORY.read_text())
-    figure, axis = plt.subplots(figsize=(9, 3.6), layout="constrained")
-    for color, (budget, found) in zip((BLUE, GREEN, ORANGE), figures["runs"].items(), strict=True):
-        seconds, grown = np.array(found["grown_mb"]).T
-        axis.plot(seconds, grown, color=color, linewidth=1.4)
-        axis.axhline(int(budget), color=color, linewidth=0.8, linestyle=":")
-        axis.text(
-            seconds[-1] + 0.3, grown[-1], f"budget {budget} MB", color=color, va="center", ha="left"
-        )
+    """The memory of a process over an hour with faults: the table of docs/robustness.md."""
+    page = (IMAGES.parent / "robustness.md").read_text()
+    section = page.partition("## An hour of faults")[2]
+    lines = re.findall(r"^\| (\d+) \|(?:[^|]*\|){5} ([\d.]+) \| ([\d.]+) \|$", section, re.M)
+    minutes, resident, allocated = np.array(lines, float).T
+    figure, axis = plt.subplots(figsize=(9, 3.2), layout="constrained")
+    for found, color, name in (
+        (resident, BLUE, "resident memory of the process"),
+        (allocated, GREEN, "allocated, without the holes between"),
+    ):
+        axis.plot(minutes, found, "o-", color=color, markersize=4)
+        axis.text(minutes[-1], found[-1] - 70, name, color=color, ha="right", va="top")
     axis.set(
-        xlim=(0, _SECONDS * 1.16),
-        ylim=(0, None),
-        xlabel="seconds of streaming",
-        ylabel="growth of the process, MB",
-        title=figures["what"],
+        xlim=(0, 62),
+        ylim=(0, 1200),
+        xticks=range(0, 61, 10),
+        xlabel="minutes of streaming; 15 % of all requests go wrong, 975 iterators come and go",
+        ylabel="MB",
     )
     _save(figure, "memory_over_time.png")
-
-
-def measure_memory() -> None:
-    """Streams with each budget in a process of its own, and keeps the figures."""
-    runs = {}
-    with tempfile.TemporaryDirectory() as directory:
-        path = str(Path(directory) / "data")
-        cameras = [
-            Camera(key=f"observation.images.{name}", height=480, width=640, codec="h264", gop=2)
-            for name in ("top", "left", "right")
-        ]
-        write_dataset(path, episode_lengths=[60] * 24, fps=30, cameras=cameras)
-        for budget in _BUDGETS_MB:
-            command = [sys.executable, "-c", _WORKER, str(budget), str(_SECONDS), path]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            runs[str(budget)] = json.loads(done.stdout)
-    what = "Three cameras of 640x480 (H.264, g=2), 1,440 rows, batches of 16"
-    facts = {"what": what, "date": time.strftime("%Y-%m-%d"), "cores": os.cpu_count()}
-    MEMORY.write_text(json.dumps({**facts, "runs": runs}) + "\n")
 
 
 def _save(figure: plt.Figure, name: str) -> None:
@@ -360,10 +315,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PICTURES)}")
-    parser.add_argument("--measure", action="store_true", help="measure memory first")
     options = parser.parse_args()
-    if options.measure:
-        measure_memory()
     with mpl.rc_context(STYLE):
         for name in options.names or PICTURES:
             PICTURES[name]()

@@ -125,14 +125,15 @@ def stand_ins(directory: Path) -> dict[str, Any]:
         "state": {"step": np.int32(0)},
         "step": 1,
         "global_batch_size": 8,
-        "train_step": lambda state, batch: state,
+        "train_step": lambda state, _: state,
     }
     return names | {name: getattr(lg, name) for name in lg.__all__}
 
 
+@pytest.mark.usefixtures("served")
 @pytest.mark.parametrize("page", HERE, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_the_code_of_a_page_runs(
-    page: Path, served: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The devices of one process are there already.
     monkeypatch.setattr(jax.distributed, "initialize", lambda: None)
@@ -145,10 +146,11 @@ def test_the_code_of_a_page_runs(
         run_python(code, names, page=page, line=line)
 
 
+@pytest.mark.usefixtures("served")
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if run_elsewhere(page)], ids=lambda page: page.name
 )
-def test_the_commands_of_a_page_whose_python_runs_elsewhere(page: Path, served: None) -> None:
+def test_the_commands_of_a_page_whose_python_runs_elsewhere(page: Path) -> None:
     for language, code, _ in blocks(page):
         if language == "bash":
             run_shell(code, replaced=SHORT)

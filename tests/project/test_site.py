@@ -7,7 +7,6 @@ out of `docs/` lead to files, and every picture is used.
 from __future__ import annotations
 
 import inspect
-import json
 import re
 import runpy
 from pathlib import Path
@@ -56,7 +55,7 @@ def test_described_arguments_exist(name: str) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())
 def test_links_out_of_the_pages_lead_to_files(page: Path) -> None:
     text = HOOKS["outside_links"](page.read_text(), page=page.relative_to(DOCS).as_posix(), url=URL)
-    left = [link for link in re.findall(r"\]\((\.\./[^)#]+)", text)]
+    left = re.findall(r"\]\((\.\./[^)#]+)", text)
     assert [link for link in left if not (page.parent / link).resolve().is_relative_to(DOCS)] == []
 
 
@@ -78,9 +77,3 @@ def test_every_picture_is_used_and_there() -> None:
     used = {name for text in texts for name in re.findall(r"images/([\w.]+\.(?:png|svg))", text)}
     there = {path.name for path in (DOCS / "images").iterdir() if path.suffix in (".png", ".svg")}
     assert used == there
-
-
-def test_the_picture_of_memory_has_its_figures() -> None:
-    figures = json.loads((DOCS / "images" / "memory_over_time.json").read_text())
-    assert {"what", "date", "cores", "runs"} <= set(figures)
-    assert all(run["examples"] > 0 for run in figures["runs"].values())

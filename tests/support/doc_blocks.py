@@ -39,12 +39,12 @@ def blocks(page: Path) -> list[tuple[str, str, int]]:
 class _ShortLoops(ast.NodeTransformer):
     """Lets `for` statements outside of functions take a few elements only."""
 
-    def visit_For(self, node: ast.For) -> ast.For:  # noqa: N802 (the name that ast asks for)
+    def visit_For(self, node: ast.For) -> ast.For:
         self.generic_visit(node)
         node.iter = ast.Call(ast.Name("_few", ast.Load()), [node.iter], [])
         return node
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:  # noqa: N802
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         return node
 
 
