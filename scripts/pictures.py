@@ -4,7 +4,7 @@
     python scripts/pictures.py order resume   # some
 
 The order, the resume and the mixture are those of the package: the pictures show what it computes.
-Memory is drawn from the table of docs/robustness.md.
+Memory and cores are drawn from the tables of docs/robustness.md and docs/performance.md.
 """
 
 from __future__ import annotations
@@ -293,6 +293,38 @@ def memory() -> None:
     _save(figure, "memory_over_time.png")
 
 
+def cores() -> None:
+    """Examples a second over cores: the table of docs/performance.md."""
+    page = (IMAGES.parent / "performance.md").read_text()
+    section = page.partition("## Many cores")[2]
+    table = {
+        cells[0].strip(): [cell.strip().replace(",", "") for cell in cells[1:]]
+        for cells in (line.strip("|").split("|") for line in section.splitlines() if "|" in line)
+    }
+    rates = np.array(table["examples/s"][:4], float)
+    parts = np.array(table["of the ideal"][:4], float)
+    ideal = rates / parts
+    counts = np.array([8, 16, 32, 64])
+    figure, axis = plt.subplots(figsize=(9, 3.8), layout="constrained")
+    axis.plot(counts, ideal, color=GREY, linestyle="--", linewidth=1)
+    axis.plot(counts, rates, "o-", color=BLUE)
+    for count, rate, part in zip(counts, rates, parts, strict=True):
+        axis.text(count * 1.03, rate * 0.93, f"{part:.2f}", color=BLUE, va="top")
+    axis.text(44, ideal[3] * 0.85, "all cores decode all the time", color=GREY, ha="right")
+    axis.set(
+        xscale="log",
+        yscale="log",
+        ylabel="examples/s",
+        xlabel="cores (pretended)",
+        title="Three cameras of 640x480, AV1 g=2; numbers: part of the ideal",
+    )
+    axis.set_xticks(counts, [str(count) for count in counts])
+    axis.set_xticks([], minor=True)
+    axis.set_yticks([500, 1000, 2000, 4000], ["500", "1,000", "2,000", "4,000"])
+    axis.set_yticks([], minor=True)
+    _save(figure, "scaling.png")
+
+
 def _save(figure: plt.Figure, name: str) -> None:
     metadata = {"Date": None} if name.endswith(".svg") else {"Software": None}
     figure.savefig(IMAGES / name, metadata=metadata)
@@ -307,6 +339,7 @@ PICTURES: Mapping[str, Callable[[], None]] = {
     "resume": resume,
     "mixture": mixture,
     "memory": memory,
+    "cores": cores,
 }
 
 

@@ -34,6 +34,7 @@ LONGEST_FIRST = [
     "test_resume.py",
     "test_read_ahead.py",
     "test_state.py",
+    "test_docs.py",
     "test_benchmark.py",
     "test_golden.py",
     "test_multihost.py",
