@@ -60,13 +60,11 @@ def test_links_out_of_the_pages_lead_to_files(page: Path) -> None:
 
 
 def test_a_link_becomes_an_address() -> None:
-    text = (
-        "[a](../examples/act.py) [b](../../README.md#use) [c](../check.md) ![d](../../docs/x.png)"
-    )
+    text = "[a](../examples/act.py) [b](../../README.md#use) [c](../check.md) ![d](../../LICENSE)"
     changed = HOOKS["outside_links"](text, page="architecture/page.md", url="https://host/one")
     assert changed == (
         "[a](../examples/act.py) [b](https://host/one/blob/main/README.md#use) [c](../check.md) "
-        "![d](../../docs/x.png)"
+        "![d](https://host/one/raw/main/LICENSE)"
     )
     with pytest.raises(FileNotFoundError, match=r"docs/page\.md links to absent\.py"):
         HOOKS["outside_links"]("[a](../absent.py)", page="page.md", url=URL)
