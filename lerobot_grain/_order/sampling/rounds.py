@@ -1,15 +1,14 @@
-"""One round of weighted rows is drawn: which copies of clips it has, and how many rows each of them.
+"""One round of weighted rows: which copies of clips it has, and how many rows each of them has.
 docs/architecture/order.md, "Weights", defines it.
 
-A round may have many times as many copies as there are clips, and all of them decide where a position
-is. So each step goes over the first copies of all clips, then the second ones, and so on, in the order
-of clips: what belongs to them is read and written in the order of memory, and the words of one such
-step are those of one stream.
+A round may have many times as many copies as there are clips, and all of them decide which row is
+at a position. So they are drawn in steps: the first copies of all clips, then the second ones, and
+so on. The words of a step are those of one stream, and what belongs to its clips is read in the
+order of memory.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np

@@ -1,5 +1,5 @@
-"""The clips of weighted rows, cut into pieces of rows that have one weight: how many rows a copy of a
-clip has, and which. docs/architecture/order.md, "Weights", defines it.
+"""The clips of weighted rows, cut into pieces of rows that have one weight: how many rows a copy of
+a clip has, and which. docs/architecture/order.md, "Weights", defines it.
 """
 
 from __future__ import annotations
