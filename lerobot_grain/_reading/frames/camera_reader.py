@@ -315,6 +315,15 @@ class CameraReader:
         self.demand.is_requested[entries] = False
         self._staying.drop(entries)
 
+    def let_go(self, num_bytes: int) -> None:
+        """Forgets frames that stay and that no example is known to need, of so many bytes or all,
+        those that were asked for least recently first.
+        """
+        entries = self._staying.spare()
+        slots = self.demand.slots[entries].astype(np.int64)
+        entries = entries[self.decoder.not_being_written(slots)]
+        self.drop(entries[: -(-num_bytes // self.store.frame_bytes)])
+
     # Handing out
 
     def is_done(self, entries: Integers) -> bool:

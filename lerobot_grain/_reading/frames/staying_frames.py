@@ -3,8 +3,8 @@ whole epoch, such as the last frame of an episode as its goal.
 
 The examples of one clip are known together, those of the next clip of the episode are not; so
 without this such a frame would be decoded once for each clip. A frame stays by one use more that
-nobody makes, until others have taken its place or memory is short: `_reading/frames/eviction` takes
-it first, since no example is known to need it.
+nobody makes, until others have taken its place or memory is short: then it goes before all others,
+since no example is known to need it.
 """
 
 from __future__ import annotations
@@ -53,6 +53,14 @@ class StayingFrames:
             self._entries.popitem(last=False)[0] for _ in range(len(self._entries) - self._most)
         ]
         return self._demand.use(np.array(gone)) if gone else _NONE
+
+    def spare(self) -> Integers:
+        """Returns the entries of decoded frames that stay and that no example is known to need,
+        int64 `(n,)`, those that were asked for least recently first.
+        """
+        entries = np.array(list(self._entries), np.int64)
+        is_spare = (self._demand.uses[entries] == 1) & (self._demand.slots[entries] >= 0)
+        return entries[is_spare]
 
     def drop(self, entries: Integers) -> None:
         """Lets go of those that are among some entries, int64 `(n,)`, which are not decoded any
