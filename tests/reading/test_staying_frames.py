@@ -77,9 +77,9 @@ def test_frames_that_were_dropped_are_forgotten() -> None:
     assert demand.find(np.array([5])).tolist() == [0]
 
 
-def test_those_that_no_example_needs_are_spare() -> None:
+def test_those_that_no_example_needs_are_spare_but_for_the_latest_quarter() -> None:
     demand = FrameDemand()
-    staying = StayingFrames(demand, 8)
+    staying = StayingFrames(demand, 4)
     entries = needed(demand, 5, 6, 7, 300)
     assert staying.spare().tolist() == []
     staying.add(entries)
@@ -87,7 +87,9 @@ def test_those_that_no_example_needs_are_spare() -> None:
     assert staying.spare().tolist() == []
     demand.use(entries[[0, 1, 3]])
     demand.slots[entries[3]] = NO_SLOT  # not decoded
-    assert staying.spare().tolist() == entries[[1, 0]].tolist()
+    assert staying.spare().tolist() == entries[[1]].tolist()
+    staying.add(entries[1:])
+    assert staying.spare().tolist() == entries[[0, 1]].tolist()
 
 
 def test_without_room_none_stays() -> None:

@@ -259,11 +259,13 @@ class FrameReader:
         """Returns how many bytes of the budget are left: at least so many where frames that stay
         can go for it.
         """
+        room = self._budget_bytes - self.used_bytes
+        if room >= num_bytes:
+            return room
+        missing = num_bytes - room
         for camera in self._cameras.values():
-            missing = num_bytes - (self._budget_bytes - self.used_bytes)
-            if missing <= 0:
-                break
-            camera.let_go(missing)
+            if missing > 0:
+                missing -= camera.let_go(missing)
         return self._budget_bytes - self.used_bytes
 
     def _start(self, wanted: Mapping[_CameraKey, list[DecodeCandidate]]) -> Decoding:

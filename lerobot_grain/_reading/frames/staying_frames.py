@@ -17,6 +17,9 @@ from lerobot_grain._base.arrays import Integers
 from lerobot_grain._reading.frames.frame_store import FrameDemand
 
 _NONE = np.zeros(0, np.int64)
+# This part of the frames that may stay does not go for what would only be decoded further ahead:
+# a frame that is decoded again takes the decoding of its GOP.
+_KEPT_PART = 4
 
 
 class StayingFrames:
@@ -55,10 +58,13 @@ class StayingFrames:
         return self._demand.use(np.array(gone)) if gone else _NONE
 
     def spare(self) -> Integers:
-        """Returns the entries of decoded frames that stay and that no example is known to need,
-        int64 `(n,)`, those that were asked for least recently first.
+        """Returns the entries of decoded frames that may go though memory is not short yet, int64
+        `(n,)`: no example is known to need them, and they are not among those that were asked for
+        last. Those that were asked for least recently are first.
         """
-        entries = np.array(list(self._entries), np.int64)
+        if len(self._entries) <= self._most // _KEPT_PART:
+            return _NONE
+        entries = np.array(list(self._entries), np.int64)[: -(self._most // _KEPT_PART) or None]
         is_spare = (self._demand.uses[entries] == 1) & (self._demand.slots[entries] >= 0)
         return entries[is_spare]
 
