@@ -160,17 +160,15 @@ class EpisodeIterDataset(grain.IterDataset[Example]):
         self._repository = opened
         self._shuffle = shuffle
         self._frames_of_all = None if last_chunk == "short" else chunk_frames
-        most_frames = chunks.padded_to or chunks.order.most_frames
         self._reading = Reading(
             repository=opened,
             selection=selection,
             image_size=checked_image_size(image_size),
             options=read_options,
-            # A chunk is taken in one piece, into memory that is made once.
-            known_examples=most_frames + LOOKAHEAD_EXAMPLES,
+            known_examples=chunks.most_rows + LOOKAHEAD_EXAMPLES,
             pad_keys={},
         )
-        _check_memory(self._reading, most_frames)
+        _check_memory(self._reading, chunks.most_rows)
         # Now, so that what is not installed is said here.
         load_decoders(selection.videos)
 

@@ -51,6 +51,13 @@ class SelectedChunks:
     identity: dict[str, Any]
     valid: RowValues | None
 
+    @property
+    def most_rows(self) -> int:
+        """The most rows that are read of a chunk. So many are known ahead, because a chunk is taken
+        in one piece, into memory that is made once.
+        """
+        return self.padded_to or self.order.most_frames
+
     def num_rows(self, chunks: Chunks) -> Integers:
         """Returns int64 `(n,)`: rows that are read of chunks."""
         if self.padded_to is None:
