@@ -66,7 +66,8 @@ class StayingFrames:
             return _NONE
         entries = np.array(list(self._entries), np.int64)[: -(self._most // _KEPT_PART) or None]
         is_spare = (self._demand.uses[entries] == 1) & (self._demand.slots[entries] >= 0)
-        return entries[is_spare]
+        spare: Integers = entries[is_spare]
+        return spare
 
     def drop(self, entries: Integers) -> None:
         """Lets go of those that are among some entries, int64 `(n,)`, which are not decoded any
