@@ -34,11 +34,11 @@ from lerobot_grain._datasets.sampling.selected_rows import (
     SelectedRows,
     ValidRowsArgument,
     WeightsArgument,
+    check_weights_of_order,
     select_rows,
 )
 from lerobot_grain._datasets.state import checked_position
 from lerobot_grain._order.sampling.strided_rows import Stride
-from lerobot_grain._order.sampling.weights import RowWeights
 from lerobot_grain._order.shuffle import (
     ORDER_VERSION,
     EpochOrder,
@@ -109,6 +109,7 @@ class FrameOrderIterDataset(PositionsIterDataset):
             weights=weights,
             valid_rows=valid_rows,
         )
+        check_weights_of_order(rows.weights, is_shuffled=shuffle is not None)
         table = repository.episodes
         numbers = table.numbers_of(rows.episodes)
         order = FrameOrder(
@@ -116,7 +117,7 @@ class FrameOrderIterDataset(PositionsIterDataset):
             lengths=rows.lengths,
             data_files=table.data.file_of_episode[rows.episodes],
             shuffle=shuffle,
-            weights=_checked_weights(rows.weights, shuffle),
+            weights=rows.weights,
             stride=_checked_stride(stride, rows, numbers, shuffle),
         )
         self._num_episodes = table.num_episodes
@@ -300,15 +301,6 @@ class FrameOrderIterator(PositionsIterator):
 
     def __str__(self) -> str:
         return self._name
-
-
-def _checked_weights(weights: RowWeights | None, shuffle: Shuffle | None) -> RowWeights | None:
-    if weights is not None and shuffle is None and not weights.is_mask:
-        raise InvalidRequestError(
-            "shuffle=None: weights say how often rows are drawn, and the sequential order draws "
-            "none; expected weights of 0 and one other number, or a Shuffle"
-        )
-    return weights
 
 
 def _checked_stride(

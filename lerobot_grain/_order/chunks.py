@@ -2,7 +2,8 @@
 
 A chunk is a run of consecutive frames of one episode, or all of an episode. An epoch holds every
 chunk once. It is an order of whole chunks: a permutation of them, keyed by (seed, epoch), where
-`_order/shuffle` mixes single rows. docs/architecture/order.md ("Chunks") defines it.
+`_order/shuffle` mixes single rows. With weights a chunk comes as often as a clip of one row would.
+docs/architecture/order.md ("Chunks") defines it.
 
 Rules:
 * A position is found without replaying the ones before it. An epoch costs one sort of its chunks.
@@ -20,6 +21,9 @@ import numpy.typing as npt
 
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._order.philox import Stream, permutation
+from lerobot_grain._order.row_sources import RankedRows
+from lerobot_grain._order.sampling.weighted_rows import WeightedRows
+from lerobot_grain._order.sampling.weights import UNIT_BITS, RowWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,43 +88,79 @@ class ChunkOrder:
       cut: how they are cut.
       seed: 0 <= seed < 2**64; `None`: the chunks follow each other in the order of episodes and
         frames.
+      weights: of all chunks, as of rows; without a seed, a mask. `None`: each comes once.
     """
 
     def __init__(
-        self, *, first_rows: Integers, lengths: Integers, cut: ChunkCut, seed: int | None
+        self,
+        *,
+        first_rows: Integers,
+        lengths: Integers,
+        cut: ChunkCut,
+        seed: int | None,
+        weights: RowWeights | None,
     ) -> None:
         self.seed = seed
         self._first_rows = first_rows
         self._lengths = lengths
         self._cut = cut
-        self.chunks_of_episodes = cut.num_chunks(lengths)
-        self._stops = np.cumsum(self.chunks_of_episodes)
+        self._chunks_of_episodes = cut.num_chunks(lengths)
+        self._stops = np.cumsum(self._chunks_of_episodes)
+        self._weights = weights
+        self._weighted: WeightedRows | None = None
+        if weights is not None:
+            # The chunks are its rows: all of one run, each a clip of its own.
+            self._weighted = WeightedRows(
+                np.zeros(1, np.int64),
+                self._stops[-1:],
+                weights=weights,
+                clip_length=None if seed is None else 1,
+                seed=0 if seed is None else seed,
+            )
 
     @property
     def num_chunks(self) -> int:
-        """Chunks of an epoch."""
+        """Chunks of an epoch: with weights, as many as have one above 0."""
+        if self._weighted is not None:
+            return self._weighted.num_rows
         return int(self._stops[-1]) if len(self._stops) else 0
 
     @property
     def most_frames(self) -> int:
-        """Frames of the longest chunk."""
-        present = self._lengths[self.chunks_of_episodes > 0]
+        """Frames of the longest chunk, of the episodes of which some come."""
+        present = self._lengths[self._sums_of_weights() > 0]
         longest = int(present.max(initial=0))
         return longest if self._cut.frames is None else min(longest, self._cut.frames)
 
+    def chunks_every_epoch(self) -> Integers:
+        """Returns int64 `(episodes,)`: the number of chunks of each that come in every epoch."""
+        return self._sums_of_weights() >> UNIT_BITS
+
+    def _sums_of_weights(self) -> Integers:
+        """Returns int64 `(episodes,)`: of the chunks of each, in units of 2**-32."""
+        if self._weights is None:
+            return self._chunks_of_episodes << UNIT_BITS
+        sums = np.cumsum(np.repeat(self._weights.values, self._weights.lengths))
+        return np.diff(np.concatenate(([0], sums))[self._stops], prepend=0)
+
     def epoch(self, number: int) -> Integers | None:
         """Returns the numbers of the chunks in the order of an epoch, int64 `(num_chunks,)`;
-        `None`: they ascend.
+        `None`: all of them, ascending.
         """
+        numbers: Integers | None = None
+        if self._weighted is not None:
+            copies = RankedRows(self._weighted.runs(number))
+            numbers = copies.rows(np.arange(self.num_chunks))
         if self.seed is None:
-            return None
-        return permutation(self.num_chunks, Stream.CHUNKS, seed=self.seed, epoch=number)
+            return numbers
+        order = permutation(self.num_chunks, Stream.CHUNKS, seed=self.seed, epoch=number)
+        return order if numbers is None else numbers[order]
 
     def chunks(self, numbers: Integers) -> Chunks:
         """Returns the chunks with these numbers, int64 `(n,)`."""
         episodes = np.searchsorted(self._stops, numbers, side="right")
         lengths = self._lengths[episodes]
-        within = numbers - (self._stops - self.chunks_of_episodes)[episodes]
+        within = numbers - (self._stops - self._chunks_of_episodes)[episodes]
         if self._cut.frames is None:
             starts = np.zeros_like(lengths)
             counts = lengths

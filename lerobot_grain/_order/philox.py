@@ -54,6 +54,8 @@ _HALF = np.uint64(32)
 # Words that are made one by one, in arrays that stay in the cache of a core: that takes a third of
 # the time.
 _WORDS_AT_A_TIME = 1 << 12
+# Up to so many words are sorted in the way that has fewer steps.
+_FEW_WORDS = 512
 
 
 def permutation(
@@ -82,12 +84,38 @@ def permutation(
 
 def stable_order(found: Words) -> Integers:
     """Returns the order of words, int64 `(n,)`; equal ones keep theirs."""
+    if len(found) > _FEW_WORDS:
+        return _order_of_many(found)
     # NumPy's other sort is up to five times as fast, and the same where no two are equal, which
     # happens once in 2**64 pairs.
     order = np.argsort(found)
     ordered = found[order]
     if (ordered[1:] == ordered[:-1]).any():
         return np.argsort(found, kind="stable")
+    return order
+
+
+def _order_of_many(found: Words) -> Integers:
+    """Returns the same of many words.
+
+    The lowest bits of each make room for its place, since sorting numbers takes a third of the time
+    of sorting places by them. Words that differ in those bits only are put in order afterwards.
+    """
+    bits = np.uint64(len(found).bit_length())
+    lowest = (np.uint64(1) << bits) - np.uint64(1)
+    ordered = found & ~lowest
+    ordered |= np.arange(len(found), dtype=np.uint64)
+    ordered.sort()
+    order: Integers = (ordered & lowest).view(np.int64)
+    ordered >>= bits
+    equal = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if len(equal):
+        is_open = np.zeros(len(order), np.bool_)
+        is_open[equal] = True
+        is_open[equal + 1] = True
+        # Those of one group follow each other, by place.
+        members = order[is_open]
+        order[is_open] = members[np.argsort(found[members], kind="stable")]
     return order
 
 

@@ -197,15 +197,13 @@ class _SequentialEpoch(EpochOrder):
 
 class _ShuffledEpoch(EpochOrder):
     def __init__(self, clips: Runs, data_files: Integers, shuffle: Shuffle, epoch: int) -> None:
-        everything = [np.arange(len(clips))]
-        members = (
-            everything
-            if shuffle.open_files is None
-            else _group_by_files(data_files[clips.episodes], shuffle, epoch)
-        )
+        groups = [clips]
+        if shuffle.open_files is not None:
+            members = _group_by_files(data_files[clips.episodes], shuffle, epoch)
+            groups = [clips.chosen(numbers) for numbers in members]
         self._groups = [
-            _Group(clips.chosen(chosen), shuffle=shuffle, epoch=epoch, number=number)
-            for number, chosen in enumerate(members)
+            _Group(group, shuffle=shuffle, epoch=epoch, number=number)
+            for number, group in enumerate(groups)
         ]
         self._group_starts = np.cumsum([0] + [group.num_rows for group in self._groups])
 

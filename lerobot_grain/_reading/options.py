@@ -43,8 +43,9 @@ _LONG_GOP_PART = 128
 _DECODERS_PART = 2
 # Decoded frames that wait to be written to the frame cache: at most this part of F.
 _UNWRITTEN_PART = 8
-# Decoded frames that stay after their last known use: at most this part of F.
-_STAYING_PART = 8
+# Decoded frames that stay after their last known use: at most this part of F. They go as soon as
+# others need room.
+_STAYING_PART = 2
 # The frames of the next example are decoded whatever the budget; so there are slots for this many
 # times F.
 _SLOTS = 2

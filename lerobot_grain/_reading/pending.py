@@ -15,7 +15,8 @@ import numpy.typing as npt
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._order.windows import WindowBlock
 from lerobot_grain._reading.batches import Batch, join
-from lerobot_grain._reading.frames.frame_reader import BlockFrames, Decoding
+from lerobot_grain._reading.frames.frame_reader import BlockFrames
+from lerobot_grain._reading.frames.gop_decoder import Decoding
 from lerobot_grain._reading.rows.row_reader import PendingRows
 
 WindowForms = tuple[Mapping[str, int], Mapping[str, Any]]

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lerobot_grain._order.chunks import ChunkCut, ChunkOrder, ChunkPlaces
+from lerobot_grain._order.sampling.weights import RowWeights, scaled_weights
 from tests.support.orders import naive_chunk_order, naive_chunks
 
 # The selected episodes of a small dataset, of which rows 16 to 25 are not selected.
@@ -17,10 +18,18 @@ FIRST_ROWS, LENGTHS = [0, 9, 26, 33], [9, 7, 7, 14]
 
 
 def chunk_order(
-    first_rows: list[int], lengths: list[int], cut: ChunkCut, seed: int | None
+    first_rows: list[int],
+    lengths: list[int],
+    cut: ChunkCut,
+    seed: int | None,
+    weights: RowWeights | None = None,
 ) -> ChunkOrder:
     return ChunkOrder(
-        first_rows=np.array(first_rows), lengths=np.array(lengths), cut=cut, seed=seed
+        first_rows=np.array(first_rows),
+        lengths=np.array(lengths),
+        cut=cut,
+        seed=seed,
+        weights=weights,
     )
 
 
@@ -133,3 +142,72 @@ def test_every_row_is_in_a_chunk(lengths: list[int], cut: ChunkCut) -> None:
         assert set(rows) == set(range(sum(lengths)))
     if cut.overlap == 0:
         assert len(rows) == len(set(rows))
+
+
+# --- weights -------------------------------------------------------------------------------------
+
+
+def weights_of(each: list[float]) -> RowWeights | None:
+    return scaled_weights(np.array(each, np.float64), np.ones(len(each), np.int64))
+
+
+# fmt: off
+GOLDEN_WEIGHTED = {
+    "episodes": (ChunkCut(None, 0, False), 5, [1.0, 0.25, 0.0, 2.0], [
+        (33, 14), (33, 14), (0, 9), (33, 14), (0, 9), (33, 14),
+    ]),
+    "chunks": (ChunkCut(6, 0, False), 7, [0.5, 0.5, 3.0, 3.0, 0.0, 1.0, 1.0, 1.0, 1.0], [
+        (9, 6), (15, 1), (32, 1), (15, 1), (39, 6), (45, 2), (9, 6), (33, 6),
+        (15, 1), (45, 2), (15, 1), (9, 6), (39, 6), (9, 6), (32, 1), (33, 6),
+    ]),
+    "mask": (ChunkCut(6, 1, False), None, [1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0], [
+        (0, 6), (9, 6), (14, 2), (33, 6), (38, 6), (43, 4), (0, 6), (9, 6),
+        (14, 2), (33, 6), (38, 6), (43, 4),
+    ]),
+}
+# fmt: on
+
+
+@pytest.mark.parametrize("name", GOLDEN_WEIGHTED)
+def test_golden_order_of_weighted_chunks(name: str) -> None:
+    cut, seed, weights, expected = GOLDEN_WEIGHTED[name]
+    order = chunk_order(FIRST_ROWS, LENGTHS, cut, seed, weights_of(weights))
+    found = ChunkPlaces(order).chunks(np.arange(2 * order.num_chunks))
+    assert list(zip(found.first_rows.tolist(), found.lengths.tolist(), strict=True)) == expected
+
+
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=8),
+    cut=cuts(),
+    seed=SEEDS,
+    draw=st.data(),
+)
+def test_weighted_chunks_come_as_clips_of_one_row_would(
+    lengths: list[int], cut: ChunkCut, seed: int | None, draw: st.DataObject
+) -> None:
+    first_rows = [sum(lengths[:number]) for number in range(len(lengths))]
+    chunks = naive_chunks(
+        first_rows,
+        lengths,
+        frames=cut.frames,
+        overlap=cut.overlap,
+        drop_shorter=cut.drop_shorter,
+    )
+    kinds = st.sampled_from([0.0, 2.0] if seed is None else [0.0, 0.1, 1.0, 2.0, 7.5])
+    each = draw.draw(st.lists(kinds, min_size=len(chunks), max_size=len(chunks)))
+    if not any(each) or len(set(each)) == 1:
+        return
+    order = chunk_order(first_rows, lengths, cut, seed, weights_of(each))
+    assert order.num_chunks == sum(weight > 0 for weight in each)
+    coming = [chunk for chunk, weight in zip(chunks, each, strict=True) if weight]
+    assert max(map(len, coming)) <= order.most_frames <= max(map(len, chunks))
+    expected = naive_chunk_order(chunks, seed, 3, each)
+    assert rows_at(order, list(range(3 * order.num_chunks))) == expected
+
+
+def test_which_weighted_chunks_come_in_every_epoch() -> None:
+    weights = weights_of([0.5, 0.5, 3.0, 3.0, 0.0, 1.0, 1.0, 1.0, 1.0])
+    order = chunk_order(FIRST_ROWS, LENGTHS, ChunkCut(6, 0, False), 7, weights)
+    # By episode of two, two, two and three chunks; their mean weight is 11 / 8.
+    assert order.chunks_every_epoch().tolist() == [0, 4, 0, 2]
+    assert order.most_frames == 6

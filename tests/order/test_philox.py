@@ -65,3 +65,15 @@ def test_the_first_elements_of_a_permutation(count: int) -> None:
 def test_equal_words_keep_their_order() -> None:
     found = np.array([5, 3] * 500, np.uint64)
     assert stable_order(found).tolist() == [*range(1, 1000, 2), *range(0, 1000, 2)]
+
+
+@pytest.mark.parametrize("distinct_bits", [64, 20, 12, 8])
+@pytest.mark.parametrize("count", [512, 513, 1023, 1024, 5000])
+def test_words_that_differ_in_their_lowest_bits_only(count: int, distinct_bits: int) -> None:
+    generator = np.random.default_rng(count)
+    found = generator.integers(0, 2**64, count, np.uint64, endpoint=False)
+    # All words are in few groups whose uppermost bits are equal.
+    found &= np.uint64(2**64 - 1 >> 64 - distinct_bits)
+    found[::7] |= np.uint64(2**64 - 2**distinct_bits)
+    expected = sorted(range(count), key=lambda place: (found.item(place), place))
+    assert stable_order(found).tolist() == expected

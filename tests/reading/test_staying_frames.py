@@ -16,6 +16,27 @@ from lerobot_grain._reading.frames.staying_frames import StayingFrames
 from lerobot_grain.testing import Camera, read_barcodes, write_dataset
 
 TOP = "observation.images.top"
+WINDOWS: dict[str, dict[str, lg.Window]] = {
+    "none": {},
+    "last": {"end": lg.Window(TOP, lg.LastFrame())},
+}
+
+
+def stream(
+    repository: lg.Repository,
+    windows: dict[str, lg.Window],
+    shuffle: lg.Shuffle,
+    num_epochs: int,
+    options: lg.ReadOptions = lg.ReadOptions(),  # noqa: B008 (a frozen value)
+) -> Any:
+    """Begins a stream of which few examples are known ahead, so that others of an episode come when
+    nobody knows of it.
+    """
+    order = lg.FrameOrderIterDataset(repository, shuffle=shuffle, num_epochs=num_epochs)
+    requests = order.map(lg.DeltaTimestamps(repository, windows=windows))
+    return iter(
+        lg.ReadWindowsIterDataset(requests, repository, known_examples=1, read_options=options)
+    )
 
 
 def needed(demand: FrameDemand, *rows: int) -> Any:
@@ -56,6 +77,21 @@ def test_frames_that_were_dropped_are_forgotten() -> None:
     assert demand.find(np.array([5])).tolist() == [0]
 
 
+def test_those_that_no_example_needs_are_spare_but_for_the_latest_quarter() -> None:
+    demand = FrameDemand()
+    staying = StayingFrames(demand, 4)
+    entries = needed(demand, 5, 6, 7, 300)
+    assert staying.spare().tolist() == []
+    staying.add(entries)
+    staying.add(entries[:1])
+    assert staying.spare().tolist() == []
+    demand.use(entries[[0, 1, 3]])
+    demand.slots[entries[3]] = NO_SLOT  # not decoded
+    assert staying.spare().tolist() == entries[[1]].tolist()
+    staying.add(entries[1:])
+    assert staying.spare().tolist() == entries[[0, 1]].tolist()
+
+
 def test_without_room_none_stays() -> None:
     demand = FrameDemand()
     entries = needed(demand, 5)
@@ -74,17 +110,32 @@ def test_the_last_frame_of_an_episode_is_decoded_once(tmp_path: Path, gop: int) 
     ).directory
     repository = lg.open_repository(directory)
     pictures = {}
-    for name, windows in (("none", {}), ("last", {"end": lg.Window(TOP, lg.LastFrame())})):
-        order = lg.FrameOrderIterDataset(
-            repository, shuffle=lg.Shuffle(clip_length=10, num_parts=2), num_epochs=4
-        )
-        # Few examples are known ahead, so others of an episode come when nobody knows of it.
-        dataset = lg.ReadWindowsIterDataset(
-            order.map(lg.DeltaTimestamps(repository, windows=windows)), repository, known_examples=1
-        )
-        iterator = iter(dataset)
+    for name, windows in WINDOWS.items():
+        iterator = stream(repository, windows, lg.Shuffle(clip_length=10, num_parts=2), 4)
         for example in iterator:
             if windows:
                 assert read_barcodes(example["end"][None])[0][1] == 119
         pictures[name] = lg.read_statistics(iterator).pictures_decoded
     assert pictures["last"] - pictures["none"] <= gop * len(lengths)
+
+
+def test_half_of_the_memory_for_frames_may_be_those_that_stay(tmp_path: Path) -> None:
+    # 60 frames of 15 kB: a quarter of it.
+    directory = write_dataset(
+        tmp_path / "data",
+        episode_lengths=[6] * 60,
+        fps=10,
+        cameras=[Camera(key=TOP, height=64, width=80, gop=6)],
+    ).directory
+    repository = lg.open_repository(directory)
+    options = lg.ReadOptions(memory_budget_bytes=4 << 20)
+    shuffle = lg.Shuffle(clip_length=3, num_parts=2, buffer_size=8)
+    pictures = {}
+    for name, windows in WINDOWS.items():
+        iterator = stream(repository, windows, shuffle, 2, options)
+        assert sum(1 for _ in iterator) == 720
+        statistics = lg.read_statistics(iterator)
+        assert statistics.budget_peak_bytes <= 4 << 20
+        pictures[name] = statistics.pictures_decoded
+    # What is decoded more in the first epoch is decoded less in the second one.
+    assert pictures["last"] <= pictures["none"]

@@ -197,13 +197,23 @@ def naive_chunks(
 
 
 def naive_chunk_order(
-    chunks: list[list[int]], seed: int | None, num_epochs: int
+    chunks: list[list[int]],
+    seed: int | None,
+    num_epochs: int,
+    weights: list[float] | None = None,
 ) -> list[list[int]]:
-    """The chunks of so many epochs, one after the other."""
+    """The chunks of so many epochs, one after the other; `weights` of each chunk."""
     found = []
     for epoch in range(num_epochs):
-        order: Iterable[int] = range(len(chunks))
+        numbers = list(range(len(chunks)))
+        if weights is not None:
+            numbers = [number for number in numbers if weights[number]]
+            if seed is not None and len(set(weights)) > 1:
+                clips = [(0, [number]) for number in range(len(chunks))]
+                scaled = dict(enumerate(naive_weights(weights)))
+                numbers = [number for number, _, _ in naive_copies(clips, scaled, seed, epoch)]
+        order: Iterable[int] = range(len(numbers))
         if seed is not None:
-            order = philox_order(len(chunks), seed, epoch, 0, 0, CHUNKS)
-        found += [chunks[number] for number in order]
+            order = philox_order(len(numbers), seed, epoch, 0, 0, CHUNKS)
+        found += [chunks[numbers[place]] for place in order]
     return found

@@ -9,13 +9,12 @@ it is asked for where one ends.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._base.arrays import Integers
+from lerobot_grain._datasets.episodes.selected_chunks import SelectedChunks
 from lerobot_grain._datasets.positions import (
     PartOfPositions,
     PositionsIterator,
@@ -23,51 +22,12 @@ from lerobot_grain._datasets.positions import (
     are_needed_every_epoch,
 )
 from lerobot_grain._datasets.state import checked_position
-from lerobot_grain._order.chunks import ChunkOrder, ChunkPlaces, Chunks
+from lerobot_grain._order.chunks import ChunkPlaces, Chunks
 from lerobot_grain._order.shuffle import ORDER_VERSION
-from lerobot_grain._order.windows import WindowBlock
 from lerobot_grain._reading.pending import SourceBlock
 
 # Rows that are pulled at a time, in whole chunks, at least one.
 _ROWS_PER_BLOCK = 256
-
-
-@dataclass(frozen=True, slots=True)
-class SelectedChunks:
-    """The chunks of a stream.
-
-    Attributes:
-      order: of them.
-      episodes: int64 `(n,)`, positions of the selected episodes in the episode table.
-      first_rows: int64 `(episodes,)`, the first row of each episode of the table.
-      padded_to: frames that a chunk is read with: after its last one that is repeated; `None`: as
-        many as it has.
-      identity: what a state says of the stream besides the position.
-    """
-
-    order: ChunkOrder
-    episodes: Integers
-    first_rows: Integers
-    padded_to: int | None
-    identity: dict[str, Any]
-
-    def num_rows(self, chunks: Chunks) -> Integers:
-        """Returns int64 `(n,)`: rows that are read of chunks."""
-        if self.padded_to is None:
-            return chunks.lengths
-        return np.full_like(chunks.lengths, self.padded_to)
-
-    def block(self, chunks: Chunks) -> WindowBlock:
-        """Returns the requests of all rows of chunks, one chunk after the other."""
-        counts = self.num_rows(chunks)
-        starts = np.cumsum(counts) - counts
-        within = np.arange(int(counts.sum())) - np.repeat(starts, counts)
-        within = np.minimum(within, np.repeat(chunks.lengths - 1, counts))
-        episodes = self.episodes[chunks.episodes]
-        first_frames = chunks.first_rows - self.first_rows[episodes]
-        return WindowBlock(
-            np.repeat(episodes, counts), np.repeat(first_frames, counts) + within, {}, {}
-        )
 
 
 class ChunkOrderIterDataset(PositionsIterDataset):
@@ -99,7 +59,7 @@ class ChunkOrderIterDataset(PositionsIterDataset):
         goes without.
         """
         found = np.zeros(self._num_episodes, np.bool_)
-        counts = self.chunks.order.chunks_of_episodes
+        counts = self.chunks.order.chunks_every_epoch()
         found[self.chunks.episodes] = are_needed_every_epoch(counts, step=self.part.step)
         return found
 

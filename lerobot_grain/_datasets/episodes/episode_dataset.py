@@ -28,15 +28,14 @@ from lerobot_grain._datasets.element_specs import (
 from lerobot_grain._datasets.episodes.chunk_order import (
     ChunkOrderIterator,
     ChunkOrderIterDataset,
-    SelectedChunks,
 )
-from lerobot_grain._datasets.frame_order import commit_of, hash_of_episodes
+from lerobot_grain._datasets.episodes.selected_chunks import SelectedChunks, select_chunks
 from lerobot_grain._datasets.lerobot_dataset import opened_repository
 from lerobot_grain._datasets.open_stream import OpenStream
 from lerobot_grain._datasets.positions import FollowingIterator, PartOfPositions, check_num_epochs
 from lerobot_grain._datasets.read_windows import Reading, ReadWindowsIterator, checked_image_size
-from lerobot_grain._datasets.sampling.selected_rows import select_rows
-from lerobot_grain._order.chunks import ChunkCut, ChunkOrder, ChunkPlaces
+from lerobot_grain._datasets.sampling.selected_rows import ValidRowsArgument, WeightsArgument
+from lerobot_grain._order.chunks import ChunkCut, ChunkPlaces
 from lerobot_grain._order.shuffle import LOOKAHEAD_EXAMPLES, Shuffle
 from lerobot_grain._reading.batches import Example, with_arrays_of_strings
 from lerobot_grain._reading.frames.frame_reader import load_decoders
@@ -55,7 +54,8 @@ EPISODE_KEY = "chunk_episode"
 FIRST_FRAME_KEY = "chunk_first_frame"
 ENDS_EPISODE_KEY = "chunk_ends_episode"
 IS_PAD_KEY = "chunk_is_pad"
-_KEYS = (EPISODE_KEY, FIRST_FRAME_KEY, ENDS_EPISODE_KEY, IS_PAD_KEY)
+IS_VALID_KEY = "chunk_is_valid"
+_KEYS = (EPISODE_KEY, FIRST_FRAME_KEY, ENDS_EPISODE_KEY, IS_PAD_KEY, IS_VALID_KEY)
 
 
 class EpisodeIterDataset(grain.IterDataset[Example]):
@@ -76,6 +76,7 @@ class EpisodeIterDataset(grain.IterDataset[Example]):
       chunk_ends_episode: bool, whether the chunk holds the last selected frame of its episode.
       chunk_is_pad: bool `(time,)`, only with `last_chunk="pad"` and `chunk_frames`: true after the
         end of the episode, where the last frame is repeated.
+      chunk_is_valid: bool `(time,)`, only with `valid_rows`: which rows are valid; padding is not.
 
     Args:
       repository, revision: as of `LeRobotIterDataset`.
@@ -88,8 +89,13 @@ class EpisodeIterDataset(grain.IterDataset[Example]):
         frame up to `chunk_frames`, so that all chunks have one length; `"short"` gives the frames
         that there are; `"drop"` leaves it out. Without `chunk_frames` nothing is padded.
       episodes, drop_first_frames, drop_last_frames, features: as of `LeRobotIterDataset`.
+      weights: of episodes, as of `LeRobotIterDataset`: how often the chunks of each come relative
+        to those of others, those of weight 0 never. An epoch has as many chunks as have a weight
+        above 0. Not of single rows, because a chunk has many.
+      valid_rows: as of `LeRobotIterDataset`: chunks without a valid row are left out, the others
+        get `chunk_is_valid`.
       shuffle: chunks are permuted as wholes, so only its seed may be chosen: `Shuffle(seed=1)`;
-        `None`: in the order of episodes and frames.
+        `None`: in the order of episodes and frames; then `weights` can be 0 and one other number.
       num_epochs: the stream ends after this many; `None`: it never does.
       shard_options: shard i of n gets chunks i, i + n, ...; nothing is dropped at the end of an
         epoch. With `drop_remainder` all shards of a finite stream get the same number.
@@ -116,6 +122,8 @@ class EpisodeIterDataset(grain.IterDataset[Example]):
         episodes: EpisodeSelection = None,
         drop_first_frames: int = 0,
         drop_last_frames: int = 0,
+        weights: WeightsArgument = None,
+        valid_rows: ValidRowsArgument = None,
         features: Iterable[str] | None = None,
         shuffle: Shuffle | None = Shuffle(),  # noqa: B008 (a frozen value)
         num_epochs: int | None = None,
@@ -132,11 +140,13 @@ class EpisodeIterDataset(grain.IterDataset[Example]):
         selection = _checked_selection(select_features(opened, features))
         if opened is not repository:
             warn_of_notes(opened)
-        chunks = _selected_chunks(
+        chunks = select_chunks(
             opened,
             cut,
             episodes=episodes,
             dropped=(drop_first_frames, drop_last_frames),
+            weights=weights,
+            valid_rows=valid_rows,
             seed=seed,
             padded_to=chunk_frames if last_chunk == "pad" else None,
         )
@@ -150,17 +160,15 @@ class EpisodeIterDataset(grain.IterDataset[Example]):
         self._repository = opened
         self._shuffle = shuffle
         self._frames_of_all = None if last_chunk == "short" else chunk_frames
-        most_frames = chunks.padded_to or chunks.order.most_frames
         self._reading = Reading(
             repository=opened,
             selection=selection,
             image_size=checked_image_size(image_size),
             options=read_options,
-            # A chunk is taken in one piece, into memory that is made once.
-            known_examples=most_frames + LOOKAHEAD_EXAMPLES,
+            known_examples=chunks.most_rows + LOOKAHEAD_EXAMPLES,
             pad_keys={},
         )
-        _check_memory(self._reading, most_frames)
+        _check_memory(self._reading, chunks.most_rows)
         # Now, so that what is not installed is said here.
         load_decoders(selection.videos)
 
@@ -171,7 +179,9 @@ class EpisodeIterDataset(grain.IterDataset[Example]):
 
     @property
     def num_chunks(self) -> int:
-        """Chunks, and so elements, of one epoch, over all shards."""
+        """Chunks, and so elements, of one epoch, over all shards: with weights, as many as have one
+        above 0.
+        """
         return self._order.chunks.order.num_chunks
 
     @property
@@ -201,6 +211,8 @@ class EpisodeIterDataset(grain.IterDataset[Example]):
         spec |= {EPISODE_KEY: NUMBER, FIRST_FRAME_KEY: NUMBER, ENDS_EPISODE_KEY: IS_TRUE}
         if self._order.chunks.padded_to is not None:
             spec |= chunk_spec({IS_PAD_KEY: IS_TRUE}, self._frames_of_all)
+        if self._order.chunks.valid is not None:
+            spec |= chunk_spec({IS_VALID_KEY: IS_TRUE}, self._frames_of_all)
         return spec
 
     def __iter__(self) -> grain.DatasetIterator[Example]:
@@ -268,50 +280,17 @@ class _ChunkIterator(FollowingIterator[Example]):
         found[EPISODE_KEY] = self._numbers[episode]
         found[FIRST_FRAME_KEY] = np.int64(first_row - self._chunks.first_rows.item(of_table))
         found[ENDS_EPISODE_KEY] = chunk.are_last[0]
+        frames = np.arange(count)
+        is_pad = frames >= chunk.lengths.item(0)
         if self._chunks.padded_to is not None:
-            found[IS_PAD_KEY] = np.arange(count) >= chunk.lengths.item(0)
+            found[IS_PAD_KEY] = is_pad
+        if self._chunks.valid is not None:
+            rows = first_row + np.where(is_pad, 0, frames)
+            found[IS_VALID_KEY] = self._chunks.are_valid(episode, rows) & ~is_pad
         return found, count
 
     def __str__(self) -> str:
         return str(self._parent)
-
-
-def _selected_chunks(
-    repository: Repository,
-    cut: ChunkCut,
-    *,
-    episodes: EpisodeSelection,
-    dropped: tuple[int, int],
-    seed: int | None,
-    padded_to: int | None,
-) -> SelectedChunks:
-    rows = select_rows(
-        repository, episodes=episodes, dropped=dropped, weights=None, valid_rows=None
-    )
-    order = ChunkOrder(first_rows=rows.first_rows, lengths=rows.lengths, cut=cut, seed=seed)
-    if order.num_chunks == 0:
-        raise InvalidRequestError(
-            f"chunk_frames={cut.frames}, last_chunk='drop': the longest selected episode has "
-            f"{int(rows.lengths.max())} frames, so no chunk is left; expected at most that, or "
-            "another last_chunk"
-        )
-    numbers = repository.episodes.numbers_of(rows.episodes)
-    return SelectedChunks(
-        order=order,
-        episodes=rows.episodes,
-        first_rows=repository.episodes.first_rows,
-        padded_to=padded_to,
-        identity={
-            "unit": "chunks",
-            "commit": commit_of(repository),
-            "episodes": hash_of_episodes(numbers, rows.lengths, rows.first_frame),
-            "chunk_frames": cut.frames or 0,
-            "overlap_frames": cut.overlap,
-            "num_chunks": order.num_chunks,
-            "shuffled": int(seed is not None),
-            "seed": -1 if seed is None else seed,
-        },
-    )
 
 
 def _part_of_epochs(

@@ -12,6 +12,7 @@ import grain
 
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._datasets.delta_timestamps import DeltaTimestamps, OrderedWindowsIterDataset
+from lerobot_grain._datasets.episodes.episode_dataset import EpisodeIterDataset
 from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
 from lerobot_grain._datasets.read_windows import Reading, ReadWindowsIterDataset
 from lerobot_grain._reading.batches import Example
@@ -56,10 +57,15 @@ class Component:
         while not isinstance(node, ReadWindowsIterDataset):
             if type(node) is not _MAP:
                 found = type(node).__name__
+                remedy = (
+                    "grain.IterDataset.mix takes streams of chunks"
+                    if isinstance(node, EpisodeIterDataset)
+                    else "Put .filter, .random_map, .batch, .repeat and prefetching after the "
+                    "mixture"
+                )
                 raise InvalidRequestError(
                     f"a mixture: {name!r} is made with {found}; expected a LeRobotIterDataset, or "
-                    ".map on one. Put .filter, .random_map, .batch, .repeat and prefetching after "
-                    "the mixture"
+                    f".map on one. {remedy}"
                 )
             maps.append(node)
             (node,) = node.parents

@@ -117,6 +117,15 @@ def valid_values(
     )
 
 
+def check_weights_of_order(weights: RowWeights | None, *, is_shuffled: bool) -> None:
+    """Raises `InvalidRequestError` if a sequential order has weights that are no mask."""
+    if weights is not None and not is_shuffled and not weights.is_mask:
+        raise InvalidRequestError(
+            "shuffle=None: weights say how often rows are drawn, and the sequential order draws "
+            "none; expected weights of 0 and one other number, or a Shuffle"
+        )
+
+
 def _column_reader(
     repository: Repository, selected: Integers
 ) -> functools.partial[npt.NDArray[np.generic]]:

@@ -315,6 +315,19 @@ class CameraReader:
         self.demand.is_requested[entries] = False
         self._staying.drop(entries)
 
+    def let_go(self, num_bytes: int) -> int:
+        """Forgets frames that stay and that no example is known to need, of so many bytes or all
+        that may go; returns the bytes of those that did.
+        """
+        entries = self._staying.spare()
+        if len(entries) == 0:
+            return 0
+        slots = self.demand.slots[entries].astype(np.int64)
+        entries = entries[self.decoder.not_being_written(slots)]
+        entries = entries[: -(-num_bytes // self.store.frame_bytes)]
+        self.drop(entries)
+        return len(entries) * self.store.frame_bytes
+
     # Handing out
 
     def is_done(self, entries: Integers) -> bool:

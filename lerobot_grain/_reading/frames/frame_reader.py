@@ -12,8 +12,6 @@ import enum
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +24,7 @@ from lerobot_grain._order.windows import WindowBlock
 from lerobot_grain._reading.frames.camera_reader import CameraReader
 from lerobot_grain._reading.frames.eviction import frames_that_stay
 from lerobot_grain._reading.frames.frame_store import FrameStore
-from lerobot_grain._reading.frames.gop_decoder import DecodeCandidate, GopDecoder
+from lerobot_grain._reading.frames.gop_decoder import DecodeCandidate, Decoding, GopDecoder
 from lerobot_grain._reading.frames.gop_fetcher import FileKey
 from lerobot_grain._reading.future_cache import FutureCache
 from lerobot_grain._reading.read_context import ReadContext, ReadSource
@@ -103,26 +101,6 @@ class FrameCopy(NamedTuple):
     examples: slice
     out: Mapping[str, npt.NDArray[Any]]
     places: Integers
-
-
-@dataclass(eq=False, slots=True)
-class Decoding:
-    """The decoding of what a block needed, when it was started.
-
-    Attributes:
-      seconds: about so long it takes on one core.
-      unfinished: the tasks, the last one first; those that are finished leave.
-    """
-
-    seconds: float
-    unfinished: list[Future[Any]]
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether all tasks have ended."""
-        while self.unfinished and self.unfinished[-1].done():
-            self.unfinished.pop()
-        return not self.unfinished
 
 
 class _DecoderKey(NamedTuple):
@@ -261,15 +239,13 @@ class FrameReader:
                 found = self._cameras[source, name].frames_to_decode(block, entries, places)
                 if found:
                     wanted[source, name] = found
-        room = self._budget_bytes - self.used_bytes
-        if (
-            sum(
-                len(item.entries) * self._cameras[key].store.frame_bytes
-                for key, items in wanted.items()
-                for item in items
-            )
-            > room
-        ):
+        wanted_bytes = sum(
+            len(item.entries) * self._cameras[key].store.frame_bytes
+            for key, items in wanted.items()
+            for item in items
+        )
+        room = self._room_for(wanted_bytes)
+        if wanted_bytes > room:
             if priority is Priority.SPARE:
                 return None
             is_urgent = priority is Priority.URGENT
@@ -278,6 +254,19 @@ class FrameReader:
                 return None
             wanted = chosen
         return self._start(wanted)
+
+    def _room_for(self, num_bytes: int) -> int:
+        """Returns how many bytes of the budget are left: at least so many where frames that stay
+        can go for it.
+        """
+        room = self._budget_bytes - self.used_bytes
+        if room >= num_bytes:
+            return room
+        missing = num_bytes - room
+        for camera in self._cameras.values():
+            if missing > 0:
+                missing -= camera.let_go(missing)
+        return self._budget_bytes - self.used_bytes
 
     def _start(self, wanted: Mapping[_CameraKey, list[DecodeCandidate]]) -> Decoding:
         """Starts decoding something."""

@@ -91,6 +91,26 @@ class DecodeTask(NamedTuple):
 
 
 @dataclass(eq=False, slots=True)
+class Decoding:
+    """The decoding of what a block needed, when it was started.
+
+    Attributes:
+      seconds: about so long it takes on one core.
+      unfinished: the tasks, the last one first; those that are finished leave.
+    """
+
+    seconds: float
+    unfinished: list[Future[Any]]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all tasks have ended."""
+        while self.unfinished and self.unfinished[-1].done():
+            self.unfinished.pop()
+        return not self.unfinished
+
+
+@dataclass(eq=False, slots=True)
 class DecodeCandidate:
     """Frames that are to be decoded of a GOP.
 

@@ -3,8 +3,8 @@ whole epoch, such as the last frame of an episode as its goal.
 
 The examples of one clip are known together, those of the next clip of the episode are not; so
 without this such a frame would be decoded once for each clip. A frame stays by one use more that
-nobody makes, until others have taken its place or memory is short: `_reading/frames/eviction` takes
-it first, since no example is known to need it.
+nobody makes, until others have taken its place or memory is short: then it goes before all others,
+since no example is known to need it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from lerobot_grain._base.arrays import Integers
 from lerobot_grain._reading.frames.frame_store import FrameDemand
 
 _NONE = np.zeros(0, np.int64)
+# This part of the frames that may stay does not go for what would only be decoded further ahead:
+# a frame that is decoded again takes the decoding of its GOP.
+_KEPT_PART = 4
 
 
 class StayingFrames:
@@ -53,6 +56,18 @@ class StayingFrames:
             self._entries.popitem(last=False)[0] for _ in range(len(self._entries) - self._most)
         ]
         return self._demand.use(np.array(gone)) if gone else _NONE
+
+    def spare(self) -> Integers:
+        """Returns the entries of decoded frames that may go though memory is not short yet, int64
+        `(n,)`: no example is known to need them, and they are not among those that were asked for
+        last. Those that were asked for least recently are first.
+        """
+        if len(self._entries) <= self._most // _KEPT_PART:
+            return _NONE
+        entries = np.array(list(self._entries), np.int64)[: -(self._most // _KEPT_PART) or None]
+        is_spare = (self._demand.uses[entries] == 1) & (self._demand.slots[entries] >= 0)
+        spare: Integers = entries[is_spare]
+        return spare
 
     def drop(self, entries: Integers) -> None:
         """Lets go of those that are among some entries, int64 `(n,)`, which are not decoded any

@@ -4,6 +4,7 @@ chunks of one that was never stopped.
 
 from __future__ import annotations
 
+import bisect
 import copy
 import dataclasses
 import itertools
@@ -45,7 +46,13 @@ def streams(draw: st.DrawFn) -> tuple[list[int], dict[str, Any]]:
     if last == "drop" and frames is not None:
         lengths[0] = max(lengths[0], frames)
     seed = draw(st.one_of(st.none(), st.integers(0, 2**64 - 1)))
+    weights = st.just([1.0])
+    if draw(st.booleans()):
+        weights = st.lists(st.sampled_from([0.0, 1.0] if seed is None else [0.0, 0.3, 1.0, 4.0]))
+    # The first episode, which has a chunk whatever the cut, is never left out.
+    each = [1.0, *draw(weights)[: len(lengths) - 1]]
     return lengths, {
+        "weights": dict(enumerate(each)),
         "chunk_frames": frames,
         "overlap_frames": 0 if frames is None else draw(st.integers(0, frames - 1)),
         "last_chunk": last,
@@ -62,7 +69,10 @@ def uninterrupted(lengths: list[int], arguments: dict[str, Any], num_epochs: int
         drop_shorter=arguments["last_chunk"] == "drop",
     )
     shuffle = arguments["shuffle"]
-    return naive_chunk_order(chunks, None if shuffle is None else shuffle.seed, num_epochs)
+    ends = np.cumsum(lengths).tolist()
+    weights = [arguments["weights"].get(bisect.bisect(ends, rows[0]), 1.0) for rows in chunks]
+    seed = None if shuffle is None else shuffle.seed
+    return naive_chunk_order(chunks, seed, num_epochs, weights)
 
 
 @settings(max_examples=150)

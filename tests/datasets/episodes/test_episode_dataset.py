@@ -495,8 +495,13 @@ def test_grains_own_mixture(repository: lg.Repository) -> None:
 
 def test_a_mixture_refuses_it(repository: lg.Repository) -> None:
     chunks = lg.EpisodeIterDataset(repository, chunk_frames=8)
-    with pytest.raises(lg.InvalidRequestError, match="made with EpisodeIterDataset; expected a L"):
-        lg.MixtureIterDataset({"a": chunks}, {"a": 1})
+    for dataset in (chunks, chunks.map(dict)):
+        with pytest.raises(lg.InvalidRequestError) as caught:
+            lg.MixtureIterDataset({"a": dataset}, {"a": 1})
+        assert str(caught.value) == (
+            "a mixture: 'a' is made with EpisodeIterDataset; expected a LeRobotIterDataset, or "
+            ".map on one. grain.IterDataset.mix takes streams of chunks"
+        )
 
 
 # --- arguments -----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lerobot_grain._order.sampling import weighted_rows
+from lerobot_grain._order.sampling import rounds, weighted_clips
 from lerobot_grain._order.sampling.weights import UNIT, scaled_weights
 from lerobot_grain._order.shuffle import FrameOrder, Shuffle
 from tests.support.orders import (
@@ -178,8 +178,8 @@ def test_it_is_the_order_of_the_definition(
 ) -> None:
     table, weights = weighted
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(weighted_rows, "_CHEAP_WORDS", cheap_words)
-        patch.setattr(weighted_rows, "_SAFE_FACTOR", safe_factor)
+        patch.setattr(rounds, "_CHEAP_WORDS", cheap_words)
+        patch.setattr(rounds, "_SAFE_FACTOR", safe_factor)
         order = weighted_order(table, shuffle, weights)
         found = round_rows(order, number)
     if len(set(naive_weights(weights))) == 1:
@@ -374,7 +374,7 @@ def test_quotients_are_exact(pairs: list[tuple[int, int]]) -> None:
     pairs += [(1, 2**62 - 1), (2**62 - 2, 2**62 - 1), (1, 2), (1, 3), (2**61, 2**62 - 2)]
     ordered = [(min(pair), max(pair)) for pair in pairs if pair[0] != pair[1]]
     numerators, denominators = np.array(ordered, np.int64).T
-    found = weighted_rows._quotients(numerators, denominators)
+    found = weighted_clips._quotients(numerators, denominators)
     # The largest whole number below the quotient.
     assert found.tolist() == [
         -(-(numerator << 64) // denominator) - 1 for numerator, denominator in ordered
