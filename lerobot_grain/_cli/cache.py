@@ -161,7 +161,8 @@ def _fill(options: argparse.Namespace) -> int:
                 image_size=options.image_size,
                 read_options=read_options,
                 on_progress=lambda what, done, total: progress.show(
-                    f"{what}: {_amount(what, done)} of {_amount(what, total)}, {done / total:.0%}"
+                    f"{what}: {_amount(what, done)} of {_amount(what, total)}, {done / total:.0%}",
+                    share=done / total,
                 ),
             )
         finally:

@@ -51,7 +51,9 @@ def run(options: argparse.Namespace) -> int:
             report = check(
                 repository,
                 max_files=options.max_files,
-                on_progress=lambda done, total: progress.show(f"{done:,} of {total:,} files"),
+                on_progress=lambda done, total: progress.show(
+                    f"{done:,} of {total:,} files", share=done / total
+                ),
                 **selection_of(options),
             )
         finally:

@@ -48,7 +48,9 @@ def run(options: argparse.Namespace) -> int:
             summary = summarize(
                 repository,
                 max_files=options.max_files,
-                on_progress=lambda done, total: progress.show(f"{done:,} of {total:,} files"),
+                on_progress=lambda done, total: progress.show(
+                    f"{done:,} of {total:,} files", share=done / total
+                ),
             )
         finally:
             progress.clear()

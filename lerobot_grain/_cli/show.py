@@ -35,7 +35,7 @@ from lerobot_grain._inspection.overview.shown_rows import (
 )
 
 # As many pictures as stand side by side.
-_FRAMES = 6
+_FRAMES = 5
 _EXAMPLES = 4
 
 

@@ -175,9 +175,10 @@ def test_progress_is_written_to_a_terminal_and_erased(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     assert main(["cache", "--fill", name, "--endpoint", hub.endpoint, "--frames", "1GB"]) == 0
     error = capsys.readouterr().err
-    assert f"\rframes of {CAMERA}: 40 of 40, 100% " in error
-    assert "\rrows and video: 0.0 MB of 0.0 MB, 100% " in error
-    assert error.endswith("\r\x1b[K")
+    assert f"frames of {CAMERA}: 40 of 40, 100% " in error
+    assert "rows and video: 0.0 MB of 0.0 MB, 100% " in error
+    # The line is erased, and the cursor is back.
+    assert error.endswith(("\r\x1b[2K\x1b[?25h", "\x1b[1A\x1b[2K"))
 
 
 def test_control_characters_of_names_are_not_printed(

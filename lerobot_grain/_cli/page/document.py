@@ -76,6 +76,8 @@ def _section(shown: Shown) -> str:
     )
     task = shown.words.get("task")
     words = {key: text for key, text in shown.words.items() if key != "task"}
+    words |= {each.key: f"{each.values[0, 0]:.6g}" for each in shown.curves if each.is_constant}
+    curves = [each for each in shown.curves if not each.is_constant]
     parts = [
         f'<section id="{_anchor(shown)}"><h2>{_title(shown)} <small>{where}</small></h2>',
         f'<p class="task">{escape(task)}</p>' if task else "",
@@ -83,11 +85,11 @@ def _section(shown: Shown) -> str:
     if shown.pictures:
         strips = (strip(each, is_example=is_example) for each in shown.pictures)
         parts.append(f"<h3>Cameras</h3>{''.join(strips)}")
-    if shown.curves:
-        drawn = (plots(each, is_example=is_example) for each in shown.curves)
+    if curves:
+        drawn = (plots(each, is_example=is_example) for each in curves)
         legend = (
             ' <small><i class="pad"></i> padding, past an end of the episode</small>'
-            if any(each.is_pad.any() for each in shown.curves)
+            if any(each.is_pad.any() for each in curves)
             else ""
         )
         parts.append(f'<h3>Over time{legend}</h3><div class="plots">{"".join(drawn)}</div>')

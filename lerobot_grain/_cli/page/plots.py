@@ -59,7 +59,7 @@ def _plot(curves: Curves, group: slice, *, is_example: bool) -> str:
         f'<span style="left:{100 * (tick - start) / (stop - start):.2f}%">{_number(tick)}</span>'
         for tick in ticks(start, stop, most=5)
     )
-    y_ticks = ticks(low, high, most=4)
+    y_ticks = ticks(low, high, most=5)
     y_labels = "".join(
         f'<span style="top:{100 * (high - tick) / (high - low):.2f}%">{_number(tick)}</span>'
         for tick in y_ticks
@@ -69,7 +69,8 @@ def _plot(curves: Curves, group: slice, *, is_example: bool) -> str:
     )
     places = (curves.seconds - start) / (stop - start) * _UNITS
     lines = "".join(
-        f'<path class="c{number}" d="{_path(places, values[:, number], low, high)}"/>'
+        f'<path class="c{number}" d="{_line(places, values[:, number], low, high)}"/>'
+        f'<path class="c{number} dots" d="{_dots(places, values[:, number], low, high)}"/>'
         for number in range(values.shape[1])
     )
     row = (
@@ -94,7 +95,7 @@ def _limits(values: Values) -> tuple[float, float]:
     if not finite.size:
         return -1.0, 1.0
     low, high = float(finite.min()), float(finite.max())
-    margin = (high - low) * 0.06 or max(abs(high) * 0.1, 1e-6)
+    margin = (high - low) * 0.06 or max(abs(high) * 0.1, 0.5)
     return low - margin, high + margin
 
 
@@ -128,28 +129,26 @@ def _y(value: float, low: float, high: float) -> str:
     return f"{(high - value) / (high - low) * _UNITS:.1f}"
 
 
-def _path(places: Values, values: Values, low: float, high: float) -> str:
-    """Returns a line that is interrupted where a value is no number; with dots where there are
-    few.
-    """
+def _line(places: Values, values: Values, low: float, high: float) -> str:
+    """Returns a line that is interrupted where a value is no number."""
     parts = []
-    with_dots = len(places) <= _MOST_DOTS
     is_open = False
     for place, value in zip(places.tolist(), values.tolist(), strict=True):
-        if not math.isfinite(value):
-            is_open = False
-            continue
-        point = f"{place:.1f} {_y(value, low, high)}"
-        parts.append(("L" if is_open else "M") + point)
-        is_open = True
-    # A line of no length has round ends: a dot.
-    if with_dots:
-        parts += [
-            f"M{place:.1f} {_y(value, low, high)}h0"
-            for place, value in zip(places.tolist(), values.tolist(), strict=True)
-            if math.isfinite(value)
-        ]
+        if math.isfinite(value):
+            parts.append(f"{'L' if is_open else 'M'}{place:.1f} {_y(value, low, high)}")
+        is_open = math.isfinite(value)
     return "".join(parts)
+
+
+def _dots(places: Values, values: Values, low: float, high: float) -> str:
+    """Returns a dot for every frame, where there are few: a line of no length has round ends."""
+    if len(places) > _MOST_DOTS:
+        return ""
+    return "".join(
+        f"M{place:.1f} {_y(value, low, high)}h0"
+        for place, value in zip(places.tolist(), values.tolist(), strict=True)
+        if math.isfinite(value)
+    )
 
 
 def _pads(is_pad: Values, places: Values) -> str:

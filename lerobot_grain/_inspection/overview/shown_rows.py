@@ -54,6 +54,11 @@ class Curves:
     values: Values
     is_pad: Values
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether it is one number that does not change, so that there is no curve to see."""
+        return self.values.shape[1] == 1 and bool((self.values == self.values[0]).all())
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pictures:
@@ -172,7 +177,10 @@ def windows_around(
     """
     fps = repository.fps
     most = max(1, round(_AROUND_SECONDS * fps))
-    few = np.unique(np.linspace(-most, most, frames_per_camera).round().astype(int))
+    few = np.linspace(-most, most, frames_per_camera).round().astype(int)
+    # The row itself is among them.
+    few[np.abs(few).argmin()] = 0
+    few = np.unique(few)
     windows = {}
     for key in features:
         feature = repository.features.get(key)
@@ -295,7 +303,9 @@ def _names(repository: Repository, key: str) -> tuple[str, ...]:
     feature = repository.features[key]
     size = int(np.prod(feature.shape))
     names = feature.names
-    return names if names is not None and len(names) == size else tuple(map(str, range(size)))
+    if names is not None and len(names) == size:
+        return names
+    return ("value",) if size == 1 else tuple(map(str, range(size)))
 
 
 def _flat(values: Any) -> Values:
