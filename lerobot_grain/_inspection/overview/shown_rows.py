@@ -18,10 +18,12 @@ import numpy.typing as npt
 from lerobot_grain._base.errors import InvalidRequestError, LeRobotGrainError
 from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
 from lerobot_grain._datasets.read_rows import read_rows
+from lerobot_grain._format.info import TASK_KEY
 from lerobot_grain._inspection.locate import RowLocation, locate_frames
 from lerobot_grain._order.shuffle import Shuffle
 from lerobot_grain._reading.batches import Example
 from lerobot_grain._repository.repository import Repository
+from lerobot_grain._repository.selection import INDEX_OF, SUBTASK_KEY
 
 Values = npt.NDArray[Any]
 Windows = Mapping[str, Sequence[float]]
@@ -295,8 +297,14 @@ def _spread(length: int, most: int) -> npt.NDArray[np.int64]:
 
 def _other_features(repository: Repository) -> list[str]:
     """Returns what is read besides cameras: features that can be, and the texts of tasks."""
-    keys = [key for key, feature in repository.features.items() if not feature.is_camera]
-    return [*keys, "task"]
+    features = repository.features
+    keys = [key for key, feature in features.items() if not feature.is_camera]
+    has_subtasks = (
+        repository.subtasks is not None
+        and INDEX_OF[SUBTASK_KEY] in features
+        and SUBTASK_KEY not in features
+    )
+    return [*keys, TASK_KEY, *([SUBTASK_KEY] if has_subtasks else [])]
 
 
 def _names(repository: Repository, key: str) -> tuple[str, ...]:
