@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import sys
 import tempfile
@@ -197,7 +196,7 @@ def _written(contents: bytes, output: Path | None) -> Path:
     if output is not None:
         write_whole(output, contents, "--output")
         return output
-    directory = Path(tempfile.gettempdir())
-    path = directory / f"lerobot-grain-show-{os.getpid()}.html"
+    # A directory that only this user can read.
+    path = Path(tempfile.mkdtemp(prefix="lerobot-grain-show-")) / "page.html"
     write_whole(path, contents, "--open")
     return path

@@ -229,7 +229,8 @@ def test_open_makes_a_file_and_opens_it(
     monkeypatch.setattr("webbrowser.open", lambda address: not opened.append(address))
     arguments = ["show", str(small_dataset), "--row", "0", "--open"]
     assert main(arguments) == 0
-    (path,) = tmp_path.glob("*.html")
+    (path,) = tmp_path.rglob("*.html")
+    assert path.parent.stat().st_mode & 0o077 == 0
     assert opened == [path.as_uri()]
     assert str(path) in capsys.readouterr().out
     monkeypatch.setattr("webbrowser.open", lambda _: False)

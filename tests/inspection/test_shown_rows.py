@@ -50,6 +50,22 @@ def test_examples_are_those_of_read_rows_and_the_curves_in_order(
     assert shown.places == (lg.locate(repository, 9),)
 
 
+def test_a_feature_may_be_called_as_masks_are(small_dataset: Path, tmp_path: Path) -> None:
+    directory = shutil.copytree(small_dataset, tmp_path / "copy")
+    for path in sorted(directory.glob("data/*/*.parquet")):
+        change_table(
+            path, lambda table: table.append_column("action_is_pad", pa.array([True] * len(table)))
+        )
+    entry = {"dtype": "bool", "shape": [1], "names": None}
+    change_info(directory, lambda info: info["features"].update(action_is_pad=entry))
+    repository = lg.open_repository(directory)
+    windows = windows_around(repository, ["action", "action_is_pad"], frames_per_camera=1)
+    (shown,) = read_examples(repository, [9], cameras=[], windows=windows)
+    own, action = sorted(shown.curves, key=lambda each: len(each.names))
+    assert own.values.all()
+    assert action.is_pad.sum() == 21 - 5
+
+
 def test_windows_around_a_row_have_the_row(repository: lg.Repository) -> None:
     for count in (1, 2, 5, 6, 40):
         windows = windows_around(repository, [TOP, "action", "index"], frames_per_camera=count)

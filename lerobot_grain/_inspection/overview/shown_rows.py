@@ -225,6 +225,7 @@ def read_examples(
         rows,
         features=keys,
         delta_timestamps={key: deltas for key, deltas in windows.items() if key in keys},
+        pad_keys={key: _mask_key(key) for key in windows if key in keys},
     )
     pictures = {key: _pictures(repository, key, rows, windows.get(key)) for key in cameras}
     places = row_places(repository, rows, cameras)
@@ -329,7 +330,7 @@ def _curves(repository: Repository, key: str, example: Example, deltas: Sequence
         names=_names(repository, key),
         seconds=np.asarray(deltas, np.float64)[order],
         values=_flat(example[key])[order],
-        is_pad=np.asarray(example[f"{key}_is_pad"])[order],
+        is_pad=np.asarray(example[_mask_key(key)])[order],
     )
 
 
@@ -341,7 +342,13 @@ def _pictures(
     unit = None if depth is None else depth.unit
     given = [0.0] if deltas is None else sorted(deltas)
     try:
-        examples = read_rows(repository, rows, features=[camera], delta_timestamps={camera: given})
+        examples = read_rows(
+            repository,
+            rows,
+            features=[camera],
+            delta_timestamps={camera: given},
+            pad_keys={camera: _mask_key(camera)},
+        )
     except InvalidRequestError:
         raise
     except LeRobotGrainError as error:
@@ -365,7 +372,7 @@ def _pictures(
                 size=(frames.shape[1], frames.shape[2]),
                 unit=unit,
                 seconds=np.array(given),
-                is_pad=np.asarray(example[f"{camera}_is_pad"]),
+                is_pad=np.asarray(example[_mask_key(camera)]),
                 frames=frames,
             )
         )
@@ -387,9 +394,14 @@ def _over_time(pictures: Sequence[Pictures], seconds: Values) -> Pictures:
     )
 
 
+def _mask_key(key: str) -> str:
+    """Returns the key of the mask of a window: no feature has it, as some have `{key}_is_pad`."""
+    return f"{key} of the page is padding"
+
+
 def _words(example: Example, windows: Windows) -> dict[str, str]:
     """Returns all of an example that is neither a curve nor a mask, as text."""
-    masks = {f"{key}_is_pad" for key in windows}
+    masks = set(map(_mask_key, windows))
     return {
         key: _as_text(value)
         for key, value in example.items()
@@ -402,8 +414,6 @@ def _words_of_all(examples: Sequence[Example]) -> dict[str, str]:
     found: dict[str, dict[str, None]] = {}
     for example in examples:
         for key, value in example.items():
-            if np.asarray(value, object).ndim == 0 and not isinstance(value, str):
-                continue
             if isinstance(value, str | list):
                 found.setdefault(key, {})[_as_text(value)] = None
     return {key: _cut(" | ".join(text for text in texts if text)) for key, texts in found.items()}
