@@ -23,8 +23,8 @@ from lerobot_grain._cli.output.files import check_can_be_written, write_whole
 from lerobot_grain._cli.output.report import printable
 from lerobot_grain._cli.page.document import page
 from lerobot_grain._cli.progress import ProgressLine
+from lerobot_grain._inspection.overview.shown import Shown
 from lerobot_grain._inspection.overview.shown_rows import (
-    Shown,
     first_rows,
     read_episode,
     read_examples,

@@ -20,7 +20,7 @@ from PIL import Image
 import lerobot_grain as lg
 from lerobot_grain._cli.main import main
 from lerobot_grain._cli.page.plots import plots, ticks
-from lerobot_grain._inspection.overview.shown_rows import Curves
+from lerobot_grain._inspection.overview.shown import Curves
 from lerobot_grain.testing import Camera, Feature, write_dataset
 from tests.support.browser import Browser, find_browser, running_browser
 

@@ -68,6 +68,7 @@ ONLY = {
         "_inspection.cache_contents",
         "_inspection.locate",
         "_inspection.overview.dataset_summary",
+        "_inspection.overview.shown",
         "_inspection.overview.shown_rows",
         "_inspection.overview.train_step",
         "_inspection.profile",

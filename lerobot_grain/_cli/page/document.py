@@ -17,7 +17,7 @@ from lerobot_grain._cli.page.pictures import strip
 from lerobot_grain._cli.page.places import places_table
 from lerobot_grain._cli.page.plots import plots
 from lerobot_grain._cli.page.style import STYLE
-from lerobot_grain._inspection.overview.shown_rows import Shown
+from lerobot_grain._inspection.overview.shown import Shown
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 

@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from lerobot_grain._inspection.overview.shown_rows import Pictures, Values
+from lerobot_grain._inspection.overview.shown import Pictures, Values
 
 # Twice the width of a picture on the page, for screens of many pixels.
 _MOST_PIXELS = 384

@@ -13,7 +13,7 @@ from html import escape
 
 import numpy as np
 
-from lerobot_grain._inspection.overview.shown_rows import Curves, Values
+from lerobot_grain._inspection.overview.shown import Curves, Values
 
 # Colors of the style sheet.
 NUM_COLORS = 8
