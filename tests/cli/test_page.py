@@ -138,7 +138,7 @@ def test_a_page_is_whole_and_needs_nothing_else(name: str, pages: dict[str, Path
 def test_texts_of_a_dataset_are_texts(pages: dict[str, Path]) -> None:
     page = _Reader(pages["row"].read_text())
     assert HOSTILE in page.text
-    assert "b" not in {tag for tag, attributes in page.elements if attributes.get("class")}
+    assert "<b>" in page.text
     labels = [attributes["aria-label"] or "" for tag, attributes in page.elements if tag == "svg"]
     assert any(HOSTILE in label for label in labels)
 
@@ -155,16 +155,18 @@ def test_pictures_are_those_of_the_stream(pages: dict[str, Path], directory: Pat
     (example,) = lg.read_rows(
         lg.open_repository(directory), 12, features=["top"], delta_timestamps={"top": [-0.1, 0.0]}
     )
-    for image, frame in zip(images, example["top"], strict=False):
+    for number, image in enumerate(images[:2]):
         encoded = base64.b64decode((image["src"] or "").partition(",")[2])
         shown = np.array(Image.open(io.BytesIO(encoded)).convert("RGB"))
-        assert np.abs(shown.astype(int) - frame).mean() < 8
+        # As near as JPEG is to it, and nearer than to the other one.
+        distances = [np.abs(shown.astype(int) - other).mean() for other in example["top"]]
+        assert distances[number] == min(distances) < 25
 
 
 def test_pads_are_shaded_and_said(pages: dict[str, Path]) -> None:
     # Frame 12 of 14: the window reaches 4 frames further than there are any.
     html = pages["windows"].read_text()
-    assert "1 frames are padding" in html
+    assert "1 frame is padding" in html
     assert html.count('<rect class="pad"') == 1
     # Row 3 has no second before it.
     html = pages["row"].read_text()

@@ -30,6 +30,7 @@ def test_what_was_written_is_what_is_said(small_dataset: Path) -> None:
     assert summary.tasks == ("pick", "place")
     (camera,) = summary.cameras
     assert (camera.key, camera.kind, camera.size, camera.unit) == ("top", "video", (32, 80), None)
+    assert camera.video is not None
     assert camera.video == report.cameras[0]
     assert camera.video.frame_rates == (10.0,)
     # GOPs of 4 and the rests of 5, 7, 6 and 10 frames: sums of 1 to their lengths, of 36 frames.
@@ -62,7 +63,7 @@ def test_a_sample_of_the_files_says_so(small_dataset: Path) -> None:
         ([5], [(5, 6, 1)]),
         ([5, 5, 5], [(5, 6, 3)]),
         ([1, 2, 4], [(1, 2, 1), (2, 3, 1), (3, 4, 0), (4, 5, 1)]),
-        # Four bars of two episodes at most, each as wide as a quarter of all lengths.
+        # Three bars for two episodes, each as wide as a third of all lengths.
         ([10, 49], [(10, 24, 1), (24, 38, 0), (38, 52, 1)]),
     ],
 )

@@ -63,12 +63,13 @@ def test_a_step_gets_all_numbers_of_a_batch_on_the_device(
         for value in batch_values(reading.last_batch)
         if value.device_dtype
     }
-    assert seen[0] == expected
+    assert seen == [expected]
     calls: list[int] = []
     together = measure_together(
         dataset,
         batch_size=4,
-        step=step,
+        # JAX would know the other one.
+        step=lambda batch: step(batch),
         max_seconds=0.0,
         on_step=lambda steps, _: calls.append(steps),
     )

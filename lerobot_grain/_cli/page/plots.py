@@ -193,5 +193,6 @@ def _described(curves: Curves, names: Sequence[str], values: Values) -> str:
     padded = int(curves.is_pad.sum())
     return (
         f"{curves.key} over {curves.seconds[-1] - curves.seconds[0]:.3g} seconds: "
-        f"{'; '.join(spans)}" + (f"; {padded} frames are padding" if padded else "")
+        f"{'; '.join(spans)}"
+        + (f"; {padded} frame{'s are' if padded > 1 else ' is'} padding" if padded else "")
     )
