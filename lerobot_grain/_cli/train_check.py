@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from lerobot_grain import InvalidRequestError, LeRobotIterDataset
-from lerobot_grain._cli.argument_types import image_size, positive, window
 from lerobot_grain._cli.output.report import print_report
 from lerobot_grain._cli.output.train_check_text import as_json, trial_parts
 from lerobot_grain._cli.progress import ProgressLine
+from lerobot_grain._cli.selection_arguments import add_stream_arguments
 from lerobot_grain._inspection.overview.train_step import (
     Together,
     measure_step,
@@ -34,25 +34,8 @@ _SECONDS = 5.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this command to those that every command has."""
-    add = parser.add_argument
-    add("--features", nargs="+", metavar="KEY", help="read only these (default: all)")
-    add(
-        "--delta",
-        action="append",
-        default=[],
-        type=window,
-        metavar="KEY=SECONDS,...",
-        help="window of a feature, such as action=0,0.1,0.2; may be given for several",
-    )
-    add("--image-size", type=image_size, metavar="HxW", help="resize all cameras, such as 96x128")
-    add(
-        "--batch-size",
-        type=positive,
-        default=64,
-        metavar="N",
-        help="examples a batch (default: %(default)s)",
-    )
-    add(
+    add_stream_arguments(parser)
+    parser.add_argument(
         "--seconds",
         type=_seconds,
         default=_SECONDS,

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,16 +20,10 @@ from lerobot_grain._cli.main import _COMMANDS, _parser, main
 from lerobot_grain._cli.output.files import write_whole
 from lerobot_grain._cli.output.inspect_text import duration, size
 from lerobot_grain._cli.output.report import Table, plain_lines, print_report
-from lerobot_grain.testing import Fault, LoopbackHub
+from lerobot_grain.testing import LoopbackHub
+from tests.support.commands import COMMAND, interrupted
 
 NAMES = [command.name for command in _COMMANDS]
-# As a process of its own, which is not to ignore Ctrl-C, however the tests were started.
-PROCESS = [
-    sys.executable,
-    "-c",
-    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "from lerobot_grain._cli.main import main; exit(main())",
-]
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -199,7 +192,7 @@ def test_a_closed_pipe_is_no_traceback(small_dataset: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     ended = subprocess.run(
-        [*PROCESS, "inspect", str(small_dataset)],
+        [*COMMAND, "inspect", str(small_dataset)],
         stdout=writer,
         stderr=subprocess.PIPE,
         check=False,
@@ -212,26 +205,8 @@ def test_a_page_that_is_interrupted_leaves_nothing(
     small_dataset: Path, hub: LoopbackHub, tmp_path: Path
 ) -> None:
     hub.add_repository("commands/stalled", small_dataset, tags=["v3.0"])
-    # The video never ends.
-    hub.add_fault(Fault(path_regex=r"\.mp4", method="GET", stall_at=10, times=None))
-    arguments = ["show", "commands/stalled", "--endpoint", hub.endpoint, "--output", "page.html"]
-    try:
-        process = subprocess.Popen(
-            [*PROCESS, *arguments],
-            stderr=subprocess.PIPE,
-            cwd=tmp_path,
-            env=os.environ
-            | {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(Path(__file__).parents[2])},
-        )
-        hub.clear_requests()
-        while not any(".mp4" in str(each.file) for each in hub.requests()):
-            assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        hub.clear_faults()
-    assert (process.returncode, error) == (130, b"")
+    arguments = ["show", "commands/stalled", "--output", "page.html"]
+    assert interrupted(arguments, hub, directory=tmp_path) == (130, b"")
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == []
 
 
