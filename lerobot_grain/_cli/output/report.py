@@ -90,7 +90,6 @@ def _drawn(table: Table) -> RichTable:
     drawn = RichTable(
         box=box.SIMPLE_HEAD if table.header else None,
         show_header=bool(table.header),
-        pad_edge=bool(table.header),
         header_style="bold",
         padding=(0, 1) if table.header else (0, 1, 0, len(table.indent)),
     )
