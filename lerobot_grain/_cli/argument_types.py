@@ -77,3 +77,20 @@ def episodes(text: str) -> slice | list[int]:
             f"{text!r}: expected episodes, such as :50, 10:20 or 0,7,9"
         )
     return slice(*(None if bound is None else int(bound) for bound in (found[1], found[3])))
+
+
+def window(text: str) -> tuple[str, list[float]]:
+    """Returns feature and seconds of a text such as `action=0,0.1,0.2`.
+
+    Raises:
+      argparse.ArgumentTypeError: it is another one.
+    """
+    key, separator, values = text.rpartition("=")
+    try:
+        if not separator:
+            raise ValueError
+        return key, [float(value) for value in values.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected KEY=SECONDS,SECONDS,... such as action=0,0.1,0.2"
+        ) from None

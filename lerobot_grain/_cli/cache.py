@@ -7,7 +7,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any
@@ -21,6 +20,7 @@ from lerobot_grain import (
     open_repository,
 )
 from lerobot_grain._cli.argument_types import episodes, image_size, positive, size_bytes
+from lerobot_grain._cli.output.report import Part, Table, print_report
 from lerobot_grain._cli.progress import ProgressLine
 from lerobot_grain._inspection.cache_contents import CacheContents, cache_contents, clear_caches
 
@@ -60,7 +60,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIRECTORY",
         help="of decoded frames (default: that of ReadOptions)",
     )
-    add("--json", action="store_true", help="print one JSON object instead of the text")
     _add_fill_arguments(parser)
 
 
@@ -108,7 +107,10 @@ def run(options: argparse.Namespace) -> int:
     if options.clear is not None:
         return _clear(options)
     contents = cache_contents(options.frame_directory)
-    print(json.dumps(_as_json(contents), indent=2) if options.json else _table(contents))
+    if options.json:
+        print(json.dumps(_as_json(contents), indent=2))
+    else:
+        print_report(_parts(contents))
     return 0
 
 
@@ -159,7 +161,8 @@ def _fill(options: argparse.Namespace) -> int:
                 image_size=options.image_size,
                 read_options=read_options,
                 on_progress=lambda what, done, total: progress.show(
-                    f"{what}: {_amount(what, done)} of {_amount(what, total)}, {done / total:.0%}"
+                    f"{what}: {_amount(what, done)} of {_amount(what, total)}, {done / total:.0%}",
+                    share=done / total,
                 ),
             )
         finally:
@@ -208,8 +211,8 @@ def _as_json(contents: CacheContents) -> dict[str, Any]:
     }
 
 
-def _table(contents: CacheContents) -> str:
-    """Returns the contents as text, for people."""
+def _parts(contents: CacheContents) -> list[Part]:
+    """Returns the contents as lines and tables, for people."""
     coded = [
         (
             _name(each.dataset),
@@ -234,32 +237,17 @@ def _table(contents: CacheContents) -> str:
         )
         for each in contents.frames
     ]
-    return "\n".join(
-        [
-            f"video and rows, in {contents.directory}: {_megabytes(contents.coded_bytes)}",
-            *_columns(coded),
-            "",
-            f"decoded frames, in {contents.frame_directory}: {_megabytes(contents.frame_bytes)}",
-            *_columns(frames),
-        ]
-    )
-
-
-def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Returns the lines of a table; the columns are as wide as they have to be."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
-        "  "
-        + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
+        f"video and rows, in {contents.directory}: {_megabytes(contents.coded_bytes)}",
+        Table(rows=coded),
+        "",
+        f"decoded frames, in {contents.frame_directory}: {_megabytes(contents.frame_bytes)}",
+        Table(rows=frames),
     ]
 
 
 def _name(text: str) -> str:
-    """Returns a name as it may be written to a terminal."""
-    if not text:
-        return "(not known)"
-    return text if text.isprintable() else ascii(text)
+    return text or "(not known)"
 
 
 def _megabytes(num_bytes: int) -> str:

@@ -14,6 +14,7 @@ from itertools import groupby
 from typing import Any
 
 from lerobot_grain import CheckReport, Finding, check, open_repository
+from lerobot_grain._cli.output.report import Part, Table, print_report
 from lerobot_grain._cli.progress import ProgressLine
 from lerobot_grain._cli.selection_arguments import add_selection_arguments, selection_of
 
@@ -29,11 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="check so many files of each camera and so many data files, evenly spaced (default: "
         "all)",
-    )
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="print one JSON object instead of the text, with all findings",
     )
     add_selection_arguments(parser)
 
@@ -55,17 +51,18 @@ def run(options: argparse.Namespace) -> int:
             report = check(
                 repository,
                 max_files=options.max_files,
-                on_progress=lambda done, total: progress.show(f"{done:,} of {total:,} files"),
+                on_progress=lambda done, total: progress.show(
+                    f"{done:,} of {total:,} files", share=done / total
+                ),
                 **selection_of(options),
             )
         finally:
             progress.clear()
     seconds = time.perf_counter() - start
-    print(
-        json.dumps(_as_json(report, seconds), indent=2)
-        if options.json
-        else _as_text(report, seconds)
-    )
+    if options.json:
+        print(json.dumps(_as_json(report, seconds), indent=2))
+    else:
+        print_report(_parts(report, seconds))
     return 0 if report.is_fine else 1
 
 
@@ -80,29 +77,29 @@ def _as_json(report: CheckReport, seconds: float) -> dict[str, Any]:
     return asdict(report) | {name: getattr(report, name) for name in derived} | {"seconds": seconds}
 
 
-def _as_text(report: CheckReport, seconds: float) -> str:
+def _parts(report: CheckReport, seconds: float) -> list[Part]:
     count = f"{report.num_files_checked:,} of {report.num_files:,} files checked in {seconds:.1f} s"
-    lines = [
+    parts: list[Part] = [
         f"{report.dataset}: {report.num_episodes:,} episodes, {report.num_rows:,} rows at "
         f"{report.fps:g} fps",
         count,
     ]
     if report.num_files_checked < report.num_files:
-        lines[-1] += "; a sample: what it finds is there, and there may be more of it"
+        parts[-1] = f"{count}; a sample: what it finds is there, and there may be more of it"
     for title, is_problem in (("problems", True), ("notes", False)):
         findings = [finding for finding in report.findings if finding.is_problem == is_problem]
-        lines += [
+        parts += [
             "",
             f"{title}: {'none' if not findings else ''}".rstrip(),
             *_finding_lines(findings),
         ]
     if report.selection is not None:
-        lines += ["", "selection:", *_selection_lines(report)]
+        parts += ["", "selection:", _selection_table(report)]
     of_all = ", of all rows" if report.selection is not None else ""
-    lines += ["", f"costs{of_all}, each byte fetched once:", *_cost_lines(report)]
+    parts += ["", f"costs{of_all}, each byte fetched once:", _cost_table(report)]
     if remedy := list(_remedy_lines(report)):
-        lines += ["", *remedy]
-    return "\n".join(lines)
+        parts += ["", *remedy]
+    return parts
 
 
 def _finding_lines(findings: Sequence[Finding]) -> Iterable[str]:
@@ -121,7 +118,7 @@ def _finding_lines(findings: Sequence[Finding]) -> Iterable[str]:
             yield f"    ... and {len(alike) - _SHOWN:,} more files"
 
 
-def _selection_lines(report: CheckReport) -> Iterable[str]:
+def _selection_table(report: CheckReport) -> Table:
     counts = report.selection
     assert counts is not None
     rows = [("episodes", f"{counts.num_episodes:,} of {report.num_episodes:,}")]
@@ -150,15 +147,10 @@ def _selection_lines(report: CheckReport) -> Iterable[str]:
                 "on average",
             )
         )
-    return _aligned(rows)
+    return Table(rows=rows)
 
 
-def _aligned(rows: Sequence[tuple[str, str]]) -> Iterable[str]:
-    width = max(len(label) for label, _ in rows)
-    return (f"  {label:<{width}}  {value}" for label, value in rows)
-
-
-def _cost_lines(report: CheckReport) -> Iterable[str]:
+def _cost_table(report: CheckReport) -> Table:
     rows: list[tuple[str, str]] = []
     for camera in report.cameras:
         sizes = " and ".join(f"{height}x{width}" for height, width in camera.sizes)
@@ -185,7 +177,7 @@ def _cost_lines(report: CheckReport) -> Iterable[str]:
     rows.append(("an epoch", f"{report.bytes_per_epoch / 1e6:,.1f} MB{requests}"))
     if report.clip_length is not None:
         rows.append(("clip_length", f"{report.clip_length} frames, the default of Shuffle here"))
-    return _aligned(rows)
+    return Table(rows=rows)
 
 
 def _remedy_lines(report: CheckReport) -> Iterable[str]:

@@ -1,7 +1,7 @@
 """`lerobot-grain profile`: streams a dataset for a while, and prints how fast and how well mixed
 that is on this machine.
 
-Its text: `_cli/profile_text`; its plots: `_cli/profile_plots`.
+Its text: `_cli/output/profile_text`; its plots: `_cli/output/profile_plots`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,16 @@ from typing import Any
 import numpy as np
 
 from lerobot_grain import InvalidRequestError, LeRobotIterDataset, ReadOptions, Shuffle
-from lerobot_grain._cli.argument_types import image_size, positive, size_bytes
-from lerobot_grain._cli.profile_plots import check_can_plot, write_plots
-from lerobot_grain._cli.profile_text import table
+from lerobot_grain._cli.argument_types import positive, size_bytes
+from lerobot_grain._cli.output.profile_plots import check_can_plot, write_plots
+from lerobot_grain._cli.output.profile_text import report_parts
+from lerobot_grain._cli.output.report import print_report
 from lerobot_grain._cli.progress import ProgressLine
-from lerobot_grain._cli.selection_arguments import add_selection_arguments, selection_of
+from lerobot_grain._cli.selection_arguments import (
+    add_selection_arguments,
+    add_stream_arguments,
+    selection_of,
+)
 from lerobot_grain._inspection.profile import (
     MAX_COUNTED_EPOCHS,
     MAX_COUNTED_ROWS,
@@ -39,38 +44,12 @@ DEFAULT_SECONDS = 10.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this command to those that every command has."""
-    _add_stream_arguments(parser)
+    add_stream_arguments(parser)
     _add_limit_arguments(parser)
     add_selection_arguments(parser)
     _add_order_arguments(parser)
     _add_machine_arguments(parser)
     _add_output_arguments(parser)
-
-
-def _add_stream_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--features", nargs="+", metavar="KEY", help="read only these (default: all)")
-    add(
-        "--delta",
-        action="append",
-        default=[],
-        type=_delta,
-        metavar="KEY=SECONDS,...",
-        help="window of a feature, such as action=0,0.1,0.2; may be given for several",
-    )
-    add(
-        "--image-size",
-        type=image_size,
-        metavar="HxW",
-        help="resize all cameras, such as 96x128 (height x width)",
-    )
-    add(
-        "--batch-size",
-        type=positive,
-        default=64,
-        metavar="N",
-        help="examples a batch (default: %(default)s)",
-    )
 
 
 def _add_limit_arguments(parser: argparse.ArgumentParser) -> None:
@@ -137,23 +116,8 @@ def _add_machine_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--json", action="store_true", help="print one JSON object instead of the table"
-    )
-    output.add_argument(
         "--plot", type=Path, metavar="FILE.png", help="write four plots; needs matplotlib"
     )
-
-
-def _delta(text: str) -> tuple[str, list[float]]:
-    key, separator, values = text.rpartition("=")
-    try:
-        if not separator:
-            raise ValueError
-        return key, [float(value) for value in values.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: expected KEY=SECONDS,SECONDS,... such as action=0,0.1,0.2"
-        ) from None
 
 
 def _shuffle(options: argparse.Namespace) -> Shuffle | None:
@@ -239,7 +203,10 @@ def run(options: argparse.Namespace) -> int:
     }
     if plot is not None:
         write_plots(plot, dataset.repository.description, reading, randomness, frequencies)
-    print(json.dumps(report, indent=2) if options.json else table(report))
+    if options.json:
+        print(json.dumps(report, indent=2))
+    else:
+        print_report(report_parts(report))
     return 0
 
 

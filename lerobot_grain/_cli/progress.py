@@ -5,24 +5,65 @@ from __future__ import annotations
 import sys
 import time
 
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
 # Often enough to look alive, seldom enough to cost nothing.
 _PAUSE_SECONDS = 0.2
 
 
 class ProgressLine:
-    """One line on standard error that is written over, if that is a terminal."""
+    """One line on standard error that is written over, if that is a terminal.
+
+    It is drawn when it is shown, and not by a thread, so that none is left when the command ends.
+    """
 
     def __init__(self) -> None:
         self._next = 0.0 if sys.stderr.isatty() else float("inf")
+        self._drawn: tuple[Progress, TaskID] | None = None
 
-    def show(self, text: str) -> None:
-        """Writes the line again, unless that was a moment ago."""
-        if time.perf_counter() >= self._next:
-            self._next = time.perf_counter() + _PAUSE_SECONDS
-            print(f"\r{text} ", end="", file=sys.stderr, flush=True)
+    def show(self, text: str, *, share: float | None = None) -> None:
+        """Writes the line again, unless that was a moment ago.
+
+        Args:
+          text: says how far the command is.
+          share: of the work that is done, for a bar; `None`: not known.
+        """
+        if time.perf_counter() < self._next:
+            return
+        self._next = time.perf_counter() + _PAUSE_SECONDS
+        if self._drawn is None:
+            self._drawn = _started(has_bar=share is not None)
+        progress, task = self._drawn
+        # A width that changes with every figure would let the bar jump.
+        progress.update(task, description=text.ljust(24), completed=share or 0.0)
+        progress.refresh()
 
     def clear(self) -> None:
         """Erases the line."""
-        if 0.0 < self._next < float("inf"):
-            # To the start of the line, and erase it.
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        if self._drawn is not None:
+            self._drawn[0].stop()
+            self._drawn = None
+
+
+def _started(*, has_bar: bool) -> tuple[Progress, TaskID]:
+    columns: list[ProgressColumn] = [
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+    ]
+    if has_bar:
+        columns += [BarColumn(bar_width=24), TimeRemainingColumn()]
+    progress = Progress(
+        *columns, console=Console(file=sys.stderr), auto_refresh=False, transient=True
+    )
+    task = progress.add_task("", total=1.0)
+    progress.start()
+    return progress, task

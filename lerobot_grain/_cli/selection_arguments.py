@@ -1,5 +1,5 @@
-"""The options that say which rows a stream has, and how often they come. Their names are those of
-the arguments of `LeRobotIterDataset`.
+"""The options that say what a stream reads of each row, which rows it has, and how often they come.
+Their names are those of the arguments of `LeRobotIterDataset`.
 """
 
 from __future__ import annotations
@@ -7,9 +7,36 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from lerobot_grain._cli.argument_types import count, episodes, positive
+from lerobot_grain._cli.argument_types import count, episodes, image_size, positive, window
 
 _NAMES = ("episodes", "drop_first_frames", "drop_last_frames", "weights", "valid_rows", "stride")
+
+
+def add_stream_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what is read of each row, and how many rows are a batch."""
+    add = parser.add_argument
+    add("--features", nargs="+", metavar="KEY", help="read only these (default: all)")
+    add(
+        "--delta",
+        action="append",
+        default=[],
+        type=window,
+        metavar="KEY=SECONDS,...",
+        help="window of a feature, such as action=0,0.1,0.2; may be given for several",
+    )
+    add(
+        "--image-size",
+        type=image_size,
+        metavar="HxW",
+        help="resize all cameras, such as 96x128 (height x width)",
+    )
+    add(
+        "--batch-size",
+        type=positive,
+        default=64,
+        metavar="N",
+        help="examples a batch (default: %(default)s)",
+    )
 
 
 def add_selection_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,6 +19,9 @@ class CameraCost:
       gop_length: the most common one, of equally common ones the longest; `gop_min` and `gop_max`
         are the extremes.
       bytes_per_frame: of coded video.
+      frame_rates: those that occur, ascending.
+      pictures_alone: coded pictures that are decoded for a frame on average, where no other frame
+        of its GOP is wanted: half a GOP and half a picture. A stream wants all, and decodes one.
     """
 
     key: str
@@ -28,6 +31,8 @@ class CameraCost:
     gop_min: int
     gop_max: int
     bytes_per_frame: float
+    frame_rates: tuple[float, ...]
+    pictures_alone: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +64,9 @@ def camera_cost(key: str, facts: list[VideoFacts]) -> CameraCost:
         gop_max=max(counts),
         bytes_per_frame=sum(each.coded_bytes for each in facts)
         / sum(each.num_frames for each in facts),
+        frame_rates=tuple(sorted({each.frame_rate for each in facts if each.frame_rate})),
+        pictures_alone=sum(count * length * (length + 1) / 2 for length, count in counts.items())
+        / sum(count * length for length, count in counts.items()),
     )
 
 

@@ -71,12 +71,14 @@ class VideoFacts:
     Attributes:
       format: as in its sample table.
       num_frames, coded_bytes: of the whole file.
+      frame_rate: frames a second, by the median distance of two; `None` for a file of one frame.
       gop_counts: coded pictures of a GOP -> how many GOPs have so many.
     """
 
     format: VideoFormat
     num_frames: int
     coded_bytes: int
+    frame_rate: float | None
     gop_counts: Mapping[int, int]
 
 
@@ -119,6 +121,7 @@ def check_video_file(
         format=table.format,
         num_frames=table.num_frames,
         coded_bytes=int(table.sizes.sum()),
+        frame_rate=_frame_rate(table.times_seconds()),
         gop_counts={int(length): int(counts[length]) for length in np.flatnonzero(counts)},
     )
     return findings, facts
@@ -187,6 +190,12 @@ def and_more(episodes: Integers) -> str:
         if len(episodes) > 1
         else ""
     )
+
+
+def _frame_rate(times: npt.NDArray[np.float64]) -> float | None:
+    apart = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    # To a thousandth: times are rounded to the ticks of the file.
+    return round(1 / apart, 3) if apart > 0 else None
 
 
 def _unreadable(

@@ -8,7 +8,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,7 +55,7 @@ class FrameLocation:
             f"{self.camera}: frame {self.frame} of {self.path}, at {self.time_seconds:.6f} s\n  "
             f"GOP {self.gop}: bytes [{start}, {stop}), {stop - start} bytes\n  decoded for it: "
             f"{len(self.samples)} coded picture{'s' * (len(self.samples) > 1)}, samples "
-            f"{_runs(self.samples)}"
+            f"{runs(self.samples)}"
         )
 
 
@@ -120,10 +120,14 @@ def locate(repository: Repository, row: int, camera: str | None = None) -> RowLo
     """
     if isinstance(row, bool) or not isinstance(row, int | np.integer):
         raise InvalidRequestError(f"locate(row={row!r}): expected an int")
-    row = int(row)
+    cameras = repository.cameras if camera is None else (_existing(repository, camera),)
+    return locate_frames(repository, int(row), cameras)
+
+
+def locate_frames(repository: Repository, row: int, cameras: Sequence[str]) -> RowLocation:
+    """Returns the same for some of the dataset's cameras, or none; raises as `locate`."""
     episodes = repository.episodes
     position, frame = episodes.place_of(row)
-    cameras = repository.cameras if camera is None else (_existing(repository, camera),)
     file = open_data_file(repository, episodes.data.file_of_episode.item(position))
     row_in_file = episodes.data_offsets.item(position) + frame
     group = file.table.group_of_row(row_in_file)
@@ -191,7 +195,7 @@ def _frame_location(
     )
 
 
-def _runs(samples: tuple[int, ...]) -> str:
+def runs(samples: tuple[int, ...]) -> str:
     """Returns ascending numbers as text, such as `12 to 19, 24`."""
     numbers: npt.NDArray[np.int64] = np.array(samples)
     runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,11 +53,13 @@ class Reading:
       batch_size: examples a batch.
       batch_seconds: float64 `(batches,)`, when each batch was there, counted from the first `next`.
       statistics: of the reader, after the last batch.
+      last_batch: as the stream gave it.
     """
 
     batch_size: int
     batch_seconds: Floats
     statistics: ReadStatistics
+    last_batch: Mapping[str, Any]
 
     @property
     def num_examples(self) -> int:
@@ -153,7 +156,7 @@ def measure_reading(
     try:
         start = time.perf_counter()
         while True:
-            next(iterator)
+            batch = next(iterator)
             batch_seconds.append(time.perf_counter() - start)
             on_batch(len(batch_seconds) * batch_size, batch_seconds[-1])
             if max_batches is not None and len(batch_seconds) >= max_batches:
@@ -164,7 +167,10 @@ def measure_reading(
     finally:
         iterator.close()
     return Reading(
-        batch_size=batch_size, batch_seconds=np.array(batch_seconds), statistics=statistics
+        batch_size=batch_size,
+        batch_seconds=np.array(batch_seconds),
+        statistics=statistics,
+        last_batch=batch,
     )
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,8 @@ import lerobot_grain as lg
 from lerobot_grain._cli import argument_types
 from lerobot_grain._cli.main import main
 from lerobot_grain._storage.disk import dataset_cache, piece_cache
-from lerobot_grain.testing import Camera, Fault, LoopbackHub, write_dataset
+from lerobot_grain.testing import Camera, LoopbackHub, write_dataset
+from tests.support.commands import interrupted
 
 CAMERA = "observation.images.top"
 LENGTHS = [20, 7, 13]
@@ -175,9 +173,10 @@ def test_progress_is_written_to_a_terminal_and_erased(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     assert main(["cache", "--fill", name, "--endpoint", hub.endpoint, "--frames", "1GB"]) == 0
     error = capsys.readouterr().err
-    assert f"\rframes of {CAMERA}: 40 of 40, 100% " in error
-    assert "\rrows and video: 0.0 MB of 0.0 MB, 100% " in error
-    assert error.endswith("\r\x1b[K")
+    assert f"frames of {CAMERA}: 40 of 40, 100% " in error
+    assert "rows and video: 0.0 MB of 0.0 MB, 100% " in error
+    # The line is erased, and the cursor is back.
+    assert error.endswith(("\r\x1b[2K\x1b[?25h", "\x1b[1A\x1b[2K"))
 
 
 def test_control_characters_of_names_are_not_printed(
@@ -194,31 +193,7 @@ def test_control_characters_of_names_are_not_printed(
 def test_ctrl_c_ends_with_130_and_leaves_nothing_unfinished(
     name: str, hub: LoopbackHub, tmp_path: Path
 ) -> None:
-    # The video never ends.
-    hub.add_fault(Fault(path_regex=r"\.mp4", method="GET", stall_at=10, times=None))
-    try:
-        # A shell lets what it starts in the background ignore SIGINT, and so do the processes that
-        # those start: Python then leaves it ignored. This one is not to depend on how the tests
-        # were started.
-        code = (
-            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-            "from lerobot_grain._cli.main import main; exit(main())"
-        )
-        command = [sys.executable, "-c", code]
-        process = subprocess.Popen(
-            [*command, "cache", "--fill", name, "--endpoint", hub.endpoint],
-            stderr=subprocess.PIPE,
-            env=os.environ | {"HF_HOME": str(tmp_path / "home")},
-        )
-        hub.clear_requests()
-        while not any(".mp4" in str(each.file) for each in hub.requests()):
-            assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        hub.clear_faults()
-    assert (process.returncode, error) == (130, b"")
+    assert interrupted(["cache", "--fill", name], hub, directory=tmp_path) == (130, b"")
     assert not list((tmp_path / "kept").rglob("*.part"))
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from lerobot_grain import LeRobotIterDataset
 from lerobot_grain._cli import profile as cli_profile
-from lerobot_grain._cli import profile_plots
 from lerobot_grain._cli.main import main
+from lerobot_grain._cli.output import profile_plots
 from lerobot_grain._inspection.profile import (
     consecutive_gaps,
     expected_episodes,
@@ -242,9 +242,10 @@ def test_progress_is_written_to_a_terminal_and_erased(
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert main(["profile", str(directory), "--batch-size", "8", "--batches", "2"]) == 0
-    _, first, *_, end = capsys.readouterr().err.split("\r")
-    assert ", 8 examples, " in first
-    assert end == "\x1b[K"
+    error = capsys.readouterr().err
+    assert ", 8 examples, " in error
+    # The line is erased.
+    assert error.endswith("\x1b[2K")
 
 
 def test_plot_writes_a_picture(

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lerobot_grain._cli.output.report import Part, Table
+
 # Summed over all threads. Below it nobody was slowed down.
 _SHOWN_PAUSE_SECONDS = 0.05
 # Clips that come less often are counted one by one.
 _MOST_TIMES = 5
 
 
-def table(report: Mapping[str, Any]) -> str:
-    """Returns the report, as `_cli/profile` makes it, as text."""
+def report_parts(report: Mapping[str, Any]) -> list[Part]:
+    """Returns the report, as `_cli/profile` makes it, as lines and a table."""
     shuffle = report["shuffle"]
     lines = [
         f"{report['dataset']}: {report['num_episodes']:,} episodes, {report['num_rows']:,} rows "
@@ -32,8 +34,7 @@ def table(report: Mapping[str, Any]) -> str:
         rows.append(("an epoch", f"{report['rows_per_epoch']:,} rows"))
     if report["frequencies"] is not None:
         rows += _frequency_rows(report["frequencies"])
-    width = max(len(label) for label, _ in rows)
-    return "\n".join(lines + [f"{label:<{width}}  {value}" for label, value in rows])
+    return [*lines, Table(rows=rows, indent="")]
 
 
 def _throughput_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:

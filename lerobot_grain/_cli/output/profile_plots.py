@@ -5,6 +5,7 @@ matplotlib is optional: only `--plot` needs it, and it is asked for before anyth
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lerobot_grain import InvalidRequestError
+from lerobot_grain._cli.output.files import check_can_be_written, write_whole
 from lerobot_grain._inspection.profile import Frequencies, Randomness, Reading
 
 try:
@@ -33,8 +35,7 @@ def check_can_plot(path: Path) -> None:
         raise InvalidRequestError(
             '--plot needs matplotlib; install it with: pip install "lerobot_grain[examples]"'
         )
-    if not path.parent.is_dir():
-        raise InvalidRequestError(f"--plot {path}: there is no directory {path.parent}")
+    check_can_be_written(path, "--plot")
 
 
 def write_plots(
@@ -60,10 +61,9 @@ def write_plots(
     if frequencies is not None:
         _plot_groups(plots[4], frequencies)
         _plot_clips(plots[5], frequencies)
-    try:
-        figure.savefig(path, dpi=110, format="png")
-    except OSError as error:
-        raise InvalidRequestError(f"--plot {path}: cannot be written ({error})") from None
+    file = io.BytesIO()
+    figure.savefig(file, dpi=110, format="png")
+    write_whole(path, file.getvalue(), "--plot")
 
 
 def _plot_rows(plot: Any, randomness: Randomness) -> None:

@@ -1,0 +1,1 @@
+"""What commands write: text, tables and files. No command stands here."""

@@ -1,0 +1,1 @@
+"""The page of `lerobot-grain show`: HTML that needs nothing but itself."""
