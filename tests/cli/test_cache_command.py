@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,7 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing_unfinished(
         hub.clear_requests()
         while not any(".mp4" in str(each.file) for each in hub.requests()):
             assert process.poll() is None
+            time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
     finally:

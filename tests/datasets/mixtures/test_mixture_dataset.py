@@ -120,7 +120,7 @@ def test_examples_are_those_of_the_definition(
 
 
 @pytest.mark.parametrize(
-    ("budget_bytes", "count"), [(None, 400), (100_000, 100)], ids=["by default", "little memory"]
+    ("budget_bytes", "count"), [(None, 400), (100_000, 50)], ids=["by default", "little memory"]
 )
 def test_many_components(written: Written, budget_bytes: int | None, count: int) -> None:
     """Blocks hold more examples, and some components have none in a block."""
