@@ -200,8 +200,9 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing_unfinished(
     try:
         # A shell lets what it starts in the background ignore SIGINT, and so do the processes that
         # those start: Python then leaves it ignored. This one is not to depend on how the tests
-        # were started.
+        # were started. One that hangs says where.
         code = (
+            "import faulthandler; faulthandler.dump_traceback_later(80, exit=True); "
             "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
             "from lerobot_grain._cli.main import main; exit(main())"
         )
@@ -216,7 +217,7 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing_unfinished(
             assert process.poll() is None
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=90)
     finally:
         process.kill()
         hub.clear_faults()
