@@ -845,10 +845,8 @@ class TestTrouble:
         for start in range(0, 50_000, 5000):
             read(storage, start, start + 5000)
         hub.add_fault(Fault(**ONE_GET, bandwidth_bytes_per_second=1000))
-        started = time.monotonic()
         assert read(storage, 0, 4000) == VIDEO[:4000]
         assert storage.statistics.retries == 1
-        assert time.monotonic() - started < 3
 
     def test_on_a_slow_link_nothing_drips(self, hub, linked):
         transport = linked._session()._client
@@ -918,7 +916,7 @@ class TestTrouble:
             match=r"gave up after 1 attempt\(s\), .*nothing came to an end within 0.3 s",
         ):
             read(storage, 0, 100_000)
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 30  # of 100 that all bytes would take
 
     def test_a_long_range_has_more_time(self, hub, open_hub, monkeypatch):
         monkeypatch.setattr(session, "_BYTES_PER_DEADLINE", 1000)
@@ -1301,12 +1299,12 @@ class TestRateLimit:
             time.sleep(0.05 * number)
             if number < 2:
                 return storage.size_bytes(["videos/top/file-001.mp4", "small.json"][number])
-            started = time.monotonic()
-            return read(storage, 5, 10), time.monotonic() - started < 0.5
+            return read(storage, 5, 10)
 
-        results = in_threads(3, work)
-        assert results == [300_000, 9 * len(INFO), (VIDEO[5:10], True)]
+        assert in_threads(3, work) == [300_000, 9 * len(INFO), VIDEO[5:10]]
         records = [r for r in hub.requests() if r.origin == "hub"]
+        (of_cdn,) = (r for r in hub.requests() if r.origin == "cdn")
+        assert of_cdn.time_seconds < records[1].time_seconds
         assert records[0].status == 429
         assert all(r.time_seconds - records[0].time_seconds > 1 for r in records[1:])
         assert len(records) == 4  # one refused, and again; two for a small file
@@ -1361,9 +1359,9 @@ class TestRateLimit:
         times = [record.time_seconds for record in hub.requests() if record.kind == "resolver"]
         assert times[1] - times[0] > 0.25
         assert times[2] - times[0] > 0.5  # not times[1]: the second one may come late
-        started = time.monotonic()
+        paused = storage.statistics.pause_seconds
         read(storage, 0, 10)  # of the CDN, which is not limited
-        assert time.monotonic() - started < 0.25
+        assert storage.statistics.pause_seconds == paused
 
 
 class TestScopes:
@@ -1390,7 +1388,7 @@ class TestScopes:
             ):
                 mine.result()
             assert theirs.result() == VIDEO[500:900]
-            assert time.monotonic() - started < 10
+            assert time.monotonic() - started < 30  # of 60 that a stall is waited for
             with pytest.raises(StorageError, match="the reader was closed"):
                 pool.submit(read, storage, 0, 10).result()
         assert read(storage, 0, 10) == VIDEO[:10]
