@@ -34,6 +34,7 @@ from lerobot_grain._storage.http import client as http_client
 from lerobot_grain._storage.http import responses
 from lerobot_grain._storage.http.cancellation import CancelScope
 from lerobot_grain._storage.http.connections import connections
+from lerobot_grain._storage.http.rate_limits import RateLimiter
 from lerobot_grain._storage.hub import client_cache, session
 from lerobot_grain._storage.hub.api import _folders_in
 from lerobot_grain._storage.hub.commit_storage import HubStorage
@@ -1289,14 +1290,27 @@ class TestTrouble:
 
 
 class TestRateLimit:
-    def test_closes_one_gate_for_all_threads_but_not_for_the_cdn(self, hub, open_hub):
+    @pytest.fixture
+    def refused(self, monkeypatch):
+        """Set once a server has told that it is to be left alone."""
+        found = threading.Event()
+        pause = RateLimiter.pause
+
+        def paused(*arguments):
+            pause(*arguments)
+            found.set()
+
+        monkeypatch.setattr(RateLimiter, "pause", paused)
+        return found
+
+    def test_closes_one_gate_for_all_threads_but_not_for_the_cdn(self, hub, open_hub, refused):
         storage = open_hub()
         assert read(storage, 0, 10) == VIDEO[:10]
         hub.clear_requests()
         hub.add_fault(Fault(origin="hub", status=429, headers={"RateLimit": '"resolvers";r=0;t=1'}))
 
         def work(number):
-            time.sleep(0.05 * number)
+            assert number == 0 or refused.wait(30)
             if number < 2:
                 return storage.size_bytes(["videos/top/file-001.mp4", "small.json"][number])
             return read(storage, 5, 10)
@@ -1329,7 +1343,9 @@ class TestRateLimit:
         ):
             storage.size_bytes(VIDEO_PATH)
 
-    def test_a_long_wait_is_said_once_and_counted(self, hub, open_hub, monkeypatch, caplog):
+    def test_a_long_wait_is_said_once_and_counted(
+        self, hub, open_hub, monkeypatch, caplog, refused
+    ):
         monkeypatch.setattr(http_client, "_SAID_SECONDS", 0.2)
         monkeypatch.setattr(http_client.random, "uniform", lambda low, _: low)
         storage = open_hub()
@@ -1337,7 +1353,7 @@ class TestRateLimit:
         paths = ["videos/top/file-001.mp4", "small.json", VIDEO_PATH]
 
         def ask(number):
-            time.sleep(0.1 * number)
+            assert number == 0 or refused.wait(30)
             return storage.size_bytes(paths[number])
 
         assert in_threads(3, ask) == [300_000, 9 * len(INFO), 300_000]
