@@ -513,7 +513,7 @@ def test_several_datasets_share_a_limit_that_does_not_hold_them(
     directory = write_dataset(
         tmp_path / "large",
         episode_lengths=LENGTHS,
-        cameras=(Camera(key=TOP, height=160, width=240, codec="h264", gop=2),),
+        cameras=(Camera(key=TOP, height=240, width=320, codec="h264", gop=2),),
         noise=1.0,
         episodes_per_video_file=3,
     ).directory
