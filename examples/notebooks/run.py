@@ -17,7 +17,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,21 @@ sys.path.insert(0, str(NOTEBOOKS.parent))
 
 from worlds import write_world  # noqa: E402 (scripts of examples/ are no package)
 
+# The arguments with which the stand-ins of the datasets are written.
+WORLDS: dict[str, dict[str, Any]] = {
+    "pusht": {"cameras": ("observation.image",), "num_episodes": 60},
+    "svla_so101_pickplace": {"cameras": ("observation.images.up", "observation.images.side")},
+}
+
 
 @contextlib.contextmanager
-def stand_ins(directory: Path) -> Iterator[dict[str, str]]:
-    """Writes and serves the datasets; yields the environment in which notebooks find them."""
-    write_world(directory / "pusht", cameras=("observation.image",), num_episodes=60)
-    write_world(
-        directory / "svla_so101_pickplace",
-        cameras=("observation.images.up", "observation.images.side"),
-    )
+def stand_ins(directory: Path, *, names: Iterable[str] = WORLDS) -> Iterator[dict[str, str]]:
+    """Writes and serves the datasets, or those of these names; yields the environment in which
+    notebooks find them.
+    """
     with LoopbackHub() as hub:
-        for name in ("pusht", "svla_so101_pickplace"):
+        for name in names:
+            write_world(directory / name, **WORLDS[name])
             hub.add_repository(f"lerobot/{name}", directory / name, tags=["v3.0"])
         here = {
             "HF_ENDPOINT": hub.endpoint,

@@ -130,7 +130,7 @@ def test_whatever_fails_in_the_thread_of_the_device_feed_is_raised(
     feed.close()
 
 
-@pytest.mark.parametrize("imported_first", [True, False])
+@pytest.mark.parametrize("imported_first", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_torchcodec_after_tensorflow_does_not_import_triton(
     tmp_path: Path, imported_first: bool
 ) -> None:

@@ -108,7 +108,14 @@ def check(repository: lg.Repository, **arguments: Any) -> None:
 
 @pytest.mark.parametrize("windows", ["none", "all"])
 @pytest.mark.parametrize("image_size", [None, (20, 26)])
-@pytest.mark.parametrize("name", [*GOLDEN, *REAL])
+@pytest.mark.parametrize(
+    "name",
+    # The same frames as those of cr5_v30.
+    [
+        pytest.param(name, marks=pytest.mark.long if name == "cr5_v21" else ())
+        for name in [*GOLDEN, *REAL]
+    ],
+)
 def test_examples_of_golden_and_real_datasets(
     shared: Path, name: str, image_size: tuple[int, int] | None, windows: str
 ) -> None:

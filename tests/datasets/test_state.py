@@ -120,9 +120,10 @@ def test_restores_in_a_new_process(shared: Path) -> None:
         # The third epoch is the last one, so that no more of them are read ahead.
         dataset = lg.LeRobotIterDataset(directory, shuffle=lg.Shuffle(seed=4), num_epochs=3)
         iterator = iter(dataset)
-        # In epochs 0, 1 and 2: each time the stream is stopped somewhere, and what would have come
-        # is noted.
-        for skipped in (7, dataset.num_rows, dataset.num_rows - 5):
+        # In epochs 0, 1 and 2, where the dataset is small: each time the stream is stopped
+        # somewhere, and what would have come is noted.
+        stops = (7, dataset.num_rows, dataset.num_rows - 5)
+        for skipped in stops if name == GOLDEN[0] else stops[:1]:
             for _ in range(skipped):
                 next(iterator)
             asked.append([directory, through_json(iterator.get_state())])

@@ -7,15 +7,16 @@ from the cache. Pages of files, which the system keeps where it has memory to sp
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
-import subprocess
-import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
+import lerobot_grain as lg
 from lerobot_grain.testing import Camera, write_dataset
+from tests.support.forked import forking
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="there is no /proc to measure it by"
@@ -26,24 +27,19 @@ SMALL_BYTES = 1 << 20
 # Between two runs of the same program.
 TOLERANCE_BYTES = 4 << 20
 
-PROGRAM = """
-import json, sys
-import lerobot_grain as lg
 
-name, cache_bytes = json.loads(sys.argv[1])
-options = lg.ReadOptions(
-    memory_budget_bytes=8 << 20, num_decode_threads=1, frame_cache_bytes=cache_bytes
-)
-stream = lg.LeRobotIterDataset(name, shuffle=None, num_epochs=1, read_options=options)
-iterator = iter(stream)
-for _ in range(stream.num_rows):
-    next(iterator)
-with open("/proc/self/status") as status:
-    anonymous = next(int(line.split()[1]) << 10 for line in status if line.startswith("RssAnon"))
-found = lg.read_statistics(iterator)
-iterator.close()
-print(json.dumps([anonymous, found.frames_from_cache]))
-"""
+def tell_memory(test: Connection, name: str, cache_bytes: int) -> None:
+    """Streams an epoch; sends the process's own bytes and the number of frames from the cache."""
+    options = lg.ReadOptions(
+        memory_budget_bytes=8 << 20, num_decode_threads=1, frame_cache_bytes=cache_bytes
+    )
+    stream = lg.LeRobotIterDataset(name, shuffle=None, num_epochs=1, read_options=options)
+    with contextlib.closing(iter(stream)) as iterator:
+        for _ in range(stream.num_rows):
+            next(iterator)
+        lines = Path("/proc/self/status").read_text().splitlines()
+        anonymous = next(int(line.split()[1]) << 10 for line in lines if "RssAnon" in line)
+        test.send((anonymous, lg.read_statistics(iterator).frames_from_cache))
 
 
 @pytest.mark.timeout(300)
@@ -60,14 +56,21 @@ def test_memory_does_not_grow_with_the_cache(tmp_path: Path) -> None:
         """
         kept = tmp_path / str(cache_bytes)
         for _ in range(2):
-            done = subprocess.run(
-                [sys.executable, "-c", PROGRAM, json.dumps([str(directory), cache_bytes])],
-                env=os.environ | {"LEROBOT_GRAIN_CACHE": str(kept)},
-                stdout=subprocess.PIPE,
-                timeout=120,
-                check=True,
+            ours, theirs = forking().Pipe()
+            # What it has of the process that it is forked from is the same in all of them.
+            process = forking().Process(
+                target=tell_memory,
+                args=(theirs, str(directory), cache_bytes),
+                environment=os.environ | {"LEROBOT_GRAIN_CACHE": str(kept)},
+                daemon=True,
             )
-        anonymous, from_cache = json.loads(done.stdout)
+            process.start()
+            theirs.close()
+            with ours:
+                assert ours.poll(120)
+                anonymous, from_cache = ours.recv()
+            process.join(timeout=30)
+            assert process.exitcode == 0
         assert from_cache > 0, "the cache is used"
         return anonymous, sum(path.stat().st_size for path in (kept / "frames").iterdir())
 

@@ -586,7 +586,7 @@ def test_closing_a_reader_ends_its_requests_and_nothing_else(
     wait_for(lambda: any(record.faulted for record in faulty.requests()))
     started = time.monotonic()
     iterator.set_state(iterator.get_state())
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60  # of 1000 that an answer would take
     faulty.clear_faults()
     faulty.set_latency(0)
     seen += [fingerprint(example) for example in itertools.islice(iterator, 99)]

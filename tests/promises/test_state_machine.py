@@ -1,7 +1,7 @@
 """Random runs: streams that are stopped and go on, on other numbers of shards and workers, give the
 rows of one that was never stopped.
 
-The suite takes 200 cases, always the same ones. More of them:
+The suite takes 50 cases, always the same ones, and with the marker `long` 200. More of them:
 
     LEROBOT_GRAIN_CASES=10000 python -m pytest tests/promises/test_state_machine.py --timeout=0
 """
@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections import Counter
 from typing import Any
 
 import grain
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
@@ -26,8 +24,7 @@ from lerobot_grain._format.episodes import EpisodeTable, FileSpans
 from lerobot_grain._order.sampling.strided_rows import Stride
 from lerobot_grain._order.sampling.weights import scaled_weights
 from lerobot_grain._order.shuffle import FrameOrder
-
-CASES = int(os.environ.get("LEROBOT_GRAIN_CASES", "200"))
+from tests.support.cases import runs, seconds_of
 
 
 def repository_of(lengths: list[int]) -> Any:
@@ -275,15 +272,15 @@ class StoppedAndGoingOn(RuleBasedStateMachine):
         self.saved.append((self.position, self.state))
 
 
-TestStoppedAndGoingOn = pytest.mark.timeout(max(60, CASES))(StoppedAndGoingOn.TestCase)
-StoppedAndGoingOn.TestCase.settings = settings(
-    max_examples=CASES,
-    stateful_step_count=6,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+@pytest.mark.timeout(seconds_of(50))
+class TestStoppedAndGoingOn(StoppedAndGoingOn.TestCase):
+    settings = runs(50)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(seconds_of(200))
+class TestStoppedAndGoingOnMoreOften(StoppedAndGoingOn.TestCase):
+    settings = runs(200)
 
 
 # --- the cases that a reader would ask for, by name ----------------------------------------------

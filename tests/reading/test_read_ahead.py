@@ -37,6 +37,9 @@ SHUFFLE = lg.Shuffle(seed=3, clip_length=4, num_parts=8, buffer_size=32)
 # An example of all cameras with these windows takes 138 kB, and 158 kB of budget; everything is
 # decoded again and again.
 SMALL_BYTES = 1 << 18
+BUDGETS = {"large": 3 << 29, "medium": 16 << 20, "small": SMALL_BYTES}
+# Of their combinations with numbers of threads, these always run.
+ALWAYS = [(1, "large"), (2, "medium"), (2, "small"), (8, "small")]
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +137,18 @@ def test_the_undisturbed_stream_has_every_row_and_its_frames(
 
 
 @pytest.mark.parametrize(
-    "budget_bytes", [3 << 29, 16 << 20, SMALL_BYTES], ids=["large", "medium", "small"]
+    ("num_threads", "budget_bytes"),
+    [
+        pytest.param(
+            num_threads,
+            budget_bytes,
+            marks=() if (num_threads, size) in ALWAYS else pytest.mark.long,
+            id=f"{num_threads}-{size}",
+        )
+        for num_threads in (1, 2, 8)
+        for size, budget_bytes in BUDGETS.items()
+    ],
 )
-@pytest.mark.parametrize("num_threads", [1, 2, 8])
 def test_the_order_in_which_tasks_end_does_not_matter(
     written: WrittenDataset,
     straight: list[dict[str, Any]],

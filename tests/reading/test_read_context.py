@@ -126,7 +126,7 @@ def test_close_ends_the_requests_of_its_stream_alone(
             with pytest.raises(lg.StorageError):
                 reading.result(timeout=30)
             stalled.close()
-            assert time.monotonic() - begun < 10
+            assert time.monotonic() - begun < 30
         finally:
             hub.clear_faults()
         for _ in range(40):

@@ -34,6 +34,7 @@ from lerobot_grain._storage.http import client as http_client
 from lerobot_grain._storage.http import responses
 from lerobot_grain._storage.http.cancellation import CancelScope
 from lerobot_grain._storage.http.connections import connections
+from lerobot_grain._storage.http.rate_limits import RateLimiter
 from lerobot_grain._storage.hub import client_cache, session
 from lerobot_grain._storage.hub.api import _folders_in
 from lerobot_grain._storage.hub.commit_storage import HubStorage
@@ -845,10 +846,8 @@ class TestTrouble:
         for start in range(0, 50_000, 5000):
             read(storage, start, start + 5000)
         hub.add_fault(Fault(**ONE_GET, bandwidth_bytes_per_second=1000))
-        started = time.monotonic()
         assert read(storage, 0, 4000) == VIDEO[:4000]
         assert storage.statistics.retries == 1
-        assert time.monotonic() - started < 3
 
     def test_on_a_slow_link_nothing_drips(self, hub, linked):
         transport = linked._session()._client
@@ -918,7 +917,7 @@ class TestTrouble:
             match=r"gave up after 1 attempt\(s\), .*nothing came to an end within 0.3 s",
         ):
             read(storage, 0, 100_000)
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 30  # of 100 that all bytes would take
 
     def test_a_long_range_has_more_time(self, hub, open_hub, monkeypatch):
         monkeypatch.setattr(session, "_BYTES_PER_DEADLINE", 1000)
@@ -1291,22 +1290,35 @@ class TestTrouble:
 
 
 class TestRateLimit:
-    def test_closes_one_gate_for_all_threads_but_not_for_the_cdn(self, hub, open_hub):
+    @pytest.fixture
+    def refused(self, monkeypatch):
+        """Set once a server has told that it is to be left alone."""
+        found = threading.Event()
+        pause = RateLimiter.pause
+
+        def paused(*arguments):
+            pause(*arguments)
+            found.set()
+
+        monkeypatch.setattr(RateLimiter, "pause", paused)
+        return found
+
+    def test_closes_one_gate_for_all_threads_but_not_for_the_cdn(self, hub, open_hub, refused):
         storage = open_hub()
         assert read(storage, 0, 10) == VIDEO[:10]
         hub.clear_requests()
         hub.add_fault(Fault(origin="hub", status=429, headers={"RateLimit": '"resolvers";r=0;t=1'}))
 
         def work(number):
-            time.sleep(0.05 * number)
+            assert number == 0 or refused.wait(30)
             if number < 2:
                 return storage.size_bytes(["videos/top/file-001.mp4", "small.json"][number])
-            started = time.monotonic()
-            return read(storage, 5, 10), time.monotonic() - started < 0.5
+            return read(storage, 5, 10)
 
-        results = in_threads(3, work)
-        assert results == [300_000, 9 * len(INFO), (VIDEO[5:10], True)]
+        assert in_threads(3, work) == [300_000, 9 * len(INFO), VIDEO[5:10]]
         records = [r for r in hub.requests() if r.origin == "hub"]
+        of_cdn = next(r for r in hub.requests() if r.origin == "cdn")
+        assert of_cdn.time_seconds < records[1].time_seconds
         assert records[0].status == 429
         assert all(r.time_seconds - records[0].time_seconds > 1 for r in records[1:])
         assert len(records) == 4  # one refused, and again; two for a small file
@@ -1331,7 +1343,9 @@ class TestRateLimit:
         ):
             storage.size_bytes(VIDEO_PATH)
 
-    def test_a_long_wait_is_said_once_and_counted(self, hub, open_hub, monkeypatch, caplog):
+    def test_a_long_wait_is_said_once_and_counted(
+        self, hub, open_hub, monkeypatch, caplog, refused
+    ):
         monkeypatch.setattr(http_client, "_SAID_SECONDS", 0.2)
         monkeypatch.setattr(http_client.random, "uniform", lambda low, _: low)
         storage = open_hub()
@@ -1339,7 +1353,7 @@ class TestRateLimit:
         paths = ["videos/top/file-001.mp4", "small.json", VIDEO_PATH]
 
         def ask(number):
-            time.sleep(0.1 * number)
+            assert number == 0 or refused.wait(30)
             return storage.size_bytes(paths[number])
 
         assert in_threads(3, ask) == [300_000, 9 * len(INFO), 300_000]
@@ -1361,9 +1375,9 @@ class TestRateLimit:
         times = [record.time_seconds for record in hub.requests() if record.kind == "resolver"]
         assert times[1] - times[0] > 0.25
         assert times[2] - times[0] > 0.5  # not times[1]: the second one may come late
-        started = time.monotonic()
+        paused = storage.statistics.pause_seconds
         read(storage, 0, 10)  # of the CDN, which is not limited
-        assert time.monotonic() - started < 0.25
+        assert storage.statistics.pause_seconds - paused < 0.25
 
 
 class TestScopes:
@@ -1390,7 +1404,7 @@ class TestScopes:
             ):
                 mine.result()
             assert theirs.result() == VIDEO[500:900]
-            assert time.monotonic() - started < 10
+            assert time.monotonic() - started < 30  # of 60 that a stall is waited for
             with pytest.raises(StorageError, match="the reader was closed"):
                 pool.submit(read, storage, 0, 10).result()
         assert read(storage, 0, 10) == VIDEO[:10]

@@ -20,7 +20,7 @@ import os
 import runpy
 import sys
 from collections.abc import Mapping, Sequence
-from multiprocessing import context
+from multiprocessing import context, shared_memory
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ _IMPORTED_BEFORE_FORKING = [
     ),
     *("pyarrow.dataset", "pyarrow.parquet", "pytest", "torchcodec.decoders"),
 ]
+# The names of shared memory that a forked process makes begin with the value of this variable.
+SHARED_MEMORY_PREFIX = "LEROBOT_GRAIN_TESTS_SHARED_MEMORY"
 _WHAT_TO_DO = ("_target", "_args", "_kwargs")
 
 
@@ -68,6 +70,8 @@ class _Process(context.ForkServerProcess):
     def run(self) -> None:
         os.environ.clear()
         os.environ.update(self._environment)
+        if prefix := os.environ.get(SHARED_MEMORY_PREFIX):
+            vars(shared_memory)["_SHM_NAME_PREFIX"] = prefix
         vars(self).update(ForkingPickler.loads(vars(self).pop("_packed")))
         super().run()
 

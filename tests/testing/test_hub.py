@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
@@ -736,23 +737,20 @@ def test_latency_and_bandwidth(hub, client, url):
     hub.set_bandwidth(100_000)
     assert seconds(client, url, "bytes=0-19999") >= 0.2
     hub.set_bandwidth(None)
-    assert seconds(client, url, "bytes=0-999999") < 5
+    assert seconds(client, url, "bytes=0-999999") < 9  # of 10 with the limit
 
 
 def test_latency_does_not_add_up_over_connections(hub, url):
-    hub.set_latency(0.3)
-
-    def fetch():
-        with httpx2.Client() as client:
-            assert get_range(client, url, "bytes=0-9").status_code == 206
-
-    threads = [threading.Thread(target=fetch) for _ in range(8)]
-    started = time.monotonic()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert 0.3 <= time.monotonic() - started < 1.5
+    hub.set_latency(0.5)
+    with contextlib.ExitStack() as clients:
+        # Made before: to make one takes as long as a request on a busy machine.
+        each = [clients.enter_context(httpx2.Client()) for _ in range(8)]
+        with ThreadPoolExecutor(8) as threads:
+            started = time.monotonic()
+            answers = list(threads.map(lambda client: get_range(client, url, "bytes=0-9"), each))
+            seconds = time.monotonic() - started
+    assert [answer.status_code for answer in answers] == [206] * 8
+    assert 0.5 <= seconds < 3.5  # of 4 if it added up
 
 
 # Faults

@@ -785,7 +785,7 @@ def test_flipped_bytes_in_moov(name: str) -> None:
     stop = start + struct.unpack_from(">I", data, start)[0]
     rng = np.random.default_rng(1)
     read, refused = 0, 0
-    started = time.perf_counter()
+    started = time.process_time()
     tracemalloc.start()
     try:
         for _ in range(600):
@@ -829,7 +829,7 @@ def test_flipped_bytes_in_moov(name: str) -> None:
         tracemalloc.stop()
     assert read > 50
     assert refused > 50
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
 
 
 def test_flipped_bytes_in_the_tables_of_samples() -> None:

@@ -21,6 +21,7 @@ import lerobot_grain as lg
 from lerobot_grain.testing import Camera, WrittenDataset, write_dataset
 from tests.order.test_mixture import naive_places, naive_shares
 from tests.support.datasets import change_info, change_table
+from tests.support.forked import fork_workers
 
 WEIGHTS = {"a": 0.5, "b": 0.3, "c": 0.2}
 CAMERA = "observation.images.top"
@@ -120,7 +121,7 @@ def test_examples_are_those_of_the_definition(
 
 
 @pytest.mark.parametrize(
-    ("budget_bytes", "count"), [(None, 400), (100_000, 100)], ids=["by default", "little memory"]
+    ("budget_bytes", "count"), [(None, 400), (100_000, 50)], ids=["by default", "little memory"]
 )
 def test_many_components(written: Written, budget_bytes: int | None, count: int) -> None:
     """Blocks hold more examples, and some components have none in a block."""
@@ -434,7 +435,10 @@ def test_pickled(written: Written, straight: list[dict[str, Any]]) -> None:
             assert_same(next(iterator), expected)
 
 
-def test_in_worker_processes(written: Written, straight: list[dict[str, Any]]) -> None:
+def test_in_worker_processes(
+    written: Written, straight: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork_workers(monkeypatch)
     parent = mixture(written, num_examples=40)
     dataset = lg.WorkerPrefetchIterDataset(parent, num_workers=2)
     with contextlib.closing(iter(dataset)) as iterator:

@@ -1,7 +1,7 @@
 """Mixtures that are stopped and go on, with other weights, components and numbers of shards: random
 runs against the definition, and the states that are refused.
 
-The suite takes 200 cases, always the same ones. More of them:
+The suite takes 50 cases, always the same ones, and with the marker `long` 200. More of them:
 
     LEROBOT_GRAIN_CASES=5000 python -m pytest tests/datasets/mixtures/test_mixture_state.py \
         --timeout=0
@@ -13,23 +13,21 @@ import contextlib
 import copy
 import itertools
 import json
-import os
 from collections.abc import Callable
 from typing import Any
 
 import grain
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 import lerobot_grain as lg
 from lerobot_grain.testing import write_dataset
 from tests.order.test_mixture import MIXTURE, naive_shares
+from tests.support.cases import runs
 from tests.support.draws import draw_frame, word
 
-CASES = int(os.environ.get("LEROBOT_GRAIN_CASES", "200"))
 LENGTHS = {"arm": [5, 9], "bin": [3], "car": [20, 2, 8], "dog": [1], "eye": [50]}
 # Components with an order of their own kind are mixed as any other.
 SAMPLING: dict[str, dict[str, Any]] = {
@@ -206,22 +204,16 @@ def blocks_of(iterator: Any, count: int) -> tuple[list[tuple[str, int]], dict[st
     return found[:count], state_after(count), goals[:count]
 
 
+@pytest.mark.parametrize("count", [50, pytest.param(200, marks=pytest.mark.long)])
 def test_random_runs_equal_the_definition(
-    components: dict[str, lg.LeRobotIterDataset],
+    components: dict[str, lg.LeRobotIterDataset], count: int
 ) -> None:
     class Runs(MixtureRuns):
         datasets = components
         rows = {name: rows_of(dataset) for name, dataset in components.items()}  # noqa: RUF012
 
     test = Runs.TestCase()
-    test.settings = settings(
-        max_examples=CASES,
-        stateful_step_count=6,
-        deadline=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-        database=None,
-    )
+    test.settings = runs(count)
     test.runTest()
 
 

@@ -21,6 +21,7 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain.testing import Camera, Feature, WrittenDataset, read_barcodes, write_dataset
+from tests.support.forked import fork_workers
 
 LENGTHS = [12, 3, 20, 7, 9]
 NUM_ROWS = sum(LENGTHS)
@@ -386,7 +387,8 @@ def test_other_numbers_of_shards_go_on_where_one_was_stopped(
         state = json.loads(json.dumps(after))
 
 
-def test_worker_processes(repository: lg.Repository) -> None:
+def test_worker_processes(repository: lg.Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_workers(monkeypatch)
     dataset = lg.LeRobotIterDataset(
         repository, shuffle=SHUFFLE, num_epochs=1, features=["index"], weights="importance"
     )

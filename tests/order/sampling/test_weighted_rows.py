@@ -298,6 +298,7 @@ def test_each_decile_of_weight_comes_as_often_as_it_is_to() -> None:
     assert (np.abs(found - expected) <= 4 * error).all()
 
 
+@pytest.mark.long
 def test_over_many_rounds_each_decile_comes_within_some_percent() -> None:
     found, expected, _ = rows_of_deciles(60)
     assert np.abs(found / expected - 1).max() < 0.04
