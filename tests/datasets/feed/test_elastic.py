@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 import orbax.checkpoint as ocp_v0
 import pytest
@@ -242,6 +243,35 @@ def load(directory: Path, batches: Any) -> None:
         await (await batches.load(directory))
 
     asyncio.run(loaded())
+
+
+class Created:
+    """What Orbax gives `save`: a directory that is awaited."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def await_creation(self) -> Path:
+        return self._path
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_only_process_0_writes(
+    repository: lg.Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, process: int
+) -> None:
+    """All processes save the same file; a second writer could tear what the first has written."""
+
+    async def save(batches: Any) -> None:
+        await (await batches.save(Created(tmp_path)))
+
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    with contextlib.closing(elastic(repository)) as batches:
+        next(batches)
+        asyncio.run(save(batches))
+        written = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+        states = {0: batches.get_state()} if process == 0 else {}
+        assert written == {f"process_{shard}.json": state for shard, state in states.items()}
+        assert batches.get_shard_states() == states
 
 
 def write_states(directory: Path, positions: list[int], state: dict[str, Any]) -> None:
