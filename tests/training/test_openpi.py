@@ -25,7 +25,7 @@ import lerobot_grain as lg
 from lerobot_grain.testing import Camera, write_dataset
 
 TOP = "observation.images.top"
-PAGE = Path(__file__).parents[2] / "docs" / "trainers.md"
+PAGES = Path(__file__).parents[2] / "docs" / "trainers"
 HORIZON = 4
 MESH = Mesh(np.array(jax.devices()[:1]), ("data",))
 SHARDING = NamedSharding(MESH, PartitionSpec("data"))
@@ -283,6 +283,11 @@ class MultiHostDataLoadIterator:
 # --- the documentation ---------------------------------------------------------------------------
 
 
+def blocks_of(page: str) -> list[str]:
+    text = (PAGES / f"{page}.md").read_text()
+    return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
 def test_the_code_of_the_documentation_runs(
     repository: lg.Repository, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -290,8 +295,8 @@ def test_the_code_of_the_documentation_runs(
     stream.
     """
     monkeypatch.setattr(lg, "open_repository", lambda _: repository)
-    specs, ours, theirs, resuming, maxtext, levanter = re.findall(
-        r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL
+    specs, ours, theirs, resuming, maxtext, levanter = (
+        code for page in ("README", "openpi", "maxtext", "levanter") for code in blocks_of(page)
     )
 
     def repack(example: dict[str, Any]) -> dict[str, Any]:

@@ -288,6 +288,22 @@ def test_files_of_grains_iterators_are_read(repository: lg.Repository, tmp_path:
         assert rows_of(next(batches)) == straight_rows(repository, 24)[20:]
 
 
+@needs_v1
+def test_a_state_that_orbax_v0_has_saved_as_json_is_read(
+    repository: lg.Repository, tmp_path: Path
+) -> None:
+    with contextlib.closing(elastic(repository)) as batches:
+        next(batches)
+        with ocp_v0.CheckpointManager(tmp_path, item_names=("state", "data")) as checkpoints:
+            data = ocp_v0.args.JsonSave(batches.get_state())
+            state = ocp_v0.args.StandardSave(WEIGHTS)
+            checkpoints.save(1, args=ocp_v0.args.Composite(state=state, data=data))
+        expected = rows_of(next(batches))
+        loaded = v1.load_checkpointables(tmp_path / "1", {"state": WEIGHTS, "data": batches})
+        assert np.array_equal(loaded["state"]["w"], WEIGHTS["w"])
+        assert rows_of(next(batches)) == expected
+
+
 @pytest.mark.parametrize(
     ("positions", "text"),
     [
