@@ -40,6 +40,8 @@ _IMPORTED_BEFORE_FORKING = [
         "PIL.Image",
     ),
     *("pyarrow.dataset", "pyarrow.parquet", "pytest", "torchcodec.decoders"),
+    # Where it is installed; it imports TensorFlow. (What cannot be imported is left out.)
+    "maxtext.common.grain_utility",
 ]
 _WHAT_TO_DO = ("_target", "_args", "_kwargs")
 

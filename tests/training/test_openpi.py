@@ -9,7 +9,7 @@ import itertools
 import json
 import re
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import lerobot_grain as lg
 from lerobot_grain.testing import Camera, write_dataset
+from tests.support.maxtext_checkpoints import loader_of
 
 TOP = "observation.images.top"
 PAGES = Path(__file__).parents[2] / "docs" / "trainers"
@@ -251,35 +252,6 @@ def test_batches_in_another_form_are_refused(repository: lg.Repository) -> None:
         next(pairs)
 
 
-# --- MaxText -------------------------------------------------------------------------------------
-
-
-class MultiHostDataLoadIterator:
-    """What MaxText's class of this name does to an iterable (`multihost_dataloading.py`), on one
-    host.
-
-    Its checkpoint is the state of `local_iterator`.
-    """
-
-    def __init__(self, dataloader: Iterable[Any], global_mesh: Mesh) -> None:
-        assert isinstance(dataloader, Iterable)
-        self.local_iterator: Any = iter(dataloader)
-        self._mesh = global_mesh
-
-    def __next__(self) -> Any:
-        sharding = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
-
-        def placed(array: Any) -> jax.Array:
-            devices = self._mesh.local_devices
-            parts = [
-                jax.device_put(part, device)
-                for part, device in zip(np.split(array, len(devices)), devices, strict=True)
-            ]
-            return jax.make_array_from_single_device_arrays(array.shape, sharding, parts)
-
-        return jax.tree.map(placed, next(self.local_iterator))
-
-
 # --- the documentation ---------------------------------------------------------------------------
 
 
@@ -333,7 +305,7 @@ def test_the_code_of_the_documentation_runs(
         ),
         "normalize": dict,
         "Observation": Observation,
-        "MultiHostDataLoadIterator": MultiHostDataLoadIterator,
+        "MultiHostDataLoadIterator": loader_of,
         "local_batch_size": 4,
         "mesh": MESH,
     }
@@ -368,7 +340,7 @@ def test_the_code_of_the_documentation_runs(
         second = next(names["data_iterator"])
     assert np.array_equal(first["observation.state"], one.state[:, :7])
     assert first[TOP].shape == (4, 48, 96, 3)
-    again = MultiHostDataLoadIterator(names["dataset"].batch(4), MESH)
+    again = loader_of(names["dataset"].batch(4), MESH)
     with contextlib.closing(again.local_iterator):
         again.local_iterator.set_state(state)
         assert np.array_equal(next(again)["action"], second["action"])
