@@ -46,8 +46,8 @@ class KauldronPipeline(data.Pipeline):
     Raises:
       InvalidRequestError: at construction: `batches` is no Grain dataset, or one that
         `ElasticIterDataset` refuses. With `element_spec` and `iter()`: a key holds text or objects,
-        which no device takes; the batch size is open; or several processes give batches of a
-        device feed.
+        which no device takes; the batch size is open; or a device feed gives arrays of all
+        processes.
     """
 
     batches: grain.IterDataset[Any]
@@ -80,7 +80,8 @@ class KauldronPipeline(data.Pipeline):
         spec = self._declared_spec()
         if spec is None:
             spec = self._first_batch()
-        _check(spec)
+        else:
+            _check(spec)
         return jax.tree.map(lambda leaf: enp.ArraySpec(shape=leaf.shape, dtype=leaf.dtype), spec)
 
     def _declared_spec(self) -> Any:
@@ -95,18 +96,24 @@ class KauldronPipeline(data.Pipeline):
     def _first_batch(self) -> Any:
         """Returns the first batch; the iterator that it came from is kept, where it began."""
         batches = iter(self._elastic)
-        state = batches.get_state()
-        first = next(batches, None)
-        if first is None:
-            raise InvalidRequestError(
-                "KauldronPipeline: the stream ends before its first batch; expected one or more; "
-                "make the batch smaller, or select more rows"
+        try:
+            state = batches.get_state()
+            first = next(batches, None)
+            if first is None:
+                raise InvalidRequestError(
+                    "KauldronPipeline: the stream ends before its first batch; expected one or "
+                    "more; make the batch smaller, or select more rows"
+                )
+            arrays = jax.tree.map(
+                lambda leaf: leaf if hasattr(leaf, "dtype") else np.asarray(leaf), first
             )
-        batches.set_state(state)
+            _check(arrays)
+            batches.set_state(state)
+        except BaseException:
+            batches.close()
+            raise
         self._opened.append(batches)
-        return jax.tree.map(
-            lambda leaf: leaf if hasattr(leaf, "dtype") else np.asarray(leaf), first
-        )
+        return arrays
 
     def __iter__(self) -> data.iterators.Iterator:
         _ = self.element_spec  # its refusals come before the first batch
@@ -153,9 +160,9 @@ def _check(spec: Any) -> None:
                 f"{subject} of a batch has the shape {leaf.shape}; expected a known size; write "
                 ".batch(..., drop_remainder=True)"
             )
-        if getattr(leaf, "sharding", None) is not None and jax.process_count() > 1:
+        sharding = getattr(leaf, "sharding", None)
+        if sharding is not None and not sharding.is_fully_addressable:
             raise InvalidRequestError(
-                f"{subject} of a batch lies on the devices of {jax.process_count()} processes; "
-                "expected arrays of this process on the host, of which Kauldron makes those of all "
-                "processes; leave DeviceIterDataset out"
+                f"{subject} of a batch is an array of all processes; expected the part of this "
+                "process, of which Kauldron makes such arrays; leave DeviceIterDataset out"
             )

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import grain
-import jax
 import numpy as np
 import pytest
 
@@ -124,10 +123,10 @@ def test_a_loop_that_is_stopped_takes_the_batches_of_a_straight_one(
     def life(name: str, num_steps: int) -> None:
         def step(state: dict[str, Any], batch: Any) -> dict[str, Any]:
             rows[name].append(np.asarray(batch["index"]).tolist())
-            return {"sum": state["sum"] + int(batch["index"].sum())}
+            return {"sum": state["sum"] + np.asarray(batch["index"]).sum()}
 
         train_ds = pipeline_of(batches=FEEDS[feed](batched(repository)))
-        state = {"sum": np.int64(0)}
+        state = {"sum": np.zeros(1, np.int64)}
         opened.clear()
         kauldron_stand_in.train(train_ds, step, state, tmp_path / name, num_steps=num_steps)
         # Its spec has opened no other one.
@@ -183,7 +182,9 @@ REFUSED: dict[str, tuple[Callable[[lg.Repository], Any], str]] = {
     ),
     "no batch": (
         lambda repository: (
-            lg.LeRobotIterDataset(repository, shuffle=None).batch(64, drop_remainder=True).map(dict)
+            lg.LeRobotIterDataset(repository, features=["index"], num_epochs=1)
+            .batch(64, drop_remainder=True)
+            .map(dict)
         ),
         "^KauldronPipeline: the stream ends before its first batch",
     ),
@@ -199,13 +200,15 @@ def test_batches_that_kauldron_cannot_take(
         iter(pipeline_of(batches=make(repository)))
 
 
-def test_arrays_of_several_processes_are_refused(
+def test_arrays_of_all_processes_are_refused(
     repository: lg.Repository, pipeline_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_ds = pipeline_of(batches=batched(repository).pipe(lg.DeviceIterDataset))
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(lg.InvalidRequestError, match=r"devices of 2 processes; .*leave DeviceIter"):
-        _ = train_ds.element_spec
+    elsewhere = types.SimpleNamespace(is_fully_addressable=False)
+    spec = types.SimpleNamespace(shape=(8, 7), dtype=np.dtype(np.float32), sharding=elsewhere)
+    monkeypatch.setattr(pipeline_of, "_declared_spec", lambda _: {"action": spec})
+    text = r"^KauldronPipeline: \['action'\] of a batch is an array of all processes; .*leave Devi"
+    with pytest.raises(lg.InvalidRequestError, match=text):
+        _ = pipeline_of(batches=batched(repository)).element_spec
 
 
 def test_other_datasets_are_refused(repository: lg.Repository, pipeline_of: Any) -> None:
