@@ -313,7 +313,7 @@ def test_public_names_are_what_all_says() -> None:
 
 def test_importing_the_package_imports_neither_pytorch_nor_a_trainer() -> None:
     # Two seconds and 200 MB that datasets without video need not pay.
-    names = {"kauldron", "orbax", "tensorflow", "torch", "torchcodec"}
+    names = {"kauldron", "tensorflow", "torch", "torchcodec"}
     assert printed(f"import lerobot_grain, sys; print(*{names} & set(sys.modules))").strip() == ""
 
 
