@@ -20,7 +20,7 @@ import grain
 import jax
 import numpy as np
 import optax
-from kauldron import kd  # type: ignore[import-not-found, unused-ignore]
+from kauldron import kd
 
 import lerobot_grain as lg
 from lerobot_grain.kauldron import KauldronPipeline

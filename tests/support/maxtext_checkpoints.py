@@ -50,7 +50,7 @@ class MultiHostDataLoadIterator:
 @functools.cache
 def _maxtext() -> tuple[Any, Any]:
     """Returns MaxText's modules of loading and of checkpoints."""
-    from maxtext.common import grain_utility  # type: ignore[import-not-found, unused-ignore]
+    from maxtext.common import grain_utility
     from maxtext.input_pipeline import multihost_dataloading
 
     # At the end of a loader MaxText ends all processes of the machine that look like orphans of

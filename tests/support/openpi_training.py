@@ -147,14 +147,16 @@ def train(openpi: types.ModuleType, directory: str, workdir: Path, num_steps: in
         if "loss" in values:
             losses[step] = float(values["loss"]).hex()
 
-    lg.open_repository, opening = (lambda _: opening(directory)), lg.open_repository
+    opening = lg.open_repository
+    vars(lg)["open_repository"] = lambda _: opening(directory)
     data_loader.create_data_loader = create_data_loader
     vars(openpi)["wandb"].log = log
     try:
         openpi.main(config)
     finally:
-        lg.open_repository = opening
-        loaders[0].close()
+        vars(lg)["open_repository"] = opening
+        for loader in loaders:
+            loader.close()
     # The last one was taken and not trained on.
     return {"batches": hashes[:-1], "losses": losses}
 
