@@ -23,10 +23,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
+from checkpoints import Checkpoints, open_checkpoints
 from flax import nnx
 
-from lerobot_grain import LeRobotIterDataset, Repository, Shuffle, open_repository
+from lerobot_grain import (
+    ElasticIterDataset,
+    LeRobotIterDataset,
+    Repository,
+    Shuffle,
+    open_repository,
+)
 
 NUM_ACTIONS = 4
 IMAGE_SIZE = (32, 32)
@@ -82,7 +88,7 @@ class Trainer:
             shuffle=Shuffle(seed=options.seed),
             image_size=IMAGE_SIZE,
         )
-        self.batches = iter(dataset.batch(options.batch_size))
+        self.batches = iter(dataset.batch(options.batch_size).pipe(ElasticIterDataset))
 
     def train_step(self) -> tuple[float, str]:
         """Trains on the next batch.
@@ -99,22 +105,12 @@ class Trainer:
         )
         return float(loss), digest.hexdigest()[:16]
 
-    def save(self, checkpoints: ocp.CheckpointManager, step: int) -> None:
-        # Returns before everything is written: the training goes on meanwhile. Until then the
-        # checkpoint does not count as one.
-        state = ocp.args.StandardSave(nnx.state((self.model, self.optimizer)))
-        checkpoints.save(
-            step,
-            args=ocp.args.Composite(state=state, data=ocp.args.JsonSave(self.batches.get_state())),
-        )
+    def save(self, checkpoints: Checkpoints, step: int) -> None:
+        checkpoints.save(step, nnx.state((self.model, self.optimizer)), self.batches)
 
-    def restore(self, checkpoints: ocp.CheckpointManager, step: int) -> None:
-        state = ocp.args.StandardRestore(nnx.state((self.model, self.optimizer)))
-        restored = checkpoints.restore(
-            step, args=ocp.args.Composite(state=state, data=ocp.args.JsonRestore())
-        )
-        nnx.update((self.model, self.optimizer), restored["state"])
-        self.batches.set_state(restored["data"])
+    def restore(self, checkpoints: Checkpoints, step: int) -> None:
+        state = nnx.state((self.model, self.optimizer))
+        nnx.update((self.model, self.optimizer), checkpoints.restore(step, state, self.batches))
 
     def close(self) -> None:
         self.batches.close()  # and with it the threads that read ahead
@@ -146,20 +142,14 @@ def main(argv: list[str] | None = None) -> None:
             "another --directory"
         )
     options.directory.mkdir(parents=True, exist_ok=True)
-    # Checkpoints that a killed process left unfinished are removed at the start.
-    keeping = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
     repository = open_repository(options.repository, revision=options.revision)
     with (
         contextlib.closing(repository.storage),  # its connections
-        ocp.CheckpointManager(
-            (options.directory / "checkpoints").absolute(),
-            item_names=("state", "data"),
-            options=keeping,
-        ) as checkpoints,
+        contextlib.closing(open_checkpoints(options.directory / "checkpoints")) as checkpoints,
         contextlib.closing(Trainer(repository, options)) as trainer,
         log_path.open("a") as log,
     ):
-        done = checkpoints.latest_step() or 0
+        done = checkpoints.latest_step()
         if done:
             trainer.restore(checkpoints, done)
         for step in range(done + 1, options.steps + 1):

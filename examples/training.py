@@ -25,12 +25,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
+from checkpoints import Checkpoints, open_checkpoints
 from flax import nnx
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from lerobot_grain import DeviceIterDataset, ReadOptions, Repository, open_repository
+from lerobot_grain import (
+    DeviceIterDataset,
+    ElasticIterDataset,
+    ReadOptions,
+    Repository,
+    open_repository,
+)
 from lerobot_grain.testing import LoopbackHub
 
 Batch = dict[str, Any]
@@ -236,17 +242,12 @@ def train(
         error,
         options,
     )
-    # Checkpoints that a killed process left unfinished are removed at the start.
-    keeping = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
-    checkpoints = ocp.CheckpointManager(
-        directory / "checkpoints", item_names=("state", "data"), options=keeping
-    )
     with (
         contextlib.closing(trainer),
-        checkpoints,
+        contextlib.closing(open_checkpoints(directory / "checkpoints")) as checkpoints,
         tqdm(total=options.steps, unit="step", mininterval=0.5) as bar,
     ):
-        done = checkpoints.latest_step() or 0
+        done = checkpoints.latest_step()
         if done:
             trainer.restore(checkpoints, done)
         bar.update(done)
@@ -326,7 +327,7 @@ class _Trainer:
         )
         adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule))
         self._policy, self._optimizer = policy, nnx.Optimizer(policy, adam, wrt=nnx.Param)
-        self._batches = iter(batches.pipe(DeviceIterDataset))
+        self._batches = iter(batches.pipe(DeviceIterDataset).pipe(ElasticIterDataset))
         self._key = jax.random.key(options.seed)
         self._times: list[tuple[float, float]] = []  # (waiting for the batch, all of the step)
 
@@ -367,25 +368,12 @@ class _Trainer:
         waits, steps = np.sum(self._times[WARM_UP_STEPS:] or [(0.0, 1.0)], axis=0)
         return float(waits / steps)
 
-    def save(self, checkpoints: ocp.CheckpointManager, step: int) -> None:
-        # Returns before everything is written: the training goes on meanwhile. Until then the
-        # checkpoint does not count as one.
-        state = ocp.args.StandardSave(nnx.state((self._policy, self._optimizer)))
-        checkpoints.save(
-            step,
-            args=ocp.args.Composite(
-                state=state, data=grain.checkpoint.CheckpointSave(self._batches)
-            ),
-        )
+    def save(self, checkpoints: Checkpoints, step: int) -> None:
+        checkpoints.save(step, nnx.state((self._policy, self._optimizer)), self._batches)
 
-    def restore(self, checkpoints: ocp.CheckpointManager, step: int) -> None:
-        state = ocp.args.StandardRestore(nnx.state((self._policy, self._optimizer)))
-        arguments = ocp.args.Composite(
-            state=state, data=grain.checkpoint.CheckpointRestore(self._batches)
-        )
-        nnx.update(
-            (self._policy, self._optimizer), checkpoints.restore(step, args=arguments)["state"]
-        )
+    def restore(self, checkpoints: Checkpoints, step: int) -> None:
+        state = nnx.state((self._policy, self._optimizer))
+        nnx.update((self._policy, self._optimizer), checkpoints.restore(step, state, self._batches))
 
     def close(self) -> None:
         self._batches.close()  # and with it the threads that read ahead

@@ -20,10 +20,13 @@ import lerobot_grain as lg
 from lerobot_grain._base import errors
 
 PACKAGE = Path(lg.__file__).parent
+# Public modules at the root, each with names that need another package than the rest: nothing but
+# a door to the module of ours that has them.
+DOORS = {"kauldron": "_training.kauldron"}
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text())
     for path in sorted(PACKAGE.rglob("*.py"))
-    if path.name != "__init__.py"
+    if path.name != "__init__.py" and path not in {PACKAGE / f"{door}.py" for door in DOORS}
 }
 FOLDERS = {
     path.parent.relative_to(PACKAGE): ast.parse(path.read_text())
@@ -106,6 +109,7 @@ HEAVY = {
     "_datasets.feed.worker_stream": {"grain"},
     "_datasets.feed.workers": {"absl", "grain"},
     "_training.augmentation": {"jax"},
+    "_training.kauldron": {"etils", "grain", "jax", "kauldron", "orbax"},
     "_training.normalization": {"jax"},
     "_training.openpi": {"grain"},
     "_training.returns_to_go": {"grain"},
@@ -316,14 +320,23 @@ def test_public_names_are_what_all_says() -> None:
     assert sorted(printed(code).split()) == list(lg.__all__)
 
 
-def test_importing_the_package_does_not_import_pytorch() -> None:
+def test_importing_the_package_imports_neither_pytorch_nor_a_trainer() -> None:
     # Two seconds and 200 MB that datasets without video need not pay.
-    assert (
-        printed(
-            "import lerobot_grain, sys; print(*{'torch', 'torchcodec'} & set(sys.modules))"
-        ).strip()
-        == ""
-    )
+    names = {"kauldron", "tensorflow", "torch", "torchcodec"}
+    assert printed(f"import lerobot_grain, sys; print(*{names} & set(sys.modules))").strip() == ""
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_door_has_the_names_of_one_module(door: str) -> None:
+    tree = ast.parse((PACKAGE / f"{door}.py").read_text())
+    assert ast.get_docstring(tree)
+    assert own_imports(tree) == {DOORS[door]}
+    imports, names = tree.body[1:]
+    assert isinstance(imports, ast.ImportFrom)
+    assert isinstance(names, ast.Assign)
+    assert ast.literal_eval(names.value) == [alias.name for alias in imports.names]
+    # No other module of ours needs the package.
+    assert not [name for name, tree in MODULES.items() if DOORS[door] in own_imports(tree)]
 
 
 def printed(code: str) -> str:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 import pytest
@@ -28,7 +29,8 @@ from tests.support.installed import is_silent
 
 pytest.importorskip("flax", minversion="0.11")
 nnx = pytest.importorskip("flax.nnx")
-for name in ("optax", "orbax.checkpoint", "matplotlib", "tqdm"):
+ocp = pytest.importorskip("orbax.checkpoint")
+for name in ("optax", "matplotlib", "tqdm"):
     pytest.importorskip(name)
 
 ROOT = Path(__file__).parents[2]
@@ -205,6 +207,34 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(
         ("stopped", "--resume"),
     ):
         run("behaviour_cloning", sources, tmp_path / directory, "--steps", "2", *options)
+    assert (tmp_path / "straight" / "losses.jsonl").read_text() == (
+        tmp_path / "stopped" / "losses.jsonl"
+    ).read_text()
+
+
+def test_a_run_that_orbax_v0_has_saved_goes_on_with_v1(
+    sources: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the first versions of the examples have saved: the stream by Grain's handler."""
+    checkpoints = importlib.import_module("checkpoints")
+    if not checkpoints.HAS_V1:
+        pytest.skip("this Orbax has no v1")
+
+    def save(self: Any, step: int, state: Any, batches: Any) -> None:
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(batches)
+        )
+        self._manager.save(step, args=arguments)
+
+    run("behaviour_cloning", sources, tmp_path / "straight", "--steps", "4")
+    stopped = ("behaviour_cloning", sources, tmp_path / "stopped", "--steps", "4")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "HAS_V1", False)
+        patch.setattr(checkpoints._V0, "save", save)
+        run(*stopped, "--stop-at", "2")
+    files = [path.name for path in (tmp_path / "stopped" / "checkpoints" / "2" / "data").iterdir()]
+    assert "process_0-of-1.json" in files
+    run(*stopped, "--resume")
     assert (tmp_path / "straight" / "losses.jsonl").read_text() == (
         tmp_path / "stopped" / "losses.jsonl"
     ).read_text()

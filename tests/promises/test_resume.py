@@ -119,7 +119,10 @@ def test_one_bit_of_difference_is_found(lives: list[Any], text: str) -> None:
         kill_and_compare.compare(STRAIGHT, lives)
 
 
-def test_a_training_is_not_begun_over_another(tmp_path: Path) -> None:
+def test_a_training_is_not_begun_over_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)  # as where the script is run
     (tmp_path / "losses.txt").write_text("1 0x1p-1 a\n")
     with pytest.raises(SystemExit, match="holds a training already; go on with --resume"):
         loaded("resume_after_kill").main(["--repository", "org/name", "--directory", str(tmp_path)])

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp_v0
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import lerobot_grain as lg
 from tests.support import maxtext_checkpoints as maxtext
@@ -49,32 +48,51 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
             for way, step in SAVED_AT.items():
                 rows += rows_of(next(batches))
                 assert batches.get_state()["position"] == step * task["batch_size"]
-                finish = save(way, directory / way, step, batches)
+                goes_on = batches
+                if way == "maxtext":
+                    goes_on = loader_of(task)
+                    goes_on.local_iterator.set_state(batches.get_state())
+                finish = save(way, directory / way, step, goes_on)
                 # The stream goes on while the checkpoint is written.
-                rows += rows_of(next(batches))
+                ahead = rows_of(next(goes_on))
+                if goes_on is not batches:
+                    goes_on.local_iterator.close()
+                    assert rows_of(next(batches)) == ahead
+                rows += ahead
                 # Two Orbax managers of several processes cannot save at the same time.
                 finish()
         return seen
     for way, step in SAVED_AT.items():
-        with contextlib.closing(iter(pipeline(task))) as batches:
+        batches = loader_of(task) if way == "maxtext" else iter(pipeline(task))
+        with contextlib.closing(batches.local_iterator if way == "maxtext" else batches):
             restore(way, directory / way, step, batches)
             seen[way] = [row for _ in range(task["num_steps"]) for row in rows_of(next(batches))]
     return seen
 
 
-def pipeline(task: dict[str, Any]) -> grain.IterDataset[Any]:
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+def host_batches(task: dict[str, Any]) -> grain.IterDataset[Any]:
     dataset = lg.LeRobotIterDataset(
         task["directory"],
         features=["index"],
         shuffle=SHUFFLE,
         shard_options=grain.sharding.ShardByJaxProcess(drop_remainder=True),
     )
-    return (
-        dataset.batch(task["batch_size"] // jax.process_count())
-        .pipe(lg.DeviceIterDataset, sharding=NamedSharding(mesh, PartitionSpec("data")))
-        .pipe(lg.ElasticIterDataset)
-    )
+    return dataset.batch(task["batch_size"] // jax.process_count())
+
+
+def mesh() -> Mesh:
+    return Mesh(np.array(jax.devices()), ("data",))
+
+
+def pipeline(task: dict[str, Any]) -> grain.IterDataset[Any]:
+    sharding = NamedSharding(mesh(), PartitionSpec("data"))
+    batches = host_batches(task).pipe(lg.DeviceIterDataset, sharding=sharding)
+    return batches.pipe(lg.ElasticIterDataset)
+
+
+def loader_of(task: dict[str, Any]) -> Any:
+    """Returns MaxText's iterator over batches on the devices."""
+    return maxtext.loader_of(host_batches(task).pipe(lg.ElasticIterDataset), mesh())
 
 
 def rows_of(batch: dict[str, jax.Array]) -> list[int]:
@@ -100,8 +118,7 @@ def save(way: str, directory: Path, step: int, batches: Any) -> Any:
     if way == "orbax":
         items = {"state": WEIGHTS, "data": batches}
     else:
-        trainers = types.SimpleNamespace(local_iterator=batches)
-        items = {"items": WEIGHTS, "iter": maxtext.for_save(step, trainers, 1)}
+        items = {"items": WEIGHTS, "iter": maxtext.for_save(step, batches, 1)}
     assert checkpoints.save_checkpointables_async(step, items) is not None
     return checkpoints.close
 
@@ -125,6 +142,5 @@ def restore(way: str, directory: Path, step: int, batches: Any) -> None:
             assert loaded["data"] is batches
             assert np.array_equal(loaded["state"]["w"], WEIGHTS["w"])
         else:
-            trainers = types.SimpleNamespace(local_iterator=batches)
-            data = maxtext.for_restore(checkpoints, step, trainers, 1)
+            data = maxtext.for_restore(checkpoints, step, batches, 1)
             checkpoints.load_checkpointables(step, {"items": WEIGHTS, "iter": data})

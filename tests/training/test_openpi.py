@@ -9,7 +9,7 @@ import itertools
 import json
 import re
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -23,9 +23,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import lerobot_grain as lg
 from lerobot_grain.testing import Camera, write_dataset
+from tests.support.maxtext_checkpoints import loader_of
 
 TOP = "observation.images.top"
-PAGE = Path(__file__).parents[2] / "docs" / "trainers.md"
+PAGES = Path(__file__).parents[2] / "docs" / "trainers"
 HORIZON = 4
 MESH = Mesh(np.array(jax.devices()[:1]), ("data",))
 SHARDING = NamedSharding(MESH, PartitionSpec("data"))
@@ -251,36 +252,12 @@ def test_batches_in_another_form_are_refused(repository: lg.Repository) -> None:
         next(pairs)
 
 
-# --- MaxText -------------------------------------------------------------------------------------
-
-
-class MultiHostDataLoadIterator:
-    """What MaxText's class of this name does to an iterable (`multihost_dataloading.py`), on one
-    host.
-
-    Its checkpoint is the state of `local_iterator`.
-    """
-
-    def __init__(self, dataloader: Iterable[Any], global_mesh: Mesh) -> None:
-        assert isinstance(dataloader, Iterable)
-        self.local_iterator: Any = iter(dataloader)
-        self._mesh = global_mesh
-
-    def __next__(self) -> Any:
-        sharding = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
-
-        def placed(array: Any) -> jax.Array:
-            devices = self._mesh.local_devices
-            parts = [
-                jax.device_put(part, device)
-                for part, device in zip(np.split(array, len(devices)), devices, strict=True)
-            ]
-            return jax.make_array_from_single_device_arrays(array.shape, sharding, parts)
-
-        return jax.tree.map(placed, next(self.local_iterator))
-
-
 # --- the documentation ---------------------------------------------------------------------------
+
+
+def blocks_of(page: str) -> list[str]:
+    text = (PAGES / f"{page}.md").read_text()
+    return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def test_the_code_of_the_documentation_runs(
@@ -290,8 +267,8 @@ def test_the_code_of_the_documentation_runs(
     stream.
     """
     monkeypatch.setattr(lg, "open_repository", lambda _: repository)
-    specs, ours, theirs, resuming, maxtext, levanter = re.findall(
-        r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL
+    specs, ours, theirs, resuming, maxtext, levanter = (
+        code for page in ("README", "openpi", "maxtext", "levanter") for code in blocks_of(page)
     )
 
     def repack(example: dict[str, Any]) -> dict[str, Any]:
@@ -328,7 +305,7 @@ def test_the_code_of_the_documentation_runs(
         ),
         "normalize": dict,
         "Observation": Observation,
-        "MultiHostDataLoadIterator": MultiHostDataLoadIterator,
+        "MultiHostDataLoadIterator": loader_of,
         "local_batch_size": 4,
         "mesh": MESH,
     }
@@ -363,7 +340,7 @@ def test_the_code_of_the_documentation_runs(
         second = next(names["data_iterator"])
     assert np.array_equal(first["observation.state"], one.state[:, :7])
     assert first[TOP].shape == (4, 48, 96, 3)
-    again = MultiHostDataLoadIterator(names["dataset"].batch(4), MESH)
+    again = loader_of(names["dataset"].batch(4), MESH)
     with contextlib.closing(again.local_iterator):
         again.local_iterator.set_state(state)
         assert np.array_equal(next(again)["action"], second["action"])

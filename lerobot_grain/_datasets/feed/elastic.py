@@ -39,6 +39,8 @@ from lerobot_grain._datasets.pipelines import only_source_under
 from lerobot_grain._datasets.positions import Element, FollowingIterator
 
 _FILE = "process_0.json"
+# That of Orbax's handler of JSON, which writes what a training gives as `JsonSave(get_state())`.
+_JSON_FILE = "metadata"
 _FILES_OF_PROCESSES = "process_*-of-*.json"
 
 # Grain's datasets, by name, since most of them are not public. Their state is the parent's, or (a
@@ -82,8 +84,9 @@ class ElasticIterDataset(grain.IterDataset[Element]):
     JSON, with which a stream restores with this dataset or without it.
 
     A checkpoint is the file `process_0.json`, written by process 0, with the state at the time of
-    the call. `load` also reads the files that Grain's iterators and handlers have written, one per
-    process, if all processes stood at the same position.
+    the call. `load` also reads a state that Orbax has saved as JSON, and the files that Grain's
+    iterators and handlers have written, one per process, if all processes stood at the same
+    position.
 
     All processes must have taken the same number of batches when a checkpoint is saved, must see
     the directory, and restore exactly if the global batch keeps its size.
@@ -243,9 +246,9 @@ async def _write(directory: Any, text: str) -> None:
 
 def _read(directory: Any) -> Any:
     """Returns the state in a directory of a checkpoint."""
-    file = directory / _FILE
-    if file.exists():
-        return _parsed(file)
+    for name in (_FILE, _JSON_FILE):
+        if (file := directory / name).exists():
+            return _parsed(file)
     files = sorted(directory.glob(_FILES_OF_PROCESSES))
     return _one_of(
         [_parsed(found) for found in files], f"{directory}: {_FILE} or {_FILES_OF_PROCESSES}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 import orbax.checkpoint as ocp_v0
 import pytest
@@ -244,6 +245,35 @@ def load(directory: Path, batches: Any) -> None:
     asyncio.run(loaded())
 
 
+class Created:
+    """What Orbax gives `save`: a directory that is awaited."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def await_creation(self) -> Path:
+        return self._path
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_only_process_0_writes(
+    repository: lg.Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, process: int
+) -> None:
+    """All processes save the same file; a second writer could tear what the first has written."""
+
+    async def save(batches: Any) -> None:
+        await (await batches.save(Created(tmp_path)))
+
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    with contextlib.closing(elastic(repository)) as batches:
+        next(batches)
+        asyncio.run(save(batches))
+        written = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+        states = {0: batches.get_state()} if process == 0 else {}
+        assert written == {f"process_{shard}.json": state for shard, state in states.items()}
+        assert batches.get_shard_states() == states
+
+
 def write_states(directory: Path, positions: list[int], state: dict[str, Any]) -> None:
     """Writes what Grain's iterators write in so many processes."""
     for process, position in enumerate(positions):
@@ -256,6 +286,22 @@ def test_files_of_grains_iterators_are_read(repository: lg.Repository, tmp_path:
         write_states(tmp_path, [20, 20, 20], batches.get_state())
         load(tmp_path, batches)
         assert rows_of(next(batches)) == straight_rows(repository, 24)[20:]
+
+
+@needs_v1
+def test_a_state_that_orbax_v0_has_saved_as_json_is_read(
+    repository: lg.Repository, tmp_path: Path
+) -> None:
+    with contextlib.closing(elastic(repository)) as batches:
+        next(batches)
+        with ocp_v0.CheckpointManager(tmp_path, item_names=("state", "data")) as checkpoints:
+            data = ocp_v0.args.JsonSave(batches.get_state())
+            state = ocp_v0.args.StandardSave(WEIGHTS)
+            checkpoints.save(1, args=ocp_v0.args.Composite(state=state, data=data))
+        expected = rows_of(next(batches))
+        loaded = v1.load_checkpointables(tmp_path / "1", {"state": WEIGHTS, "data": batches})
+        assert np.array_equal(loaded["state"]["w"], WEIGHTS["w"])
+        assert rows_of(next(batches)) == expected
 
 
 @pytest.mark.parametrize(
