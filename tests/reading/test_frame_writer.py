@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lerobot_grain._reading.frame_cache import frame_writer
+from lerobot_grain._reading.frame_cache import episode_frames, frame_writer
 from lerobot_grain._reading.frame_cache.cache_directory import CacheDirectory
 from lerobot_grain._reading.frame_cache.episode_frames import EpisodeFrames, Layout
 from lerobot_grain._reading.frame_cache.frame_writer import DecodedFrames, FrameWriter, HeldFrames
@@ -162,3 +162,36 @@ def test_closing_ends_all_waits(disk: Disk, episode: EpisodeFrames) -> None:
     decoder.writer.end_waits()
     thread.join(60)
     assert not thread.is_alive()
+
+
+def test_frames_that_wait_are_found_and_read_when_they_are_written(
+    disk: Disk, episode: EpisodeFrames
+) -> None:
+    decoder = Decoder(episode)
+    decoder.offer(range(ROOM))
+    assert episode.will_have(np.arange(ROOM + 1)).tolist() == [True] * ROOM + [False]
+    out = np.zeros((ROOM + 1, FRAME_BYTES), np.uint8)
+    lost: list[int] = []
+    thread = threading.Thread(
+        target=lambda: lost.extend(episode.read(range(ROOM + 1), [each.data for each in out]))
+    )
+    thread.start()
+    disk.answers.set()
+    thread.join(60)
+    assert lost == [ROOM]
+    assert np.array_equal(out[:ROOM], decoder.pixels[:ROOM].reshape(ROOM, -1))
+
+
+def test_frames_that_are_not_written_are_not_waited_for_again(
+    disk: Disk, episode: EpisodeFrames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(episode_frames, "_WRITING_SECONDS", 0.01)
+    decoder = Decoder(episode)
+    decoder.offer(range(ROOM))
+    out = np.zeros((ROOM, FRAME_BYTES), np.uint8)
+    assert episode.read(range(ROOM), [each.data for each in out]) == [0, 1, 2]
+    assert not episode.will_have(np.arange(ROOM)).any()
+    # They are not taken for damaged, and found once they are there.
+    disk.answers.set()
+    assert decoder.kept() == [0, 1, 2]
+    assert episode.read(range(ROOM), [each.data for each in out]) == []

@@ -122,28 +122,26 @@ class FrameWriter:
           decoded: which they are.
           decode_seconds: that this thread took for them.
         """
-        missing = []
-        for each in _by_episode(decoded):
-            if self._directory.may_keep(each.episode.name):
-                is_missing = each.episode.checksums[each.frames] == 0
-                if is_missing.any():
-                    missing.append(each.only(is_missing))
-        count = sum(len(each.frames) for each in missing)
-        if count:
+        missing = [
+            each.only(~each.episode.will_have(each.frames))
+            for each in _by_episode(decoded)
+            if self._directory.may_keep(each.episode.name)
+        ]
+        if count := sum(len(each.frames) for each in missing):
             self._wait_for_room(count * memory.frame_bytes, decode_seconds)
-        wanted = []
-        for each in missing:
-            if claimed := self._claimed(len(each.frames), memory.frame_bytes):
-                wanted.append(each.only(slice(claimed)))
+        wanted = [
+            each.only(slice(claimed))
+            for each in missing
+            if (claimed := self._claimed(len(each.frames), memory.frame_bytes))
+        ]
         if wanted:
-            slots = np.concatenate([each.slots for each in wanted])
-            memory.is_held[slots] = True
+            _mark(memory, wanted, is_waiting=True)
             try:
                 is_small = memory.frame_bytes <= _SMALL_BYTES
                 pool = self._small_pool if is_small else self._pool
                 pool.submit(self._write, memory, wanted)
             except StorageError:  # closed
-                memory.is_held[slots] = False
+                _mark(memory, wanted, is_waiting=False)
 
     def end_waits(self) -> None:
         """Nobody waits for the disk from now on, and what waits to be written may do so for a
@@ -190,7 +188,7 @@ class FrameWriter:
             except OSError as error:
                 self._directory.note(error)
             finally:
-                memory.is_held[each.slots] = False
+                _mark(memory, [each], is_waiting=False)
                 with self._lock:
                     self._waiting_bytes -= len(each.slots) * memory.frame_bytes
                     self._written_at = time.monotonic()
@@ -206,6 +204,13 @@ class FrameWriter:
             pixels = list(map(memory.pixels, frames.slots.tolist()))
             frames.episode.write(frames.frames.tolist(), pixels)
             self._directory.settle(name, size)
+
+
+def _mark(memory: HeldFrames, decoded: Sequence[DecodedFrames], *, is_waiting: bool) -> None:
+    """Notes whether frames wait to be written, and their memory is to stay as it is."""
+    for each in decoded:
+        memory.is_held[each.slots] = is_waiting
+        each.episode.is_waiting[each.frames] = is_waiting
 
 
 def _by_episode(decoded: Sequence[DecodedFrames]) -> list[DecodedFrames]:
