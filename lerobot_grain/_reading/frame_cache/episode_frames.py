@@ -219,14 +219,13 @@ class EpisodeFrames:
         return lost
 
     def _wait_for(self, frames: list[int]) -> bool:
-        """Waits until frames are written, if they are to be; returns whether some were."""
-        if not self.is_waiting[frames].any():
-            return bool(self.checksums[frames].any())
+        """Waits until frames are written that are to be; returns whether some of them are there."""
         ends_at = time.monotonic() + _WRITING_SECONDS
         while self.is_waiting[frames].any():
             if time.monotonic() > ends_at:
                 self.is_waiting[frames] = False  # nobody waits for them again
             time.sleep(_LOOK_SECONDS)
+        self.load()  # what is written during another `load` does not stay in the memory of this
         return bool(self.checksums[frames].any())
 
     def write(self, frames: Sequence[int], pixels: Sequence[memoryview]) -> None:
