@@ -146,6 +146,8 @@ class ReadContext:
         pools: list[Executor] = [self.fetchers, self.decoders, self.copiers]
         if self.large_fetchers is not None:
             pools.append(self.large_fetchers)
+        if self.frame_cache is not None:
+            self.frame_cache.writer.end_waits()
         for pool in pools:
             pool.shutdown(wait=False, cancel_futures=True)
         # A thread that is still connecting ends on its own, and cannot do anything more.

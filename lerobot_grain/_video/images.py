@@ -78,7 +78,9 @@ def _opened(encoded: bytes, modes: Sequence[str], expected: str, where: str) -> 
 
 def image_decoder_version() -> str:
     """Returns the versions of everything that decides the pixels of an embedded image."""
-    libraries = {name: features.version(name) for name in ("jpg", "libjpeg_turbo", "libtiff")}
+    # A TIFF file may hold pictures in the format of each of the others, which libtiff decodes.
+    names = ("jpg", "libjpeg_turbo", "libtiff", "webp", "zlib", "zlib_ng")
+    libraries = {name: features.version(name) for name in names}
     return f"{installed('pillow', 'numpy')}, {libraries}"
 
 

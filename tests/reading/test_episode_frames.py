@@ -148,6 +148,27 @@ def test_a_write_that_stops_leaves_no_checksum(
     assert not opened(path).checksums.any()
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system has no such call")
+def test_large_frames_are_asked_for_in_pieces_that_the_system_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, start, size, __: asked.append((start, size)))
+    monkeypatch.setattr(episode_frames, "_is_in_memory", lambda *_: False)
+    monkeypatch.setattr(episode_frames, "_ASKED_BYTES", 40)
+    episode = opened(tmp_path / "a.frames")
+    write(episode, 0, 1, 2, 5)
+    assert not episode.expect([2, 1, 5])
+    first = LAYOUT.frames_start
+    assert asked == [
+        (first + 50, 40),
+        (first + 90, 40),
+        (first + 130, 20),
+        (first + 250, 40),
+        (first + 290, 10),
+    ]
+
+
 def test_when_a_file_was_used_is_noted(tmp_path: Path) -> None:
     path = tmp_path / "a.frames"
     write(opened(path), 0)

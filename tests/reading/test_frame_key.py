@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import features
 
 import lerobot_grain as lg
 from lerobot_grain._base import machine
@@ -85,16 +86,23 @@ def test_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("version", "packages", "libraries"),
     [
-        (decoder_version, ("torch", "torchcodec", "numpy"), "FFmpeg "),
-        (depth_decoder_version, ("av", "numpy"), "FFmpeg "),
-        (image_decoder_version, ("pillow", "numpy"), "libjpeg_turbo"),
+        (decoder_version, ("torch", "torchcodec", "numpy"), ["FFmpeg "]),
+        (depth_decoder_version, ("av", "numpy"), ["FFmpeg "]),
+        (
+            image_decoder_version,
+            ("pillow", "numpy"),
+            [
+                f"'{name}': {features.version(name)!r}"
+                for name in ("jpg", "libjpeg_turbo", "libtiff", "webp", "zlib")
+            ],
+        ),
     ],
 )
 def test_a_decoder_is_named_with_all_that_decides_its_pixels(
-    version: Callable[[], str], packages: tuple[str, ...], libraries: str
+    version: Callable[[], str], packages: tuple[str, ...], libraries: list[str]
 ) -> None:
     found = version()
     for package in packages:
         assert f"{package} {importlib.metadata.version(package)}" in found
-    assert libraries in found
+    assert all(library in found for library in libraries)
     assert "unknown" not in found

@@ -73,7 +73,8 @@ class CameraFrames:
         return found
 
     def find(self, episodes: Integers, frames: Integers) -> npt.NDArray[np.bool_]:
-        """Returns of frames of episodes, each int64 `(n,)`, whether they are there, bool `(n,)`.
+        """Returns of frames of episodes, each int64 `(n,)`, whether they are there or will be
+        soon, bool `(n,)`.
 
         One that is may turn out to be damaged, or be deleted, before it is read.
         """
@@ -82,10 +83,10 @@ class CameraFrames:
         for number, members in _by_episode(episodes):
             episode = self.episode(number)
             wanted = frames[members]
-            is_there = episode.checksums[wanted] != 0
+            is_there = episode.will_have(wanted)
             if now - episode.loaded_at > _LOOK_SECONDS and not is_there.all():
                 episode.load()
-                is_there = episode.checksums[wanted] != 0
+                is_there = episode.will_have(wanted)
             found[members] = is_there
         return found
 

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.per_process import PerProcess
 from lerobot_grain._base.regular_files import open_regular
 
@@ -34,6 +35,12 @@ _SUM_BYTES = 8
 _MASK = (1 << 64) - 1
 # Frames next to each other that are read in one call, at most; systems allow 1024.
 _MAX_TOGETHER = 64
+# So much is asked for in one call: of more, Linux reads no more than its window for reading ahead,
+# which has 128 KiB by default, or than the device takes at a time, and forgets the rest.
+_ASKED_BYTES = 128 << 10
+# Who reads frames that are to be written waits for them so long, and looks so often.
+_WRITING_SECONDS = 2.0
+_LOOK_SECONDS = 0.002
 # The time of the last use of a file is noted, but not more often than this.
 _NOTED_SECONDS = 86_400.0
 # A link in the place of a file is not followed.
@@ -72,6 +79,13 @@ class Layout(NamedTuple):
         return self.frames_start + self.num_frames * self.frame_bytes
 
 
+class _Lost(NamedTuple):
+    """The places, among frames that were to be read, of those that are not there."""
+
+    absent: list[int]
+    damaged: list[int]
+
+
 class EpisodeFrames:
     """The frames of an episode, as far as this process knows them.
 
@@ -85,6 +99,7 @@ class EpisodeFrames:
 
     Attributes:
       checksums: uint64 `(frames,)`, 0: absent.
+      is_waiting: bool `(frames,)`: whether a frame of this process waits to be written.
       loaded_at: when they were read last, of `time.monotonic()`.
       has_waited: set where `read` had to wait for the disk, or the system does not say.
     """
@@ -96,6 +111,7 @@ class EpisodeFrames:
         self._about = about
         self._seed = xxhash.xxh3_64_intdigest(self.name.encode())
         self.checksums: npt.NDArray[np.uint64] = np.zeros(layout.num_frames, np.uint64)
+        self.is_waiting: npt.NDArray[np.bool_] = np.zeros(layout.num_frames, np.bool_)
         self.loaded_at = -np.inf
         self.has_waited = False
 
@@ -118,12 +134,21 @@ class EpisodeFrames:
         checksums[[frame for name, frame in _damaged().copy() if name == self.name]] = 0
         self.checksums = checksums
 
+    def will_have(self, frames: Integers) -> npt.NDArray[np.bool_]:
+        """Returns of frames, int64 `(n,)`, whether they are there or wait to be written, bool
+        `(n,)`.
+        """
+        # In this order, which is that in which they are written.
+        is_waiting = self.is_waiting[frames]
+        found: npt.NDArray[np.bool_] = is_waiting | (self.checksums[frames] != 0)
+        return found
+
     def forget(self, frames: Sequence[int] | None = None) -> None:
         """Takes frames, or all of them, for absent from now on."""
         self.checksums[slice(None) if frames is None else list(frames)] = 0
 
     def read(self, frames: Sequence[int], into: Sequence[memoryview]) -> list[int]:
-        """Reads frames.
+        """Reads frames; waits for those that are to be written, but not for long.
 
         Args:
           frames: ascending.
@@ -133,27 +158,43 @@ class EpisodeFrames:
           The places in `frames` of those that are absent or damaged; their memory may hold
           anything.
         """
+        found = self._read_present(frames, into)
+        if found.absent and self._wait_for([frames[place] for place in found.absent]):
+            again = self._read_present(
+                [frames[place] for place in found.absent], [into[place] for place in found.absent]
+            )
+            absent = [found.absent[place] for place in again.absent + again.damaged]
+            return sorted(found.damaged + absent)
+        return sorted(found.damaged + found.absent)
+
+    def _read_present(self, frames: Sequence[int], into: Sequence[memoryview]) -> _Lost:
+        """Reads what is there."""
         try:
             descriptor = open_regular(self.path, os.O_RDONLY | _NO_LINKS)
         except OSError:
             self.forget()
-            return list(range(len(frames)))
-        lost: list[int] = []
+            return _Lost(list(range(len(frames))), [])
         try:
-            for start, stop in _runs(frames):
-                lost += self._read_run(descriptor, frames, into, range(start, stop))
+            parts = [
+                self._read_run(descriptor, frames, into, range(start, stop))
+                for start, stop in _runs(frames)
+            ]
         finally:
             os.close(descriptor)
-        if lost:
-            damaged = [frames[place] for place in lost]
+        lost = _Lost(
+            [place for part in parts for place in part.absent],
+            [place for part in parts for place in part.damaged],
+        )
+        if lost.damaged:
+            damaged = [frames[place] for place in lost.damaged]
             self.forget(damaged)
             _damaged().update((self.name, frame) for frame in damaged)
         return lost
 
     def _read_run(
         self, descriptor: int, frames: Sequence[int], into: Sequence[memoryview], run: range
-    ) -> list[int]:
-        """Reads frames that follow each other; returns the places of those that are not there."""
+    ) -> _Lost:
+        """Reads frames that follow each other."""
         frame_bytes = self.layout.frame_bytes
         start = self.layout.frames_start + frames[run.start] * frame_bytes
         buffers = into[run.start : run.stop]
@@ -165,12 +206,27 @@ class EpisodeFrames:
             except OSError:
                 count = 0
         sums = self.checksums
-        return [
-            place
-            for number, place in enumerate(run, 1)
-            if number * frame_bytes > count
-            or self._checksum(frames[place], into[place]) != sums.item(frames[place])
-        ]
+        lost = _Lost([], [])
+        for number, place in enumerate(run, 1):
+            expected = sums.item(frames[place])
+            if not expected:
+                lost.absent.append(place)
+            elif (
+                number * frame_bytes > count
+                or self._checksum(frames[place], into[place]) != expected
+            ):
+                lost.damaged.append(place)
+        return lost
+
+    def _wait_for(self, frames: list[int]) -> bool:
+        """Waits until frames are written that are to be; returns whether some of them are there."""
+        ends_at = time.monotonic() + _WRITING_SECONDS
+        while self.is_waiting[frames].any():
+            if time.monotonic() > ends_at:
+                self.is_waiting[frames] = False  # nobody waits for them again
+            time.sleep(_LOOK_SECONDS)
+        self.load()  # what is written during another `load` does not stay in the memory of this
+        return bool(self.checksums[frames].any())
 
     def write(self, frames: Sequence[int], pixels: Sequence[memoryview]) -> None:
         """Writes frames, and then their checksums.
@@ -216,7 +272,7 @@ class EpisodeFrames:
                     # Systems read a little ahead by themselves: the first may be there alone.
                     if not all(_is_in_memory(descriptor, first + at) for at in (0, size - 1)):
                         are_there = False
-                        os.posix_fadvise(descriptor, first, size, os.POSIX_FADV_WILLNEED)
+                        _ask_for(descriptor, first, size)
             finally:
                 os.close(descriptor)
         except OSError:
@@ -263,6 +319,13 @@ def _is_in_memory(descriptor: int, place: int) -> bool:
     system does not say.
     """
     return _read_now(descriptor, [memoryview(bytearray(1))], place) == 1
+
+
+def _ask_for(descriptor: int, start: int, size: int) -> None:
+    """Asks the system to read bytes of a file into its memory."""
+    for begin in range(start, start + size, _ASKED_BYTES):
+        length = min(_ASKED_BYTES, start + size - begin)
+        os.posix_fadvise(descriptor, begin, length, os.POSIX_FADV_WILLNEED)
 
 
 def _read_now(descriptor: int, buffers: Sequence[memoryview], start: int) -> int:

@@ -2,8 +2,11 @@
 handed out.
 
 Rules:
-* Nobody waits for the disk. While frames of more than a number of bytes wait to be written, further
-  ones are not kept: they are decoded again in the next epoch, and kept then.
+* Frames of a number of bytes may wait to be written. Whoever has decoded more waits for the disk,
+  at most as long as it has decoded: so an epoch that fills the cache takes at most twice as long,
+  and nearly all is there after it, if the disk takes more than half of what is decoded. What it
+  does not take in that time is decoded again in the next epoch, and kept then.
+* A disk that does not answer is waited for once.
 * Memory that is being read is held: `is_held` says so to the thread that would give it to others.
 """
 
@@ -31,6 +34,16 @@ _MAX_WRITERS = 4
 # wait for Python's lock. Larger ones wait for memory and the disk, and not for it.
 _SMALL_BYTES = 256 << 10
 _DECODERS_PER_WRITER = 4
+# So long decoding waits for each second that it takes.
+_WAITED_PART = 1.0
+# Seconds that may be saved up for a wait, by all threads together: disks take bursts, and pause
+# for their journals.
+_MAX_SAVED_SECONDS = 10.0
+# A disk to which nothing could be written for so long is not waited for.
+_STALLED_SECONDS = 5.0
+# Between two looks whether there is room. There is nothing that wakes who waits: it would need a
+# lock, which an exception of a signal handler might leave locked.
+_LOOK_SECONDS = 0.002
 # When a reader is closed, frames that wait to be written may be for so long.
 _CLOSING_SECONDS = 1.0
 
@@ -69,12 +82,13 @@ class DecodedFrames(NamedTuple):
     frames: Integers
     slots: Integers
 
+    def only(self, which: npt.NDArray[np.bool_] | slice) -> DecodedFrames:
+        """Returns this for a part of the frames."""
+        return self._replace(frames=self.frames[which], slots=self.slots[which])
+
     def without(self, slots: Collection[int]) -> DecodedFrames:
         """Returns this without the frames in some slots."""
-        if not slots:
-            return self
-        is_good = ~np.isin(self.slots, list(slots))
-        return self._replace(frames=self.frames[is_good], slots=self.slots[is_good])
+        return self.only(~np.isin(self.slots, list(slots))) if slots else self
 
 
 class FrameWriter:
@@ -94,58 +108,109 @@ class FrameWriter:
         self._small_pool = DaemonPool(num_writers, "lerobot_grain cache of small frames")
         self._lock = threading.Lock()
         self._waiting_bytes = 0
+        self._saved_seconds = 0.0
+        self._written_at = time.monotonic()
         self._ends_at = float("inf")
 
-    def offer(self, memory: HeldFrames, decoded: Sequence[DecodedFrames]) -> None:
-        """Keeps frames that are not there, if that is possible."""
-        wanted = []
-        for each in _by_episode(decoded):
-            if self._directory.may_keep(each.episode.name):
-                missing = each.episode.checksums[each.frames] == 0
-                claimed = self._claimed(int(missing.sum()), memory.frame_bytes)
-                if claimed:
-                    frames = each.frames[missing][:claimed]
-                    wanted.append(
-                        DecodedFrames(each.episode, frames, each.slots[missing][:claimed])
-                    )
+    def offer(
+        self, memory: HeldFrames, decoded: Sequence[DecodedFrames], *, decode_seconds: float
+    ) -> None:
+        """Keeps frames that are not there, if that is possible; may wait for the disk.
+
+        Args:
+          memory: where they are.
+          decoded: which they are.
+          decode_seconds: that this thread took for them.
+        """
+        missing = [
+            each.only(~each.episode.will_have(each.frames))
+            for each in _by_episode(decoded)
+            if self._directory.may_keep(each.episode.name)
+        ]
+        if count := sum(len(each.frames) for each in missing):
+            self._wait_for_room(count * memory.frame_bytes, decode_seconds)
+        wanted = [
+            each.only(slice(claimed))
+            for each in missing
+            if (claimed := self._claimed(len(each.frames), memory.frame_bytes))
+        ]
         if wanted:
-            slots = np.concatenate([each.slots for each in wanted])
-            memory.is_held[slots] = True
+            _mark(memory, wanted, is_waiting=True)
             try:
                 is_small = memory.frame_bytes <= _SMALL_BYTES
                 pool = self._small_pool if is_small else self._pool
-                pool.submit(self._write, memory, wanted, slots)
+                pool.submit(self._write, memory, wanted)
             except StorageError:  # closed
-                memory.is_held[slots] = False
+                _mark(memory, wanted, is_waiting=False)
+
+    def end_waits(self) -> None:
+        """Nobody waits for the disk from now on, and what waits to be written may do so for a
+        while: for a reader that is closed.
+        """
+        self._ends_at = time.monotonic() + _CLOSING_SECONDS
 
     def close(self) -> None:
         """Ends the threads, after what waits was written, if that is soon."""
-        self._ends_at = time.monotonic() + _CLOSING_SECONDS
+        self.end_waits()
         self._pool.shutdown(wait=True)
         self._small_pool.shutdown(wait=True)
+
+    def _wait_for_room(self, num_bytes: int, decode_seconds: float) -> None:
+        """Waits until so much more may wait to be written, or for as long as is allowed."""
+        room_for = max(0, self._max_bytes - num_bytes)
+        started = time.monotonic()
+        with self._lock:
+            saved = min(_MAX_SAVED_SECONDS, self._saved_seconds + _WAITED_PART * decode_seconds)
+            self._saved_seconds = saved
+        while (
+            self._waiting_bytes > room_for
+            and time.monotonic() < min(started + saved, self._written_at + _STALLED_SECONDS)
+            and self._ends_at == float("inf")
+        ):
+            time.sleep(_LOOK_SECONDS)
+        with self._lock:
+            self._saved_seconds -= time.monotonic() - started
 
     def _claimed(self, count: int, frame_bytes: int) -> int:
         """Returns how many of some frames may wait to be written, and counts them."""
         with self._lock:
             room = max(0, self._max_bytes - self._waiting_bytes) // frame_bytes
             claimed = min(count, room)
+            if not self._waiting_bytes:
+                self._written_at = time.monotonic()  # the disk was not asked for anything
             self._waiting_bytes += claimed * frame_bytes
         return claimed
 
-    def _write(self, memory: HeldFrames, wanted: Sequence[DecodedFrames], slots: Integers) -> None:
-        try:
-            for episode, frames, places in wanted:
-                name = episode.name
-                size = episode.layout.file_bytes
-                if time.monotonic() < self._ends_at and self._directory.keep(name, size):
-                    episode.write(frames.tolist(), list(map(memory.pixels, places.tolist())))
-                    self._directory.settle(name, size)
-        except OSError as error:
-            self._directory.note(error)
-        finally:
-            memory.is_held[slots] = False
-            with self._lock:
-                self._waiting_bytes -= len(slots) * memory.frame_bytes
+    def _write(self, memory: HeldFrames, wanted: Sequence[DecodedFrames]) -> None:
+        for each in wanted:
+            try:
+                self._write_episode(memory, each)
+            except OSError as error:
+                self._directory.note(error)
+            finally:
+                _mark(memory, [each], is_waiting=False)
+                with self._lock:
+                    self._waiting_bytes -= len(each.slots) * memory.frame_bytes
+                    self._written_at = time.monotonic()
+
+    def _write_episode(self, memory: HeldFrames, frames: DecodedFrames) -> None:
+        name = frames.episode.name
+        size = frames.episode.layout.file_bytes
+        if (
+            time.monotonic() < self._ends_at
+            and self._directory.may_keep(name)
+            and self._directory.keep(name, size)
+        ):
+            pixels = list(map(memory.pixels, frames.slots.tolist()))
+            frames.episode.write(frames.frames.tolist(), pixels)
+            self._directory.settle(name, size)
+
+
+def _mark(memory: HeldFrames, decoded: Sequence[DecodedFrames], *, is_waiting: bool) -> None:
+    """Notes whether frames wait to be written, and their memory is to stay as it is."""
+    for each in decoded:
+        memory.is_held[each.slots] = is_waiting
+        each.episode.is_waiting[each.frames] = is_waiting
 
 
 def _by_episode(decoded: Sequence[DecodedFrames]) -> list[DecodedFrames]:

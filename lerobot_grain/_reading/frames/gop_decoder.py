@@ -68,6 +68,10 @@ class _Decoded(NamedTuple):
     seconds: float
 
 
+# Keeps the frames of a task on disk.
+_Keep = Callable[[_Decoded], None]
+
+
 class _Task(NamedTuple):
     """A decode that was started, the coded bytes that it waits for, and how many coded pictures
     pass through the decoder.
@@ -228,10 +232,11 @@ class GopDecoder:
         decode = functools.partial(decode_jobs, jobs, self.store.frames, self._open_video)
         return self._task(
             number,
-            self._kept(
-                decode, [(each.item, job.slots) for each, job in zip(gops, jobs, strict=True)]
-            ),
+            decode,
             [each.coded for each in gops],
+            keep=self._keeping(
+                [(each.item, job.slots) for each, job in zip(gops, jobs, strict=True)]
+            ),
             num_pictures=sum(each.num_pictures for each in gops),
             first_use=gops[0].item.first_use,
         )
@@ -259,22 +264,22 @@ class GopDecoder:
         decode = functools.partial(opened.decoder.decode, gop, self.store.frames, slots)
         return self._task(
             number,
-            self._kept(decode, [(wanted, slots)]),
+            decode,
             [coded],
+            keep=self._keeping([(wanted, slots)]),
             num_pictures=num_pictures,
             first_use=wanted.first_use,
         ), is_new
 
-    def _kept(self, decode: _Decode, wanted: Sequence[tuple[DecodeCandidate, Integers]]) -> _Decode:
-        """Returns what decodes, and keeps the frames on disk where that is asked for.
+    def _keeping(self, wanted: Sequence[tuple[DecodeCandidate, Integers]]) -> _Keep | None:
+        """Returns what keeps decoded frames on disk, where that is asked for.
 
         Args:
-          decode: does that.
-          wanted: what it decodes, and the slots of its frames.
+          wanted: what a task decodes, and the slots of its frames.
         """
         writer = self._writer
         if writer is None:
-            return decode
+            return None
         decoded = []
         for item, slots in wanted:
             if (on_disk := item.camera.on_disk) is not None:
@@ -284,12 +289,14 @@ class GopDecoder:
         assert self.store.is_held is not None
         memory = HeldFrames.of(self.store.frames, self.store.is_held)
 
-        def decode_and_keep() -> dict[int, Exception]:
-            problems = decode()
-            writer.offer(memory, [each.without(problems) for each in decoded])
-            return problems
+        def keep(result: _Decoded) -> None:
+            writer.offer(
+                memory,
+                [each.without(result.problems) for each in decoded],
+                decode_seconds=result.seconds,
+            )
 
-        return decode_and_keep
+        return keep
 
     def _task(
         self,
@@ -297,13 +304,14 @@ class GopDecoder:
         decode: _Decode,
         coded: Sequence[PendingBytes],
         *,
+        keep: _Keep | None,
         num_pictures: int,
         first_use: int,
     ) -> DecodeTask:
         """Returns the task with a number."""
 
         def start() -> Future[Any]:
-            decoded = self._pool.submit(_timed, decode, coded)
+            decoded = self._pool.submit(_timed, decode, coded, keep)
             self._tasks[number] = _Task(decoded, coded, num_pictures)
             return decoded
 
@@ -367,10 +375,13 @@ def _mark(items: Sequence[DecodeCandidate], slots: Integers) -> None:
         camera.demand.is_requested[entries] = True
 
 
-def _timed(decode: _Decode, coded: Sequence[PendingBytes]) -> _Decoded:
-    """Decodes, once the coded bytes are there."""
+def _timed(decode: _Decode, coded: Sequence[PendingBytes], keep: _Keep | None) -> _Decoded:
+    """Decodes, once the coded bytes are there, and keeps the frames."""
     for each in coded:
         each.wait()
     start = time.perf_counter()
     problems = decode()
-    return _Decoded(problems, time.perf_counter() - start)
+    result = _Decoded(problems, time.perf_counter() - start)
+    if keep is not None:
+        keep(result)
+    return result

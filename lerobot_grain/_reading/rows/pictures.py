@@ -5,6 +5,7 @@ the frame cache.
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -80,9 +81,11 @@ class PictureReader:
             missing = np.union1d(np.flatnonzero(~is_there), lost)
             self._source.meter.count(frames_from_cache=len(encoded) - len(missing))
         numbers = self._source.repository.episodes.numbers_of(episodes[missing]).tolist()
+        started = time.perf_counter()
         pixels = self._decoded(feature, [encoded[place] for place in missing.tolist()], numbers)
         if on_disk is not None and pixels:
-            self._keep(on_disk, pixels, episodes[missing], frames[missing])
+            seconds = time.perf_counter() - started
+            self._keep(on_disk, pixels, episodes[missing], frames[missing], seconds=seconds)
         self._source.meter.count(frames_handed_out=len(encoded))
         if out is None:
             return np.stack(pixels)
@@ -131,6 +134,8 @@ class PictureReader:
         pixels: list[npt.NDArray[Any]],
         episodes: Integers,
         frames: Integers,
+        *,
+        seconds: float,
     ) -> None:
         assert self._context.frame_cache is not None
         # Nobody else writes there, so nothing has to be held.
@@ -151,6 +156,7 @@ class PictureReader:
                 )
                 for place in places.tolist()
             ],
+            decode_seconds=seconds,
         )
 
     def _shape(self, feature: Feature) -> tuple[int, ...]:

@@ -232,6 +232,40 @@ def test_only_what_is_missing_is_fetched(hub: LoopbackHub, directory: Path, tmp_
     storage.close()
 
 
+def test_depth_video_is_kept_too(hub: LoopbackHub, start: Start, tmp_path: Path) -> None:
+    """Depth among colour, with windows of both: its coded bytes are found like any others."""
+    pytest.importorskip("av")
+    depth = "observation.images.depth"
+    directory = write_dataset(
+        tmp_path / "data",
+        episode_lengths=LENGTHS,
+        fps=10,
+        cameras=(
+            Camera(key=TOP, height=64, width=96, codec="h264", gop=2),
+            Camera(key=depth, height=64, width=80, depth=True, gop=4, b_frames=3, open_gop=True),
+        ),
+        noise=1.0,
+        episodes_per_video_file={TOP: 3, depth: 2},
+    ).directory
+    hub.add_repository("cached/depth", directory, tags=["v3.0"])
+    windows = {TOP: [-0.2, 0.0], depth: [-1.0, 0.0, 0.3]}
+    expected = list(stream(directory, delta_timestamps=windows))
+    first = start("cached/depth", epochs=2, delta_timestamps=windows)
+    assert_equal(first.examples[:NUM_ROWS], expected)
+    assert any(depth in path for path in first.paths())
+    assert first.requests[1] == []
+    second = start("cached/depth", delta_timestamps=windows)
+    assert_equal(second.examples, expected)
+    assert second.requests == [[]]
+    assert second.statistics.bytes_fetched == 0
+    # The pieces of depth are needed, and are fetched again where they are damaged.
+    for path in pieces(tmp_path / "kept"):
+        path.write_bytes(bytes(path.stat().st_size))
+    third = start("cached/depth", delta_timestamps=windows)
+    assert_equal(third.examples, expected)
+    assert any(depth in path for path in third.paths())
+
+
 def named(path: Path) -> range:
     return range(*map(int, path.name.split("-")))
 
