@@ -74,6 +74,9 @@ class StoreSession:
         self.address = address
         self._client = HttpClient(address.options)
         self._credentials: Credentials | None = None
+        # With the entity tags of the first answers: all that tells versions apart at a server that
+        # ignores conditions.
+        self._sources: dict[str, RangeSource] = {}
         self._lock = threading.Lock()
         # As that of `HubSession`.
         self._finalizer = weakref.finalize(self, self._client.close)
@@ -162,7 +165,10 @@ class StoreSession:
 
     def _read_part(self, file: ListedObject, wanted: ByteRange) -> bytes:
         subject = f"{self.address.name}: {file.path} bytes {wanted}"
-        source = RangeSource(self.address.object_url(file), {}, file.size_bytes)
+        source = self._sources.get(file.path)
+        if source is None:
+            made = RangeSource(self.address.object_url(file), {}, file.size_bytes)
+            source = self._sources.setdefault(file.path, made)
         pieces: list[bytes] = []
 
         def attempt(deadline: Deadline, credentials: Credentials) -> bytes:
