@@ -111,10 +111,12 @@ FEW = {
 }
 ALL = {fault: list(itertools.product(PIPELINES, STATUSES)) for fault in FAULTS}
 CASES = [
-    *(pytest.param(fault, cases, id=fault) for fault, cases in FEW.items()),
+    *(pytest.param("hub", fault, cases, id=fault) for fault, cases in FEW.items()),
+    pytest.param("s3", "a stall", FEW["a stall"][:2], id="a stall, s3"),
     *(
-        pytest.param(fault, cases, id=f"{fault}, all", marks=pytest.mark.long)
+        pytest.param(store, fault, cases, id=f"{fault}, all, {store}", marks=pytest.mark.long)
         for fault, cases in ALL.items()
+        for store in ("hub", "s3")
     ),
 ]
 
@@ -128,22 +130,27 @@ def arguments(
         folder / "data", episode_lengths=[600, 12, 12, 12], episodes_per_data_file=1
     )
     hub.add_repository("exit/data", written.directory, tags=["v3.0"])
+    hub.add_bucket("s3://exit-data", written.directory)
     yield {"repository": "exit/data", "endpoint": hub.endpoint, "cache_dir": str(folder / "cache")}
     hub.clear_faults()
 
 
-@pytest.mark.parametrize(("fault", "cases"), CASES)
+@pytest.mark.parametrize(("store", "fault", "cases"), CASES)
 def test_a_program_ends_whatever_the_hub_does(
     hub: LoopbackHub,
     arguments: dict[str, Any],
     tmp_path: Path,
+    store: str,
     fault: str,
     cases: list[tuple[str, str]],
 ) -> None:
     hub.clear_faults()
     hub.add_fault(
-        Fault(origin="cdn", path_regex="^data/.*file-00[1-3]", times=None, **FAULTS[fault])
+        Fault(path_regex="^data/.*file-00[1-3]", method="GET", times=None, **FAULTS[fault])
     )
+    if store == "s3":
+        of_store = {"repository": "s3://exit-data", "endpoint": hub.s3_endpoint, "token": False}
+        arguments = arguments | of_store
     command = [
         sys.executable,
         "-c",
