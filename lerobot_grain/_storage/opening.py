@@ -69,7 +69,7 @@ class _HubName(NamedTuple):
 
 
 def open_storage(
-    repository: str | os.PathLike[str],
+    repository: str | os.PathLike[str] | Storage,
     *,
     revision: str | None,
     endpoint: str | None,
@@ -89,7 +89,7 @@ def open_storage(
         or `~`, or names an existing directory), or a dataset on the Hub: `org/name` or
         `hf://datasets/org/name@revision`, with `/folder` where it lies in one, or in a bucket:
         `hf://buckets/org/name/folder`; or in an object store: `s3://bucket/folder`,
-        `gs://bucket/folder`.
+        `gs://bucket/folder`; or a storage, which is returned as it is.
       revision: a branch, a tag or a commit of a dataset on the Hub; None for the newest tag or
         branch `v3.x`, `v2.1` or `v2.0`, or `main` when there is none.
       endpoint: address of the Hub; None for HF_ENDPOINT or https://huggingface.co. Of an object
@@ -104,6 +104,13 @@ def open_storage(
       InvalidRequestError: no such repository, revision, endpoint or token can exist.
       StorageError: it does not exist, is not accessible, or the Hub cannot be reached.
     """
+    if isinstance(repository, Storage):
+        if not (revision is endpoint is token is cache_dir is None):
+            raise InvalidRequestError(
+                f"{repository.description}: revision, endpoint, token and cache_dir say how a name "
+                "is opened, and a storage was given; leave them out"
+            )
+        return repository
     name = os.fspath(repository)
     if not isinstance(repository, str) or _looks_like_directory(name):
         return _open_directory(name, revision, options)

@@ -1612,7 +1612,7 @@ class TestDirectoryTrouble:
             ):
                 read(storage, 0, 1, path=path)
             with pytest.raises(StorageError):
-                storage._read_range("data/pipe", ByteRange(0, 1))
+                storage.read_range("data/pipe", ByteRange(0, 1))
 
     def test_broken_link(self, tmp_path):
         (tmp_path / "meta").mkdir()

@@ -147,10 +147,7 @@ class BucketStorage(OnHub):
     def size_bytes(self, path: str) -> int:
         return listed_size(self.description, self.files, path)
 
-    def _disk_cache(self, path: str) -> None:  # noqa: ARG002 (never)
-        return None
-
-    def _read_range(self, path: str, wanted: ByteRange) -> bytes:
+    def read_range(self, path: str, wanted: ByteRange) -> bytes:
         pinned = self.files[path]
         session = self._session()
         try:

@@ -85,7 +85,7 @@ class ObjectStorage(SessionStorage[StoreSession]):
     def _make_session(self) -> StoreSession:
         return StoreSession(self.address)
 
-    def _read_range(self, path: str, wanted: ByteRange) -> bytes:
+    def read_range(self, path: str, wanted: ByteRange) -> bytes:
         return self._session().read_range(self.files[path], wanted)
 
 
