@@ -6,7 +6,6 @@ The only importer of botocore, which the extra `s3` installs.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import threading
@@ -48,12 +47,14 @@ class AwsCredentials:
             raise _failure(error) from None
 
     def headers(self, url: str) -> dict[str, str]:
-        auth = importlib.import_module("botocore.auth")
-        request = importlib.import_module("botocore.awsrequest").AWSRequest("GET", url)
+        from botocore.auth import S3SigV4Auth
+        from botocore.awsrequest import AWSRequest
+
+        request = AWSRequest("GET", url)
         # What is signed besides is the host and the time. A range need not be: it is checked in
         # the answer.
         with self._lock:
-            auth.S3SigV4Auth(self._frozen, "s3", self._region).add_auth(request)
+            S3SigV4Auth(self._frozen, "s3", self._region).add_auth(request)
         return {name: _text(value) for name, value in request.headers.items()}
 
     def secret(self) -> object:
@@ -69,11 +70,14 @@ def aws_settings() -> tuple[str, str]:
     """
     if not _is_installed():
         return "", ""
+    from botocore.exceptions import BotoCoreError
+    from botocore.session import get_session
+
     try:
-        session = importlib.import_module("botocore.session").get_session()
+        session = get_session()
         region = session.get_config_variable("region")
         return region or "", session.get_scoped_config().get("endpoint_url", "")
-    except importlib.import_module("botocore.exceptions").BotoCoreError as error:
+    except BotoCoreError as error:
         raise InvalidRequestError(f"the settings for S3: {cut(str(error))}") from None
 
 
@@ -88,8 +92,10 @@ def aws_credentials(region: str, *, required: bool) -> Credentials:
         if required:
             raise InvalidRequestError(f"credentials for S3: {_MISSING}")
         return Anonymous(_MISSING)
+    from botocore.session import get_session
+
     try:
-        found = importlib.import_module("botocore.session").get_session().get_credentials()
+        found = get_session().get_credentials()
     except Exception as error:  # of whatever service was asked
         raise _failure(error) from None
     if found is None:

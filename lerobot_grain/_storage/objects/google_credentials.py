@@ -6,7 +6,6 @@ The only importer of google-auth, which the extra `gcs` installs.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import threading
@@ -38,9 +37,10 @@ class GoogleCredentials:
         with self._lock:
             if self._found.valid:
                 return
+            from google.auth.transport.requests import Request
+
             try:
-                transport = importlib.import_module("google.auth.transport.requests")
-                self._found.refresh(transport.Request())
+                self._found.refresh(Request())
             except Exception as error:  # of whatever service was asked
                 raise _failure(error) from None
 
@@ -64,11 +64,12 @@ def google_credentials(*, required: bool) -> Credentials:
         if required:
             raise InvalidRequestError(f"credentials for Google Cloud Storage: {_MISSING}")
         return Anonymous(_MISSING)
-    auth = importlib.import_module("google.auth")
+    import google.auth
+
     try:
-        found, _ = auth.default(scopes=_SCOPES)
+        found, _ = google.auth.default(scopes=_SCOPES)
     except Exception as error:  # of whatever service was asked
-        is_missing = isinstance(error, auth.exceptions.DefaultCredentialsError)
+        is_missing = isinstance(error, google.auth.exceptions.DefaultCredentialsError)
         if is_missing and not os.environ.get(_FILE):
             if required:
                 raise InvalidRequestError(
