@@ -25,6 +25,8 @@ all of them alike:
     hub50   the same, with 50 ms from each request to the first byte of its answer
     s3_50, gcs_50   the same from an S3 and a Google Cloud Storage on this machine; only where they
             are asked for
+    far50   the same from a directory, each operation on a file of which takes 50 ms longer; only
+            where it is asked for
 
 Rates are examples a second over the whole epoch, the time to the first batch among it. "Steady"
 leaves out the first and last tenth of the batches. Memory growth is the peak resident memory less
@@ -115,7 +117,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--kinds",
         nargs="+",
         choices=KINDS,
-        default=[kind for kind in KINDS if kind not in _STORES],
+        default=[kind for kind in KINDS if kind not in (*_STORES, "far50")],
         metavar="KIND",
         help="of measurement (default: all)",
     )
@@ -228,10 +230,11 @@ def measure(
             hub.set_latency(_LATENCIES[kind])
             hub.clear_requests()
         job = {
-            "kind": "ours" if on_hub or kind == "plain" else kind,
+            "kind": "ours" if on_hub or kind in ("plain", "far50") else kind,
             "repository": _STORES.get(kind, "bench/mark") if on_hub else str(directory),
             "endpoint": _endpoint(kind, hub) if on_hub and hub else None,
             "cache_dir": scratch if on_hub else None,
+            "far_seconds": 0.05 if kind == "far50" else 0.0,
             "windows": {} if kind == "plain" else case.windows,
             "clip_length": case.clip_length,
             "batch_size": options.batch_size,

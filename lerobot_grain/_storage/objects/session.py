@@ -53,12 +53,18 @@ _MAX_ERROR_BYTES = 64 << 10
 
 
 class _RefusedError(Exception):
-    """The store refuses a request; asking again in the same way is of no use."""
+    """The store refuses a request; asking again in the same way is of no use.
 
-    def __init__(self, answer: Response, body: bytes) -> None:
+    Attributes:
+      answer, body: of the store.
+      is_of_file: whether the bytes of a listed file were asked for.
+    """
+
+    def __init__(self, answer: Response, body: bytes, *, is_of_file: bool) -> None:
         super().__init__()
         self.answer = answer
         self.body = body
+        self.is_of_file = is_of_file
 
 
 class StoreSession:
@@ -142,7 +148,7 @@ class StoreSession:
             )
             answer = self._client.exchange(call, body)
             if answer.status != 200:
-                raise _RefusedError(answer, b"".join(body))
+                raise _RefusedError(answer, b"".join(body), is_of_file=False)
             try:
                 return self.address.parse_page(b"".join(body))
             except (ValueError, KeyError):
@@ -224,7 +230,7 @@ class StoreSession:
             if is_range:
                 pieces.extend(received)
         if not is_range:
-            raise _RefusedError(answer, b"".join(received))
+            raise _RefusedError(answer, b"".join(received), is_of_file=True)
         if (length := sum(map(len, pieces))) < wanted.length:
             raise RetryableError(f"the answer ended after {length} of {wanted.length} bytes")
         return b"".join(pieces)
@@ -263,7 +269,7 @@ class StoreSession:
         status = refusal.answer.status
         code = self.address.code_in(refusal.body)
         told = f"HTTP {status}{f', {code}' if code else ''}"
-        if status == 412 or (status == 404 and code != "NoSuchBucket" and "bytes" in subject):
+        if status == 412 or (status == 404 and code != "NoSuchBucket" and refusal.is_of_file):
             what = "was overwritten" if status == 412 else "is gone"
             return StorageError(f"{subject}: the file {what} ({told}); {CHANGED}")
         if status == 404:

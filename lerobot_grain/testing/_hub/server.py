@@ -63,9 +63,7 @@ PARENT_CHECK_SECONDS = 0.5
 
 
 class Server:
-    """The state that the connections share: the origins, the faults, the log, and the limits of the
-    network that is imitated.
-    """
+    """What the connections share: the origins, the faults, the log, and the limits of the network."""
 
     def __init__(self, hub: HubOrigin, cdn: CdnOrigin, page_entries: int) -> None:
         self.hub = hub
@@ -368,9 +366,9 @@ class Control(asyncio.Protocol):
 
     def _bucket(self, bucket_id: str) -> Bucket:
         buckets, name = self._buckets(bucket_id)
-        if name not in buckets:
-            raise ValueError(f"there is no bucket {bucket_id}; add_bucket makes one")
-        return buckets[name]
+        if name in buckets:
+            return buckets[name]
+        raise ValueError(f"there is no bucket {bucket_id}; add_bucket makes one")
 
     def _buckets(self, bucket_id: str) -> tuple[dict[str, Bucket], str]:
         """Returns the buckets of the origin that has a bucket, and its name there."""
