@@ -8,10 +8,12 @@ alone.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +22,18 @@ from typing import Any
 import _naive
 from torchcodec.decoders import VideoDecoder
 
-from lerobot_grain import LeRobotIterDataset, ReadOptions, Shuffle, open_repository, read_statistics
+from lerobot_grain import (
+    ByteRange,
+    LeRobotIterDataset,
+    ReadOptions,
+    Repository,
+    Shuffle,
+    Storage,
+    StorageOptions,
+    StorageStatistics,
+    open_repository,
+    read_statistics,
+)
 
 # The steady state: without the beginning, when everything is still to be fetched, and without the
 # end, when nothing is left to fetch.
@@ -39,6 +52,7 @@ class Job:
       kind: `ours`, `naive` or `limit`.
       repository: directory, or name on the Hub at `endpoint`.
       endpoint, cache_dir: of the Hub, else `None`.
+      far_seconds: every operation on a file of a directory takes so much longer.
       windows: feature key -> offsets in frames.
       clip_length: of the shuffle; `None`: the default.
       batch_size: examples.
@@ -50,6 +64,7 @@ class Job:
     repository: str
     endpoint: str | None
     cache_dir: str | None
+    far_seconds: float
     windows: dict[str, tuple[int, ...]]
     clip_length: int | None
     batch_size: int
@@ -58,13 +73,53 @@ class Job:
     naive_seconds: float
 
 
+@dataclasses.dataclass(frozen=True)
+class FarStorage(Storage):
+    """A directory that is far away, as a mounted bucket is: each size and each read takes longer.
+
+    Attributes:
+      near: the directory.
+      seconds: longer.
+    """
+
+    description: str
+    commit: str | None
+    options: StorageOptions
+    near: Storage
+    seconds: float
+
+    def list_metadata(self) -> Mapping[str, int]:
+        return self.near.list_metadata()
+
+    def size_bytes(self, path: str) -> int:
+        time.sleep(self.seconds)
+        return self.near.size_bytes(path)
+
+    def read_range(self, path: str, wanted: ByteRange) -> bytes:
+        time.sleep(self.seconds)
+        return self.near.read_range(path, wanted)
+
+    @property
+    def statistics(self) -> StorageStatistics:
+        return self.near.statistics
+
+
+def _open(job: Job) -> Repository:
+    if not job.far_seconds:
+        return open_repository(job.repository, endpoint=job.endpoint, cache_dir=job.cache_dir)
+    near = open_repository(job.repository).storage
+    return open_repository(
+        FarStorage(near.description, near.commit, near.options, near, job.far_seconds)
+    )
+
+
 def measure_ours(job: Job) -> dict[str, Any]:
     """Reads one epoch in batches, with the default order."""
     # Before the default was `None`, this argument had none.
     budget = {} if job.budget_bytes is None else {"memory_budget_bytes": job.budget_bytes}
     read_options = ReadOptions(**budget, num_decode_threads=job.threads)
     start = time.perf_counter()
-    repository = open_repository(job.repository, endpoint=job.endpoint, cache_dir=job.cache_dir)
+    repository = _open(job)
     dataset = LeRobotIterDataset(
         repository,
         delta_timestamps={

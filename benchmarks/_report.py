@@ -13,8 +13,9 @@ from typing import Any
 from _cases import Case
 
 RATE, STEADY = "examples_per_second", "steady_examples_per_second"
+FIRST = "first_batch_seconds"
 # Kinds of measurement that run this package; with this ending, the package of another checkout.
-OURS = ("ours", "plain", "hub0", "hub50")
+OURS = ("ours", "plain", "hub0", "hub50", "s3_50", "gcs_50", "far50")
 OTHER = " (other version)"
 # Name of a ratio -> what is divided by what: kind and field.
 _RATIOS = {
@@ -23,9 +24,18 @@ _RATIOS = {
     "ours/plain": (("ours", RATE), ("plain", RATE)),
     "hub0/local": (("hub0", STEADY), ("ours", STEADY)),
     "hub50/local": (("hub50", STEADY), ("ours", STEADY)),
+    **{f"{kind}/hub50": ((kind, RATE), ("hub50", RATE)) for kind in OURS[4:]},
+    **{f"{kind}/hub50, first batch": ((kind, FIRST), ("hub50", FIRST)) for kind in OURS[4:]},
     **{kind + OTHER: ((kind, RATE), (kind + OTHER, RATE)) for kind in OURS},
 }
-_MEDIANS = (RATE, STEADY, "open_seconds", "first_batch_seconds", "memory_growth_bytes")
+_LATENCIES = {
+    "hub0": "0 ms",
+    "hub50": "50 ms",
+    "s3_50": "50 ms, S3",
+    "gcs_50": "50 ms, GCS",
+    "far50": "50 ms, directory",
+}
+_MEDIANS = (RATE, STEADY, "open_seconds", FIRST, "memory_growth_bytes")
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -105,7 +115,7 @@ def tables(cases: Sequence[Case], summaries: Sequence[Mapping[str, Any]]) -> str
     hub = [
         _hub_row(summary, kind, latency)
         for _, summary in pairs
-        for kind, latency in (("hub0", "0 ms"), ("hub50", "50 ms"))
+        for kind, latency in _LATENCIES.items()
         if kind in summary["medians"]
     ]
     versions = [

@@ -23,6 +23,10 @@ all of them alike:
             (`_naive.py`); stopped after --naive-seconds
     hub0    `ours` from a Hub on this machine
     hub50   the same, with 50 ms from each request to the first byte of its answer
+    s3_50, gcs_50   the same from an S3 and a Google Cloud Storage on this machine; only where they
+            are asked for
+    far50   the same from a directory, each operation on a file of which takes 50 ms longer; only
+            where it is asked for
 
 Rates are examples a second over the whole epoch, the time to the first batch among it. "Steady"
 leaves out the first and last tenth of the batches. Memory growth is the peak resident memory less
@@ -55,7 +59,9 @@ from lerobot_grain import open_repository
 from lerobot_grain.testing import LoopbackHub
 
 KINDS = (*OURS[:2], "limit", "naive", *OURS[2:])
-_LATENCIES = {"hub0": 0.0, "hub50": 0.05}
+_LATENCIES = {"hub0": 0.0, "hub50": 0.05, "s3_50": 0.05, "gcs_50": 0.05}
+_STORES = {"s3_50": "s3://bench", "gcs_50": "gs://bench"}
+_CONTENTS = ("cdn", "object")
 _MEASURE = Path(__file__).with_name("_measure.py")
 # A measurement takes seconds; after this long something hangs.
 _TIMEOUT_SECONDS = 900
@@ -111,7 +117,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--kinds",
         nargs="+",
         choices=KINDS,
-        default=KINDS,
+        default=[kind for kind in KINDS if kind not in (*_STORES, "far50")],
         metavar="KIND",
         help="of measurement (default: all)",
     )
@@ -173,6 +179,8 @@ def _measure_case(case: Case, options: argparse.Namespace) -> dict[str, list[dic
         if any(kind in _LATENCIES for kind in options.kinds):
             hub = stack.enter_context(LoopbackHub())
             hub.add_repository("bench/mark", directory, tags=["v3.0"])
+            for bucket in _STORES.values():
+                hub.add_bucket(bucket, directory)
         _warm_page_cache(directory)
         results: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
         for repetition in range(options.repeats):
@@ -222,10 +230,11 @@ def measure(
             hub.set_latency(_LATENCIES[kind])
             hub.clear_requests()
         job = {
-            "kind": "ours" if on_hub or kind == "plain" else kind,
-            "repository": "bench/mark" if on_hub else str(directory),
-            "endpoint": hub.endpoint if on_hub and hub else None,
+            "kind": "ours" if on_hub or kind in ("plain", "far50") else kind,
+            "repository": _STORES.get(kind, "bench/mark") if on_hub else str(directory),
+            "endpoint": _endpoint(kind, hub) if on_hub and hub else None,
             "cache_dir": scratch if on_hub else None,
+            "far_seconds": 0.05 if kind == "far50" else 0.0,
             "windows": {} if kind == "plain" else case.windows,
             "clip_length": case.clip_length,
             "batch_size": options.batch_size,
@@ -238,12 +247,16 @@ def measure(
             records = hub.requests()
             result["hub"] = {
                 "requests": len(records),
-                "requests_for_contents": sum(record.origin == "cdn" for record in records),
+                "requests_for_contents": sum(record.kind in _CONTENTS for record in records),
                 "bytes_of_contents": sum(
-                    record.body_bytes_sent for record in records if record.origin == "cdn"
+                    record.body_bytes_sent for record in records if record.kind in _CONTENTS
                 ),
             }
     return result
+
+
+def _endpoint(kind: str, hub: LoopbackHub) -> str:
+    return {"s3_50": hub.s3_endpoint, "gcs_50": hub.gcs_endpoint}.get(kind, hub.endpoint)
 
 
 def _run(job: Mapping[str, Any], scratch: str, package: Path, *, pinned: bool) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 IterDataset: shuffled, windowed, resumable.
 """
 
+from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import (
     DatasetFormatError,
     InvalidRequestError,
@@ -38,7 +39,8 @@ from lerobot_grain._repository.opening import open_repository
 from lerobot_grain._repository.repository import Repository
 from lerobot_grain._repository.row_values import ValidRows, Weights
 from lerobot_grain._repository.selection import Episode, train_eval_split
-from lerobot_grain._storage.options import StorageOptions
+from lerobot_grain._storage.base import Storage
+from lerobot_grain._storage.options import StorageOptions, StorageStatistics
 from lerobot_grain._training.augmentation import augment_images, example_keys
 from lerobot_grain._training.normalization import Normalizer, normalizer
 from lerobot_grain._training.openpi import OpenPiDataLoader, OpenPiFormat
@@ -54,6 +56,7 @@ from lerobot_grain._training.statistics import compute_stats, stats_of
 __version__ = "0.2.0"
 
 __all__ = [
+    "ByteRange",
     "CheckReport",
     "DatasetFormatError",
     "DeltaActions",
@@ -87,8 +90,10 @@ __all__ = [
     "RowLocation",
     "Shuffle",
     "StateMismatchError",
+    "Storage",
     "StorageError",
     "StorageOptions",
+    "StorageStatistics",
     "UniformDraw",
     "ValidRows",
     "Weights",

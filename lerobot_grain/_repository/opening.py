@@ -45,7 +45,7 @@ _MAX_INFO_BYTES = 4 << 20
 
 
 def open_repository(
-    repository: str | os.PathLike[str],
+    repository: str | os.PathLike[str] | Storage,
     *,
     revision: str | None = None,
     endpoint: str | None = None,
@@ -53,15 +53,20 @@ def open_repository(
     cache_dir: str | os.PathLike[str] | None = None,
     storage_options: StorageOptions | None = None,
 ) -> Repository:
-    """Opens a dataset on the Hub, in a bucket or in a directory. No row and no video is read.
+    """Opens a dataset on the Hub, in an object store or in a directory. No row and no video is
+    read.
 
     Args:
       repository: `org/name` on the Hub, `org/name/folder` where the dataset lies in a folder of it,
-        or a bucket (`hf://buckets/org/name/folder`) or directory with the same layout.
+        or a bucket (`hf://buckets/org/name/folder`, `s3://bucket/folder`, `gs://bucket/folder`) or
+        directory with the same layout; or a `Storage` of your own, whose own options count.
       revision: branch, tag or commit; by default the newest tag or branch `v3.x`, `v2.1` or `v2.0`,
         and `main` where there is none. Not for buckets and directories.
-      endpoint: of the Hub; by default huggingface.co, or what `HF_ENDPOINT` says.
-      token: a Hub token; by default the one that `huggingface_hub` finds; `False` sends none.
+      endpoint: of the Hub; by default huggingface.co, or what `HF_ENDPOINT` says. For `s3://` and
+        `gs://` that of the store, by default what its usual settings say.
+      token: a Hub token; by default the one that `huggingface_hub` finds; `False` sends none. For
+        `s3://` and `gs://` `None` takes the usual credentials, if there are any, `False` none, and
+        `True` raises where there are none; for `gs://` also an access token.
       cache_dir: of the Hub client, for the files of `meta/`; by default its usual one. Pieces of
         other files are kept in the folder `lerobot_grain` in it, by default in that of `HF_HOME`,
         or where `LEROBOT_GRAIN_CACHE` says.
@@ -90,7 +95,7 @@ def open_repository(
 
 
 def open_leniently(
-    repository: str | os.PathLike[str],
+    repository: str | os.PathLike[str] | Storage,
     *,
     revision: str | None = None,
     endpoint: str | None = None,

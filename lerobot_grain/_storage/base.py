@@ -4,7 +4,8 @@ The idea: a `Storage` is a value. It names an unchanging tree of files (a commit
 bucket's files with their hashes, or a directory nobody writes to) and travels to other processes by
 pickle; clients, locks and links are made when a process first reads, and belong to that process.
 
-There are three: `DirectoryStorage`, `HubStorage` for a commit, and `BucketStorage`.
+There are four: `DirectoryStorage`, `HubStorage` for a commit, `BucketStorage` for a bucket of the
+Hub, and `ObjectStorage` for one of an object store. Users write others: `Storage` is public.
 
 Rules:
 * Files are listed once, when the storage is opened: `meta/`, and of a bucket `data/` and `videos/`
@@ -82,15 +83,19 @@ def check_path(description: str, path: str) -> None:
 
 
 class Storage(abc.ABC):
-    """A pinned tree of files that can only be read.
+    """A pinned tree of files that can only be read: the base of all storages, also of your own.
 
-    An immutable value that pickles; what is needed to read is made anew in each process.
+    A storage is an immutable value that pickles; what is needed to read is made anew in each
+    process. Your own one implements `list_metadata`, `size_bytes` and `read_range`, has the
+    attributes below, and is passed to `open_repository`. Any number of threads may call it.
+    docs/object-stores.md has an example, `lerobot_grain.testing.check_storage` tests one.
 
     Attributes:
       description: begins every error message: `org/name@1a2b3c4d5e6f`,
         `org/name/folder@1a2b3c4d5e6f`, `hf://buckets/org/name/folder`, or a directory.
-      commit: 40 hexadecimal digits; of a bucket a hash of the list of its files; None for a
-        directory, which has none.
+      commit: 40 hexadecimal digits that change with the contents of any file: a commit, or a hash
+        of a list of files; None where there are none, and a hash of `meta/` is taken. States name
+        it.
       options: how it is read.
     """
 
@@ -117,6 +122,15 @@ class Storage(abc.ABC):
         far as is known. May ask the Hub once.
         """
         return ""
+
+    def check_path(self, path: str) -> None:
+        """Checks that a path names a file inside of the dataset and nothing else.
+
+        Raises:
+          DatasetFormatError: it is absolute, has an empty, `.` or `..` part, or other characters
+            than a path has.
+        """
+        check_path(self.description, path)
 
     @abc.abstractmethod
     def list_metadata(self) -> Mapping[str, int]:
@@ -146,7 +160,7 @@ class Storage(abc.ABC):
         """
         size = self.size_bytes(path)
         self._check_size(path, size, max_bytes)
-        return self._read_range(path, ByteRange(0, size)) if size else b""
+        return self.read_range(path, ByteRange(0, size)) if size else b""
 
     @abc.abstractmethod
     def size_bytes(self, path: str) -> int:
@@ -158,8 +172,7 @@ class Storage(abc.ABC):
           StorageError: it cannot be asked for.
         """
 
-    @abc.abstractmethod
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (there may be nothing to close)
         """Closes the connections of this process.
 
         A later call makes new ones; a call that is under way in another thread fails at once.
@@ -168,23 +181,30 @@ class Storage(abc.ABC):
         """
 
     @property
-    @abc.abstractmethod
     def statistics(self) -> StorageStatistics:
         """The reads of this process so far, without the downloads of `read_metadata` into the cache
-        of huggingface_hub.
+        of huggingface_hub. Zeros where nobody counts them.
         """
+        return StorageStatistics()
 
     @abc.abstractmethod
-    def _read_range(self, path: str, wanted: ByteRange) -> bytes:
-        """Returns the bytes of a range that is not empty, inside of the file and need not be
-        merged.
+    def read_range(self, path: str, wanted: ByteRange) -> bytes:
+        """Returns exactly the bytes of a range that is not empty and inside of the file.
+
+        What is read of a file goes through `read_ranges`, which checks the path, merges ranges and
+        knows what lies on disk. It is called by many threads at the same time, one for each
+        request that is under way.
+
+        Raises:
+          StorageError: they cannot be read. Another exception ends the stream, too, but nothing
+            says which file it was.
         """
 
-    @abc.abstractmethod
-    def _disk_cache(self, path: str) -> DatasetCache | None:
+    def _disk_cache(self, path: str) -> DatasetCache | None:  # noqa: ARG002 (of none)
         """Returns where `read_ranges` keeps bytes of a file; None where nothing is kept, the file
         is on disk anyway, or it may change.
         """
+        return None
 
     def keep_opening(self) -> None:
         """Keeps on disk what opening the dataset has asked for. To be called when its metadata is
@@ -274,7 +294,7 @@ class Storage(abc.ABC):
                 return text if _EMPTY in text else f"{text}; {_EMPTY}"
             if (
                 size <= MAX_POINTER_BYTES
-                and (pointer := lfs_pointer(self._read_range(path, ByteRange(0, size)))) is not None
+                and (pointer := lfs_pointer(self.read_range(path, ByteRange(0, size)))) is not None
             ):
                 return f"{self.description}, {path}: {self._about_pointer(path, pointer)}"
         return None
@@ -289,7 +309,7 @@ class Storage(abc.ABC):
             ranges, gap_bytes=self.options.merge_gap_bytes, max_bytes=self.options.merge_max_bytes
         )
         self._check_end(path, merged)
-        payloads = [self._read_range(path, r) for r in merged]
+        payloads = [self.read_range(path, r) for r in merged]
         return [slice_from(merged, payloads, r) for r in ranges]
 
     def _read_through(
@@ -307,7 +327,7 @@ class Storage(abc.ABC):
             max_bytes=options.merge_max_bytes,
         )
         for each in missing:
-            fetched = Part(each.start, self._read_range(path, each))
+            fetched = Part(each.start, self.read_range(path, each))
             for fresh in uncovered([each], on_disk) if keep_pieces else ():
                 cache.keep(path, fresh.start, joined([fetched], fresh))
             parts.append(fetched)

@@ -98,12 +98,6 @@ class DirectoryStorage(Storage):
             raise StorageError(f"{self.description}: {path} cannot be read: {what}")
         return status.st_size
 
-    def close(self) -> None:
-        return None
-
-    def _disk_cache(self, path: str) -> None:  # noqa: ARG002 (never)
-        return None
-
     @property
     def statistics(self) -> StorageStatistics:
         return self._counters().snapshot()
@@ -114,11 +108,7 @@ class DirectoryStorage(Storage):
         with PROCESS_STATE_LOCK:
             return self._process_state.setdefault(os.getpid(), Counters())
 
-    def _read_range(self, path: str, wanted: ByteRange) -> bytes:
-        return self.read_range(path, wanted)
-
     def read_range(self, path: str, wanted: ByteRange) -> bytes:
-        """Returns the bytes of a range that is not empty and inside of the file."""
         started = time.perf_counter()
         data = b""
         try:

@@ -1,5 +1,5 @@
 """Opens the storage that a user names: a directory, a dataset repository on the Hub or a folder of
-one, or a bucket.
+one, a bucket, or a prefix of an object store.
 
 Rules:
 * A directory that exists comes first: `org/name` may be one.
@@ -25,6 +25,7 @@ from lerobot_grain._storage.hub.address import (
     HubAddress,
     ListedFile,
     RepositoryAddress,
+    disk_cache_directory,
     is_offline,
     name_repository,
 )
@@ -32,7 +33,6 @@ from lerobot_grain._storage.hub.bucket_storage import (
     BUCKET_SCHEME,
     BucketAddress,
     BucketStorage,
-    commit_of_files,
     list_bucket,
     name_bucket,
 )
@@ -44,8 +44,13 @@ from lerobot_grain._storage.hub.client_cache import (
 from lerobot_grain._storage.hub.commit_storage import HubStorage
 from lerobot_grain._storage.hub.opened_before import AskedName, kept_commit, kept_listing
 from lerobot_grain._storage.hub.session import HubSession
+from lerobot_grain._storage.listed_files import commit_of_files
+from lerobot_grain._storage.objects.gcs import GCS_SCHEME, name_gcs
+from lerobot_grain._storage.objects.object_storage import open_objects
+from lerobot_grain._storage.objects.s3 import S3_SCHEME, name_s3
 from lerobot_grain._storage.options import StorageOptions
 
+_STORES = {S3_SCHEME: name_s3, GCS_SCHEME: name_gcs}
 _HUB_URI = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/].*)|/(.*))?")
 # Revisions that have slashes in their names for huggingface_hub too.
 _SPECIAL_REVISION = re.compile(r"refs/(?:convert/\w+|pr/\d+)(?=/|$)")
@@ -64,7 +69,7 @@ class _HubName(NamedTuple):
 
 
 def open_storage(
-    repository: str | os.PathLike[str],
+    repository: str | os.PathLike[str] | Storage,
     *,
     revision: str | None,
     endpoint: str | None,
@@ -83,12 +88,14 @@ def open_storage(
       repository: a directory (any path object, or a text that is absolute, begins with `./`, `../`
         or `~`, or names an existing directory), or a dataset on the Hub: `org/name` or
         `hf://datasets/org/name@revision`, with `/folder` where it lies in one, or in a bucket:
-        `hf://buckets/org/name/folder`.
+        `hf://buckets/org/name/folder`; or in an object store: `s3://bucket/folder`,
+        `gs://bucket/folder`; or a storage, which is returned as it is.
       revision: a branch, a tag or a commit of a dataset on the Hub; None for the newest tag or
         branch `v3.x`, `v2.1` or `v2.0`, or `main` when there is none.
-      endpoint: address of the Hub; None for HF_ENDPOINT or https://huggingface.co.
+      endpoint: address of the Hub; None for HF_ENDPOINT or https://huggingface.co. Of an object
+        store: its address; None for what its usual settings say.
       token: None for the token of the environment, if any; True if there must be one; False to send
-        none; or the token.
+        none; or the token. Of an object store: its credentials.
       cache_dir: where metadata is kept; None for the cache of huggingface_hub. Pieces of other
         files are kept beside it, see `disk_cache_directory`.
       options: how bytes are read.
@@ -97,9 +104,29 @@ def open_storage(
       InvalidRequestError: no such repository, revision, endpoint or token can exist.
       StorageError: it does not exist, is not accessible, or the Hub cannot be reached.
     """
+    if isinstance(repository, Storage):
+        if not (revision is endpoint is token is cache_dir is None):
+            raise InvalidRequestError(
+                f"{repository.description}: revision, endpoint, token and cache_dir say how a name "
+                "is opened, and a storage was given; leave them out"
+            )
+        return repository
     name = os.fspath(repository)
     if not isinstance(repository, str) or _looks_like_directory(name):
         return _open_directory(name, revision, options)
+    if (name_store := _STORES.get(name[: name.find("://") + 3])) is not None:
+        return open_objects(
+            name_store(
+                name,
+                revision=revision,
+                endpoint=endpoint,
+                token=token,
+                options=options,
+                cache_root=disk_cache_directory(
+                    None if cache_dir is None else os.path.abspath(os.path.expanduser(cache_dir))
+                ),
+            )
+        )
     if name.startswith(BUCKET_SCHEME):
         return _open_bucket(
             name_bucket(
@@ -187,7 +214,7 @@ def _open_bucket(bucket: BucketAddress) -> Storage:
     )
     storage = BucketStorage(
         bucket.at(""),
-        commit_of_files(files),
+        commit_of_files((file.path, file.size_bytes, file.xet_hash) for file in files),
         bucket.options,
         bucket,
         {file.path: file for file in files},

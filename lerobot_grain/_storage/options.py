@@ -35,7 +35,8 @@ class StorageOptions:
       disk_cache_bytes: what may be kept on disk from one epoch and one run to the next, so that it
         is not fetched again: coded video, rows, and the indices of their files. For all datasets
         together, on the disk that holds the cache of huggingface_hub. If it is less than what is
-        read, a fixed share is kept. 0 keeps nothing. Nothing of a directory or bucket is kept.
+        read, a fixed share is kept. 0 keeps nothing. Nothing of a directory or of a bucket of the
+        Hub is kept.
     """
 
     num_connections: int = 32

@@ -16,6 +16,7 @@ from lerobot_grain.testing._hub.loopback import (
     RequestRecord,
     mixed_faults,
 )
+from lerobot_grain.testing._stores.conformance import check_storage
 from lerobot_grain.testing._writer.barcode import draw_barcodes, read_barcodes
 from lerobot_grain.testing._writer.dataset import write_dataset
 from lerobot_grain.testing._writer.large_metadata import WrittenMetadata, write_synthetic_metadata
@@ -32,6 +33,7 @@ __all__ = [
     "RequestRecord",
     "WrittenDataset",
     "WrittenMetadata",
+    "check_storage",
     "draw_barcodes",
     "mixed_faults",
     "read_barcodes",

@@ -91,6 +91,8 @@ HEAVY = {
     "_storage.http.client": {"httpx2"},
     "_storage.http.connections": {"httpx2"},
     "_storage.hub.address": {"huggingface_hub"},
+    "_storage.objects.aws_credentials": {"botocore"},
+    "_storage.objects.google_credentials": {"google"},
     "_datasets.frame_order": {"grain"},
     "_datasets.delta_timestamps": {"grain"},
     "_datasets.lerobot_dataset": {"grain"},
@@ -230,6 +232,9 @@ def test_rows_and_frames_do_not_know_each_other() -> None:
             ("_reading.rows.", "_reading.frames."),
             ("_reading.frames.", "_reading.rows."),
             ("_storage.http.", "_storage.hub."),
+            ("_storage.http.", "_storage.objects."),
+            ("_storage.hub.", "_storage.objects."),
+            ("_storage.objects.", "_storage.hub."),
         ):
             if name.startswith(one):
                 assert not [found for found in own_imports(tree) if found.startswith(other)], name

@@ -110,14 +110,17 @@ FEW = [
     ("a stall", "batches", "close"),
 ]
 CASES = [
-    pytest.param(FEW, id="few"),
+    pytest.param("hub", FEW, id="few"),
+    pytest.param("s3", [FEW[4], FEW[7]], id="few, s3"),
     *(
         pytest.param(
+            store,
             list(itertools.product([fault], PIPELINES, STATUSES)),
-            id=f"{fault}, all",
+            id=f"{fault}, all, {store}",
             marks=pytest.mark.long,
         )
         for fault in FAULTS
+        for store in ("hub", "s3")
     ),
 ]
 
@@ -133,23 +136,28 @@ def arguments(
         episodes_per_data_file=1,
     )
     hub.add_repository("exit/data", written.directory, tags=["v3.0"])
+    hub.add_bucket("s3://exit-data", written.directory)
     yield {"repository": "exit/data", "endpoint": hub.endpoint, "cache_dir": str(folder / "cache")}
     hub.clear_faults()
 
 
-@pytest.mark.parametrize("cases", CASES)
+@pytest.mark.parametrize(("store", "cases"), CASES)
 def test_a_program_ends_whatever_the_hub_does(
     hub: LoopbackHub,
     arguments: dict[str, Any],
     tmp_path: Path,
+    store: str,
     cases: list[tuple[str, str, str]],
 ) -> None:
     hub.clear_faults()
     for fault, what in FAULTS.items():
         files = "".join(map(str, EPISODES[fault][1:]))
         hub.add_fault(
-            Fault(origin="cdn", path_regex=f"^data/.*file-00[{files}]", times=None, **what)
+            Fault(path_regex=f"^data/.*file-00[{files}]", method="GET", times=None, **what)
         )
+    if store == "s3":
+        of_store = {"repository": "s3://exit-data", "endpoint": hub.s3_endpoint, "token": False}
+        arguments = arguments | of_store
     command = [
         sys.executable,
         "-c",

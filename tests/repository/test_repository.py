@@ -212,9 +212,9 @@ class Recording(Storage):
     def statistics(self) -> StorageStatistics:
         return self.inner.statistics
 
-    def _read_range(self, path: str, wanted: ByteRange) -> bytes:
+    def read_range(self, path: str, wanted: ByteRange) -> bytes:
         self.reads.append((path, wanted))
-        return self.inner._read_range(path, wanted)
+        return self.inner.read_range(path, wanted)
 
 
 @pytest.fixture

@@ -998,7 +998,7 @@ def test_faults_are_tried_in_order_and_can_be_cleared(hub, client, url):
     ("arguments", "message"),
     [
         ({}, "without an action"),
-        ({"status": 503, "origin": "moon"}, "expected 'hub', 'cdn' or None"),
+        ({"status": 503, "origin": "moon"}, "expected 'hub', 'cdn', 's3', 'gcs' or None"),
         ({"status": 503, "path_regex": "("}, "no regular expression"),
         ({"status": 503, "skip": -1}, "skip of a fault is -1"),
         ({"truncate_at": 1, "reset_at": 1}, "truncate_at, reset_at"),

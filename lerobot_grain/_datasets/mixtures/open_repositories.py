@@ -63,7 +63,10 @@ def open_repositories(
         cache_dir=cache_dir,
         storage_options=read_options.storage,
     )
-    all_local = all(os.path.isdir(os.path.expanduser(each)) for each in repositories.values())
+    all_local = all(
+        isinstance(each, str | os.PathLike) and os.path.isdir(os.path.expanduser(each))
+        for each in repositories.values()
+    )
     num_threads = _DIRECTORIES_AT_ONCE if all_local else _OPENED_AT_ONCE
     with DaemonPool(num_threads, "lerobot_grain open") as pool:
         opening = {

@@ -1,13 +1,35 @@
-"""One request and the time that is left for it: what `HttpClient.exchange` is given."""
+"""One request and the time that is left for it: what `HttpClient.exchange` is given. And how a long
+range is cut into requests.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
 
+from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._storage.http.connections import Connection
 from lerobot_grain._storage.http.responses import Response, RetryableError
 from lerobot_grain._storage.http.watchdog import watch
+
+# A request of 128 MB cannot be held to the deadline of one of 64 KB.
+_BYTES_PER_DEADLINE = 8 * 1024 * 1024
+# No request is longer. The rows of a data file of 100 MB come in one, but a row group of embedded
+# images may have gigabytes, and what comes in pieces is never asked for twice.
+_MAX_REQUEST_BYTES = 128 * 1024 * 1024
+
+
+def cut_into_requests(wanted: ByteRange) -> list[ByteRange]:
+    """Returns the ranges that are read one after the other, each in a request."""
+    return [
+        ByteRange(start, min(start + _MAX_REQUEST_BYTES, wanted.stop))
+        for start in range(wanted.start, wanted.stop, _MAX_REQUEST_BYTES)
+    ]
+
+
+def seconds_for(wanted: ByteRange, deadline_seconds: float) -> float:
+    """Returns how long a request for a range may take, with its further attempts."""
+    return deadline_seconds * -(-wanted.length // _BYTES_PER_DEADLINE)
 
 
 class Deadline:

@@ -5,12 +5,7 @@ when it is opened, and each is pinned by its size and by the hash of its content
 Whenever the Hub is asked where a file's bytes are, it must answer for that hash.
 
 Rules:
-* Only `meta/`, `data/` and `videos/` below the prefix are listed and read: what else lies in a
-  bucket (checkpoints of the training that reads it) may be many files, and may change.
-* A hash of that list stands for the commit. It changes with any of the files, and not when the
-  dataset is moved.
-* A file that is not in the list does not exist. One that was changed or deleted since is an error,
-  never other bytes.
+* Those of `_storage/listed_files`. The hash of the list does not change when the dataset is moved.
 * Metadata is read as ranges like everything else, and kept nowhere: the cache of huggingface_hub is
   made of commits.
 
@@ -20,29 +15,23 @@ The requests, links and checks are those of `_storage/hub/session`.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import InvalidRequestError, MissingFileError, StorageError
-from lerobot_grain._format.layout import FOLDERS, METADATA
-from lerobot_grain._storage.base import check_path
+from lerobot_grain._format.layout import FOLDERS
 from lerobot_grain._storage.hub.address import HubAddress, ListedFile, name_repository
 from lerobot_grain._storage.hub.on_hub import OnHub
 from lerobot_grain._storage.hub.session import HubSession
+from lerobot_grain._storage.listed_files import CHANGED, listed_metadata, listed_size
 from lerobot_grain._storage.options import StorageOptions
 
 BUCKET_SCHEME = "hf://buckets/"
 _BUCKET_URI = re.compile(r"hf://buckets/([^/]+/[^/]+)/?(.*)")
-# Ends the messages about a file that is not the one that was pinned.
-CHANGED = (
-    "the bucket was changed after it was opened: open it again and begin a new stream; "
-    "to be safe from changes, read a copy of it, or a dataset repository, which has commits"
-)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -126,16 +115,6 @@ def list_bucket(session: HubSession, bucket: BucketAddress) -> list[ListedFile]:
     return sorted(files)
 
 
-def commit_of_files(files: Iterable[ListedFile]) -> str:
-    """Returns 40 hexadecimal digits that change with the name, size or contents of any of the
-    files.
-    """
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.path} {file.size_bytes} {file.xet_hash}\n".encode())
-    return digest.hexdigest()[:40]
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class BucketStorage(OnHub):
     """The files that a bucket held when it was opened, each pinned by its size and hash.
@@ -163,25 +142,12 @@ class BucketStorage(OnHub):
         )
 
     def list_metadata(self) -> Mapping[str, int]:
-        return {
-            path: file.size_bytes
-            for path, file in self.files.items()
-            if path.startswith(f"{METADATA}/")
-        }
+        return listed_metadata(self.files)
 
     def size_bytes(self, path: str) -> int:
-        check_path(self.description, path)
-        if (file := self.files.get(path)) is None:
-            raise MissingFileError(
-                f"{self.description}: there is no file {path} (nor any outside of meta/, data/ "
-                "and videos/)"
-            )
-        return file.size_bytes
+        return listed_size(self.description, self.files, path)
 
-    def _disk_cache(self, path: str) -> None:  # noqa: ARG002 (never)
-        return None
-
-    def _read_range(self, path: str, wanted: ByteRange) -> bytes:
+    def read_range(self, path: str, wanted: ByteRange) -> bytes:
         pinned = self.files[path]
         session = self._session()
         try:

@@ -43,7 +43,7 @@ from lerobot_grain._storage.git_files import (
     hash_like,
     lfs_pointer,
 )
-from lerobot_grain._storage.http.calls import Call, Deadline
+from lerobot_grain._storage.http.calls import Call, Deadline, cut_into_requests, seconds_for
 from lerobot_grain._storage.http.cancellation import CHECK_SECONDS
 from lerobot_grain._storage.http.client import MAX_HOPS, HttpClient, RequestCancelledError
 from lerobot_grain._storage.http.responses import (
@@ -72,11 +72,6 @@ from lerobot_grain._storage.options import StorageStatistics
 # New links for one range after the CDN said 403. Signing has been broken for hours at a time, so
 # this must end.
 _MAX_FRESH_LINKS = 2
-# A request of 128 MB cannot be held to the deadline of one of 64 KB.
-_BYTES_PER_DEADLINE = 8 * 1024 * 1024
-# No request is longer. The rows of a data file of 100 MB come in one, but a row group of embedded
-# images may have gigabytes, and what comes in pieces is never asked for twice.
-_MAX_REQUEST_BYTES = 128 * 1024 * 1024
 # Readings of a file whose contents do not have their hash.
 _MAX_READINGS = 3
 
@@ -183,20 +178,16 @@ class HubSession:
           wanted: of its bytes.
           file_bytes: its size, where it was listed.
         """
-        starts = range(wanted.start, wanted.stop, _MAX_REQUEST_BYTES)
-        ranges = [
-            ByteRange(start, min(start + _MAX_REQUEST_BYTES, wanted.stop)) for start in starts
+        parts = [
+            self._read_part(version, path, part, file_bytes) for part in cut_into_requests(wanted)
         ]
-        parts = [self._read_part(version, path, part, file_bytes) for part in ranges]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _read_part(
         self, version: str, path: str, wanted: ByteRange, file_bytes: int | None
     ) -> bytes:
         subject = f"{self._repository.at(version)}: {path} bytes {wanted}"
-        seconds = self._repository.options.deadline_seconds * -(
-            -wanted.length // _BYTES_PER_DEADLINE
-        )
+        seconds = seconds_for(wanted, self._repository.options.deadline_seconds)
         pieces: list[bytes] = []
         refused: _Link | None = None
         for _ in range(1 + _MAX_FRESH_LINKS):

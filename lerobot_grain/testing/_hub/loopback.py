@@ -8,6 +8,9 @@ works with it unchanged (`HfApi(endpoint=hub.endpoint)`, `hf_hub_download(...,
 endpoint=hub.endpoint)`). Every request is logged, and anything can be made to go wrong with a
 `Fault`.
 
+The same process has two further origins, an S3 and a Google Cloud Storage, whose buckets are
+directories, too: as much of them as reading takes.
+
 Not included: uploads over HTTP, Xet, models and spaces, TLS.
 """
 
@@ -36,14 +39,15 @@ __all__ = ["Fault", "HubRepository", "LoopbackHub", "RequestRecord", "mixed_faul
 # leave out site-packages, which a standard library program can spare.
 _START = """
 import sys, types
-names = ("lerobot_grain", "lerobot_grain.testing", "lerobot_grain.testing._hub")
-for name, folder in zip(names, sys.argv[1:4]):
+names = ("", ".testing", ".testing._hub", ".testing._stores")
+for name, folder in zip(["lerobot_grain" + name for name in names], sys.argv[1:5]):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [folder]
 from lerobot_grain.testing._hub.server import main
 main()
 """
 _REPOSITORY_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_STORE_BUCKET = re.compile(r"(s3|gs)://[a-z0-9][a-z0-9._-]*", re.ASCII)
 # The server ends within milliseconds of the end of its input; after this long something is wrong
 # with it.
 _STOP_TIMEOUT_SECONDS = 5.0
@@ -108,26 +112,34 @@ class LoopbackHub:
         self._lock = threading.Lock()
         self._command_number = 0
         hub = Path(__file__).resolve().parent
-        folders = (hub.parent.parent, hub.parent, hub)
+        folders = (hub.parent.parent, hub.parent, hub, hub.parent / "_stores")
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _START, *map(str, folders), str(page_entries)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
         self._stop = weakref.finalize(self, _stop, self._process, os.getpid())
-        origins = self._read_reply()
-        self._endpoint = str(origins["endpoint"])
-        self._cdn_origin = str(origins["cdn_origin"])
+        self._origins: dict[str, str] = self._read_reply()
 
     @property
     def endpoint(self) -> str:
         """`"http://localhost:<port>"`, to be given to huggingface_hub as `endpoint`."""
-        return self._endpoint
+        return self._origins["hub"]
 
     @property
     def cdn_origin(self) -> str:
         """`"http://127.0.0.1:<port>"`, where the signed URLs lead to."""
-        return self._cdn_origin
+        return self._origins["cdn"]
+
+    @property
+    def s3_endpoint(self) -> str:
+        """`"http://localhost:<port>"`, with the buckets `s3://...` that were added."""
+        return self._origins["s3"]
+
+    @property
+    def gcs_endpoint(self) -> str:
+        """`"http://localhost:<port>"`, with the buckets `gs://...` that were added."""
+        return self._origins["gcs"]
 
     @property
     def process_id(self) -> int:
@@ -202,19 +214,24 @@ class LoopbackHub:
         private: bool = False,
         token: str | None = None,
     ) -> None:
-        """Serves the files of `directory`, those of now, as a Storage Bucket.
+        """Serves the files of `directory`, those of now, as a Storage Bucket, or as a bucket of an
+        object store.
 
         Args:
-          bucket_id: `"org/name"`. A dataset repository may have the same name.
+          bucket_id: `"org/name"`; a dataset repository may have the same name. Or `"s3://name"`,
+            at `s3_endpoint`, or `"gs://name"`, at `gcs_endpoint`.
           directory: read from while the Hub runs, never written to.
           private: whether only `token` can see it.
-          token: the token that has access; None for a private bucket that nobody has access to.
+          token: the token that has access, of S3 `"KEY_ID:SECRET"`; None for a private bucket that
+            nobody has access to.
 
         Raises:
           ValueError: a malformed id, no such directory, or the bucket exists already.
         """
-        if not _REPOSITORY_ID.fullmatch(bucket_id):
-            raise ValueError(f"bucket_id is {bucket_id!r}, expected 'org/name'")
+        if not _REPOSITORY_ID.fullmatch(bucket_id) and not _STORE_BUCKET.fullmatch(bucket_id):
+            raise ValueError(
+                f"bucket_id is {bucket_id!r}, expected 'org/name', 's3://name' or 'gs://name'"
+            )
         self._call(
             "add_bucket",
             bucket_id=bucket_id,
@@ -261,8 +278,8 @@ class LoopbackHub:
         self._call("clear_requests")
 
     def set_latency(self, seconds: float) -> None:
-        """Lets so many seconds pass between each request, to either origin, and the first byte of
-        its answer.
+        """Lets so many seconds pass between each request, to any origin, and the first byte of its
+        answer.
         """
         if seconds < 0:
             raise ValueError(f"latency is {seconds} s, expected 0 or more")

@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
-Origin = Literal["hub", "cdn"]
-RequestKind = Literal["api", "resolver", "git_file", "cdn", "other"]
+Origin = Literal["hub", "cdn", "s3", "gcs"]
+RequestKind = Literal["api", "resolver", "git_file", "cdn", "list", "object", "other"]
+_ORIGINS = ("hub", "cdn", "s3", "gcs")
 
 
 class RequestRecord(NamedTuple):
@@ -23,10 +24,11 @@ class RequestRecord(NamedTuple):
 
     Attributes:
       time_seconds: when the head of the request was complete, in seconds since the epoch.
-      origin: `"hub"` or `"cdn"`.
+      origin: `"hub"`, `"cdn"`, `"s3"` or `"gcs"`.
       kind: `"api"` (`/api/datasets/...` and `/api/buckets/...`), `"resolver"`
         (`/datasets/.../resolve/...`, `/buckets/...`), `"git_file"` (contents of a small file, from
-        `/api/resolve-cache/...`), `"cdn"` (contents of all others), `"other"` (anything else).
+        `/api/resolve-cache/...`), `"cdn"` (contents of all others), `"list"` and `"object"` (of
+        an object store), `"other"` (anything else).
       method: for example `"GET"`.
       path: path of the URL, percent-decoded, without the query (so that no signature is ever in a
         log).
@@ -37,7 +39,7 @@ class RequestRecord(NamedTuple):
       status: HTTP status of the answer; 0 when the connection was closed without one.
       body_bytes_sent: bytes of the body that were written so far; smaller than Content-Length for
         an answer that is under way or was cut.
-      connection_id: number of the TCP connection, unique over both origins.
+      connection_id: number of the TCP connection, unique over all origins.
       faulted: whether a `Fault` changed this answer.
     """
 
@@ -83,7 +85,7 @@ class Fault:
         Fault(origin="cdn", bandwidth_bytes_per_second=100)
 
     Attributes:
-      origin: `"hub"`, `"cdn"`, or None for both.
+      origin: `"hub"`, `"cdn"`, `"s3"`, `"gcs"`, or None for all.
       method: `"GET"`, `"HEAD"`, `"POST"`, or None for every one.
       path_regex: searched (not anchored) in the URL's path, percent-decoded and without the query,
         and in the path of the file inside its repository. One hit is enough, so that `r"\\.mp4$"`
@@ -149,8 +151,10 @@ class Fault:
     corrupt_at: int | None = None
 
     def __post_init__(self) -> None:
-        if self.origin not in (None, "hub", "cdn"):
-            raise ValueError(f"origin of a fault is {self.origin!r}, expected 'hub', 'cdn' or None")
+        if self.origin not in (None, *_ORIGINS):
+            raise ValueError(
+                f"origin of a fault is {self.origin!r}, expected 'hub', 'cdn', 's3', 'gcs' or None"
+            )
         for name in ("path_regex", "range_regex"):
             try:
                 re.compile(getattr(self, name) or "")

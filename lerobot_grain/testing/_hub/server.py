@@ -1,5 +1,5 @@
-"""The process of the loopback Hub: two listening sockets, and a control pipe on standard input and
-output.
+"""The process of the loopback Hub: a listening socket for each origin, and a control pipe on
+standard input and output.
 
 It is started by `LoopbackHub` (module `_hub`), in a process of its own so that it does not compete
 with the test for the interpreter lock.
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import functools
 import json
 import os
 import signal
@@ -30,7 +31,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from lerobot_grain.testing._hub.buckets import Bucket
 from lerobot_grain.testing._hub.cdn import CdnOrigin
@@ -48,6 +49,8 @@ from lerobot_grain.testing._hub.messages import Origin, RequestRecord, decode_fa
 from lerobot_grain.testing._hub.model import Repository
 from lerobot_grain.testing._hub.open_files import OpenFiles
 from lerobot_grain.testing._hub.origin import HubOrigin
+from lerobot_grain.testing._stores.gcs import GcsOrigin
+from lerobot_grain.testing._stores.s3 import S3Origin
 
 CHUNK_BYTES = 262_144
 # A limited body is sent in this many pieces a second, so that a slow one comes as a drip and not in
@@ -60,13 +63,19 @@ PARENT_CHECK_SECONDS = 0.5
 
 
 class Server:
-    """The state that the connections share: the origins, the faults, the log, and the limits of the
-    network that is imitated.
-    """
+    """What the connections share: origins, faults, the log, and the limits of the network."""
 
-    def __init__(self, hub: HubOrigin, cdn: CdnOrigin) -> None:
+    def __init__(self, hub: HubOrigin, cdn: CdnOrigin, page_entries: int) -> None:
         self.hub = hub
         self.cdn = cdn
+        self.s3 = S3Origin(hub.tokens, page_entries)
+        self.gcs = GcsOrigin(hub.tokens, page_entries)
+        self._answers: dict[Origin, Callable[[Request], Answer]] = {
+            "hub": hub.answer,
+            "cdn": cdn.answer,
+            "s3": self.s3.answer,
+            "gcs": self.gcs.answer,
+        }
         self.faults = FaultRules()
         self.log: list[list[Any]] = []
         self.open_files = OpenFiles()
@@ -116,7 +125,7 @@ class Server:
 
     def _answer(self, origin: Origin, request: Request) -> Answer:
         try:
-            answer = (self.hub if origin == "hub" else self.cdn).answer(request)
+            answer = self._answers[origin](request)
             if isinstance(answer.body, FileSlice):
                 self.open_files.check(answer.body)
         except Exception as error:
@@ -341,9 +350,10 @@ class Control(asyncio.Protocol):
     def _do_add_bucket(
         self, bucket_id: str, directory: str, private: bool, token: str | None
     ) -> None:
-        if bucket_id in self._server.hub.buckets:
+        buckets, name = self._buckets(bucket_id)
+        if name in buckets:
             raise ValueError(f"bucket {bucket_id} exists already; put_bucket_file changes it")
-        self._server.hub.buckets[bucket_id] = Bucket(bucket_id, directory, private, token)
+        buckets[name] = Bucket(name, directory, private, token)
         if token is not None:
             self._server.hub.tokens.add(token)
 
@@ -355,9 +365,17 @@ class Control(asyncio.Protocol):
             raise ValueError(f"there is no file {path} in bucket {bucket_id}")
 
     def _bucket(self, bucket_id: str) -> Bucket:
-        if bucket_id not in self._server.hub.buckets:
-            raise ValueError(f"there is no bucket {bucket_id}; add_bucket makes one")
-        return self._server.hub.buckets[bucket_id]
+        buckets, name = self._buckets(bucket_id)
+        if name in buckets:
+            return buckets[name]
+        raise ValueError(f"there is no bucket {bucket_id}; add_bucket makes one")
+
+    def _buckets(self, bucket_id: str) -> tuple[dict[str, Bucket], str]:
+        """Returns the buckets of the origin that has a bucket, and its name there."""
+        scheme, _, name = bucket_id.rpartition("://")
+        server = self._server
+        buckets = {"": server.hub.buckets, "s3": server.s3.buckets, "gs": server.gcs.buckets}
+        return buckets[scheme], name
 
     def _do_add_token(self, token: str) -> None:
         self._server.hub.tokens.add(token)
@@ -400,18 +418,24 @@ async def serve(page_entries: int) -> None:
     loop = asyncio.get_running_loop()
     # The names differ, not only the ports: clients treat a redirect to another port of the same
     # host as one within the Hub.
-    sockets = [socket.create_server(("127.0.0.1", 0), backlog=1024) for _ in range(2)]
-    hub_port, cdn_port = (listening.getsockname()[1] for listening in sockets)
-    endpoint = f"http://localhost:{hub_port}"
-    cdn_origin = f"http://127.0.0.1:{cdn_port}"
-    cdn = CdnOrigin(cdn_origin)
-    server = Server(HubOrigin(endpoint, cdn, page_entries), cdn)
-    await loop.create_server(lambda: Connection(server, "hub"), sock=sockets[0], backlog=1024)
-    await loop.create_server(lambda: Connection(server, "cdn"), sock=sockets[1], backlog=1024)
+    sockets: dict[Origin, socket.socket] = {
+        origin: socket.create_server(("127.0.0.1", 0), backlog=1024) for origin in get_args(Origin)
+    }
+    addresses = {
+        origin: f"http://{'127.0.0.1' if origin == 'cdn' else 'localhost'}:"
+        f"{listening.getsockname()[1]}"
+        for origin, listening in sockets.items()
+    }
+    cdn = CdnOrigin(addresses["cdn"])
+    server = Server(HubOrigin(addresses["hub"], cdn, page_entries), cdn, page_entries)
+    for origin, listening in sockets.items():
+        await loop.create_server(
+            functools.partial(Connection, server, origin), sock=listening, backlog=1024
+        )
     ended = asyncio.Event()
     await loop.connect_read_pipe(lambda: Control(server, ended), sys.stdin)
     parent = os.getppid()
-    say({"number": 0, "result": {"endpoint": endpoint, "cdn_origin": cdn_origin}})
+    say({"number": 0, "result": addresses})
     while os.getppid() == parent and not ended.is_set():
         try:
             await asyncio.wait_for(ended.wait(), PARENT_CHECK_SECONDS)
