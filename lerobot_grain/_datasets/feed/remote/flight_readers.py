@@ -1,0 +1,238 @@
+"""`FlightReaders`: readers that are `ReaderServer`s, asked through Arrow Flight.
+
+Rules:
+* A lane has a server of its own, its home: of n servers, lane i has server i. A lane whose server
+  does not answer asks the next one, and goes home again when that is back.
+* What arrives is data: record batches and JSON.
+* A machine that is gone does not say so: a server that answers no ping of gRPC for
+  20 s counts as lost.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import grain
+from pyarrow.lib import ArrowException
+
+from lerobot_grain._base.errors import InvalidRequestError, StorageError
+from lerobot_grain._datasets.feed.packing import PackedBatch, unchanged
+from lerobot_grain._datasets.feed.remote.definition import definition_of
+from lerobot_grain._datasets.feed.remote.flight import flight_module
+from lerobot_grain._datasets.feed.remote.lanes import LaneRequest, LostReaderError
+from lerobot_grain._datasets.feed.remote.reader_server import is_loopback
+from lerobot_grain._datasets.feed.remote.record_batches import batch_of
+from lerobot_grain._datasets.feed.remote.tickets import Note, ticket_of
+from lerobot_grain._datasets.feed.worker_stream import Piece
+
+_KEEPALIVE = [
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+# A lane that is a guest looks so often whether its own server is back.
+_HOME_SECONDS = 10.0
+_PING_SECONDS = 1.0
+_SCHEMES = ("grpc", "grpc+tls")
+
+
+@dataclass(frozen=True)
+class FlightReaders:
+    """Readers that are `ReaderServer`s: `readers=` of `RemoteReaderIterDataset`.
+
+        FlightReaders(["grpc+tls://reader-0:8815", "grpc+tls://reader-1:8815"], token=token)
+
+    Attributes:
+      urls: of the servers, as `ReaderServer.url`; one that comes twice reads two shards. At least
+        one.
+      token: that the servers want.
+      root_certificates: path of a PEM file with the certificate that signed those of the servers;
+        `None`: those of the system.
+      allow_insecure: whether a token, or examples, may go to another machine without TLS.
+
+    Raises:
+      InvalidRequestError: a URL is none; it leads to another machine without TLS; or pyarrow was
+        built without Flight.
+      StorageError: the PEM file cannot be read.
+    """
+
+    urls: tuple[str, ...]
+    token: str | None = field(default=None, repr=False)
+    root_certificates: str | Path | None = None
+    allow_insecure: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.urls, str) or not self.urls:
+            raise InvalidRequestError(
+                f"FlightReaders(urls={self.urls!r}): expected a list of at least one URL"
+            )
+        object.__setattr__(self, "urls", tuple(self.urls))
+        flight_module("FlightReaders")
+        for url in self.urls:
+            self._check(url)
+        _certificates(self.root_certificates)
+
+    def _check(self, url: str) -> None:
+        try:
+            parts = urlsplit(url)
+            is_right = parts.scheme in _SCHEMES and parts.hostname and parts.port
+        except ValueError:
+            is_right = False
+        if not is_right or parts.username or parts.password or parts.path not in ("", "/"):
+            raise InvalidRequestError(
+                f"FlightReaders: a URL is {url!r}; expected grpc://host:port or "
+                "grpc+tls://host:port, as ReaderServer.url is; the token goes into token="
+            )
+        if not (parts.scheme == "grpc+tls" or self.allow_insecure or is_loopback(parts.hostname)):
+            raise InvalidRequestError(
+                f"FlightReaders: {url} leads to another machine without TLS; expected grpc+tls://, "
+                "or allow_insecure=True on a network where everybody may read"
+            )
+
+    @property
+    def num_readers(self) -> int:
+        """Shards that are read, one for each URL."""
+        return len(self.urls)
+
+    def open(self, dataset: grain.IterDataset[Any]) -> OpenFlightReaders:
+        """As of `remote_readers.RemoteReaders`."""
+        return OpenFlightReaders(self, definition_of(dataset, asked_by="RemoteReaderIterDataset"))
+
+
+class OpenFlightReaders:
+    """Connections to the servers (`lanes.OpenReaders`)."""
+
+    def __init__(self, readers: FlightReaders, definition: Mapping[str, Any]) -> None:
+        self._flight = flight_module("FlightReaders")
+        self._readers = readers
+        self._definition = definition
+        self._headers = (
+            []
+            if readers.token is None
+            else [(b"authorization", f"Bearer {readers.token}".encode())]
+        )
+        # By lane: how many servers it has gone on from its home, and the stream that it reads.
+        self._moves = [0] * readers.num_readers
+        self._streams: dict[int, Any] = {}
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    def pieces(self, lane: int, request: LaneRequest) -> Iterator[Piece]:
+        """As of `lanes.OpenReaders`."""
+        while True:
+            stays_until = time.monotonic() + _HOME_SECONDS
+            url = self._url(lane)
+            parts: list[PackedBatch] = []
+            for batch, note in self._messages(lane, url, request):
+                if note.ends:
+                    return
+                if batch is None:
+                    # `Note`: an error without a batch ends the stream.
+                    raise note.error or StorageError(f"the reader at {url} sent an empty message")
+                parts.append(unchanged(batch_of(batch)))
+                del batch
+                if note.goes_on:
+                    continue
+                piece = Piece(note.first, tuple(parts), note.error)
+                parts.clear()
+                if piece.first != request.first:
+                    raise StorageError(
+                        f"the reader at {url} sent position {piece.first}; expected "
+                        f"{request.first}; use the same version of lerobot_grain on both sides"
+                    )
+                request = request.after(piece.num_examples)
+                yield piece
+                del piece
+                if self._moves[lane] and time.monotonic() > stays_until:
+                    if self._is_there(self._readers.urls[lane]):
+                        self._moves[lane] = 0
+                        break
+                    stays_until = time.monotonic() + _HOME_SECONDS
+            # It went home, or the examples got other shapes: on from here.
+
+    def _messages(self, lane: int, url: str, request: LaneRequest) -> Iterator[tuple[Any, Note]]:
+        """Yields record batches, `None` for an empty one, and what is said of each."""
+        flight = self._flight
+        options = flight.FlightCallOptions(headers=self._headers)
+        ticket = flight.Ticket(ticket_of(request, self._definition))
+        try:
+            with self._client(url) as client:
+                stream = self._opened(lane, client.do_get(ticket, options))
+                try:
+                    while True:
+                        chunk = stream.read_chunk()
+                        note = Note.of(chunk.app_metadata.to_pybytes())
+                        batch = chunk.data if chunk.data.num_rows else None
+                        del chunk
+                        yield batch, note
+                        del batch
+                finally:
+                    with self._lock:
+                        self._streams.pop(lane, None)
+                    stream.cancel()
+        except StopIteration:
+            # Without a note that it ends: the server was closed, or wants to be asked again.
+            return
+        except flight.FlightUnauthenticatedError:
+            raise StorageError(
+                f"the reader at {url} refuses the token; expected the one that it was started "
+                "with, in FlightReaders(token=...)"
+            ) from None
+        except (flight.FlightError, ArrowException, OSError) as error:
+            self._moves[lane] += 1
+            raise LostReaderError(
+                f"the reader at {url} was lost: {str(error).splitlines()[0][:200]}"
+            ) from None
+
+    def _opened(self, lane: int, stream: Any) -> Any:
+        """Notes a stream, so that `close` ends it."""
+        with self._lock:
+            self._streams[lane] = stream
+            if self._is_closed:
+                stream.cancel()
+        return stream
+
+    def _is_there(self, url: str) -> bool:
+        flight = self._flight
+        options = flight.FlightCallOptions(timeout=_PING_SECONDS, headers=self._headers)
+        try:
+            with self._client(url) as client:
+                return bool(list(client.do_action(flight.Action("ping", b""), options)))
+        except (flight.FlightError, ArrowException, OSError):
+            return False
+
+    def _url(self, lane: int) -> str:
+        urls = self._readers.urls
+        return urls[(lane + self._moves[lane]) % len(urls)]
+
+    def _client(self, url: str) -> Any:
+        return self._flight.FlightClient(
+            url,
+            tls_root_certs=_certificates(self._readers.root_certificates),
+            generic_options=_KEEPALIVE,
+        )
+
+    def close(self) -> None:
+        """As of `lanes.OpenReaders`."""
+        with self._lock:
+            self._is_closed = True
+            for stream in self._streams.values():
+                stream.cancel()
+
+
+def _certificates(path: str | Path | None) -> bytes | None:
+    """Returns the certificates in a PEM file."""
+    if path is None:
+        return None
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise StorageError(
+            f"FlightReaders(root_certificates={str(path)!r}): {error.strerror}; expected a PEM file"
+        ) from None
