@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import grain
+import pyarrow as pa
 from pyarrow.lib import ArrowException
 
 from lerobot_grain._base.errors import InvalidRequestError, StorageError
@@ -39,6 +41,7 @@ _KEEPALIVE = [
 # A lane that is a guest looks so often whether its own server is back.
 _HOME_SECONDS = 10.0
 _PING_SECONDS = 1.0
+_NOTHING = pa.schema([])
 _SCHEMES = ("grpc", "grpc+tls")
 
 
@@ -117,9 +120,9 @@ class OpenFlightReaders:
             if readers.token is None
             else [(b"authorization", f"Bearer {readers.token}".encode())]
         )
-        # By lane: how many servers it has gone on from its home, and the stream that it reads.
+        # By lane: how many servers it has gone on from its home, and what it reads from.
         self._moves = [0] * readers.num_readers
-        self._streams: dict[int, Any] = {}
+        self._reading: dict[int, Any] = {}
         self._lock = threading.Lock()
         self._is_closed = False
 
@@ -160,22 +163,30 @@ class OpenFlightReaders:
         """Yields record batches, `None` for an empty one, and what is said of each."""
         flight = self._flight
         options = flight.FlightCallOptions(headers=self._headers)
-        ticket = flight.Ticket(ticket_of(request, self._definition))
+        asked = flight.FlightDescriptor.for_command(ticket_of(request, self._definition))
         try:
             with self._client(url) as client:
-                stream = self._opened(lane, client.do_get(ticket, options))
+                # Not `do_get`, which waits for the first piece and cannot be ended while it does.
+                writer, reader = client.do_exchange(asked, options)
+                self._note(lane, reader)
                 try:
+                    with contextlib.suppress(OSError):
+                        # An answer that is an error may be complete before this is sent.
+                        writer.begin(_NOTHING)
+                        writer.done_writing()
                     while True:
-                        chunk = stream.read_chunk()
+                        chunk = reader.read_chunk()
                         note = Note.of(chunk.app_metadata.to_pybytes())
                         batch = chunk.data if chunk.data.num_rows else None
                         del chunk
                         yield batch, note
                         del batch
                 finally:
-                    with self._lock:
-                        self._streams.pop(lane, None)
-                    stream.cancel()
+                    self._note(lane, None)
+                    reader.cancel()
+                    with contextlib.suppress(ArrowException, OSError):
+                        # Said to be canceled; else it would be printed when it is collected.
+                        writer.close()
         except StopIteration:
             # Without a note that it ends: the server was closed, or wants to be asked again.
             return
@@ -190,13 +201,14 @@ class OpenFlightReaders:
                 f"the reader at {url} was lost: {str(error).splitlines()[0][:200]}"
             ) from None
 
-    def _opened(self, lane: int, stream: Any) -> Any:
-        """Notes a stream, so that `close` ends it."""
+    def _note(self, lane: int, reader: Any) -> None:
+        """Notes what a lane reads from, so that `close` ends it; `None`: nothing any more."""
         with self._lock:
-            self._streams[lane] = stream
-            if self._is_closed:
-                stream.cancel()
-        return stream
+            self._reading.pop(lane, None)
+            if reader is not None:
+                self._reading[lane] = reader
+                if self._is_closed:
+                    reader.cancel()
 
     def _is_there(self, url: str) -> bool:
         flight = self._flight
@@ -222,8 +234,8 @@ class OpenFlightReaders:
         """As of `lanes.OpenReaders`."""
         with self._lock:
             self._is_closed = True
-            for stream in self._streams.values():
-                stream.cancel()
+            for reader in self._reading.values():
+                reader.cancel()
 
 
 def _certificates(path: str | Path | None) -> bytes | None:

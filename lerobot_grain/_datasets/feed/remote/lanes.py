@@ -4,8 +4,8 @@ Lane i of n reads shard i of n of the stream. What it reads is asked for by stat
 reader can go on where another one was lost: a lane asks again, from its last whole piece on.
 
 Rules:
-* At most `pieces_ahead` pieces of a lane wait, besides the one that comes next. A reader that is not
-  asked does not read on.
+* At most `pieces_ahead` pieces of a lane wait, besides the one that comes next. A reader that is
+  not asked does not read on.
 * A reader that is lost costs time, and changes nothing of what comes. If none answers for
   `patience_seconds`, the lane ends with `StorageError`; the state stays, and the next call begins
   again.
@@ -65,7 +65,7 @@ class OpenReaders(Protocol):
     """Readers of one stream."""
 
     def pieces(self, lane: int, request: LaneRequest) -> Iterator[Piece]:
-        """Yields what a lane reads, to its end; called again, for the rest, after `LostReaderError`.
+        """Yields what a lane reads, to its end; called again after `LostReaderError`, for the rest.
 
         Raises:
           LostReaderError: the reader was lost. Any other error: it comes to the consumer.

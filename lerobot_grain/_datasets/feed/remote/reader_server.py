@@ -18,11 +18,12 @@ import hmac
 import ipaddress
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import grain
+import pyarrow as pa
 
 from lerobot_grain._base.errors import InvalidRequestError, StorageError
 from lerobot_grain._datasets.feed.packing import PackedBatch, unpacked
@@ -171,7 +172,7 @@ class _Served:
         self.where = "a reader"
         self.stop = threading.Event()
 
-    def parts(self, ticket: bytes) -> Iterator[_Part]:
+    def parts(self, ticket: bytes) -> Generator[_Part, None, None]:
         """Yields what a ticket asks for; an error that ends it is a note, too. Where the examples
         get other shapes, it just ends: a stream of Flight has one schema.
         """
@@ -258,12 +259,12 @@ def _server_class() -> Any:
             middleware = None if token is None else {"token": Checks(token)}
             super().__init__(location, tls_certificates=certificates, middleware=middleware)
 
-        def do_get(self, _context: Any, ticket: Any) -> Any:
-            parts = self._served.parts(ticket.ticket)
-            # The first one says what the schema is.
-            first = next(parts, _Part(None, Note()))
-            empty = empty_like(None) if first.batch is None else empty_like(first.batch.schema)
-            return flight.GeneratorStream(empty.schema, _messages(first, parts, empty))
+        def do_exchange(self, context: Any, descriptor: Any, _reader: Any, writer: Any) -> None:
+            parts = self._served.parts(descriptor.command)
+            try:
+                _send(parts, writer, context)
+            finally:
+                parts.close()
 
         def do_action(self, _context: Any, _action: Any) -> list[bytes]:
             return [b"here"]
@@ -271,14 +272,18 @@ def _server_class() -> Any:
     return Server
 
 
-def _messages(first: _Part, rest: Iterator[_Part], empty: Any) -> Iterator[tuple[Any, bytes]]:
-    # No variable keeps a part while the next one is made.
-    part: _Part | None = first
-    del first
-    try:
-        while part is not None:
-            yield (empty if part.batch is None else part.batch), part.note.packed()
-            part = None
-            part = next(rest, None)
-    finally:
-        rest.close()  # type: ignore[attr-defined]
+def _send(parts: Iterator[_Part], writer: Any, context: Any) -> None:
+    """Sends parts until there are no more, or nobody wants them."""
+    empty: Any = None
+    while not context.is_cancelled():
+        # No variable keeps a part while the next one is made.
+        part = next(parts, None)
+        if part is None:
+            return
+        if empty is None:
+            # The first one says what the schema is.
+            empty = empty_like(pa.schema([]) if part.batch is None else part.batch.schema)
+            writer.begin(empty.schema)
+        batch = empty if part.batch is None else part.batch
+        writer.write_with_metadata(batch, pa.py_buffer(part.note.packed()))
+        del part, batch

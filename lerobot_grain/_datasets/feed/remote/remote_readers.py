@@ -1,5 +1,5 @@
-"""`RemoteReaderIterDataset`: a stream that readers on other machines read, in its own order and with
-its own state.
+"""`RemoteReaderIterDataset`: a stream that readers on other machines read, in the same order and
+with the same state.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class RemoteReaderIterDataset(ReadersIterDataset[Element]):
       parent: a `LeRobotIterDataset`, a `ReadWindowsIterDataset`, or a `MixtureIterDataset` without
         `.map` on its components. `.map` and the like go after.
       readers: `FlightReaders` or `RayReaders`.
-      pieces_ahead: pieces of batches of each reader that wait here, of at most 8 MiB each, or of one
-        example, where that is larger; at least 1.
+      pieces_ahead: pieces of batches of each reader that wait here, of at most 8 MiB each, or of
+        one example, where that is larger; at least 1.
       patience_seconds: for which it waits where no reader answers.
 
     Raises:
