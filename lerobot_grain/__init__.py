@@ -16,6 +16,7 @@ from lerobot_grain._datasets.episodes.episode_dataset import EpisodeIterDataset
 from lerobot_grain._datasets.feed.device import DeviceIterDataset
 from lerobot_grain._datasets.feed.elastic import ElasticIterDataset
 from lerobot_grain._datasets.feed.remote.flight_readers import FlightReaders
+from lerobot_grain._datasets.feed.remote.ray_readers import RayReaders
 from lerobot_grain._datasets.feed.remote.reader_server import ReaderServer
 from lerobot_grain._datasets.feed.remote.remote_readers import RemoteReaderIterDataset
 from lerobot_grain._datasets.feed.workers import WorkerPrefetchIterDataset, worker_init
@@ -82,6 +83,7 @@ __all__ = [
     "OpenPiDataLoader",
     "OpenPiFormat",
     "PadDimensions",
+    "RayReaders",
     "ReadOptions",
     "ReadStatistics",
     "ReadWindowsIterDataset",
