@@ -3,7 +3,7 @@ second that pass the wire or the store, and the time that a killed reader costs.
 
     python benchmarks/readers.py                                   # Flight, both cases
     python benchmarks/readers.py --engines flight ray --repeats 5
-    python benchmarks/readers.py --cases vga3 --readers 4 --profile
+    python benchmarks/readers.py --cases vga3 --readers 4
 
 Readers are processes of this machine and share its cores with the consumer: so this is the price of
 sending, not what other machines bring. All kinds are measured in turn, in one run, each from its
@@ -15,9 +15,8 @@ first batch on:
     ray      actors of a Ray that is started here
 
 A kill: one reader is killed in the middle, and not started again where it is a server. Its cost is
-the longest wait for a batch, less the longest one without a kill. `--profile` prints what the
-consumer's thread and those of the lanes do meanwhile (cProfile, one thread; and the processor time
-of all processes).
+the longest wait for a batch after it, less the longest one before. "Consumer's cores" is processor
+time of the consumer's process, all its threads, divided by time.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def end_reading(iterator: grain.DatasetIterator[Any]) -> None:
     """Ends what all our streams under an iterator read ahead: a `next` in another thread that waits
     for it raises `StorageError`.
     """
-    for stream in _nodes_under(iterator, _EndsReading):
+    for stream in _nodes_under(iterator, _EndsReading):  # type: ignore[type-abstract]
         stream.end_reading()
 
 

@@ -146,7 +146,8 @@ class _Reader:
         try:
             if self._pieces is None:
                 self._pieces = self._dataset.__iter__()
-            return next(self._pieces)
+            piece: Piece = next(self._pieces)
+            return piece
         except StopIteration:
             return None
         except Exception as error:

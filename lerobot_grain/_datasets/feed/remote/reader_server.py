@@ -237,7 +237,7 @@ def _server_class() -> Any:
     """Returns the class of Flight's servers that serve a stream; pyarrow may be without Flight."""
     flight = flight_module("ReaderServer")
 
-    class Checks(flight.ServerMiddlewareFactory):  # type: ignore[misc]
+    class Checks(flight.ServerMiddlewareFactory):  # type: ignore[name-defined]
         """Refuses calls without the token."""
 
         def __init__(self, token: str) -> None:
@@ -251,7 +251,7 @@ def _server_class() -> Any:
                     "the token is missing, or not the right one"
                 )
 
-    class Server(flight.FlightServerBase):  # type: ignore[misc]
+    class Server(flight.FlightServerBase):  # type: ignore[name-defined]
         def __init__(
             self, served: _Served, location: str, token: str | None, certificates: Any
         ) -> None:

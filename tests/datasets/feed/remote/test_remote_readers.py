@@ -476,6 +476,13 @@ def test_a_lane_reads_so_many_pieces_ahead_and_no_more() -> None:
     assert not any(thread.name.startswith("lerobot_grain lane") for thread in threading.enumerate())
 
 
+def counted(parts: Iterator[Any], sent: list[int]) -> Iterator[Any]:
+    with contextlib.closing(parts):  # type: ignore[type-var]
+        for part in parts:
+            sent.append(1)
+            yield part
+
+
 def test_a_server_waits_for_its_consumer(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = stream(directory, features=["top"], delta_timestamps=None, num_epochs=None,
                      image_size=(480, 640))  # fmt: skip
@@ -485,7 +492,7 @@ def test_a_server_waits_for_its_consumer(directory: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(
             server._served,
             "parts",
-            lambda ticket: (sent.append(1) or part for part in parts(ticket)),
+            lambda ticket: counted(parts(ticket), sent),
         )
         with contextlib.closing(iter(remote(dataset, [server.url]).batch(4))) as batches:
             next(batches)
