@@ -92,7 +92,8 @@ class FlightReaders:
                 f"FlightReaders: a URL is {url!r}; expected grpc://host:port or "
                 "grpc+tls://host:port, as ReaderServer.url is; the token goes into token="
             )
-        if not (parts.scheme == "grpc+tls" or self.allow_insecure or is_loopback(parts.hostname or "")):
+        is_safe = parts.scheme == "grpc+tls" or is_loopback(parts.hostname or "")
+        if not (is_safe or self.allow_insecure):
             raise InvalidRequestError(
                 f"FlightReaders: {url} leads to another machine without TLS; expected grpc+tls://, "
                 "or allow_insecure=True on a network where everybody may read"

@@ -7,10 +7,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import random
+import runpy
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,10 +39,12 @@ from lerobot_grain._datasets.positions import PartOfPositions
 from lerobot_grain._order.windows import WindowRequest
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, write_dataset
 from tests.support.datasets import change_info, change_table
+from tests.support.forked import ForkedScript
 from tests.support.reader_process import ReaderProcess
 
 pytestmark = pytest.mark.timeout(90, method="thread")
 NUM_ROWS = 40
+PAGE = Path(lg.__file__).parents[1] / "docs" / "remote-readers.md"
 
 
 @pytest.fixture(scope="module")
@@ -553,6 +558,44 @@ def test_tls_beyond_this_machine(directory: Path, certificate: tuple[Path, Path]
             batches = iter(remote(dataset, wrong, patience_seconds=1).batch(8))
             with contextlib.closing(batches), pytest.raises(lg.StorageError, match="was lost"):
                 next(batches)
+
+
+def test_the_programs_of_the_page_run(
+    small_dataset: Path,
+    certificate: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    names = {
+        "lerobot/pusht": str(small_dataset),
+        "8815": str(port),
+        "reader-0": "localhost",
+        "reader-1": "localhost",
+        "0.0.0.0": "127.0.0.1",
+        "server.pem": str(certificate[0]),
+        "server.key": str(certificate[1]),
+        "ca.pem": str(certificate[0]),
+    }
+    for block in PAGE.read_text().split("```python\n")[1:]:
+        code = block.partition("```")[0]
+        first, _, _ = code.partition("\n")
+        for name, value in names.items():
+            code = code.replace(name, value)
+        if first.startswith("# "):
+            (tmp_path / first.removeprefix("# ")).write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("READER_TOKEN", "secret")
+    with ForkedScript([sys.executable, str(tmp_path / "reader.py")], env=os.environ) as server:
+        try:
+            state = runpy.run_path(str(tmp_path / "train.py"))["state"]
+        finally:
+            server.kill()
+            sys.modules.pop("stream", None)
+    assert state["position"] == 6400
+    assert capsys.readouterr().out == "(64, 16, 6)\n" * 100
 
 
 @pytest.mark.parametrize(
