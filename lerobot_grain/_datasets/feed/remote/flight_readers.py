@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ _NOTHING = pa.schema([])
 _SCHEMES = ("grpc", "grpc+tls")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FlightReaders:
     """Readers that are `ReaderServer`s: `readers=` of `RemoteReaderIterDataset`.
 
@@ -65,7 +65,7 @@ class FlightReaders:
       StorageError: the PEM file cannot be read.
     """
 
-    urls: tuple[str, ...]
+    urls: Sequence[str]
     token: str | None = field(default=None, repr=False)
     root_certificates: str | Path | None = None
     allow_insecure: bool = False

@@ -32,7 +32,7 @@ _ASKED_AHEAD = 2
 _LOOK_SECONDS = 0.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RayReaders:
     """Readers that are actors of Ray: `readers=` of `RemoteReaderIterDataset`.
 

@@ -49,6 +49,8 @@ def batch_of(found: Any) -> Batch:
       StorageError: it was not made by `record_batch_of`.
     """
     try:
+        # Offsets that lead out of a buffer would be followed.
+        found.validate(full=True)
         return {
             field.name: _value(field, column)
             for field, column in zip(found.schema, found.columns, strict=True)

@@ -570,7 +570,6 @@ def test_the_programs_of_the_page_run(
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     names = {
-        "lerobot/pusht": str(small_dataset),
         "8815": str(port),
         "reader-0": "localhost",
         "reader-1": "localhost",
@@ -578,6 +577,7 @@ def test_the_programs_of_the_page_run(
         "server.pem": str(certificate[0]),
         "server.key": str(certificate[1]),
         "ca.pem": str(certificate[0]),
+        "lerobot/pusht": str(small_dataset),
     }
     for block in PAGE.read_text().split("```python\n")[1:]:
         code = block.partition("```")[0]
@@ -595,7 +595,7 @@ def test_the_programs_of_the_page_run(
             server.kill()
             sys.modules.pop("stream", None)
     assert state["position"] == 6400
-    assert capsys.readouterr().out == "(64, 16, 6)\n" * 100
+    assert capsys.readouterr().out == "(64, 16, 7)\n" * 100
 
 
 @pytest.mark.parametrize(
