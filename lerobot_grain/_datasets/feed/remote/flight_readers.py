@@ -14,7 +14,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -129,39 +129,46 @@ class OpenFlightReaders:
 
     def pieces(self, lane: int, request: LaneRequest) -> Iterator[Piece]:
         """As of `lanes.OpenReaders`."""
+        parts: list[PackedBatch] = []
         while True:
-            stays_until = time.monotonic() + _HOME_SECONDS
+            # Where the examples got other shapes in the middle of a piece, its rest comes alone.
+            collected = sum(part.num_examples for part in parts)
+            asked = replace(request.after(collected), piece_size=request.piece_size - collected)
             url = self._url(lane)
-            parts: list[PackedBatch] = []
-            for batch, note in self._messages(lane, url, request):
-                if note.ends:
-                    return
+            goes_home_at = time.monotonic() + _HOME_SECONDS
+            has_come = False
+            for batch, note in self._messages(lane, url, asked):
                 if batch is None:
-                    # `Note`: an error without a batch ends the stream.
-                    raise note.error or StorageError(f"the reader at {url} sent an empty message")
+                    if parts:
+                        yield Piece(request.first, tuple(parts), note.error)
+                    elif note.error is not None:
+                        raise note.error
+                    return
+                if not has_come and note.first != asked.first:
+                    raise _unknown(url, f"position {note.first} in place of {asked.first}")
+                has_come = True
                 parts.append(unchanged(batch_of(batch)))
                 del batch
                 if note.goes_on:
                     continue
-                piece = Piece(note.first, tuple(parts), note.error)
+                piece = Piece(request.first, tuple(parts), note.error)
                 parts.clear()
-                if piece.first != request.first:
-                    raise StorageError(
-                        f"the reader at {url} sent position {piece.first}; expected "
-                        f"{request.first}; use the same version of lerobot_grain on both sides"
-                    )
                 request = request.after(piece.num_examples)
                 yield piece
                 del piece
-                if self._moves[lane] and time.monotonic() > stays_until:
+                if asked.piece_size < request.piece_size:
+                    break
+                if self._moves[lane] and time.monotonic() > goes_home_at:
                     if self._is_there(self._readers.urls[lane]):
                         self._moves[lane] = 0
                         break
-                    stays_until = time.monotonic() + _HOME_SECONDS
-            # It went home, or the examples got other shapes: on from here.
+                    goes_home_at = time.monotonic() + _HOME_SECONDS
+            else:
+                if not has_come:
+                    raise self._lost(lane, url, "it ended without a piece")
 
     def _messages(self, lane: int, url: str, request: LaneRequest) -> Iterator[tuple[Any, Note]]:
-        """Yields record batches, `None` for an empty one, and what is said of each."""
+        """Yields record batches, `None` at the end, and what is said of each."""
         flight = self._flight
         options = flight.FlightCallOptions(headers=self._headers)
         asked = flight.FlightDescriptor.for_command(ticket_of(request, self._definition))
@@ -176,12 +183,7 @@ class OpenFlightReaders:
                         writer.begin(_NOTHING)
                         writer.done_writing()
                     while True:
-                        chunk = reader.read_chunk()
-                        note = Note.of(chunk.app_metadata.to_pybytes())
-                        batch = chunk.data if chunk.data.num_rows else None
-                        del chunk
-                        yield batch, note
-                        del batch
+                        yield _read(reader.read_chunk(), url)
                 finally:
                     self._note(lane, None)
                     reader.cancel()
@@ -191,16 +193,20 @@ class OpenFlightReaders:
         except StopIteration:
             # Without a note that it ends: the server was closed, or wants to be asked again.
             return
+        except StorageError:
+            raise
         except flight.FlightUnauthenticatedError:
             raise StorageError(
                 f"the reader at {url} refuses the token; expected the one that it was started "
                 "with, in FlightReaders(token=...)"
             ) from None
         except (flight.FlightError, ArrowException, OSError) as error:
-            self._moves[lane] += 1
-            raise LostReaderError(
-                f"the reader at {url} was lost: {str(error).splitlines()[0][:200]}"
-            ) from None
+            raise self._lost(lane, url, str(error)) from None
+
+    def _lost(self, lane: int, url: str, reason: str) -> LostReaderError:
+        """Returns the error that a server was lost; the lane asks the next one from now on."""
+        self._moves[lane] += 1
+        return LostReaderError(f"the reader at {url} was lost: {reason.splitlines()[0][:200]}")
 
     def _note(self, lane: int, reader: Any) -> None:
         """Notes what a lane reads from, so that `close` ends it; `None`: nothing any more."""
@@ -237,6 +243,25 @@ class OpenFlightReaders:
             self._is_closed = True
             for reader in self._reading.values():
                 reader.cancel()
+
+
+def _read(chunk: Any, url: str) -> tuple[Any, Note]:
+    """Returns the record batch in a chunk, and what is said of it; `None`: the stream ends."""
+    try:
+        note = Note.of(chunk.app_metadata.to_pybytes())
+    except (AttributeError, TypeError, ValueError):
+        raise _unknown(url, "a message that is none of a reader") from None
+    has_examples = chunk.data is not None and chunk.data.num_rows > 0
+    if not has_examples and not note.ends:
+        raise _unknown(url, "an empty message")
+    return (chunk.data if has_examples else None), note
+
+
+def _unknown(url: str, what: str) -> StorageError:
+    return StorageError(
+        f"the server at {url} sent {what}; expected a ReaderServer of the same version of "
+        "lerobot_grain"
+    )
 
 
 def _certificates(path: str | Path | None) -> bytes | None:

@@ -26,14 +26,13 @@ import grain
 import pyarrow as pa
 
 from lerobot_grain._base.errors import InvalidRequestError, StorageError
-from lerobot_grain._datasets.feed.packing import PackedBatch, unpacked
+from lerobot_grain._datasets.feed.packing import unpacked
 from lerobot_grain._datasets.feed.remote.definition import definition_of
 from lerobot_grain._datasets.feed.remote.flight import flight_module
 from lerobot_grain._datasets.feed.remote.record_batches import empty_like, record_batch_of
 from lerobot_grain._datasets.feed.remote.tickets import Note, request_in
 from lerobot_grain._datasets.feed.worker_stream import Piece, PiecesIterDataset
 from lerobot_grain._datasets.pipelines import only_source_under
-from lerobot_grain._reading.batches import Batch, join
 
 _SHUTDOWN_SECONDS = 5.0
 
@@ -190,7 +189,7 @@ class _Served:
                     return
             yield _Part(None, Note(ends=True))
         except Exception as error:
-            yield _Part(None, Note(error=error))
+            yield _Part(None, Note(ends=True, error=error))
         finally:
             if pieces is not None:
                 pieces.close()
@@ -212,24 +211,14 @@ class _Served:
 
 
 def _parts_of(piece: Piece) -> list[_Part]:
-    batches = _alike(piece.parts)
-    last = len(batches) - 1
+    last = len(piece.parts) - 1
     return [
         _Part(
-            record_batch_of(batch),
+            record_batch_of(unpacked(part)),
             Note(piece.first, goes_on=number < last, error=piece.error if number == last else None),
         )
-        for number, batch in enumerate(batches)
+        for number, part in enumerate(piece.parts)
     ]
-
-
-def _alike(parts: tuple[PackedBatch, ...]) -> list[Batch]:
-    """Returns the batches of a piece, whose examples must have the same shapes."""
-    batches = [unpacked(part) for part in parts]
-    if len(batches) > 1:
-        # It raises what the batch would raise that they are for.
-        join(batches)
-    return batches
 
 
 @functools.cache

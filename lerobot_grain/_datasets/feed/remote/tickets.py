@@ -102,7 +102,7 @@ class Note:
     Attributes:
       first: position of the first example of its piece.
       goes_on: whether the next record batch belongs to the same piece.
-      ends: whether nothing comes after it: the stream has ended.
+      ends: whether nothing comes after it: the stream has ended, or failed.
       error: of the example after its piece, if that could not be read.
     """
 

@@ -373,6 +373,37 @@ def test_an_example_that_fails_comes_at_its_place(
     assert list(itertools.chain(*found)) == [*range(NUM_ROWS)] * 2
 
 
+class Widens:
+    """Makes windows of two frames of some requests, which have none."""
+
+    def __init__(self, rows: range) -> None:
+        self.rows = rows
+
+    def __call__(self, request: WindowRequest) -> WindowRequest:
+        if request.row not in self.rows:
+            return request
+        frames = {"action": np.array([request.frame, request.frame])}
+        return WindowRequest(
+            request.row, request.episode, request.frame, frames, {"action": np.zeros(2, bool)}
+        )
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_examples_of_other_shapes_in_the_middle_of_a_piece(
+    directory: Path, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_readers, "_MIN_PIECE", 8)
+    repository = lg.open_repository(directory)
+    requests = (
+        lg.FrameOrderIterDataset(repository, shuffle=None, num_epochs=1)
+        .map(lg.DeltaTimestamps(repository))
+        .map(Widens(range(10, 30)))
+    )
+    dataset = lg.ReadWindowsIterDataset(requests, repository, features=["index", "action"])
+    with served(dataset, 2) as readers:
+        assert_same_stream(dataset.batch(batch_size), remote(dataset, readers).batch(batch_size))
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [
