@@ -27,6 +27,7 @@ import json
 import multiprocessing
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -97,10 +98,10 @@ def measure(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
         for _ in range(options.repeats):
             for kind, each in datasets.items():
                 found[kind].append(rate(each, options))
-    for engine in set(options.engines) & set(_KILLS):
-        found[f"{engine} kills"] = [
-            _KILLS[engine](dataset, directory, options) for _ in range(options.kills)
-        ]
+                print(kind, json.dumps(found[kind][-1]), file=sys.stderr, flush=True)
+    for engine in set(options.engines) & set(_KILLS) if options.kills else ():
+        found[f"{engine} kills"] = _KILLS[engine](dataset, directory, options)
+        print(engine, json.dumps(found[f"{engine} kills"]), file=sys.stderr, flush=True)
     return found
 
 
@@ -147,14 +148,14 @@ def _serve(ready: Connection, directory: str) -> None:
 
 def _servers(directory: Path, count: int) -> tuple[list[Any], list[str]]:
     context = multiprocessing.get_context("spawn")
-    processes, urls = [], []
+    processes, pipes = [], []
     for _ in range(count):
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, str(directory)), daemon=True)
         process.start()
-        urls.append(ours.recv())
+        pipes.append(ours)
         processes.append(process)
-    return processes, urls
+    return processes, [pipe.recv() for pipe in pipes]
 
 
 @contextlib.contextmanager
@@ -181,49 +182,55 @@ _READERS = {"workers": _workers, "flight": _flight, "ray": _ray}
 # --- kills ---------------------------------------------------------------------------------------
 
 
-def _flight_kill(dataset: Any, directory: Path, options: argparse.Namespace) -> dict[str, float]:
-    processes, urls = _servers(directory, options.readers)
+def _flight_kills(dataset: Any, directory: Path, options: argparse.Namespace) -> list[Any]:
+    # One server is killed after the other; the first one stays.
+    processes, urls = _servers(directory, options.kills + 1)
     remote = lg.RemoteReaderIterDataset(dataset, readers=lg.FlightReaders(urls))
     try:
-        return _longest_waits(remote, processes[-1].kill, options)
+        return _longest_waits(remote, [each.kill for each in processes[1:]], options)
     finally:
         for process in processes:
             process.kill()
             process.join()
 
 
-def _ray_kill(dataset: Any, _directory: Path, options: argparse.Namespace) -> dict[str, float]:
-    import ray
+def _ray_kills(dataset: Any, directory: Path, options: argparse.Namespace) -> list[Any]:
     from ray.util.state import list_actors
 
-    with _ray(dataset, _directory, options) as remote:
+    with _ray(dataset, directory, options) as remote:
 
         def kill() -> None:
             pids = [actor.pid for actor in list_actors() if actor.state == "ALIVE"]
             os.kill(pids[-1], 9)
 
-        assert ray.is_initialized()
-        return _longest_waits(remote, kill, options)
+        return _longest_waits(remote, [kill] * options.kills, options)
 
 
-_KILLS = {"flight": _flight_kill, "ray": _ray_kill}
+_KILLS = {"flight": _flight_kills, "ray": _ray_kills}
 
 
-def _longest_waits(dataset: Any, kill: Any, options: argparse.Namespace) -> dict[str, float]:
-    """Returns the longest waits for a batch before and after a kill."""
+def _longest_waits(
+    dataset: Any, kills: Sequence[Any], options: argparse.Namespace
+) -> list[dict[str, float]]:
+    """Returns what each kill costs: the longest wait for a batch before any, and after it."""
+    found = []
     with contextlib.closing(iter(dataset.batch(options.batch_size))) as batches:
         next(batches)
-        waits = {}
-        for when in ("before", "after"):
-            if when == "after":
-                kill()
-            longest = 0.0
-            until = time.perf_counter() + options.seconds
-            while (begin := time.perf_counter()) < until:
-                next(batches)
-                longest = max(longest, time.perf_counter() - begin)
-            waits[when] = longest
-    return waits | {"lost_seconds": waits["after"] - waits["before"]}
+        before = _longest_wait(batches, options.seconds)
+        for kill in kills:
+            kill()
+            after = _longest_wait(batches, options.seconds)
+            found.append({"before": before, "after": after, "lost_seconds": after - before})
+    return found
+
+
+def _longest_wait(batches: Iterator[Any], seconds: float) -> float:
+    longest = 0.0
+    until = time.perf_counter() + seconds
+    while (begin := time.perf_counter()) < until:
+        next(batches)
+        longest = max(longest, time.perf_counter() - begin)
+    return longest
 
 
 def table(name: str, found: dict[str, Any], options: argparse.Namespace) -> str:
