@@ -30,6 +30,7 @@ LONGEST_FIRST = [
     "test_frame_cache.py",
     "test_fill_cache.py",
     "test_workers.py",
+    "test_remote_readers.py",
     "test_storage.py",
     "test_resume.py",
     "test_read_ahead.py",
