@@ -263,8 +263,8 @@ def table(name: str, found: dict[str, Any], options: argparse.Namespace) -> str:
     cost = statistics.median(each["processor_seconds_per_example"] for each in found["plain"])
     lines = [
         f"{name}, {options.readers} readers, {os.cpu_count()} cores, medians of {options.repeats}",
-        "| kind | examples/s | of plain | by processor time | MiB/s | consumer's cores | first batch "
-        "| a kill costs |",
+        "| kind | examples/s | of plain | by processor time | MiB/s | consumer's cores "
+        "| first batch | a kill costs |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for kind in ("plain", *options.engines):
