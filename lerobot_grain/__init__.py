@@ -16,6 +16,10 @@ from lerobot_grain._datasets.delta_timestamps import DeltaTimestamps
 from lerobot_grain._datasets.episodes.episode_dataset import EpisodeIterDataset
 from lerobot_grain._datasets.feed.device import DeviceIterDataset
 from lerobot_grain._datasets.feed.elastic import ElasticIterDataset
+from lerobot_grain._datasets.feed.remote.flight_readers import FlightReaders
+from lerobot_grain._datasets.feed.remote.ray_readers import RayReaders
+from lerobot_grain._datasets.feed.remote.reader_server import ReaderServer
+from lerobot_grain._datasets.feed.remote.remote_readers import RemoteReaderIterDataset
 from lerobot_grain._datasets.feed.workers import WorkerPrefetchIterDataset, worker_init
 from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
 from lerobot_grain._datasets.lerobot_dataset import LeRobotIterDataset
@@ -67,6 +71,7 @@ __all__ = [
     "EpisodeIterDataset",
     "FilledCache",
     "Finding",
+    "FlightReaders",
     "FrameLocation",
     "FrameOrderIterDataset",
     "GeometricDraw",
@@ -81,9 +86,12 @@ __all__ = [
     "OpenPiDataLoader",
     "OpenPiFormat",
     "PadDimensions",
+    "RayReaders",
     "ReadOptions",
     "ReadStatistics",
     "ReadWindowsIterDataset",
+    "ReaderServer",
+    "RemoteReaderIterDataset",
     "Repository",
     "ResizeWithPad",
     "ReturnsToGo",

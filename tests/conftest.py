@@ -30,6 +30,7 @@ LONGEST_FIRST = [
     "test_dataset_cache.py",
     "test_frame_cache.py",
     "test_mixture_dataset.py",
+    "test_remote_readers.py",
     "test_read_ahead.py",
     "test_exit.py",
     "test_interruptions.py",

@@ -109,6 +109,16 @@ class DeltaTimestamps(grain.transforms.Map):
         """Keys of the features with windows, and of the windows with names."""
         return WindowKeys(self._offsets.keys, self._named.outputs)
 
+    @property
+    def definition(self) -> dict[str, Any]:
+        """All that the frames of requests depend on besides the rows and the episodes, for JSON."""
+        return {
+            "delta_timestamps": self._offsets.frames_by_key,
+            "windows": self._named.definition,
+            "valid_rows": None if self._valid is None else self._valid.definition,
+            "seed": self._seed if self._named.random_names else None,
+        }
+
     def map(self, element: int | tuple[int, int]) -> WindowRequest:
         row, position = element if isinstance(element, tuple) else (element, None)
         return self.request(row, position)

@@ -7,7 +7,7 @@ this one.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import grain
 
@@ -63,8 +63,15 @@ def end_reading(iterator: grain.DatasetIterator[Any]) -> None:
     """Ends what all our streams under an iterator read ahead: a `next` in another thread that waits
     for it raises `StorageError`.
     """
-    for stream in _nodes_under(iterator, ReadWindowsIterator):
+    for stream in _nodes_under(iterator, _EndsReading):  # type: ignore[type-abstract]
         stream.end_reading()
+
+
+@runtime_checkable
+class _EndsReading(Protocol):
+    """An iterator of ours that reads, or has others read."""
+
+    def end_reading(self) -> None: ...
 
 
 def _nodes_under(pipeline: object, kind: type[Node]) -> list[Node]:

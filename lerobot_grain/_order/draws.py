@@ -18,10 +18,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
-from lerobot_grain._base.arrays import Integers, read_only
+from lerobot_grain._base.arrays import Integers, read_only, short_hash
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._order.philox import Stream, Words, below, words_at
 from lerobot_grain._order.seconds import is_seconds, whole_frames
@@ -112,6 +113,17 @@ class FrameDraw:
     last: int | None
     thresholds: Words | None = None
     is_last: bool = False
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """The draw for JSON."""
+        thresholds = self.thresholds
+        return {
+            "first": self.first,
+            "last": self.last,
+            "is_last": self.is_last,
+            "thresholds": None if thresholds is None else short_hash(thresholds),
+        }
 
     def drawn(self, words: Words, counts: Integers) -> Integers:
         """Returns which of the frames that may be drawn are drawn, int64 `(n,)`.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -142,6 +143,20 @@ class NamedWindows:
         """Name -> frames of the window; `None` of a draw, whose values have no time axis."""
         fixed = self._offsets.lengths
         return {name: fixed.get(name) for name in self.outputs}
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """Name -> keys, and the distances in frames or the draw, for JSON: windows that are equal
+        in it have equal frames.
+        """
+        fixed = self._offsets.frames_by_key
+        return {
+            name: {
+                "outputs": outputs,
+                "frames": fixed[name] if name in fixed else self._draws[name].definition,
+            }
+            for name, outputs in self.outputs.items()
+        }
 
     @property
     def random_names(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._base.arrays import Integers
+from lerobot_grain._base.arrays import Integers, short_hash
 from lerobot_grain._order.windows import Mask, WindowBlock
 
 
@@ -31,6 +31,11 @@ class ValidRuns:
         self._nexts = np.concatenate((self._starts, [len(is_valid)]))
         # Valid rows before the end of each run.
         self._counts = np.concatenate(([0], np.cumsum(self._lasts[1:] + 1 - self._starts)))
+
+    @property
+    def definition(self) -> str:
+        """A hash of the rows, the same on every machine."""
+        return short_hash(self._starts, self._lasts, self._nexts)
 
     def numbers_of(self, rows: Integers) -> Integers:
         """Returns how many valid rows are before each row, int64 `(n,)`: of a valid row, its number

@@ -211,6 +211,11 @@ class WindowOffsets:
         return tuple(self._offsets)
 
     @property
+    def frames_by_key(self) -> dict[str, list[int]]:
+        """Feature key -> distances of its window, in frames."""
+        return {key: offsets.tolist() for key, offsets in self._offsets.items()}
+
+    @property
     def lengths(self) -> dict[str, int]:
         """Feature key -> frames of its window."""
         return {key: len(offsets) for key, offsets in self._offsets.items()}

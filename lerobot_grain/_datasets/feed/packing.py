@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._reading.batches import Batch
+from lerobot_grain._reading.batches import Batch, num_examples
 
 # From this size on an array has a block of its own.
 _MIN_OWN_BYTES = 64 << 10
@@ -50,6 +50,13 @@ class PackedBatch(NamedTuple):
     small: npt.NDArray[np.uint8]
     layout: Layout
 
+    @property
+    def num_examples(self) -> int:
+        """The examples of the batch."""
+        for _, shape, _ in self.layout.small.values():
+            return shape[0]
+        return num_examples(self.values)
+
 
 def packed(batch: Batch) -> PackedBatch:
     """Returns a batch ready to be sent."""
@@ -68,6 +75,11 @@ def packed(batch: Batch) -> PackedBatch:
         _view(memory, *place)[...] = batch[key]
     values = {key: value for key, value in batch.items() if key not in small}
     return PackedBatch(values, memory, Layout(tuple(batch), small))
+
+
+def unchanged(batch: Batch) -> PackedBatch:
+    """Returns a batch that came without being packed, in the same form."""
+    return PackedBatch(batch, np.empty(0, np.uint8), Layout(tuple(batch), {}))
 
 
 def unpacked(found: PackedBatch) -> Batch:

@@ -1,5 +1,5 @@
-"""The part that runs in a worker process: a stream from a state on, as single examples or as
-pieces of batches, with every error in a form that reaches the consumer.
+"""The part that runs in a reader, such as a worker process: a stream from a state on, as single
+examples or as pieces of batches, with every error in a form that reaches the consumer.
 
 Rules:
 * A `StopIteration` that is not the end, an exception or an example that does not pickle would be
@@ -37,16 +37,19 @@ class OneToOneIterDataset(grain.IterDataset[Element]):
         parent: grain.IterDataset[Element],
         source: PositionsIterDataset,
         state: dict[str, Any],
+        *,
+        of: str,
     ) -> None:
         super().__init__(parent)
         # The same object as under `parent`, also after pickling, so it is sliced with it.
         self._source = source
         self._state = state
+        self._of = of
 
     def __iter__(self) -> grain.DatasetIterator[Element]:
         parent = self._parent.__iter__()
         parent.set_state(self._state)
-        return _OneToOneIterator(parent, self._source)
+        return _OneToOneIterator(parent, self._source, of=self._of)
 
     def __str__(self) -> str:
         return "OneToOneIterDataset"
@@ -56,16 +59,21 @@ class _OneToOneIterator(grain.DatasetIterator[Element]):
     _closed = True
 
     def __init__(
-        self, parent: grain.DatasetIterator[Element], source: PositionsIterDataset
+        self,
+        parent: grain.DatasetIterator[Element],
+        source: PositionsIterDataset,
+        *,
+        of: str,
     ) -> None:
         super().__init__(parent)
         self._source = source
+        self._of = of
         self._sent_one = False
 
     def __next__(self) -> Element:
         element: Element = self._checked(self._next_example)
         if not self._sent_one:
-            _expect_sendable(element)
+            _expect_sendable(element, of=self._of)
             self._sent_one = True
         return element
 
@@ -87,7 +95,8 @@ class _OneToOneIterator(grain.DatasetIterator[Element]):
         if advanced != count * step:
             examples = "one example" if count == 1 else f"{count} examples"
             raise InvalidRequestError(
-                f"WorkerPrefetchIterDataset: {examples} took {advanced // step} rows; {ONE_TO_ONE}"
+                f"{self._of}: {examples} took {advanced // step} rows; "
+                f"{ONE_TO_ONE.format(self._of)}"
             )
         return taken
 
@@ -96,7 +105,7 @@ class _OneToOneIterator(grain.DatasetIterator[Element]):
         order.set_state(state)
         if next(order, None) is not None:
             raise InvalidRequestError(
-                f"WorkerPrefetchIterDataset: StopIteration at position {state['position']}, which "
+                f"{self._of}: StopIteration at position {state['position']}, which "
                 "is not the end of the stream: a function in .map raised it, perhaps through "
                 "next(); catch it there"
             )
@@ -122,12 +131,18 @@ class Piece(NamedTuple):
     parts: tuple[PackedBatch, ...]
     error: Exception | None
 
+    @property
+    def num_examples(self) -> int:
+        """Its examples, without the one that could not be read."""
+        return sum(part.num_examples for part in self.parts)
+
 
 class PiecesIterDataset(OneToOneIterDataset[Piece]):
     """The same as pieces of batches, of a parent that is a stream of ours without `.map`.
 
     Args:
       parent, source, state: as of `OneToOneIterDataset`.
+      of: name of the dataset that asks, for messages.
       piece_size: examples of a piece; fewer come before the end, or before an error.
     """
 
@@ -137,15 +152,16 @@ class PiecesIterDataset(OneToOneIterDataset[Piece]):
         source: PositionsIterDataset,
         state: dict[str, Any],
         *,
+        of: str,
         piece_size: int,
     ) -> None:
-        super().__init__(parent, source, state)
+        super().__init__(parent, source, state, of=of)
         self._piece_size = piece_size
 
     def __iter__(self) -> grain.DatasetIterator[Piece]:
         parent = self._parent.__iter__()
         parent.set_state(self._state)
-        return _PieceIterator(parent, self._source, self._piece_size)
+        return _PieceIterator(parent, self._source, of=self._of, piece_size=self._piece_size)
 
     def __str__(self) -> str:
         return f"PiecesIterDataset({self._piece_size})"
@@ -153,9 +169,14 @@ class PiecesIterDataset(OneToOneIterDataset[Piece]):
 
 class _PieceIterator(_OneToOneIterator[Piece]):
     def __init__(
-        self, parent: ReadWindowsIterator, source: PositionsIterDataset, piece_size: int
+        self,
+        parent: ReadWindowsIterator,
+        source: PositionsIterDataset,
+        *,
+        of: str,
+        piece_size: int,
     ) -> None:
-        super().__init__(parent, source)
+        super().__init__(parent, source, of=of)
         self._piece_size = piece_size
 
     def __next__(self) -> Piece:
@@ -201,8 +222,7 @@ class _PieceIterator(_OneToOneIterator[Piece]):
 
 
 ONE_TO_ONE = (
-    "expected one example for every row: put .filter, .batch, .random_map and .mix "
-    "after WorkerPrefetchIterDataset"
+    "expected one example for every row: put .filter, .batch, .random_map and .mix after {}"
 )
 
 
@@ -219,11 +239,11 @@ def _sendable(error: BaseException) -> Exception:
     return RuntimeError(f"{type(error).__qualname__} in a worker process: {error}")
 
 
-def _expect_sendable(element: object) -> None:
+def _expect_sendable(element: object, *, of: str) -> None:
     try:
         pickle.dumps(element)
     except Exception as error:
         raise InvalidRequestError(
-            f"WorkerPrefetchIterDataset: an example does not pickle ({error}); expected NumPy "
+            f"{of}: an example does not pickle ({error}); expected NumPy "
             "arrays, numbers and strings"
         ) from None

@@ -25,36 +25,27 @@ interrupted.
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from multiprocessing import connection
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import grain
 from absl import flags
 
 from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.errors import InvalidRequestError
-from lerobot_grain._base.memory import ArrayPool
-from lerobot_grain._datasets.element_specs import example_bytes
-from lerobot_grain._datasets.feed.batches import WithBatches
 from lerobot_grain._datasets.feed.packing import MIN_SHARED_BYTES
-from lerobot_grain._datasets.feed.rounds import Rounds
-from lerobot_grain._datasets.feed.worker_stream import (
-    ONE_TO_ONE,
-    OneToOneIterDataset,
-    PiecesIterDataset,
+from lerobot_grain._datasets.feed.readers import (
+    ReadersIterator,
+    ReadersIterDataset,
+    ReadersStream,
 )
-from lerobot_grain._datasets.pipelines import only_source_under
-from lerobot_grain._datasets.positions import PositionsIterDataset
-from lerobot_grain._reading.batches import Batch, num_examples, with_arrays_of_strings
-
-Element = TypeVar("Element")
+from lerobot_grain._datasets.feed.worker_stream import OneToOneIterDataset, PiecesIterDataset
+from lerobot_grain._datasets.positions import Element, PositionsIterDataset
 
 # Between two looks at the number of the parent; a dead parent is usually noticed at once, by its
 # sentinel.
@@ -63,12 +54,6 @@ _WATCH_SECONDS = 1.0
 # for a dict of 16 of them instead of 72.
 _MIN_SHARED_BYTES_OF_EXAMPLES = 64 << 10
 _PIPE_BYTES = 64 << 10
-# Examples of a piece, at least where they are small: sending a piece takes a third of a
-# millisecond, whatever is in it. If they are large, a worker holds `2 * buffer_size + 2` pieces of
-# so many bytes, or of one example.
-_MIN_PIECE = 32
-_MAX_PIECE_BYTES = 8 << 20
-_UNKNOWN_BYTES = 1 << 20
 
 
 def worker_init(worker_index: int, worker_count: int) -> None:  # noqa: ARG001 (Grain passes both)
@@ -126,7 +111,7 @@ def _mark_flags_as_parsed() -> None:
         flags.FLAGS.mark_as_parsed()
 
 
-class WorkerPrefetchIterDataset(WithBatches[Element]):
+class WorkerPrefetchIterDataset(ReadersIterDataset[Element]):
     """Reads its parent in worker processes: the same examples in the same order, and a state that
     restores with any number of workers.
 
@@ -160,149 +145,64 @@ class WorkerPrefetchIterDataset(WithBatches[Element]):
     def __init__(
         self, parent: grain.IterDataset[Element], *, num_workers: int, buffer_size: int = 2
     ) -> None:
-        super().__init__(parent)
         for name, value, least in (
             ("num_workers", num_workers, 0),
             ("buffer_size", buffer_size, 1),
         ):
             check_int(name, value, least=least, of="WorkerPrefetchIterDataset")
-        self._source = only_source_under(parent, asked_by="WorkerPrefetchIterDataset")
-        if parent.__iter__().get_state().keys() != self._source.__iter__().get_state().keys():
-            raise InvalidRequestError(
-                f"WorkerPrefetchIterDataset: {parent} adds something to the state of the stream; "
-                f"{ONE_TO_ONE}"
-            )
+        super().__init__(parent)
         self._num_workers = num_workers
         self._buffer_size = buffer_size
 
     def __iter__(self) -> grain.DatasetIterator[Element]:
-        return _WorkerPrefetchIterator(
+        options = grain.multiprocessing.MultiprocessingOptions(
+            num_workers=self._num_workers, per_worker_buffer_size=self._buffer_size
+        )
+        return ReadersIterator(
             self._parent,
             self._source,
-            grain.multiprocessing.MultiprocessingOptions(
-                num_workers=self._num_workers, per_worker_buffer_size=self._buffer_size
-            ),
+            _WorkerProcesses(self._parent, self._source, options),
             name=str(self),
         )
-
-    @property
-    def makes_batches(self) -> bool:
-        # Workers read pieces of what their parent makes batches of.
-        return isinstance(self._parent, WithBatches) and self._parent.makes_batches
-
-    @property
-    def _element_spec(self) -> Any:
-        return grain.experimental.get_element_spec(self._parent)
 
     def __str__(self) -> str:
         return f"WorkerPrefetchIterDataset({self._num_workers} workers)"
 
 
-class _WorkerPrefetchIterator(grain.DatasetIterator[Element]):
-    """Yields examples, or hands out batches of them, and counts what was handed out."""
+class _WorkerProcesses:
+    """Starts the workers (`readers.Engine`)."""
 
-    _closed = True
+    sends_examples = True
 
     def __init__(
         self,
-        read: grain.IterDataset[Element],
+        read: grain.IterDataset[Any],
         source: PositionsIterDataset,
         options: grain.multiprocessing.MultiprocessingOptions,
-        *,
-        name: str,
     ) -> None:
-        super().__init__()
         self._read = read
         self._source = source
         self._options = options
-        self._name = name
-        # Never asked for an example: it says what a state looks like, and refuses those of other
-        # streams.
-        self._unread = read.__iter__()
-        self._base: dict[str, Any] = self._unread.get_state()
-        self._handed_out = 0  # since the base
-        self._workers: _Workers | None = None
-        self._arrays = ArrayPool()
-        self._exhausted = False
 
-    def __next__(self) -> Element:
-        found: Element = self._hand_out(None, _next_example, self._stats)
-        return found
+    @property
+    def num_readers(self) -> int:
+        return max(1, int(self._options.num_workers))
 
-    def next_batch(self, batch_size: int, *, drop_remainder: bool, stats: Any) -> Batch:
-        """As of `feed/batches.MakesBatches`."""
-
-        def take(workers: _Workers) -> tuple[Batch, int]:
-            assert workers.rounds is not None
-            batch = workers.rounds.take(batch_size)
-            count = num_examples(batch)
-            if drop_remainder and count < batch_size:
-                raise _Dropped(count)
-            return with_arrays_of_strings(batch), count
-
-        found: Batch = self._hand_out(self._piece_size(batch_size), take, stats)
-        return found
-
-    def _hand_out(
-        self,
-        piece_size: int | None,
-        take: Callable[[_Workers], tuple[Any, int]],
-        stats: Any,
-    ) -> Any:
-        """Returns what `take` takes of the workers, and counts it: both, or, whatever is raised
-        wherever, neither.
-
-        Args:
-          piece_size: examples of the pieces that the workers read; `None`: single examples.
-          take: returns it, and how many examples it is.
-          stats: Grain's, of the iterator that hands it out.
-        """
-        self._assert_not_closed()
-        if self._exhausted:
-            raise StopIteration
-        before = self._handed_out
-        try:
-            with stats.record_self_time():
-                if self._workers is not None and self._workers.piece_size != piece_size:
-                    self._stop()
-                if self._workers is None:
-                    self._workers = self._start(piece_size)
-                element, count = take(self._workers)
-                stats.record_output_spec(element)
-                self._handed_out = before + count
-                return element
-        except BaseException as error:
-            # Nothing was handed out: the next call starts the workers again, and reads the same
-            # element.
-            self._handed_out = before
-            self._exhausted = isinstance(error, StopIteration)
-            if isinstance(error, _Dropped):
-                self._handed_out += error.count
-            self._stop()
-            raise
-
-    def _start(self, piece_size: int | None) -> _Workers:
+    def start(self, state: dict[str, Any], piece_size: int | None) -> ReadersStream:
+        """As of `readers.Engine`."""
         _mark_flags_as_parsed()
-        state = self.get_state()
         arguments = (self._read, self._source, state)
+        of = WorkerPrefetchIterDataset.__name__
         reading = grain.experimental.WithOptionsIterDataset(
-            OneToOneIterDataset(*arguments)
+            OneToOneIterDataset(*arguments, of=of)
             if piece_size is None
-            else PiecesIterDataset(*arguments, piece_size=piece_size),
+            else PiecesIterDataset(*arguments, of=of, piece_size=piece_size),
             grain.experimental.DatasetOptions(min_shm_size=self._min_shared_bytes(piece_size)),
         )
-        iterator = reading.mp_prefetch(self._options, worker_init_fn=worker_init).__iter__()
-        if piece_size is None:
-            return _Workers(iterator, None, None)
-        step = self._source.position_step
-        rounds = Rounds(
-            iterator,
-            num_workers=self._num_workers,
-            first=self._source.part.start + state["position"],
-            step=step,
-            arrays=self._arrays,
-        )
-        return _Workers(iterator, piece_size, rounds)
+        stream: ReadersStream = reading.mp_prefetch(
+            self._options, worker_init_fn=worker_init
+        ).__iter__()
+        return stream
 
     def _min_shared_bytes(self, piece_size: int | None) -> int:
         """Returns from which size on an array goes through shared memory."""
@@ -312,88 +212,3 @@ class _WorkerPrefetchIterator(grain.DatasetIterator[Element]):
         return min(
             MIN_SHARED_BYTES, _PIPE_BYTES // 2 // (int(self._options.per_worker_buffer_size) + 1)
         )
-
-    @property
-    def _num_workers(self) -> int:
-        return max(1, int(self._options.num_workers))
-
-    def _piece_size(self, batch_size: int) -> int:
-        """Returns the examples of a piece: those of a batch that come from one worker, and not few
-        where they are small, nor many where they are large.
-        """
-        wanted = max(_MIN_PIECE, -(-batch_size // self._num_workers))
-        return max(1, min(wanted, _MAX_PIECE_BYTES // max(1, self._example_bytes)))
-
-    @functools.cached_property
-    def _example_bytes(self) -> int:
-        try:
-            return example_bytes(grain.experimental.get_element_spec(self._read))
-        except (ValueError, NotImplementedError):
-            # The requests do not say which windows they have.
-            return _UNKNOWN_BYTES
-
-    def _stop(self) -> None:
-        workers = self._workers
-        self._workers = None
-        if workers is not None:
-            if workers.rounds is not None:
-                workers.rounds.close()
-            workers.iterator.close()
-
-    def get_state(self) -> dict[str, Any]:
-        return {
-            **self._base,
-            "position": self._base["position"] + self._handed_out * self._source.position_step,
-        }
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self._unread.set_state(state)  # raises before anything has changed
-        self._stop()
-        self._base = self._unread.get_state()
-        self._handed_out = 0
-        self._exhausted = False
-
-    def _get_next_index(self) -> int:
-        self._unread.set_state(self.get_state())
-        index: int = grain.experimental.get_next_index(self._unread)
-        return index
-
-    def _set_next_index(self, index: int) -> None:
-        grain.experimental.set_next_index(self._unread, index)
-        self.set_state(self._unread.get_state())
-
-    def close(self) -> None:
-        if self._closed:
-            return
-        self._stop()
-        self._unread.close()
-        super().close()
-
-    def __str__(self) -> str:
-        return self._name
-
-
-class _Workers(NamedTuple):
-    """Workers that were started.
-
-    Attributes:
-      iterator: Grain's, of what they read.
-      piece_size: as they were asked; `None`: single examples.
-      rounds: their pieces, put in order.
-    """
-
-    iterator: grain.DatasetIterator[Any]
-    piece_size: int | None
-    rounds: Rounds | None
-
-
-class _Dropped(StopIteration):
-    """The end, before which some examples are left out."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.count = count
-
-
-def _next_example(workers: _Workers) -> tuple[Any, int]:
-    return next(workers.iterator), 1

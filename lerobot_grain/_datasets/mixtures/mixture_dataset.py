@@ -107,6 +107,11 @@ class MixtureIterDataset(WithBatches[Any]):
         """By name of the component: how many of 65,536 examples that follow each other are its."""
         return dict(self._shares)
 
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """The components, in the order of their names."""
+        return tuple(self._components)
+
     def __iter__(self) -> MixtureIterator:
         reading = _MixtureReading(
             self._components, self._shares, self._read_options, step=self._order.position_step

@@ -24,7 +24,7 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain._base.memory import ArrayPool
-from lerobot_grain._datasets.feed import workers
+from lerobot_grain._datasets.feed import readers
 from lerobot_grain._datasets.feed.batches import BatchIterDataset
 from lerobot_grain._datasets.feed.packing import MIN_SHARED_BYTES, packed, unpacked
 from lerobot_grain._datasets.feed.rounds import Rounds
@@ -148,9 +148,9 @@ def test_same_batches_and_states_as_without_workers(
 ) -> None:
     # Pieces that are smaller and larger than a batch's part, and of one example.
     least = {1: 5, 7: 3, 40: 1, 64: 32, 100: 1}[batch_size]
-    monkeypatch.setattr(workers, "_MIN_PIECE", least)
+    monkeypatch.setattr(readers, "_MIN_PIECE", least)
     if batch_size == 100:
-        monkeypatch.setattr(workers, "_MAX_PIECE_BYTES", 1)
+        monkeypatch.setattr(readers, "_MAX_PIECE_BYTES", 1)
     cheap = {} if num_workers in (0, 3) else {"features": ["index", "action", "task", "said"]}
     windows = {} if not cheap else {"delta_timestamps": {"action": [-0.1, 0.0, 0.3]}}
     assert_same_batches(stream(directory, **cheap, **windows), batch_size, num_workers)
@@ -280,7 +280,7 @@ def test_an_example_that_fails_in_the_middle_of_a_batch(
     rows: tuple[int, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(workers, "_MIN_PIECE", 3)
+    monkeypatch.setattr(readers, "_MIN_PIECE", 3)
     mark = tmp_path / "mark"
     with contextlib.closing(iter(failing(directory, rows, mark, num_workers).batch(4))) as batches:
         found: list[list[int]] = []

@@ -1,0 +1,1 @@
+"""Readers on other machines: one protocol, and the engines that it runs on."""
