@@ -14,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +26,11 @@ from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._order.windows import NamedFrames, WindowRequest, mask_keys
 from lerobot_grain._repository.selection import FeatureSelection
 
-Spec = grain.experimental.ShapeDtypeStruct
+# Grain has named it since 0.2.17; before, it is only in its own module.
+Spec: Any = (
+    getattr(grain.experimental, "ShapeDtypeStruct", None)
+    or sys.modules["grain._src.python.dataset.base"].ShapeDtypeStruct
+)
 
 TEXT = Spec((), np.dtype(str))
 NUMBER = Spec((), np.dtype(np.int64))

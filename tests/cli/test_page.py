@@ -228,7 +228,12 @@ def test_open_makes_a_file_and_opens_it(
 ) -> None:
     opened: list[str] = []
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("webbrowser.open", lambda address: not opened.append(address))
+
+    def open_(address: str) -> bool:
+        opened.append(address)
+        return True
+
+    monkeypatch.setattr("webbrowser.open", open_)
     arguments = ["show", str(small_dataset), "--row", "0", "--open"]
     assert main(arguments) == 0
     (path,) = tmp_path.rglob("*.html")

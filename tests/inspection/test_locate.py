@@ -307,8 +307,10 @@ def test_the_command_ends_with_status_2(
     assert message in captured.err
 
 
-def test_the_command_needs_a_row(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as raised:
-        main(["show", "org/name"])
-    assert raised.value.code == 2
-    assert "--row" in capsys.readouterr().err
+def test_without_a_row_the_command_shows_examples(
+    both: dict[str, WrittenDataset], capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = both["v3.0"].directory
+    assert main(["show", str(directory), "--examples", "2"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("row ")]
+    assert len(rows) == 2

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 import numpy.typing as npt
 
 from lerobot_grain._base.errors import InvalidRequestError
+from lerobot_grain._datasets.element_specs import Spec
 
 _NUMBERS = (np.ndarray, np.generic, jax.Array, bool, int, float, complex)
 
@@ -105,7 +105,7 @@ def spec_on(sharding: jax.sharding.Sharding | None, batch: Any) -> Any:
         dtype = jax.dtypes.canonicalize_dtype(dtype)
         if None in host.shape:
             # The specs of JAX take sizes only.
-            return grain.experimental.ShapeDtypeStruct(host.shape, dtype)
+            return Spec(host.shape, dtype)
         shape = host.shape if sharding is None else _global_shape(host.shape, sharding)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
