@@ -40,8 +40,10 @@ NUM_EPISODES = 50
 
 
 def run_elsewhere(page: Path) -> bool:
-    """Whether another test runs the Python of a page: it names its file and looks for blocks."""
-    return any(
+    """Whether another test runs the Python of a page: it names its file and looks for blocks.
+    tests/training runs the pages of trainers.
+    """
+    return page.parent.name == "trainers" or any(
         f'"{page.name}"' in text and "```python" in text
         for text in (path.read_text() for path in TESTS)
     )
@@ -89,19 +91,24 @@ def weights() -> pa.Table:
 def named_hub(written: Path) -> Iterator[LoopbackHub]:
     """A Hub that has a dataset under all names of the pages."""
     with LoopbackHub() as hub:
-        for name in ("org/name", "org/arm", "org/hand", "org/new", "lerobot/pusht"):
+        for name in ("org/name", "org/arm", "org/hand", "org/new", "org/banana", "lerobot/pusht"):
             hub.add_repository(name, written, tags=["v3.0"])
         hub.add_token("hf_of_a_test")
         yield hub
 
 
 @pytest.fixture
-def served(named_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def served(
+    named_hub: LoopbackHub, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Leads the names of the pages to this machine, and makes the files that they name."""
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", named_hub.endpoint)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+    monkeypatch.setattr("webbrowser.open", lambda _: True)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "banana").symlink_to(written)
     for name in ("corrections", "good"):
         column = "weight" if name == "corrections" else "is_valid"
         values = [2.0, 0.5] if name == "corrections" else [True, False]

@@ -248,7 +248,11 @@ def _server_class() -> Any:
             middleware = None if token is None else {"token": Checks(token)}
             super().__init__(location, tls_certificates=certificates, middleware=middleware)
 
-        def do_exchange(self, context: Any, descriptor: Any, _reader: Any, writer: Any) -> None:
+        def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
+            # The consumer sends nothing but the ticket. If an answer were complete before that has
+            # ended, the consumer's side of Arrow would drop it.
+            for _ in reader:
+                pass
             parts = self._served.parts(descriptor.command)
             try:
                 _send(parts, writer, context)
