@@ -189,7 +189,7 @@ class _Filling:
         repository = self._repository
         fetched_before = repository.storage.statistics.bytes_received
         if self._selection.videos:
-            # The default order asks for it. What is wrong with the file is said where it is read.
+            # The default order asks for it. The reader of the file says what is wrong with it.
             with contextlib.suppress(LeRobotGrainError):
                 repository.gop_length()
         # Before a stream reads of this repository: what it knows of the order of rows it would not

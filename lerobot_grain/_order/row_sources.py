@@ -1,6 +1,6 @@
 """The rows that come in an epoch, as runs of rows of one episode each.
 
-An epoch of all rows has the same clips every time. Where rows are weighted or left out
+An epoch of all rows has the same clips every time. If rows are weighted or left out
 (`_order/sampling/weighted_rows`), or have a stride (`_order/sampling/strided_rows`), each epoch has
 its own. Steps 2 to 5 of the order (`_order/shuffle`) are the same for all of them.
 """

@@ -1,6 +1,6 @@
 """Windows that hold valid rows only.
 
-Where a window would reach a row that is not valid, it holds the nearest valid one on the way from
+If a window would reach a row that is not valid, it holds the nearest valid one on the way from
 there to the row of the example, and is marked in its mask: the same that happens at the ends of an
 episode. Rows farther away that are valid again are reached.
 """

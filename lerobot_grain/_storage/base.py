@@ -191,7 +191,7 @@ class Storage(abc.ABC):
     def read_range(self, path: str, wanted: ByteRange) -> bytes:
         """Returns exactly the bytes of a range that is not empty and inside of the file.
 
-        What is read of a file goes through `read_ranges`, which checks the path, merges ranges and
+        All reads of a file go through `read_ranges`, which checks the path, merges ranges and
         knows what lies on disk. It is called by many threads at the same time, one for each
         request that is under way.
 

@@ -1,4 +1,4 @@
-"""What storages without versions share: buckets of the Hub, and object stores.
+"""The common part of storages without versions: buckets of the Hub, and object stores.
 
 The idea: files are overwritten in place there. So they are listed once, when the dataset is opened,
 and each is pinned by what the store tells of its contents. A hash of that list stands for the

@@ -39,7 +39,7 @@ class KauldronPipeline(data.Pipeline):
     Attributes:
       batches: dataset of dicts of numbers and bools, batched: the part of this process, on the
         host. With one process it may also end in `DeviceIterDataset`. What
-        `ElasticIterDataset` refuses is refused.
+        `ElasticIterDataset` refuses cannot be given.
       batch_size: of all processes together; only for the rates that Kauldron logs.
       seed: not used; the order is the stream's own.
 

@@ -1,1 +1,1 @@
-"""What commands write: text, tables and files. No command stands here."""
+"""The output of commands: text, tables and files. No command stands here."""

@@ -1,4 +1,4 @@
-"""What `lerobot-grain inspect` prints, for people."""
+"""The text that `lerobot-grain inspect` prints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command prints: lines of text and tables, aligned text for a pipe, drawn by rich for a
+"""The report of a command: lines of text and tables, aligned text for a pipe, drawn by rich for a
 terminal.
 
 Rules:

@@ -1,4 +1,4 @@
-"""What `lerobot-grain train-check` prints: one JSON object, or text for people."""
+"""The output of `lerobot-grain train-check`: one JSON object, or text for people."""
 
 from __future__ import annotations
 

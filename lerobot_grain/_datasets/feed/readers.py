@@ -43,7 +43,7 @@ _UNKNOWN_BYTES = 1 << 20
 
 
 class ReadersStream(Protocol):
-    """What readers that were started hand over: examples or pieces, of all of them in turn."""
+    """The output of readers that were started: examples or pieces, of all of them in turn."""
 
     def __iter__(self) -> Any: ...
 

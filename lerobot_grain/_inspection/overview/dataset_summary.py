@@ -89,7 +89,7 @@ class EpisodeLengths:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochCost:
-    """What streaming each row once costs, every byte fetched once.
+    """The costs of streaming each row once, every byte fetched once.
 
     Attributes:
       is_sample: some files were looked at, so bytes are estimates.
@@ -111,7 +111,7 @@ class EpochCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSummary:
-    """What a dataset is.
+    """Describes a dataset.
 
     Attributes:
       dataset: its name and commit.

@@ -1,4 +1,4 @@
-"""What a person looks at, as values: curves, pictures and texts of an example or an episode.
+"""Values for people to look at: curves, pictures and texts of an example or an episode.
 
 `_inspection/overview/shown_rows` reads them, `_cli/page` draws them.
 """

@@ -7,7 +7,7 @@ Rules:
   machine whose device is its CPU the two share its cores, so together is less than the slower one.
 * Without a step of the user's, one is made that reads every number of a batch once. Every training
   takes longer, so its rate is an upper bound.
-* Where the duration of a step is given, none is run, and the two rates are compared.
+* If the duration of a step is given, none is run, and the two rates are compared.
 """
 
 from __future__ import annotations

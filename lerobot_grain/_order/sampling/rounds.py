@@ -104,7 +104,7 @@ class Round:
         stops = np.cumsum(sum(walk.counts for walk in walks))
         drawn = np.zeros(stops[-1], np.uint64)
         lengths = np.empty(stops[-1], np.int64)
-        # Of each clip, the next copy; those of earlier walks are first.
+        # The next copy of each clip; those of earlier walks are first.
         nexts = np.concatenate(([0], stops[:-1]))
         for walk in walks:
             for step in walk.steps:

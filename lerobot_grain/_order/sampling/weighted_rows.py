@@ -103,7 +103,7 @@ class _Copies(Runs):
         return self._clips.episodes[self._clips_of(self._chosen(np.arange(len(self))))]
 
     def chosen(self, numbers: Integers) -> _Copies:
-        # What else there is of a copy is looked up when its rows are asked for: few are at a time.
+        # The rest of a copy is looked up when its rows are asked for: few are at a time.
         return _Copies(self._clips, self._copies, self._chosen(numbers))
 
     def rows(self, numbers: Integers, places: Integers) -> Integers:

@@ -89,7 +89,7 @@ class StoreAddress(abc.ABC):
 
     @property
     def place(self) -> str:
-        """Where it lies, for messages: the bucket and the endpoint."""
+        """Its place, for messages: the bucket and the endpoint."""
         return f"bucket {self.bucket} at {self.endpoint}"
 
     @abc.abstractmethod

@@ -51,7 +51,7 @@ class AwsCredentials:
         from botocore.awsrequest import AWSRequest
 
         request = AWSRequest("GET", url)
-        # What is signed besides is the host and the time. A range need not be: it is checked in
+        # The host and the time are signed, too. A range need not be: it is checked in
         # the answer.
         with self._lock:
             S3SigV4Auth(self._frozen, "s3", self._region).add_auth(request)

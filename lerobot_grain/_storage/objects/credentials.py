@@ -1,4 +1,4 @@
-"""What requests to an object store are signed with, and getting it in bounded time.
+"""Credentials that sign requests to an object store, and getting it in bounded time.
 
 The idea: the libraries that find credentials ask other services for them (the machine's, a token
 service), with their own time limits and without a way to be ended. So they work in a thread of
@@ -25,7 +25,7 @@ class Credentials(Protocol):
 
     @property
     def source(self) -> str:
-        """Where they come from, for messages; never a secret."""
+        """Their origin, for messages; never a secret."""
 
     def is_fresh(self) -> bool:
         """Returns whether `headers` would ask nobody."""

@@ -27,7 +27,7 @@ from lerobot_grain._storage.objects.credentials import Anonymous, Credentials
 from lerobot_grain._storage.options import StorageOptions
 
 S3_SCHEME = "s3://"
-# Where a bucket is asked for whose region nobody told; the store then tells it.
+# The first guess for a bucket whose region nobody gave; the store then names it.
 _FIRST_REGION = "us-east-1"
 _REGION_HEADER = "x-amz-bucket-region"
 

@@ -63,7 +63,7 @@ PARENT_CHECK_SECONDS = 0.5
 
 
 class Server:
-    """What the connections share: origins, faults, the log, and the limits of the network."""
+    """Shared by the connections: origins, faults, the log, and the limits of the network."""
 
     def __init__(self, hub: HubOrigin, cdn: CdnOrigin, page_entries: int) -> None:
         self.hub = hub

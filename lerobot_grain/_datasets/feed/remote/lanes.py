@@ -1,6 +1,6 @@
 """Lanes: each brings the pieces of one reader, in a thread, ahead of the consumer.
 
-Lane i of n reads shard i of n of the stream. What it reads is asked for by state, so that any
+Lane i of n reads shard i of n of the stream. It asks by state, so that any
 reader can go on where another one was lost: a lane asks again, from its last whole piece on.
 
 Rules:
@@ -33,7 +33,7 @@ _JOIN_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class LaneRequest:
-    """What a lane reads next.
+    """The next pieces of a lane.
 
     Attributes:
       state: of the stream.

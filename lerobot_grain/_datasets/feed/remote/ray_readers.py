@@ -1,7 +1,7 @@
 """`RayReaders`: readers that are actors of Ray, which starts and places them.
 
 Rules:
-* A lane has an actor. Where it is lost, with its machine or alone, Ray is asked for another one,
+* A lane has an actor. If it is lost, with its machine or alone, Ray is asked for another one,
   which goes on from the state after the last whole piece: an actor keeps nothing else.
 * Each actor works on `_ASKED_AHEAD` pieces that were asked for, and on no more.
 * Pieces lie in Ray's object store, in memory that this process sees: they are copied once, into the

@@ -49,7 +49,7 @@ class ReaderServer:
     for, in any number of shards. Each stream that is read has a memory budget and threads of its
     own.
 
-    By default only this machine reaches it. Where it listens beyond, it wants a token and TLS:
+    By default only this machine reaches it. If it listens beyond, it wants a token and TLS:
     examples are sent to everybody who knows the token, and nobody else sees them.
 
     Args:

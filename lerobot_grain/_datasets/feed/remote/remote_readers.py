@@ -16,7 +16,7 @@ from lerobot_grain._datasets.positions import Element, PositionsIterDataset
 
 
 class RemoteReaders(Protocol):
-    """Where readers are, and how many: `FlightReaders`, `RayReaders`. A value that pickles."""
+    """The readers, and how many: `FlightReaders`, `RayReaders`. A value that pickles."""
 
     @property
     def num_readers(self) -> int:

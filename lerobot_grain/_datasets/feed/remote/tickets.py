@@ -22,7 +22,7 @@ from lerobot_grain._datasets.feed.remote.definition import check_same
 from lerobot_grain._datasets.feed.remote.lanes import LaneRequest
 from lerobot_grain._datasets.positions import PartOfPositions
 
-# Of mixtures of thousands of datasets.
+# For mixtures of thousands of datasets.
 _MAX_TICKET_BYTES = 16 << 20
 _MAX_PIECE_SIZE = 1 << 16
 _MAX_INT = 1 << 62
