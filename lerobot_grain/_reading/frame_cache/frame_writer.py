@@ -4,8 +4,8 @@ handed out.
 Rules:
 * Frames of a number of bytes may wait to be written. Whoever has decoded more waits for the disk,
   at most as long as it has decoded: so an epoch that fills the cache takes at most twice as long,
-  and nearly all is there after it, if the disk takes more than half of what is decoded. Frames that it
-  does not take in that time are decoded again in the next epoch, and kept then.
+  and nearly all is there after it, if the disk takes more than half of what is decoded. The frames
+  that it does not take in that time are decoded again in the next epoch, and kept then.
 * A disk that does not answer is waited for once.
 * Memory that is being read is held: `is_held` says so to the thread that would give it to others.
 """

@@ -68,13 +68,15 @@ class Server:
     def __init__(self, hub: HubOrigin, cdn: CdnOrigin, page_entries: int) -> None:
         self.hub = hub
         self.cdn = cdn
-        self.s3 = S3Origin(hub.tokens, page_entries)
-        self.gcs = GcsOrigin(hub.tokens, page_entries)
+        s3 = S3Origin(hub.tokens, page_entries)
+        gcs = GcsOrigin(hub.tokens, page_entries)
+        # By the scheme of their names; those of the Hub have none.
+        self.buckets = {"": hub.buckets, "s3": s3.buckets, "gs": gcs.buckets}
         self._answers: dict[Origin, Callable[[Request], Answer]] = {
             "hub": hub.answer,
             "cdn": cdn.answer,
-            "s3": self.s3.answer,
-            "gcs": self.gcs.answer,
+            "s3": s3.answer,
+            "gcs": gcs.answer,
         }
         self.faults = FaultRules()
         self.log: list[list[Any]] = []
@@ -373,9 +375,7 @@ class Control(asyncio.Protocol):
     def _buckets(self, bucket_id: str) -> tuple[dict[str, Bucket], str]:
         """Returns the buckets of the origin that has a bucket, and its name there."""
         scheme, _, name = bucket_id.rpartition("://")
-        server = self._server
-        buckets = {"": server.hub.buckets, "s3": server.s3.buckets, "gs": server.gcs.buckets}
-        return buckets[scheme], name
+        return self._server.buckets[scheme], name
 
     def _do_add_token(self, token: str) -> None:
         self._server.hub.tokens.add(token)
