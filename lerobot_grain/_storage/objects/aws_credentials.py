@@ -6,6 +6,7 @@ The only importer of botocore, which the extra `s3` installs.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import os
@@ -43,17 +44,31 @@ class AwsCredentials:
         self.source = f"AWS ({method}{f', profile {profile}' if profile else ''})"
 
     def is_fresh(self) -> bool:
-        if self._frozen is None:
-            return False
         needed = getattr(self._found, "refresh_needed", None)
-        return (
-            needed is None
-            or not needed()
-            or (time.monotonic() < self._asked_at + _PAUSE_SECONDS and not needed(_PAUSE_SECONDS))
-        )
+        is_asked = time.monotonic() < self._asked_at + _PAUSE_SECONDS
+        return self._is_usable() and (needed is None or not needed() or is_asked)
 
     def refresh(self) -> None:
+        """Gets new ones; nobody waits for them, or is told that there are none, as long as those
+        that are known can be used.
+        """
         self._asked_at = time.monotonic()
+        if not self._is_usable():
+            self._get()
+            return
+        threading.Thread(
+            target=self._try_to_get, name="lerobot_grain credentials", daemon=True
+        ).start()
+
+    def _is_usable(self) -> bool:
+        needed = getattr(self._found, "refresh_needed", None)
+        return self._frozen is not None and (needed is None or not needed(_PAUSE_SECONDS))
+
+    def _try_to_get(self) -> None:
+        with contextlib.suppress(StorageError):
+            self._get()
+
+    def _get(self) -> None:
         try:
             self._frozen = self._found.get_frozen_credentials()
         except Exception as error:  # of whatever service was asked

@@ -470,6 +470,9 @@ def test_credentials_that_run_out_are_used_until_then(monkeypatch: pytest.Monkey
     now = 1000.0
     monkeypatch.setattr(aws_credentials, "time", SimpleNamespace(monotonic=lambda: now))
 
+    release = threading.Event()
+    answers: list[str | None] = ["a key", None, "another key", None]
+
     class Found:
         ends_at = now + 900
 
@@ -477,20 +480,28 @@ def test_credentials_that_run_out_are_used_until_then(monkeypatch: pytest.Monkey
             return self.ends_at - now <= refresh_in
 
         def get_frozen_credentials(self) -> str:
-            if now > 1000:
+            assert now == 1000 or release.wait(10)
+            if (answer := answers.pop(0)) is None:
                 raise OSError("the service does not answer")
-            return "a key"
+            return answer
 
     credentials = aws_credentials.AwsCredentials(Found(), "us-east-1")
     assert not credentials.is_fresh()
     credentials.refresh()
     assert credentials.is_fresh()
-    now += 60
-    assert not credentials.is_fresh()
-    with pytest.raises(lg.StorageError, match="the service does not answer"):
+    for secret in ("a key", "another key"):
+        now += 60
+        assert not credentials.is_fresh()
+        threads = set(threading.enumerate())
+        release.clear()
         credentials.refresh()
-    assert credentials.is_fresh()
-    assert credentials.secret() == "a key"
+        assert credentials.is_fresh()
+        assert credentials.secret() == "a key"
+        release.set()
+        for thread in set(threading.enumerate()) - threads:
+            thread.join(10)
+        assert credentials.is_fresh()
+        assert credentials.secret() == secret
     now = 1000.0 + 900 - 60
     with pytest.raises(lg.StorageError, match="the service does not answer"):
         credentials.refresh()
