@@ -25,7 +25,7 @@ all of them alike:
     hub50   the same, with 50 ms from each request to the first byte of its answer
     s3_50, gcs_50   the same from an S3 and a Google Cloud Storage on this machine; only where they
             are asked for
-    far50   the same from a directory, each operation on a file of which takes 50 ms longer; only
+    far50   the same from a directory, each size and each read of which takes 50 ms longer; only
             where it is asked for
 
 Rates are examples a second over the whole epoch, the time to the first batch among it. "Steady"

@@ -6,9 +6,12 @@ The only importer of botocore, which the extra `s3` installs.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import math
 import os
 import threading
+import time
 from typing import Any
 
 from lerobot_grain._base.errors import InvalidRequestError, StorageError
@@ -16,6 +19,9 @@ from lerobot_grain._storage.http.responses import cut, redact
 from lerobot_grain._storage.objects.credentials import Anonymous, Credentials
 
 INSTALL = "pip install 'lerobot_grain[s3]'"
+# Credentials that run out within 15 minutes are asked for again no more often than this, and are
+# used until they have only so long left.
+_PAUSE_SECONDS = 60
 _MISSING = f"none: botocore, which finds them, is not installed ({INSTALL})"
 
 
@@ -32,15 +38,37 @@ class AwsCredentials:
         self._region = region
         self._lock = threading.Lock()
         self._frozen: Any = None
+        self._asked_at = -math.inf
         method = getattr(found, "method", None) or "unknown"
         profile = os.environ.get("AWS_PROFILE")
         self.source = f"AWS ({method}{f', profile {profile}' if profile else ''})"
 
     def is_fresh(self) -> bool:
-        refresh_needed = getattr(self._found, "refresh_needed", None)
-        return self._frozen is not None and (refresh_needed is None or not refresh_needed())
+        needed = getattr(self._found, "refresh_needed", None)
+        is_asked = time.monotonic() < self._asked_at + _PAUSE_SECONDS
+        return self._is_usable() and (needed is None or not needed() or is_asked)
 
     def refresh(self) -> None:
+        """Gets new ones; nobody waits for them, or is told that there are none, as long as those
+        that are known can be used.
+        """
+        self._asked_at = time.monotonic()
+        if not self._is_usable():
+            self._get()
+            return
+        threading.Thread(
+            target=self._try_to_get, name="lerobot_grain credentials", daemon=True
+        ).start()
+
+    def _is_usable(self) -> bool:
+        needed = getattr(self._found, "refresh_needed", None)
+        return self._frozen is not None and (needed is None or not needed(_PAUSE_SECONDS))
+
+    def _try_to_get(self) -> None:
+        with contextlib.suppress(StorageError):
+            self._get()
+
+    def _get(self) -> None:
         try:
             self._frozen = self._found.get_frozen_credentials()
         except Exception as error:  # of whatever service was asked

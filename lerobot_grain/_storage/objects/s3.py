@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from typing import Self
 from urllib.parse import quote, unquote_plus, urlencode
@@ -30,6 +31,12 @@ S3_SCHEME = "s3://"
 # The first guess for a bucket whose region nobody gave; the store then names it.
 _FIRST_REGION = "us-east-1"
 _REGION_HEADER = "x-amz-bucket-region"
+# What a region answers for a bucket in one that must be switched on first. It names no region where
+# a program could read it.
+_OTHER_REGION = "IllegalLocationConstraintException"
+# Buckets whose name can be part of the name of a host: hosts have no capitals, and a name with dots
+# does not fit into the certificate of the store.
+_HOST_LABEL = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,8 +63,7 @@ class S3Address(StoreAddress):
 
     @property
     def _bucket_url(self) -> str:
-        # A name with dots does not fit into the certificate of the store.
-        if self.is_amazon and "." not in self.bucket:
+        if self.is_amazon and _HOST_LABEL.fullmatch(self.bucket):
             scheme, _, host = self.endpoint.partition("://")
             return f"{scheme}://{self.bucket}.{host}"
         return f"{self.endpoint}/{self.bucket}"
@@ -91,7 +97,7 @@ class S3Address(StoreAddress):
             name = fields.get("Key", fields.get("Prefix", ""))
             name = unquote_plus(name) if is_quoted else name
             if _tag(each) == "Contents":
-                pin = fields.get("ETag", "").strip('"')
+                pin = _tag_in(fields.get("ETag", ""))
                 if not pin.isascii() or not pin.isprintable():
                     raise ValueError("an ETag that is none")
                 objects.append(ListedObject(name, int(fields["Size"]), pin, pin))
@@ -103,7 +109,7 @@ class S3Address(StoreAddress):
 
     def version_in(self, answer: Response) -> str | None:
         etag = answer.headers.get("ETag")
-        return None if etag is None else etag.strip('"')
+        return None if etag is None else _tag_in(etag)
 
     def code_in(self, body: bytes) -> str:
         root = _root(body)
@@ -114,7 +120,16 @@ class S3Address(StoreAddress):
         root = _root(body)
         told = None if root is None else root.findtext("Region")
         region = answer.headers.get(_REGION_HEADER) or told or ""
-        is_elsewhere = answer.status in (301, 307) or told is not None
+        is_unnamed = answer.status == 400 and self.code_in(body) == _OTHER_REGION
+        # Some servers name their region in every error.
+        is_elsewhere = (
+            answer.status in (301, 307) or is_unnamed or (answer.status == 400 and told is not None)
+        )
+        if is_unnamed and not region:
+            return None, (
+                f"the bucket lies in another region than {self.region}, where it was asked for: "
+                "set AWS_REGION to its region"
+            )
         if not is_elsewhere or region == self.region or not region.replace("-", "").isalnum():
             return None, ""
         if self.region_is_told or not self.is_amazon:
@@ -176,8 +191,15 @@ def _root(body: bytes) -> ElementTree.Element | None:
     """Returns an answer as XML, or None if it is none."""
     try:
         return ElementTree.fromstring(body)
-    except ElementTree.ParseError:
+    except (ElementTree.ParseError, ValueError, LookupError):  # the last two: of its encoding
         return None
+
+
+def _tag_in(etag: str) -> str:
+    """Returns an entity tag without its quotes, and without what a proxy that compresses marks it
+    with.
+    """
+    return etag.removeprefix("W/").strip('"')
 
 
 def _tag(element: ElementTree.Element) -> str:

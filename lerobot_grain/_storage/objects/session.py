@@ -144,7 +144,9 @@ class StoreSession:
                 credentials.headers(url),
                 subject=subject,
                 deadline=deadline,
-                accept=lambda answer: _MAX_PAGE_BYTES if answer.status == 200 else _MAX_ERROR_BYTES,
+                accept=lambda answer: (
+                    _MAX_PAGE_BYTES if answer.status == 200 else _limit_of_error(answer)
+                ),
             )
             answer = self._client.exchange(call, body)
             if answer.status != 200:
@@ -204,11 +206,13 @@ class StoreSession:
         def accept(answer: Response) -> int | None:
             nonlocal is_range
             if answer.status not in (200, 206):
-                return _MAX_ERROR_BYTES
+                return _limit_of_error(answer)
             version = self.address.version_in(answer)
             if version not in (None, file.pin):
                 raise RetryableError(f"answered for another version of the file; {CHANGED}")
-            length = accept_range(answer, source=source, asked=missing)
+            # A version that was told is enough: entity tags may change with the metadata.
+            known = source if version is None else RangeSource(source.url, {}, file.size_bytes)
+            length = accept_range(answer, source=known, asked=missing)
             is_range = True
             return length
 
@@ -244,6 +248,7 @@ class StoreSession:
         credentials = self._current_credentials(subject)
         for renewals in range(1 + _MAX_RENEWALS):
             self._freshen(credentials, subject)
+            used = credentials.secret()
             try:
                 return self._client.retry(
                     subject, seconds, functools.partial(_with, attempt, credentials)
@@ -257,7 +262,7 @@ class StoreSession:
                 self.address = moved
             elif refused.answer.status not in (400, 401, 403) or renewals == _MAX_RENEWALS:
                 break
-            renewed = self._renewed(credentials, subject, always=moved is not None)
+            renewed = self._renewed(credentials, used, subject, always=moved is not None)
             if renewed is None:
                 break
             credentials = renewed
@@ -301,13 +306,24 @@ class StoreSession:
             if not credentials.is_fresh():
                 self._in_time(credentials.refresh, subject)
 
-    def _renewed(self, refused: Credentials, subject: str, *, always: bool) -> Credentials | None:
-        """Returns other credentials than those that were refused, or None if there are none."""
+    def _renewed(
+        self, refused: Credentials, used: object, subject: str, *, always: bool
+    ) -> Credentials | None:
+        """Returns other credentials than those that were refused, or None if there are none.
+
+        Args:
+          refused: they may have been refreshed since.
+          used: their secret when they were refused.
+          subject: begins the error message.
+          always: the same ones, too, for another region.
+        """
         with self._locked(subject):
             if self._credentials is not refused:
                 return self._credentials  # another thread was refused, too
+            if not always and refused.secret() != used:
+                return refused  # another thread refreshed them
             found = self._found(subject)
-            if not always and found.secret() == refused.secret():
+            if not always and found.secret() == used:
                 return None
             self._credentials = found
             return found
@@ -331,6 +347,12 @@ class StoreSession:
             yield
         finally:
             self._lock.release()
+
+
+def _limit_of_error(answer: Response) -> int | None:
+    """Returns how many bytes the text of an error may have; None if it is too long to be read."""
+    length = int(answer.headers.get("Content-Length", 0))
+    return _MAX_ERROR_BYTES if length <= _MAX_ERROR_BYTES else None
 
 
 def _with(

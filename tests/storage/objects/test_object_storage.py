@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,12 @@ import pytest
 import lerobot_grain as lg
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._cli.main import main
+from lerobot_grain._storage.http.calls import Deadline
+from lerobot_grain._storage.http.responses import Response
 from lerobot_grain._storage.objects import aws_credentials, google_credentials, s3
-from lerobot_grain._storage.objects.credentials import Anonymous, in_time
+from lerobot_grain._storage.objects.credentials import Anonymous, BearerToken, Credentials, in_time
 from lerobot_grain._storage.objects.object_storage import ObjectStorage
-from lerobot_grain._storage.objects.session import StoreSession
+from lerobot_grain._storage.objects.session import StoreSession, _RefusedError
 from lerobot_grain._storage.opening import open_storage
 from lerobot_grain.testing import Camera, Fault, LoopbackHub, WrittenDataset, write_dataset
 from tests.support.datasets import examples_of
@@ -279,6 +282,18 @@ def test_a_store_that_ignores_conditions(hub: LoopbackHub, uri: str) -> None:
         read(storage)
 
 
+def test_an_entity_tag_in_another_form(hub: LoopbackHub, uri: str, root: Path) -> None:
+    storage = stored(hub, uri)
+    expected = (root / FOLDER / VIDEO).read_bytes()[:10]
+    assert read(storage) == expected
+    etag = '"of other metadata"'  # of the same generation
+    if uri.startswith("s3"):
+        [pin] = [f.pin for f in StoreSession(storage.address).list_files() if f.path == VIDEO]
+        etag = f'W/"{pin}"'
+    hub.add_fault(Fault(path_regex=VIDEO, headers={"ETag": etag}, times=None))
+    assert read(storage) == expected
+
+
 def test_a_state_of_a_bucket_that_was_changed(hub: LoopbackHub, uri: str, root: Path) -> None:
     state = iter(lg.LeRobotIterDataset(opened(hub, uri))).get_state()
     iter(lg.LeRobotIterDataset(opened(hub, uri))).set_state(state)
@@ -315,6 +330,14 @@ def test_a_private_bucket_without_credentials(hub: LoopbackHub, uri: str, root: 
         opened(hub, f"{private}/{FOLDER}")
 
 
+def test_a_refusal_with_a_long_page(hub: LoopbackHub, uri: str) -> None:
+    storage = stored(hub, uri)
+    hub.add_fault(Fault(status=403, body=b"x" * (65 << 10), times=None))
+    for ask in (lambda: read(storage), lambda: opened(hub, uri)):
+        with pytest.raises(lg.StorageError, match=r"is denied \(HTTP 403\); credentials: none"):
+            ask()
+
+
 def test_a_bucket_in_another_region(hub: LoopbackHub, root: Path) -> None:
     bucket = f"s3://robots-{next(NUMBERS)}"
     hub.add_bucket(bucket, root)
@@ -323,6 +346,32 @@ def test_a_bucket_in_another_region(hub: LoopbackHub, root: Path) -> None:
     with pytest.raises(
         lg.StorageError, match=r"lies in the region eu-west-3.*AWS_REGION=eu-west-3"
     ):
+        opened(hub, bucket)
+    region = "<Error><Code>{}</Code><Region>eu-west-3</Region></Error>"
+    hub.add_fault(Fault(origin="s3", status=400, body=region.format("Malformed").encode()))
+    with pytest.raises(lg.StorageError, match=r"lies in the region eu-west-3"):
+        opened(hub, bucket)
+    # One that must be switched on first.
+    body = b"<Error><Code>IllegalLocationConstraintException</Code></Error>"
+    hub.add_fault(Fault(origin="s3", status=400, body=body))
+    with pytest.raises(
+        lg.StorageError, match=r"in another region than us-east-1.*: set AWS_REGION to its region$"
+    ):
+        opened(hub, bucket)
+    # A server that names its region in every error.
+    storage = stored(hub, f"{bucket}/{FOLDER}")
+    hub.add_fault(Fault(origin="s3", status=412, body=region.format("Precondition").encode()))
+    with pytest.raises(lg.StorageError, match=r"was overwritten \(HTTP 412, Precondition\)"):
+        read(storage)
+
+
+@pytest.mark.parametrize("encoding", ["foo", "shift_jis"])
+def test_an_error_in_an_encoding_that_is_none(hub: LoopbackHub, root: Path, encoding: str) -> None:
+    bucket = f"s3://robots-{next(NUMBERS)}"
+    hub.add_bucket(bucket, root)
+    body = f'<?xml version="1.0" encoding="{encoding}"?><Error/>'.encode()
+    hub.add_fault(Fault(origin="s3", status=403, body=body, times=None))
+    with pytest.raises(lg.StorageError, match=r"is denied \(HTTP 403\)"):
         opened(hub, bucket)
 
 
@@ -358,11 +407,10 @@ def test_addresses_of_amazon(monkeypatch: pytest.MonkeyPatch) -> None:
     of_bucket = name("s3://robots/a b").list_url("", "")
     assert of_bucket.startswith("https://robots.s3.cn-north-1.amazonaws.com.cn/?encoding-type=url")
     assert of_bucket.endswith("prefix=a%20b%2F")
-    assert (
-        name("s3://robots.of.many")
-        .list_url("", "")
-        .startswith("https://s3.cn-north-1.amazonaws.com.cn/robots.of.many/?")
-    )
+    # Names that no host can have: it would be another one's, or has no certificate.
+    for bucket in ("robots.of.many", "MyRobots", "my_robots", "robots-"):
+        of_bucket = name(f"s3://{bucket}").list_url("", "")
+        assert of_bucket.startswith(f"https://s3.cn-north-1.amazonaws.com.cn/{bucket}/?")
 
 
 # --- credentials ---------------------------------------------------------------------------------
@@ -416,6 +464,70 @@ def test_credentials_that_were_changed_are_read_anew(
     storage = stored(hub, f"{bucket}/{FOLDER}", token=None)
     storage._session()._credentials = found
     assert read(storage) == (root / FOLDER / VIDEO).read_bytes()[:10]
+
+
+def test_credentials_that_run_out_are_used_until_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(aws_credentials, "time", SimpleNamespace(monotonic=lambda: now))
+
+    release = threading.Event()
+    answers: list[str | None] = ["a key", None, "another key", None]
+
+    class Found:
+        ends_at = now + 900
+
+        def refresh_needed(self, refresh_in: float = 900) -> bool:
+            return self.ends_at - now <= refresh_in
+
+        def get_frozen_credentials(self) -> str:
+            assert now == 1000 or release.wait(10)
+            if (answer := answers.pop(0)) is None:
+                raise OSError("the service does not answer")
+            return answer
+
+    credentials = aws_credentials.AwsCredentials(Found(), "us-east-1")
+    assert not credentials.is_fresh()
+    credentials.refresh()
+    assert credentials.is_fresh()
+    for secret in ("a key", "another key"):
+        now += 60
+        assert not credentials.is_fresh()
+        threads = set(threading.enumerate())
+        release.clear()
+        credentials.refresh()
+        assert credentials.is_fresh()
+        assert credentials.secret() == "a key"
+        release.set()
+        for thread in set(threading.enumerate()) - threads:
+            thread.join(10)
+        assert credentials.is_fresh()
+        assert credentials.secret() == secret
+    now = 1000.0 + 900 - 60
+    with pytest.raises(lg.StorageError, match="the service does not answer"):
+        credentials.refresh()
+    assert not credentials.is_fresh()
+
+
+def test_credentials_that_another_thread_refreshed_are_tried_again(
+    hub: LoopbackHub, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = stored(hub, uri).address
+    found = BearerToken("first")
+    monkeypatch.setattr(type(address), "find_credentials", lambda _: BearerToken(found._token))
+    session = StoreSession(address)
+    session._credentials = found
+    asked = []
+
+    def attempt(_: Deadline, credentials: Credentials) -> str:
+        asked.append(credentials.secret())
+        if len(asked) == 1:
+            found._token = "second"
+            raise _RefusedError(Response(403, {}), b"", is_of_file=True)
+        return "read"
+
+    assert session._ask("x", 5.0, attempt) == "read"
+    assert asked == ["first", "second"]
+    session.close()
 
 
 def test_an_access_token_of_google(hub: LoopbackHub, root: Path) -> None:
