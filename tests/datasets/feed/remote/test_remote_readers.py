@@ -374,12 +374,16 @@ def test_a_server_that_vanishes_without_a_word(
     monkeypatch.setattr(flight_readers, "_LOOK_SECONDS", 0.05)
     monkeypatch.setattr(flight_readers, "_ANSWER_SECONDS", 1.0)
 
-    def stop(number: int, processes: list[ReaderProcess]) -> None:
-        if number == 3:
-            # Its connections stay, and nothing answers on them.
-            processes[1].send_signal(signal.SIGSTOP)
-
-    killed_and_started(directory, stop, num_batches=12, num_servers=2)
+    dataset = cheap(directory, num_epochs=None)
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(ReaderProcess(dataset)) for _ in range(2)]
+        batches = remote(dataset, [process.url for process in processes]).batch(6)
+        alone = stack.enter_context(contextlib.closing(iter(dataset.batch(6))))
+        found = stack.enter_context(contextlib.closing(iter(batches)))
+        assert rows_of(found, 3) == rows_of(alone, 3)
+        # Its connections stay, and nothing answers on them.
+        processes[1].send_signal(signal.SIGSTOP)
+        assert rows_of(found, 200) == rows_of(alone, 200)
 
 
 def test_an_error_without_a_text_is_a_lost_reader() -> None:
@@ -391,7 +395,12 @@ def test_an_error_without_a_text_is_a_lost_reader() -> None:
 def test_readers_are_closed_while_their_lock_is_held() -> None:
     # As by the garbage collector.
     found = flight_readers.OpenFlightReaders(lg.FlightReaders(["grpc://localhost:1"]), {})
-    thread = threading.Thread(target=lambda: found._lock.__enter__() and found.close(), daemon=True)
+
+    def collected() -> None:
+        with found._lock:
+            found.close()
+
+    thread = threading.Thread(target=collected, daemon=True)
     thread.start()
     thread.join(30)
     assert not thread.is_alive()
