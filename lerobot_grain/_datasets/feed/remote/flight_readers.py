@@ -13,7 +13,6 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,6 +46,7 @@ _HOME_SECONDS = 10.0
 _PING_SECONDS = 1.0
 _NOTHING = pa.schema([])
 _SCHEMES = ("grpc", "grpc+tls")
+_SECRET = "@?#"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +77,19 @@ class FlightReaders:
     def __post_init__(self) -> None:
         if isinstance(self.urls, str) or not self.urls:
             raise InvalidRequestError(
-                f"FlightReaders(urls={self.urls!r}): expected a list of at least one URL"
+                f"FlightReaders: urls is {'a str' if self.urls else 'empty'}; expected a list of at "
+                "least one URL"
             )
         object.__setattr__(self, "urls", tuple(self.urls))
         flight_module("FlightReaders")
         check_token(self.token, of="FlightReaders")
-        for url in self.urls:
-            self._check(url)
+        for number, url in enumerate(self.urls):
+            self._check(number, url)
         _certificates(self.root_certificates)
 
-    def _check(self, url: str) -> None:
+    def _check(self, number: int, url: str) -> None:
+        # A password or a query would stand in messages.
+        has_secret = any(sign in url for sign in _SECRET)
         try:
             parts = urlsplit(url)
             is_right = (
@@ -94,15 +97,14 @@ class FlightReaders:
                 and parts.hostname
                 and parts.port
                 and parts.path in ("", "/")
-                and not any(sign in url for sign in "@?#")
+                and not has_secret
             )
         except ValueError:
             is_right = False
         if not is_right:
-            # What stands before the @, or in a query, may be a secret.
-            shown = re.split("[?#]", url.rpartition("@")[2])[0]
+            found = f"holds one of {' '.join(_SECRET)}" if has_secret else f"is {url!r}"
             raise InvalidRequestError(
-                f"FlightReaders: a URL is {shown!r}; expected grpc://host:port or "
+                f"FlightReaders: urls[{number}] {found}; expected grpc://host:port or "
                 "grpc+tls://host:port, as ReaderServer.url is; the token goes into token="
             )
         is_safe = parts.scheme == "grpc+tls" or is_loopback(parts.hostname or "")
