@@ -77,8 +77,8 @@ class FlightReaders:
     def __post_init__(self) -> None:
         if isinstance(self.urls, str) or not self.urls:
             raise InvalidRequestError(
-                f"FlightReaders: urls is {'a str' if self.urls else 'empty'}; expected a list of at "
-                "least one URL"
+                f"FlightReaders: urls is {'a str' if self.urls else 'empty'}; expected a list of "
+                "at least one URL"
             )
         object.__setattr__(self, "urls", tuple(self.urls))
         flight_module("FlightReaders")
