@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -42,6 +43,11 @@ class ReaderProcess:
         """Kills it, and waits until it is gone."""
         self._process.kill()
         self._process.join()
+
+    def send_signal(self, number: int) -> None:
+        """Sends it a signal."""
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
 
     def __enter__(self) -> ReaderProcess:
         return self

@@ -1,4 +1,4 @@
-"""Arrow Flight, which some builds of pyarrow are without."""
+"""Arrow Flight, which some builds of pyarrow are without; and the tokens that its calls carry."""
 
 from __future__ import annotations
 
@@ -22,3 +22,22 @@ def flight_module(asked_by: str) -> Any:
             "PyPI, or conda-forge's pyarrow in place of pyarrow-core"
         ) from None
     return pyarrow.flight
+
+
+def check_token(token: object, *, of: str) -> None:
+    """Checks that a token, or `None`, can be sent as it is; never quotes it.
+
+    Raises:
+      InvalidRequestError: it is empty, or holds what a header cannot.
+    """
+    is_right = token is None or (
+        isinstance(token, str)
+        and token.isascii()
+        and token.isprintable()
+        and token == token.strip() != ""
+    )
+    if not is_right:
+        raise InvalidRequestError(
+            f"{of}: a header cannot carry this token; expected a str of printable ASCII, "
+            "not empty, without spaces or line breaks around it; .strip() what comes from a file"
+        )

@@ -4,8 +4,10 @@ Rules:
 * A lane has a server of its own, its home: of n servers, lane i has server i. A lane whose server
   does not answer asks the next one, and goes home again when that is back.
 * What arrives is data: record batches and JSON.
-* A machine that is gone does not say so: a server that answers no ping of gRPC for
-  20 s counts as lost.
+* A machine that is gone does not say so. A server from which nothing has come for a while is asked
+  whether it is there, and counts as lost if it does not answer. Silence alone is no reason: a piece
+  may take minutes. gRPC's own pings are not used: servers that send nothing take more than one in
+  5 minutes as an attack.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,23 +28,25 @@ from pyarrow.lib import ArrowException
 from lerobot_grain._base.errors import InvalidRequestError, StorageError
 from lerobot_grain._datasets.feed.packing import PackedBatch, unchanged
 from lerobot_grain._datasets.feed.remote.definition import definition_of
-from lerobot_grain._datasets.feed.remote.flight import flight_module
+from lerobot_grain._datasets.feed.remote.flight import check_token, flight_module
 from lerobot_grain._datasets.feed.remote.lanes import LaneRequest, LostReaderError
 from lerobot_grain._datasets.feed.remote.reader_server import is_loopback
 from lerobot_grain._datasets.feed.remote.record_batches import batch_of
 from lerobot_grain._datasets.feed.remote.tickets import Note, ticket_of
 from lerobot_grain._datasets.feed.worker_stream import Piece
 
-_KEEPALIVE = [
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.max_pings_without_data", 0),
-]
+# Readers are machines of one's own: no proxy of the environment leads to them.
+_OPTIONS = [("grpc.enable_http_proxy", 0)]
+# A lane that waits for a chunk asks so often whether its server is there, and waits so long for the
+# answer.
+_LOOK_SECONDS = 10.0
+_ANSWER_SECONDS = 10.0
 # A lane that is a guest looks so often whether its own server is back.
 _HOME_SECONDS = 10.0
 _PING_SECONDS = 1.0
 _NOTHING = pa.schema([])
 _SCHEMES = ("grpc", "grpc+tls")
+_SECRET = "@?#"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +64,8 @@ class FlightReaders:
       allow_insecure: whether a token, or examples, may go to another machine without TLS.
 
     Raises:
-      InvalidRequestError: a URL is none; it leads to another machine without TLS; or pyarrow was
-        built without Flight.
+      InvalidRequestError: a URL is none; it leads to another machine without TLS; the token is
+        none that can be sent; or pyarrow was built without Flight.
       StorageError: the PEM file cannot be read.
     """
 
@@ -73,23 +77,34 @@ class FlightReaders:
     def __post_init__(self) -> None:
         if isinstance(self.urls, str) or not self.urls:
             raise InvalidRequestError(
-                f"FlightReaders(urls={self.urls!r}): expected a list of at least one URL"
+                f"FlightReaders: urls is {'a str' if self.urls else 'empty'}; expected a list of "
+                "at least one URL"
             )
         object.__setattr__(self, "urls", tuple(self.urls))
         flight_module("FlightReaders")
-        for url in self.urls:
-            self._check(url)
+        check_token(self.token, of="FlightReaders")
+        for number, url in enumerate(self.urls):
+            self._check(number, url)
         _certificates(self.root_certificates)
 
-    def _check(self, url: str) -> None:
+    def _check(self, number: int, url: str) -> None:
+        # A password or a query would stand in messages.
+        has_secret = any(sign in url for sign in _SECRET)
         try:
             parts = urlsplit(url)
-            is_right = parts.scheme in _SCHEMES and parts.hostname and parts.port
+            is_right = (
+                parts.scheme in _SCHEMES
+                and parts.hostname
+                and parts.port
+                and parts.path in ("", "/")
+                and not has_secret
+            )
         except ValueError:
             is_right = False
-        if not is_right or parts.username or parts.password or parts.path not in ("", "/"):
+        if not is_right:
+            found = f"holds one of {' '.join(_SECRET)}" if has_secret else f"is {url!r}"
             raise InvalidRequestError(
-                f"FlightReaders: a URL is {url!r}; expected grpc://host:port or "
+                f"FlightReaders: urls[{number}] {found}; expected grpc://host:port or "
                 "grpc+tls://host:port, as ReaderServer.url is; the token goes into token="
             )
         is_safe = parts.scheme == "grpc+tls" or is_loopback(parts.hostname or "")
@@ -123,8 +138,9 @@ class OpenFlightReaders:
         )
         # By lane: how many servers it has gone on from its home, and what it reads from.
         self._moves = [0] * readers.num_readers
-        self._reading: dict[int, Any] = {}
-        self._lock = threading.Lock()
+        self._reading: dict[int, _Stream] = {}
+        # The garbage collector may call `close` in a thread that holds it.
+        self._lock = threading.RLock()
         self._is_closed = False
 
     def pieces(self, lane: int, request: LaneRequest) -> Iterator[Piece]:
@@ -174,19 +190,21 @@ class OpenFlightReaders:
         asked = flight.FlightDescriptor.for_command(ticket_of(request, self._definition))
         try:
             with self._client(url) as client:
-                # Not `do_get`, which waits for the first piece and cannot be ended while it does.
+                # It waits for a connection. Not `do_get`, which waits for the first piece, too, and
+                # cannot be ended while it does.
                 writer, reader = client.do_exchange(asked, options)
-                self._note(lane, reader)
+                stream = _Stream(reader, lambda: self._answers(client, _ANSWER_SECONDS))
+                self._note(lane, stream)
                 try:
                     with contextlib.suppress(OSError):
                         # An answer that is an error may be complete before this is sent.
                         writer.begin(_NOTHING)
                         writer.done_writing()
                     while True:
-                        yield _read(reader.read_chunk(), url)
+                        yield _read(stream.read_chunk(), url)
                 finally:
                     self._note(lane, None)
-                    reader.cancel()
+                    stream.end()
                     with contextlib.suppress(ArrowException, OSError):
                         # Said to be canceled; else it would be printed when it is collected.
                         writer.close()
@@ -206,23 +224,31 @@ class OpenFlightReaders:
     def _lost(self, lane: int, url: str, reason: str) -> LostReaderError:
         """Returns the error that a server was lost; the lane asks the next one from now on."""
         self._moves[lane] += 1
-        return LostReaderError(f"the reader at {url} was lost: {reason.splitlines()[0][:200]}")
+        line = next(iter(reason.splitlines()), "it did not say why")
+        return LostReaderError(f"the reader at {url} was lost: {line[:200]}")
 
-    def _note(self, lane: int, reader: Any) -> None:
+    def _note(self, lane: int, stream: _Stream | None) -> None:
         """Notes what a lane reads from, so that `close` ends it; `None`: nothing any more."""
         with self._lock:
             self._reading.pop(lane, None)
-            if reader is not None:
-                self._reading[lane] = reader
+            if stream is not None:
+                self._reading[lane] = stream
                 if self._is_closed:
-                    reader.cancel()
+                    stream.cancel()
 
     def _is_there(self, url: str) -> bool:
-        flight = self._flight
-        options = flight.FlightCallOptions(timeout=_PING_SECONDS, headers=self._headers)
         try:
             with self._client(url) as client:
-                return bool(list(client.do_action(flight.Action("ping", b""), options)))
+                return self._answers(client, _PING_SECONDS)
+        except (self._flight.FlightError, ArrowException, OSError):
+            return False
+
+    def _answers(self, client: Any, seconds: float) -> bool:
+        """Returns whether the server of a client answers, over its connection."""
+        flight = self._flight
+        options = flight.FlightCallOptions(timeout=seconds, headers=self._headers)
+        try:
+            return bool(list(client.do_action(flight.Action("ping", b""), options)))
         except (flight.FlightError, ArrowException, OSError):
             return False
 
@@ -234,22 +260,63 @@ class OpenFlightReaders:
         return self._flight.FlightClient(
             url,
             tls_root_certs=_certificates(self._readers.root_certificates),
-            generic_options=_KEEPALIVE,
+            generic_options=_OPTIONS,
         )
 
     def close(self) -> None:
         """As of `lanes.OpenReaders`."""
         with self._lock:
             self._is_closed = True
-            for reader in self._reading.values():
-                reader.cancel()
+            for stream in self._reading.values():
+                stream.cancel()
+
+
+class _Stream:
+    """What a lane reads from; a thread cancels it if its server is gone while the lane waits.
+
+    Args:
+      reader: of Flight.
+      is_there: asks the server whether it is there.
+    """
+
+    def __init__(self, reader: Any, is_there: Callable[[], bool]) -> None:
+        self._reader = reader
+        self._is_there = is_there
+        # Odd while the lane waits for a chunk; raised where a wait begins, and where it ends.
+        self._turn = 0
+        self._has_ended = threading.Event()
+        threading.Thread(target=self._watch, daemon=True, name="lerobot_grain watch").start()
+
+    def read_chunk(self) -> Any:
+        """Waits for the next chunk; raises once it is canceled."""
+        self._turn += 1
+        try:
+            return self._reader.read_chunk()
+        finally:
+            self._turn += 1
+
+    def cancel(self) -> None:
+        """Makes `read_chunk` raise; takes no lock, since the garbage collector may call it."""
+        self._reader.cancel()
+
+    def end(self) -> None:
+        """Ends the thread, too."""
+        self._has_ended.set()
+        self._reader.cancel()
+
+    def _watch(self) -> None:
+        while not self._has_ended.wait(_LOOK_SECONDS):
+            turn = self._turn
+            if turn % 2 and not self._is_there() and self._turn == turn:
+                self._reader.cancel()
+                return
 
 
 def _read(chunk: Any, url: str) -> tuple[Any, Note]:
     """Returns the record batch in a chunk, and what is said of it; `None`: the stream ends."""
     try:
         note = Note.of(chunk.app_metadata.to_pybytes())
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, OverflowError, RecursionError, TypeError, ValueError):
         raise _unknown(url, "a message that is none of a reader") from None
     has_examples = chunk.data is not None and chunk.data.num_rows > 0
     if not has_examples and not note.ends:

@@ -218,6 +218,7 @@ def _end(readers: OpenReaders, lanes: Sequence[_Lane], stop: threading.Event) ->
     readers.close()
     # The garbage collector may run in any thread; and a signal handler may have raised before one
     # was started.
+    ends = time.monotonic() + _JOIN_SECONDS
     for lane in lanes:
         if lane.thread.ident is not None and lane.thread is not threading.current_thread():
-            lane.thread.join(_JOIN_SECONDS)
+            lane.thread.join(max(0.0, ends - time.monotonic()))

@@ -28,7 +28,7 @@ import pyarrow as pa
 from lerobot_grain._base.errors import InvalidRequestError, StorageError
 from lerobot_grain._datasets.feed.packing import unpacked
 from lerobot_grain._datasets.feed.remote.definition import definition_of
-from lerobot_grain._datasets.feed.remote.flight import flight_module
+from lerobot_grain._datasets.feed.remote.flight import check_token, flight_module
 from lerobot_grain._datasets.feed.remote.record_batches import empty_like, record_batch_of
 from lerobot_grain._datasets.feed.remote.tickets import Note, request_in
 from lerobot_grain._datasets.feed.worker_stream import Piece, PiecesIterDataset
@@ -66,8 +66,8 @@ class ReaderServer:
 
     Raises:
       InvalidRequestError: `dataset` is none that readers can read; it would listen beyond this
-        machine without a token or without TLS; a certificate comes without its key; or pyarrow was
-        built without Flight.
+        machine without a token or without TLS; a certificate comes without its key; the token is
+        none that can be sent; or pyarrow was built without Flight.
       StorageError: a PEM file cannot be read, or the port cannot be listened on.
     """
 
@@ -82,6 +82,7 @@ class ReaderServer:
         private_key: str | os.PathLike[str] | None = None,
         allow_insecure: bool = False,
     ) -> None:
+        check_token(token, of="ReaderServer")
         if (certificate is None) != (private_key is None):
             raise InvalidRequestError(
                 "ReaderServer: found one of certificate and private_key; expected both, or neither"

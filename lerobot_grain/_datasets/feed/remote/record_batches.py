@@ -55,7 +55,14 @@ def batch_of(found: Any) -> Batch:
             field.name: _value(field, column)
             for field, column in zip(found.schema, found.columns, strict=True)
         }
-    except (KeyError, TypeError, ValueError) as error:
+    except (
+        AttributeError,
+        LookupError,
+        OverflowError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise StorageError(
             f"a reader sent a record batch with the schema {str(found.schema)[:200]!r}: {error}; "
             "expected the one of a batch; use the same version of lerobot_grain on both sides"

@@ -11,6 +11,7 @@ import os
 import random
 import runpy
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -332,6 +333,92 @@ def test_without_readers_it_says_so_and_goes_on_later(directory: Path) -> None:
             assert_same(next(found), next(alone))
 
 
+def test_a_server_that_is_silent_and_there_is_waited_for(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flight_readers, "_LOOK_SECONDS", 0.01)
+    # Servers of gRPC end connections on which they are pinged while they send nothing.
+    assert not [name for name, _ in flight_readers._OPTIONS if "keepalive" in name]
+    answers: list[bool] = []
+    is_enough = threading.Event()
+    ask = flight_readers.OpenFlightReaders._answers
+
+    def noted(self: Any, client: Any, seconds: float) -> bool:
+        answers.append(ask(self, client, seconds))
+        if len(answers) == 3:
+            is_enough.set()
+        return answers[-1]
+
+    monkeypatch.setattr(flight_readers.OpenFlightReaders, "_answers", noted)
+    dataset = cheap(directory)
+    tickets: list[bytes] = []
+    with lg.ReaderServer(dataset) as server:
+        parts = server._served.parts
+
+        def late(ticket: bytes) -> Any:
+            tickets.append(ticket)
+            assert is_enough.wait(60)
+            return parts(ticket)
+
+        monkeypatch.setattr(server._served, "parts", late)
+        assert_same_stream(dataset.batch(8), remote(dataset, [server.url]).batch(8))
+    assert all(answers)
+    # Those of the batches, and of the end that comes again.
+    assert len({json.loads(ticket)["state"]["position"] for ticket in tickets}) == len(tickets)
+
+
+def test_a_server_that_vanishes_without_a_word(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_readers, "_MIN_PIECE", 2)
+    monkeypatch.setattr(flight_readers, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(flight_readers, "_ANSWER_SECONDS", 1.0)
+
+    dataset = cheap(directory, num_epochs=None)
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(ReaderProcess(dataset)) for _ in range(2)]
+        batches = remote(dataset, [process.url for process in processes]).batch(6)
+        alone = stack.enter_context(contextlib.closing(iter(dataset.batch(6))))
+        found = stack.enter_context(contextlib.closing(iter(batches)))
+        assert rows_of(found, 3) == rows_of(alone, 3)
+        # Its connections stay, and nothing answers on them.
+        processes[1].send_signal(signal.SIGSTOP)
+        assert rows_of(found, 200) == rows_of(alone, 200)
+
+
+def test_an_error_without_a_text_is_a_lost_reader() -> None:
+    readers = lg.FlightReaders(["grpc://localhost:1"])
+    found = flight_readers.OpenFlightReaders(readers, {})._lost(0, readers.urls[0], "")
+    assert str(found) == "the reader at grpc://localhost:1 was lost: it did not say why"
+
+
+def test_readers_are_closed_while_their_lock_is_held() -> None:
+    # As by the garbage collector.
+    found = flight_readers.OpenFlightReaders(lg.FlightReaders(["grpc://localhost:1"]), {})
+
+    def collected() -> None:
+        with found._lock:
+            found.close()
+
+    thread = threading.Thread(target=collected, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_no_proxy_is_asked(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("grpc_proxy", "https_proxy", "no_proxy", "no_grpc_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free.getsockname()[1]}")
+    dataset = cheap(directory)
+    with (
+        served(dataset) as readers,
+        contextlib.closing(iter(remote(dataset, readers, patience_seconds=3).batch(8))) as batches,
+    ):
+        next(batches)
+
+
 class Asks:
     """Makes some requests wrong until a file says that they were."""
 
@@ -512,6 +599,36 @@ def test_a_lane_reads_so_many_pieces_ahead_and_no_more() -> None:
     assert not any(thread.name.startswith("lerobot_grain lane") for thread in threading.enumerate())
 
 
+class Stuck:
+    """Readers whose lanes do not notice that they are closed."""
+
+    def __init__(self) -> None:
+        self.is_over = threading.Event()
+
+    def pieces(self, lane: int, request: LaneRequest) -> Iterator[Any]:
+        del lane, request
+        self.is_over.wait()
+        return iter(())
+
+    def close(self) -> None: ...
+
+
+def test_all_lanes_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    clock = itertools.count()
+    part = PartOfPositions.of_shard(None, grain.sharding.NoSharding())
+    request = LaneRequest({"position": 0}, part, 4)
+    source = Stuck()
+    found = Lanes(source, [request] * 8, pieces_ahead=1, patience_seconds=1)
+    for lane in found._lanes:
+        monkeypatch.setattr(lane.thread, "join", lambda seconds: waits.append(seconds))
+    monkeypatch.setattr(lanes.time, "monotonic", lambda: float(next(clock)))
+    found.close()
+    monkeypatch.undo()
+    source.is_over.set()
+    assert waits == [4.0, 3.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+
+
 def counted(parts: Iterator[Any], sent: list[int]) -> Iterator[Any]:
     with contextlib.closing(parts):  # type: ignore[type-var]
         for part in parts:
@@ -553,6 +670,19 @@ def test_a_token_is_asked_for(directory: Path) -> None:
                 next(batches)
             assert "right" not in str(seen.value)
         assert "right" not in repr(readers)
+
+
+@pytest.mark.parametrize("token", ["", "s3cr3t\n", " s3cr3t", "s3cr3t\x00", "s3cr3t-ü", b"s3cr3t"])
+def test_tokens_that_cannot_be_sent(directory: Path, token: Any) -> None:
+    for make in (
+        lambda: lg.FlightReaders(["grpc://localhost:1"], token=token),
+        lambda: lg.ReaderServer(cheap(directory), token=token),
+    ):
+        with pytest.raises(
+            lg.InvalidRequestError, match="expected a str of printable ASCII"
+        ) as seen:
+            make()
+        assert "s3cr3t" not in str(seen.value)
 
 
 @pytest.fixture(scope="module")
@@ -644,6 +774,26 @@ def test_the_programs_of_the_page_run(
 def test_urls_that_are_refused(urls: Any, text: str) -> None:
     with pytest.raises(lg.InvalidRequestError, match=text):
         lg.FlightReaders(urls)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "grpc+tls://:s3cr3t@h:88",
+        "grpc+tls://s3cr3t@h:88",
+        "grpc+tls://h:88?token=s3cr3t",
+        "grpc+tls://h:88/#s3cr3t",
+        "grpc+tls://h:88?token=s3@cr3t",
+        "grpc+tls://s3?cr3t@h:88",
+    ],
+)
+def test_secrets_in_urls_are_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(lg.InvalidRequestError, match=r"urls\[0\] holds one of @ \? #") as seen:
+        lg.FlightReaders([url])
+    assert "cr3t" not in str(seen.value)
+    with pytest.raises(lg.InvalidRequestError, match="urls is a str; expected a list") as seen:
+        lg.FlightReaders(url)
+    assert "cr3t" not in str(seen.value)
 
 
 def test_files_that_are_missing_and_ports_that_are_taken(directory: Path, tmp_path: Path) -> None:
@@ -752,11 +902,38 @@ def test_values_that_cannot_be_sent(value: Any, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "description", ['["object", []]', '["<U4", []]', '["|V1", [1]]', "7", "[]"]
+    "description",
+    [
+        '["object", []]',
+        '["<U4", []]',
+        '["|V1", [1]]',
+        f'["|u1", [{1 << 70}]]',
+        f'["object", [{1 << 70}]]',
+        "7",
+        "[]",
+        "[" * 100_000,
+    ],
+    ids=lambda text: text[:20],
 )
 def test_record_batches_of_something_else(description: str) -> None:
     fields = [pa.field("key", pa.binary(1), metadata={"array": description})]
     other = pa.RecordBatch.from_arrays([pa.array([b"a"], pa.binary(1))], schema=pa.schema(fields))
+    with pytest.raises(lg.StorageError, match="use the same version of lerobot_grain"):
+        batch_of(other)
+
+
+@pytest.mark.parametrize(
+    ("column", "description"),
+    [
+        (pa.array([["1", "2"]]), '["object", [1]]'),
+        (pa.array(["a"]), '["|u1", [1]]'),
+        (pa.array([["a"]]), '["|u1", [1]]'),
+        (pa.array([None]), '["object", [1]]'),
+    ],
+)
+def test_columns_of_something_else(column: Any, description: str) -> None:
+    schema = pa.schema([pa.field("key", column.type, metadata={"array": description})])
+    other = pa.RecordBatch.from_arrays([column], schema=schema)
     with pytest.raises(lg.StorageError, match="use the same version of lerobot_grain"):
         batch_of(other)
 
