@@ -18,8 +18,8 @@ import pytest
 from lerobot_grain import InvalidRequestError
 from lerobot_grain._cli.main import _COMMANDS, _parser, main
 from lerobot_grain._cli.output.files import write_whole
-from lerobot_grain._cli.output.inspect_text import duration, size
 from lerobot_grain._cli.output.report import Table, plain_lines, print_report
+from lerobot_grain._cli.output.units import duration, shape_text, size
 from lerobot_grain.testing import LoopbackHub
 from tests.support.commands import COMMAND, interrupted
 
