@@ -14,7 +14,7 @@ def check_can_be_written(path: Path, option: str) -> None:
     """Checks that a file may be made, before a minute is spent on its contents.
 
     Raises:
-      InvalidRequestError: its directory does not exist, or it is none itself, but a directory or a device.
+      InvalidRequestError: its directory does not exist, or it is a directory or a device itself.
     """
     if not path.parent.is_dir():
         raise InvalidRequestError(f"{option} {path}: there is no directory {path.parent}")

@@ -29,8 +29,8 @@ from lerobot_grain._inspection.profile import Reading
 
 Step = Callable[[Mapping[str, Any]], Any]
 
-# Transfers, and steps, that are measured after the first one, which starts the device or compiles: the
-# median of them.
+# Transfers, and steps, that are measured after the first one, which starts the device or compiles:
+# the median of them.
 _MEASURED = 5
 
 
