@@ -90,7 +90,7 @@ def test_fill_list_and_clear(
     assert "\n  indices of all datasets  " in table
     assert f"  {CAMERA}  32x48  3 episodes  208.9 kB  used 20" in table
     assert all(line == line.rstrip() for line in table.splitlines())
-    assert run(capsys, "--clear", name).startswith("deleted 0.")
+    assert run(capsys, "--clear", name).endswith("208.9 kB of decoded frames\n")
     left = run_json(capsys)
     assert left["datasets"] == left["frames"] == []
     assert left["indices"]["files"] > 0
