@@ -15,7 +15,7 @@ from lerobot_grain._inspection.locate import RowLocation
 
 Values = npt.NDArray[Any]
 
-# Of a vector, so many numbers are shown.
+# Numbers of a vector that are shown.
 MOST_DIMENSIONS = 32
 
 
