@@ -9,8 +9,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/setup.sh
 .venv/bin/python -m pip install --quiet --disable-pip-version-check 'coverage>=7.10' 'pytest-cov>=7'
-export no_proxy="${no_proxy:-${NO_PROXY:-}},localhost,127.0.0.1"
-export NO_PROXY="$no_proxy"
+source scripts/common.sh
 status=0
 .venv/bin/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-report= "$@" || status=$?
 .venv/bin/python -m coverage report --show-missing --skip-covered

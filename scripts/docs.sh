@@ -20,5 +20,5 @@ if [ "$(cat "$env/requirements.txt" 2>/dev/null)" != "$(cat docs/requirements.tx
     cp docs/requirements.txt "$env/requirements.txt"
 fi
 # mkdocs-material's notice about MkDocs 2 is no warning of these pages.
-NO_MKDOCS_2_WARNING=1 "$env/bin/mkdocs" "${action[@]}"
+NO_MKDOCS_2_WARNING=1 "$env/bin/python" -m mkdocs "${action[@]}"
 echo "docs: $(find build/site -name '*.html' | wc -l) pages in build/site"

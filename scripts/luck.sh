@@ -9,8 +9,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON="${PYTHON:-.venv/bin/python}"
 [ "$PYTHON" != .venv/bin/python ] || scripts/setup.sh
-export no_proxy="${no_proxy:-${NO_PROXY:-}},localhost,127.0.0.1"
-export NO_PROXY="$no_proxy"
+source scripts/common.sh
 
 times="${1:-20}"
 shift || true

@@ -33,6 +33,21 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def seconds(text: str) -> float:
+    """Returns a number of seconds above 0.
+
+    Raises:
+      argparse.ArgumentTypeError: it is none, or not finite.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of seconds above 0")
+    return value
+
+
 def count(text: str) -> int:
     """Returns a whole number of at least 0.
 

@@ -21,6 +21,7 @@ from lerobot_grain import (
 )
 from lerobot_grain._cli.argument_types import episodes, image_size, positive, size_bytes
 from lerobot_grain._cli.output.report import Part, Table, print_report
+from lerobot_grain._cli.output.units import size
 from lerobot_grain._cli.progress import ProgressLine
 from lerobot_grain._inspection.cache_contents import CacheContents, cache_contents, clear_caches
 
@@ -121,8 +122,8 @@ def _clear(options: argparse.Namespace) -> int:
         print(json.dumps(asdict(cleared), indent=2))
     else:
         print(
-            f"deleted {_megabytes(cleared.coded_bytes)} of video, rows and indices, and "
-            f"{_megabytes(cleared.frame_bytes)} of decoded frames"
+            f"deleted {size(cleared.coded_bytes)} of video, rows and indices, and "
+            f"{size(cleared.frame_bytes)} of decoded frames"
         )
     return 0
 
@@ -177,18 +178,18 @@ def _fill(options: argparse.Namespace) -> int:
 
 
 def _amount(what: str, number: int) -> str:
-    return _megabytes(number) if what == "rows and video" else f"{number:,}"
+    return size(number) if what == "rows and video" else f"{number:,}"
 
 
 def _filled_text(filled: FilledCache, seconds: float) -> str:
     lines = [
         f"{filled.dataset}: {filled.num_episodes:,} episodes, in {seconds:.1f} s",
-        f"fetched {_megabytes(filled.bytes_fetched)}; of rows and video "
-        f"{_megabytes(filled.bytes_selected)} are to be kept",
+        f"fetched {size(filled.bytes_fetched)}; of rows and video "
+        f"{size(filled.bytes_selected)} are to be kept",
     ]
     if filled.bytes_above_limit:
         lines.append(
-            f"{_megabytes(filled.bytes_above_limit)} of them are not: they are above the limit, "
+            f"{size(filled.bytes_above_limit)} of them are not: they are above the limit, "
             "which --disk-cache and StorageOptions(disk_cache_bytes=) of the training raise"
         )
     if filled.frames_selected:
@@ -217,7 +218,7 @@ def _parts(contents: CacheContents) -> list[Part]:
         (
             _name(each.dataset),
             f"{each.pieces:,} pieces",
-            _megabytes(each.num_bytes),
+            size(each.num_bytes),
             _when(each.last_used),
         )
         for each in contents.pieces
@@ -225,33 +226,29 @@ def _parts(contents: CacheContents) -> list[Part]:
     if contents.indices.files:
         indices = contents.indices
         files = f"{indices.files:,} files"
-        coded.append(("indices of all datasets", files, _megabytes(indices.num_bytes), ""))
+        coded.append(("indices of all datasets", files, size(indices.num_bytes), ""))
     frames = [
         (
             _name(each.dataset),
             _name(each.camera),
             "as recorded" if each.image_size is None else "{}x{}".format(*each.image_size),
             f"{each.files:,} episodes",
-            _megabytes(each.num_bytes),
+            size(each.num_bytes),
             _when(each.last_used),
         )
         for each in contents.frames
     ]
     return [
-        f"video and rows, in {contents.directory}: {_megabytes(contents.coded_bytes)}",
+        f"video and rows, in {contents.directory}: {size(contents.coded_bytes)}",
         Table(rows=coded),
         "",
-        f"decoded frames, in {contents.frame_directory}: {_megabytes(contents.frame_bytes)}",
+        f"decoded frames, in {contents.frame_directory}: {size(contents.frame_bytes)}",
         Table(rows=frames),
     ]
 
 
 def _name(text: str) -> str:
     return text or "(not known)"
-
-
-def _megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:,.1f} MB"
 
 
 def _when(seconds: float) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from lerobot_grain import CheckReport, Finding, check, open_repository
 from lerobot_grain._cli.output.report import Part, Table, print_report
+from lerobot_grain._cli.output.units import size
 from lerobot_grain._cli.progress import ProgressLine
 from lerobot_grain._cli.selection_arguments import add_selection_arguments, selection_of
 
@@ -163,10 +164,10 @@ def _cost_table(report: CheckReport) -> Table:
             )
         )
     if report.rows is not None:
-        size = sum(report.rows.bytes_per_row.values())
-        largest = f"the largest {report.rows.largest_group_bytes / 1e6:,.2f} MB"
+        amount = sum(report.rows.bytes_per_row.values())
+        largest = f"the largest {size(report.rows.largest_group_bytes)}"
         rows.append(
-            ("rows", f"{size:,.0f} bytes a row, {report.rows.num_groups:,} row groups, {largest}")
+            ("rows", f"{amount:,.0f} bytes a row, {report.rows.num_groups:,} row groups, {largest}")
         )
     rows.append(("an example", f"{report.bytes_per_example:,.0f} bytes"))
     requests = (
@@ -174,7 +175,7 @@ def _cost_table(report: CheckReport) -> Table:
         if report.requests_per_epoch is None
         else f" in at most about {report.requests_per_epoch:,} requests"
     )
-    rows.append(("an epoch", f"{report.bytes_per_epoch / 1e6:,.1f} MB{requests}"))
+    rows.append(("an epoch", f"{size(report.bytes_per_epoch)}{requests}"))
     if report.clip_length is not None:
         rows.append(("clip_length", f"{report.clip_length} frames, the default of Shuffle here"))
     return Table(rows=rows)

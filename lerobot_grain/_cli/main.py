@@ -30,6 +30,7 @@ from lerobot_grain._cli import inspect as cli_inspect
 from lerobot_grain._cli import profile as cli_profile
 from lerobot_grain._cli import show as cli_show
 from lerobot_grain._cli import train_check as cli_train_check
+from lerobot_grain._cli.output.report import printable
 
 _INTERRUPTED = 130
 _CLOSED_PIPE = 141
@@ -154,7 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A closed pipe shows here, and not when the interpreter ends.
         sys.stdout.flush()
     except LeRobotGrainError as error:
-        print(f"lerobot-grain: {error}", file=sys.stderr)
+        line = " ".join(str(error).splitlines())
+        print(f"lerobot-grain: {printable(line)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return _INTERRUPTED
@@ -195,7 +197,8 @@ def _add_dataset(command: argparse.ArgumentParser) -> None:
     add(
         "repository",
         metavar="ORG/NAME|DIRECTORY",
-        help="a dataset on the Hub (or ORG/NAME/FOLDER), in hf://buckets/..., or a directory",
+        help="a dataset on the Hub (or ORG/NAME/FOLDER), in hf://buckets/..., in "
+        "s3://bucket/folder or gs://bucket/folder, or a directory",
     )
     add(
         "--revision",

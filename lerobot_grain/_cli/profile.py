@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lerobot_grain import InvalidRequestError, LeRobotIterDataset, ReadOptions, Shuffle
-from lerobot_grain._cli.argument_types import positive, size_bytes
+from lerobot_grain._cli.argument_types import positive, seconds, size_bytes
 from lerobot_grain._cli.output.profile_plots import check_can_plot, write_plots
 from lerobot_grain._cli.output.profile_text import report_parts
 from lerobot_grain._cli.output.report import print_report
@@ -57,7 +57,7 @@ def _add_limit_arguments(parser: argparse.ArgumentParser) -> None:
     limit.add_argument("--batches", type=positive, metavar="N", help="stop after so many batches")
     limit.add_argument(
         "--seconds",
-        type=float,
+        type=seconds,
         metavar="S",
         help=f"stop after so many seconds (default: {DEFAULT_SECONDS:g})",
     )

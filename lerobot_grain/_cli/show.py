@@ -12,7 +12,7 @@ import shlex
 import sys
 import tempfile
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +21,7 @@ from lerobot_grain import InvalidRequestError, Repository, RowLocation, locate, 
 from lerobot_grain._cli.argument_types import count, positive, window
 from lerobot_grain._cli.output.files import check_can_be_written, write_whole
 from lerobot_grain._cli.output.report import printable
+from lerobot_grain._cli.output.units import size
 from lerobot_grain._cli.page.document import page
 from lerobot_grain._cli.progress import ProgressLine
 from lerobot_grain._inspection.overview.shown import Shown
@@ -36,6 +37,8 @@ from lerobot_grain._inspection.overview.shown_rows import (
 # As many pictures as stand side by side.
 _FRAMES = 5
 _EXAMPLES = 4
+# Examples that are read side by side, and held with all their frames.
+_READ_TOGETHER = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,19 +104,23 @@ def run(options: argparse.Namespace) -> int:
             _print(_places(repository, options), options)
             return 0
         progress = ProgressLine()
+        places: list[RowLocation] = []
         try:
             progress.show("reading rows and frames")
-            shown = _shown(repository, options)
+            shown = _noting_places(_shown(repository, options), places)
+            html = page(repository, shown, command=_command(options))
         finally:
             progress.clear()
-        contents = page(repository, shown, command=_command(options)).encode()
+    # Half a surrogate pair, which JSON can have, has no UTF-8.
+    contents = html.encode("utf-8", "backslashreplace")
     path = _written(contents, options.output)
     if options.json:
-        _print([place for each in shown for place in each.places], options)
+        _print(places, options)
     else:
-        print(f"{printable(str(path))}: {len(contents) / 1e6:.1f} MB")
+        print(f"{printable(str(path))}: {size(len(contents))}")
     if options.open and not webbrowser.open(path.absolute().as_uri()):
-        print(f"lerobot-grain: found no browser to open {path} with", file=sys.stderr)
+        name = printable(str(path))
+        print(f"lerobot-grain: found no browser to open {name} with", file=sys.stderr)
         return 1
     return 0
 
@@ -151,14 +158,21 @@ def _cameras(repository: Repository, options: argparse.Namespace) -> tuple[str, 
     return (options.camera,)
 
 
-def _shown(repository: Repository, options: argparse.Namespace) -> list[Shown]:
+def _noting_places(shown: Iterable[Shown], places: list[RowLocation]) -> Iterator[Shown]:
+    """Yields examples, and collects where they are stored."""
+    for each in shown:
+        places += each.places
+        yield each
+
+
+def _shown(repository: Repository, options: argparse.Namespace) -> Iterator[Shown]:
+    """Yields what is on the page, read a few examples at a time."""
     cameras = _cameras(repository, options)
     if options.episode is not None:
-        return [
-            read_episode(
-                repository, options.episode, cameras=cameras, frames_per_camera=options.frames
-            )
-        ]
+        yield read_episode(
+            repository, options.episode, cameras=cameras, frames_per_camera=options.frames
+        )
+        return
     rows = (
         first_rows(repository, count=options.examples, seed=options.seed)
         if options.row is None
@@ -170,24 +184,25 @@ def _shown(repository: Repository, options: argparse.Namespace) -> list[Shown]:
         if options.windows is None
         else dict(options.windows)
     )
-    return read_examples(repository, rows, cameras=cameras, windows=windows)
+    for start in range(0, len(rows), _READ_TOGETHER):
+        some = rows[start : start + _READ_TOGETHER]
+        yield from read_examples(repository, some, cameras=cameras, windows=windows)
 
 
 def _command(options: argparse.Namespace) -> str:
     """Returns the command that makes the page again."""
     words = ["lerobot-grain", "show", options.repository]
-    for name in ("revision", "row", "episode", "camera"):
+    for name in ("revision", "endpoint", "row", "episode", "camera"):
         if (value := getattr(options, name)) is not None:
             words += [f"--{name}", str(value)]
     if options.row is None and options.episode is None:
         words += ["--examples", str(options.examples), "--seed", str(options.seed)]
+    if options.frames != _FRAMES:
+        words += ["--frames", str(options.frames)]
     if options.windows is not None:
         words += [
             "--windows",
-            *(
-                f"{key}={','.join(f'{each:g}' for each in deltas)}"
-                for key, deltas in options.windows
-            ),
+            *(f"{key}={','.join(map(repr, deltas))}" for key, deltas in options.windows),
         ]
     return shlex.join([*words, "--output", (options.output or Path("page.html")).name])
 

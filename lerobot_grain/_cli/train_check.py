@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lerobot_grain import InvalidRequestError, LeRobotIterDataset
+from lerobot_grain._cli.argument_types import seconds
 from lerobot_grain._cli.output.report import print_report
 from lerobot_grain._cli.output.train_check_text import as_json, trial_parts
 from lerobot_grain._cli.progress import ProgressLine
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_stream_arguments(parser)
     parser.add_argument(
         "--seconds",
-        type=_seconds,
+        type=seconds,
         default=_SECONDS,
         metavar="S",
         help="to stream for, and to stream and train for (default: %(default)g each)",
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     step.add_argument(
         "--step-seconds",
-        type=_seconds,
+        type=seconds,
         metavar="S",
         help="how long a step of your training takes: none is run, and the rates are compared",
     )
@@ -129,16 +130,6 @@ def _together(
             f"stream and step together: {steps:,} steps in {seconds:.1f} s"
         ),
     )
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of seconds above 0")
-    return value
 
 
 def _imported(name: str) -> Step:

@@ -128,7 +128,7 @@ def test_what_came_from_the_caches_is_shown(
     assert reading["bytes_from_disk_cache"] > 0 == reading["bytes_fetched"]
     assert main(arguments) == 0
     again = capsys.readouterr().out
-    assert re.search(r"\nfrom the disk cache +0\.\d\d MB\n", again)
+    assert re.search(r"\nfrom the disk cache +[\d.]+ kB\n", again)
     assert re.search(r"\nfrom the frame cache +70 of 70 frames \(100%\)\n", again)
 
 
@@ -405,5 +405,5 @@ def test_what_the_hub_made_wait_for_is_shown(
     rows = capsys.readouterr().out.splitlines()
     assert not [row for row in rows if row.startswith("the Hub ")]
     (row,) = [row for row in rows if row.startswith("from the disk cache ")]
-    assert re.search(r"  \d+\.\d\d MB$", row)
-    assert any("0.00 MB in 0 requests" in row for row in rows)
+    assert re.search(r"  [\d.]+ kB$", row)
+    assert any("0 bytes in 0 requests" in row for row in rows)

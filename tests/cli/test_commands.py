@@ -17,9 +17,9 @@ import pytest
 
 from lerobot_grain import InvalidRequestError
 from lerobot_grain._cli.main import _COMMANDS, _parser, main
-from lerobot_grain._cli.output.files import write_whole
-from lerobot_grain._cli.output.inspect_text import duration, size
+from lerobot_grain._cli.output.files import check_can_be_written, write_whole
 from lerobot_grain._cli.output.report import Table, plain_lines, print_report
+from lerobot_grain._cli.output.units import duration, shape_text, size
 from lerobot_grain.testing import LoopbackHub
 from tests.support.commands import COMMAND, interrupted
 
@@ -107,6 +107,11 @@ def test_sizes(value: float, text: str) -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (480, 640, 3)])
+def test_shapes(shape: tuple[int, ...]) -> None:
+    assert shape_text(list(shape)) == str(shape)
 
 
 # --- inspect and train-check ---------------------------------------------------------------------
@@ -231,3 +236,43 @@ def test_files_are_written_whole_or_not_at_all(
     monkeypatch.undo()
     with pytest.raises(InvalidRequestError, match=r"--output .*: cannot be written"):
         write_whole(tmp_path / "nowhere" / "page.html", b"", "--output")
+
+
+def test_a_link_stays_and_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    target = tmp_path / "elsewhere" / "page.html"
+    target.write_bytes(b"old")
+    link = tmp_path / "link.html"
+    link.symlink_to(target)
+    check_can_be_written(link, "--output")
+    write_whole(link, b"new", "--output")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+    loop = tmp_path / "loop.html"
+    loop.symlink_to(loop)
+    with pytest.raises(InvalidRequestError, match="cannot be written"):
+        write_whole(loop, b"", "--output")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "elsewhere"):
+        with pytest.raises(InvalidRequestError, match="a directory or a device; expected a file"):
+            check_can_be_written(tmp_path / name, "--output")
+    with pytest.raises(InvalidRequestError, match="a directory or a device"):
+        check_can_be_written(Path(os.devnull), "--plot")
+
+
+def test_an_error_is_one_line_that_controls_no_terminal(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["inspect", str(tmp_path / "a\x1b[2J\nb")]) == 2
+    error = capsys.readouterr().err
+    assert "\x1b" not in error
+    assert "a\\x1b[2J b" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["profile", "train-check"])
+@pytest.mark.parametrize("seconds", ["nan", "inf", "0", "-1", "x"])
+def test_seconds_that_are_none(name: str, seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "x", f"--seconds={seconds}"])
+    assert f"'{seconds}': expected a number of seconds above 0" in capsys.readouterr().err

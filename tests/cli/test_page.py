@@ -8,21 +8,27 @@ import base64
 import io
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import lerobot_grain as lg
-from lerobot_grain._cli.main import main
+from lerobot_grain._cli.main import _parser, main
+from lerobot_grain._cli.page.pictures import _grey
 from lerobot_grain._cli.page.plots import plots, ticks
-from lerobot_grain._inspection.overview.shown import Curves
+from lerobot_grain._cli.show import _command
+from lerobot_grain._inspection.overview.shown import Curves, Shown
+from lerobot_grain._inspection.overview.shown_rows import first_rows, read_examples
 from lerobot_grain.testing import Camera, Feature, write_dataset
 from tests.support.browser import Browser, find_browser, running_browser
+from tests.support.datasets import change_info
 
 HOSTILE = "<script>document.title='caught'</script>\"'&"
 LENGTHS = [14, 9]
@@ -245,6 +251,51 @@ def test_open_makes_a_file_and_opens_it(
     assert "found no browser to open" in capsys.readouterr().err
 
 
+def test_odd_metadata_is_shown(small_dataset: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(small_dataset, tmp_path / "data")
+    entry = {"dtype": "<b>complex</b>", "shape": [1], "names": None}
+
+    def change(info: dict[str, Any]) -> None:
+        # Half a surrogate pair.
+        info["robot_type"] = "\ud83d x"
+        info["features"]["<i>odd"] = entry
+
+    change_info(source, change)
+    path = tmp_path / "page.html"
+    assert main(["show", str(source), "--row", "0", "--output", str(path)]) == 0
+    html = path.read_text()
+    assert "robot \\ud83d x" in html
+    assert '<p class="problem">&lt;i&gt;odd cannot be read: ' in html
+    assert "<b>complex" not in html
+
+
+def test_a_page_of_many_examples_holds_few(
+    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[list[int]] = []
+
+    def noting(repository: lg.Repository, rows: list[int], **arguments: Any) -> list[Shown]:
+        read.append(rows)
+        return read_examples(repository, rows, **arguments)
+
+    monkeypatch.setattr("lerobot_grain._cli.show.read_examples", noting)
+    path = tmp_path / "page.html"
+    arguments = ["--examples", "6", "--windows", "--output", str(path), "--json"]
+    assert main(["show", str(small_dataset), *arguments]) == 0
+    rows = first_rows(lg.open_repository(small_dataset), count=6, seed=0)
+    assert read == [rows[:4], rows[4:]]
+    found = re.findall(r'<section id="row-(\d+)"', path.read_text())
+    assert list(map(int, found)) == rows
+
+
+def test_the_command_on_the_page_makes_it_again() -> None:
+    arguments = ["show", "org/name", "--endpoint", "http://hub", "--row", "1", "--frames", "3"]
+    arguments += ["--windows", "action=0.0,12.3456789", "--output", "page.html"]
+    words = shlex.split(_command(_parser().parse_args(arguments)))
+    assert words[0] == "lerobot-grain"
+    assert vars(_parser().parse_args(words[1:])) == vars(_parser().parse_args(arguments))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -308,6 +359,42 @@ def test_curves_stop_where_there_is_no_number() -> None:
         is_pad=np.zeros(1, np.bool_),
     )
     assert "a has no finite value" in plots(nothing, is_example=True)
+
+
+def _curve(*values: float) -> Curves:
+    return Curves(
+        key="state",
+        names=("a",),
+        seconds=np.arange(len(values)) / 10,
+        values=np.array(values, np.float64)[:, None],
+        is_pad=np.zeros(len(values), np.bool_),
+    )
+
+
+@pytest.mark.parametrize(
+    "values", [(-1.7e308, 1.7e308), (0.0, 1.0, 1.7e308), (0.0, 5e-323), (1e16, 1e16 + 2)]
+)
+def test_extreme_values_can_be_drawn(values: tuple[float, ...]) -> None:
+    html = plots(_curve(*values), is_example=False)
+    (path,) = re.findall(r'class="c0" d="([^"]*)"', html)
+    drawn = [float(each) for each in re.findall(r"[ML][\d.]+ ([-\d.]+)", path)]
+    assert len(drawn) == sum(abs(value) < 1e300 for value in values)
+    assert all(0 <= each <= 1000 for each in drawn)
+
+
+def test_labels_differ_where_values_have_a_large_offset() -> None:
+    html = plots(_curve(1_700_000_000.0, 1_700_000_001.0), is_example=False)
+    (labels,) = re.findall(r'<div class="ys" aria-hidden="true">(.*?)</div>', html)
+    texts = re.findall(r">([^<]+)</span>", labels)
+    assert len(texts) == len(set(texts)) > 2
+    assert "1700000000.5" in texts
+
+
+@pytest.mark.filterwarnings("error")
+def test_depth_without_an_end_is_black() -> None:
+    depth = np.array([[0.5, 1.0, np.inf, np.nan, 0.0, -1.0]], np.float32)[..., None]
+    assert _grey(depth, 0.5, 1.0).tolist() == [[255, 40, 0, 0, 0, 0]]
+    assert _grey(depth[:, :1], 0.5, 0.5).tolist() == [[255]]
 
 
 # --- a real browser ------------------------------------------------------------------------------

@@ -5,13 +5,18 @@ else.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 import lerobot_grain as lg
+from lerobot_grain._cli.page.pictures import strip
+from lerobot_grain._cli.page.plots import plots
+from lerobot_grain._inspection.overview import shown_rows
 from lerobot_grain._inspection.overview.shown_rows import (
     first_rows,
     read_episode,
@@ -19,6 +24,7 @@ from lerobot_grain._inspection.overview.shown_rows import (
     rows_of_episode,
     windows_around,
 )
+from lerobot_grain.testing import Camera, Feature, write_dataset
 from tests.support.datasets import change_info, change_table
 
 TOP = "top"
@@ -110,6 +116,64 @@ def test_a_camera_that_cannot_be_read_is_named_and_the_rest_is_shown(
     assert dict(shown.places[0].cameras) == {}
     episode = read_episode(repository, 0, cameras=[TOP], frames_per_camera=2)
     assert episode.pictures[0].problem is not None
+
+
+def test_a_broken_file_hides_no_other(tmp_path: Path) -> None:
+    directory = write_dataset(
+        tmp_path / "data",
+        version="v2.1",
+        episode_lengths=[4, 4],
+        fps=10,
+        cameras=(Camera(key=TOP, height=32, width=80, codec="h264"),),
+    ).directory
+    paths = sorted(directory.glob("videos/*/*/*.mp4"))
+    assert len(paths) == 2
+    whole = [path.read_bytes() for path in paths]
+    paths[1].write_bytes(b"no video")
+    repository = lg.open_repository(directory)
+    found = read_examples(repository, [1, 5, 2], cameras=[TOP], windows={})
+    assert [len(shown.pictures[0].frames) for shown in found] == [1, 0, 1]
+    assert [shown.pictures[0].problem is None for shown in found] == [True, False, True]
+    # The order follows from the first file.
+    paths[1].write_bytes(whole[1])
+    paths[0].write_bytes(b"no video")
+    repository = lg.open_repository(directory)
+    rows = first_rows(repository, count=8, seed=0)
+    assert sorted(rows) == list(range(8))
+    found = read_examples(repository, rows, cameras=[TOP], windows={})
+    assert [each.pictures[0].problem is None for each in found] == [row >= 4 for row in rows]
+
+
+def test_an_episode_is_shown_with_the_frames_that_can_be_read(
+    repository: lg.Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(repository: lg.Repository, rows: Sequence[int], **arguments: Any) -> Any:
+        if arguments["features"] == [TOP] and 13 in rows:
+            raise lg.DatasetFormatError("no such frame")
+        return lg.read_rows(repository, rows, **arguments)
+
+    monkeypatch.setattr(shown_rows, "read_rows", failing)
+    (top,) = read_episode(repository, 2, cameras=[TOP], frames_per_camera=3).pictures
+    assert top.seconds.tolist() == [0.3, 0.6]
+    assert len(top.frames) == len(top.is_pad) == 2
+    assert top.problem == "no such frame"
+    html = strip(top, is_example=False)
+    assert "Frames of this camera cannot be read: no such frame" in html
+    assert html.count("<img") == 2
+
+
+def test_of_a_long_vector_so_much_is_read_as_is_drawn(tmp_path: Path) -> None:
+    directory = write_dataset(
+        tmp_path / "data",
+        episode_lengths=[3],
+        fps=10,
+        cameras=(),
+        features={"long": Feature(dtype="float32", shape=(50,))},
+    ).directory
+    shown = read_episode(lg.open_repository(directory), 0, cameras=[], frames_per_camera=1)
+    long = next(each for each in shown.curves if each.key == "long")
+    assert (len(long.names), long.values.shape) == (50, (3, 32))
+    assert "18 further dimensions are not drawn." in plots(long, is_example=False)
 
 
 def test_language_is_shown_as_text(small_dataset: Path, tmp_path: Path) -> None:

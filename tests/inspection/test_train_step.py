@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import lerobot_grain as lg
+from lerobot_grain._inspection.overview import train_step
 from lerobot_grain._inspection.overview.train_step import (
     batch_values,
     measure_step,
@@ -91,6 +92,22 @@ def test_a_known_duration_runs_no_step(reading: Reading) -> None:
 
     cost = measure_step(reading, step=step, step_seconds=0.25)
     assert (cost.compile_seconds, cost.step_seconds) == (None, 0.25)
+
+
+def test_the_first_transfer_is_not_measured(
+    reading: Reading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    takes = iter([100.0, 1.0, 2.0, 3.0, 4.0, 5.0])
+    device_put = jax.device_put
+
+    def put(batch: Any) -> Any:
+        clock[0] += next(takes, 0.0)
+        return device_put(batch)
+
+    monkeypatch.setattr(jax, "device_put", put)
+    monkeypatch.setattr(train_step.time, "perf_counter", lambda: clock[0])
+    assert measure_step(reading, step=None, step_seconds=1.0).transfer_seconds == 3.0
 
 
 def test_a_step_that_fails(reading: Reading) -> None:

@@ -14,34 +14,40 @@ def check_can_be_written(path: Path, option: str) -> None:
     """Checks that a file may be made, before a minute is spent on its contents.
 
     Raises:
-      InvalidRequestError: its directory does not exist, or it is a directory itself.
+      InvalidRequestError: its directory does not exist, or it is a directory or a device itself.
     """
     if not path.parent.is_dir():
         raise InvalidRequestError(f"{option} {path}: there is no directory {path.parent}")
-    if path.is_dir():
-        raise InvalidRequestError(f"{option} {path}: it is a directory; expected a file")
+    if path.exists() and not path.is_file():
+        raise InvalidRequestError(
+            f"{option} {path}: it is a directory or a device; expected a file"
+        )
 
 
 def write_whole(path: Path, contents: bytes, option: str) -> None:
     """Writes a file under another name and renames it, so that it is never there in part; if it is
-    ended meanwhile, as by Ctrl-C, nothing is left.
+    ended meanwhile, as by Ctrl-C, nothing is left. A link stays, and its file is written.
 
     Raises:
       InvalidRequestError: the file cannot be written.
     """
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        file_path = path.resolve()
+        handle, name = tempfile.mkstemp(
+            dir=file_path.parent, prefix=f".{file_path.name}.", suffix=".part"
+        )
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(contents)
             # As other files of this user, not for the owner alone.
             os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, path)
+            os.replace(name, file_path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)
             raise
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        # RuntimeError: links that lead to each other.
         raise InvalidRequestError(f"{option} {path}: cannot be written ({error})") from None
 
 

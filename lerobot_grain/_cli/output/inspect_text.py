@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lerobot_grain._cli.output.report import Part, Table
+from lerobot_grain._cli.output.units import duration, shape_text, size
 from lerobot_grain._inspection.overview.dataset_summary import (
     CameraSummary,
     DatasetSummary,
@@ -64,25 +65,6 @@ def summary_parts(summary: DatasetSummary) -> Iterator[Part]:
         )
 
 
-def duration(seconds: float) -> str:
-    """Returns a duration in the two largest of its units, such as `2 h 5 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60:,} h {minutes % 60} min"
-
-
-def size(num_bytes: float) -> str:
-    """Returns bytes in a unit of 1000, such as `12.3 MB`."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:,.1f} TB"
-
-
 def _camera_row(camera: CameraSummary) -> tuple[str, ...]:
     sizes = {camera.size} if camera.video is None else {camera.size, *camera.video.sizes}
     pixels = " and ".join(f"{height}x{width}" for height, width in sorted(sizes))
@@ -104,9 +86,8 @@ def _feature_row(feature: FeatureSummary) -> tuple[str, ...]:
     names = ", ".join(feature.names[:_SHOWN_NAMES])
     if len(feature.names) > _SHOWN_NAMES:
         names += f", ... ({len(feature.names)})"
-    shape = f"({', '.join(map(str, feature.shape))}{',' * (len(feature.shape) == 1)})"
     amount = "" if feature.bytes_per_row is None else f"{feature.bytes_per_row:,.1f}"
-    return feature.key, feature.dtype, shape, amount, names
+    return feature.key, feature.dtype, shape_text(feature.shape), amount, names
 
 
 def _length_parts(lengths: EpisodeLengths, fps: float) -> Iterator[Part]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lerobot_grain._cli.output.report import Part, Table
+from lerobot_grain._cli.output.units import size
 
 # Summed over all threads. Below it nobody was slowed down.
 _SHOWN_PAUSE_SECONDS = 0.05
@@ -70,13 +71,13 @@ def _reading_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     result = [
         (
             "fetched",
-            f"{fetched / 1e6:,.2f} MB in {reading['requests']:,} requests "
+            f"{size(fetched)} in {reading['requests']:,} requests "
             f"({reading['requests'] / examples:.3f} an example)"
             + (f", {fetched / needed:.3f} of what was needed" if needed else ""),
         )
     ]
     if reading["bytes_from_disk_cache"]:
-        result.append(("from the disk cache", f"{reading['bytes_from_disk_cache'] / 1e6:,.2f} MB"))
+        result.append(("from the disk cache", size(reading["bytes_from_disk_cache"])))
     if reading["retries"] or reading["pause_seconds"] >= _SHOWN_PAUSE_SECONDS:
         result.append(
             (
@@ -105,7 +106,7 @@ def _reading_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     budget = reading["budget_bytes"]
     return [
         *result,
-        ("memory budget", f"{peak / 1e6:,.1f} of {budget / 1e6:,.1f} MB at most in use"),
+        ("memory budget", f"{size(peak)} of {size(budget)} at most in use"),
     ]
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from lerobot_grain._cli.output.inspect_text import size
 from lerobot_grain._cli.output.report import Part, Table
+from lerobot_grain._cli.output.units import shape_text, size
 from lerobot_grain._inspection.overview.train_step import (
     StepCost,
     Together,
@@ -81,7 +81,7 @@ def trial_parts(report: Mapping[str, Any]) -> Iterator[Part]:
 
 
 def _value_row(value: Mapping[str, Any]) -> tuple[str, ...]:
-    shape = f"({', '.join(map(str, value['shape']))}{',' * (len(value['shape']) == 1)})"
+    shape = shape_text(value["shape"])
     placed = value["device_dtype"] or "no: texts stay on the host"
     return value["key"], shape, value["dtype"], f"{value['num_bytes']:,}", placed
 

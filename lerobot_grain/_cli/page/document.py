@@ -9,7 +9,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from html import escape
 
 from lerobot_grain import Repository
@@ -22,12 +22,13 @@ from lerobot_grain._inspection.overview.shown import Shown
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def page(repository: Repository, shown: Sequence[Shown], *, command: str) -> str:
+def page(repository: Repository, shown: Iterable[Shown], *, command: str) -> str:
     """Returns the page.
 
     Args:
       repository: of which it is.
-      shown: at least one example or episode.
+      shown: at least one example or episode. Each is drawn and let go before the next one is
+        asked for, because its frames are large.
       command: that makes the page again.
     """
     name = repository.description
@@ -39,11 +40,15 @@ def page(repository: Repository, shown: Sequence[Shown], *, command: str) -> str
         f"{episodes.num_rows:,} rows",
         f"{repository.fps:g} fps",
     ]
-    links = (
-        "".join(f'<a href="#{_anchor(each)}">{_title(each)}</a>' for each in shown)
-        if len(shown) > 1
-        else ""
+    problems = "".join(
+        f'<p class="problem">{escape(key)} cannot be read: {escape(why)}</p>'
+        for key, why in repository.info.unreadable.items()
     )
+    links, sections = [], []
+    for each in shown:
+        links.append(f'<a href="#{_anchor(each)}">{_title(each)}</a>')
+        sections.append(_section(each))
+    navigation = f'<nav aria-label="Examples">{"".join(links)}</nav>' if len(links) > 1 else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -53,8 +58,7 @@ def page(repository: Repository, shown: Sequence[Shown], *, command: str) -> str
         f"<title>{escape(name)}</title><style>{STYLE}</style></head><body>"
         f"<header><h1>{escape(name)}</h1>"
         f'<ul class="facts">{"".join(f"<li>{escape(fact)}</li>" for fact in facts)}</ul>'
-        + (f'<nav aria-label="Examples">{links}</nav>' if links else "")
-        + f"</header><main>{''.join(map(_section, shown))}</main>"
+        f"{navigation}</header>{problems}<main>{''.join(sections)}</main>"
         f"<footer>Made with <code>{escape(command)}</code></footer></body></html>\n"
     )
 

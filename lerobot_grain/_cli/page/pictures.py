@@ -24,11 +24,12 @@ def strip(pictures: Pictures, *, is_example: bool) -> str:
       is_example: time is counted from a row; else from the start of the episode.
     """
     key = escape(pictures.key)
+    problem = ""
     if pictures.problem is not None:
-        return (
-            f'<div class="camera"><h4>{key}</h4><p class="problem">This camera cannot be read: '
-            f"{escape(pictures.problem)}</p></div>"
-        )
+        what = "Frames of this camera" if len(pictures.frames) else "This camera"
+        problem = f'<p class="problem">{what} cannot be read: {escape(pictures.problem)}</p>'
+    if not len(pictures.frames):
+        return f'<div class="camera"><h4>{key}</h4>{problem}</div>'
     height, width = pictures.size
     about = f"{width}\N{MULTIPLICATION SIGN}{height}"
     near, far = 0.0, 0.0
@@ -51,7 +52,7 @@ def strip(pictures: Pictures, *, is_example: bool) -> str:
             f"<figcaption>{when}{' <b>pad</b>' if is_pad else ''}</figcaption></figure>"
         )
     return (
-        f'<div class="camera"><h4>{key} <small>{about}</small></h4>'
+        f'<div class="camera"><h4>{key} <small>{about}</small></h4>{problem}'
         f'<div class="frames">{"".join(figures)}</div></div>'
     )
 
@@ -74,9 +75,9 @@ def _depth_limits(frames: Values) -> tuple[float, float]:
 def _grey(frame: Values, near: float, far: float) -> Values:
     """Returns depth `(height, width, 1)` as uint8 `(height, width)`: 255 near, 40 far, 0 none."""
     depth = frame[..., 0]
-    share = (depth - near) / ((far - near) or 1.0)
-    light = np.clip(255 - 215 * np.nan_to_num(share), 40, 255)
-    grey: Values = np.where(np.isfinite(depth) & (depth > 0), light, 0).astype(np.uint8)
+    has_depth = np.isfinite(depth) & (depth > 0)
+    share = (np.where(has_depth, depth, near) - near) / ((far - near) or 1.0)
+    grey: Values = np.where(has_depth, 255 - 215 * share, 0).astype(np.uint8)
     return grey
 
 

@@ -17,10 +17,10 @@ from lerobot_grain._inspection.overview.shown import Curves, Values
 
 # Colors of the style sheet.
 NUM_COLORS = 8
-# Further dimensions are named and not drawn.
-_MOST_PLOTS = 4
 # The drawing's own units, in both directions.
 _UNITS = 1000.0
+# Above it, the distance of two values may be no finite number.
+_LARGEST = 1e300
 # With more points there is no room for dots.
 _MOST_DOTS = 45
 
@@ -35,8 +35,8 @@ def plots(curves: Curves, *, is_example: bool) -> str:
     """
     count = len(curves.names)
     groups = [
-        slice(start, min(start + NUM_COLORS, count))
-        for start in range(0, min(count, NUM_COLORS * _MOST_PLOTS), NUM_COLORS)
+        slice(start, min(start + NUM_COLORS, curves.values.shape[1]))
+        for start in range(0, curves.values.shape[1], NUM_COLORS)
     ]
     drawn = groups[-1].stop
     more = (
@@ -60,8 +60,10 @@ def _plot(curves: Curves, group: slice, *, is_example: bool) -> str:
         for tick in ticks(start, stop, most=5)
     )
     y_ticks = ticks(low, high, most=5)
+    digits = _digits(y_ticks)
     y_labels = "".join(
-        f'<span style="top:{100 * (high - tick) / (high - low):.2f}%">{_number(tick)}</span>'
+        f'<span style="top:{100 * (high - tick) / (high - low):.2f}%">'
+        f"{_number(tick, digits)}</span>"
         for tick in y_ticks
     )
     grid = "".join(
@@ -91,11 +93,12 @@ def _plot(curves: Curves, group: slice, *, is_example: bool) -> str:
 
 
 def _limits(values: Values) -> tuple[float, float]:
-    finite = values[np.isfinite(values)]
-    if not finite.size:
+    drawn = values[np.abs(values) < _LARGEST]
+    if not drawn.size:
         return -1.0, 1.0
-    low, high = float(finite.min()), float(finite.max())
-    margin = (high - low) * 0.06 or max(abs(high) * 0.1, 0.5)
+    low, high = float(drawn.min()), float(drawn.max())
+    is_constant = high - low < 1 / _LARGEST
+    margin = max(abs(high) * 0.1, 0.5) if is_constant else (high - low) * 0.06
     return low - margin, high + margin
 
 
@@ -120,8 +123,17 @@ def ticks(low: float, high: float, *, most: int) -> list[float]:
     return []
 
 
-def _number(value: float) -> str:
-    text = f"{value:.4g}"
+def _digits(values: Sequence[float]) -> int:
+    """Returns how many digits tell the numbers of `ticks` apart, at least 4."""
+    step = values[1] - values[0] if len(values) > 1 else 0.0
+    if not step:
+        return 4
+    largest = max(abs(values[0]), abs(values[-1]))
+    return min(max(4, 1 + math.ceil(math.log10(largest / step))), 17)
+
+
+def _number(value: float, digits: int = 4) -> str:
+    text = f"{value:.{digits}g}"
     return "0" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 
@@ -130,13 +142,14 @@ def _y(value: float, low: float, high: float) -> str:
 
 
 def _line(places: Values, values: Values, low: float, high: float) -> str:
-    """Returns a line that is interrupted where a value is no number."""
+    """Returns a line that is interrupted where a value is no number, or too large."""
     parts = []
     is_open = False
     for place, value in zip(places.tolist(), values.tolist(), strict=True):
-        if math.isfinite(value):
+        is_drawn = abs(value) < _LARGEST
+        if is_drawn:
             parts.append(f"{'L' if is_open else 'M'}{place:.1f} {_y(value, low, high)}")
-        is_open = math.isfinite(value)
+        is_open = is_drawn
     return "".join(parts)
 
 
@@ -147,7 +160,7 @@ def _dots(places: Values, values: Values, low: float, high: float) -> str:
     return "".join(
         f"M{place:.1f} {_y(value, low, high)}h0"
         for place, value in zip(places.tolist(), values.tolist(), strict=True)
-        if math.isfinite(value)
+        if abs(value) < _LARGEST
     )
 
 

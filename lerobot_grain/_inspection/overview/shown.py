@@ -15,6 +15,9 @@ from lerobot_grain._inspection.locate import RowLocation
 
 Values = npt.NDArray[Any]
 
+# Numbers of a vector that are shown.
+MOST_DIMENSIONS = 32
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curves:
@@ -25,7 +28,7 @@ class Curves:
       names: `(dimensions,)`.
       seconds: float64 `(time,)`, ascending, from the row of the example, or from the start of the
         episode.
-      values: float64 `(time, dimensions)`.
+      values: float64 `(time, dimensions)`, of the first `MOST_DIMENSIONS` names.
       is_pad: bool `(time,)`: past an end of the episode.
     """
 
@@ -51,7 +54,7 @@ class Pictures:
       unit: `m` or `mm` of depth; else `None`.
       seconds, is_pad: as of `Curves`.
       frames: uint8 `(time, height, width, 3)`, or float32 `(time, height, width, 1)` for depth.
-      problem: why there are none; then all arrays are empty.
+      problem: why there are none, and then all arrays are empty, or why some are left out.
     """
 
     key: str

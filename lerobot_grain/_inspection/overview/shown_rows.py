@@ -14,12 +14,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._base.errors import InvalidRequestError, LeRobotGrainError
+from lerobot_grain._base.errors import (
+    DatasetFormatError,
+    InvalidRequestError,
+    LeRobotGrainError,
+    MissingFileError,
+)
 from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
 from lerobot_grain._datasets.read_rows import read_rows
 from lerobot_grain._format.info import TASK_KEY
 from lerobot_grain._inspection.locate import RowLocation, locate_frames
-from lerobot_grain._inspection.overview.shown import Curves, Pictures, Shown, Values
+from lerobot_grain._inspection.overview.shown import (
+    MOST_DIMENSIONS,
+    Curves,
+    Pictures,
+    Shown,
+    Values,
+)
 from lerobot_grain._order.shuffle import Shuffle
 from lerobot_grain._reading.batches import Example
 from lerobot_grain._repository.repository import Repository
@@ -39,11 +50,15 @@ _MOST_CHARACTERS = 2000
 def first_rows(repository: Repository, *, count: int, seed: int) -> list[int]:
     """Returns the first rows of a shuffled epoch of the whole dataset, at most all of it.
 
-    Raises:
-      DatasetFormatError, StorageError: the order needs the GOP length, and the video cannot be
-        read.
+    They are those of a stream with this seed, unless the video that its clip length follows from
+    cannot be read: then no stream has an order, and the rows are shuffled one by one.
     """
-    order = FrameOrderIterDataset(repository, shuffle=Shuffle(seed=seed)).order.rows
+    shuffle = Shuffle(seed=seed)
+    try:
+        repository.gop_length()
+    except LeRobotGrainError:
+        shuffle = Shuffle(seed=seed, clip_length=1)
+    order = FrameOrderIterDataset(repository, shuffle=shuffle).order.rows
     found: list[int] = order.epoch(0).rows(np.arange(min(count, order.num_rows))).tolist()
     return found
 
@@ -246,9 +261,9 @@ def _names(repository: Repository, key: str) -> tuple[str, ...]:
 
 
 def _flat(values: Any) -> Values:
-    """Returns float64 `(time, dimensions)`."""
+    """Returns float64 `(time, dimensions)` of the dimensions that are shown."""
     found = np.asarray(values)
-    return found.reshape(len(found), -1).astype(np.float64)
+    return found.reshape(len(found), -1)[:, :MOST_DIMENSIONS].astype(np.float64)
 
 
 def _curves(repository: Repository, key: str, example: Example, deltas: Sequence[float]) -> Curves:
@@ -265,7 +280,9 @@ def _curves(repository: Repository, key: str, example: Example, deltas: Sequence
 def _pictures(
     repository: Repository, camera: str, rows: Sequence[int], deltas: Sequence[float] | None
 ) -> list[Pictures]:
-    """Returns the frames of a camera at some rows, or why they cannot be read."""
+    """Returns the frames of a camera at some rows, or why they cannot be read: a broken file is one
+    of the rows that are stored in it.
+    """
     depth = repository.features[camera].depth
     unit = None if depth is None else depth.unit
     given = [0.0] if deltas is None else sorted(deltas)
@@ -280,6 +297,8 @@ def _pictures(
     except InvalidRequestError:
         raise
     except LeRobotGrainError as error:
+        if len(rows) > 1 and isinstance(error, (DatasetFormatError, MissingFileError)):
+            return [found for row in rows for found in _pictures(repository, camera, [row], deltas)]
         nothing = np.zeros(0)
         broken = Pictures(
             key=camera,
@@ -308,17 +327,21 @@ def _pictures(
 
 
 def _over_time(pictures: Sequence[Pictures], seconds: Values) -> Pictures:
-    """Returns the pictures of one camera at several rows as one row of them."""
-    first = pictures[0]
-    if first.problem is not None:
-        return first
+    """Returns the pictures of one camera at several rows as one row of them, with those that can be
+    read.
+    """
+    good = [number for number, each in enumerate(pictures) if each.problem is None]
+    if not good:
+        return pictures[0]
+    first = pictures[good[0]]
     return Pictures(
         key=first.key,
         size=first.size,
         unit=first.unit,
-        seconds=seconds,
-        is_pad=np.zeros(len(pictures), np.bool_),
-        frames=np.concatenate([each.frames for each in pictures]),
+        seconds=seconds[good],
+        is_pad=np.zeros(len(good), np.bool_),
+        frames=np.concatenate([pictures[number].frames for number in good]),
+        problem=next((each.problem for each in pictures if each.problem is not None), None),
     )
 
 

@@ -29,8 +29,9 @@ from lerobot_grain._inspection.profile import Reading
 
 Step = Callable[[Mapping[str, Any]], Any]
 
-# Steps that are measured, after the one that compiles: the median of them.
-_MEASURED_STEPS = 5
+# Transfers, and steps, that are measured after the first one, which starts the device or compiles:
+# the median of them.
+_MEASURED = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +56,8 @@ class StepCost:
     """The step alone, on a batch.
 
     Attributes:
-      transfer_seconds: of the batch to the device.
+      transfer_seconds: of the batch to the device, the median of several after the first one, which
+        starts the device.
       compile_seconds: of the first call; `None`: no step was run.
       step_seconds: of a later call, the median; or as it was given.
     """
@@ -130,12 +132,12 @@ def measure_step(reading: Reading, *, step: Step | None, step_seconds: float | N
         raise InvalidRequestError(
             "train-check: the batch has texts only; expected a feature with numbers for the step"
         )
-    start = time.perf_counter()
+    _, transfer_seconds = _durations(lambda: jax.block_until_ready(jax.device_put(host)))
     on_device = jax.block_until_ready(jax.device_put(host))
-    transfer_seconds = time.perf_counter() - start
     compile_seconds = None
     if step_seconds is None:
-        compile_seconds, step_seconds = _durations(jax.jit(step or read_all), on_device)
+        compiled = jax.jit(step or read_all)
+        compile_seconds, step_seconds = _durations(lambda: _call(compiled, on_device))
     return StepCost(
         transfer_seconds=transfer_seconds,
         compile_seconds=compile_seconds,
@@ -143,12 +145,12 @@ def measure_step(reading: Reading, *, step: Step | None, step_seconds: float | N
     )
 
 
-def _durations(step: Step, batch: Mapping[str, Any]) -> tuple[float, float]:
-    """Returns the seconds of the first call of a step, and of a later one."""
+def _durations(call: Callable[[], Any]) -> tuple[float, float]:
+    """Returns the seconds of a first call, and of a later one."""
     durations = []
-    for _ in range(1 + _MEASURED_STEPS):
+    for _ in range(1 + _MEASURED):
         start = time.perf_counter()
-        _call(step, batch)
+        call()
         durations.append(time.perf_counter() - start)
     return durations[0], float(np.median(durations[1:]))
 
