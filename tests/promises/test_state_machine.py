@@ -273,13 +273,13 @@ class StoppedAndGoingOn(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(seconds_of(50))
-class TestStoppedAndGoingOn(StoppedAndGoingOn.TestCase):  # type: ignore[valid-type, misc]
+class TestStoppedAndGoingOn(StoppedAndGoingOn.TestCase):  # type: ignore[valid-type]
     settings = runs(50)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(seconds_of(200))
-class TestStoppedAndGoingOnMoreOften(StoppedAndGoingOn.TestCase):  # type: ignore[valid-type, misc]
+class TestStoppedAndGoingOnMoreOften(StoppedAndGoingOn.TestCase):  # type: ignore[valid-type]
     settings = runs(200)
 
 

@@ -173,24 +173,26 @@ class StoreSession:
 
     def _read_part(self, file: ListedObject, wanted: ByteRange) -> bytes:
         subject = f"{self.address.name}: {file.path} bytes {wanted}"
-        source = self._sources.get(file.path)
-        if source is None:
-            made = RangeSource(self.address.object_url(file), {}, file.size_bytes)
-            source = self._sources.setdefault(file.path, made)
         pieces: list[bytes] = []
 
         def attempt(deadline: Deadline, credentials: Credentials) -> bytes:
             return self._attempt(
-                file, source, wanted, pieces, credentials, subject=subject, deadline=deadline
+                file, wanted, pieces, credentials, subject=subject, deadline=deadline
             )
 
         seconds = seconds_for(wanted, self.address.options.deadline_seconds)
         return self._ask(subject, seconds, attempt)
 
+    def _source_of(self, file: ListedObject) -> RangeSource:
+        source = self._sources.get(file.path)
+        if source is None:
+            made = RangeSource(self.address.object_url(file), {}, file.size_bytes)
+            source = self._sources.setdefault(file.path, made)
+        return source
+
     def _attempt(
         self,
         file: ListedObject,
-        source: RangeSource,
         wanted: ByteRange,
         pieces: list[bytes],
         credentials: Credentials,
@@ -199,6 +201,7 @@ class StoreSession:
         deadline: Deadline,
     ) -> bytes:
         """Makes one attempt to read a range, from where the attempts before it broke."""
+        source = self._source_of(file)
         missing = ByteRange(wanted.start + sum(map(len, pieces)), wanted.stop)
         received: list[bytes] = []
         is_range = False
