@@ -35,6 +35,16 @@ def check_int(name: str, value: object, *, least: int, of: str = "", otherwise: 
         )
 
 
+def is_token(value: object) -> bool:
+    """Returns whether a value is a text that a header can carry as a token."""
+    return (
+        isinstance(value, str)
+        and value.isascii()
+        and value.isprintable()
+        and value == value.strip() != ""
+    )
+
+
 def check_seed(seed: object, *, of: str) -> None:
     """Checks the seed of `of`.
 

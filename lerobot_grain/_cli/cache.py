@@ -152,22 +152,18 @@ def _fill(options: argparse.Namespace) -> int:
         endpoint=options.endpoint,
         storage_options=storage,
     )
-    progress = ProgressLine()
-    with closing(repository):
-        try:
-            filled = fill_cache(
-                repository,
-                features=options.features,
-                episodes=options.episodes,
-                image_size=options.image_size,
-                read_options=read_options,
-                on_progress=lambda what, done, total: progress.show(
-                    f"{what}: {_amount(what, done)} of {_amount(what, total)}, {done / total:.0%}",
-                    share=done / total,
-                ),
-            )
-        finally:
-            progress.clear()
+    with closing(repository), ProgressLine() as progress:
+        filled = fill_cache(
+            repository,
+            features=options.features,
+            episodes=options.episodes,
+            image_size=options.image_size,
+            read_options=read_options,
+            on_progress=lambda what, done, total: progress.show(
+                f"{what}: {_amount(what, done)} of {_amount(what, total)}, {done / total:.0%}",
+                share=done / total,
+            ),
+        )
     seconds = time.perf_counter() - start
     print(
         json.dumps(asdict(filled) | {"seconds": seconds}, indent=2)

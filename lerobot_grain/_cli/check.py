@@ -46,19 +46,13 @@ def run(options: argparse.Namespace) -> int:
     repository = open_repository(
         options.repository, revision=options.revision, endpoint=options.endpoint
     )
-    with closing(repository.storage):
-        progress = ProgressLine()
-        try:
-            report = check(
-                repository,
-                max_files=options.max_files,
-                on_progress=lambda done, total: progress.show(
-                    f"{done:,} of {total:,} files", share=done / total
-                ),
-                **selection_of(options),
-            )
-        finally:
-            progress.clear()
+    with closing(repository.storage), ProgressLine() as progress:
+        report = check(
+            repository,
+            max_files=options.max_files,
+            on_progress=progress.show_files,
+            **selection_of(options),
+        )
     seconds = time.perf_counter() - start
     if options.json:
         print(json.dumps(_as_json(report, seconds), indent=2))

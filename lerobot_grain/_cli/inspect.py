@@ -42,18 +42,10 @@ def run(options: argparse.Namespace) -> int:
     repository = open_repository(
         options.repository, revision=options.revision, endpoint=options.endpoint
     )
-    with closing(repository):
-        progress = ProgressLine()
-        try:
-            summary = summarize(
-                repository,
-                max_files=options.max_files,
-                on_progress=lambda done, total: progress.show(
-                    f"{done:,} of {total:,} files", share=done / total
-                ),
-            )
-        finally:
-            progress.clear()
+    with closing(repository), ProgressLine() as progress:
+        summary = summarize(
+            repository, max_files=options.max_files, on_progress=progress.show_files
+        )
     if options.json:
         print(json.dumps(asdict(summary), indent=2))
     else:

@@ -174,23 +174,16 @@ def run(options: argparse.Namespace) -> int:
     )
     with closing(dataset.repository):
         open_seconds = time.perf_counter() - start
-        progress = ProgressLine()
-
-        def on_batch(examples: int, seconds: float) -> None:
-            progress.show(
-                f"{seconds:.1f} s, {examples:,} examples, {examples / seconds:,.0f} a second"
-            )
-
-        try:
+        with ProgressLine() as progress:
             reading = measure_reading(
                 dataset,
                 batch_size=options.batch_size,
                 max_batches=options.batches,
                 max_seconds=seconds,
-                on_batch=on_batch,
+                on_batch=lambda examples, seconds: progress.show(
+                    f"{seconds:.1f} s, {examples:,} examples, {examples / seconds:,.0f} a second"
+                ),
             )
-        finally:
-            progress.clear()
         randomness = measure_randomness(
             dataset, batch_size=options.batch_size, max_rows=MAX_ORDER_ROWS
         )

@@ -24,6 +24,7 @@ class ProgressLine:
     """One line on standard error that is written over, if that is a terminal.
 
     It is drawn when it is shown, and not by a thread, so that none is left when the command ends.
+    As a context manager it is erased at the end.
     """
 
     def __init__(self) -> None:
@@ -47,8 +48,14 @@ class ProgressLine:
         progress.update(task, description=text.ljust(24), completed=share or 0.0)
         progress.refresh()
 
-    def clear(self) -> None:
-        """Erases the line."""
+    def show_files(self, done: int, total: int) -> None:
+        """Writes how many files have been looked at."""
+        self.show(f"{done:,} of {total:,} files", share=done / total)
+
+    def __enter__(self) -> ProgressLine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self._drawn is not None:
             self._drawn[0].stop()
             self._drawn = None

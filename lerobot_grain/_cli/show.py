@@ -103,14 +103,11 @@ def run(options: argparse.Namespace) -> int:
         if not makes_page:
             _print(_places(repository, options), options)
             return 0
-        progress = ProgressLine()
         places: list[RowLocation] = []
-        try:
+        with ProgressLine() as progress:
             progress.show("reading rows and frames")
             shown = _noting_places(_shown(repository, options), places)
             html = page(repository, shown, command=_command(options))
-        finally:
-            progress.clear()
     # Half a surrogate pair, which JSON can have, has no UTF-8.
     contents = html.encode("utf-8", "backslashreplace")
     path = _written(contents, options.output)

@@ -74,19 +74,15 @@ def run(options: argparse.Namespace) -> int:
         delta_timestamps=dict(options.delta),
         image_size=options.image_size,
     )
-    progress = ProgressLine()
-    with closing(dataset.repository):
-        try:
-            reading = _streamed(dataset, options, progress)
-            progress.show("compiling the step")
-            cost = measure_step(reading, step=step, step_seconds=options.step_seconds)
-            together = (
-                None
-                if options.step_seconds is not None
-                else _together(dataset, step, options, progress)
-            )
-        finally:
-            progress.clear()
+    with closing(dataset.repository), ProgressLine() as progress:
+        reading = _streamed(dataset, options, progress)
+        progress.show("compiling the step")
+        cost = measure_step(reading, step=step, step_seconds=options.step_seconds)
+        together = (
+            None
+            if options.step_seconds is not None
+            else _together(dataset, step, options, progress)
+        )
     report = as_json(
         dataset.repository.description,
         reading,

@@ -122,9 +122,7 @@ def open_storage(
                 endpoint=endpoint,
                 token=token,
                 options=options,
-                cache_root=disk_cache_directory(
-                    None if cache_dir is None else os.path.abspath(os.path.expanduser(cache_dir))
-                ),
+                cache_root=disk_cache_directory(cache_dir),
             )
         )
     if name.startswith(BUCKET_SCHEME):

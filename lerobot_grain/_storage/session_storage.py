@@ -6,21 +6,11 @@ from __future__ import annotations
 
 import abc
 import os
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from lerobot_grain._storage.base import PROCESS_STATE_LOCK, Storage
+from lerobot_grain._storage.http.session import Session
 from lerobot_grain._storage.options import StorageStatistics
-
-
-class Session(Protocol):
-    """The requests of one process to one dataset."""
-
-    def close(self) -> None:
-        """Ends its requests and closes its connections."""
-
-    def statistics(self) -> StorageStatistics:
-        """Returns what it has read so far."""
-
 
 AnySession = TypeVar("AnySession", bound=Session)
 

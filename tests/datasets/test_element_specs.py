@@ -15,7 +15,6 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-import pyarrow as pa
 import pytest
 from grain.experimental import get_element_spec, get_next_index, set_next_index
 from jax.sharding import NamedSharding, PartitionSpec
@@ -23,7 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import lerobot_grain as lg
 from lerobot_grain._base.versions import jax_enable_x64
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, Feature, write_dataset
-from tests.support.datasets import change_info, change_table
+from tests.support.datasets import add_language
 
 GOLDEN = ["av1_small", "av1_rolled", "h264_bframes", "hevc_bframes", "images", "depth"]
 GOLDEN += ["state_only"]
@@ -45,14 +44,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         features={**EXTRA_FEATURES, "small": Feature(dtype="int16", shape=(2,))},
         tasks=("pick", "place it there"),
     ).directory
-    said = pa.array([[{"role": "user", "content": f"{row}"}] * (row % 3) for row in range(12)])
-    change_table(
-        found / "data/chunk-000/file-000.parquet",
-        lambda table: table.append_column("said", said),
-        row_group_size=5,
-    )
-    entry = {"dtype": "language", "shape": [1], "names": None}
-    change_info(found, lambda info: info["features"].update(said=entry))
+    add_language(found, "said", row_group_size=5)
     return found
 
 

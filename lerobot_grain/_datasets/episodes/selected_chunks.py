@@ -4,6 +4,7 @@ valid.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,9 +111,10 @@ def select_chunks(
         repository, episodes=episodes, dropped=dropped, weights=None, valid_rows=None
     )
     selected = rows.episodes
-    every = ChunkOrder(
-        first_rows=rows.first_rows, lengths=rows.lengths, cut=cut, seed=seed, weights=None
+    order_with = functools.partial(
+        ChunkOrder, first_rows=rows.first_rows, lengths=rows.lengths, cut=cut, seed=seed
     )
+    every = order_with(weights=None)
     if every.num_chunks == 0:
         raise InvalidRequestError(
             f"chunk_frames={cut.frames}, last_chunk='drop': the longest selected episode has "
@@ -123,11 +125,7 @@ def select_chunks(
     weighted = None if weights is None else weight_values(repository, weights, selected=selected)
     scaled = _scaled(every, rows, weighted, valid)
     check_weights_of_order(scaled, is_shuffled=seed is not None)
-    order = every
-    if scaled is not None:
-        order = ChunkOrder(
-            first_rows=rows.first_rows, lengths=rows.lengths, cut=cut, seed=seed, weights=scaled
-        )
+    order = every if scaled is None else order_with(weights=scaled)
     numbers = repository.episodes.numbers_of(selected)
     return SelectedChunks(
         order=order,

@@ -20,6 +20,7 @@ import huggingface_hub
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import build_hf_headers, validate_repo_id  # type: ignore[attr-defined]  # documented there, but not in its __all__
 
+from lerobot_grain._base.arguments import is_token
 from lerobot_grain._base.errors import InvalidRequestError, MissingFileError, StorageError
 from lerobot_grain._base.versions import hub_is_offline
 from lerobot_grain._storage.options import StorageOptions
@@ -270,9 +271,7 @@ def name_repository(
             f"endpoint {endpoint.rpartition('@')[2]!r}: expected the address of a Hub, such as "
             "https://huggingface.co"
         )
-    if isinstance(token, str) and (
-        not token.isascii() or not token.isprintable() or token != token.strip() or not token
-    ):
+    if isinstance(token, str) and not is_token(token):
         raise InvalidRequestError(
             "token: expected printable characters without blanks around them; pass None for the "
             "one of the environment"
@@ -283,7 +282,7 @@ def name_repository(
     return RepositoryAddress(repo_id, endpoint, directory, token, options)
 
 
-def disk_cache_directory(cache_dir: str | None = None) -> str:
+def disk_cache_directory(cache_dir: str | os.PathLike[str] | None = None) -> str:
     """Returns where video, rows and indices are kept, for what is given as the cache of
     huggingface_hub; `None`: the usual one.
 
@@ -292,7 +291,8 @@ def disk_cache_directory(cache_dir: str | None = None) -> str:
     """
     constants = huggingface_hub.constants
     usual = os.path.abspath(os.path.expanduser(constants.HF_HUB_CACHE))
-    parent = constants.HF_HOME if cache_dir is None or cache_dir == usual else cache_dir
+    chosen = usual if cache_dir is None else os.path.abspath(os.path.expanduser(cache_dir))
+    parent = constants.HF_HOME if chosen == usual else chosen
     root = os.environ.get("LEROBOT_GRAIN_CACHE") or os.path.join(parent, "lerobot_grain")
     return os.path.abspath(os.path.expanduser(root))
 

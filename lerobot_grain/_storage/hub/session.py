@@ -27,7 +27,6 @@ import contextlib
 import dataclasses
 import threading
 import time
-import weakref
 from collections.abc import Mapping
 from concurrent import futures
 from concurrent.futures import Future
@@ -45,7 +44,7 @@ from lerobot_grain._storage.git_files import (
 )
 from lerobot_grain._storage.http.calls import Call, Deadline, cut_into_requests, seconds_for
 from lerobot_grain._storage.http.cancellation import CHECK_SECONDS
-from lerobot_grain._storage.http.client import MAX_HOPS, HttpClient, RequestCancelledError
+from lerobot_grain._storage.http.client import MAX_HOPS, RequestCancelledError
 from lerobot_grain._storage.http.responses import (
     REDIRECTS,
     LinkRefused,
@@ -60,6 +59,7 @@ from lerobot_grain._storage.http.responses import (
     origin_of,
     size_in,
 )
+from lerobot_grain._storage.http.session import Session
 from lerobot_grain._storage.hub.address import (
     HubAddress,
     ListedFile,
@@ -67,7 +67,6 @@ from lerobot_grain._storage.hub.address import (
     is_offline,
 )
 from lerobot_grain._storage.hub.api import HubApi, circle
-from lerobot_grain._storage.options import StorageStatistics
 
 # New links for one range after the CDN said 403. Signing has been broken for hours at a time, so
 # this must end.
@@ -90,7 +89,7 @@ class _UntoldSizeError(Exception):
     """A server that serves a file itself tells no size of it; the text says what it told."""
 
 
-class HubSession:
+class HubSession(Session):
     """The requests of one process to one repository.
 
     Thread-safe; not picklable; not to be used after a fork.
@@ -102,21 +101,11 @@ class HubSession:
     def __init__(self, repository: HubAddress) -> None:
         if is_offline():
             raise repository.refusal(Refusal.OFFLINE, repository.repo_id)
-        self._client = HttpClient(repository.options)
+        super().__init__(repository.options)
         self.api = HubApi(repository, self._client)
         self._lock = threading.Lock()
         self._links: dict[str, _Link] = {}
         self._being_resolved: dict[str, Future[_Link]] = {}
-        # A session that is simply forgotten closes its sockets too. Not at exit, where a forked
-        # child would run what its parent set up.
-        self._finalizer = weakref.finalize(self, self._client.close)
-        self._finalizer.atexit = False
-
-    def close(self) -> None:
-        self._finalizer()
-
-    def statistics(self) -> StorageStatistics:
-        return self._client.counters.snapshot()
 
     @property
     def _repository(self) -> HubAddress:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from lerobot_grain._base.arguments import is_token
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._storage.http.responses import Response, cut
 from lerobot_grain._storage.objects.address import (
@@ -122,7 +123,7 @@ def name_gcs(
       InvalidRequestError: no such bucket, endpoint or token can exist, or a revision is asked for.
     """
     bucket, prefix = parts_of(uri, GCS_SCHEME, revision=revision)
-    if isinstance(token, str) and (not token.isascii() or not token.isprintable() or " " in token):
+    if isinstance(token, str) and (not is_token(token) or " " in token):
         raise InvalidRequestError(
             f"{uri}: token: expected an OAuth access token; pass None for the credentials of the "
             "environment"

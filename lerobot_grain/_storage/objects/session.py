@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -29,7 +28,6 @@ from lerobot_grain._base.errors import StorageError
 from lerobot_grain._format.layout import FOLDERS
 from lerobot_grain._storage.http.calls import Call, Deadline, cut_into_requests, seconds_for
 from lerobot_grain._storage.http.cancellation import CHECK_SECONDS
-from lerobot_grain._storage.http.client import HttpClient
 from lerobot_grain._storage.http.responses import (
     RangeSource,
     Response,
@@ -37,10 +35,10 @@ from lerobot_grain._storage.http.responses import (
     accept_range,
     host_of,
 )
+from lerobot_grain._storage.http.session import Session
 from lerobot_grain._storage.listed_files import CHANGED
 from lerobot_grain._storage.objects.address import ListedObject, Page, StoreAddress
 from lerobot_grain._storage.objects.credentials import Credentials, in_time
-from lerobot_grain._storage.options import StorageStatistics
 
 _T = TypeVar("_T")
 
@@ -67,7 +65,7 @@ class _RefusedError(Exception):
         self.is_of_file = is_of_file
 
 
-class StoreSession:
+class StoreSession(Session):
     """The requests of one process to one bucket.
 
     Thread-safe; not picklable; not to be used after a fork.
@@ -77,22 +75,13 @@ class StoreSession:
     """
 
     def __init__(self, address: StoreAddress) -> None:
+        super().__init__(address.options)
         self.address = address
-        self._client = HttpClient(address.options)
         self._credentials: Credentials | None = None
         # With the entity tags of the first answers: all that tells versions apart at a server that
         # ignores conditions.
         self._sources: dict[str, RangeSource] = {}
         self._lock = threading.Lock()
-        # As that of `HubSession`.
-        self._finalizer = weakref.finalize(self, self._client.close)
-        self._finalizer.atexit = False
-
-    def close(self) -> None:
-        self._finalizer()
-
-    def statistics(self) -> StorageStatistics:
-        return self._client.counters.snapshot()
 
     def list_files(self) -> list[ListedObject]:
         """Returns the files of the dataset, in order of their paths below the prefix.

@@ -19,7 +19,6 @@ from typing import Any
 
 import grain
 import numpy as np
-import pyarrow as pa
 import pytest
 
 import lerobot_grain as lg
@@ -31,40 +30,16 @@ from lerobot_grain._datasets.feed.rounds import Rounds
 from lerobot_grain._datasets.feed.worker_stream import Piece
 from lerobot_grain._order.windows import WindowRequest
 from lerobot_grain._reading.batches import num_examples
-from lerobot_grain.testing import EXTRA_FEATURES, Camera, write_dataset
 from tests.datasets.feed.test_workers import wait_until
-from tests.support.datasets import change_info, change_table
 from tests.support.forked import SHARED_MEMORY_PREFIX, fork_workers
+from tests.support.mixed import NUM_ROWS, stream, write_mixed
 
 pytestmark = pytest.mark.timeout(90, method="thread")
-NUM_ROWS = 40
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A camera, embedded images, numbers, strings and language."""
-    found = write_dataset(
-        tmp_path_factory.mktemp("workers") / "data",
-        episode_lengths=[13, 6, 11, 10],
-        fps=10,
-        cameras=[
-            Camera(key="top", height=32, width=80, codec="h264"),
-            Camera(key="still", height=24, width=80, kind="image"),
-        ],
-        features=EXTRA_FEATURES,
-        tasks=("pick", "place it there"),
-    ).directory
-    said = pa.array(
-        [[{"role": "user", "content": f"{row}"}] * (row % 3) for row in range(NUM_ROWS)]
-    )
-    change_table(
-        found / "data/chunk-000/file-000.parquet",
-        lambda table: table.append_column("said", pa.array(said)),
-        row_group_size=9,
-    )
-    entry = {"dtype": "language", "shape": [1], "names": None}
-    change_info(found, lambda info: info["features"].update(said=entry))
-    return found
+    return write_mixed(tmp_path_factory.mktemp("workers") / "data")
 
 
 @pytest.fixture(autouse=True)
@@ -92,15 +67,6 @@ OURS = f"p{os.getpid():x}_"
 def _shared_memory() -> set[str]:
     folder = Path("/dev/shm")
     return {path.name for path in folder.glob(f"{OURS}*")} if folder.is_dir() else set()
-
-
-def stream(directory: Path, **changes: Any) -> lg.LeRobotIterDataset:
-    arguments: dict[str, Any] = {
-        "delta_timestamps": {"action": [-0.1, 0.0, 0.3], "observation.note": [0.0, 0.1]},
-        "shuffle": lg.Shuffle(seed=3, num_parts=2, buffer_size=8),
-        "num_epochs": 2,
-    }
-    return lg.LeRobotIterDataset(directory, **(arguments | changes))
 
 
 def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lerobot_grain._base.arguments import is_token
 from lerobot_grain._base.errors import InvalidRequestError
 
 
@@ -30,13 +31,7 @@ def check_token(token: object, *, of: str) -> None:
     Raises:
       InvalidRequestError: it is empty, or holds what a header cannot.
     """
-    is_right = token is None or (
-        isinstance(token, str)
-        and token.isascii()
-        and token.isprintable()
-        and token == token.strip() != ""
-    )
-    if not is_right:
+    if token is not None and not is_token(token):
         raise InvalidRequestError(
             f"{of}: a header cannot carry this token; expected a str of printable ASCII, "
             "not empty, without spaces or line breaks around it; .strip() what comes from a file"

@@ -38,50 +38,17 @@ from lerobot_grain._datasets.feed.remote.record_batches import batch_of, record_
 from lerobot_grain._datasets.feed.remote.tickets import Note, ticket_of
 from lerobot_grain._datasets.positions import PartOfPositions
 from lerobot_grain._order.windows import WindowRequest
-from lerobot_grain.testing import EXTRA_FEATURES, Camera, write_dataset
-from tests.support.datasets import change_info, change_table
 from tests.support.forked import ForkedScript
+from tests.support.mixed import NUM_ROWS, stream, write_mixed
 from tests.support.reader_process import ReaderProcess
 
 pytestmark = pytest.mark.timeout(90, method="thread")
-NUM_ROWS = 40
 PAGE = Path(lg.__file__).parents[1] / "docs" / "remote-readers.md"
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A camera, embedded images, numbers, strings and language."""
-    found = write_dataset(
-        tmp_path_factory.mktemp("remote") / "data",
-        episode_lengths=[13, 6, 11, 10],
-        fps=10,
-        cameras=[
-            Camera(key="top", height=32, width=80, codec="h264"),
-            Camera(key="still", height=24, width=80, kind="image"),
-        ],
-        features=EXTRA_FEATURES,
-        tasks=("pick", "place it there"),
-    ).directory
-    said = pa.array(
-        [[{"role": "user", "content": f"{row}"}] * (row % 3) for row in range(NUM_ROWS)]
-    )
-    change_table(
-        found / "data/chunk-000/file-000.parquet",
-        lambda table: table.append_column("said", said),
-        row_group_size=9,
-    )
-    entry = {"dtype": "language", "shape": [1], "names": None}
-    change_info(found, lambda info: info["features"].update(said=entry))
-    return found
-
-
-def stream(directory: Path, **changes: Any) -> lg.LeRobotIterDataset:
-    arguments: dict[str, Any] = {
-        "delta_timestamps": {"action": [-0.1, 0.0, 0.3], "observation.note": [0.0, 0.1]},
-        "shuffle": lg.Shuffle(seed=3, num_parts=2, buffer_size=8),
-        "num_epochs": 2,
-    }
-    return lg.LeRobotIterDataset(directory, **(arguments | changes))
+    return write_mixed(tmp_path_factory.mktemp("remote") / "data")
 
 
 def cheap(directory: Path, **changes: Any) -> lg.LeRobotIterDataset:
