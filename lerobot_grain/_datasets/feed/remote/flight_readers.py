@@ -197,7 +197,7 @@ class OpenFlightReaders:
                 self._note(lane, stream)
                 try:
                     with contextlib.suppress(OSError):
-                        # An answer that is an error may be complete before this is sent.
+                        # A refusal of the token may be complete before this is sent.
                         writer.begin(_NOTHING)
                         writer.done_writing()
                     while True:
