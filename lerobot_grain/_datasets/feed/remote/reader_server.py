@@ -182,7 +182,10 @@ class _Served:
             schema = None
             for piece in pieces:
                 for part in _parts_of(piece):
-                    if schema is not None and part.batch.schema != schema:
+                    # With the metadata, where shapes and dtypes stand: `!=` compares none.
+                    if schema is not None and not part.batch.schema.equals(
+                        schema, check_metadata=True
+                    ):
                         return
                     schema = part.batch.schema
                     yield part

@@ -31,11 +31,13 @@ from pyarrow import flight
 import lerobot_grain as lg
 from lerobot_grain._datasets.feed import readers as feed_readers
 from lerobot_grain._datasets.feed.batches import BatchIterDataset
-from lerobot_grain._datasets.feed.remote import flight_readers, lanes
+from lerobot_grain._datasets.feed.packing import unchanged
+from lerobot_grain._datasets.feed.remote import flight_readers, lanes, reader_server
 from lerobot_grain._datasets.feed.remote.definition import definition_of
 from lerobot_grain._datasets.feed.remote.lanes import LaneRequest, Lanes, LostReaderError
 from lerobot_grain._datasets.feed.remote.record_batches import batch_of, record_batch_of
 from lerobot_grain._datasets.feed.remote.tickets import Note, ticket_of
+from lerobot_grain._datasets.feed.worker_stream import Piece
 from lerobot_grain._datasets.positions import PartOfPositions
 from lerobot_grain._order.windows import WindowRequest
 from tests.support.forked import ForkedScript
@@ -456,6 +458,20 @@ def test_examples_of_other_shapes_in_the_middle_of_a_piece(
     dataset = lg.ReadWindowsIterDataset(requests, repository, features=["index", "action"])
     with served(dataset, 2) as readers:
         assert_same_stream(dataset.batch(batch_size), remote(dataset, readers).batch(batch_size))
+
+
+def test_shapes_of_equally_many_bytes_are_told_apart(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = [(2, 3), (3, 2), (3, 2)]
+    pieces = (
+        Piece(number, (unchanged({"grid": np.zeros((1, *shape), np.uint8)}),), None)
+        for number, shape in enumerate(shapes)
+    )
+    served = reader_server._Served(cheap(directory))
+    monkeypatch.setattr(served, "_open", lambda _: pieces)
+    # The first stream ends before the piece that has another shape; the consumer asks again.
+    assert [part.note for part in served.parts(b"")] == [Note(first=0)]
 
 
 @pytest.mark.parametrize(
