@@ -112,8 +112,13 @@ def _value(field: Any, column: Any) -> Any:
         return column.to_pylist()
     name, shape = description
     if name == "object":
-        found = np.empty((len(column), math.prod(shape)), object)
-        for row, texts in enumerate(column.to_pylist()):
+        rows = column.to_pylist()
+        width = math.prod(shape)
+        # Before memory for so many is taken.
+        if any(len(texts) != width for texts in rows):
+            raise ValueError(f"{field.name!r} has not {width} objects in each example")
+        found = np.empty((len(rows), width), object)
+        for row, texts in enumerate(rows):
             for place, text in enumerate(texts):
                 found[row, place] = json.loads(text)
         return found.reshape(len(column), *shape)

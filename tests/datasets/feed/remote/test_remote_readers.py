@@ -909,6 +909,8 @@ def test_record_batches_of_something_else(description: str) -> None:
     ("column", "description"),
     [
         (pa.array([["1", "2"]]), '["object", [1]]'),
+        (pa.array([["1"]]), '["object", [2]]'),
+        (pa.array([["1"]]), f'["object", [{1 << 44}]]'),
         (pa.array(["a"]), '["|u1", [1]]'),
         (pa.array([["a"]]), '["|u1", [1]]'),
         (pa.array([None]), '["object", [1]]'),
