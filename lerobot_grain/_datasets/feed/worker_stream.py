@@ -13,23 +13,27 @@ from __future__ import annotations
 import functools
 import pickle
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import grain
 
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._datasets.feed.packing import PackedBatch, packed
 from lerobot_grain._datasets.open_stream import OpenStream
-from lerobot_grain._datasets.positions import PositionsIterDataset
+from lerobot_grain._datasets.positions import Element, PositionsIterDataset
 from lerobot_grain._datasets.read_windows import ReadWindowsIterator
 from lerobot_grain._reading.batches import Batch, join, num_examples
 
-Element = TypeVar("Element")
-
 
 class OneToOneIterDataset(grain.IterDataset[Element]):
-    """Its parent from a state on, in the worker process; checks that every row gives one example,
-    and that what comes out can be sent.
+    """Its parent from a state on, in the reader; checks that every row gives one example, and that
+    what comes out can be sent.
+
+    Args:
+      parent: a stream of ours, or `.map` on one.
+      source: of its rows.
+      state: of the stream.
+      of: name of the dataset that asks, for messages.
     """
 
     def __init__(
@@ -141,8 +145,7 @@ class PiecesIterDataset(OneToOneIterDataset[Piece]):
     """The same as pieces of batches, of a parent that is a stream of ours without `.map`.
 
     Args:
-      parent, source, state: as of `OneToOneIterDataset`.
-      of: name of the dataset that asks, for messages.
+      parent, source, state, of: as of `OneToOneIterDataset`.
       piece_size: examples of a piece; fewer come before the end, or before an error.
     """
 

@@ -121,7 +121,7 @@ class Note:
         """Returns the note in a message of a server.
 
         Raises:
-          ValueError: it is none.
+          ValueError, TypeError, OverflowError, RecursionError: it is none.
         """
         first, goes_on, ends, error = json.loads(message)
         if error is None:
