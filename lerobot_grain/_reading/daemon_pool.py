@@ -19,6 +19,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
+from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
 from lerobot_grain._base.errors import StorageError
@@ -90,7 +91,8 @@ class DaemonPool(Executor):
 
     There is no lock: an exception of a signal handler that strikes while one is released would
     leave it locked forever. A task submitted after `shutdown`, by another thread than the one that
-    closed, raises `StorageError`.
+    closed, raises `StorageError`. As a context manager it waits for all tasks; where an exception
+    leaves the block, those that have not begun are dropped.
 
     Args:
       max_threads: at most so many, and where other pools are busy fewer, but at least one.
@@ -160,6 +162,14 @@ class DaemonPool(Executor):
             for thread in self._threads:
                 if thread is not threading.current_thread():
                     thread.join()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        self.shutdown(cancel_futures=exc_type is not None)
 
 
 class PoolShare(Executor):
