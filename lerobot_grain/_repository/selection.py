@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._base.arguments import is_int
+from lerobot_grain._base.arguments import check_seed
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError, short_repr
 from lerobot_grain._format.info import TASK_KEY, Feature
@@ -268,10 +268,7 @@ def train_eval_split(
         raise InvalidRequestError(
             f"train_eval_split(eval_fraction={eval_fraction!r}): expected a number > 0 and < 1"
         )
-    if not is_int(seed, least=0) or seed >= 2**64:
-        raise InvalidRequestError(
-            f"train_eval_split(seed={seed!r}): expected an int, 0 <= seed < 2**64"
-        )
+    check_seed(seed, of="train_eval_split")
     selected = select_episodes(repository, episodes)
     if len(selected) < 2:
         raise InvalidRequestError(

@@ -8,7 +8,7 @@ from typing import Any
 
 import grain
 
-from lerobot_grain._base.arguments import check_int, is_int
+from lerobot_grain._base.arguments import check_int, check_seed
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._datasets.element_specs import common_spec
 from lerobot_grain._datasets.feed.batches import WithBatches
@@ -78,8 +78,7 @@ class MixtureIterDataset(WithBatches[Any]):
         read_options: ReadOptions = ReadOptions(),  # noqa: B008 (a frozen value)
         allow_changes: bool = False,
     ) -> None:
-        if not (is_int(seed, least=0) and seed < 2**64):
-            raise InvalidRequestError(f"seed={seed!r}: expected an int, 0 <= seed < 2**64")
+        check_seed(seed, of="MixtureIterDataset")
         if num_examples is not None:
             check_int(
                 "num_examples", num_examples, least=1, otherwise=", or None for an endless stream"

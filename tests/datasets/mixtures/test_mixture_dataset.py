@@ -372,7 +372,7 @@ def test_a_slice_is_refused(written: Written) -> None:
         ({"weights": {"a": 1}}, "'b' has no weight; expected one weight for each"),
         ({"weights": {"a": 1, "b": 1, "d": 1}}, "'d' has a weight, but is no component"),
         ({"weights": {"a": 1, "b": 0}}, "the weight of 'b' is 0"),
-        ({"seed": -1}, "seed=-1: expected an int, 0 <= seed"),
+        ({"seed": -1}, r"MixtureIterDataset\(seed=-1\): expected an int, 0 <= seed"),
         ({"seed": 2**64}, "expected an int, 0 <= seed"),
         ({"num_examples": 0}, "num_examples=0"),
     ],
