@@ -254,7 +254,11 @@ class _Feed:
         self._ready: queue.SimpleQueue[tuple[Any, dict[str, Any], BaseException | None]] = (
             queue.SimpleQueue()
         )
-        self._room = threading.Semaphore(buffer_size)
+        # An entry for each batch that may still wait. No semaphore: where the garbage collector
+        # ends the feed in the feed's thread, that may hold the lock of one.
+        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(buffer_size):
+            self._room.put(None)
         stop = threading.Event()
         # JAX keeps these two per thread; the feed's takes over those of its consumer.
         configuration = jax.config.jax_enable_x64, jax.config.jax_default_device
@@ -274,7 +278,7 @@ class _Feed:
         batch, state, error = self._ready.get()
         if error is not None:
             raise error
-        self._room.release()
+        self._room.put(None)
         return batch, state
 
 
@@ -283,7 +287,7 @@ def _run(
     sharding: jax.sharding.Sharding | None,
     configuration: tuple[bool, Any],
     ready: queue.SimpleQueue[tuple[Any, dict[str, Any], BaseException | None]],
-    room: threading.Semaphore,
+    room: queue.SimpleQueue[None],
     stop: threading.Event,
 ) -> None:
     """The feed's thread: fills `ready` until the parent ends or fails, or `stop` is set."""
@@ -293,7 +297,7 @@ def _run(
             while not stop.is_set():
                 batch = next(parent)
                 state = copy.deepcopy(parent.get_state())
-                room.acquire()
+                room.get()
                 if stop.is_set():
                     return
                 ready.put((put(batch), state, None))
@@ -306,11 +310,11 @@ def _run(
 def _end(
     parent: grain.DatasetIterator[Any],
     thread: threading.Thread,
-    room: threading.Semaphore,
+    room: queue.SimpleQueue[None],
     stop: threading.Event,
 ) -> None:
     stop.set()
-    room.release()
+    room.put(None)
     # The garbage collector may run in any thread; and one may never have been started, where a
     # signal handler raised before.
     if thread.ident is None or thread is threading.current_thread():

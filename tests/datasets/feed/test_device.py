@@ -526,6 +526,30 @@ def test_an_iterator_that_is_dropped_ends_its_thread() -> None:
     assert feed_threads() == 0
 
 
+def test_the_garbage_collector_may_end_a_feed_in_its_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one(0)  # what JAX waits for when it starts
+    wait = threading.Condition.wait
+    feeds: list[Any] = []
+
+    def ends_the_feed(self: threading.Condition, timeout: float | None = None) -> bool:
+        """Stands for a collection in the middle of a wait, when its lock is held."""
+        if feeds and threading.current_thread().name.startswith("lerobot_grain device"):
+            feeds[0].close()
+        return wait(self, timeout)
+
+    monkeypatch.setattr(threading.Condition, "wait", ends_the_feed)
+    source = Source(100)
+    iterator: Any = iter(lg.DeviceIterDataset(source, buffer_size=1))
+    iterator.start_prefetch()
+    feeds.append(iterator._feed)
+    # It made a batch, and another one, for which it waits until there is room.
+    wait_until(lambda: source.pulled == 2)
+    time.sleep(0.1)
+    iterator.close()
+
+
 def test_a_program_that_closes_nothing_ends() -> None:
     code = """
 import atexit, sys, threading
