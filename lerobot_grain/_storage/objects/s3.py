@@ -100,11 +100,13 @@ class S3Address(StoreAddress):
                 pin = _tag_in(fields.get("ETag", ""))
                 if not pin.isascii() or not pin.isprintable():
                     raise ValueError("an ETag that is none")
-                objects.append(ListedObject(name, int(fields["Size"]), pin, pin))
+                objects.append(ListedObject(name, int(fields.get("Size", "")), pin, pin))
             elif _tag(each) == "CommonPrefixes":
                 folders.append(name)
         is_last = texts.get("IsTruncated") != "true"
-        following = "" if is_last else texts["NextContinuationToken"]
+        following = "" if is_last else texts.get("NextContinuationToken", "")
+        if not (is_last or following):
+            raise ValueError("a list that goes on nowhere")
         return Page(objects, folders, following)
 
     def version_in(self, answer: Response) -> str | None:

@@ -142,7 +142,7 @@ class StoreSession(Session):
                 raise _RefusedError(answer, b"".join(body), is_of_file=False)
             try:
                 return self.address.parse_page(b"".join(body))
-            except (ValueError, KeyError):
+            except ValueError:
                 raise RetryableError(
                     f"{host_of(url)} answered with something that is no list of files"
                 ) from None
@@ -252,6 +252,8 @@ class StoreSession(Session):
                 raise StorageError(f"{subject}: {remedy}")
             if moved is not None:
                 self.address = moved
+                # They have addresses in the region before.
+                self._sources = {}
             elif refused.answer.status not in (400, 401, 403) or renewals == _MAX_RENEWALS:
                 break
             renewed = self._renewed(credentials, used, subject, always=moved is not None)

@@ -399,6 +399,31 @@ def test_the_region_of_amazon_is_found_where_nobody_chose_one(
         opened(hub, f"{bucket}/{FOLDER}", endpoint=None)
 
 
+def test_a_bucket_that_moves_is_read_in_its_new_region(
+    hub: LoopbackHub, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = hub.s3_endpoint.replace("localhost", "127.0.0.1")
+    assert there != hub.s3_endpoint
+    monkeypatch.setattr(
+        s3, "_amazon", lambda region: there if region == "eu-west-3" else hub.s3_endpoint
+    )
+    monkeypatch.setattr(s3.S3Address, "_bucket_url", property(lambda a: f"{a.endpoint}/{a.bucket}"))
+    bucket = f"s3://robots-{next(NUMBERS)}"
+    hub.add_bucket(bucket, root)
+    storage = stored(hub, f"{bucket}/{FOLDER}", endpoint=None)
+    read(storage)
+    asked: list[str] = []
+    object_url = s3.S3Address.object_url
+    monkeypatch.setattr(
+        s3.S3Address,
+        "object_url",
+        lambda address, file: asked.append(address.endpoint) or object_url(address, file),
+    )
+    hub.add_fault(Fault(origin="s3", status=301, headers={"x-amz-bucket-region": "eu-west-3"}))
+    read(storage)
+    assert asked == [there]
+
+
 def test_addresses_of_amazon(monkeypatch: pytest.MonkeyPatch) -> None:
     name = functools.partial(
         s3.name_s3, revision=None, endpoint=None, token=False, options=OPTIONS, cache_root=""
