@@ -36,7 +36,6 @@ class AwsCredentials:
     def __init__(self, found: Any, region: str) -> None:
         self._found = found
         self._region = region
-        self._lock = threading.Lock()
         self._frozen: Any = None
         self._asked_at = -math.inf
         method = getattr(found, "method", None) or "unknown"
@@ -79,10 +78,8 @@ class AwsCredentials:
         from botocore.awsrequest import AWSRequest
 
         request = AWSRequest("GET", url)
-        # The host and the time are signed, too. A range need not be: it is checked in
-        # the answer.
-        with self._lock:
-            S3SigV4Auth(self._frozen, "s3", self._region).add_auth(request)
+        # The host and the time are signed, too. A range need not be: it is checked in the answer.
+        S3SigV4Auth(self._frozen, "s3", self._region).add_auth(request)
         return {name: _text(value) for name, value in request.headers.items()}
 
     def secret(self) -> object:
