@@ -22,7 +22,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qs, urljoin, urlsplit
 
 from lerobot_grain._base.byte_ranges import ByteRange
-from lerobot_grain._base.errors import StorageError
+from lerobot_grain._base.errors import InvalidRequestError, StorageError
 from lerobot_grain._storage.git_files import MAX_POINTER_BYTES, blob_name, hash_in
 
 # A link is used until 30 s before its end: a request that waits in a queue must still find it
@@ -38,6 +38,9 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 _CONTENT_RANGE = re.compile(r"bytes (?:\d+-\d+|\*)/(\d{1,18})")
 _SIZE = re.compile(r"\d{1,18}")
+# No user and password, which would come back in messages; a path, because mirrors and gateways have
+# one.
+_ENDPOINT = re.compile(r"https?://([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[\w./~-]*)?")
 # Also of a relative one, as redirects may have it.
 _URL_QUERY = re.compile(r"(/[^\s?#'\"]*)[?#][^\s'\"]*")
 
@@ -116,6 +119,25 @@ def origin_of(url: str) -> tuple[str, str, int | None]:
 def host_of(url: str) -> str:
     """Returns the name of the server, for a message."""
     return cut(origin_of(url)[1])
+
+
+def checked_endpoint(endpoint: str, *, of: str, example: str) -> str:
+    """Returns the address of a server that a user named, without a slash at its end.
+
+    Args:
+      endpoint: as it was given.
+      of, example: what it should be the address of, and such an address; for the message.
+
+    Raises:
+      InvalidRequestError: it is none.
+    """
+    endpoint = endpoint.rstrip("/")
+    if not _ENDPOINT.fullmatch(endpoint):
+        raise InvalidRequestError(
+            f"endpoint {endpoint.rpartition('@')[2]!r}: expected the address of {of}, such as "
+            f"{example}"
+        )
+    return endpoint
 
 
 def next_hop(url: str, location: str | None, *, subject: str) -> str:

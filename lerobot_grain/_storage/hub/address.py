@@ -23,11 +23,10 @@ from huggingface_hub.utils import build_hf_headers, validate_repo_id  # type: ig
 from lerobot_grain._base.arguments import is_token
 from lerobot_grain._base.errors import InvalidRequestError, MissingFileError, StorageError
 from lerobot_grain._base.versions import hub_is_offline
+from lerobot_grain._storage.http.responses import checked_endpoint
 from lerobot_grain._storage.options import StorageOptions
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-# No user and password, which would come back in messages; a path, because mirrors may have one.
-_ENDPOINT = re.compile(r"https?://([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[\w./~-]*)?")
 _REPO_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
 
@@ -265,12 +264,11 @@ def name_repository(
         raise InvalidRequestError(
             f"{repo_id!r} cannot be the name of a repository: {error}"
         ) from None
-    endpoint = (endpoint or huggingface_hub.constants.ENDPOINT).rstrip("/")
-    if not _ENDPOINT.fullmatch(endpoint):
-        raise InvalidRequestError(
-            f"endpoint {endpoint.rpartition('@')[2]!r}: expected the address of a Hub, such as "
-            "https://huggingface.co"
-        )
+    endpoint = checked_endpoint(
+        endpoint or huggingface_hub.constants.ENDPOINT,
+        of="a Hub",
+        example="https://huggingface.co",
+    )
     if isinstance(token, str) and not is_token(token):
         raise InvalidRequestError(
             "token: expected printable characters without blanks around them; pass None for the "

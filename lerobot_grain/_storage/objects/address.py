@@ -16,8 +16,6 @@ from lerobot_grain._storage.http.responses import Response
 from lerobot_grain._storage.objects.credentials import Credentials
 from lerobot_grain._storage.options import StorageOptions
 
-# No user and password, which would come back in messages; a path, because gateways have one.
-_ENDPOINT = re.compile(r"https?://([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[\w./~-]*)?")
 # The rules of both stores for names that can still be made; old ones may have capitals.
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,221}", re.ASCII)
 
@@ -136,21 +134,6 @@ class StoreAddress(abc.ABC):
         not be done; `(None, "")` if an answer says nothing of the kind.
         """
         return None, ""
-
-
-def checked_endpoint(endpoint: str, example: str) -> str:
-    """Returns an endpoint without a slash at its end.
-
-    Raises:
-      InvalidRequestError: it is none.
-    """
-    endpoint = endpoint.rstrip("/")
-    if not _ENDPOINT.fullmatch(endpoint):
-        raise InvalidRequestError(
-            f"endpoint {endpoint.rpartition('@')[2]!r}: expected the address of an object store, "
-            f"such as {example}"
-        )
-    return endpoint
 
 
 def parts_of(uri: str, scheme: str, *, revision: str | None) -> tuple[str, str]:

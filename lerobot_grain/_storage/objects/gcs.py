@@ -15,14 +15,8 @@ from urllib.parse import quote, urlencode
 
 from lerobot_grain._base.arguments import is_token
 from lerobot_grain._base.errors import InvalidRequestError
-from lerobot_grain._storage.http.responses import Response, cut
-from lerobot_grain._storage.objects.address import (
-    ListedObject,
-    Page,
-    StoreAddress,
-    checked_endpoint,
-    parts_of,
-)
+from lerobot_grain._storage.http.responses import Response, checked_endpoint, cut
+from lerobot_grain._storage.objects.address import ListedObject, Page, StoreAddress, parts_of
 from lerobot_grain._storage.objects.credentials import Anonymous, BearerToken, Credentials
 from lerobot_grain._storage.objects.google_credentials import google_credentials
 from lerobot_grain._storage.options import StorageOptions
@@ -131,7 +125,9 @@ def name_gcs(
     emulator = os.environ.get(_EMULATOR, "")
     if emulator and "://" not in emulator:
         emulator = f"http://{emulator}"
-    chosen = checked_endpoint(endpoint or emulator or _ENDPOINT, _ENDPOINT)
+    chosen = checked_endpoint(
+        endpoint or emulator or _ENDPOINT, of="an object store", example=_ENDPOINT
+    )
     return GcsAddress(
         bucket,
         prefix,

@@ -15,14 +15,8 @@ from urllib.parse import quote, unquote_plus, urlencode
 from xml.etree import ElementTree
 
 from lerobot_grain._base.errors import InvalidRequestError
-from lerobot_grain._storage.http.responses import Response, cut
-from lerobot_grain._storage.objects.address import (
-    ListedObject,
-    Page,
-    StoreAddress,
-    checked_endpoint,
-    parts_of,
-)
+from lerobot_grain._storage.http.responses import Response, checked_endpoint, cut
+from lerobot_grain._storage.objects.address import ListedObject, Page, StoreAddress, parts_of
 from lerobot_grain._storage.objects.aws_credentials import aws_credentials, aws_settings
 from lerobot_grain._storage.objects.credentials import Anonymous, Credentials
 from lerobot_grain._storage.options import StorageOptions
@@ -175,7 +169,11 @@ def name_s3(
     return S3Address(
         bucket,
         prefix,
-        checked_endpoint(chosen or _amazon(region or _FIRST_REGION), "http://localhost:9000"),
+        checked_endpoint(
+            chosen or _amazon(region or _FIRST_REGION),
+            of="an object store",
+            example="http://localhost:9000",
+        ),
         token,
         options,
         cache_root,
