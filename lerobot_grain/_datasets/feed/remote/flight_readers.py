@@ -89,7 +89,7 @@ class FlightReaders:
 
     def _check(self, number: int, url: str) -> None:
         # A password or a query would stand in messages.
-        has_secret = any(sign in url for sign in _SECRET)
+        has_secret = isinstance(url, str) and any(sign in url for sign in _SECRET)
         try:
             parts = urlsplit(url)
             is_right = (
@@ -99,7 +99,7 @@ class FlightReaders:
                 and parts.path in ("", "/")
                 and not has_secret
             )
-        except ValueError:
+        except (AttributeError, TypeError, ValueError):  # also of what is no text
             is_right = False
         if not is_right:
             found = f"holds one of {' '.join(_SECRET)}" if has_secret else f"is {url!r}"
@@ -267,7 +267,8 @@ class OpenFlightReaders:
         """As of `lanes.OpenReaders`."""
         with self._lock:
             self._is_closed = True
-            for stream in self._reading.values():
+            # A collection of garbage in the middle may end a lane of this thread, too.
+            for stream in list(self._reading.values()):
                 stream.cancel()
 
 

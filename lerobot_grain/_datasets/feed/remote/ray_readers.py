@@ -58,6 +58,12 @@ class RayReaders:
 
     def __post_init__(self) -> None:
         check_int("num_readers", self.num_readers, least=1, of="RayReaders")
+        for name, value in {"num_cpus": self.num_cpus, **self.resources}.items():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (is_number and 0 <= value < float("inf")):
+                raise InvalidRequestError(
+                    f"RayReaders: {name} is {value!r}; expected a number of at least 0"
+                )
         _ray()
 
     def open(self, dataset: grain.IterDataset[Any]) -> OpenRayReaders:

@@ -32,6 +32,19 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
         lg.RayReaders(2)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"num_readers": 0}, r"RayReaders\(num_readers=0\): expected an int >= 1"),
+        ({"num_readers": 1, "num_cpus": -1}, "num_cpus is -1; expected a number of at least 0"),
+        ({"num_readers": 1, "resources": {"gpu": "1"}}, "gpu is '1'; expected a number"),
+    ],
+)
+def test_arguments_out_of_their_range(arguments: dict[str, Any], text: str) -> None:
+    with pytest.raises(lg.InvalidRequestError, match=text):
+        lg.RayReaders(**arguments)
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A head without cores, and three nodes with two of them."""

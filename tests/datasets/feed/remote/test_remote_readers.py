@@ -749,6 +749,7 @@ def test_the_programs_of_the_page_run(
         ("grpc://a:1", "expected a list of at least one URL"),
         (["http://localhost:1"], "expected grpc://host:port"),
         (["grpc://localhost"], "expected grpc://host:port"),
+        ([None], r"urls\[0\] is None; expected grpc://host:port"),
         (["grpc://localhost:99999"], "expected grpc://host:port"),
         (["grpc://user:secret@localhost:1"], "the token goes into token="),
         (["grpc://reader-0:8815"], "leads to another machine without TLS"),
