@@ -13,10 +13,9 @@ from html import escape
 
 import numpy as np
 
+from lerobot_grain._cli.page.style import NUM_COLORS
 from lerobot_grain._inspection.overview.shown import Curves, Values
 
-# Colors of the style sheet.
-NUM_COLORS = 8
 # The drawing's own units, in both directions.
 _UNITS = 1000.0
 # Above it, the distance of two values may be no finite number.
@@ -26,7 +25,7 @@ _MOST_DOTS = 45
 
 
 def plots(curves: Curves, *, is_example: bool) -> str:
-    """Returns the HTML of a feature over time: one drawing for every eight dimensions.
+    """Returns the HTML of a feature over time: one drawing for every `NUM_COLORS` dimensions.
 
     Args:
       curves: at least one frame.

@@ -7,6 +7,9 @@ from __future__ import annotations
 _LIGHT = ("#0072b2", "#c2410c", "#00796b", "#a8327e", "#7a5c00", "#4b4bc8", "#b3261e", "#5f6b73")
 _DARK = ("#56b4e9", "#f59e5b", "#2dd4a7", "#f08cc8", "#e6c229", "#a5a5ff", "#ff8a80", "#aab4bc")
 
+# A drawing has no more curves.
+NUM_COLORS = len(_LIGHT)
+
 
 def _colors(colors: tuple[str, ...]) -> str:
     return "".join(f"--c{number}:{color};" for number, color in enumerate(colors))
@@ -14,7 +17,7 @@ def _colors(colors: tuple[str, ...]) -> str:
 
 _CURVES = "".join(
     f".c{number}{{stroke:var(--c{number});background:var(--c{number})}}"
-    for number in range(len(_LIGHT))
+    for number in range(NUM_COLORS)
 )
 
 STYLE = (
