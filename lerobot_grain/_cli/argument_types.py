@@ -28,9 +28,7 @@ def positive(text: str) -> int:
     Raises:
       argparse.ArgumentTypeError: it is none.
     """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
-    return int(text)
+    return _whole(text, least=1)
 
 
 def seconds(text: str) -> float:
@@ -54,8 +52,12 @@ def count(text: str) -> int:
     Raises:
       argparse.ArgumentTypeError: it is none.
     """
-    if not (text.isascii() and text.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 0")
+    return _whole(text, least=0)
+
+
+def _whole(text: str, *, least: int) -> int:
+    if not (text.isascii() and text.isdecimal()) or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least {least}")
     return int(text)
 
 

@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     repository = open_repository(
         options.repository, revision=options.revision, endpoint=options.endpoint
     )
-    with closing(repository.storage), ProgressLine() as progress:
+    with closing(repository), ProgressLine() as progress:
         report = check(
             repository,
             max_files=options.max_files,

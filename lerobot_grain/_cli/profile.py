@@ -26,6 +26,7 @@ from lerobot_grain._cli.selection_arguments import (
     add_selection_arguments,
     add_stream_arguments,
     selection_of,
+    stream_of,
 )
 from lerobot_grain._inspection.profile import (
     MAX_COUNTED_EPOCHS,
@@ -92,10 +93,10 @@ def _add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     machine = parser.add_argument_group("machine")
     machine.add_argument(
         "--budget",
-        type=int,
+        type=size_bytes,
         metavar="BYTES",
-        help="memory to read ahead into (default: 1.5 GiB, more above four cores, at most a "
-        "quarter of the memory)",
+        help="memory to read ahead into, as in 2GiB (default: 1.5 GiB, more above four cores, at "
+        "most a quarter of the memory)",
     )
     machine.add_argument(
         "--threads", type=int, metavar="N", help="that decode (default: one per core)"
@@ -162,14 +163,9 @@ def run(options: argparse.Namespace) -> int:
     )
     start = time.perf_counter()
     dataset = LeRobotIterDataset(
-        options.repository,
-        revision=options.revision,
-        endpoint=options.endpoint,
-        features=options.features,
-        delta_timestamps=dict(options.delta),
         shuffle=shuffle,
-        image_size=options.image_size,
         read_options=read_options,
+        **stream_of(options),
         **selection_of(options),
     )
     with closing(dataset.repository):

@@ -39,8 +39,22 @@ def add_stream_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def stream_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns what is read of each row, and of which dataset, as arguments of
+    `LeRobotIterDataset`.
+    """
+    return {
+        "repository": options.repository,
+        "revision": options.revision,
+        "endpoint": options.endpoint,
+        "features": options.features,
+        "delta_timestamps": dict(options.delta),
+        "image_size": options.image_size,
+    }
+
+
 def add_selection_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options to a command."""
+    """Adds which rows are streamed, and how often they come."""
     add = parser.add_argument_group(
         "rows", "which rows are streamed, and how often they come; see docs/sampling.md"
     ).add_argument
@@ -81,5 +95,5 @@ def add_selection_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def selection_of(options: argparse.Namespace) -> dict[str, Any]:
-    """Returns the options as arguments of `LeRobotIterDataset`."""
+    """Returns which rows are streamed, as arguments of `LeRobotIterDataset`."""
     return {name: getattr(options, name) for name in _NAMES}

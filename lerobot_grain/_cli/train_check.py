@@ -10,25 +10,22 @@ import argparse
 import importlib
 import json
 import sys
-from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from lerobot_grain import InvalidRequestError, LeRobotIterDataset
 from lerobot_grain._cli.argument_types import seconds
 from lerobot_grain._cli.output.report import print_report
 from lerobot_grain._cli.output.train_check_text import as_json, trial_parts
 from lerobot_grain._cli.progress import ProgressLine
-from lerobot_grain._cli.selection_arguments import add_stream_arguments
+from lerobot_grain._cli.selection_arguments import add_stream_arguments, stream_of
 from lerobot_grain._inspection.overview.train_step import (
+    Step,
     Together,
     measure_step,
     measure_together,
 )
 from lerobot_grain._inspection.profile import Reading, measure_reading
-
-Step = Callable[[Mapping[str, Any]], Any]
 
 _SECONDS = 5.0
 
@@ -66,14 +63,7 @@ def run(options: argparse.Namespace) -> int:
         step fails.
     """
     step = None if options.step is None else _imported(options.step)
-    dataset = LeRobotIterDataset(
-        options.repository,
-        revision=options.revision,
-        endpoint=options.endpoint,
-        features=options.features,
-        delta_timestamps=dict(options.delta),
-        image_size=options.image_size,
-    )
+    dataset = LeRobotIterDataset(**stream_of(options))
     with closing(dataset.repository), ProgressLine() as progress:
         reading = _streamed(dataset, options, progress)
         progress.show("compiling the step")

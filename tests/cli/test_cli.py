@@ -170,7 +170,7 @@ def test_options_reach_the_stream(
     given = (
         f"--features {CAMERA} action --delta {CAMERA}=-0.1,0 --delta action=0,0.1,0.2 "
         "--image-size 16x48 --seed 5 --buffer-size 32 --clip-length 4 --num-parts 2 --open-files "
-        "1 --budget 5000000 --threads 1"
+        "1 --budget 5MB --threads 1"
     )
     report = profile(capsys, directory, *given.split())
     assert report["shuffle"] == {
@@ -272,8 +272,8 @@ def test_plot_writes_a_picture(
         (["DIRECTORY", "--delta", "action=0.05"], "delta_timestamps['action']"),
         (["DIRECTORY", "--features", "nothing"], "nothing"),
         (
-            ["DIRECTORY", "--budget", "0"],
-            "ReadOptions(memory_budget_bytes=0): expected an int >= 1",
+            ["DIRECTORY", "--threads", "0"],
+            "ReadOptions(num_decode_threads=0): expected an int >= 1",
         ),
         (["DIRECTORY", "--num-parts", "0"], "Shuffle(num_parts=0): expected an int >= 1"),
         (
