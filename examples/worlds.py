@@ -56,7 +56,7 @@ def write_world(
     y, x = np.mgrid[:height, :width]
 
     def picture(episode: int, frame: int, camera: int) -> npt.NDArray[np.uint8]:
-        """Returns a ball on a floor whose colours are others in every episode."""
+        """Returns a ball on a floor whose colors are others in every episode."""
         rng = np.random.default_rng([seed, episode, camera, 2])
         floor = rng.uniform(30, 100, 3) + (
             np.stack([x / width, y / height], -1) @ rng.uniform(-40, 40, (2, 3))

@@ -39,13 +39,13 @@ _MAX_DIMENSIONS = 32
 _MAX_VALUES = 1 << 31
 _MAX_GOP_LENGTH = 1 << 20
 
-# Frames have so many channels: grey, RGB, or with alpha.
+# Frames have so many channels: gray, RGB, or with alpha.
 _CHANNELS = (1, 3, 4)
 
 # The key under which examples have the text of their task, whatever the columns are called.
 TASK_KEY = "task"
 
-_MAX_METRES = 1e6
+_MAX_METERS = 1e6
 
 # The keys of a camera's description that say how its frames are coded: newer recorders use the
 # first.
@@ -58,21 +58,21 @@ class Depth:
     """The meaning of the values of a depth camera (`DepthEncoderConfig` of lerobot 0.6, with its
     defaults).
 
-    Video holds codes of 12 bits: 0 is `min_metres`, 4095 is `max_metres`, and between them the
-    depth plus `shift_metres` grows by equal factors, or the depth by equal steps. Embedded images
+    Video holds codes of 12 bits: 0 is `min_meters`, 4095 is `max_meters`, and between them the
+    depth plus `shift_meters` grows by equal factors, or the depth by equal steps. Embedded images
     hold depths as they are.
 
     Attributes:
       unit: `m` or `mm`: of the frames of examples, and of the dataset's statistics.
-      min_metres, max_metres: of the codes.
-      shift_metres: see above.
+      min_meters, max_meters: of the codes.
+      shift_meters: see above.
       is_logarithmic: whether it is factors, and not steps.
     """
 
     unit: str = "mm"
-    min_metres: float = 0.01
-    max_metres: float = 10.0
-    shift_metres: float = 3.5
+    min_meters: float = 0.01
+    max_meters: float = 10.0
+    shift_meters: float = 3.5
     is_logarithmic: bool = True
 
 
@@ -264,18 +264,18 @@ def _depth(key: str, encoding: Mapping[str, Any], where: str) -> Depth:
         raise DatasetFormatError(
             f'{where}: depth camera {key!r} has depth_unit {short_repr(unit)}; expected "m" or "mm"'
         )
-    low = encoding.get("video.depth_min", defaults.min_metres)
-    high = encoding.get("video.depth_max", defaults.max_metres)
-    shift = encoding.get("video.shift", defaults.shift_metres)
+    low = encoding.get("video.depth_min", defaults.min_meters)
+    high = encoding.get("video.depth_max", defaults.max_meters)
+    shift = encoding.get("video.shift", defaults.shift_meters)
     is_logarithmic = encoding.get("video.use_log", defaults.is_logarithmic)
     if (
-        not all(type(n) in (int, float) and abs(n) <= _MAX_METRES for n in (low, high, shift))
+        not all(type(n) in (int, float) and abs(n) <= _MAX_METERS for n in (low, high, shift))
         or not 0 <= low < high
     ):
         raise DatasetFormatError(
             f"{where}: depth camera {key!r} has video.depth_min {short_repr(low)}, "
             f"video.depth_max {short_repr(high)} and video.shift {short_repr(shift)}; expected "
-            "numbers of metres, 0 <= depth_min < depth_max"
+            "numbers of meters, 0 <= depth_min < depth_max"
         )
     if type(is_logarithmic) is not bool or (is_logarithmic and low + shift <= 0):
         raise DatasetFormatError(

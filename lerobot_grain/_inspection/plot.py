@@ -36,7 +36,7 @@ Values = npt.NDArray[Any]
 _WIDTH_INCHES = 11.0
 _CAMERA_INCHES = 1.9
 _PANEL_INCHES = 2.3
-# More than these are not told apart by colour, or not readable.
+# More than these are not told apart by color, or not readable.
 _MAX_NAMED_DIMENSIONS = 8
 _MAX_CURVES = 16
 # Smaller than any image, larger than any matrix that is a feature and has a last axis of 1, 3 or
@@ -57,7 +57,7 @@ def plot_example(
         plot_example(next(iter(dataset)), dataset.repository).savefig("example.png")
 
     Cameras are rows of frames, features with a window curves over time (frames past the ends of
-    the episode are framed in red and shaded), or a map of colours where there are many dimensions,
+    the episode are framed in red and shaded), or a map of colors where there are many dimensions,
     other vectors stems. Numbers and texts stand below, the task is the title.
 
     Args:
@@ -273,7 +273,7 @@ def _draw_camera(strip: Any, key: str, parts: _Parts, max_frames: int) -> None:
         if is_map
         else {}
     )
-    pictures = frames[..., 0] if is_map else _colours(frames)
+    pictures = frames[..., 0] if is_map else _colors(frames)
     for plot, frame in zip(axes, shown, strict=True):
         image = plot.imshow(pictures[frame], **style)
         plot.set(xticks=[], yticks=[])
@@ -317,7 +317,7 @@ def _limits(frames: Values) -> dict[str, float]:
     return {"vmin": float(finite.min()), "vmax": float(finite.max())} if finite.size else {}
 
 
-def _colours(frames: Values) -> Values:
+def _colors(frames: Values) -> Values:
     """Returns images as matplotlib takes them: uint8, or floats in [0, 1].
 
     Some policies take floats in [-1, 1].
@@ -342,7 +342,7 @@ def _draw_curves(
     else:
         plot.plot(times, curves, ".-", linewidth=1)
     for frame in np.flatnonzero(is_pad):
-        plot.axvspan(edges[frame], edges[frame + 1], color="grey", alpha=0.3, linewidth=0)
+        plot.axvspan(edges[frame], edges[frame + 1], color="gray", alpha=0.3, linewidth=0)
     plot.set_xlabel(
         "seconds" if times.dtype.kind == "f" else "frame of the window", fontsize="small"
     )

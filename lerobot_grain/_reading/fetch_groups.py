@@ -2,7 +2,7 @@
 groups of a data file, come in one request. Pure.
 
 A request costs as much as some hundred KiB, so the file is cut into fixed pieces of that size.
-Neighbours that begin in the same piece come together, if all of them will be needed sooner or
+Neighbors that begin in the same piece come together, if all of them will be needed sooner or
 later, and stay in memory until then. Fixed pieces, and not the surroundings of whatever is needed
 first: so no small rest stays between two requests, and it does not matter which of them is needed
 first. A range that begins in a piece may end in the next one, so a request takes at most two

@@ -217,7 +217,7 @@ class Storage(abc.ABC):
     ) -> list[bytes]:
         """Returns the bytes of each range, in the order asked.
 
-        Ranges may overlap; empty ones give `b""`. Neighbours are read in one request, as `options`
+        Ranges may overlap; empty ones give `b""`. Neighbors are read in one request, as `options`
         say.
 
         Args:

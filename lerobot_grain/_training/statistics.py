@@ -267,7 +267,7 @@ def _thinned(picture: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Run:
-    """Neighbouring row groups of a data file, which are read together, and which rows of the file
+    """Neighboring row groups of a data file, which are read together, and which rows of the file
     are wanted.
     """
 

@@ -2,13 +2,13 @@
 
 Nothing else of the rooms imports it.
 
-lerobot 0.6 quantizes depth to codes of 12 bits and stores them as grey video (HEVC, `gray12le`,
+lerobot 0.6 quantizes depth to codes of 12 bits and stores them as gray video (HEVC, `gray12le`,
 lossless). torchcodec gives 8 bits a channel (0.13), so these pictures go through PyAV, which comes
 with the extra `depth`.
 
 Rules:
 * The value of a code follows lerobot's rule (`dequantize_depth` of its `datasets/depth_utils.py`),
-  in its precision: all values in millimetres are equal to those that it returns, those in metres
+  in its precision: all values in millimeters are equal to those that it returns, those in meters
   but for a last bit (39 of the 4096). So code 0, which is also what a pixel without a measurement
   was given, is the least depth.
 * Frames are resized by taking the nearest pixel.
@@ -35,8 +35,8 @@ from lerobot_grain._video.small_mp4 import TICKS_PER_FRAME
 
 _PIXEL_FORMAT = "gray12le"
 _NUM_CODES = 1 << 12
-_MILLIMETRES_PER_METRE = 1000
-_MAX_MILLIMETRES = 65535
+_MILLIMETERS_PER_METER = 1000
+_MAX_MILLIMETERS = 65535
 
 
 @functools.cache
@@ -74,9 +74,9 @@ def depths_of_codes(depth: Depth) -> npt.NDArray[np.float32]:
 
     Read-only.
     """
-    low = depth.min_metres
-    high = depth.max_metres
-    shift = depth.shift_metres
+    low = depth.min_meters
+    high = depth.max_meters
+    shift = depth.shift_meters
     start, stop = (
         (math.log(low + shift), math.log(high + shift)) if depth.is_logarithmic else (low, high)
     )
@@ -89,7 +89,7 @@ def depths_of_codes(depth: Depth) -> npt.NDArray[np.float32]:
         found = np.exp(found.astype(np.float64)).astype(np.float32) - np.float32(shift)
     found = found.clip(np.float32(low), np.float32(high))
     if depth.unit == "mm":
-        found = np.rint(found * np.float32(_MILLIMETRES_PER_METRE)).clip(0, _MAX_MILLIMETRES)
+        found = np.rint(found * np.float32(_MILLIMETERS_PER_METER)).clip(0, _MAX_MILLIMETERS)
     found.flags.writeable = False
     return found
 

@@ -28,7 +28,7 @@ def decode_image(
     Raises:
       DatasetFormatError: not an image, or not one of 8 bits a channel.
     """
-    rgb = _opened(encoded, ("RGB", "RGBA", "L", "P"), "8-bit RGB or grey", where).convert("RGB")
+    rgb = _opened(encoded, ("RGB", "RGBA", "L", "P"), "8-bit RGB or gray", where).convert("RGB")
     if image_size is not None and image_size != (rgb.height, rgb.width):
         rgb = rgb.resize((image_size[1], image_size[0]), Image.Resampling.BILINEAR)
     return np.array(rgb)
@@ -86,7 +86,7 @@ def image_decoder_version() -> str:
 
 def nearest(pixels: npt.NDArray[Any], image_size: tuple[int, int] | None) -> npt.NDArray[Any]:
     """Resizes `(height, width)` to `image_size`, if given, by taking the pixel nearest to each
-    centre.
+    center.
 
     For depth: a mean of near and far is a depth where nothing is.
     """

@@ -263,7 +263,7 @@ def test_what_depths_mean_may_stand_in_either_place() -> None:
             "video.use_log": False,
         },
     )
-    assert camera.depth == Depth("m", max_metres=5.0, shift_metres=2.0, is_logarithmic=False)
+    assert camera.depth == Depth("m", max_meters=5.0, shift_meters=2.0, is_logarithmic=False)
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_every_kind_of_value_is_drawn() -> None:
         "depth_is_pad": np.array([True, False, False]),
         "gray": np.full((8, 10, 1), 100, np.uint8),
         "augmented": jnp.linspace(-1, 1, 8 * 10 * 3).reshape(8, 10, 3),
-        "millimetres": np.full((8, 10, 1), 1000, np.uint16),
+        "millimeters": np.full((8, 10, 1), 1000, np.uint16),
         "many": np.ones((5, 40), np.float32),
         "many_is_pad": np.zeros(5, bool),
         "many_dim_is_pad": np.zeros((5, 40), bool),
@@ -147,7 +147,7 @@ def test_every_kind_of_value_is_drawn() -> None:
         "depth",
         "gray",
         "augmented",
-        "millimetres",
+        "millimeters",
         "many",
         "number",
         "flags",
@@ -160,7 +160,7 @@ def test_every_kind_of_value_is_drawn() -> None:
         "frame 2",
     ]
     assert {plot.images[0].get_clim() for plot in axes["depth"][:3]} == {(1, 239)}
-    assert len(axes["depth"]) == 4  # a scale of colours beside the frames
+    assert len(axes["depth"]) == 4  # a scale of colors beside the frames
     assert axes["gray"][0].images[0].get_clim() == (0, 255)
     assert np.allclose(
         axes["augmented"][0].images[0].get_array().ravel(), np.linspace(0, 1, 240), atol=1e-6

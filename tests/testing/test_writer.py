@@ -27,7 +27,7 @@ from lerobot_grain.testing._writer import video as writer_video
 from lerobot_grain.testing._writer.barcode import draw_barcodes, read_barcodes
 from lerobot_grain.testing._writer.dataset import WrittenDataset, write_dataset
 from lerobot_grain.testing._writer.large_metadata import write_synthetic_metadata
-from lerobot_grain.testing._writer.pictures import disc_centre, disc_radius, draw_pictures
+from lerobot_grain.testing._writer.pictures import disc_center, disc_radius, draw_pictures
 from lerobot_grain.testing._writer.rows import EXTRA_FEATURES, Feature, expert_action
 from lerobot_grain.testing._writer.video import Camera, encode_episode, stitch_episodes
 from tests.support.installed import own_lines
@@ -304,7 +304,7 @@ def test_the_disc_can_be_found_again_in_the_decoded_frames(small: WrittenDataset
         )
         / weight[:, None]
     )
-    expected = disc_centre(small.rows["observation.state"][:, :2], height=96, width=96)
+    expected = disc_center(small.rows["observation.state"][:, :2], height=96, width=96)
     assert np.abs(found - expected).max() < 0.5
 
 
@@ -314,7 +314,7 @@ def test_the_disc_stays_inside_the_picture_and_below_the_barcode(
     size: tuple[int, int], corner: tuple[float, float]
 ) -> None:
     height, width = size
-    column, row = disc_centre(np.array(corner, np.float32), height=height, width=width)
+    column, row = disc_center(np.array(corner, np.float32), height=height, width=width)
     radius = disc_radius(height, width)
     assert radius <= column <= width - 1 - radius
     assert max(8, height // 16) + radius < row <= height - 1 - radius

@@ -227,7 +227,7 @@ def test_as_what_others_say_of_all_rows(shared: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "key", "atol"),
-    # Embedded images are stored as they were counted; video and depth, in millimetres, were
+    # Embedded images are stored as they were counted; video and depth, in millimeters, were
     # counted before they were encoded.
     [("images", TOP, 1e-4), ("av1_small", TOP, 0.02), ("depth", "observation.images.depth", 1)],
 )

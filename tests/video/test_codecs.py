@@ -240,7 +240,7 @@ def test_where_moov_stands(tmp_path: Path, moov: Any) -> None:
 
 
 def test_full_range_is_not_read_as_limited(tmp_path: Path) -> None:
-    """White, black and grey are the same in both; a range that got lost on the way would move them
+    """White, black and gray are the same in both; a range that got lost on the way would move them
     by up to 16 levels.
     """
 

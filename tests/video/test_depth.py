@@ -194,7 +194,7 @@ def test_values_are_those_that_were_recorded_but_for_the_step_of_a_code(
             .astype(np.float64)
             .clip(10, 10_000)
         )
-        # Half a step of the logarithm of (depth + 3.5 m), and half a millimetre.
+        # Half a step of the logarithm of (depth + 3.5 m), and half a millimeter.
         step = (recorded + 3500) * np.log(13.5 / 3.51) / 4095
         assert (np.abs(example[DEPTH] - recorded) <= step / 2 * 1.001 + 0.5).all()
 
@@ -291,7 +291,7 @@ def test_codes(unit: str, is_logarithmic: bool) -> None:
         assert (found == np.rint(found)).all()
         assert np.abs(found - expected * 1000).max() <= 0.51
     assert depths_of_codes(Depth("mm", 1.0, 100.0, 0.0, False))[-1] == 65535, (
-        "as lerobot, which keeps millimetres in 16 bits"
+        "as lerobot, which keeps millimeters in 16 bits"
     )
 
 
@@ -329,7 +329,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (
         {"video.depth_min": 10.0},
         r"has video.depth_min 10.0, video.depth_max 10.0 and video.shift 3.5; expected numbers of "
-        r"metres, 0 <=",
+        r"meters, 0 <=",
     ),
     ({"video.depth_min": -1.0}, r"video.depth_min -1.0"),
     ({"video.depth_max": "far"}, r"video.depth_max 'far'"),

@@ -46,11 +46,11 @@ def stored_pixels(mode: str) -> Pixels:
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     if mode in MODES:
         return (x * 100 + y * 2500 + 1).astype(MODES[mode])
-    grey = (x * 4 + y * 6).astype(np.uint8)
+    gray = (x * 4 + y * 6).astype(np.uint8)
     return {
-        "RGB": np.stack((grey, 255 - grey, (y * 15).astype(np.uint8)), axis=-1),
-        "RGBA": np.stack((grey, 255 - grey, grey // 2, np.full_like(grey, 255)), axis=-1),
-        "L": grey,
+        "RGB": np.stack((gray, 255 - gray, (y * 15).astype(np.uint8)), axis=-1),
+        "RGBA": np.stack((gray, 255 - gray, gray // 2, np.full_like(gray, 255)), axis=-1),
+        "L": gray,
     }[mode]
 
 

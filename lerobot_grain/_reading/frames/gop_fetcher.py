@@ -38,7 +38,7 @@ from lerobot_grain._video.video_file import VideoFile
 GopKey = tuple[int, int, int]
 
 
-# Neighbouring GOPs are fetched in one request this many frames before and after the one that is
+# Neighboring GOPs are fetched in one request this many frames before and after the one that is
 # needed first.
 _MAX_FETCH_FRAMES = 64
 # A GOP of fewer frames is never long (`MemoryBudget.long_gop`): an open decoder takes more than

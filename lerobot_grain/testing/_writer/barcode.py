@@ -52,7 +52,7 @@ def draw_barcodes(
 
     Args:
       frames: uint8 (frames, height, width, 3), at least 16 high and 24 wide, or 72 wide to survive
-        a lossy codec; or depth in millimetres, uint16 (frames, height, width, 1).
+        a lossy codec; or depth in millimeters, uint16 (frames, height, width, 1).
       episode_index: of all frames.
       first_frame_index: frame index of `frames[0]`; it counts up by one.
       camera_index: position of the camera among all cameras of the dataset.

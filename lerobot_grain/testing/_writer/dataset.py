@@ -91,7 +91,7 @@ def write_dataset(
       row_values: `(episode_index, length) -> {feature: (length, *shape)}` instead of the default
         formulas (`_writer/rows`). May return `timestamp` and `task_index`, too.
       frame_content: `(episode_index, frame_index, camera_index) -> uint8 (height, width, 3)`
-        instead of the default frames; for a depth camera uint16 (height, width, 1), millimetres.
+        instead of the default frames; for a depth camera uint16 (height, width, 1), millimeters.
         Barcodes are drawn over it.
       barcodes: at most 1024 episodes, 1024 frames per episode and 4 cameras have room in a barcode,
         and frames must be 16 high and 72 wide (embedded images: 24). Turn them off beyond.

@@ -1,7 +1,7 @@
 """Depth: what the default frames of a depth camera show, and how lerobot 0.6 stores depth in
 video.
 
-Depth is in millimetres, uint16 (height, width, 1). Video holds codes of 12 bits, which grow with
+Depth is in millimeters, uint16 (height, width, 1). Video holds codes of 12 bits, which grow with
 the logarithm of the depth (`quantize_depth` of lerobot's `datasets/depth_utils.py`); it is coded
 without loss, so only the rounding to codes is lost: 2 mm at 2.5 m.
 """
@@ -14,13 +14,13 @@ import numpy.typing as npt
 # Frames of a camera: uint8 (..., height, width, 3), or depth: uint16 (..., height, width, 1).
 Pictures = npt.NDArray[np.uint8 | np.uint16]
 
-# The recorder's defaults, in metres, which `info.json` names.
-MIN_METRES = 0.01
-MAX_METRES = 10.0
-SHIFT_METRES = 3.5
+# The recorder's defaults, in meters, which `info.json` names.
+MIN_METERS = 0.01
+MAX_METERS = 10.0
+SHIFT_METERS = 3.5
 MAX_CODE = 4095
 
-# Black and white of a frame, in millimetres: what is seen from a robot's arm.
+# Black and white of a frame, in millimeters: what is seen from a robot's arm.
 NEAREST = 500
 FARTHEST = 2540
 
@@ -33,8 +33,8 @@ def depth_of_picture(picture: Pictures) -> Pictures:
 
 
 def codes_of_depth(depth: Pictures) -> npt.NDArray[np.uint16]:
-    """Returns the 12-bit codes of depths in millimetres, of any shape."""
-    low, high = np.log(np.array([MIN_METRES, MAX_METRES]) + SHIFT_METRES)
-    place = (np.log(depth / 1000 + SHIFT_METRES) - low) / (high - low)
+    """Returns the 12-bit codes of depths in millimeters, of any shape."""
+    low, high = np.log(np.array([MIN_METERS, MAX_METERS]) + SHIFT_METERS)
+    place = (np.log(depth / 1000 + SHIFT_METERS) - low) / (high - low)
     codes: npt.NDArray[np.uint16] = np.rint(place * MAX_CODE).clip(0, MAX_CODE).astype(np.uint16)
     return codes

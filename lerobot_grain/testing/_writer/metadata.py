@@ -119,13 +119,13 @@ def picture_statistics(sampled: Pictures, *, kind: str) -> dict[str, npt.NDArray
     """Returns the statistics of some frames of one camera.
 
     Args:
-      sampled: uint8 (frames, height, width, 3), or depth in millimetres, uint16 (frames, height,
+      sampled: uint8 (frames, height, width, 3), or depth in millimeters, uint16 (frames, height,
         width, 1).
       kind: `"video"` or `"image"`. The recorder counts pixels for the first and frames for the
         second.
 
     Returns:
-      Arrays of shape (3, 1, 1), grey levels scaled to [0, 1], or (1, 1, 1) in millimetres, and
+      Arrays of shape (3, 1, 1), gray levels scaled to [0, 1], or (1, 1, 1) in millimeters, and
       `count` of shape (1,).
     """
     count = len(sampled) if kind == "image" else sampled[..., 0].size

@@ -44,7 +44,7 @@ FrameContent = Callable[[int, int, int], Pictures]
 
 Called from several threads.
 
-For a depth camera it returns uint16 (height, width, 1), millimetres.
+For a depth camera it returns uint16 (height, width, 1), millimeters.
 """
 
 # lerobot estimates the statistics of cameras from a sample, too, of at least 100 frames; fewer

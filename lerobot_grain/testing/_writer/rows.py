@@ -4,7 +4,7 @@ The default world is a point that circles clockwise around the middle of the fra
 and a start of its own in every episode.
 
 * `observation.state[0:2]` is the point, in [0.1, 0.9]; cameras show it
-  (`disc_centre` of `_writer/pictures`).
+  (`disc_center` of `_writer/pictures`).
 * `action[0:2]` is its velocity in units per second, `SPEED * (0.5 - y, x - 0.5)`: a function of the
   point alone, so it can be learned from one frame, and following it from anywhere keeps circling.
 * `action[j]`, j >= 2, is `sin(pi * (x * cos(j) + y * sin(j)))`, also a function of the point alone.

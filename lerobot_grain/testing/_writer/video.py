@@ -31,9 +31,9 @@ from typing import Any, Literal
 
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain.testing._writer.depth import (
-    MAX_METRES,
-    MIN_METRES,
-    SHIFT_METRES,
+    MAX_METERS,
+    MIN_METERS,
+    SHIFT_METERS,
     Pictures,
     codes_of_depth,
 )
@@ -190,9 +190,9 @@ class Camera:
             return unit
         encoder = _encoder(self)
         quantizer = {
-            "video.depth_min": MIN_METRES,
-            "video.depth_max": MAX_METRES,
-            "video.shift": SHIFT_METRES,
+            "video.depth_min": MIN_METERS,
+            "video.depth_max": MAX_METERS,
+            "video.shift": SHIFT_METERS,
             "video.use_log": True,
         }
         return {
@@ -225,7 +225,7 @@ def encode_episode(path: Path, frames: Iterable[Pictures], *, camera: Camera, fp
     Args:
       path: file to write.
       frames: uint8 (height, width, 3) each, in the order they are shown; depth: uint16 (height,
-        width, 1), millimetres.
+        width, 1), millimeters.
       camera: size and coding.
       fps: frames per second.
 

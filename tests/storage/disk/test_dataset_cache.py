@@ -233,7 +233,7 @@ def test_only_what_is_missing_is_fetched(hub: LoopbackHub, directory: Path, tmp_
 
 
 def test_depth_video_is_kept_too(hub: LoopbackHub, start: Start, tmp_path: Path) -> None:
-    """Depth among colour, with windows of both: its coded bytes are found like any others."""
+    """Depth among color, with windows of both: its coded bytes are found like any others."""
     pytest.importorskip("av")
     depth = "observation.images.depth"
     directory = write_dataset(
