@@ -61,7 +61,7 @@ def hub_is_offline() -> bool:
 
 
 def cached_repo_tree(repo_id: str, *, revision: str, cache_dir: str) -> list[Any] | None:
-    """Returns the files of a dataset's commit, as huggingface_hub keeps their list beside a
+    """Returns the files of a dataset's commit, as huggingface_hub keeps their list next to a
     download (1.23).
 
     None where the list was not kept: older versions keep none.

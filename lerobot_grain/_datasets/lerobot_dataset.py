@@ -70,8 +70,8 @@ class LeRobotIterDataset(ReadWindowsIterDataset):
       features: keys to read, among them `task`; `None`: all. A camera that is not read costs no
         byte.
       delta_timestamps: feature key -> distances in seconds from the row of the example.
-      windows: name -> `Window`: values of features at other frames, under that name beside those of
-        the row: a goal drawn from the future of the episode, or frames before it.
+      windows: name -> `Window`: values of features at other frames, under that name next to those
+        of the row: a goal drawn from the future of the episode, or frames before it.
       pad_keys: feature key, or name of a window -> key of its mask in examples, in place of
         `{key}_is_pad`: for datasets with a feature of that name, such as `action_is_pad`.
       shuffle: `None`: sequential, episode by episode; then `weights` can be 0 and one other number.

@@ -7,7 +7,7 @@ has, and it is assigned last, in one step; everything else is only read ahead.
 
 Rules:
 * `num_handed_out` is the truth. The state is computed from it and from what was noted of the blocks
-  that were pulled, never kept beside it.
+  that were pulled, never kept apart.
 * While something that reads ahead is changed, the stream is marked as torn. A torn stream is not
   continued: the parent is put back to the state of `num_handed_out`, and everything after that is
   read again (`ReadWindowsIterator._mended`).

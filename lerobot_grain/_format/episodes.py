@@ -362,7 +362,7 @@ def _spans(
 
 
 def _offsets_in_files(spans: FileSpans, lengths: Integers) -> Integers:
-    """Returns the number of rows in front of each episode in its file."""
+    """Returns the number of rows before each episode in its file."""
     ordered = lengths[spans.by_file]
     before = np.cumsum(ordered) - ordered
     offsets = np.empty(len(lengths), np.int64)

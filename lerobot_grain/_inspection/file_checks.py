@@ -306,8 +306,8 @@ def _unused_frames(
         findings.append(_about_video(file, "dropped_rows", file.named, text))
     if unused := int(num_before + left_over.sum()):
         most = left_over.argmax()
-        behind = f"{left_over[most]} of them after episode {file.number_of(episodes.item(most))}"
-        place = behind if left_over[most] else "all of them before the first episode"
+        after = f"{left_over[most]} of them after episode {file.number_of(episodes.item(most))}"
+        place = after if left_over[most] else "all of them before the first episode"
         text = f"{unused} of its {num_frames} frames belong to no row, {place}"
         findings.append(
             make_finding(

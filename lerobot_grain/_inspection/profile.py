@@ -7,9 +7,9 @@ Rules:
 * Randomness is measured on the order alone, a whole epoch of it and no byte read: the few thousand
   rows that are read in some seconds are too few for a correlation. Tests hold that the stream has
   this order.
-* Beside each figure of randomness stands what a global shuffle of the rows of an epoch would give.
+* With each figure of randomness comes what a global shuffle of the rows of an epoch would give.
 * With weights or rows that are not valid, how often rows come is counted, on the order alone, too,
-  and stands beside how often they are to come.
+  and comes with how often they are to come.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Windows with a name: values that stand under a key of their own in examples, such as the goal of
-an episode beside its present.
+an episode next to its present.
 
     windows={"goal": Window(["observation.images.top", "observation.state"], LastFrame())}
 
@@ -45,7 +45,7 @@ class Window:
         }
 
     Examples have them under the name, or, where `features` is a list, under `{name}.{feature}`.
-    Beside them stand `{name}_is_pad`, true where the frame is not the one that was asked for,
+    With them come `{name}_is_pad`, true where the frame is not the one that was asked for,
     because the episode has none there, and `{name}_seconds`, float32: how long after the row of the
     example the frame is. Values of a draw have no time axis; those of a list of seconds have one,
     also for a list of one.

@@ -2,7 +2,7 @@
 unpacked.
 
 The sizes in a footer are claims that nothing checks: a few KB of pages may unpack to gigabytes. The
-header in front of each page is what the decoder itself goes by, so what it says bounds the memory
+header before each page is what the decoder itself goes by, so what it says bounds the memory
 that decoding takes.
 
 Headers are Thrift structs in the compact protocol (`PageHeader` in parquet.thrift; the protocol:

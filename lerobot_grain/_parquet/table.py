@@ -307,7 +307,7 @@ def open_table(storage: RangeReader, path: str, *, whole_up_to_bytes: int = 0) -
         missing = ByteRange(size_bytes - 8 - length, size_bytes - len(tail))
         tail = storage.read_ranges(path, [missing], keep=True)[0] + tail
     try:
-        # pyarrow wants the magic in front of a footer; offsets inside it are not followed here.
+        # pyarrow wants the magic before a footer; offsets inside it are not followed here.
         metadata = pq.ParquetFile(
             pa.BufferReader(_MAGIC + tail[-8 - length :]),
             thrift_string_size_limit=length,

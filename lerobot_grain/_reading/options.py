@@ -76,8 +76,8 @@ class ReadOptions:
         of the episodes is kept. 0: none are. Frames of other versions of the decoder, another kind
         of processor, or files that were changed are not used.
       frame_cache_directory: where; any number of processes may share it. `None`: the folder
-        `frames` beside the pieces of files that are kept (`LEROBOT_GRAIN_CACHE`, or `lerobot_grain`
-        in `HF_HOME`).
+        `frames` next to the pieces of files that are kept (`LEROBOT_GRAIN_CACHE`, or
+        `lerobot_grain` in `HF_HOME`).
 
     Raises:
       InvalidRequestError: a value is out of its range.

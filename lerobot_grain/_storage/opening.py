@@ -97,7 +97,7 @@ def open_storage(
       token: None for the token of the environment, if any; True if there must be one; False to send
         none; or the token. Of an object store: its credentials.
       cache_dir: where metadata is kept; None for the cache of huggingface_hub. Pieces of other
-        files are kept beside it, see `disk_cache_directory`.
+        files are kept next to it, see `disk_cache_directory`.
       options: how bytes are read.
 
     Raises:

@@ -87,7 +87,7 @@ class Normalizer:
         """Returns the batch with its features normalized.
 
         Args:
-          batch: feature key -> array, of one example or with any batch and time axes in front,
+          batch: feature key -> array, of one example or with any batch and time axes before it,
             NumPy's or JAX's, also traced.
           keys: what is normalized; `None`: all of the batch that this normalizer knows. The rest is
             passed on.

@@ -43,7 +43,7 @@ class PadDimensions(grain.transforms.Map):
 
         dataset.map(PadDimensions({"observation.state": 32, "action": 32}))
 
-    Beside each padded key stands `{key}_dim_is_pad`, bool in the shape of the padded value, true
+    Each padded key gets a mask `{key}_dim_is_pad`, bool in the shape of the padded value, true
     where there is nothing of the robot.
 
     A feature that is one number a frame has no axis to pad; give it one before. (Scalars of a whole

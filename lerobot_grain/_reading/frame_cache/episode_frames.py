@@ -269,7 +269,7 @@ class EpisodeFrames:
                 for start, stop in _runs(wanted):
                     first = self.layout.frames_start + wanted[start] * frame_bytes
                     size = (stop - start) * frame_bytes
-                    # Systems read a little ahead by themselves: the first may be there alone.
+                    # Systems read a little ahead unasked: the first may be there alone.
                     if not all(_is_in_memory(descriptor, first + at) for at in (0, size - 1)):
                         are_there = False
                         _ask_for(descriptor, first, size)

@@ -49,8 +49,8 @@ class RowGroup:
         return RowGroup(0, columns, nbytes=0, problems=problems)
 
     def records(self, keys: tuple[str, ...]) -> Records:
-        """Returns the values of columns that are arrays, row by row: single rows are then had in
-        one piece.
+        """Returns the values of columns that are arrays, row by row: a single row is then one
+        piece.
         """
         found = self._records.get(keys)
         if found is None:

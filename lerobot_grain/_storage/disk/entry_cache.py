@@ -1,7 +1,7 @@
 """Small pieces of files, kept on disk from one run to the next.
 
 The idea: one file an entry, named by hashes of its key, written under another name and then moved
-into place. A checksum over name and payload stands in front, so an entry that is cut off, damaged,
+into place. A checksum over name and payload comes first, so an entry that is cut off, damaged,
 of another version or of another key is the same as one that is not there. Nothing is locked; any
 number of threads and processes share a directory. (Libraries that do this keep pickles, or a
 database, whose locks network file systems do not have.)

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Protocol
 
-# Requests that end by themselves this soon leave connections that can be used again.
+# Requests that end this soon leave connections that can be used again.
 _GRACE_SECONDS = 0.3
 _LONGEST_WAIT_SECONDS = 1.5
 # How often a thread that waits for anything else than an answer looks whether it was ended.

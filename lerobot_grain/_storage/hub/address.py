@@ -284,8 +284,8 @@ def disk_cache_directory(cache_dir: str | os.PathLike[str] | None = None) -> str
     """Returns where video, rows and indices are kept, for what is given as the cache of
     huggingface_hub; `None`: the usual one.
 
-    It is what LEROBOT_GRAIN_CACHE says; else a folder in HF_HOME, beside the usual cache, or inside
-    of another cache that the user chose.
+    It is what LEROBOT_GRAIN_CACHE says; else a folder in HF_HOME, next to the usual cache, or
+    inside of another cache that the user chose.
     """
     constants = huggingface_hub.constants
     usual = os.path.abspath(os.path.expanduser(constants.HF_HUB_CACHE))
@@ -296,7 +296,7 @@ def disk_cache_directory(cache_dir: str | os.PathLike[str] | None = None) -> str
 
 
 def frame_cache_directory() -> str:
-    """Returns where decoded frames are kept if nothing else is said: beside pieces of files."""
+    """Returns where decoded frames are kept if nothing else is said: next to pieces of files."""
     return os.path.join(disk_cache_directory(), "frames")
 
 

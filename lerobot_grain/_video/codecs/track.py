@@ -31,7 +31,7 @@ _OBJECT_TYPES = {
     **dict.fromkeys(range(0x60, 0x66), "MPEG-2"),
     0xB1: "VP9",
 }
-# Fields of a visual sample entry in front of its boxes (ISO/IEC 14496-12, 12.1.3).
+# Fields of a visual sample entry before its boxes (ISO/IEC 14496-12, 12.1.3).
 _VISUAL_FIELDS_BYTES = 78
 # The first four numbers of a matrix (a, b, c, d of 14496-12, 8.3.2), by their signs, and the
 # degrees that the frames are turned by clockwise. The others mirror them, or do nothing that has a

@@ -1,4 +1,4 @@
-"""The CDN origin of the loopback Hub: signed URLs, and the ranges of the files behind them.
+"""The CDN origin of the loopback Hub: signed URLs, and the ranges of their files.
 
 The URLs look like those of the real one (read in public logs of 2026):
 `/xet-bridge-us/<hash>/<hash>?X-Amz-Expires=3600&... &Expires=<epoch>&Policy=...&Signature=...`. As

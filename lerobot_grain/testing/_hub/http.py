@@ -166,7 +166,7 @@ def with_headers(answer: Answer, headers: dict[str, str]) -> Answer:
 
 
 def xml_error(status: int, code: str, message: str) -> Answer:
-    """Returns an error as the object store behind the CDN words it."""
+    """Returns an error as the object store under the CDN words it."""
     text = (
         '<?xml version="1.0" '
         f'encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>'
