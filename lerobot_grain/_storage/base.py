@@ -27,7 +27,6 @@ from __future__ import annotations
 import abc
 import contextlib
 import itertools
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 from lerobot_grain._base.byte_ranges import (
@@ -52,11 +51,6 @@ from lerobot_grain._storage.options import StorageOptions, StorageStatistics
 _MAX_PATH_LENGTH = 4096
 _MAX_NAMED_FOLDERS = 8
 _EMPTY = "the file is empty (0 bytes): what wrote or copied it was interrupted"
-
-
-# Guards the making of what belongs to a process. One for all, so that a storage holds no lock,
-# which could not be pickled.
-PROCESS_STATE_LOCK = threading.Lock()
 
 
 def check_path(description: str, path: str) -> None:

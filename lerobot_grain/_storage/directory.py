@@ -18,13 +18,7 @@ from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import MissingFileError, StorageError
 from lerobot_grain._base.regular_files import NO_WAITING
 from lerobot_grain._format.layout import INFO_PATH, METADATA
-from lerobot_grain._storage.base import (
-    PROCESS_STATE_LOCK,
-    Storage,
-    check_path,
-    is_readable_path,
-    text_of_folders,
-)
+from lerobot_grain._storage.base import Storage, check_path, is_readable_path, text_of_folders
 from lerobot_grain._storage.git_files import LfsPointer
 from lerobot_grain._storage.options import Counters, StorageOptions, StorageStatistics
 
@@ -105,8 +99,7 @@ class DirectoryStorage(Storage):
     def _counters(self) -> Counters:
         if (counters := self._process_state.get(os.getpid())) is not None:
             return counters
-        with PROCESS_STATE_LOCK:
-            return self._process_state.setdefault(os.getpid(), Counters())
+        return self._process_state.setdefault(os.getpid(), Counters())
 
     def read_range(self, path: str, wanted: ByteRange) -> bytes:
         started = time.perf_counter()

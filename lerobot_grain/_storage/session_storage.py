@@ -8,7 +8,7 @@ import abc
 import os
 from typing import Any, Generic, TypeVar
 
-from lerobot_grain._storage.base import PROCESS_STATE_LOCK, Storage
+from lerobot_grain._storage.base import Storage
 from lerobot_grain._storage.http.session import Session
 from lerobot_grain._storage.options import StorageStatistics
 
@@ -31,8 +31,7 @@ class SessionStorage(Storage, Generic[AnySession]):
         self._process_state[os.getpid()] = session
 
     def close(self) -> None:
-        with PROCESS_STATE_LOCK:
-            session = self._process_state.pop(os.getpid(), None)
+        session = self._process_state.pop(os.getpid(), None)
         if session is not None:
             session.close()
 
@@ -45,10 +44,8 @@ class SessionStorage(Storage, Generic[AnySession]):
         # By process, since a connection must not be shared with a forked child. The parent's is
         # left alone there: closing it could wait for a lock forever.
         session: AnySession | None = self._process_state.get(os.getpid())
-        if session is not None:
-            return session
-        with PROCESS_STATE_LOCK:
-            session = self._process_state.get(os.getpid())
-            if session is None:
-                session = self._process_state[os.getpid()] = self._make_session()
-            return session
+        if session is None:
+            # Without a lock, which a fork could copy locked: of several that threads make at once,
+            # one is used.
+            session = self._process_state.setdefault(os.getpid(), self._make_session())
+        return session
