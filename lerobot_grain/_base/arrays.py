@@ -19,6 +19,14 @@ def read_only(array: Array) -> Array:
     return array
 
 
+def evenly_spread(count: int, at_most: int | None) -> Integers:
+    """Returns int64 `(n,)`: at most so many of the numbers from 0 to `count - 1`, ascending, evenly
+    spread, the first and the last among them; all of them where `at_most` is not less, or `None`.
+    """
+    wanted = count if at_most is None else min(count, at_most)
+    return np.unique(np.linspace(0, count - 1, wanted).round().astype(np.int64))
+
+
 def short_hash(*arrays: npt.NDArray[Any]) -> str:
     """Returns 16 hexadecimal digits that say what numbers arrays hold, the same on every
     machine.

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lerobot_grain._base.arguments import check_int
+from lerobot_grain._base.arrays import evenly_spread
 from lerobot_grain._base.errors import LeRobotGrainError
 from lerobot_grain._datasets.sampling.selected_rows import ValidRowsArgument, WeightsArgument
 from lerobot_grain._format.episodes import FileSpans
@@ -172,7 +173,7 @@ def _check(
     files = [
         (feature, number)
         for feature, of_feature in spans.items()
-        for number in _spread(len(of_feature.paths), max_files)
+        for number in evenly_spread(len(of_feature.paths), max_files).tolist()
     ]
     findings = about_metadata(repository)
     found = _check_files(repository, files, on_progress)
@@ -229,12 +230,6 @@ def _clip_length(repository: Repository) -> int | None:
 def _numbers(positions: Sequence[int], repository: Repository) -> tuple[int, ...]:
     """Returns the numbers of episodes by their positions in the episode table."""
     return tuple(repository.episodes.number_of(position) for position in positions)
-
-
-def _spread(count: int, at_most: int | None) -> list[int]:
-    """Returns numbers below `count`, evenly spaced, the first and the last among them."""
-    wanted = count if at_most is None else min(count, at_most)
-    return sorted(set(np.linspace(0, count - 1, wanted).round().astype(int).tolist()))
 
 
 def _results(

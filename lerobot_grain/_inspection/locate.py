@@ -198,5 +198,5 @@ def _frame_location(
 def runs(samples: tuple[int, ...]) -> str:
     """Returns ascending numbers as text, such as `12 to 19, 24`."""
     numbers: npt.NDArray[np.int64] = np.array(samples)
-    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
-    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+    found = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else f"{run[0]}" for run in found)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arrays import evenly_spread
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._reading.batches import has_window, is_mask_of
 from lerobot_grain._repository.repository import Repository
@@ -260,9 +261,7 @@ def _draw_camera(strip: Any, key: str, parts: _Parts, max_frames: int) -> None:
     frames = parts.frames[key]
     is_pad = parts.pads.get(key)
     times = parts.times.get(key)
-    shown = np.unique(
-        np.linspace(0, len(frames) - 1, min(len(frames), max_frames)).round().astype(int)
-    )
+    shown = evenly_spread(len(frames), max_frames)
     strip.suptitle(
         _plain(f"{key}  {frames.dtype} {frames.shape[1:]}"), x=0.01, ha="left", fontsize="medium"
     )
