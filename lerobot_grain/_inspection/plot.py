@@ -239,7 +239,7 @@ def _names(key: str, size: int, repository: Repository | None) -> tuple[str, ...
     return names if names is not None and len(names) == size else tuple(map(str, range(size)))
 
 
-# --- drawing -------------------------------------------------------------------------------------
+# Drawing
 
 
 def _heights_inches(parts: _Parts) -> list[float]:
@@ -361,7 +361,7 @@ def _draw_stems(plot: Any, values: Values, names: tuple[str, ...]) -> None:
         plot.set_xticks(range(len(values)), map(_plain, names))
 
 
-# --- texts ---------------------------------------------------------------------------------------
+# Texts
 
 
 def _time(time: Any) -> str:

@@ -262,7 +262,7 @@ def _thinned(picture: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return picture[::step, ::step]
 
 
-# --- rows ----------------------------------------------------------------------------------------
+# Rows
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from lerobot_grain._repository.row_values import RowValues, ValidRows
 from lerobot_grain._repository.selection import EpisodeSelection
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class SelectedChunks:
     """The chunks of a stream.
 

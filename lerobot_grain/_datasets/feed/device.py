@@ -329,7 +329,7 @@ def _end(
         thread.join(_GRACE_SECONDS)
 
 
-# --- several processes ---------------------------------------------------------------------------
+# Several processes
 
 
 def _check_shards(parent: grain.IterDataset[Any], sharding: jax.sharding.Sharding) -> None:

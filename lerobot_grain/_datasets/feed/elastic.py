@@ -125,7 +125,7 @@ class _ElasticIterator(FollowingIterator[Element]):
         element: Element = next(self._parent)
         return element
 
-    # --- Orbax v1 ---
+    # Orbax v1
 
     async def save(self, directory: Any) -> Awaitable[None]:
         """Takes the state, and returns what writes it later.
@@ -153,7 +153,7 @@ class _ElasticIterator(FollowingIterator[Element]):
         finished.set_result(None)
         return finished
 
-    # --- Grain after 0.2.18 ---
+    # Grain after 0.2.18
 
     @property
     def base_iterator(self) -> grain.DatasetIterator[Element]:
@@ -199,7 +199,7 @@ def _register() -> None:
 _register()
 
 
-# --- the pipeline --------------------------------------------------------------------------------
+# The pipeline
 
 
 def _check_pipeline(last: grain.IterDataset[Any]) -> None:
@@ -235,7 +235,7 @@ def _has_batches(nodes: Iterable[object]) -> bool:
     return any(type(node).__name__ == "BatchIterDataset" for node in nodes)
 
 
-# --- files ---------------------------------------------------------------------------------------
+# Files
 
 
 async def _write(directory: Any, text: str) -> None:

@@ -15,7 +15,7 @@ from lerobot_grain._order.row_sources import Runs, SteppedRuns, cut_into_clips
 from lerobot_grain._order.sampling.weights import RowWeights
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class WeightedClips:
     """The clips, cut into pieces of rows that have one weight.
 
