@@ -126,25 +126,37 @@ def select_chunks(
     scaled = _scaled(every, rows, weighted, valid)
     check_weights_of_order(scaled, is_shuffled=seed is not None)
     order = every if scaled is None else order_with(weights=scaled)
-    numbers = repository.episodes.numbers_of(selected)
     return SelectedChunks(
         order=order,
         episodes=selected,
         first_rows=repository.episodes.first_rows,
         padded_to=padded_to,
-        identity={
-            "unit": "chunks",
-            "commit": commit_of(repository),
-            "episodes": hash_of_episodes(numbers, rows.lengths, rows.first_frame),
-            "chunk_frames": cut.frames or 0,
-            "overlap_frames": cut.overlap,
-            **({} if scaled is None else {"weights": scaled.digest}),
-            "num_chunks": order.num_chunks,
-            "shuffled": int(seed is not None),
-            "seed": -1 if seed is None else seed,
-        },
+        identity=_identity(repository, rows, order, cut, scaled, seed),
         valid=valid,
     )
+
+
+def _identity(
+    repository: Repository,
+    rows: SelectedRows,
+    order: ChunkOrder,
+    cut: ChunkCut,
+    weights: RowWeights | None,
+    seed: int | None,
+) -> dict[str, Any]:
+    """Returns what a state says of the stream besides the position."""
+    numbers = repository.episodes.numbers_of(rows.episodes)
+    return {
+        "unit": "chunks",
+        "commit": commit_of(repository),
+        "episodes": hash_of_episodes(numbers, rows.lengths, rows.first_frame),
+        "chunk_frames": cut.frames or 0,
+        "overlap_frames": cut.overlap,
+        **({} if weights is None else {"weights": weights.digest}),
+        "num_chunks": order.num_chunks,
+        "shuffled": int(seed is not None),
+        "seed": -1 if seed is None else seed,
+    }
 
 
 def _scaled(
