@@ -67,8 +67,8 @@ class _KeptEpisode(NamedTuple):
     position: int
     file: EpisodeFrames
 
-    @property
-    def num_missing(self) -> int:
+    def count_missing(self) -> int:
+        """Returns how many are not there; looks at the file."""
         self.file.load()
         return int((self.file.checksums == 0).sum())
 
@@ -198,11 +198,11 @@ class _Filling:
         self._fetch(rows, on_progress)
         kept = self._kept_episodes()
         self._decode(kept, on_progress)
-        there = {(each.camera, each.position) for each in kept if not each.num_missing}
+        there = {(each.camera, each.position) for each in kept if not each.count_missing()}
         video = self._extents_of_video(there, on_progress)
         self._fetch(video, on_progress)
         selected = [*rows, *video]
-        cameras = [feature for feature in self._cameras if self._read_options.frame_cache_bytes]
+        cameras = self._cameras if self._read_options.frame_cache_bytes else []
         num_frames = int(repository.episodes.lengths[self._positions].sum())
         return FilledCache(
             dataset=repository.description,
@@ -216,7 +216,7 @@ class _Filling:
             ),
             frames_selected=len(cameras) * num_frames,
             frames_decoded=self._frames_decoded,
-            frames_there=sum(each.file.layout.num_frames - each.num_missing for each in kept),
+            frames_there=sum(each.file.layout.num_frames - each.count_missing() for each in kept),
         )
 
     @property
@@ -363,12 +363,12 @@ class _Filling:
         """Decodes what is missing, until all is there or nothing more is kept."""
         for feature in self._cameras:
             of_camera = [each for each in kept if each.camera == feature.key]
-            missing = {each.position: each.num_missing for each in of_camera}
+            missing = {each.position: each.count_missing() for each in of_camera}
             # More than once, since frames are dropped where the disk is slower than the decoder.
             while num_missing := sum(missing.values()):
                 incomplete = [position for position, count in missing.items() if count]
                 self._decode_once(feature.key, incomplete, on_progress)
-                missing = {each.position: each.num_missing for each in of_camera}
+                missing = {each.position: each.count_missing() for each in of_camera}
                 left = sum(missing.values())
                 self._frames_decoded += num_missing - left
                 if left >= num_missing:

@@ -118,7 +118,7 @@ class StoreAddress(abc.ABC):
         """Returns a page of a listing.
 
         Raises:
-          ValueError: it is none.
+          ValueError, KeyError: it is none.
         """
 
     @abc.abstractmethod

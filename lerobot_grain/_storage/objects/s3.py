@@ -94,13 +94,11 @@ class S3Address(StoreAddress):
                 pin = _tag_in(fields.get("ETag", ""))
                 if not pin.isascii() or not pin.isprintable():
                     raise ValueError("an ETag that is none")
-                objects.append(ListedObject(name, int(fields.get("Size", "")), pin, pin))
+                objects.append(ListedObject(name, int(fields["Size"]), pin, pin))
             elif _tag(each) == "CommonPrefixes":
                 folders.append(name)
         is_last = texts.get("IsTruncated") != "true"
-        following = "" if is_last else texts.get("NextContinuationToken", "")
-        if not (is_last or following):
-            raise ValueError("a list that goes on nowhere")
+        following = "" if is_last else texts["NextContinuationToken"]
         return Page(objects, folders, following)
 
     def version_in(self, answer: Response) -> str | None:

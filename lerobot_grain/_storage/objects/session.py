@@ -142,7 +142,7 @@ class StoreSession(Session):
                 raise _RefusedError(answer, b"".join(body), is_of_file=False)
             try:
                 return self.address.parse_page(b"".join(body))
-            except ValueError:
+            except (ValueError, KeyError):
                 raise RetryableError(
                     f"{host_of(url)} answered with something that is no list of files"
                 ) from None
