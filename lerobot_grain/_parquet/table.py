@@ -11,6 +11,8 @@ row groups by the headers of their pages (`_parquet/pages`), which no decoder go
 
 from __future__ import annotations
 
+import itertools
+import operator
 import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -52,6 +54,8 @@ _MAX_UNPACKED_BYTES = 256 << 20
 _MAX_UNPACKED_TIMES = 8
 # Bytes of a value in memory by its physical type, without levels and offsets.
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
+# The offset of a list.
+_LIST_BYTES = 4
 # Levels (16 bits each) and offsets of a value.
 _OVERHEAD_BYTES = 8
 
@@ -210,7 +214,8 @@ class ParquetTable:
             )
         for name in columns:
             if name in self._widthless:
-                table = table.append_column(name, _empty_lists(expected, self._widthless[name]))
+                lists = _empty_lists(expected, self._widthless[name], f"{where}: column {name!r}")
+                table = table.append_column(name, lists)
         return table
 
     def _check_chunks(self, leaves: Sequence[int]) -> None:
@@ -375,9 +380,19 @@ def _fixed_lengths(kind: pa.DataType) -> list[int]:
     return [kind.list_size, *(_fixed_lengths(kind.value_type) if kind.list_size else [])]
 
 
-def _empty_lists(rows: int, lengths: Sequence[int]) -> pa.Array:
-    """Returns nested lists of so many elements on each axis, the innermost of none."""
-    counts = [rows, *(rows * n for n in np.cumprod(lengths[:-1]).tolist())]
+def _empty_lists(rows: int, lengths: Sequence[int], where: str) -> pa.Array:
+    """Returns nested lists of so many elements on each axis, the innermost of none.
+
+    Raises:
+      DatasetFormatError: they are too many: their number is what the footer says, not bytes that
+        are there.
+    """
+    counts = list(itertools.accumulate([rows, *lengths[:-1]], operator.mul))
+    if _LIST_BYTES * sum(counts) > _MAX_UNPACKED_BYTES:
+        raise DatasetFormatError(
+            f"{where} holds {sum(counts)} lists without a value; at most {_MAX_UNPACKED_BYTES} "
+            "bytes of them are read"
+        )
     values = pa.nulls(0)
     for count, length in zip(reversed(counts), reversed(lengths), strict=True):
         values = pa.ListArray.from_arrays(

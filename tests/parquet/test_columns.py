@@ -17,6 +17,7 @@ import pytest
 import lerobot_grain as lg
 from lerobot_grain._base.errors import DatasetFormatError
 from lerobot_grain._format.info import Feature
+from lerobot_grain._parquet import table as parquet_table
 from lerobot_grain._parquet.columns import to_numpy
 from lerobot_grain._parquet.files import InMemoryFile
 from lerobot_grain._parquet.table import open_table
@@ -80,6 +81,19 @@ def test_lists_of_empty_lists(column: pa.Array) -> None:
         match=r"a: feature 'key' has 2 values at axis 0 in some row; expected 3 everywhere",
     ):
         to_numpy(stored(column), Feature("key", "float32", (3, 0)), where="a")
+
+
+def test_more_empty_lists_than_memory_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    column = pa.array([[[], []]] * ROWS, pa.list_(pa.list_(pa.null(), 0), 2))
+    # 3 rows and the 6 lists in them, 4 bytes each.
+    monkeypatch.setattr(parquet_table, "_MAX_UNPACKED_BYTES", 36)
+    assert len(stored(column)) == ROWS
+    monkeypatch.setattr(parquet_table, "_MAX_UNPACKED_BYTES", 35)
+    with pytest.raises(
+        DatasetFormatError,
+        match=r"row group 0: column 'key' holds 9 lists without a value; at most 35 bytes",
+    ):
+        stored(column)
 
 
 @pytest.mark.parametrize(
