@@ -6,6 +6,10 @@ program ends with its own status, whatever a server does.
 
 With 60 datasets in one process there are 180 pools, of which few have much to do at a time. So each
 keeps one thread, and all others are counted together, and end when they have nothing to do.
+
+The garbage collector may close an iterator in any thread, also in the middle of a task that holds
+the lock of a cache on disk, for which other tasks wait. So a thread of a pool waits for none that
+ends.
 """
 
 from __future__ import annotations
@@ -52,6 +56,8 @@ def _shared_threads() -> queue.SimpleQueue[None]:
 
 # Those of this process.
 _shared = PerProcess(_shared_threads)
+# Has `is_of_pool` in the threads of pools.
+_THREAD = threading.local()
 
 
 class _PoolFuture(Future[_T]):
@@ -62,7 +68,6 @@ class _PoolFuture(Future[_T]):
       members: what it leaves when it has ended.
 
     Attributes:
-      thread: that runs it, once there is one.
       ended: gets an entry when the thread has nothing more to do with it.
       held: call, arguments and keyword arguments of a `PoolShare`, until it runs or is cancelled.
     """
@@ -70,7 +75,6 @@ class _PoolFuture(Future[_T]):
     def __init__(self, members: set[_PoolFuture[Any]] | None = None) -> None:
         super().__init__()
         self._members = members
-        self.thread: threading.Thread | None = None
         self.ended: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.held: list[Any] = []
 
@@ -158,10 +162,9 @@ class DaemonPool(Executor):
                         task.future.cancel()
         self._finalizer.detach()
         self._tasks.put(None)
-        if wait:
+        if wait and not _is_of_pool():
             for thread in self._threads:
-                if thread is not threading.current_thread():
-                    thread.join()
+                thread.join()
 
     def __exit__(
         self,
@@ -213,10 +216,14 @@ class PoolShare(Executor):
                 future.held.clear()
                 self._futures.discard(future)
                 futures.remove(future)
-        if wait:
+        if wait and not _is_of_pool():
             for future in futures:
-                if future.thread is not threading.current_thread():
-                    future.ended.get()
+                future.ended.get()
+
+
+def _is_of_pool() -> bool:
+    """Returns whether this is a thread of a pool."""
+    return getattr(_THREAD, "is_of_pool", False)
 
 
 def _is_shared(number: int) -> bool:
@@ -256,6 +263,7 @@ def _run(
     The first one of each stays, so that no task is ever left; another one ends when none comes for
     a while.
     """
+    _THREAD.is_of_pool = True
     if start_thread is not None:
         start_thread()
     number: int | None = first_number
@@ -281,7 +289,6 @@ def _run(
 
 def _work(task: _Task) -> None:
     _busy.add(task)  # first, so that at the end of the program it is either waited for or not begun
-    task.future.thread = threading.current_thread()
     try:
         if _is_ending.is_set():
             task.future.cancel()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from typing import Any
 
 import pytest
 
-from lerobot_grain._reading.daemon_pool import DaemonPool
+from lerobot_grain._reading.daemon_pool import DaemonPool, PoolShare
 
 
 @pytest.mark.parametrize("fails", [True, False])
@@ -43,3 +43,31 @@ def test_an_error_drops_the_tasks_that_wait(fails: bool) -> None:
     else:
         use()
     assert ran == ([] if fails else ["last"])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_task_that_ends_a_pool_waits_for_no_other_task(shared: bool) -> None:
+    """As the garbage collector does, where it closes an iterator in the middle of a task that holds
+    the lock of a cache on disk.
+    """
+    lock = threading.Lock()
+    is_waiting = threading.Event()
+    ending = DaemonPool(1, "test ended")
+    other: Executor = PoolShare(ending, lambda: None) if shared else ending
+
+    def wait_for_the_lock() -> None:
+        is_waiting.set()
+        with lock:
+            pass
+
+    def end_the_other() -> None:
+        with lock:
+            waits = other.submit(wait_for_the_lock)
+            assert is_waiting.wait(20)
+            other.shutdown(wait=True)
+            assert not waits.done()
+
+    pool = DaemonPool(1, "test")
+    pool.submit(end_the_other).result(10)
+    for each in (pool, ending):
+        each.shutdown()
