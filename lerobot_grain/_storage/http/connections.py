@@ -55,7 +55,8 @@ class Connection:
     def __init__(self, key: _Key, certificates: ssl.SSLContext) -> None:
         self.key = key
         self.idle_since = 0.0
-        self._lock = threading.Lock()
+        # Of one thread again and again: the garbage collector may end a reader inside of `note`.
+        self._lock = threading.RLock()
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self.client = httpx2.Client(
             follow_redirects=False,

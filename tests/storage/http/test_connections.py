@@ -8,6 +8,8 @@ import contextlib
 import json
 import os
 import queue
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -21,6 +23,7 @@ import pytest
 import lerobot_grain as lg
 from lerobot_grain._reading import daemon_pool
 from lerobot_grain._reading.daemon_pool import DaemonPool
+from lerobot_grain._storage.http.connections import Connection
 from lerobot_grain.testing import LoopbackHub, write_dataset
 
 NUM_ROWS = 8 * 24
@@ -197,3 +200,28 @@ def test_no_task_is_lost_while_threads_end_and_start() -> None:
     assert [future.result(10) for future in done] == list(range(3000))
     for pool in pools:
         pool.shutdown()
+
+
+def test_a_connection_is_broken_in_its_own_thread() -> None:
+    """By the garbage collector, which may end a reader while the connection notes a socket."""
+    connection = Connection((), ssl.create_default_context())
+    near, far = socket.socketpair()
+
+    class Stream:
+        def get_extra_info(self, name: str) -> socket.socket:
+            assert name == "socket"
+            connection.break_off()
+            return near
+
+    noting = threading.Thread(
+        target=connection.note,
+        args=("connection.connect_tcp.complete", {"return_value": Stream()}),
+        daemon=True,
+    )
+    noting.start()
+    noting.join(10)
+    assert not noting.is_alive()
+    connection.break_off()
+    assert far.recv(1) == b""
+    for each in (connection.client, near, far):
+        each.close()
