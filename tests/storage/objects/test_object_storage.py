@@ -26,6 +26,7 @@ from lerobot_grain._cli.main import main
 from lerobot_grain._storage.http.calls import Deadline
 from lerobot_grain._storage.http.responses import Response
 from lerobot_grain._storage.objects import aws_credentials, google_credentials, s3
+from lerobot_grain._storage.objects.address import ListedObject
 from lerobot_grain._storage.objects.credentials import Anonymous, BearerToken, Credentials, in_time
 from lerobot_grain._storage.objects.object_storage import ObjectStorage
 from lerobot_grain._storage.objects.session import StoreSession, _RefusedError
@@ -414,11 +415,12 @@ def test_a_bucket_that_moves_is_read_in_its_new_region(
     read(storage)
     asked: list[str] = []
     object_url = s3.S3Address.object_url
-    monkeypatch.setattr(
-        s3.S3Address,
-        "object_url",
-        lambda address, file: asked.append(address.endpoint) or object_url(address, file),
-    )
+
+    def noted(address: s3.S3Address, file: ListedObject) -> str:
+        asked.append(address.endpoint)
+        return object_url(address, file)
+
+    monkeypatch.setattr(s3.S3Address, "object_url", noted)
     hub.add_fault(Fault(origin="s3", status=301, headers={"x-amz-bucket-region": "eu-west-3"}))
     read(storage)
     assert asked == [there]
