@@ -21,6 +21,7 @@ from lerobot_grain._storage.objects.address import (
     Page,
     StoreAddress,
     checked_endpoint,
+    listed_bytes,
     parts_of,
 )
 from lerobot_grain._storage.objects.credentials import Anonymous, BearerToken, Credentials
@@ -91,7 +92,7 @@ class GcsAddress(StoreAddress):
             values = json.loads(body)
             objects = [_listed(entry) for entry in values.get("items", [])]
             folders = [str(each) for each in values.get("prefixes", [])]
-            following = str(values.get("nextPageToken", ""))
+            following = str(values.get("nextPageToken") or "")
         except (AttributeError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(type(error).__name__) from None
         return Page(objects, folders, following)
@@ -144,9 +145,11 @@ def name_gcs(
 
 
 def _listed(entry: Mapping[str, Any]) -> ListedObject:
-    if not (generation := str(entry["generation"])).isdecimal():
+    generation = str(entry["generation"])
+    if not (generation.isascii() and generation.isdecimal()):
         raise ValueError("a generation that is no number")
     # The hash, because it stays the same where a bucket is copied. One that was composed of others
     # has no MD5.
     contents = entry.get("md5Hash") or entry.get("crc32c") or generation
-    return ListedObject(str(entry["name"]), int(entry["size"]), generation, str(contents))
+    size_bytes = listed_bytes(entry["size"])
+    return ListedObject(str(entry["name"]), size_bytes, generation, str(contents))
