@@ -283,7 +283,9 @@ class StoreSession(Session):
             what = "was overwritten" if status == 412 else "is gone"
             return StorageError(f"{subject}: the file {what} ({told}); {CHANGED}")
         if status == 416 and refusal.is_of_file:
-            return StorageError(f"{subject}: the file is shorter than was listed ({told}); {CHANGED}")
+            return StorageError(
+                f"{subject}: the file is shorter than was listed ({told}); {CHANGED}"
+            )
         if status == 404:
             return StorageError(f"{subject}: there is no {self.address.place} ({told})")
         if code == _CLOCK_IS_WRONG:
