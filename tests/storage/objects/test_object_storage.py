@@ -400,7 +400,7 @@ def test_a_clock_that_is_wrong(hub: LoopbackHub, root: Path) -> None:
     hub.add_bucket(bucket, root)
     body = b"<Error><Code>RequestTimeTooSkewed</Code></Error>"
     hub.add_fault(Fault(origin="s3", status=403, body=body, times=None))
-    with pytest.raises(lg.StorageError, match="TooSkewed.*set the clock of this machine$"):
+    with pytest.raises(lg.StorageError, match=r"TooSkewed.*set the clock of this machine$"):
         opened(hub, f"{bucket}/{FOLDER}")
 
 
