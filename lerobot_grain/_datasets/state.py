@@ -26,6 +26,8 @@ _WRAPPERS = (
 _OPTIONAL = ("weights", "stride")
 # The field that names what the position of a state counts, where that is not rows.
 _UNIT = "unit"
+# The field that states of mixtures have, and no others.
+_COMPONENTS = "components"
 _EXPECTED = "the dict that get_state of the same pipeline returned"
 # Far above any run; the arithmetic on positions is done in 64 bits.
 _POSITION_LIMIT = 1 << 62
@@ -59,6 +61,11 @@ def checked_position(state: object, identity: Mapping[str, Any]) -> int:
         raise StateMismatchError(
             f"this is not a state of a lerobot_grain stream: {_described(state)}; expected "
             f"{_EXPECTED}"
+        )
+    if _COMPONENTS in state:
+        raise StateMismatchError(
+            "this is a state of a MixtureIterDataset, this stream is of one dataset; restore it "
+            "in a mixture of the same components, or begin a new stream"
         )
     format_version = as_int(state["format"])
     if format_version != ORDER_VERSION:

@@ -150,7 +150,9 @@ def opened(repository: Repository, given: Given) -> Given:
     kind = _WEIGHT if isinstance(given, Weights) else _VALID
     source: Any = given.values
     if not kind.is_right(given.rest):
-        raise InvalidRequestError(f"{kind.argument}: rest={given.rest!r}; expected {kind.expected}")
+        raise InvalidRequestError(
+            f"{kind.argument}: rest={short_repr(given.rest)}; expected {kind.expected}"
+        )
     if isinstance(source, str) and source in repository.features:
         feature = repository.features[source]
         if not kind.fits(feature):
@@ -238,7 +240,9 @@ class _Evaluation(NamedTuple):
                     f"{argument}: the key {number!r} is no number of an episode (int)"
                 )
             if not self.kind.is_right(value):
-                raise InvalidRequestError(f"{argument}[{number}] is {value!r}; expected {expected}")
+                raise InvalidRequestError(
+                    f"{argument}[{number}] is {short_repr(value)}; expected {expected}"
+                )
             if not 0 <= number <= _MAX_NUMBER:
                 raise self._no_episode(argument, int(number))
             values[self._positions(np.array([int(number)]), argument)[0]] = value
@@ -384,7 +388,9 @@ class _Evaluation(NamedTuple):
             raise InvalidRequestError(
                 f"{self.kind.argument}: values of dtype {values.dtype}; expected {expected}"
             )
-        found: npt.NDArray[Any] = values.astype(self.kind.dtype)
+        # What a float64 does not hold becomes infinite, which is said below.
+        with np.errstate(over="ignore"):
+            found: npt.NDArray[Any] = values.astype(self.kind.dtype)
         bad = np.flatnonzero(~(np.isfinite(found) & (found >= 0)))
         if bad.size:
             place = bad.item(0)

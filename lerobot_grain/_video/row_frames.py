@@ -11,7 +11,9 @@ problem, told by episode.
 Rules, in this order:
 1. If a file has exactly one frame for each of its rows, the k-th row has the k-th frame,
    whatever the times are. Unless the times are right in themselves, and contradict that: every
-   episode starts at a frame, the frames come at `fps`, and yet the numbers do not fit.
+   episode starts at a frame, the frames come at `fps`, and yet the numbers do not fit. Nor
+   where the starts are in another order than the rows and off by more than a frame: what is wrong
+   may be the order.
 2. Else an episode starts at the frame at its `from_timestamp`, and where there is none, it is a
    problem.
 3. An episode with as many frames, until the next one starts, as it has rows: the k-th row has the
@@ -119,8 +121,11 @@ def link_rows(
     is_rate_right = abs(times[-1] - times[0] - (len(times) - 1) / fps) <= 0.5 / fps
     if len(times) == lengths.sum():
         are_right = is_at_frame.all() and is_rate_right
+        is_ordered = bool((np.diff(order) > 0).all()) or _are_where_counted(
+            starts, counted, times, fps
+        )
         if np.array_equal(counted, nearest) or not (
-            are_right or (np.diff(starts[order]) == 0).any()
+            are_right or not is_ordered or (np.diff(starts[order]) == 0).any()
         ):
             return RowFrames(table, counted, {}, np.zeros(0, np.int64), rate)
     link = _Linker(_FileTimes(table, times, fps, rate), nearest, starts, lengths)
@@ -135,6 +140,16 @@ def link_rows(
         ):
             link.name_frames(i, timestamps)
     return link.result()
+
+
+def _are_where_counted(starts: Seconds, counted: Integers, times: Seconds, fps: float) -> bool:
+    """Returns whether starts are, to a frame, those of the frames that they are counted to have, by
+    the times of the frames or computed from rows.
+    """
+    return bool(
+        (np.abs(starts - times[counted]) * fps <= 1).all()
+        or (np.abs(starts - counted / fps) * fps <= 1).all()
+    )
 
 
 def _timestamps_of(

@@ -221,6 +221,7 @@ def test_shown() -> None:
     deep: Any = []
     for _ in range(100_000):
         deep = [deep]
+    assert short_repr([10**5000]) == "[an int of 16610 bits]"
     assert short_repr(deep) == "[[[[[[[...]]]]]]]"
     assert len(short_repr([[LONG] * 100] * 100)) < 500
 

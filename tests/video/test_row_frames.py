@@ -98,6 +98,12 @@ COUNTED: dict[str, tuple[SampleTable, list[int], Any, float]] = {
         30.0,
     ),
     "another order": (at_rate(30000 / 1001, 300), [100, 80, 120], [200 / 30, 0, 80 / 30], 30.0),
+    "another order, starts of the file": (
+        at_rate(15, 300),
+        [100, 80, 120],
+        [200 / 15, 0, 80 / 15],
+        30.0,
+    ),
     "times of a clock": (
         table_at(np.sort(np.random.default_rng(0).uniform(0, 60, 1600))),
         HUNDREDS,
@@ -129,6 +135,16 @@ def test_times_that_are_right_and_contradict_the_count() -> None:
         "belongs to which row is not known"
     }
     assert frames_of(found, [10, 10])[0] == list(range(10))
+
+
+@pytest.mark.parametrize("start", [1e6, 1.64, 1.34])
+def test_one_start_that_is_wrong_does_not_put_the_others_into_another_order(start: float) -> None:
+    """Episode 1 starts at 0.6 s, and its table says later than episode 2, which is right."""
+    found = link(at_rate(10, 18), [6, 7, 5], [0.0, start, 1.3])
+    assert found.problems[1].startswith(f"it should start at {start:.6f} s, but the nearest of")
+    right = consecutive([0, 6, 13], [6, 7, 5])
+    frames = frames_of(found, [6, 7, 5])
+    assert all(frames[i] == ([] if i in found.problems else right[i]) for i in range(3))
 
 
 # --- not one for each row ------------------------------------------------------------------------

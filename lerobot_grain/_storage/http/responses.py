@@ -36,6 +36,10 @@ _MAX_SHOWN = 200
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
+# Values of Content-Encoding with which the bytes are sent as they are stored: those that programs
+# give to objects by mistake, and `aws-chunked`, which some stores keep from the upload.
+_NO_ENCODING = frozenset({"", "identity", "none", "binary", "utf-8", "utf8", "aws-chunked"})
+
 _CONTENT_RANGE = re.compile(r"bytes (?:\d+-\d+|\*)/(\d{1,18})")
 _SIZE = re.compile(r"\d{1,18}")
 # No user and password, which would come back in messages; a path, because mirrors and gateways have
@@ -218,7 +222,7 @@ def accept_range(answer: Response, *, source: RangeSource, asked: ByteRange) -> 
         )
     encoding = answer.headers.get("Content-Encoding", "identity")
     length = answer.headers.get("Content-Length", str(asked.length))
-    if encoding != "identity" or length != str(asked.length):
+    if encoding.strip().lower() not in _NO_ENCODING or length != str(asked.length):
         raise RetryableError(
             f"answered with {cut(length)} bytes, encoding {cut(encoding)!r}; expected "
             f"{asked.length} bytes as they are"

@@ -37,6 +37,18 @@ class ListedObject(NamedTuple):
     contents: str
 
 
+def listed_bytes(size: object) -> int:
+    """Returns the size of a file of a listing, which is a text of digits or an int.
+
+    Raises:
+      ValueError: it is no size.
+    """
+    text = str(size)
+    if isinstance(size, bool) or not (text.isascii() and text.isdecimal()):
+        raise ValueError("a size that is none")
+    return int(text)
+
+
 class Page(NamedTuple):
     """A page of a listing.
 

@@ -16,7 +16,13 @@ from urllib.parse import quote, urlencode
 from lerobot_grain._base.arguments import is_token
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._storage.http.responses import Response, checked_endpoint, cut
-from lerobot_grain._storage.objects.address import ListedObject, Page, StoreAddress, parts_of
+from lerobot_grain._storage.objects.address import (
+    ListedObject,
+    Page,
+    StoreAddress,
+    listed_bytes,
+    parts_of,
+)
 from lerobot_grain._storage.objects.credentials import Anonymous, BearerToken, Credentials
 from lerobot_grain._storage.objects.google_credentials import google_credentials
 from lerobot_grain._storage.options import StorageOptions
@@ -85,7 +91,7 @@ class GcsAddress(StoreAddress):
             values = json.loads(body)
             objects = [_listed(entry) for entry in values.get("items", [])]
             folders = [str(each) for each in values.get("prefixes", [])]
-            following = str(values.get("nextPageToken", ""))
+            following = str(values.get("nextPageToken") or "")
         except (AttributeError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(type(error).__name__) from None
         return Page(objects, folders, following)
@@ -140,9 +146,11 @@ def name_gcs(
 
 
 def _listed(entry: Mapping[str, Any]) -> ListedObject:
-    if not (generation := str(entry["generation"])).isdecimal():
+    generation = str(entry["generation"])
+    if not (generation.isascii() and generation.isdecimal()):
         raise ValueError("a generation that is no number")
     # The hash, because it stays the same where a bucket is copied. One that was composed of others
     # has no MD5.
     contents = entry.get("md5Hash") or entry.get("crc32c") or generation
-    return ListedObject(str(entry["name"]), int(entry["size"]), generation, str(contents))
+    size_bytes = listed_bytes(entry["size"])
+    return ListedObject(str(entry["name"]), size_bytes, generation, str(contents))

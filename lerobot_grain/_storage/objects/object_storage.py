@@ -15,6 +15,7 @@ from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import InvalidRequestError, LeRobotGrainError
 from lerobot_grain._storage.base import is_readable_path, text_of_folders
 from lerobot_grain._storage.disk.dataset_cache import DatasetCache
+from lerobot_grain._storage.http.responses import cut
 from lerobot_grain._storage.listed_files import commit_of_files, listed_metadata, listed_size
 from lerobot_grain._storage.objects.address import ListedObject, StoreAddress
 from lerobot_grain._storage.objects.session import StoreSession
@@ -98,7 +99,9 @@ def open_objects(address: StoreAddress) -> ObjectStorage:
     """
     if address.prefix and not is_readable_path(address.prefix[:-1]):
         raise InvalidRequestError(
-            f"{address.name}: {address.prefix[:-1]!r} is no folder of a bucket"
+            f"{cut(address.name)}: {address.prefix[:-1]!r} is no folder of a bucket that is read; "
+            "expected names between single slashes, none of them '.' or '..', without '\\\\', '?', "
+            "'#', '://' and characters that are not printed"
         )
     session = StoreSession(address)
     try:

@@ -16,7 +16,13 @@ from xml.etree import ElementTree
 
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._storage.http.responses import Response, checked_endpoint, cut
-from lerobot_grain._storage.objects.address import ListedObject, Page, StoreAddress, parts_of
+from lerobot_grain._storage.objects.address import (
+    ListedObject,
+    Page,
+    StoreAddress,
+    listed_bytes,
+    parts_of,
+)
 from lerobot_grain._storage.objects.aws_credentials import aws_credentials, aws_settings
 from lerobot_grain._storage.objects.credentials import Anonymous, Credentials
 from lerobot_grain._storage.options import StorageOptions
@@ -94,11 +100,14 @@ class S3Address(StoreAddress):
                 pin = _tag_in(fields.get("ETag", ""))
                 if not pin.isascii() or not pin.isprintable():
                     raise ValueError("an ETag that is none")
-                objects.append(ListedObject(name, int(fields["Size"]), pin, pin))
+                objects.append(ListedObject(name, listed_bytes(fields["Size"]), pin, pin))
             elif _tag(each) == "CommonPrefixes":
                 folders.append(name)
-        is_last = texts.get("IsTruncated") != "true"
-        following = "" if is_last else texts["NextContinuationToken"]
+        following = ""
+        if texts.get("IsTruncated", "").strip().lower() in ("true", "1"):
+            following = texts["NextContinuationToken"]
+            if not following:
+                raise ValueError("a list that goes on nowhere")
         return Page(objects, folders, following)
 
     def version_in(self, answer: Response) -> str | None:

@@ -48,6 +48,8 @@ _MAX_RENEWALS = 2
 # quoted, and a text of an error.
 _MAX_PAGE_BYTES = 8 << 20
 _MAX_ERROR_BYTES = 64 << 10
+# What S3 says of a signature whose time is more than 15 minutes off.
+_CLOCK_IS_WRONG = "RequestTimeTooSkewed"
 
 
 class _RefusedError(Exception):
@@ -114,15 +116,26 @@ class StoreSession(Session):
 
     def _pages(self, folder: str, *, recursive: bool = True) -> Iterator[Page]:
         following = ""
+        seen = {following}
         while True:
             page = self._page(folder, following, recursive=recursive)
             yield page
-            if not page.following or page.following == following:
-                return
             following = page.following
+            if not following:
+                return
+            if following in seen:
+                # The rest of the list would be missing, and the dataset would look shorter.
+                raise StorageError(
+                    f"{self._subject_of_list(folder)}: {self.address.endpoint} named the same "
+                    f"next page twice after {len(seen)} pages; expected a list that comes to an end"
+                )
+            seen.add(following)
+
+    def _subject_of_list(self, folder: str) -> str:
+        return f"{self.address.name}: the list of {folder or 'its folders'}"
 
     def _page(self, folder: str, following: str, *, recursive: bool) -> Page:
-        subject = f"{self.address.name}: the list of {folder or 'its folders'}"
+        subject = self._subject_of_list(folder)
 
         def attempt(deadline: Deadline, credentials: Credentials) -> Page:
             url = self.address.list_url(folder, following, recursive=recursive)
@@ -271,8 +284,17 @@ class StoreSession(Session):
         if status == 412 or (status == 404 and code != "NoSuchBucket" and refusal.is_of_file):
             what = "was overwritten" if status == 412 else "is gone"
             return StorageError(f"{subject}: the file {what} ({told}); {CHANGED}")
+        if status == 416 and refusal.is_of_file:
+            return StorageError(
+                f"{subject}: the file is shorter than was listed ({told}); {CHANGED}"
+            )
         if status == 404:
             return StorageError(f"{subject}: there is no {self.address.place} ({told})")
+        if code == _CLOCK_IS_WRONG:
+            return StorageError(
+                f"{subject}: {self.address.endpoint} refuses requests of another time than its own "
+                f"({told}); set the clock of this machine"
+            )
         if status in (401, 403):
             return StorageError(
                 f"{subject}: access to the {self.address.place} is denied ({told}); credentials: "

@@ -324,6 +324,12 @@ def test_names_that_are_none(hub: LoopbackHub, uri: str) -> None:
         opened(hub, uri, endpoint="ftp://user:password@host")
 
 
+def test_prefixes_that_are_none(hub: LoopbackHub, uri: str) -> None:
+    for folder in ("/sets", "a//b", "a/./b", "a?b", "a\nb"):
+        with pytest.raises(lg.InvalidRequestError, match="expected names between single slashes"):
+            opened(hub, f"{bucket_of(uri)}/{folder}")
+
+
 def test_a_private_bucket_without_credentials(hub: LoopbackHub, uri: str, root: Path) -> None:
     private = f"{bucket_of(uri)}.private"
     hub.add_bucket(private, root, private=True)
@@ -364,6 +370,74 @@ def test_a_bucket_in_another_region(hub: LoopbackHub, root: Path) -> None:
     hub.add_fault(Fault(origin="s3", status=412, body=region.format("Precondition").encode()))
     with pytest.raises(lg.StorageError, match=r"was overwritten \(HTTP 412, Precondition\)"):
         read(storage)
+
+
+@pytest.mark.parametrize("encoding", ["", "utf-8", "UTF-8", "aws-chunked", "identity"])
+def test_encodings_that_change_no_byte(
+    hub: LoopbackHub, uri: str, root: Path, encoding: str
+) -> None:
+    storage = stored(hub, uri)
+    fault = Fault(path_regex=VIDEO, headers={"Content-Encoding": encoding}, times=None)
+    hub.add_fault(fault)
+    assert read(storage) == (root / FOLDER / VIDEO).read_bytes()[:10]
+
+
+def test_a_file_that_is_compressed(hub: LoopbackHub, uri: str) -> None:
+    storage = stored(hub, uri)
+    hub.add_fault(Fault(path_regex=VIDEO, headers={"Content-Encoding": "gzip"}, times=None))
+    with pytest.raises(lg.StorageError, match="encoding 'gzip'; expected 10 bytes as they are"):
+        read(storage)
+
+
+def test_a_file_that_is_shorter_than_its_list_says(hub: LoopbackHub, uri: str) -> None:
+    storage = stored(hub, uri)
+    hub.add_fault(Fault(path_regex=VIDEO, status=416, times=None))
+    with pytest.raises(lg.StorageError, match=rf"shorter than was listed \(HTTP 416.*{REMEDY}"):
+        read(storage)
+
+
+def test_a_clock_that_is_wrong(hub: LoopbackHub, root: Path) -> None:
+    bucket = f"s3://robots-{next(NUMBERS)}"
+    hub.add_bucket(bucket, root)
+    body = b"<Error><Code>RequestTimeTooSkewed</Code></Error>"
+    hub.add_fault(Fault(origin="s3", status=403, body=body, times=None))
+    with pytest.raises(lg.StorageError, match=r"TooSkewed.*set the clock of this machine$"):
+        opened(hub, f"{bucket}/{FOLDER}")
+
+
+IN_S3 = """<ListBucketResult>{}<Contents><Key>{}/meta/info.json</Key><ETag>"a"</ETag>
+<Size>{}</Size></Contents></ListBucketResult>"""
+IN_GCS = '{{"items": [{{"name": "meta/info.json", "size": {}, "generation": {}}}]{}}}'
+GOES_ON = "<IsTruncated>true</IsTruncated><NextContinuationToken>{}</NextContinuationToken>"
+NO_LIST = "answered with something that is no list of files$"
+TWICE = "the list of meta/: http://localhost.* named the same next page twice after 2 pages"
+LISTS: dict[str, tuple[str, str, str]] = {
+    "the same page again": ("s3", IN_S3.format(GOES_ON.format("x"), FOLDER, 1), TWICE),
+    "True, the same page again": (
+        "s3",
+        IN_S3.format(GOES_ON.format("x").replace("true", " True "), FOLDER, 1),
+        TWICE,
+    ),
+    "goes on nowhere": ("s3", IN_S3.format(GOES_ON.format(""), FOLDER, 1), NO_LIST),
+    "a size below 0": ("s3", IN_S3.format("", FOLDER, -10), NO_LIST),
+    "a size with other digits": ("s3", IN_S3.format("", FOLDER, "1_0"), NO_LIST),
+    "Google, the same page again": ("gs", IN_GCS.format(1, 1, ', "nextPageToken": "x"'), TWICE),
+    "Google, a size below 0": ("gs", IN_GCS.format(-1, 1, ""), NO_LIST),
+    "Google, a fraction": ("gs", IN_GCS.format(1.5, 1, ""), NO_LIST),
+    "Google, true": ("gs", IN_GCS.format("true", 1, ""), NO_LIST),
+    "Google, infinite": ("gs", IN_GCS.format("Infinity", 1, ""), NO_LIST),
+    "Google, other digits": ("gs", IN_GCS.format(1, '"\u0663"', ""), NO_LIST),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_that_are_none(hub: LoopbackHub, root: Path, name: str) -> None:
+    scheme, body, text = LISTS[name]
+    bucket = f"{scheme}://robots-{next(NUMBERS)}"
+    hub.add_bucket(bucket, root)
+    hub.add_fault(Fault(status=200, body=body.encode(), times=None))
+    with pytest.raises(lg.StorageError, match=text):
+        opened(hub, f"{bucket}/{FOLDER}")
 
 
 @pytest.mark.parametrize("encoding", ["foo", "shift_jis"])
