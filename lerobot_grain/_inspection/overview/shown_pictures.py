@@ -105,10 +105,13 @@ def _read_files(
                 found for row in rows for found in _read_files(repository, camera, [row], seconds)
             ]
         return [_broken(repository, camera, error)]
-    return [
-        _scaled_down(repository, camera, example[camera], example[mask_key(camera)], seconds)
-        for example in examples
-    ]
+    found = []
+    for example in examples:
+        is_pad = example[mask_key(camera)]
+        found.append(_scaled_down(repository, camera, example[camera], is_pad, seconds))
+        # The closed stream is a cycle, and holds its examples until the garbage is collected.
+        example.clear()
+    return found
 
 
 def _scaled_down(
