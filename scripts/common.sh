@@ -15,3 +15,8 @@ find_python() {
     done
     return 1
 }
+
+# --help prints the comment at the head of the script that sources this one.
+case "${1:-}" in
+-h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "scripts/$(basename "$0")"; exit ;;
+esac

@@ -7,9 +7,9 @@
 # The processes that tests start count, too. Takes half as long again as the tests alone. The HTML report goes to htmlcov/.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/common.sh
 scripts/setup.sh
 .venv/bin/python -m pip install --quiet --disable-pip-version-check 'coverage>=7.10' 'pytest-cov>=7'
-source scripts/common.sh
 status=0
 .venv/bin/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-report= "$@" || status=$?
 .venv/bin/python -m coverage report --show-missing --skip-covered

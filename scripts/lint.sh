@@ -2,6 +2,7 @@
 # Sets everything up, then runs the linter, the formatter's check and the type checker. `--fix`: mends what the first two can.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/common.sh
 scripts/setup.sh
 case "${1:-}" in
 "") check=(--check --quiet) fix=() ;;

@@ -7,9 +7,9 @@
 # Each run has its own seed of hash(), so its own order of sets. Prints the tests that failed, and how often; status 1 if there are any.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/common.sh
 PYTHON="${PYTHON:-.venv/bin/python}"
 [ "$PYTHON" != .venv/bin/python ] || scripts/setup.sh
-source scripts/common.sh
 
 times="${1:-20}"
 shift || true

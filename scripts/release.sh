@@ -5,6 +5,7 @@
 # The version is `__version__` of lerobot_grain/__init__.py. The lines of CHANGELOG.md under "Unreleased" must have been moved under it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/common.sh
 
 fail() { echo "release: $*" >&2; exit 1; }
 

@@ -3,6 +3,7 @@
 # Does nothing, quickly, when all of that is there. Always uses .venv, also inside of another environment that is active.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/common.sh
 
 PYTHON=.venv/bin/python
 STAMP=.venv/lerobot_grain-setup

@@ -14,6 +14,7 @@ from itertools import groupby
 from typing import Any
 
 from lerobot_grain import CheckReport, Finding, check, open_repository
+from lerobot_grain._cli.argument_types import positive
 from lerobot_grain._cli.output.report import Part, Table, print_report
 from lerobot_grain._cli.output.units import size
 from lerobot_grain._cli.progress import ProgressLine
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this command to those that every command has."""
     parser.add_argument(
         "--max-files",
-        type=int,
+        type=positive,
         metavar="N",
         help="check so many files of each camera and so many data files, evenly spaced (default: "
         "all)",

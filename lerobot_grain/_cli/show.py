@@ -37,7 +37,7 @@ from lerobot_grain._inspection.overview.shown_rows import (
 # As many pictures as stand side by side.
 _FRAMES = 5
 _EXAMPLES = 4
-# Examples that are read side by side, and held with all their frames.
+# Examples that are read side by side, and held with their pictures.
 _READ_TOGETHER = 4
 
 

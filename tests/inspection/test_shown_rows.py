@@ -5,6 +5,7 @@ else.
 from __future__ import annotations
 
 import shutil
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 import lerobot_grain as lg
 from lerobot_grain._cli.page.pictures import strip
 from lerobot_grain._cli.page.plots import plots
-from lerobot_grain._inspection.overview import shown_rows
+from lerobot_grain._inspection.overview import shown_pictures
 from lerobot_grain._inspection.overview.shown_rows import (
     first_rows,
     read_episode,
@@ -152,7 +153,7 @@ def test_an_episode_is_shown_with_the_frames_that_can_be_read(
             raise lg.DatasetFormatError("no such frame")
         return lg.read_rows(repository, rows, **arguments)
 
-    monkeypatch.setattr(shown_rows, "read_rows", failing)
+    monkeypatch.setattr(shown_pictures, "read_rows", failing)
     (top,) = read_episode(repository, 2, cameras=[TOP], frames_per_camera=3).pictures
     assert top.seconds.tolist() == [0.3, 0.6]
     assert len(top.frames) == len(top.is_pad) == 2
@@ -160,6 +161,55 @@ def test_an_episode_is_shown_with_the_frames_that_can_be_read(
     html = strip(top, is_example=False)
     assert "Frames of this camera cannot be read: no such frame" in html
     assert html.count("<img") == 2
+
+
+def test_many_frames_are_held_at_the_size_of_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    height, width, length = 100, 800, 7
+    directory = write_dataset(
+        tmp_path / "data",
+        episode_lengths=[length],
+        fps=10,
+        cameras=(
+            Camera(key=TOP, height=height, width=width, kind="image"),
+            Camera(key="depth", height=height, width=width, kind="image", depth=True),
+        ),
+    ).directory
+    repository = lg.open_repository(directory)
+    full_size = {
+        key: [each[key] for each in lg.read_rows(repository, range(length), features=[key])]
+        for key in (TOP, "depth")
+    }
+    held: list[weakref.ref[Any]] = []
+    together = []
+
+    def noting(repository: lg.Repository, rows: Sequence[int], **arguments: Any) -> Any:
+        assert [each for each in held if each() is not None] == [], "full frames of rows before"
+        examples = lg.read_rows(repository, rows, **arguments)
+        for example in examples:
+            frames = example[arguments["features"][0]]
+            held.append(weakref.ref(frames if frames.base is None else frames.base))
+        together.append(len(rows))
+        return examples
+
+    monkeypatch.setattr(shown_pictures, "read_rows", noting)
+    monkeypatch.setattr(shown_pictures, "_FULL_SIZE_BYTES", 3 * height * width * 3)
+    top, depth = read_episode(
+        repository, 0, cameras=[TOP, "depth"], frames_per_camera=length
+    ).pictures
+    # A frame of color takes 3 bytes a pixel, one of depth 4.
+    assert together == [3, 3, 1, 2, 2, 2, 1]
+    assert top.size == depth.size == (height, width)
+    assert top.frames.shape == (length, 48, 384, 3)
+    assert depth.frames.shape == (length, 48, 384, 1)
+    assert np.array_equal(top.seconds, np.arange(length) / 10)
+    means = [float(np.mean(frame)) for frame in full_size[TOP]]
+    assert np.allclose(top.frames.mean((1, 2, 3)), means, atol=1)
+    every = np.stack(full_size["depth"])
+    assert depth.depth_limits == (float(every[every > 0].min()), float(every.max()))
+    assert top.depth_limits is None
+    assert set(np.unique(depth.frames)) <= set(np.unique(every)), "no depth where nothing is"
 
 
 def test_of_a_long_vector_so_much_is_read_as_is_drawn(tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ HEAVY = {
     "_training.returns_to_go": {"grain"},
     "_training.shaping": {"grain", "PIL"},
     "_inspection.plot": {"matplotlib"},
+    "_inspection.overview.shown_pictures": {"PIL"},
     "_inspection.overview.train_step": {"jax"},
     "_cli.progress": {"rich"},
     "_cli.output.profile_plots": {"matplotlib"},

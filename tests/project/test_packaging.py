@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import subprocess
@@ -149,3 +150,21 @@ def test_a_release_that_is_not_ready_is_refused(
     assert done.returncode != 0
     assert text in done.stderr
     assert git(checkout, "tag") == ""
+
+
+@pytest.mark.parametrize(
+    "script",
+    [path for path in sorted((ROOT / "scripts").glob("*.sh")) if path.stem != "common"],
+    ids=lambda path: path.name,
+)
+def test_help_of_a_script_is_its_first_comment_and_nothing_else_is_done(
+    script: Path, tmp_path: Path
+) -> None:
+    found = subprocess.run(
+        ["bash", str(script), "--help"], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    comment = itertools.takewhile(
+        lambda line: line.startswith("#"), script.read_text().splitlines()[1:]
+    )
+    assert found.stdout.splitlines() == [line[1:].removeprefix(" ") for line in comment]
+    assert found.stderr == ""

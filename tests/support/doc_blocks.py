@@ -90,7 +90,9 @@ def run_shell(code: str, *, replaced: dict[str, str]) -> None:
 
 def _check_command(words: list[str], line: str) -> None:
     program, *rest = words
-    if program == "bash" or program.endswith("python"):
+    if words[:2] == ["python", "-m"]:
+        assert (ROOT / words[2].replace(".", "/") / "__main__.py").is_file(), line
+    elif program == "bash" or program.endswith("python"):
         path = ROOT / rest[0]
         assert path.is_file(), line
         options = [word.partition("=")[0] for word in rest[1:] if word.startswith("--")]

@@ -28,7 +28,7 @@ def page(repository: Repository, shown: Iterable[Shown], *, command: str) -> str
     Args:
       repository: of which it is.
       shown: at least one example or episode. Each is drawn and let go before the next one is
-        asked for, because its frames are large.
+        asked for, because its pictures are large.
       command: that makes the page again.
     """
     name = repository.description

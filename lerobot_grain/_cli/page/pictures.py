@@ -11,8 +11,6 @@ from PIL import Image
 
 from lerobot_grain._inspection.overview.shown import Pictures, Values
 
-# Twice the width of a picture on the page, for screens of many pixels.
-_MOST_PIXELS = 384
 _QUALITY = 82
 
 
@@ -32,9 +30,8 @@ def strip(pictures: Pictures, *, is_example: bool) -> str:
         return f'<div class="camera"><h4>{key}</h4>{problem}</div>'
     height, width = pictures.size
     about = f"{width}\N{MULTIPLICATION SIGN}{height}"
-    near, far = 0.0, 0.0
+    near, far = pictures.depth_limits or (0.0, 0.0)
     if pictures.unit is not None:
-        near, far = _depth_limits(pictures.frames)
         about += (
             f", depth {near:,.4g} to {far:,.4g} {escape(pictures.unit)}, near is light, "
             "black has no depth"
@@ -66,12 +63,6 @@ def time_text(seconds: float, *, is_example: bool) -> str:
     return f"{seconds:+.2f} s".replace("-", "\N{MINUS SIGN}")
 
 
-def _depth_limits(frames: Values) -> tuple[float, float]:
-    """Returns the nearest and the farthest depth; 0 is none."""
-    seen = frames[np.isfinite(frames) & (frames > 0)]
-    return (float(seen.min()), float(seen.max())) if seen.size else (0.0, 0.0)
-
-
 def _grey(frame: Values, near: float, far: float) -> Values:
     """Returns depth `(height, width, 1)` as uint8 `(height, width)`: 255 near, 40 far, 0 none."""
     depth = frame[..., 0]
@@ -83,7 +74,6 @@ def _grey(frame: Values, near: float, far: float) -> Values:
 
 def _data_uri(pixels: Values) -> str:
     image = Image.fromarray(pixels)
-    image.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -17,6 +17,8 @@ Values = npt.NDArray[Any]
 
 # Numbers of a vector that are shown.
 MOST_DIMENSIONS = 32
+# Of the longer side of a picture: twice its width on the page, for screens of many pixels.
+MOST_PIXELS = 384
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +55,10 @@ class Pictures:
       size: (height, width) of the frames as they are read.
       unit: `m` or `mm` of depth; else `None`.
       seconds, is_pad: as of `Curves`.
-      frames: uint8 `(time, height, width, 3)`, or float32 `(time, height, width, 1)` for depth.
+      frames: uint8 `(time, height, width, 3)`, or float32 `(time, height, width, 1)` for depth;
+        larger ones are scaled down to `MOST_PIXELS`.
+      depth_limits: the nearest and the farthest depth of the frames as they are read; `None`: there
+        is none in them, or they are not depth.
       problem: why there are none, and then all arrays are empty, or why some are left out.
     """
 
@@ -63,6 +68,7 @@ class Pictures:
     seconds: Values
     is_pad: Values
     frames: Values
+    depth_limits: tuple[float, float] | None = None
     problem: str | None = None
 
 

@@ -14,22 +14,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._base.errors import (
-    DatasetFormatError,
-    InvalidRequestError,
-    LeRobotGrainError,
-    MissingFileError,
-)
+from lerobot_grain._base.errors import InvalidRequestError, LeRobotGrainError
 from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
 from lerobot_grain._datasets.read_rows import read_rows
 from lerobot_grain._format.info import TASK_KEY
 from lerobot_grain._inspection.locate import RowLocation, locate_frames
-from lerobot_grain._inspection.overview.shown import (
-    MOST_DIMENSIONS,
-    Curves,
-    Pictures,
-    Shown,
-    Values,
+from lerobot_grain._inspection.overview.shown import MOST_DIMENSIONS, Curves, Shown, Values
+from lerobot_grain._inspection.overview.shown_pictures import (
+    mask_key,
+    over_time,
+    read_pictures,
 )
 from lerobot_grain._order.shuffle import Shuffle
 from lerobot_grain._reading.batches import Example
@@ -168,9 +162,9 @@ def read_examples(
         rows,
         features=keys,
         delta_timestamps={key: deltas for key, deltas in windows.items() if key in keys},
-        pad_keys={key: _mask_key(key) for key in windows if key in keys},
+        pad_keys={key: mask_key(key) for key in windows if key in keys},
     )
-    pictures = {key: _pictures(repository, key, rows, windows.get(key)) for key in cameras}
+    pictures = {key: read_pictures(repository, key, rows, windows.get(key)) for key in cameras}
     places = row_places(repository, rows, cameras)
     return [
         Shown(
@@ -226,7 +220,7 @@ def read_episode(
             if feature.is_array and key not in _COUNTERS
         ),
         pictures=tuple(
-            _over_time(_pictures(repository, key, rows, None), few / repository.fps)
+            over_time(read_pictures(repository, key, rows, None), few / repository.fps)
             for key in cameras
         ),
         words=_words_of_all(examples),
@@ -273,86 +267,13 @@ def _curves(repository: Repository, key: str, example: Example, deltas: Sequence
         names=_names(repository, key),
         seconds=np.asarray(deltas, np.float64)[order],
         values=_flat(example[key])[order],
-        is_pad=np.asarray(example[_mask_key(key)])[order],
+        is_pad=np.asarray(example[mask_key(key)])[order],
     )
-
-
-def _pictures(
-    repository: Repository, camera: str, rows: Sequence[int], deltas: Sequence[float] | None
-) -> list[Pictures]:
-    """Returns the frames of a camera at some rows, or why they cannot be read: a broken file is one
-    of the rows that are stored in it.
-    """
-    depth = repository.features[camera].depth
-    unit = None if depth is None else depth.unit
-    given = [0.0] if deltas is None else sorted(deltas)
-    try:
-        examples = read_rows(
-            repository,
-            rows,
-            features=[camera],
-            delta_timestamps={camera: given},
-            pad_keys={camera: _mask_key(camera)},
-        )
-    except InvalidRequestError:
-        raise
-    except LeRobotGrainError as error:
-        if len(rows) > 1 and isinstance(error, (DatasetFormatError, MissingFileError)):
-            return [found for row in rows for found in _pictures(repository, camera, [row], deltas)]
-        nothing = np.zeros(0)
-        broken = Pictures(
-            key=camera,
-            size=(0, 0),
-            unit=unit,
-            seconds=nothing,
-            is_pad=nothing,
-            frames=nothing,
-            problem=str(error),
-        )
-        return [broken] * len(rows)
-    found = []
-    for example in examples:
-        frames = np.asarray(example[camera])
-        found.append(
-            Pictures(
-                key=camera,
-                size=(frames.shape[1], frames.shape[2]),
-                unit=unit,
-                seconds=np.array(given),
-                is_pad=np.asarray(example[_mask_key(camera)]),
-                frames=frames,
-            )
-        )
-    return found
-
-
-def _over_time(pictures: Sequence[Pictures], seconds: Values) -> Pictures:
-    """Returns the pictures of one camera at several rows as one row of them, with those that can be
-    read.
-    """
-    good = [number for number, each in enumerate(pictures) if each.problem is None]
-    if not good:
-        return pictures[0]
-    first = pictures[good[0]]
-    return Pictures(
-        key=first.key,
-        size=first.size,
-        unit=first.unit,
-        seconds=seconds[good],
-        is_pad=np.zeros(len(good), np.bool_),
-        frames=np.concatenate([pictures[number].frames for number in good]),
-        problem=next((each.problem for each in pictures if each.problem is not None), None),
-    )
-
-
-def _mask_key(key: str) -> str:
-    """Returns the key of the mask of a window: no feature has it, as some have `{key}_is_pad`."""
-    return f"{key} of the page is padding"
 
 
 def _words(example: Example, windows: Windows) -> dict[str, str]:
     """Returns all of an example that is neither a curve nor a mask, as text."""
-    masks = set(map(_mask_key, windows))
+    masks = set(map(mask_key, windows))
     return {
         key: _as_text(value)
         for key, value in example.items()
