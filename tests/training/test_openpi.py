@@ -212,7 +212,7 @@ def blocks_of(page: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def openpi_loaders(repository: lg.Repository) -> Iterator[lg.OpenPiDataLoader]:
+def openpi_loaders() -> Iterator[lg.OpenPiDataLoader]:
     """Yields the loader of each form of `openpi_data.py`."""
 
     def repack(example: dict[str, Any]) -> dict[str, Any]:
@@ -278,7 +278,7 @@ def test_the_code_of_the_documentation_runs(
     exec(specs, of_specs)
     assert of_specs["spec"]["action"].shape[0] == 64
     found = []
-    for loader in openpi_loaders(repository):
+    for loader in openpi_loaders():
         with contextlib.closing(iter(loader)) as pairs:
             found.append(next(pairs))
     (one, actions), (other, relative) = found

@@ -6,7 +6,6 @@ order.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -17,14 +16,13 @@ import types
 from pathlib import Path
 from typing import Any
 
-import grain
 import numpy as np
 import pytest
 
 import lerobot_grain as lg
 from lerobot_grain.testing import Camera, write_dataset
 from tests.support import openpi_stand_in
-from tests.support.openpi_script import FEEDS, blocks, changed, import_script
+from tests.support.openpi_script import FEEDS, import_script
 
 TOP = "observation.images.top"
 EPISODE_LENGTHS = (14, 10)
@@ -130,7 +128,7 @@ def test_the_real_script_stopped_and_resumed_trains_on_the_same_batches(
 # --- the stand-in --------------------------------------------------------------------------------
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -149,7 +147,7 @@ def life(
             while not (directory / str(SAVE_INTERVAL)).is_dir():
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-            raise Stopped
+            raise StoppedError
         return add(config, rng, state, batch)
 
     config = types.SimpleNamespace(
@@ -166,7 +164,7 @@ def life(
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(script, "train_step", train_step)
-        with contextlib.suppress(Stopped):
+        with contextlib.suppress(StoppedError):
             script.main(config)
     return steps
 
