@@ -91,7 +91,10 @@ def config_of(workdir: Path, *, resume: bool) -> Any:
         name="small",
         exp_name="run",
         model=pi0.Pi0Config(
-            paligemma_variant="dummy", action_expert_variant="dummy", action_horizon=4
+            dtype="float32",
+            paligemma_variant="dummy",
+            action_expert_variant="dummy",
+            action_horizon=4,
         ),
         lr_schedule=optimizer.CosineDecaySchedule(warmup_steps=2, peak_lr=1e-3, decay_steps=10),
         ema_decay=None,
