@@ -114,11 +114,10 @@ def save(way: str, directory: Path, step: int, batches: Any) -> Any:
         data = grain.checkpoint.CheckpointSave(batches)
         old.save(step, args=ocp_v0.args.Composite(data=data))
         return old.close
+    if way == "maxtext":
+        return maxtext.save(directory, step, WEIGHTS, batches)
     checkpoints = ocp_v0.v1.training.Checkpointer(directory)
-    if way == "orbax":
-        items = {"state": WEIGHTS, "data": batches}
-    else:
-        items = {"items": WEIGHTS, "iter": maxtext.for_save(step, batches, 1)}
+    items = {"state": WEIGHTS, "data": batches}
     assert checkpoints.save_checkpointables_async(step, items) is not None
     return checkpoints.close
 
@@ -136,11 +135,11 @@ def restore(way: str, directory: Path, step: int, batches: Any) -> None:
         # Grain 0.2.18 refuses it, but Orbax v1 reads the same files.
         ocp_v0.v1.load_checkpointables(directory / str(step), {"data": batches})
         return
+    if way == "maxtext":
+        state = maxtext.restore(directory, step, WEIGHTS, batches)
+        assert np.array_equal(state["w"], WEIGHTS["w"])
+        return
     with contextlib.closing(ocp_v0.v1.training.Checkpointer(directory)) as checkpoints:
-        if way == "orbax":
-            loaded = checkpoints.load_checkpointables(step, {"state": WEIGHTS, "data": batches})
-            assert loaded["data"] is batches
-            assert np.array_equal(loaded["state"]["w"], WEIGHTS["w"])
-        else:
-            data = maxtext.for_restore(checkpoints, step, batches, 1)
-            checkpoints.load_checkpointables(step, {"items": WEIGHTS, "iter": data})
+        loaded = checkpoints.load_checkpointables(step, {"state": WEIGHTS, "data": batches})
+        assert loaded["data"] is batches
+        assert np.array_equal(loaded["state"]["w"], WEIGHTS["w"])

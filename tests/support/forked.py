@@ -40,8 +40,8 @@ _IMPORTED_BEFORE_FORKING = [
         "PIL.Image",
     ),
     *("pyarrow.dataset", "pyarrow.parquet", "pytest", "torchcodec.decoders"),
-    # Where it is installed; it imports TensorFlow. (What cannot be imported is left out.)
-    "maxtext.common.grain_utility",
+    # Where it is installed; it imports much. (What cannot be imported is left out.)
+    "maxtext.common.checkpointing",
 ]
 # The names of shared memory that a forked process makes begin with the value of this variable.
 SHARED_MEMORY_PREFIX = "LEROBOT_GRAIN_TESTS_SHARED_MEMORY"

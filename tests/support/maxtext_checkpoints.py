@@ -2,23 +2,27 @@
 0.2.18 does: written after their sources, for the tests.
 
 MaxText 0.2.5: `MultiHostDataLoadIterator` of `maxtext/input_pipeline/multihost_dataloading.py`;
-`for_save` and `for_restore` of `maxtext/common/grain_utility.py`, whose values go to Orbax v1 under
-the name `iter`. Where MaxText is installed, its own are used.
+`save_checkpoint` and `load_state_if_possible` of `maxtext/common/checkpointing.py`, which give what
+`maxtext/common/grain_utility.py` makes of a data iterator to Orbax v1, under the name `iter`. Where
+MaxText is installed, its own are used.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import importlib.util
 import json
-from collections.abc import Iterable
+import types
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import grain
 import jax
 import numpy as np
+import orbax.checkpoint as ocp_v0
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 IS_INSTALLED = importlib.util.find_spec("maxtext") is not None
@@ -50,13 +54,13 @@ class MultiHostDataLoadIterator:
 @functools.cache
 def _maxtext() -> tuple[Any, Any]:
     """Returns MaxText's modules of loading and of checkpoints."""
-    from maxtext.common import grain_utility
+    from maxtext.common import checkpointing
     from maxtext.input_pipeline import multihost_dataloading
 
     # At the end of a loader MaxText ends all processes of the machine that look like orphans of
     # multiprocessing, those of others, too.
     multihost_dataloading._cleanup_orphaned_multiprocessing_processes = lambda: None
-    return multihost_dataloading, grain_utility
+    return multihost_dataloading, checkpointing
 
 
 def loader_of(dataset: Iterable[Any], mesh: Mesh) -> Any:
@@ -93,18 +97,50 @@ class _ElasticFile:
         return read()
 
 
-def for_save(step: int, data_iterator: Any, expansion_factor: int) -> Any:
-    """Returns what MaxText gives Orbax v1 to save; `data_iterator` has a `local_iterator`."""
+def save(directory: Path, step: int, state: Any, data_iterator: Any) -> Callable[[], None]:
+    """Begins to save; returns what waits for the end. `data_iterator` has a `local_iterator`."""
     if IS_INSTALLED:
-        return _maxtext()[1].for_save(step, data_iterator, expansion_factor)
-    return _ElasticFile(data_iterator.local_iterator)
+        checkpointing = _maxtext()[1]
+        manager = _manager(directory)
+        # Of MaxText's settings those that are asked for.
+        config = types.SimpleNamespace(
+            enable_checkpointing=True,
+            checkpoint_period=1,
+            dataset_type="grain",
+            expansion_factor_real_data=-1,
+        )
+        assert checkpointing.save_checkpoint(manager, step, state, config, data_iterator)
+        return manager.close
+    checkpoints = ocp_v0.v1.training.Checkpointer(directory)
+    items = {"items": state, "iter": _ElasticFile(data_iterator.local_iterator)}
+    assert checkpoints.save_checkpointables_async(step, items) is not None
+    return checkpoints.close
 
 
-def for_restore(checkpoints: Any, step: int, data_iterator: Any, expansion_factor: int) -> Any:
-    """Returns what MaxText gives Orbax v1 to restore."""
+def restore(directory: Path, step: int, state: Any, data_iterator: Any) -> Any:
+    """Restores the data iterator in place; returns the state."""
     if IS_INSTALLED:
-        return _maxtext()[1].for_restore(checkpoints, step, data_iterator, expansion_factor)
-    return _ElasticFile(data_iterator.local_iterator)
+        with contextlib.closing(_manager(directory)) as manager:
+            found, _ = _maxtext()[1].load_state_if_possible(
+                manager,
+                data_iterator,
+                load_parameters_from_path="",
+                load_full_state_from_path="",
+                checkpoint_storage_concurrent_gb=1,
+                abstract_unboxed_pre_state=state,
+                dataset_type="grain",
+                step=step,
+            )
+            return found["items"]
+    with contextlib.closing(ocp_v0.v1.training.Checkpointer(directory)) as checkpoints:
+        items = {"items": state, "iter": _ElasticFile(data_iterator.local_iterator)}
+        return checkpoints.load_checkpointables(step, items)["items"]
+
+
+def _manager(directory: Path) -> Any:
+    return _maxtext()[1].create_orbax_checkpoint_manager(
+        str(directory), enable_checkpointing=True, use_async=True, save_interval_steps=1
+    )
 
 
 def save_shards(directory: Path, iterator: Any) -> None:

@@ -8,9 +8,9 @@ import contextlib
 import itertools
 import json
 import re
+import sys
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,11 +23,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import lerobot_grain as lg
 from lerobot_grain.testing import Camera, write_dataset
+from tests.support import openpi_stand_in
 from tests.support.maxtext_checkpoints import loader_of
+from tests.support.openpi_script import FEEDS, import_script
+from tests.support.openpi_stand_in import Observation, PaligemmaTokenizer
 
 TOP = "observation.images.top"
 PAGES = Path(__file__).parents[2] / "docs" / "trainers"
 HORIZON = 4
+tokenize = PaligemmaTokenizer(8).tokenize
 MESH = Mesh(np.array(jax.devices()[:1]), ("data",))
 SHARDING = NamedSharding(MESH, PartitionSpec("data"))
 
@@ -54,58 +58,6 @@ class DataLoader(Protocol):
     def data_config(self) -> Any: ...
 
     def __iter__(self) -> Iterator[tuple[Any, jax.Array]]: ...
-
-
-@dataclass
-class Observation:
-    """`openpi.models.model.Observation`, with the checks that its annotations make."""
-
-    images: dict[str, jax.Array]
-    image_masks: dict[str, jax.Array]
-    state: jax.Array
-    tokenized_prompt: jax.Array | None
-    tokenized_prompt_mask: jax.Array | None
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Observation:
-        assert ("tokenized_prompt" in data) == ("tokenized_prompt_mask" in data)
-        for key, image in data["image"].items():
-            # in place, as openpi does it
-            data["image"][key] = image.astype(np.float32) / 255.0 * 2.0 - 1.0
-        made = cls(
-            data["image"],
-            data["image_mask"],
-            data["state"],
-            data.get("tokenized_prompt"),
-            data.get("tokenized_prompt_mask"),
-        )
-        size = len(made.state)
-        assert (
-            made.images.keys()
-            == made.image_masks.keys()
-            == {"base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"}
-        )
-        for key, image in made.images.items():
-            assert (image.shape, image.dtype) == ((size, 224, 224, 3), jnp.float32)
-            assert (made.image_masks[key].shape, made.image_masks[key].dtype) == (
-                (size,),
-                jnp.bool_,
-            )
-        assert (made.state.ndim, made.state.dtype) == (2, jnp.float32)
-        if made.tokenized_prompt is not None:
-            assert made.tokenized_prompt.dtype == jnp.int32
-            assert made.tokenized_prompt_mask is not None
-            assert (made.tokenized_prompt_mask.shape, made.tokenized_prompt_mask.dtype) == (
-                made.tokenized_prompt.shape,
-                jnp.bool_,
-            )
-        return made
-
-
-def tokenize(text: str) -> tuple[np.ndarray, np.ndarray]:
-    """Letters as tokens, in the form of openpi's `PaligemmaTokenizer(8).tokenize`."""
-    tokens = np.array([ord(letter) for letter in text] + [0] * (8 - len(text)))
-    return tokens, tokens > 0
 
 
 def stream(repository: lg.Repository, **arguments: Any) -> lg.LeRobotIterDataset:
@@ -260,16 +212,8 @@ def blocks_of(page: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def test_the_code_of_the_documentation_runs(
-    repository: lg.Repository, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """openpi twice, MaxText with a stop, and a loop of one's own; all give the rows of the plain
-    stream.
-    """
-    monkeypatch.setattr(lg, "open_repository", lambda _: repository)
-    specs, ours, theirs, resuming, maxtext, levanter = (
-        code for page in ("README", "openpi", "maxtext", "levanter") for code in blocks_of(page)
-    )
+def openpi_loaders() -> Iterator[lg.OpenPiDataLoader]:
+    """Yields the loader of each form of `openpi_data.py`."""
 
     def repack(example: dict[str, Any]) -> dict[str, Any]:
         """openpi's RepackTransform, data transform and tokenizer in one."""
@@ -277,7 +221,7 @@ def test_the_code_of_the_documentation_runs(
             name: lg.resize_with_pad(example[TOP], (224, 224))
             for name in lg.OpenPiFormat(cameras={"base_0_rgb": TOP}).images
         }
-        tokens, mask = tokenize(example["prompt"].split()[0][:8])
+        tokens, mask = tokenize(str(example["prompt"]))
         prompt = {"tokenized_prompt": tokens.astype(np.int32), "tokenized_prompt_mask": mask}
         masks = dict.fromkeys(pictures, np.True_)
         return {
@@ -292,23 +236,36 @@ def test_the_code_of_the_documentation_runs(
         example["actions"][..., :2] -= example["state"][:2]  # in place, as openpi's DeltaActions
         return example
 
-    names: dict[str, Any] = {
-        "config": types.SimpleNamespace(
-            batch_size=4, model=types.SimpleNamespace(action_horizon=HORIZON, action_dim=32)
-        ),
-        "tokenizer": types.SimpleNamespace(tokenize=tokenize),
-        "data_sharding": SHARDING,
-        "data_config": types.SimpleNamespace(
-            repack_transforms=types.SimpleNamespace(inputs=[repack]),
-            data_transforms=types.SimpleNamespace(inputs=[subtract]),
-            model_transforms=types.SimpleNamespace(inputs=[]),
-        ),
-        "normalize": dict,
-        "Observation": Observation,
-        "MultiHostDataLoadIterator": loader_of,
-        "local_batch_size": 4,
-        "mesh": MESH,
-    }
+    data_config = types.SimpleNamespace(
+        repack_transforms=types.SimpleNamespace(inputs=[repack]),
+        data_transforms=types.SimpleNamespace(inputs=[subtract]),
+        model_transforms=types.SimpleNamespace(inputs=[]),
+        norm_stats=None,
+        use_quantile_norm=False,
+    )
+    config = types.SimpleNamespace(
+        batch_size=4,
+        seed=0,
+        model=types.SimpleNamespace(action_horizon=HORIZON, action_dim=32, max_token_len=8),
+        data=types.SimpleNamespace(create=lambda *_: data_config),
+        assets_dirs=None,
+    )
+    with openpi_stand_in.importable():
+        for feed in FEEDS:
+            import_script(openpi_stand_in.SCRIPT, feed)
+            yield sys.modules["openpi_data"].create_data_loader(config, SHARDING)
+
+
+def test_the_code_of_the_documentation_runs(
+    repository: lg.Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """openpi twice, MaxText with a stop, and a loop of one's own; all give the rows of the plain
+    stream.
+    """
+    monkeypatch.setattr(lg, "open_repository", lambda _: repository)
+    specs, maxtext, levanter = (
+        code for page in ("README", "maxtext", "levanter") for code in blocks_of(page)
+    )
     features = ["observation.state", "action"]
     of_specs: dict[str, Any] = {
         "dataset": lg.LeRobotIterDataset(repository, features=features),
@@ -321,17 +278,21 @@ def test_the_code_of_the_documentation_runs(
     exec(specs, of_specs)
     assert of_specs["spec"]["action"].shape[0] == 64
     found = []
-    for code in (ours, theirs):
-        exec(code, names)
-        with contextlib.closing(iter(names["data_loader"])) as pairs:
+    for loader in openpi_loaders():
+        with contextlib.closing(iter(loader)) as pairs:
             found.append(next(pairs))
     (one, actions), (other, relative) = found
     assert np.array_equal(one.state[:, :7], other.state)
+    assert np.array_equal(one.tokenized_prompt, other.tokenized_prompt)
     assert np.array_equal(one.images["base_0_rgb"], other.images["base_0_rgb"])
     assert np.allclose(actions[..., :2] - one.state[:, None, :2], relative[..., :2])
 
-    loop_of_openpi(resuming, names, tmp_path)
-
+    names: dict[str, Any] = {
+        "repository": repository,
+        "MultiHostDataLoadIterator": loader_of,
+        "local_batch_size": 4,
+        "mesh": MESH,
+    }
     exec(maxtext, names)
     assert isinstance(names["data_iterator"].local_iterator, grain.experimental.ElasticIterator)
     with contextlib.closing(names["data_iterator"].local_iterator):
@@ -350,43 +311,3 @@ def test_the_code_of_the_documentation_runs(
         batch = next(batches)
     assert np.array_equal(batch["action"], first["action"])
     assert batch["action"].sharding.is_equivalent_to(first["action"].sharding, 3)
-
-
-def loop_of_openpi(code: str, names: dict[str, Any], directory: Path) -> None:
-    """Runs the loop of the page undisturbed, and stopped after the checkpoint of step 4: the
-    batches must be the same.
-    """
-
-    def run(start_step: int, num_train_steps: int) -> list[Any]:
-        taken: list[Any] = []
-
-        def train_step(rng: Any, state: Any, batch: Any) -> tuple[Any, dict[str, Any]]:  # noqa: ARG001
-            taken.append(batch[1])
-            return state, {}
-
-        saved: list[int] = []
-        config = types.SimpleNamespace(save_interval=2, num_train_steps=num_train_steps)
-        exec(
-            code,
-            names
-            | {
-                "json": json,
-                "config": config,
-                "start_step": start_step,
-                "resuming": start_step > 0,
-                "train_state": None,
-                "train_rng": None,
-                "ptrain_step": train_step,
-                "save_state": lambda *arguments: saved.append(arguments[-1]),
-                "checkpoint_manager": None,
-                "data_state_file": directory / "data.json",
-            },
-        )
-        assert saved[-1] == num_train_steps - 1
-        return taken
-
-    # openpi saves at the end of step 4 and begins with step 5.
-    straight = run(0, 8)
-    stopped = run(0, 5) + run(5, 8)
-    assert len(straight) == len(stopped) == 8
-    assert all(map(np.array_equal, straight, stopped))
