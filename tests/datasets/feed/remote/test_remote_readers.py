@@ -613,17 +613,19 @@ def test_the_garbage_collector_may_end_lanes_in_a_thread_that_waits(
     part = PartOfPositions.of_shard(None, grain.sharding.NoSharding())
     request = LaneRequest({"position": 0}, part, 4)
     wait = threading.Condition.wait
-    found: Any = None
+    made = threading.RLock()
 
     def ends_all(self: threading.Condition, timeout: float | None = None) -> bool:
         """Stands for a collection in the middle of a wait, when its lock is held."""
-        if found is not None and threading.current_thread().name.startswith("lerobot_grain lane"):
-            found.close()
+        if threading.current_thread().name.startswith("lerobot_grain lane"):
+            with made:
+                found.close()
         return wait(self, timeout)
 
     monkeypatch.setattr(threading.Condition, "wait", ends_all)
-    found = Lanes(source, [request] * 2, pieces_ahead=1, patience_seconds=60)
-    time.sleep(0.1)
+    with made:
+        found = Lanes(source, [request] * 2, pieces_ahead=1, patience_seconds=60)
+    time.sleep(0.3)  # with a lock, the lanes would hang by now
     closing = threading.Thread(target=found.close, daemon=True)
     closing.start()
     for thread in (closing, *(lane.thread for lane in found._lanes)):
