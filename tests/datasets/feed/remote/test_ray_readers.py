@@ -34,8 +34,8 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
         lg.RayReaders(2)
 
 
-# Of a node, and of what waits for it: Ray's own limits of 30 and 60 s are too short on a machine that
-# has other work.
+# Of a node, and of what waits for it: Ray's own limits of 30 and 60 s are too short on a machine
+# that has other work.
 _START_SECONDS = 240
 # The least that Ray takes.
 _STORE_BYTES = 75 << 20
