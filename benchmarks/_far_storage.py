@@ -17,7 +17,8 @@ from lerobot_grain import (
 
 @dataclasses.dataclass(frozen=True)
 class FarStorage(Storage):
-    """A directory of which each size and each read takes longer.
+    """A directory of which each read takes longer, and so does the first size of each file: file
+    systems that are mounted keep sizes for a while.
 
     Attributes:
       near: the directory.
@@ -29,12 +30,15 @@ class FarStorage(Storage):
     options: StorageOptions
     near: Storage
     seconds: float
+    _known: set[str] = dataclasses.field(default_factory=set, hash=False, compare=False, repr=False)
 
     def list_metadata(self) -> Mapping[str, int]:
         return self.near.list_metadata()
 
     def size_bytes(self, path: str) -> int:
-        time.sleep(self.seconds)
+        if path not in self._known:
+            time.sleep(self.seconds)
+            self._known.add(path)
         return self.near.size_bytes(path)
 
     def read_range(self, path: str, wanted: ByteRange) -> bytes:

@@ -28,6 +28,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -35,7 +36,7 @@ import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from _cases import CASES, prepare, scale_of
 
@@ -138,22 +139,37 @@ def rate(dataset: Any, options: argparse.Namespace) -> dict[str, Any]:
 
 def processor_seconds() -> float:
     """Returns the processor time of this process and of all that it has started, and they have."""
+    return sum(each.ticks for each in own_processes()) / os.sysconf("SC_CLK_TCK")
+
+
+class Process(NamedTuple):
+    """A process: its number, its processor time, and what it calls itself."""
+
+    pid: int
+    ticks: int
+    title: bytes
+
+
+def own_processes() -> list[Process]:
+    """Returns this process and all that it has started, and they have."""
     parents: dict[int, int] = {}
-    ticks: dict[int, int] = {}
+    found: dict[int, Process] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             # The name, in brackets, may hold anything.
             fields = entry.read_text().rpartition(")")[2].split()
             pid = int(entry.parent.name)
+            title = (entry.parent / "cmdline").read_bytes()
+            found[pid] = Process(pid, int(fields[11]) + int(fields[12]), title)
             parents[pid] = int(fields[1])
-            ticks[pid] = int(fields[11]) + int(fields[12])
-    total = 0
-    for pid in parents:
+    own = []
+    for pid, process in found.items():
         ancestor = pid
         while ancestor and ancestor != os.getpid():
             ancestor = parents.get(ancestor, 0)
-        total += ticks[pid] if ancestor else 0
-    return total / os.sysconf("SC_CLK_TCK")
+        if ancestor:
+            own.append(process)
+    return own
 
 
 # --- readers -------------------------------------------------------------------------------------
@@ -219,13 +235,14 @@ def _flight_kills(dataset: Any, directory: Path, options: argparse.Namespace) ->
 
 
 def _ray_kills(dataset: Any, directory: Path, options: argparse.Namespace) -> list[Any]:
-    from ray.util.state import list_actors
-
     with _ray(dataset, directory, options) as remote:
 
         def kill() -> None:
-            pids = [actor.pid for actor in list_actors() if actor.state == "ALIVE"]
-            os.kill(pids[-1], 9)
+            # Ray's own list of actors is a part of its dashboard.
+            actors = [
+                each.pid for each in own_processes() if each.title.startswith(b"ray::_Reader")
+            ]
+            os.kill(max(actors), signal.SIGKILL)
 
         return _longest_waits(remote, [kill] * options.kills, options)
 

@@ -331,9 +331,12 @@ class Storage(abc.ABC):
 
     def _check_end(self, path: str, merged: Sequence[ByteRange]) -> None:
         if merged and merged[-1].stop > (size := self.size_bytes(path)):
-            raise StorageError(
-                f"{self.description}: {path} bytes {merged[-1]}: the file has only {size} bytes"
-            )
+            raise self._too_short(path, merged[-1], size)
+
+    def _too_short(self, path: str, wanted: ByteRange, size: int) -> StorageError:
+        return StorageError(
+            f"{self.description}: {path} bytes {wanted}: the file has only {size} bytes"
+        )
 
     def read_tail(self, path: str, length: int, *, keep: bool = False) -> tuple[bytes, int]:
         """Returns the last `length` bytes of a file, or all if it has fewer, and the size of the

@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lerobot_grain._base.byte_ranges import ByteRange
@@ -59,10 +59,8 @@ class DirectoryStorage(Storage):
                 path = os.path.relpath(os.path.join(directory, name), self.root).replace(
                     os.sep, "/"
                 )
-                place = os.path.join(directory, name)
-                is_special = os.path.exists(place) and not os.path.isfile(place)
-                if is_readable_path(path) and not is_special:
-                    sizes[path] = self.size_bytes(path)
+                if is_readable_path(path) and stat.S_ISREG((status := self._status(path)).st_mode):
+                    sizes[path] = status.st_size
         return dict(sorted(sizes.items()))
 
     def elsewhere(self) -> str:
@@ -79,10 +77,9 @@ class DirectoryStorage(Storage):
 
     def size_bytes(self, path: str) -> int:
         check_path(self.description, path)
-        try:
-            status = os.stat(os.path.join(self.root, path))
-        except OSError as error:
-            raise self._failure(path, error) from None
+        return self._size_in(path, self._status(path))
+
+    def _size_in(self, path: str, status: os.stat_result) -> int:
         if not stat.S_ISREG(status.st_mode):
             what = (
                 os.strerror(errno.EISDIR)
@@ -91,6 +88,17 @@ class DirectoryStorage(Storage):
             )
             raise StorageError(f"{self.description}: {path} cannot be read: {what}")
         return status.st_size
+
+    def _status(self, path: str) -> os.stat_result:
+        try:
+            return os.stat(os.path.join(self.root, path))
+        except OSError as error:
+            raise self._failure(path, error) from None
+
+    def _check_end(self, path: str, merged: Sequence[ByteRange]) -> None:
+        # `read_range` asks the file that it has opened: where the directory is far away, asking by
+        # path would take as long as reading.
+        pass
 
     @property
     def statistics(self) -> StorageStatistics:
@@ -107,6 +115,9 @@ class DirectoryStorage(Storage):
         try:
             descriptor = os.open(os.path.join(self.root, path), os.O_RDONLY | NO_WAITING)
             try:
+                size = self._size_in(path, os.fstat(descriptor))
+                if wanted.stop > size:
+                    raise self._too_short(path, wanted, size)
                 # Again until nothing comes: one read returns at most 2 GiB.
                 while len(data) < wanted.length and (
                     more := os.pread(
@@ -116,6 +127,8 @@ class DirectoryStorage(Storage):
                     data = data + more if data else more
             finally:
                 os.close(descriptor)
+        except StorageError:  # which is an OSError, too
+            raise
         except OSError as error:
             raise self._failure(path, error) from None
         self._counters().add(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pickle
 import re
 import sys
+import threading
 import types
 import zipfile
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain._storage.opening import open_storage
-from lerobot_grain.testing import LoopbackHub, check_storage
+from lerobot_grain.testing import LoopbackHub, check_storage, write_dataset
 from tests.support.datasets import examples_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "object-stores.md"
@@ -103,3 +105,65 @@ def test_what_a_wrong_storage_is_told(of_page: dict[str, Any], small_dataset: Pa
     assert "differ from the directory" in told(
         read_range=lambda self, path, wanted: kind.read_range(self, path, wanted)[:-1] + b"?"
     )
+
+
+class Gate:
+    """Holds reads, once it is shut, until so many are under way at a time."""
+
+    def __init__(self, wanted: int) -> None:
+        self._wanted = wanted
+        self._lock = threading.Condition()
+        self._under_way = 0
+        self.most = 0
+        self.is_shut = False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._under_way += 1
+            if self.is_shut:
+                self.most = max(self.most, self._under_way)
+                self._lock.notify_all()
+                assert self._lock.wait_for(lambda: self.most >= self._wanted, 60)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._under_way -= 1
+
+
+@dataclasses.dataclass(frozen=True)
+class GatedStorage(lg.Storage):
+    """A directory all of whose reads pass a gate."""
+
+    description: str
+    commit: str | None
+    options: lg.StorageOptions
+    near: lg.Storage
+    gate: Gate
+
+    def list_metadata(self) -> Any:
+        return self.near.list_metadata()
+
+    def size_bytes(self, path: str) -> int:
+        return self.near.size_bytes(path)
+
+    def read_range(self, path: str, wanted: lg.ByteRange) -> bytes:
+        with self.gate:
+            return self.near.read_range(path, wanted)
+
+
+@pytest.mark.parametrize("num_connections", [1, 5])
+def test_reads_under_way_are_as_many_as_connections_wherever_the_files_are(
+    tmp_path: Path, num_connections: int
+) -> None:
+    write_dataset(tmp_path / "data", episode_lengths=[4] * 6, episodes_per_video_file=1)
+    near = lg.open_repository(tmp_path / "data").storage
+    options = lg.StorageOptions(num_connections=num_connections)
+    gate = Gate(num_connections)
+    storage = GatedStorage(near.description, near.commit, options, near, gate)
+    dataset = lg.LeRobotIterDataset(
+        lg.open_repository(storage), read_options=lg.ReadOptions(storage=options), num_epochs=1
+    )
+    gate.is_shut = True
+    with contextlib.closing(iter(dataset)) as examples:
+        assert len(list(examples)) == 24
+    assert gate.most == num_connections

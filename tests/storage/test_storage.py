@@ -10,10 +10,12 @@ import logging
 import os
 import pickle
 import re
+import stat
 import subprocess
 import sys
 import threading
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
@@ -1589,14 +1591,28 @@ class TestOffline:
 class TestDirectoryTrouble:
     def test_file_that_shrank(self, directory, monkeypatch):
         storage = open_directory(directory)
-        monkeypatch.setattr(DirectoryStorage, "size_bytes", lambda *_: 400_000)
+        earlier = types.SimpleNamespace(st_mode=stat.S_IFREG, st_size=400_000)
+        monkeypatch.setattr(os, "fstat", lambda _: earlier)
         with pytest.raises(StorageError) as caught:
             read(storage, 299_000, 301_000)
+        monkeypatch.undo()
         assert (
             str(caught.value)
             == f"{directory}: {VIDEO_PATH} bytes [299000, 301000): the file ended after 1000 of "
             "2000 bytes; was it changed?"
         )
+
+    def test_a_read_asks_for_nothing_by_path_but_the_file(self, directory, monkeypatch):
+        # Each would take as long as the read where the directory is far away.
+        storage = open_directory(directory)
+        asked = []
+        status = os.stat
+        monkeypatch.setattr(os, "stat", lambda *args, **_: asked.append(args[0]) or status(*args))
+        assert read(storage, 100, 200) == VIDEO[100:200]
+        assert asked == []
+        storage.list_metadata()
+        files = [path for path in asked if os.path.basename(path) == "info.json"]
+        assert len(files) == 1
 
     def test_reads_that_come_in_pieces(self, directory, monkeypatch):
         pread = os.pread

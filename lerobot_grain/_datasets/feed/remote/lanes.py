@@ -14,6 +14,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -93,7 +94,7 @@ class Lanes:
         pieces_ahead: int,
         patience_seconds: float,
     ) -> None:
-        self._stop = threading.Event()
+        self._stop = _Stop()
         self._lanes = [
             _Lane(readers, number, request, pieces_ahead, patience_seconds, self._stop)
             for number, request in enumerate(requests)
@@ -124,6 +125,30 @@ class Lanes:
             lane.ready.put(StorageError("the readers were closed while they were in use"))
 
 
+class _Stop:
+    """An event that the garbage collector may set in a thread that waits for it: one of
+    `threading` would wait for a lock that this thread holds, a `SimpleQueue` does not.
+
+    Attributes:
+      is_set: whether it was.
+    """
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def set(self) -> None:
+        """Ends all waiting, also that which begins later."""
+        self.is_set = True
+        self._woken.put(None)
+
+    def wait(self, seconds: float) -> None:
+        """Waits so long, at most until it is set."""
+        with contextlib.suppress(queue.Empty):
+            self._woken.get(timeout=seconds)
+            self._woken.put(None)  # for the others that wait
+
+
 class _Lane:
     """A thread, and the pieces that wait for the consumer."""
 
@@ -134,10 +159,13 @@ class _Lane:
         request: LaneRequest,
         pieces_ahead: int,
         patience_seconds: float,
-        stop: threading.Event,
+        stop: _Stop,
     ) -> None:
         self.ready: queue.SimpleQueue[Piece | BaseException] = queue.SimpleQueue()
-        self.room = threading.Semaphore(pieces_ahead)
+        # An entry for each piece that may still be put there.
+        self.room: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(pieces_ahead):
+            self.room.put(None)
         self._readers = readers
         self._number = number
         self._request = request
@@ -150,12 +178,12 @@ class _Lane:
     def take(self) -> Piece | BaseException:
         """Returns the next piece, or what ends the lane."""
         item = self.ready.get()
-        self.room.release()
+        self.room.put(None)
         return item
 
     def _run(self) -> None:
         try:
-            while not self._stop.is_set():
+            while not self._stop.is_set:
                 try:
                     self._read_on()
                     return
@@ -169,8 +197,8 @@ class _Lane:
         for piece in self._readers.pieces(self._number, self._request):
             self._patience.renew()
             self._request = self._request.after(piece.num_examples)
-            self.room.acquire()
-            if self._stop.is_set():
+            self.room.get()
+            if self._stop.is_set:
                 return
             self.ready.put(piece)
             if piece.error is not None:
@@ -182,7 +210,7 @@ class _Lane:
 class _Patience:
     """How long a lane asks on."""
 
-    def __init__(self, seconds: float, stop: threading.Event) -> None:
+    def __init__(self, seconds: float, stop: _Stop) -> None:
         self._seconds = seconds
         self._stop = stop
         self._lost_at: float | None = None
@@ -211,10 +239,10 @@ class _Patience:
         self._pause = min(2 * self._pause, _PAUSES_SECONDS[1])
 
 
-def _end(readers: OpenReaders, lanes: Sequence[_Lane], stop: threading.Event) -> None:
+def _end(readers: OpenReaders, lanes: Sequence[_Lane], stop: _Stop) -> None:
     stop.set()
     for lane in lanes:
-        lane.room.release()
+        lane.room.put(None)
     readers.close()
     # The garbage collector may run in any thread; and a signal handler may have raised before one
     # was started.

@@ -12,7 +12,6 @@ Rules:
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -88,7 +87,7 @@ class OpenRayReaders:
             scheduling_strategy="SPREAD",
             max_restarts=0,
         )
-        self._is_closed = threading.Event()
+        self._is_closed = False
 
     def pieces(self, lane: int, request: LaneRequest) -> Iterator[Piece]:
         """As of `lanes.OpenReaders`."""
@@ -111,7 +110,7 @@ class OpenRayReaders:
 
     def _answer(self, lane: int, asked: Any) -> Any:
         ray = self._ray
-        while not self._is_closed.is_set():
+        while not self._is_closed:
             try:
                 return ray.get(asked, timeout=_LOOK_SECONDS)
             except ray.exceptions.GetTimeoutError:
@@ -129,7 +128,7 @@ class OpenRayReaders:
 
     def close(self) -> None:
         """As of `lanes.OpenReaders`."""
-        self._is_closed.set()
+        self._is_closed = True
 
 
 class _Reader:

@@ -612,6 +612,43 @@ def test_all_lanes_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> N
     assert waits == [4.0, 3.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0]
 
 
+class Lost:
+    """Readers none of which answers."""
+
+    def pieces(self, lane: int, request: LaneRequest) -> Iterator[Any]:
+        del lane, request
+        raise LostReaderError("nobody answers")
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("source", [Lost(), Endless()], ids=["pause", "no room"])
+def test_the_garbage_collector_may_end_lanes_in_a_thread_that_waits(
+    source: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = PartOfPositions.of_shard(None, grain.sharding.NoSharding())
+    request = LaneRequest({"position": 0}, part, 4)
+    wait = threading.Condition.wait
+    made = threading.RLock()
+
+    def ends_all(self: threading.Condition, timeout: float | None = None) -> bool:
+        """Stands for a collection in the middle of a wait, when its lock is held."""
+        if threading.current_thread().name.startswith("lerobot_grain lane"):
+            with made:
+                found.close()
+        return wait(self, timeout)
+
+    monkeypatch.setattr(threading.Condition, "wait", ends_all)
+    with made:
+        found = Lanes(source, [request] * 2, pieces_ahead=1, patience_seconds=60)
+    time.sleep(0.3)  # with a lock, the lanes would hang by now
+    closing = threading.Thread(target=found.close, daemon=True)
+    closing.start()
+    for thread in (closing, *(lane.thread for lane in found._lanes)):
+        thread.join(10)
+        assert not thread.is_alive()
+
+
 def counted(parts: Iterator[Any], sent: list[int]) -> Iterator[Any]:
     with contextlib.closing(parts):  # type: ignore[type-var]
         for part in parts:
