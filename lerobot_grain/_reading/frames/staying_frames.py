@@ -38,7 +38,7 @@ class StayingFrames:
 
     Args:
       demand: of the camera.
-      most: frames; of shared ones the least recently asked for go, and none more begin to wait.
+      most: shared frames; the least recently asked for go.
       episodes: of the dataset.
     """
 
@@ -93,7 +93,6 @@ class StayingFrames:
           wanted: what is to be decoded.
           room: for so many frames more.
         """
-        room = min(room, self._most - len(self._shared) - len(self._waiting))
         found = []
         for item in wanted:
             if room > 0 and item.entries.item(-1) in self._shared:
