@@ -49,7 +49,7 @@ def episode(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tmp_path_factory.mktemp("episode") / "data",
         episode_lengths=[20_000],
         cameras=(CAMERA,),
-        frame_content=lambda episode, frame, camera: pictures[frame % 2],
+        frame_content=lambda _episode, frame, _camera: pictures[frame % 2],
         barcodes=False,
         statistics=False,
     ).directory
