@@ -156,6 +156,18 @@ def test_nothing_is_decoded_or_fetched_again(
     assert statistics.budget_peak_bytes < 1 << 20, "no frame of the cache has memory of its own"
 
 
+def test_what_is_on_disk_is_not_decoded_with_its_neighbors(directory: Path, tmp_path: Path) -> None:
+    arguments = {"features": [AV1], "delta_timestamps": None, "num_epochs": 1}
+    # The first half of each episode; the rest of its last GOP is not asked for.
+    half = {"drop_last_frames": 12, "shuffle": None} | arguments
+    while (done := read(stream(directory, tmp_path, **half))[1]).pictures_decoded:
+        pass
+    found, rest = read(stream(directory, tmp_path, **arguments))
+    assert rest.frames_from_cache == done.frames_handed_out
+    expected, _ = read(stream(directory, None, **arguments))
+    assert_same(found, expected)
+
+
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system has no such call")
 def test_frames_are_asked_for_ahead_unless_they_come_from_memory(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

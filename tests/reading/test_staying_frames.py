@@ -1,16 +1,17 @@
-"""Frames that stay after their last known use: the last frame of an episode is decoded once,
-whatever clips need it.
+"""Frames that stay though no known example needs them: the last frame of an episode is decoded
+once, whatever clips need it, and so is the rest of its GOP.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 import lerobot_grain as lg
+from lerobot_grain._format.episodes import EpisodeTable
 from lerobot_grain._reading.frames.frame_store import NO_SLOT, FrameDemand
 from lerobot_grain._reading.frames.staying_frames import StayingFrames
 from lerobot_grain.testing import Camera, read_barcodes, write_dataset
@@ -39,6 +40,11 @@ def stream(
     )
 
 
+def staying_of(demand: FrameDemand, most: int) -> StayingFrames:
+    """Those of a dataset of which no GOP is decoded."""
+    return StayingFrames(demand, most, cast(EpisodeTable, None))
+
+
 def needed(demand: FrameDemand, *rows: int) -> Any:
     """Counts a use of rows; as if their frames were decoded, too."""
     entries = demand.add(np.array(rows))
@@ -49,7 +55,7 @@ def needed(demand: FrameDemand, *rows: int) -> Any:
 
 def test_a_frame_stays_until_others_take_its_place() -> None:
     demand = FrameDemand()
-    staying = StayingFrames(demand, 2)
+    staying = staying_of(demand, 2)
     entries = needed(demand, 5, 700, 9)
     assert staying.add(entries[:2]).tolist() == []
     assert demand.use(entries[:2]).tolist() == []
@@ -66,7 +72,7 @@ def test_a_frame_stays_until_others_take_its_place() -> None:
 
 def test_frames_that_were_dropped_are_forgotten() -> None:
     demand = FrameDemand()
-    staying = StayingFrames(demand, 8)
+    staying = staying_of(demand, 8)
     entries = needed(demand, 5, 6)
     staying.add(entries[:1])
     demand.use(entries)
@@ -79,7 +85,7 @@ def test_frames_that_were_dropped_are_forgotten() -> None:
 
 def test_those_that_no_example_needs_are_spare_but_for_the_latest_quarter() -> None:
     demand = FrameDemand()
-    staying = StayingFrames(demand, 4)
+    staying = staying_of(demand, 4)
     entries = needed(demand, 5, 6, 7, 300)
     assert staying.spare().tolist() == []
     staying.add(entries)
@@ -95,7 +101,7 @@ def test_those_that_no_example_needs_are_spare_but_for_the_latest_quarter() -> N
 def test_without_room_none_stays() -> None:
     demand = FrameDemand()
     entries = needed(demand, 5)
-    StayingFrames(demand, 0).add(entries)
+    staying_of(demand, 0).add(entries)
     assert demand.use(entries).tolist() == [5]
 
 
@@ -139,3 +145,47 @@ def test_half_of_the_memory_for_frames_may_be_those_that_stay(tmp_path: Path) ->
         pictures[name] = statistics.pictures_decoded
     # What is decoded more in the first epoch is decoded less in the second one.
     assert pictures["last"] <= pictures["none"]
+
+
+CAMERAS = {
+    "short": Camera(key=TOP, height=64, width=80, gop=10),
+    "B pictures": Camera(key=TOP, height=64, width=80, gop=10, codec="h264", b_frames=3),
+    # Decoded in pieces, with little memory.
+    "long": Camera(key=TOP, height=64, width=80, gop=40),
+}
+
+
+@pytest.fixture(scope="module", params=CAMERAS)
+def repository(tmp_path_factory: pytest.TempPathFactory, request: Any) -> lg.Repository:
+    """Six episodes of 120 frames of 15 kB."""
+    return lg.open_repository(
+        write_dataset(
+            tmp_path_factory.mktemp("data") / "data",
+            episode_lengths=[120] * 6,
+            fps=10,
+            cameras=[CAMERAS[request.param]],
+        ).directory
+    )
+
+
+@pytest.mark.parametrize("memory_bytes", [1 << 30, 3 << 19])
+def test_the_rest_of_the_gop_of_a_last_frame_waits_for_its_clip(
+    repository: lg.Repository, memory_bytes: int
+) -> None:
+    options = lg.ReadOptions(memory_budget_bytes=memory_bytes)
+    clip_length = repository.gop_length()
+    shuffle = lg.Shuffle(clip_length=clip_length, num_parts=2, buffer_size=16)
+    pictures = {}
+    for name, windows in WINDOWS.items():
+        iterator = stream(repository, windows, shuffle, 1, options)
+        for example in iterator:
+            shown = {int(example["frame_index"]): example[TOP]}
+            if windows:
+                shown[119] = example["end"]
+            codes = read_barcodes(np.stack(list(shown.values())))[:, :2].tolist()
+            assert codes == [[int(example["episode_index"]), frame] for frame in shown]
+        statistics = lg.read_statistics(iterator)
+        assert statistics.budget_peak_bytes <= memory_bytes
+        pictures[name] = statistics.pictures_decoded
+    if memory_bytes == 1 << 30:
+        assert pictures["last"] <= pictures["none"]

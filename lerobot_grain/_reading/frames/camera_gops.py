@@ -118,6 +118,22 @@ class CameraGops:
     decoders: OpenDecoders
     on_disk: CameraFrames | None
 
+    def next_frame(self, gop: GopFrames) -> int:
+        """Returns the first frame of the file that comes out of the decoder of a GOP if it goes on
+        where it is: of most, the first one of the GOP.
+        """
+        opened = self.decoders.find((gop.file.number, gop.episode, gop.gop))
+        if opened is None or gop.frames.item(0) < opened.next_frame:
+            return gop.file.frames_of(gop.gop).start
+        return opened.next_frame
+
+    def opening_bytes(self, gop: GopFrames) -> int:
+        """Returns the bytes of the decoder that is opened for a GOP; 0 where none stays open."""
+        key = gop.file.number, gop.episode, gop.gop
+        if not self.fetcher.gops[key].is_long or self.decoders.find(key) is not None:
+            return 0
+        return decoder_bytes(gop)
+
 
 def decoder_bytes(gop: GopFrames) -> int:
     """Returns the bytes that an open decoder of a GOP is counted as."""

@@ -67,6 +67,15 @@ class CameraReader:
         self._episodes = source.repository.episodes
         self._file_of_episode = self._episodes.videos[feature.key].files.file_of_episode
         self.demand = FrameDemand()
+        on_disk = None
+        if context.frame_cache is not None:
+            on_disk = CameraFrames(
+                context.frame_cache,
+                source.repository,
+                feature,
+                image_size=source.image_size,
+                frame_bytes=decoder.store.frame_bytes,
+            )
         self._fetcher = GopFetcher(
             context,
             source,
@@ -74,25 +83,20 @@ class CameraReader:
             demand=self.demand,
             frame_bytes=decoder.store.frame_bytes,
             files=files,
+            on_disk=on_disk,
         )
         self.decoder = decoder
-        self._staying = StayingFrames(
-            self.demand, context.budget.num_staying(decoder.store.frame_bytes)
+        self.staying = StayingFrames(
+            self.demand,
+            context.budget.num_staying(decoder.store.frame_bytes),
+            self._episodes,
         )
         self._gops = CameraGops(
             self.demand,
             self._fetcher,
             DecodeCounts(source.meter),
             OpenDecoders(context.budget.open_decoders),
-            None
-            if context.frame_cache is None
-            else CameraFrames(
-                context.frame_cache,
-                source.repository,
-                feature,
-                image_size=source.image_size,
-                frame_bytes=decoder.store.frame_bytes,
-            ),
+            on_disk,
         )
         self._problems_of_entries: dict[int, Exception] = {}
 
@@ -124,10 +128,11 @@ class CameraReader:
         entries = self.demand.add(
             self._episodes.first_rows[block.episodes][:, None] + self._window(block)
         )
+        self.staying.end_waiting(entries)
         for output in block.outputs_of(self._camera):
             if output.stays is not None and output.stays.any():
                 staying = entries[output.stays, output.columns].reshape(-1)
-                self._give_back(self._staying.add(staying))
+                self._give_back(self.staying.add(staying))
         return entries
 
     # Fetching
@@ -313,13 +318,13 @@ class CameraReader:
         self.decoder.give_back(self.demand.slots[entries].astype(np.int64))
         self.demand.slots[entries] = NO_SLOT
         self.demand.is_requested[entries] = False
-        self._staying.drop(entries)
+        self.staying.drop(entries)
 
     def let_go(self, num_bytes: int) -> int:
         """Forgets frames that stay and that no example is known to need, of so many bytes or all
         that may go; returns the bytes of those that did.
         """
-        entries = self._staying.spare()
+        entries = self.staying.spare()
         if len(entries) == 0:
             return 0
         slots = self.demand.slots[entries].astype(np.int64)

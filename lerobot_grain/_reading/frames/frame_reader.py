@@ -239,11 +239,7 @@ class FrameReader:
                 found = self._cameras[source, name].frames_to_decode(block, entries, places)
                 if found:
                     wanted[source, name] = found
-        wanted_bytes = sum(
-            len(item.entries) * self._cameras[key].store.frame_bytes
-            for key, items in wanted.items()
-            for item in items
-        )
+        wanted_bytes = sum(self._cameras[key].decoder.bytes_of(wanted[key]) for key in wanted)
         room = self._room_for(wanted_bytes)
         if wanted_bytes > room:
             if priority is Priority.SPARE:
@@ -253,7 +249,22 @@ class FrameReader:
             if chosen is None:
                 return None
             wanted = chosen
-        return self._start(wanted)
+        return self._start(self._with_waiting(wanted))
+
+    def _with_waiting(
+        self, wanted: dict[_CameraKey, list[DecodeCandidate]]
+    ) -> dict[_CameraKey, list[DecodeCandidate]]:
+        """Returns what is to be decoded, and what else of it stays in memory that is left."""
+        room = self._budget_bytes - self.used_bytes
+        for key, items in wanted.items():
+            decoder = self._cameras[key].decoder
+            room -= decoder.bytes_of(items) + decoder.opening_bytes(items)
+        found = {}
+        for key, items in wanted.items():
+            camera = self._cameras[key]
+            found[key] = camera.staying.with_waiting(items, room=room // camera.store.frame_bytes)
+            room -= camera.decoder.bytes_of(found[key]) - camera.decoder.bytes_of(items)
+        return found
 
     def _room_for(self, num_bytes: int) -> int:
         """Returns how many bytes of the budget are left: at least so many where frames that stay

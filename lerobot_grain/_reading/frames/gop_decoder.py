@@ -179,6 +179,14 @@ class GopDecoder:
         """Returns about how long decoding takes, on one core."""
         return self._picture_seconds * sum(len(item.entries) for item in wanted)
 
+    def bytes_of(self, wanted: Sequence[DecodeCandidate]) -> int:
+        """Returns the bytes of the frames."""
+        return self.store.frame_bytes * sum(len(item.entries) for item in wanted)
+
+    def opening_bytes(self, wanted: Sequence[DecodeCandidate]) -> int:
+        """Returns the bytes of the decoders that are opened for long GOPs."""
+        return sum(item.camera.opening_bytes(item.gop) for item in wanted)
+
     def tasks(self, wanted: Sequence[DecodeCandidate], *, task_seconds: float) -> list[DecodeTask]:
         """Returns the tasks that decode something, all of which must be started, those of one GOP
         in the order of this list.

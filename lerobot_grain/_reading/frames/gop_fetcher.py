@@ -26,6 +26,7 @@ import numpy.typing as npt
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._reading.fetch_groups import episodes_fetched_together
+from lerobot_grain._reading.frame_cache.camera_frames import CameraFrames
 from lerobot_grain._reading.frames.decoding import PendingBytes
 from lerobot_grain._reading.frames.frame_store import FrameDemand
 from lerobot_grain._reading.future_cache import FutureCache
@@ -152,6 +153,7 @@ class GopFetcher:
       demand: which frames are needed; those whose bytes are asked for are marked there.
       frame_bytes: of a decoded frame.
       files: of all cameras.
+      on_disk: the decoded frames of the camera there, where they are kept.
 
     Attributes:
       gops: what was asked for.
@@ -168,9 +170,11 @@ class GopFetcher:
         demand: FrameDemand,
         frame_bytes: int,
         files: FutureCache[FileKey, VideoFile],
+        on_disk: CameraFrames | None,
     ) -> None:
         self._context = context
         self._source = source
+        self._on_disk = on_disk
         self._camera = camera
         self._demand = demand
         self._frame_bytes = frame_bytes
@@ -216,11 +220,16 @@ class GopFetcher:
             reach=length if is_kept else _MAX_FETCH_FRAMES,
         )
         demand = self._demand
-        entries = demand.find(
-            np.arange(near.starts.item(0), near.starts.item(-1))
-            + (episodes.first_rows.item(episode) - first)
-        )
+        frames = np.arange(near.starts.item(0), near.starts.item(-1)) - first
+        entries = demand.find(frames + episodes.first_rows.item(episode))
         is_needed = (demand.uses[entries] > 0) & ~demand.is_requested[entries]
+        if self._on_disk is not None:
+            # Neighbors that lie there are not decoded, so nobody asks for their bytes.
+            neighbors = is_needed.copy()
+            neighbors[near.places_of(range(near.gop, near.gop + 1))] = False
+            if neighbors.any():
+                found = self._on_disk.find(np.full(neighbors.sum(), episode), frames[neighbors])
+                is_needed[neighbors] = ~found
         gops = self._ask_for(file, episode, near, is_needed, is_kept=is_kept)
         asked = near.places_of(gops)
         demand.is_requested[entries[asked][is_needed[asked]]] = True
