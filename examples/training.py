@@ -373,7 +373,11 @@ class _Trainer:
 
     def restore(self, checkpoints: Checkpoints, step: int) -> None:
         state = nnx.state((self._policy, self._optimizer))
-        nnx.update((self._policy, self._optimizer), checkpoints.restore(step, state, self._batches))
+        found = checkpoints.restore(step, state, self._batches)
+        # Orbax binds arrays to their device, and those of a new policy are not bound to one: the
+        # step would be compiled again for them, and a third time for its own results.
+        unbound = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), found)
+        nnx.update((self._policy, self._optimizer), unbound)
 
     def close(self) -> None:
         self._batches.close()  # and with it the threads that read ahead

@@ -4,6 +4,10 @@
 no_proxy="${no_proxy:-${NO_PROXY:-}},localhost,127.0.0.1"
 export no_proxy NO_PROXY="$no_proxy"
 
+# Compiled modules are kept: without them each of the processes that tests start compiles the package (0.3 s of a core), and pytest rewrites the
+# assertions of all tests again (some 10 s in each of its processes).
+unset PYTHONDONTWRITEBYTECODE
+
 # find_python 3.12: prints the path of a Python of that version.
 find_python() {
     local candidate

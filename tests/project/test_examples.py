@@ -36,6 +36,7 @@ for name in ("optax", "matplotlib", "tqdm"):
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 NAMES = ("behaviour_cloning", "act", "diffusion_policy", "goal_reaching", "mixture")
+LARGE = ("act", "diffusion_policy")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -119,11 +120,11 @@ def parameters(policy: Any) -> list[np.ndarray[Any, Any]]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(policy, nnx.Param))]
 
 
-# Two have large networks, which take long to compile; one of these always runs.
+# Two have large networks, which take 12 s to compile: the next test runs what they compute.
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.long] if name == "diffusion_policy" else [])
+        pytest.param(name, marks=[pytest.mark.long] if name in LARGE else [])
         for name in NAMES
     ],
 )
@@ -149,6 +150,25 @@ def test_an_interrupted_run_ends_with_the_same_parameters(
     assert lines[0] == lines[1]
     assert [line["step"] for line in lines[0] if "loss" in line] == [1, 2, 3, 4, 5]
     assert (tmp_path / "stopped" / "losses.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_loss_and_error_of_a_large_policy_have_their_shapes(
+    name: str, sources: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced, which takes no compilation: on batches of the stream and of the held-out one."""
+
+    def trace(policy: Any, dataset: Any, held_out: Any, *, loss: Any, error: Any, **_: Any) -> Any:
+        key = jax.random.key(0)
+        found = []
+        for stream, function in ((dataset, loss), (held_out["held-out"], error)):
+            with contextlib.closing(iter(stream.batch(8))) as batches:
+                found.append(function(policy, next(batches), key))
+        return found
+
+    monkeypatch.setattr(importlib.import_module(name), "train", trace)
+    shapes = jax.eval_shape(lambda: run(name, sources, tmp_path))
+    assert [(each.shape, each.dtype) for each in shapes] == [((), "float32"), ((8,), "float32")]
 
 
 def test_behaviour_cloning_learns_and_blind_it_does_not(

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "figures.py"))
-FIGURES = SCRIPT["figures"]()
 
 
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
-def test_a_figure_is_within_its_limit(figure: Any) -> None:
-    assert figure.value <= figure.limit, "\n".join(figure.places)
+def test_all_figures_are_within_their_limits() -> None:
+    """One test: they take 4 s, which is too long for the collection of tests."""
+    figures = SCRIPT["figures"]()
+    assert len(figures) == 10
+    over = {figure.name: figure.places for figure in figures if figure.value > figure.limit}
+    assert over == {}
 
 
 def counted(function: Callable[..., Any], source: str) -> Any:
