@@ -2,10 +2,10 @@
 start many.
 
 A new interpreter takes 1.5 s of a core to import JAX and Grain, 5 s with PyTorch, and that is the
-same at every start. A process forked here is there after 20 ms, and imports only our package,
-and huggingface_hub, whose settings are read then: 0.2 s. It has nothing else of the test's process:
-no thread, no connection, no open dataset. Its task is pickled for it, as for one that is
-spawned; its environment is the test's.
+same at every start. A process forked here is there after 20 ms, with all of them and our package
+imported. It has nothing else of the test's process: no thread, no connection, no open dataset. Its
+task is pickled for it, as for one that is spawned; its environment is the test's, and
+huggingface_hub reads its settings in it again.
 
 It does not show how the large libraries behave when they are imported in a new process, nor
 another seed of `hash` in every process (it is the server's in all of them, which is not the
@@ -15,6 +15,7 @@ test's). If that matters, processes are started as usual.
 from __future__ import annotations
 
 import functools
+import importlib
 import multiprocessing
 import os
 import runpy
@@ -27,6 +28,7 @@ from typing import Any
 
 import pytest
 from grain._src.python.dataset.transformations import process_prefetch
+from huggingface_hub import constants
 
 _IMPORTED_BEFORE_FORKING = [
     *(
@@ -42,6 +44,7 @@ _IMPORTED_BEFORE_FORKING = [
     *("pyarrow.dataset", "pyarrow.parquet", "pytest", "torchcodec.decoders"),
     # Where it is installed; it imports much. (What cannot be imported is left out.)
     "maxtext.common.checkpointing",
+    *("lerobot_grain", "lerobot_grain.testing", "tests.support.frozen"),
 ]
 # The names of shared memory that a forked process makes begin with the value of this variable.
 SHARED_MEMORY_PREFIX = "LEROBOT_GRAIN_TESTS_SHARED_MEMORY"
@@ -72,6 +75,8 @@ class _Process(context.ForkServerProcess):
     def run(self) -> None:
         os.environ.clear()
         os.environ.update(self._environment)
+        # The server read the settings of its own environment.
+        importlib.reload(constants)
         if prefix := os.environ.get(SHARED_MEMORY_PREFIX):
             vars(shared_memory)["_SHM_NAME_PREFIX"] = prefix
         vars(self).update(ForkingPickler.loads(vars(self).pop("_packed")))
