@@ -197,7 +197,7 @@ def check_are_read(
             + (
                 "it is not among features="
                 if unread[0] in repository.features
-                else "there is no such feature; "
+                else "there is no such feature; those that are read: "
             )
             + ", ".join(read)
         )

@@ -123,7 +123,8 @@ def _tags(directory: Path) -> list[str]:
 def _invitation(names: Sequence[str], endpoint: str) -> str:
     full = [f"{_ORGANIZATION}/{name}" for name in names]
     return (
-        f"{', '.join(full)} {'is' if len(full) == 1 else 'are'} served at {endpoint} until Ctrl-C. For example:\n"
+        f"{', '.join(full)} {'is' if len(full) == 1 else 'are'} served at {endpoint} "
+        "until Ctrl-C. For example:\n"
         f"  lerobot-grain inspect {full[0]} --endpoint {endpoint}\n"
         f'  LeRobotIterDataset("{full[0]}", endpoint="{endpoint}", token=False)\n'
         "Where a proxy is configured: export no_proxy=localhost,127.0.0.1"

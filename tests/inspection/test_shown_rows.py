@@ -185,7 +185,8 @@ def test_many_frames_are_held_at_the_size_of_the_page(
     together = []
 
     def noting(repository: lg.Repository, rows: Sequence[int], **arguments: Any) -> Any:
-        assert [each for each in held if each() is not None] == [], "full frames of rows before"
+        alive = [each for each in held if each() is not None]
+        assert len(alive) <= len(together), "full frames of more than one row of each read before"
         examples = lg.read_rows(repository, rows, **arguments)
         for example in examples:
             frames = example[arguments["features"][0]]

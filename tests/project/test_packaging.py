@@ -95,6 +95,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path.write_text(text)
         path.chmod(0o755)
     shutil.copy(ROOT / "scripts" / "release.sh", tmp_path / "scripts")
+    shutil.copy(ROOT / "scripts" / "common.sh", tmp_path / "scripts")
     git(tmp_path, "init", "--quiet")
     git(tmp_path, "add", "--all")
     git(tmp_path, "commit", "--quiet", "--message", "one")

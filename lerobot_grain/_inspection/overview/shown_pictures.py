@@ -109,7 +109,8 @@ def _read_files(
     for example in examples:
         is_pad = example[mask_key(camera)]
         found.append(_scaled_down(repository, camera, example[camera], is_pad, seconds))
-        # The closed stream is a cycle, and holds its examples until the garbage is collected.
+        # The closed stream is a cycle, and holds its examples until the garbage is collected; of
+        # the last one it has another dict.
         example.clear()
     return found
 
