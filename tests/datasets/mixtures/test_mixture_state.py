@@ -361,7 +361,7 @@ def test_states_of_streams_and_mixtures_are_told_apart(
     stream = iter(components["arm"])
     with pytest.raises(lg.StateMismatchError, match="this is not a state of a mixture: it has"):
         mixture.set_state(stream.get_state())
-    with pytest.raises(lg.StateMismatchError, match="^this is a state of a MixtureIterDataset"):
+    with pytest.raises(lg.StateMismatchError, match=r"^this is a state of a MixtureIterDataset"):
         stream.set_state(mixture.get_state())
     with pytest.raises(lg.StateMismatchError, match="it has list"):
         mixture.set_state([1])
