@@ -121,7 +121,7 @@ def files_of(cache: Path) -> list[Path]:
 def test_whole_epochs_are_the_same(
     directory: Path, tmp_path: Path, arguments: dict[str, Any]
 ) -> None:
-    arguments = {"num_epochs": 3} | arguments
+    arguments = {"num_epochs": 2} | arguments
     expected, _ = read(stream(directory, None, **arguments))
     found, first = read(stream(directory, tmp_path, **arguments))
     assert_same(found, expected)
@@ -568,18 +568,20 @@ class FullDisk:
         return limited
 
 
+@pytest.mark.parametrize("step", [25, pytest.param(9, marks=pytest.mark.long)])
 def test_a_disk_that_is_full_at_every_write(
     directory: Path,
     straight: list[dict[str, Any]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    step: int,
 ) -> None:
     disk = FullDisk(monkeypatch)
     read(stream(directory, tmp_path / "all"))
     total = disk.writes
     assert total > 50
-    for room in range(0, total, 9):
+    for room in range(0, total, step):
         cache = tmp_path / str(room)
         disk.writes, disk.room = 0, room
         caplog.clear()

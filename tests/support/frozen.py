@@ -1,8 +1,8 @@
-"""Imported last by the server of `forked`: what is there by now is left alone by the garbage
-collectors of the processes that are forked from it.
+"""Imported last by the server of `forked`: the garbage collectors of the processes that are forked
+from it leave alone what is there by now.
 
-A full collection looks at every object, half a million of the large libraries, and so copies the
-memory that a forked process shares with its server: 0.3 s of a core for each process.
+A full collection looks at every object of the large libraries, and so copies the memory that a
+forked process shares with its server.
 """
 
 import gc

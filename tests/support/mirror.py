@@ -61,6 +61,8 @@ class Mirror:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            # Otherwise the body waits 40 ms for the receipt of the headers, in every answer.
+            disable_nagle_algorithm = True
 
             def do_GET(self) -> None:
                 mirror._answer(self)

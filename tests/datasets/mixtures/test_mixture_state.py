@@ -204,7 +204,7 @@ def blocks_of(iterator: Any, count: int) -> tuple[list[tuple[str, int]], dict[st
     return found[:count], state_after(count), goals[:count]
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.long)])
 def test_random_runs_equal_the_definition(
     components: dict[str, lg.LeRobotIterDataset], count: int
 ) -> None:

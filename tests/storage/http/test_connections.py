@@ -130,7 +130,8 @@ def test_closing_iterators_disturbs_no_other_one(
         with contextlib.suppress(lg.StorageError, ValueError):  # of Grain: closed before it began
             first.result()
 
-    hub.set_latency(0.3)
+    # Longer than a look lasts.
+    hub.set_latency(0.12)
     with (
         ThreadPoolExecutor(1) as pool,
         ThreadPoolExecutor(25) as others,
