@@ -1607,7 +1607,12 @@ class TestDirectoryTrouble:
         storage = open_directory(directory)
         asked = []
         status = os.stat
-        monkeypatch.setattr(os, "stat", lambda *args, **_: asked.append(args[0]) or status(*args))
+
+        def noted(path):
+            asked.append(path)
+            return status(path)
+
+        monkeypatch.setattr(os, "stat", noted)
         assert read(storage, 100, 200) == VIDEO[100:200]
         assert asked == []
         storage.list_metadata()
