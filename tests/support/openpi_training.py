@@ -5,7 +5,7 @@ test_openpi_training.py.
     python -m tests.support.openpi_training DATASET WORKDIR FEED straight|stopped|resumed
 
 Prints a line of JSON for each step: its number, and the rows of the batch that it trained on. Not
-its loss: that is another one in another process, for the same batch and the same parameters. A
+its loss: that was another one in each process, for the same rows and seed, and why is not known. A
 stopped life ends by SIGKILL in step 5, when the checkpoint of step 3 is complete.
 """
 
