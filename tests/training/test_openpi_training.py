@@ -23,14 +23,11 @@ import lerobot_grain as lg
 from lerobot_grain.testing import Camera, write_dataset
 from tests.support import openpi_stand_in
 from tests.support.openpi_script import FEEDS, import_script
+from tests.support.openpi_training import BATCH_SIZE, NUM_STEPS, SAVE_INTERVAL, STOP_IN
 
 TOP = "observation.images.top"
 EPISODE_LENGTHS = (14, 10)
 SEED = 42  # openpi's default
-BATCH_SIZE = 4
-NUM_STEPS = 8
-SAVE_INTERVAL = 3
-STOP_IN = 5
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +90,7 @@ def test_the_real_script_stopped_and_resumed_trains_on_the_same_batches(
     tmp_path: Path,
     feed: str,
 ) -> None:
-    def run(workdir: str, life: str) -> tuple[int, list[dict[str, Any]]]:
+    def run(workdir: str, life: str) -> tuple[int, list[Any]]:
         ended = subprocess.run(
             [
                 *(sys.executable, "-m", "tests.support.openpi_training"),
@@ -111,7 +108,7 @@ def test_the_real_script_stopped_and_resumed_trains_on_the_same_batches(
         )
         assert ended.returncode in (0, -signal.SIGKILL), ended.stderr
         # openpi writes lines of its own between them.
-        lines = [line for line in ended.stdout.splitlines() if line.startswith("{")]
+        lines = [line for line in ended.stdout.splitlines() if line.startswith("[")]
         return ended.returncode, [json.loads(line) for line in lines]
 
     code, straight = run("straight", "straight")
@@ -120,9 +117,8 @@ def test_the_real_script_stopped_and_resumed_trains_on_the_same_batches(
     assert code == -signal.SIGKILL
     code, resumed = run("stopped", "resumed")
     assert code == 0
-    assert [(step["step"], step["rows"]) for step in straight[:-1]] == list(enumerate(expected))
+    assert straight == [[step, rows] for step, rows in enumerate(expected)]
     assert stopped == straight[: STOP_IN + 1]
-    # The last line has the parameters.
     assert resumed == straight[SAVE_INTERVAL + 1 :]
 
 
