@@ -67,15 +67,6 @@ class CameraReader:
         self._episodes = source.repository.episodes
         self._file_of_episode = self._episodes.videos[feature.key].files.file_of_episode
         self.demand = FrameDemand()
-        on_disk = None
-        if context.frame_cache is not None:
-            on_disk = CameraFrames(
-                context.frame_cache,
-                source.repository,
-                feature,
-                image_size=source.image_size,
-                frame_bytes=decoder.store.frame_bytes,
-            )
         self._fetcher = GopFetcher(
             context,
             source,
@@ -83,7 +74,6 @@ class CameraReader:
             demand=self.demand,
             frame_bytes=decoder.store.frame_bytes,
             files=files,
-            on_disk=on_disk,
         )
         self.decoder = decoder
         self.staying = StayingFrames(
@@ -96,7 +86,15 @@ class CameraReader:
             self._fetcher,
             DecodeCounts(source.meter),
             OpenDecoders(context.budget.open_decoders),
-            on_disk,
+            None
+            if context.frame_cache is None
+            else CameraFrames(
+                context.frame_cache,
+                source.repository,
+                feature,
+                image_size=source.image_size,
+                frame_bytes=decoder.store.frame_bytes,
+            ),
         )
         self._problems_of_entries: dict[int, Exception] = {}
 
@@ -156,7 +154,9 @@ class CameraReader:
                 continue  # with another one
             try:
                 self._fetcher.fetch(
-                    block.episodes.item(index // entries.shape[1]), frames.item(index)
+                    block.episodes.item(index // entries.shape[1]),
+                    frames.item(index),
+                    on_disk=self._gops.on_disk,
                 )
             except LeRobotGrainError as error:
                 self.demand.slots[entry] = FAILED

@@ -153,7 +153,6 @@ class GopFetcher:
       demand: which frames are needed; those whose bytes are asked for are marked there.
       frame_bytes: of a decoded frame.
       files: of all cameras.
-      on_disk: the decoded frames of the camera there, where they are kept.
 
     Attributes:
       gops: what was asked for.
@@ -170,11 +169,9 @@ class GopFetcher:
         demand: FrameDemand,
         frame_bytes: int,
         files: FutureCache[FileKey, VideoFile],
-        on_disk: CameraFrames | None,
     ) -> None:
         self._context = context
         self._source = source
-        self._on_disk = on_disk
         self._camera = camera
         self._demand = demand
         self._frame_bytes = frame_bytes
@@ -199,8 +196,13 @@ class GopFetcher:
             ),
         )
 
-    def fetch(self, episode: int, frame: int) -> None:
+    def fetch(self, episode: int, frame: int, *, on_disk: CameraFrames | None) -> None:
         """Asks for the GOP of a frame of an episode, and for those around it that are needed too.
+
+        Args:
+          episode: which.
+          frame: of the episode.
+          on_disk: the decoded frames of the camera there, where they are kept.
 
         Raises:
           LeRobotGrainError: the file could not be opened, or does not hold the frames of the
@@ -223,12 +225,12 @@ class GopFetcher:
         frames = np.arange(near.starts.item(0), near.starts.item(-1)) - first
         entries = demand.find(frames + episodes.first_rows.item(episode))
         is_needed = (demand.uses[entries] > 0) & ~demand.is_requested[entries]
-        if self._on_disk is not None:
+        if on_disk is not None:
             # Neighbors that lie there are not decoded, so nobody asks for their bytes.
             neighbors = is_needed.copy()
             neighbors[near.places_of(range(near.gop, near.gop + 1))] = False
             if neighbors.any():
-                found = self._on_disk.find(np.full(neighbors.sum(), episode), frames[neighbors])
+                found = on_disk.find(np.full(neighbors.sum(), episode), frames[neighbors])
                 is_needed[neighbors] = ~found
         gops = self._ask_for(file, episode, near, is_needed, is_kept=is_kept)
         asked = near.places_of(gops)
