@@ -123,10 +123,7 @@ def parameters(policy: Any) -> list[np.ndarray[Any, Any]]:
 # Two have large networks, which take 12 s to compile: the next test runs what they compute.
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.long] if name in LARGE else [])
-        for name in NAMES
-    ],
+    [pytest.param(name, marks=[pytest.mark.long] if name in LARGE else []) for name in NAMES],
 )
 def test_an_interrupted_run_ends_with_the_same_parameters(
     name: str, sources: dict[str, list[str]], tmp_path: Path

@@ -91,7 +91,11 @@ def run_and_check(path: Path, runner: ModuleType, environment: dict[str, str]) -
     assert len(pictures(found)) == len(pictures(nbformat.read(path, as_version=4)))
 
 
-@pytest.mark.parametrize("name", ["resume_exactly", "stream_your_first_data_set"])
+# What the other one shows, test_examples.py and test_resume.py always prove.
+@pytest.mark.parametrize(
+    "name",
+    ["stream_your_first_data_set", pytest.param("resume_exactly", marks=pytest.mark.long)],
+)
 def test_a_notebook_runs(name: str, runner: ModuleType, environment: dict[str, str]) -> None:
     run_and_check(NOTEBOOKS / f"{name}.ipynb", runner, environment)
 

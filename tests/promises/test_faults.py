@@ -380,8 +380,21 @@ KINDS = {
     "404": Kind({"status": 404}, 0, "answered with HTTP 404", ("api", "link"), ("first", "ever")),
     "403": Kind({"status": 403}, 0, "answered with HTTP 403", ("api", "link"), ("middle",)),
 }
+
+
+def always(kind: Kind) -> set[tuple[str, str]]:
+    """Returns so many (stage, pattern) that each stage and each pattern of a kind is among them."""
+    stages, patterns = itertools.cycle(kind.stages), itertools.cycle(kind.patterns)
+    count = max(len(kind.stages), len(kind.patterns))
+    return set(itertools.islice(zip(stages, patterns, strict=True), count))
+
+
 CASES = [
-    pytest.param(kind, stage, pattern, id=f"{name}-{stage}-{pattern}")
+    pytest.param(
+        *(kind, stage, pattern),
+        id=f"{name}-{stage}-{pattern}",
+        marks=[] if (stage, pattern) in always(kind) else [pytest.mark.long],
+    )
     for name, kind in KINDS.items()
     for stage, pattern in itertools.product(kind.stages, kind.patterns)
 ]

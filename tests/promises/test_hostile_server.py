@@ -29,19 +29,20 @@ from tests.support.raw_server import (
     serving,
 )
 
-DEADLINE_SECONDS = 1.0
+# Of an answer that never ends: the shorter, the sooner the test ends. Of others: never reached.
+DEADLINE_SECONDS, PATIENT_SECONDS = 0.3, 10.0
 # Time that a loaded machine may need on top of the deadline; never reached where all is well.
 GRACE_SECONDS = 8.0
 
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 
 
-def outcome(script: Script, **options: Any) -> bytes | str:
+def outcome(script: Script, *, deadline_seconds: float, **options: Any) -> bytes | str:
     """Returns the bytes that were read, or the text of the error; fails where it takes longer than
     the deadline.
     """
     arguments = {"max_attempts": 2, "pause_seconds": 0.01, "read_timeout_seconds": 0.5} | options
-    transport = HttpClient(StorageOptions(deadline_seconds=DEADLINE_SECONDS, **arguments))
+    transport = HttpClient(StorageOptions(deadline_seconds=deadline_seconds, **arguments))
     pieces: list[bytes] = []
     began = time.monotonic()
     with serving(script) as server:
@@ -49,7 +50,7 @@ def outcome(script: Script, **options: Any) -> bytes | str:
         try:
             found: bytes | str = transport.retry(
                 "file",
-                DEADLINE_SECONDS,
+                deadline_seconds,
                 lambda deadline: transport.read_range(
                     source, WANTED, pieces, subject="file", deadline=deadline
                 ),
@@ -58,7 +59,7 @@ def outcome(script: Script, **options: Any) -> bytes | str:
             found = str(error)
         finally:
             transport.close()
-    assert time.monotonic() - began < DEADLINE_SECONDS + GRACE_SECONDS
+    assert time.monotonic() - began < deadline_seconds + GRACE_SECONDS
     return found
 
 
@@ -102,13 +103,14 @@ ENDLESS: dict[str, Script] = {
 
 @pytest.mark.parametrize("name", ENDLESS)
 def test_what_never_ends_is_ended_at_the_deadline(name: str) -> None:
-    found = outcome(ENDLESS[name], max_attempts=6)
+    found = outcome(ENDLESS[name], deadline_seconds=DEADLINE_SECONDS, max_attempts=6)
     assert isinstance(found, str)
     assert found.startswith("file: ")
 
 
 def test_redirects_without_end() -> None:
-    found = outcome([b"HTTP/1.1 302 Found\r\nLocation: /file\r\nContent-Length: 0\r\n\r\n"])
+    answer = b"HTTP/1.1 302 Found\r\nLocation: /file\r\nContent-Length: 0\r\n\r\n"
+    found = outcome([answer], deadline_seconds=PATIENT_SECONDS)
     assert isinstance(found, str)
     assert "redirects" in found
 
@@ -162,7 +164,8 @@ def test_anything_in_a_header_is_an_error_of_ours_or_changes_nothing(
         head[header.encode()] = header.encode() + b": " + VALUES[value] + b"\r\n"
         if name == "302":
             head.setdefault(b"Location", b"Location: /file\r\n")
-        found = outcome([status, *head.values(), b"\r\n", CONTENTS], max_attempts=1)
+        script = [status, *head.values(), b"\r\n", CONTENTS]
+        found = outcome(script, deadline_seconds=PATIENT_SECONDS, max_attempts=1)
         if isinstance(found, bytes):
             assert name == "206"
             assert found == CONTENTS

@@ -105,7 +105,14 @@ def test_processes_stream_one_global_batch(
         assert step["index"] == rows.ravel().tolist()
 
 
-@pytest.mark.parametrize(("before", "after"), [(4, 4), (4, 2), (4, 1), (2, 4)])
+# The same number, fewer and more.
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        *((2, 2), (4, 1), (2, 4)),
+        *(pytest.param(4, number, marks=pytest.mark.long) for number in (4, 2)),
+    ],
+)
 def test_restored_with_any_number_of_processes(
     written: WrittenDataset,
     straight: dict[int, list[dict[str, Any]]],

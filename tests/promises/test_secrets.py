@@ -157,13 +157,13 @@ def files_under(directory: Path) -> Iterator[str]:
             yield path.read_bytes().decode("latin-1")
 
 
-def options() -> lg.ReadOptions:
+def options(*, deadline_seconds: float = 2.0) -> lg.ReadOptions:
     # Nothing is fetched together, so that there is a second request for a file, which can
     # contradict the first; and nothing is kept, since all tests read the same commit.
     storage = lg.StorageOptions(
         max_attempts=2,
         read_timeout_seconds=0.3,
-        deadline_seconds=2.0,
+        deadline_seconds=deadline_seconds,
         merge_gap_bytes=0,
         disk_cache_bytes=0,
     )
@@ -180,6 +180,8 @@ def test_a_disturbed_stream(
     fault: str,
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+    # A server to which no connection is made is asked until the deadline.
+    reading = options(deadline_seconds=0.5) if fault == "redirect elsewhere" else options()
     errors: list[BaseException] = []
     # An exception in a thread goes to standard error.
     monkeypatch.setattr(threading, "excepthook", lambda found: errors.append(found.exc_value))
@@ -195,7 +197,7 @@ def test_a_disturbed_stream(
                 "secrets/arm",
                 endpoint=secret_hub.endpoint,
                 cache_dir=tmp_path / str(number),
-                read_options=options(),
+                read_options=reading,
             )
         except lg.LeRobotGrainError as error:
             errors.append(error)
