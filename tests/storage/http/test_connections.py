@@ -131,7 +131,7 @@ def test_closing_iterators_disturbs_no_other_one(
             first.result()
 
     # Longer than a look lasts.
-    hub.set_latency(0.12)
+    hub.set_latency(0.3)
     with (
         ThreadPoolExecutor(1) as pool,
         ThreadPoolExecutor(25) as others,
