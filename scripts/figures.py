@@ -79,6 +79,7 @@ def _lines_of_a_module() -> Figure:
 
 def _columns_of_a_line() -> Figure:
     files = [path for folder in _CODE for path in (ROOT / folder).rglob("*.py")]
+    files.remove(ROOT / _OF_OPENPI)
     return _largest(
         "columns of a line",
         100,
@@ -93,6 +94,8 @@ def _columns_of_a_line() -> Figure:
 
 # Comments for tools must stand on the line that they are for.
 _PRAGMA = re.compile(r"\s+# (?:noqa|type: ignore)\b.*")
+# Has lines as openpi writes them, which a diff of the documentation changes.
+_OF_OPENPI = "tests/support/openpi_train.py"
 _CODE = ("lerobot_grain", "tests", "examples", "benchmarks", "scripts", "fuzz")
 
 

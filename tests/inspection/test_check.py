@@ -829,7 +829,9 @@ def test_a_data_set_that_cannot_be_opened_is_status_2(
         == f"lerobot-grain: {directory}: there is no meta/tasks.parquet; expected the table of "
         "task texts\n"
     )
-    assert main(["check", str(directory), "--max-files", "0"]) == 2
+    with pytest.raises(SystemExit) as ended:
+        main(["check", str(directory), "--max-files", "0"])
+    assert ended.value.code == 2
 
 
 def test_progress_is_written_to_a_terminal_and_erased(

@@ -1,5 +1,6 @@
-"""Calls a data loader and checkpoints in the order of openpi's `scripts/train.py`, without a model;
-for machines without openpi. The lines that docs/trainers/openpi.md changes are those of openpi.
+"""Calls a data loader and checkpoints in the order of the training script of openpi, without a
+model; for machines without openpi. The lines that docs/trainers/openpi.md changes are those of
+openpi.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One life of a training with the real openpi, in a process of its own: its `scripts/train.py` with
+"""One life of a training with the real openpi, in a process of its own: its training script with
 the changes of docs/trainers/openpi.md, a small model, and a stream of ours; started by
 test_openpi_training.py.
 
