@@ -11,5 +11,5 @@ if [ "${1:-}" = --long ]; then
 elif [ $# -eq 0 ]; then
     scripts/lint.sh
 fi
-# In two processes, each with whole files: most tests wait, or use one core.
-exec .venv/bin/python -m pytest --numprocesses 2 --dist loadfile "$@"
+# In three processes, each with whole files: half of the time of the tests is waiting (for processes, servers, deadlines).
+exec .venv/bin/python -m pytest --numprocesses 3 --dist loadfile "$@"
