@@ -4,9 +4,9 @@ test_openpi_training.py.
 
     python -m tests.support.openpi_training DATASET WORKDIR FEED straight|stopped|resumed
 
-Prints a line of JSON for each step: its number, and the rows of the batch that it trained on. Not
-its loss: that was another one in each process, for the same rows and seed, and why is not known. A
-stopped life ends by SIGKILL in step 5, when the checkpoint of step 3 is complete.
+Prints a line of JSON for each step: its number, the rows of the batch that it trained on, and the
+loss, all digits. A stopped life ends by SIGKILL in step 5, when the checkpoint of step 3 is
+complete.
 """
 
 from __future__ import annotations
@@ -138,7 +138,8 @@ def record(script: Any, config: Any, statistics: dict[str, Any] | None, *, stop:
             first = statistics["state"]
             rows = rows * (first.std[0] + 1e-6) + first.mean[0]
         step = int(info.pop("step"))
-        print(json.dumps([step, np.rint(rows).astype(int).tolist()]), flush=True)
+        loss = float(info["loss"]).hex()
+        print(json.dumps([step, np.rint(rows).astype(int).tolist(), loss]), flush=True)
         if stop and step == STOP_IN:
             kill_after(config.checkpoint_dir / str(SAVE_INTERVAL))
         return stack_forest(infos)

@@ -83,7 +83,7 @@ def openpi_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timeout(1500)
 @pytest.mark.skipif(not openpi_stand_in.IS_INSTALLED, reason="openpi is not installed")
 @pytest.mark.parametrize("feed", FEEDS)
-def test_the_real_script_stopped_and_resumed_trains_on_the_same_batches(
+def test_the_real_script_stopped_and_resumed_trains_as_if_undisturbed(
     repository: lg.Repository,
     expected: list[list[int]],
     openpi_home: Path,
@@ -101,7 +101,9 @@ def test_the_real_script_stopped_and_resumed_trains_on_the_same_batches(
             cwd=Path(__file__).parents[2],
             env={
                 **os.environ,
-                "HOME": str(tmp_path),  # JAX's cache of compiled steps
+                "HOME": str(tmp_path),
+                # On the CPU, JAX 0.5.3 computes something else with a train step out of its cache.
+                "JAX_ENABLE_COMPILATION_CACHE": "false",
                 "JAX_PLATFORMS": "cpu",
                 "OPENPI_DATA_HOME": str(openpi_home),
             },
@@ -117,7 +119,7 @@ def test_the_real_script_stopped_and_resumed_trains_on_the_same_batches(
     assert code == -signal.SIGKILL
     code, resumed = run("stopped", "resumed")
     assert code == 0
-    assert straight == [[step, rows] for step, rows in enumerate(expected)]
+    assert [step[:2] for step in straight] == [[step, rows] for step, rows in enumerate(expected)]
     assert stopped == straight[: STOP_IN + 1]
     assert resumed == straight[SAVE_INTERVAL + 1 :]
 
