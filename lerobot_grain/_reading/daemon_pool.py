@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from lerobot_grain._base.errors import StorageError
 from lerobot_grain._base.per_process import PerProcess
+from lerobot_grain._base.permits import permits
 from lerobot_grain._storage.http.cancellation import end_all
 
 _T = TypeVar("_T")
@@ -45,17 +46,8 @@ _MAX_SHARED = 128
 # After this time without a task a thread ends. To start one takes a tenth of a millisecond.
 _IDLE_SECONDS = 5.0
 
-
-def _shared_threads() -> queue.SimpleQueue[None]:
-    """Returns one entry for each thread that may still be started."""
-    found: queue.SimpleQueue[None] = queue.SimpleQueue()
-    for _ in range(_MAX_SHARED):
-        found.put(None)
-    return found
-
-
-# Those of this process.
-_shared = PerProcess(_shared_threads)
+# Of threads that this process may still start.
+_shared = PerProcess(lambda: permits(_MAX_SHARED))
 # Has `is_of_pool` in the threads of pools.
 _THREAD = threading.local()
 

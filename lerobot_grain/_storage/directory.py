@@ -16,6 +16,7 @@ from typing import Any
 
 from lerobot_grain._base.byte_ranges import ByteRange
 from lerobot_grain._base.errors import MissingFileError, StorageError
+from lerobot_grain._base.per_process import PerProcess
 from lerobot_grain._base.regular_files import NO_WAITING
 from lerobot_grain._format.layout import INFO_PATH, METADATA
 from lerobot_grain._storage.base import Storage, check_path, is_readable_path, text_of_folders
@@ -39,8 +40,8 @@ class DirectoryStorage(Storage):
     root: str
     options: StorageOptions
     commit: str | None = None
-    _process_state: dict[int, Counters] = dataclasses.field(
-        default_factory=dict, init=False, repr=False, compare=False
+    _counters: PerProcess[Counters] = dataclasses.field(
+        default_factory=lambda: PerProcess(Counters), init=False, repr=False, compare=False
     )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -103,11 +104,6 @@ class DirectoryStorage(Storage):
     @property
     def statistics(self) -> StorageStatistics:
         return self._counters().snapshot()
-
-    def _counters(self) -> Counters:
-        if (counters := self._process_state.get(os.getpid())) is not None:
-            return counters
-        return self._process_state.setdefault(os.getpid(), Counters())
 
     def read_range(self, path: str, wanted: ByteRange) -> bytes:
         started = time.perf_counter()

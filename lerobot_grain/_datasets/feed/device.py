@@ -44,6 +44,7 @@ import jax
 
 from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.errors import InvalidRequestError
+from lerobot_grain._base.permits import Permits, permits
 from lerobot_grain._base.versions import jax_enable_x64
 from lerobot_grain._datasets.feed.placement import put_on, spec_on
 from lerobot_grain._datasets.open_stream import OneThread
@@ -254,11 +255,8 @@ class _Feed:
         self._ready: queue.SimpleQueue[tuple[Any, dict[str, Any], BaseException | None]] = (
             queue.SimpleQueue()
         )
-        # An entry for each batch that may still wait. No semaphore: where the garbage collector
-        # ends the feed in the feed's thread, that may hold the lock of one.
-        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
-        for _ in range(buffer_size):
-            self._room.put(None)
+        # Of batches that may still wait.
+        self._room = permits(buffer_size)
         stop = threading.Event()
         # JAX keeps these two per thread; the feed's takes over those of its consumer.
         configuration = jax.config.jax_enable_x64, jax.config.jax_default_device
@@ -287,7 +285,7 @@ def _run(
     sharding: jax.sharding.Sharding | None,
     configuration: tuple[bool, Any],
     ready: queue.SimpleQueue[tuple[Any, dict[str, Any], BaseException | None]],
-    room: queue.SimpleQueue[None],
+    room: Permits,
     stop: threading.Event,
 ) -> None:
     """The feed's thread: fills `ready` until the parent ends or fails, or `stop` is set."""
@@ -310,7 +308,7 @@ def _run(
 def _end(
     parent: grain.DatasetIterator[Any],
     thread: threading.Thread,
-    room: queue.SimpleQueue[None],
+    room: Permits,
     stop: threading.Event,
 ) -> None:
     stop.set()

@@ -255,10 +255,10 @@ class FrameReader:
         self, wanted: dict[_CameraKey, list[DecodeCandidate]]
     ) -> dict[_CameraKey, list[DecodeCandidate]]:
         """Returns what is to be decoded, and what else of it stays in memory that is left."""
+        if not any(self._cameras[key].staying.has_shared for key in wanted):
+            return wanted
         room = self._budget_bytes - self.used_bytes
-        for key, items in wanted.items():
-            decoder = self._cameras[key].decoder
-            room -= decoder.bytes_of(items) + decoder.opening_bytes(items)
+        room -= sum(self._cameras[key].decoder.bytes_taken(items) for key, items in wanted.items())
         found = {}
         for key, items in wanted.items():
             camera = self._cameras[key]

@@ -183,9 +183,9 @@ class GopDecoder:
         """Returns the bytes of the frames."""
         return self.store.frame_bytes * sum(len(item.entries) for item in wanted)
 
-    def opening_bytes(self, wanted: Sequence[DecodeCandidate]) -> int:
-        """Returns the bytes of the decoders that are opened for long GOPs."""
-        return sum(item.camera.opening_bytes(item.gop) for item in wanted)
+    def bytes_taken(self, wanted: Sequence[DecodeCandidate]) -> int:
+        """Returns the bytes of the frames, and of the decoders that are opened for long GOPs."""
+        return self.bytes_of(wanted) + sum(item.camera.opening_bytes(item.gop) for item in wanted)
 
     def tasks(self, wanted: Sequence[DecodeCandidate], *, task_seconds: float) -> list[DecodeTask]:
         """Returns the tasks that decode something, all of which must be started, those of one GOP

@@ -49,6 +49,11 @@ class StayingFrames:
         self._shared: OrderedDict[int, None] = OrderedDict()  # least recently asked for first
         self._waiting: OrderedDict[int, None] = OrderedDict()  # the oldest ones first
 
+    @property
+    def has_shared(self) -> bool:
+        """Whether shared frames stay; without them no frame waits either."""
+        return bool(self._shared)
+
     def add(self, entries: Integers) -> Integers:
         """Lets frames stay, which examples are known to need.
 

@@ -33,6 +33,7 @@ from lerobot_grain._reading.batches import num_examples
 from tests.datasets.feed.test_workers import wait_until
 from tests.support.forked import SHARED_MEMORY_PREFIX, fork_workers
 from tests.support.mixed import NUM_ROWS, stream, write_mixed
+from tests.support.tables import table
 
 pytestmark = pytest.mark.timeout(90, method="thread")
 
@@ -112,17 +113,10 @@ ALWAYS = {(1, 64), (2, 1), (2, 40), (3, 7), (3, 100), (5, 40)}
 
 @pytest.mark.parametrize(
     ("num_workers", "batch_size"),
-    [
-        pytest.param(
-            num_workers,
-            batch_size,
-            marks=()
-            if num_workers == 0 or (num_workers, batch_size) in ALWAYS
-            else pytest.mark.long,
-        )
-        for num_workers in (0, 1, 2, 3, 5)
-        for batch_size in (1, 7, 40, 64, 100)
-    ],
+    table(
+        itertools.product((0, 1, 2, 3, 5), (1, 7, 40, 64, 100)),
+        lambda case: case[0] == 0 or case in ALWAYS,
+    ),
 )
 def test_same_batches_and_states_as_without_workers(
     directory: Path, num_workers: int, batch_size: int, monkeypatch: pytest.MonkeyPatch
@@ -259,17 +253,10 @@ ALWAYS_FAILING = {(2, (0,)), (2, (10, 11)), (3, (7,)), (3, (11, 14)), (3, (39,))
 
 @pytest.mark.parametrize(
     ("num_workers", "rows"),
-    [
-        pytest.param(
-            num_workers,
-            rows,
-            marks=()
-            if num_workers == 0 or (num_workers, rows) in ALWAYS_FAILING
-            else pytest.mark.long,
-        )
-        for num_workers in (0, 2, 3)
-        for rows in ((0,), (7,), (8,), (9,), (10, 11), (11, 14), (39,))
-    ],
+    table(
+        itertools.product((0, 2, 3), ((0,), (7,), (8,), (9,), (10, 11), (11, 14), (39,))),
+        lambda case: case[0] == 0 or case in ALWAYS_FAILING,
+    ),
 )
 def test_an_example_that_fails_in_the_middle_of_a_batch(
     directory: Path,

@@ -33,6 +33,7 @@ from lerobot_grain._storage.hub.client_cache import cached_commit
 from lerobot_grain.testing import Fault, HubRepository, LoopbackHub
 from tests.support.mirror import Headers, Mirror
 from tests.support.streams import DATA_AND_VIDEO, digest
+from tests.support.tables import table
 
 INFO = "meta/info.json"
 TASKS = "meta/tasks.parquet"
@@ -571,12 +572,10 @@ ALWAYS = {
 
 @pytest.mark.parametrize(
     ("path", "has_length", "obeys_ranges"),
-    [
-        pytest.param(*case, marks=() if case in ALWAYS else pytest.mark.long)
-        for case in itertools.product(
-            (INFO, TASKS, EPISODES, DATA, VIDEO), (True, False), (True, False)
-        )
-    ],
+    table(
+        itertools.product((INFO, TASKS, EPISODES, DATA, VIDEO), (True, False), (True, False)),
+        ALWAYS.__contains__,
+    ),
 )
 def test_a_mirror_that_sends_pointers(
     served, hub, mirror, small_dataset, small_digest, tmp_path, path, has_length, obeys_ranges

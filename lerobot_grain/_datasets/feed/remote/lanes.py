@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from lerobot_grain._base.errors import StorageError
+from lerobot_grain._base.permits import permits
 from lerobot_grain._datasets.feed.worker_stream import Piece
 from lerobot_grain._datasets.positions import PartOfPositions
 
@@ -135,7 +136,7 @@ class _Stop:
 
     def __init__(self) -> None:
         self.is_set = False
-        self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._woken = permits(0)
 
     def set(self) -> None:
         """Ends all waiting, also that which begins later."""
@@ -162,10 +163,8 @@ class _Lane:
         stop: _Stop,
     ) -> None:
         self.ready: queue.SimpleQueue[Piece | BaseException] = queue.SimpleQueue()
-        # An entry for each piece that may still be put there.
-        self.room: queue.SimpleQueue[None] = queue.SimpleQueue()
-        for _ in range(pieces_ahead):
-            self.room.put(None)
+        # Of pieces that may still be put there.
+        self.room = permits(pieces_ahead)
         self._readers = readers
         self._number = number
         self._request = request
