@@ -53,7 +53,7 @@ _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 # Words that are made one by one, in arrays that stay in the cache of a core: that takes a third of
 # the time.
-_WORDS_AT_A_TIME = 1 << 12
+_WORDS_AT_A_TIME = 1 << 13
 # Up to so many words are sorted in the way that has fewer steps.
 _FEW_WORDS = 512
 
@@ -204,15 +204,16 @@ def below(drawn: Words, limits: Integers) -> Integers:
 def _philox(counter: list[Words], key: tuple[int, int]) -> list[Words]:
     """Returns the four output words of each counter, uint64 `(n,)` each."""
     key_0, key_1 = key
+    multiplier_0, multiplier_2 = (np.uint64(multiplier) for multiplier in _MULTIPLIERS)
     for _ in range(_ROUNDS):
         word_0, word_1, word_2, word_3 = counter
-        multipliers = [np.uint64(multiplier) for multiplier in _MULTIPLIERS]
-        counter = [
-            _high(word_2, multipliers[1]) ^ word_1 ^ np.uint64(key_0),
-            word_2 * multipliers[1],
-            _high(word_0, multipliers[0]) ^ word_3 ^ np.uint64(key_1),
-            word_0 * multipliers[0],
-        ]
+        high_0 = _high(word_0, multiplier_0)
+        high_0 ^= word_3
+        high_0 ^= np.uint64(key_1)
+        high_2 = _high(word_2, multiplier_2)
+        high_2 ^= word_1
+        high_2 ^= np.uint64(key_0)
+        counter = [high_2, word_2 * multiplier_2, high_0, word_0 * multiplier_0]
         key_0 = (key_0 + _WEYL[0]) % 2**64
         key_1 = (key_1 + _WEYL[1]) % 2**64
     return counter
@@ -220,13 +221,21 @@ def _philox(counter: list[Words], key: tuple[int, int]) -> list[Words]:
 
 def _high(one: Words, other: Words | np.uint64) -> Words:
     """Returns the upper 64 bits of the products, uint64 `(n,)`."""
-    # NumPy has no product of 128 bits, so it is put together from halves of 32.
-    low_1, high_1 = one & _LOW, one >> _HALF
+    # NumPy has no product of 128 bits, so it is put together from halves of 32. In place, so that
+    # the arrays are few and stay in the cache.
     low_2, high_2 = other & _LOW, other >> _HALF
-    middle = high_1 * low_2 + (low_1 * low_2 >> _HALF)
-    carried = low_1 * high_2 + (middle & _LOW)
-    found: Words = high_1 * high_2 + (middle >> _HALF) + (carried >> _HALF)
-    return found
+    low, high = one & _LOW, one >> _HALF
+    middle = low * low_2
+    middle >>= _HALF
+    middle += high * low_2
+    low *= high_2
+    low += middle & _LOW
+    low >>= _HALF
+    middle >>= _HALF
+    high *= high_2
+    high += middle
+    high += low
+    return high
 
 
 def shuffled_episodes(num_episodes: int, *, seed: int) -> Integers:

@@ -69,13 +69,13 @@ class RankedRows:
 
     def __init__(self, runs: Runs) -> None:
         self._runs = runs
-        self._stops = np.cumsum(runs.lengths)
-        self._starts = self._stops - runs.lengths
+        self._stops = np.cumsum(runs.lengths, dtype=np.int64)
 
     def rows(self, ranks: Integers) -> Integers:
         """Returns int64 `(n,)`: the rows at ranks, int64 `(n,)`."""
         numbers = np.searchsorted(self._stops, ranks, side="right")
-        return self._runs.rows(numbers, ranks - self._starts[numbers])
+        starts = self._stops[numbers] - self._runs.lengths[numbers]
+        return self._runs.rows(numbers, ranks - starts)
 
 
 class RowSource:

@@ -2,14 +2,19 @@
 docs/architecture/order.md, "Weights", defines it.
 
 A round may have many times as many copies as there are clips, and all of them decide which row is
-at a position. So they are drawn in steps: the first copies of all clips, then the second ones, and
-so on. The words of a step are those of one stream, and what belongs to its clips is read in the
-order of memory.
+at a position. So of each copy no more is found and kept than its number of rows; the word that says
+which rows these are is made again for the few copies that are asked for.
+
+Rules:
+* Whatever is done for all clips or copies takes them in the order of memory. Only the order of a
+  walk does not: its clips are looked up once, and those at its end again, for the cut.
+* Copies are drawn in steps: the first copies of all clips, then the second ones, and so on. The
+  words of a step are those of one stream.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -24,59 +29,68 @@ from lerobot_grain._order.sampling.weights import UNIT_BITS
 _ORDER, _BEGIN, _COPIES = 0, 1, 2
 # Up to so many words of a stream, all in a row, are made for each one that is wanted: that still
 # costs less than making the wanted ones one by one.
-_CHEAP_WORDS = 64
+_CHEAP_WORDS = 24
 # A walk that fills a round up puts so many times as many clips in order as are expected to do; if
 # these do not, all.
 _SAFE_FACTOR = 4
+# The cut looks at so many clips at the end of a walk; at ever more where these are too few.
+_LAST_CLIPS = 256
+
+# Rows of copies, int32 `(copies,)`: a round has less than 2**30.
+Lengths = npt.NDArray[np.int32]
 
 
-class DrawnCopies(NamedTuple):
-    """The copies of a round, in the order of clips.
+@dataclass(frozen=True, slots=True, eq=False)
+class DrawnCopies:
+    """The copies of a round, in the order of clips, walks, and copies of a clip in a walk.
 
     Attributes:
+      seed, number: of the order, and of the round.
+      ends: for each walk int64 `(clips,)`, copies of each clip in all walks up to this one.
       stops: int64 `(clips,)`, copies of each clip and of all clips before it.
-      drawn: uint64 `(copies,)`, the word that says where each begins; any where it does not matter.
-      lengths: int64 `(copies,)`, rows of each.
+      lengths: int32 `(copies,)`, rows of each, > 0.
     """
 
+    seed: int
+    number: int
+    ends: tuple[Integers, ...]
     stops: Integers
-    drawn: Words
-    lengths: Integers
+    lengths: Lengths
+
+    def words(self, copies: Integers, clips: Integers) -> Words:
+        """Returns uint64 `(n,)`: the word that says where each of `copies` begins, int64 `(n,)`,
+        the clips of which are `clips`, int64 `(n,)`.
+        """
+        nth = copies - self.stops[clips] + self.ends[-1][clips]
+        in_walk = nth
+        walks = np.zeros(len(copies), np.int64)
+        for ends in self.ends[:-1]:
+            beyond = nth - ends[clips]
+            walks += beyond >= 0
+            in_walk = np.where(beyond >= 0, beyond, in_walk)
+        return words_at(
+            clips,
+            Stream.DRAW,
+            seed=self.seed,
+            epoch=self.number,
+            blocks=walks,
+            parts=_COPIES + in_walk,
+        )
 
 
-class _Step(NamedTuple):
-    """Copies of some clips of a walk.
-
-    Attributes:
-      clips: int64 `(copies,)`, ascending: number of the clip of each.
-      copies: int64 `(copies,)`, or one for all: their numbers among the copies of the clip.
-      drawn, lengths: as of `DrawnCopies`.
-    """
-
-    clips: Integers
-    copies: Integers | int
-    drawn: Words
-    lengths: Integers
-
-    def only(self, kept: npt.NDArray[np.bool_]) -> _Step:
-        """Returns this for a part of its copies, bool `(copies,)`."""
-        if kept.all():
-            return self
-        copies = self.copies if isinstance(self.copies, int) else self.copies[kept]
-        return _Step(self.clips[kept], copies, self.drawn[kept], self.lengths[kept])
-
-
-class _Walk(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class _Walk:
     """One walk through clips.
 
     Attributes:
       counts: int64 `(clips,)`, copies of each of all clips.
-      steps: these copies.
+      stops, lengths: as of `DrawnCopies`.
       num_rows: the rows of all.
     """
 
     counts: Integers
-    steps: list[_Step]
+    stops: Integers
+    lengths: Lengths
     num_rows: int
 
 
@@ -96,23 +110,18 @@ class Round:
 
     def copies(self, num_rows: int) -> DrawnCopies:
         """Returns the copies of the round, which have so many rows together."""
-        walks = [self._walk(0, num_rows)]
-        missing = num_rows - walks[0].num_rows
+        walk = self._walk(0, num_rows)
+        ends = [walk.counts]
+        stops = walk.stops
+        lengths = walk.lengths
+        missing = num_rows - walk.num_rows
         while missing:
-            walks.append(self._walk(len(walks), missing))
-            missing -= walks[-1].num_rows
-        stops = np.cumsum(sum(walk.counts for walk in walks))
-        drawn = np.zeros(stops[-1], np.uint64)
-        lengths = np.empty(stops[-1], np.int64)
-        # The next copy of each clip; those of earlier walks are first.
-        nexts = np.concatenate(([0], stops[:-1]))
-        for walk in walks:
-            for step in walk.steps:
-                places = nexts[step.clips] + step.copies
-                drawn[places] = step.drawn
-                lengths[places] = step.lengths
-            nexts += walk.counts
-        return DrawnCopies(stops, drawn, lengths)
+            walk = self._walk(len(ends), missing)
+            ends.append(ends[-1] + walk.counts)
+            lengths = np.insert(lengths, np.repeat(stops, walk.counts), walk.lengths)
+            stops = stops + walk.stops
+            missing -= walk.num_rows
+        return DrawnCopies(self._seed, self._number, tuple(ends), stops, lengths)
 
     def _walk(self, draw: int, num_rows: int) -> _Walk:
         """Returns walk `draw`, cut so that it has at most `num_rows` rows."""
@@ -140,34 +149,26 @@ class Round:
         passed >>= UNIT_BITS
         counts = np.zeros(len(self._clips.weights), np.int64)
         counts[walked] = np.diff(passed, prepend=0)
-        steps = self._draw(counts, draw)
-        total = sum(int(step.lengths.sum()) for step in steps)
-        if total < num_rows:
-            return _Walk(counts, steps, total)
-        rows = np.zeros(len(counts), np.int64)
-        for step in steps:
-            if isinstance(step.copies, int):
-                rows[step.clips] += step.lengths
-            else:
-                np.add.at(rows, step.clips, step.lengths)
-        rows_walked = np.cumsum(rows[walked])
-        # The clip with which the round is full; those after it in the walk do not come.
-        last = int(np.searchsorted(rows_walked, num_rows))
-        counts[walked[last + 1 :]] = 0
-        last_clip = walked.item(last)
-        left = num_rows - (rows_walked.item(last) - rows.item(last_clip))
-        return _Walk(counts, _cut(steps, counts, last_clip, left), num_rows)
+        stops = np.cumsum(counts)
+        lengths = np.repeat(self._clips.rows_of_copy, counts)
+        self._lengthen(lengths, counts, stops, draw)
+        walk = _Walk(counts, stops, lengths, int(lengths.sum()))
+        beyond = walk.num_rows - num_rows
+        return walk if beyond <= 0 else _without_last(walk, walked, beyond)
 
-    def _draw(self, counts: Integers, draw: int) -> list[_Step]:
-        """Returns the copies of clips: first the first ones of all, then the second ones, ...
+    def _lengthen(self, lengths: Lengths, counts: Integers, stops: Integers, draw: int) -> None:
+        """Adds the rows that chance adds to copies.
 
         Args:
-          counts: int64 `(clips,)`, copies of each.
-          draw: number of the walk.
+          lengths: int32 `(copies,)`, the fewest rows that each can have.
+          counts, stops: of a walk.
+          draw: its number.
         """
-        steps = []
         key = {"seed": self._seed, "epoch": self._number}
-        clips = np.flatnonzero(counts)
+        longer_above = self._clips.longer_above
+        clips = np.flatnonzero(self._clips.may_be_longer & (counts > 0))
+        places = (stops - counts)[clips]
+        more = counts[clips]
         copy = 0
         # Most clips have few copies: there are ever fewer of each.
         while len(clips):
@@ -175,46 +176,46 @@ class Round:
             num_made = clips.item(-1) + 1
             if num_made > _CHEAP_WORDS * len(clips):
                 break
-            if self._clips.has_chance[clips].any():
-                made = words(num_made, Stream.DRAW, block=draw, part=_COPIES + copy, **key)
-                steps.append(self._step(clips, copy, made[clips]))
-            else:
-                steps.append(self._step(clips, copy, np.zeros(len(clips), np.uint64)))
+            made = words(num_made, Stream.DRAW, block=draw, part=_COPIES + copy, **key)
+            lengths[places] += made[clips] > longer_above[clips]
             copy += 1
-            clips = clips[counts[clips] > copy]
+            left = np.flatnonzero(more > copy)
+            clips = clips[left]
+            places = places[left] + 1
+            more = more[left]
         if len(clips):
-            more = counts[clips] - copy
+            more -= copy
             ends = np.cumsum(more)
-            copies = copy + np.arange(ends[-1]) - np.repeat(ends - more, more)
+            within = np.arange(ends[-1]) - np.repeat(ends - more, more)
+            places = np.repeat(places, more) + within
             clips = np.repeat(clips, more)
-            drawn = np.zeros(len(clips), np.uint64)
-            chance = np.flatnonzero(self._clips.has_chance[clips])
-            parts = _COPIES + copies[chance]
-            drawn[chance] = words_at(clips[chance], Stream.DRAW, blocks=draw, parts=parts, **key)
-            steps.append(self._step(clips, copies, drawn))
-        return steps
-
-    def _step(self, clips: Integers, copies: Integers | int, drawn: Words) -> _Step:
-        lengths = self._clips.rows_of_copy[clips]
-        lengths += drawn > self._clips.longer_above[clips]
-        return _Step(clips, copies, drawn, lengths)
+            parts = _COPIES + copy + within
+            drawn = words_at(clips, Stream.DRAW, blocks=draw, parts=parts, **key)
+            lengths[places] += drawn > longer_above[clips]
 
 
-def _cut(steps: list[_Step], counts: Integers, last_clip: int, left: int) -> list[_Step]:
-    """Returns the copies that come.
+def _without_last(walk: _Walk, walked: Integers, beyond: int) -> _Walk:
+    """Returns a walk without its last rows.
 
     Args:
-      steps: those of a walk.
-      counts: int64 `(clips,)`, copies of each clip that come; that of the last clip is corrected.
-      last_clip: the one of which so many rows are `left`, > 0.
+      walk: all of it.
+      walked: int64, its clips in its order.
+      beyond: so many rows do not come, > 0.
     """
-    comes = counts > 0
-    found = []
-    for step in steps:
-        begin, end = np.searchsorted(step.clips, (last_clip, last_clip + 1)).tolist()
-        own = step.lengths[begin:end]
-        own[:] = np.clip(left - (np.cumsum(own) - own), 0, own)
-        left -= int(own.sum())
-        counts[last_clip] -= int((own == 0).sum())
-        found.append(step.only(comes[step.clips] & (step.lengths > 0)))
-    return found
+    count = _LAST_CLIPS
+    while True:
+        # The last copies of the walk, the last one first.
+        last = walked[: -count - 1 : -1]
+        more = walk.counts[last]
+        ends = np.cumsum(more)
+        places = np.repeat(walk.stops[last] - 1 + ends - more, more) - np.arange(ends[-1])
+        without = np.cumsum(walk.lengths[places])
+        if len(without) and without[-1] > beyond:
+            break
+        count *= 8
+    num_removed = int(np.searchsorted(without, beyond, side="right"))
+    walk.lengths[places[num_removed]] = without[num_removed] - beyond
+    counts = walk.counts
+    np.subtract.at(counts, np.repeat(last, more)[:num_removed], 1)
+    lengths = np.delete(walk.lengths, places[:num_removed])
+    return _Walk(counts, np.cumsum(counts), lengths, walk.num_rows - beyond)

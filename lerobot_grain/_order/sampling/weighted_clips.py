@@ -25,8 +25,9 @@ class WeightedClips:
       total: the sum of the weights of all rows.
       begins: int64 `(clips,)`, the sum of the weights of all rows before it.
       has_chance: bool `(clips,)`, whether it depends on chance which rows a copy has.
-      rows_of_copy: int64 `(clips,)`, how many rows a copy has, or has at least.
-      longer_above: uint64 `(clips,)`: a copy with a larger word has one row more.
+      rows_of_copy: int32 `(clips,)`, how many rows a copy has, or has at least.
+      may_be_longer: bool `(clips,)`, whether a copy can have one row more.
+      longer_above: uint64 `(clips,)`: it has if its word is larger.
       members: int64, numbers of the clips of a weight above 0.
       pieces: in the order of rows.
     """
@@ -36,7 +37,8 @@ class WeightedClips:
     total: int
     begins: Integers
     has_chance: npt.NDArray[np.bool_]
-    rows_of_copy: Integers
+    rows_of_copy: npt.NDArray[np.int32]
+    may_be_longer: npt.NDArray[np.bool_]
     longer_above: Words
     members: Integers
     pieces: _Pieces
@@ -79,7 +81,8 @@ class WeightedClips:
             total=int(totals.sum()),
             begins=pieces.sums[first_pieces] - (values * pieces.lengths)[first_pieces],
             has_chance=least < largest,
-            rows_of_copy=rows_of_copy,
+            rows_of_copy=rows_of_copy.astype(np.int32),
+            may_be_longer=rest > 0,
             longer_above=longer_above,
             members=np.flatnonzero(largest),
             pieces=pieces,

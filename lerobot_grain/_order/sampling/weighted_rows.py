@@ -62,9 +62,10 @@ class WeightedRows(RowSource):
         if self._clip_length is None:
             return clips.unmasked_rows()
         if self._is_mask:
+            once = (clips.weights > 0).astype(np.int64)
             lengths = clips.rows_of_copy[clips.members]
-            drawn = np.zeros(len(lengths), np.uint64)
-            return _Copies(clips, DrawnCopies(np.cumsum(clips.weights > 0), drawn, lengths))
+            copies = DrawnCopies(self._seed, epoch, (once,), np.cumsum(once), lengths)
+            return _Copies(clips, copies)
         return _Copies(clips, Round(clips, self._seed, epoch).copies(self.num_rows))
 
     def runs_every_epoch(self) -> Integers:
@@ -110,7 +111,11 @@ class _Copies(Runs):
         copies = self._chosen(numbers)
         clips = self._clips_of(copies)
         weights = self._clips.weights[clips]
-        passed = (places + 1) * weights - below(self._copies.drawn[copies], weights)
+        passed = (places + 1) * weights
+        chance = np.flatnonzero(self._clips.has_chance[clips])
+        if len(chance):
+            drawn = self._copies.words(copies[chance], clips[chance])
+            passed[chance] -= below(drawn, weights[chance])
         return self._clips.pieces.rows_at(self._clips.begins[clips] + passed)
 
     def _chosen(self, numbers: Integers) -> Integers:
