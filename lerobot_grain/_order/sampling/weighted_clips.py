@@ -125,7 +125,10 @@ class _Pieces:
         """Returns the first row with which the sum of all weights reaches each of `sums`, int64
         `(n,)`, > 0.
         """
-        numbers = np.searchsorted(self.sums, sums)
+        # Ascending, they are found in half of the time: what one looks at stays in the cache.
+        order = np.argsort(sums)
+        numbers = np.empty_like(order)
+        numbers[order] = np.searchsorted(self.sums, sums[order])
         # From the end of the piece, which is where its sum is known.
         beyond = (self.sums[numbers] - sums) // self.weights[numbers]
         return self.first_rows[numbers] + self.lengths[numbers] - 1 - beyond
