@@ -44,8 +44,8 @@ class Stream(enum.IntEnum):
 # How many streams a group has.
 _STREAMS = 4
 
-# Constants of Philox4x64, uint64 (2, 1): words 0 and 2 are multiplied with the former, and the latter
-# are added to the key each round.
+# Constants of Philox4x64: words 0 and 2 are multiplied with the former, and the latter are added to
+# the key each round.
 _MULTIPLIERS = np.array([[0xD2E7470EE14C6C93], [0xCA5A826395121157]], np.uint64)
 _WEYL = np.array([[0x9E3779B97F4A7C15], [0xBB67AE8584CAA73B]], np.uint64)
 _ROUNDS = 10

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._order.philox import Stream, Words, first_of_permutation, words, words_at
@@ -244,7 +243,7 @@ def each_once(clips: WeightedClips) -> DrawnCopies:
     return DrawnCopies(
         seed=0,
         round_number=0,
-        begins=_begins(clips.weights > 0),
+        begins=_begins((clips.weights > 0).astype(np.int64)),
         later=_NO_COPIES,
         places_of_later=_NO_COPIES.clips,
         lengths=clips.rows_of_copy[clips.members],
