@@ -223,6 +223,18 @@ def test_long_clips_are_those_of_the_definition(clip_length: int) -> None:
         assert round_rows(order, number) == naive_round(table, shuffle, weights, number)[0]
 
 
+@pytest.mark.parametrize("last_clips", [1, 2, 256])
+def test_a_cut_may_take_many_clips(monkeypatch: pytest.MonkeyPatch, last_clips: int) -> None:
+    # A long clip that comes once more than on average fills the places of many short ones.
+    monkeypatch.setattr(rounds, "_LAST_CLIPS", last_clips)
+    table: Table = (list(range(0, 6100, 100)), [100, *[1] * 60], [0] * 61)
+    weights = [1.5] * 100 + [0.9] * 60
+    shuffle = Shuffle(seed=5, clip_length=100)
+    order = weighted_order(table, shuffle, weights)
+    for number in range(6):
+        assert round_rows(order, number) == naive_round(table, shuffle, weights, number)[0]
+
+
 def test_equal_weights_are_the_order_without_weights() -> None:
     shuffle = Shuffle(seed=3, clip_length=4)
     assert round_rows(weighted_order(TABLE, shuffle, [3.7] * 37), 2) == naive_order(
