@@ -46,14 +46,14 @@ _STREAMS = 4
 
 # Constants of Philox4x64: words 0 and 2 are multiplied with the former, and the latter are added to
 # the key each round.
-_MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
-_WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
+_MULTIPLIERS = np.array([[0xD2E7470EE14C6C93], [0xCA5A826395121157]], np.uint64)
+_WEYL = np.array([[0x9E3779B97F4A7C15], [0xBB67AE8584CAA73B]], np.uint64)
 _ROUNDS = 10
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 # Words that are made one by one, in arrays that stay in the cache of a core: that takes a third of
 # the time.
-_WORDS_AT_A_TIME = 1 << 12
+_WORDS_AT_A_TIME = 1 << 13
 # Up to so many words are sorted in the way that has fewer steps.
 _FEW_WORDS = 512
 
@@ -180,17 +180,17 @@ def words_at(
     """
     count = len(places)
     found = np.empty(count, np.uint64)
-    blocks, parts = (np.broadcast_to(np.asarray(each), (count,)) for each in (blocks, parts))
     for start in range(0, count, _WORDS_AT_A_TIME):
         some = slice(start, start + _WORDS_AT_A_TIME)
+        of_some = places[some]
         # A counter gives four words. The first ones come from the counter that was counted up once.
-        counter = [
-            (places[some] // 4 + 1).astype(np.uint64),
-            blocks[some].astype(np.uint64),
-            parts[some].astype(np.uint64),
-            np.full(len(places[some]), int(stream), np.uint64),
-        ]
-        found[some] = np.choose(places[some] % 4, _philox(counter, (seed, epoch)))
+        counter = np.empty((4, len(of_some)), np.uint64)
+        counter[0] = (of_some >> 2) + 1
+        counter[1] = blocks if isinstance(blocks, int) else blocks[some]
+        counter[2] = parts if isinstance(parts, int) else parts[some]
+        counter[3] = int(stream)
+        made = _philox(counter, (seed, epoch))
+        found[some] = made[of_some & 3, np.arange(len(of_some))]
     return found
 
 
@@ -201,32 +201,38 @@ def below(drawn: Words, limits: Integers) -> Integers:
     return _high(drawn, limits.astype(np.uint64)).astype(np.int64)
 
 
-def _philox(counter: list[Words], key: tuple[int, int]) -> list[Words]:
-    """Returns the four output words of each counter, uint64 `(n,)` each."""
-    key_0, key_1 = key
+def _philox(counter: Words, key: tuple[int, int]) -> Words:
+    """Returns the four output words of counters of four words, uint64 `(4, n)` each."""
+    # Both halves of a round are the same but for their constants, and change places after it.
+    even, odd = counter[::2], counter[1::2]
+    keys = np.array([key], np.uint64).T
     for _ in range(_ROUNDS):
-        word_0, word_1, word_2, word_3 = counter
-        multipliers = [np.uint64(multiplier) for multiplier in _MULTIPLIERS]
-        counter = [
-            _high(word_2, multipliers[1]) ^ word_1 ^ np.uint64(key_0),
-            word_2 * multipliers[1],
-            _high(word_0, multipliers[0]) ^ word_3 ^ np.uint64(key_1),
-            word_0 * multipliers[0],
-        ]
-        key_0 = (key_0 + _WEYL[0]) % 2**64
-        key_1 = (key_1 + _WEYL[1]) % 2**64
-    return counter
+        mixed = _high(even, _MULTIPLIERS)[::-1]
+        mixed ^= odd
+        mixed ^= keys
+        odd = (even * _MULTIPLIERS)[::-1]
+        even = mixed
+        keys = keys + _WEYL
+    return np.stack((even, odd), axis=1).reshape(4, -1)
 
 
-def _high(one: Words, other: Words | np.uint64) -> Words:
-    """Returns the upper 64 bits of the products, uint64 `(n,)`."""
-    # NumPy has no product of 128 bits, so it is put together from halves of 32.
-    low_1, high_1 = one & _LOW, one >> _HALF
+def _high(one: Words, other: Words) -> Words:
+    """Returns the upper 64 bits of the products, uint64, in the shape of `one`."""
+    # NumPy has no product of 128 bits, so it is put together from halves of 32. In place, so that
+    # the arrays are few and stay in the cache.
     low_2, high_2 = other & _LOW, other >> _HALF
-    middle = high_1 * low_2 + (low_1 * low_2 >> _HALF)
-    carried = low_1 * high_2 + (middle & _LOW)
-    found: Words = high_1 * high_2 + (middle >> _HALF) + (carried >> _HALF)
-    return found
+    low, high = one & _LOW, one >> _HALF
+    middle = low * low_2
+    middle >>= _HALF
+    middle += high * low_2
+    low *= high_2
+    low += middle & _LOW
+    low >>= _HALF
+    middle >>= _HALF
+    high *= high_2
+    high += middle
+    high += low
+    return high
 
 
 def shuffled_episodes(num_episodes: int, *, seed: int) -> Integers:

@@ -14,6 +14,9 @@ from lerobot_grain._order.philox import Words
 from lerobot_grain._order.row_sources import Runs, SteppedRuns, cut_into_clips
 from lerobot_grain._order.sampling.weights import RowWeights
 
+# Numbers of rows of copies, in the smallest dtype that holds them: there are many.
+Lengths = npt.NDArray[np.unsignedinteger]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WeightedClips:
@@ -25,7 +28,8 @@ class WeightedClips:
       total: the sum of the weights of all rows.
       begins: int64 `(clips,)`, the sum of the weights of all rows before it.
       has_chance: bool `(clips,)`, whether it depends on chance which rows a copy has.
-      rows_of_copy: int64 `(clips,)`, how many rows a copy has, or has at least.
+      rows_of_copy: `(clips,)`, how many rows a copy has, or has at least.
+      may_be_longer: whether some copies can have one row more.
       longer_above: uint64 `(clips,)`: a copy with a larger word has one row more.
       members: int64, numbers of the clips of a weight above 0.
       pieces: in the order of rows.
@@ -36,7 +40,8 @@ class WeightedClips:
     total: int
     begins: Integers
     has_chance: npt.NDArray[np.bool_]
-    rows_of_copy: Integers
+    rows_of_copy: Lengths
+    may_be_longer: bool
     longer_above: Words
     members: Integers
     pieces: _Pieces
@@ -79,7 +84,8 @@ class WeightedClips:
             total=int(totals.sum()),
             begins=pieces.sums[first_pieces] - (values * pieces.lengths)[first_pieces],
             has_chance=least < largest,
-            rows_of_copy=rows_of_copy,
+            rows_of_copy=rows_of_copy.astype(np.min_scalar_type(clip_lengths.max())),
+            may_be_longer=bool(len(chance)),
             longer_above=longer_above,
             members=np.flatnonzero(largest),
             pieces=pieces,
@@ -119,7 +125,10 @@ class _Pieces:
         """Returns the first row with which the sum of all weights reaches each of `sums`, int64
         `(n,)`, > 0.
         """
-        numbers = np.searchsorted(self.sums, sums)
+        # Ascending, they are found in half of the time: what one looks at stays in the cache.
+        order = np.argsort(sums)
+        numbers = np.empty_like(order)
+        numbers[order] = np.searchsorted(self.sums, sums[order])
         # From the end of the piece, which is where its sum is known.
         beyond = (self.sums[numbers] - sums) // self.weights[numbers]
         return self.first_rows[numbers] + self.lengths[numbers] - 1 - beyond

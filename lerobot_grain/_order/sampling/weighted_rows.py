@@ -24,7 +24,7 @@ import numpy as np
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._order.philox import below
 from lerobot_grain._order.row_sources import RowSource, Runs
-from lerobot_grain._order.sampling.rounds import DrawnCopies, Round
+from lerobot_grain._order.sampling.rounds import CopyNames, DrawnCopies, Round, each_once
 from lerobot_grain._order.sampling.weighted_clips import WeightedClips
 from lerobot_grain._order.sampling.weights import UNIT_BITS, RowWeights
 
@@ -62,9 +62,7 @@ class WeightedRows(RowSource):
         if self._clip_length is None:
             return clips.unmasked_rows()
         if self._is_mask:
-            lengths = clips.rows_of_copy[clips.members]
-            drawn = np.zeros(len(lengths), np.uint64)
-            return _Copies(clips, DrawnCopies(np.cumsum(clips.weights > 0), drawn, lengths))
+            return _Copies(clips, each_once(clips))
         return _Copies(clips, Round(clips, self._seed, epoch).copies(self.num_rows))
 
     def runs_every_epoch(self) -> Integers:
@@ -100,21 +98,22 @@ class _Copies(Runs):
 
     @property
     def episodes(self) -> Integers:  # type: ignore[override]
-        return self._clips.episodes[self._clips_of(self._chosen(np.arange(len(self))))]
+        names = self._copies.names(self._chosen(np.arange(len(self))))
+        return self._clips.episodes[names.clips]
 
     def chosen(self, numbers: Integers) -> _Copies:
         # The rest of a copy is looked up when its rows are asked for: few are at a time.
         return _Copies(self._clips, self._copies, self._chosen(numbers))
 
     def rows(self, numbers: Integers, places: Integers) -> Integers:
-        copies = self._chosen(numbers)
-        clips = self._clips_of(copies)
-        weights = self._clips.weights[clips]
-        passed = (places + 1) * weights - below(self._copies.drawn[copies], weights)
-        return self._clips.pieces.rows_at(self._clips.begins[clips] + passed)
+        copies = self._copies.names(self._chosen(numbers))
+        weights = self._clips.weights[copies.clips]
+        passed = (places + 1) * weights
+        chance = np.flatnonzero(self._clips.has_chance[copies.clips])
+        if len(chance):
+            drawn = self._copies.words(CopyNames(*(values[chance] for values in copies)))
+            passed[chance] -= below(drawn, weights[chance])
+        return self._clips.pieces.rows_at(self._clips.begins[copies.clips] + passed)
 
     def _chosen(self, numbers: Integers) -> Integers:
         return numbers if self._order is None else self._order[numbers]
-
-    def _clips_of(self, copies: Integers) -> Integers:
-        return np.searchsorted(self._copies.stops, copies, side="right")

@@ -164,14 +164,17 @@ def weighted_tables(draw: st.DrawFn) -> tuple[Table, list[float]]:
 ROUNDS = st.one_of(st.integers(0, 3), st.integers(0, 2**40))
 
 
-# Whether words are made one by one, and whether the walk that fills a round up is put in order as
-# far as it is needed, changes only what it costs.
-@pytest.mark.parametrize(("cheap_words", "safe_factor"), [(100, 4), (0, 1), (10**9, 1)])
+# Whether words are made one by one, whether the walk that fills a round up is put in order as far
+# as it is needed, and how many clips the cut looks at first, changes only what it costs.
+@pytest.mark.parametrize(
+    ("cheap_words", "safe_factor", "last_clips"), [(100, 4, 256), (0, 1, 1), (10**9, 1, 3)]
+)
 @MODEST
 @given(weighted_tables(), SMALL_SHUFFLES, ROUNDS)
 def test_it_is_the_order_of_the_definition(
     cheap_words: int,
     safe_factor: int,
+    last_clips: int,
     weighted: tuple[Table, list[float]],
     shuffle: Shuffle,
     number: int,
@@ -180,6 +183,7 @@ def test_it_is_the_order_of_the_definition(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rounds, "_CHEAP_WORDS", cheap_words)
         patch.setattr(rounds, "_SAFE_FACTOR", safe_factor)
+        patch.setattr(rounds, "_LAST_CLIPS", last_clips)
         order = weighted_order(table, shuffle, weights)
         found = round_rows(order, number)
     if len(set(naive_weights(weights))) == 1:
@@ -206,6 +210,29 @@ def check_counts(
         assert count <= -(-weight // UNIT)
         cut[draw] += count < weight // UNIT
     assert all(count <= 1 for count in cut.values())
+
+
+@pytest.mark.parametrize("clip_length", [255, 256, 300])
+def test_long_clips_are_those_of_the_definition(clip_length: int) -> None:
+    # A byte does not hold all their lengths.
+    table: Table = ([0, 300, 700], [300, 256, 255], [0, 0, 0])
+    weights = [1.0] * 256 + [0.5] * 300 + [2.0] * 255
+    shuffle = Shuffle(seed=5, clip_length=clip_length)
+    order = weighted_order(table, shuffle, weights)
+    for number in range(4):
+        assert round_rows(order, number) == naive_round(table, shuffle, weights, number)[0]
+
+
+@pytest.mark.parametrize("last_clips", [1, 2, 256])
+def test_a_cut_may_take_many_clips(monkeypatch: pytest.MonkeyPatch, last_clips: int) -> None:
+    # A long clip that comes once more than on average fills the places of many short ones.
+    monkeypatch.setattr(rounds, "_LAST_CLIPS", last_clips)
+    table: Table = (list(range(0, 6100, 100)), [100, *[1] * 60], [0] * 61)
+    weights = [1.5] * 100 + [0.9] * 60
+    shuffle = Shuffle(seed=5, clip_length=100)
+    order = weighted_order(table, shuffle, weights)
+    for number in range(6):
+        assert round_rows(order, number) == naive_round(table, shuffle, weights, number)[0]
 
 
 def test_equal_weights_are_the_order_without_weights() -> None:
