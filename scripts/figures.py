@@ -42,8 +42,7 @@ class Figure:
 def figures() -> list[Figure]:
     """Measures the package as it lies in this checkout."""
     trees = {
-        path.relative_to(ROOT).as_posix(): _parsed(path)
-        for path in sorted(PACKAGE.rglob("*.py"))
+        path.relative_to(ROOT).as_posix(): _parsed(path) for path in sorted(PACKAGE.rglob("*.py"))
     }
     return [
         _modules_of_a_folder(trees),
