@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import io
 import re
 import tokenize
@@ -41,8 +42,7 @@ class Figure:
 def figures() -> list[Figure]:
     """Measures the package as it lies in this checkout."""
     trees = {
-        path.relative_to(ROOT).as_posix(): ast.parse(path.read_text())
-        for path in sorted(PACKAGE.rglob("*.py"))
+        path.relative_to(ROOT).as_posix(): _parsed(path) for path in sorted(PACKAGE.rglob("*.py"))
     }
     return [
         _modules_of_a_folder(trees),
@@ -56,6 +56,16 @@ def figures() -> list[Figure]:
         _files_with_budget_shares(),
         _absent_texts(),
     ]
+
+
+@functools.cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
+def _nodes(tree: ast.AST) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(tree))
 
 
 def _largest(name: str, limit: int, sizes: dict[str, int]) -> Figure:
@@ -84,8 +94,8 @@ def _columns_of_a_line() -> Figure:
         "columns of a line",
         100,
         {
-            f"{_name(path)}:{number}": len(_PRAGMA.sub("", line))
-            for path in files
+            f"{name}:{number}": len(_PRAGMA.sub("", line) if "#" in line else line)
+            for name, path in ((_name(path), path) for path in files)
             for number, line in enumerate(path.read_text().splitlines(), 1)
             if "https://" not in line  # an address cannot be broken
         },
@@ -106,10 +116,15 @@ def _name(path: Path) -> str:
 def _functions(trees: dict[str, ast.Module]) -> Iterator[tuple[str, str, ast.FunctionDef]]:
     """Yields file, owner and definition of every function and method."""
     for name, tree in trees.items():
-        for node in ast.walk(tree):
-            for child in ast.iter_child_nodes(node):
-                if isinstance(child, ast.FunctionDef):
-                    yield name, node.name if isinstance(node, ast.ClassDef) else "", child
+        owners = {
+            child: node.name
+            for node in _nodes(tree)
+            if isinstance(node, ast.ClassDef)
+            for child in node.body
+        }
+        for node in _nodes(tree):
+            if isinstance(node, ast.FunctionDef):
+                yield name, owners.get(node, ""), node
 
 
 def _function_lines(trees: dict[str, ast.Module]) -> dict[str, int]:
@@ -146,7 +161,7 @@ def _fields(trees: dict[str, ast.Module]) -> dict[str, int]:
     """Counts what is annotated in the body of a class, and what its methods assign to `self`."""
     found = {}
     for name, tree in trees.items():
-        for node in ast.walk(tree):
+        for node in _nodes(tree):
             if isinstance(node, ast.ClassDef) and not _is_frozen(node):
                 found[f"{name}:{node.lineno} {node.name}"] = len(_fields_of(node))
     return found
@@ -177,7 +192,7 @@ def _fields_of(node: ast.ClassDef) -> set[str]:
 def _parallel_assignments(trees: dict[str, ast.Module]) -> Figure:
     total, places = 0, []
     for name, tree in trees.items():
-        for node in ast.walk(tree):
+        for node in _nodes(tree):
             if isinstance(node, ast.Assign | ast.AnnAssign):
                 total += 1
                 if isinstance(node.value, ast.Tuple) and any(
@@ -210,13 +225,12 @@ def _sentences() -> Figure:
 def _prose() -> Iterator[tuple[str, str]]:
     """Yields place and text of every docstring and comment of the package, and of every page."""
     for path in sorted(PACKAGE.rglob("*.py")):
-        source = path.read_text()
-        for node in ast.walk(ast.parse(source)):
+        for node in _nodes(_parsed(path)):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
                 text = ast.get_docstring(node)
                 if text:
                     yield f"{_name(path)}:{getattr(node, 'lineno', 1)}", text
-        yield from _comments(path, source)
+        yield from _comments(path)
     for path in _pages():
         # Without blocks of code and headings.
         yield _name(path), re.sub(r"```.*?```|^#[^\n]*", "", path.read_text(), flags=re.S | re.M)
@@ -226,10 +240,10 @@ def _pages() -> list[Path]:
     return [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def _comments(path: Path, source: str) -> Iterator[tuple[str, str]]:
+def _comments(path: Path) -> Iterator[tuple[str, str]]:
     """Yields comments, those on neighboring lines as one text."""
     text, last = "", 0
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
         if token.type == tokenize.COMMENT:
             line = token.start[0]
             if text and line != last + 1:

@@ -17,6 +17,7 @@ import jax
 import pytest
 
 from lerobot_grain.testing import LoopbackHub
+from tests.support.forked import offer_forking
 from tests.support.streams import digest, write_small
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -97,6 +98,8 @@ faulthandler.enable()
 def pytest_configure(config: pytest.Config) -> None:
     # Of `--dist loadfile`, where pytest-xdist is there.
     config.option.loadscopereorder = False
+    if config.getoption("dist", "no") != "no":
+        offer_forking()
 
 
 @pytest.hookimpl(wrapper=True)

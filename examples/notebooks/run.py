@@ -17,7 +17,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,15 @@ WORLDS: dict[str, dict[str, Any]] = {
 
 
 @contextlib.contextmanager
-def stand_ins(directory: Path, *, names: Iterable[str] = WORLDS) -> Iterator[dict[str, str]]:
-    """Writes and serves the datasets, or those of these names; yields the environment in which
+def stand_ins(
+    directory: Path, worlds: Mapping[str, Mapping[str, Any]] = WORLDS
+) -> Iterator[dict[str, str]]:
+    """Writes and serves datasets of these names and arguments; yields the environment in which
     notebooks find them.
     """
     with LoopbackHub() as hub:
-        for name in names:
-            write_world(directory / name, **WORLDS[name])
+        for name, arguments in worlds.items():
+            write_world(directory / name, **arguments)
             hub.add_repository(f"lerobot/{name}", directory / name, tags=["v3.0"])
         here = {
             "HF_ENDPOINT": hub.endpoint,

@@ -16,10 +16,10 @@ from lerobot_grain._storage.disk import dataset_cache, piece_cache, piece_files
 from lerobot_grain.testing import Camera, Fault, LoopbackHub, RequestRecord, write_dataset
 
 TOP, FRONT, STILL = (f"observation.images.{name}" for name in ("top", "front", "still"))
-LENGTHS = [12, 9, 14, 11, 8]
+LENGTHS = [7, 5, 8, 6, 4]
 NUM_ROWS = sum(LENGTHS)
 # So little that no coded video is kept in memory.
-MEMORY = 1 << 19
+MEMORY = 1 << 18
 ALL = 1 << 30
 Open = Callable[..., lg.Repository]
 

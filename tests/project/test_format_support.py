@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -16,6 +17,16 @@ LINES = [
 ]
 
 
+@functools.cache
+def paths() -> dict[str, list[Path]]:
+    """Returns the files of tests by their names."""
+    found: dict[str, list[Path]] = {}
+    for path in TESTS.rglob("test_*.py"):
+        found.setdefault(path.name, []).append(path)
+    return found
+
+
+@functools.cache
 def defined(path: Path) -> set[str]:
     """Returns the names of tests in a file: `test_name`, `TestClass` and `TestClass::test_name`."""
     names = set()
@@ -42,5 +53,5 @@ def test_every_line_names_tests_that_exist(line: str) -> None:
     named = re.findall(r"`(test_\w+\.py)::(\w+(?:::\w+)?)`", cells[4])
     assert named, "no test is named"
     for file, name in named:
-        (path,) = TESTS.rglob(file)
+        (path,) = paths().get(file, [])
         assert name in defined(path), f"{file}::{name}"

@@ -121,7 +121,7 @@ def files_of(cache: Path) -> list[Path]:
 def test_whole_epochs_are_the_same(
     directory: Path, tmp_path: Path, arguments: dict[str, Any]
 ) -> None:
-    arguments = {"num_epochs": 3} | arguments
+    arguments = {"num_epochs": 2} | arguments
     expected, _ = read(stream(directory, None, **arguments))
     found, first = read(stream(directory, tmp_path, **arguments))
     assert_same(found, expected)

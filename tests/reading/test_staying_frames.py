@@ -155,13 +155,17 @@ CAMERAS = {
 }
 
 
+# Two GOPs of the longest.
+LENGTH = 80
+
+
 @pytest.fixture(scope="module", params=CAMERAS)
 def repository(tmp_path_factory: pytest.TempPathFactory, request: Any) -> lg.Repository:
-    """Six episodes of 120 frames of 15 kB."""
+    """Six episodes of frames of 15 kB."""
     return lg.open_repository(
         write_dataset(
             tmp_path_factory.mktemp("data") / "data",
-            episode_lengths=[120] * 6,
+            episode_lengths=[LENGTH] * 6,
             fps=10,
             cameras=[CAMERAS[request.param]],
         ).directory
@@ -181,7 +185,7 @@ def test_the_rest_of_the_gop_of_a_last_frame_waits_for_its_clip(
         for example in iterator:
             shown = {int(example["frame_index"]): example[TOP]}
             if windows:
-                shown[119] = example["end"]
+                shown[LENGTH - 1] = example["end"]
             codes = read_barcodes(np.stack(list(shown.values())))[:, :2].tolist()
             assert codes == [[int(example["episode_index"]), frame] for frame in shown]
         statistics = lg.read_statistics(iterator)

@@ -23,7 +23,7 @@ from lerobot_grain._cli.main import main
 ROOT = Path(__file__).parents[2]
 _BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _MOST_LOOPS = 2
-# Of `lerobot-grain profile` where a page leaves them out.
+# Of the commands that measure, whatever a page says.
 _SECONDS = "0.3"
 
 
@@ -81,7 +81,9 @@ def run_shell(code: str, *, replaced: dict[str, str]) -> None:
             continue
         if words[0].endswith("lerobot-grain"):
             arguments = [replaced.get(word, word) for word in words[1:]]
-            if arguments[0] == "profile" and "--seconds" not in arguments:
+            if "--seconds" in arguments:
+                arguments[arguments.index("--seconds") + 1] = _SECONDS
+            elif arguments[0] in ("profile", "train-check"):
                 arguments += ["--seconds", _SECONDS]
             assert main(arguments) == 0, line
         else:

@@ -21,7 +21,7 @@ import os
 import runpy
 import sys
 from collections.abc import Mapping, Sequence
-from multiprocessing import context, shared_memory
+from multiprocessing import context, forkserver, resource_tracker, shared_memory
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -30,22 +30,8 @@ import pytest
 from grain._src.python.dataset.transformations import process_prefetch
 from huggingface_hub import constants
 
-_IMPORTED_BEFORE_FORKING = [
-    *(
-        "av",
-        "flax.nnx",
-        "grain",
-        "httpx2",
-        "jax.experimental.multihost_utils",
-        "optax",
-        "orbax.checkpoint",
-        "PIL.Image",
-    ),
-    *("pyarrow.dataset", "pyarrow.parquet", "pytest", "torchcodec.decoders"),
-    # Where it is installed; it imports much. (What cannot be imported is left out.)
-    "maxtext.common.checkpointing",
-    *("lerobot_grain", "lerobot_grain.testing", "tests.support.frozen"),
-]
+# Where the server of this run of pytest listens.
+_SERVER = "LEROBOT_GRAIN_TESTS_FORK_SERVER"
 # The names of shared memory that a forked process makes begin with the value of this variable.
 SHARED_MEMORY_PREFIX = "LEROBOT_GRAIN_TESTS_SHARED_MEMORY"
 _WHAT_TO_DO = ("_target", "_args", "_kwargs")
@@ -91,11 +77,27 @@ class _Context(context.ForkServerContext):
 def forking() -> _Context:
     """Returns what starts processes, as `multiprocessing.get_context` does.
 
-    Its server ends with this process.
+    Its server ends with this process, unless it is one that `offer_forking` has started.
     """
     made = _Context()
-    made.set_forkserver_preload(_IMPORTED_BEFORE_FORKING)
+    made.set_forkserver_preload(["tests.support.fork_server"])
+    if address := os.environ.get(_SERVER):
+        server: Any = forkserver._forkserver
+        server._forkserver_address = address
+        # The server of another process is not to be kept running by this one, nor started again.
+        server._forkserver_alive_fd, _ = os.pipe()
+        server.ensure_running = resource_tracker.ensure_running
     return made
+
+
+def offer_forking() -> None:
+    """Starts a server for this process and all that it starts, so that the libraries are imported
+    once for all processes of pytest-xdist: 6 s of a core.
+    """
+    forking()
+    forkserver.ensure_running()
+    server: Any = forkserver._forkserver
+    os.environ[_SERVER] = server._forkserver_address
 
 
 class ForkingMultiprocessing:

@@ -26,10 +26,10 @@ from tests.support.small_disk import mounted
 from tests.support.streams import digest, streams_in_process, write_small
 
 TOP, FRONT = "observation.images.top", "observation.images.front"
-LENGTHS = [12, 9, 14, 11, 8]
+LENGTHS = [7, 5, 8, 6, 4]
 NUM_ROWS = sum(LENGTHS)
 # So little that no coded video is kept in memory from one epoch to the next.
-BUDGET = 1 << 19
+BUDGET = 1 << 18
 Start = Callable[..., "Run"]
 
 
@@ -157,16 +157,15 @@ def pieces(kept: Path) -> list[Path]:
 
 
 def test_the_second_epoch_fetches_nothing(
-    hub: LoopbackHub, directory: Path, expected: list[Any], start: Start
+    hub: LoopbackHub, directory: Path, two_epochs: list[Any], start: Start
 ) -> None:
     hub.add_repository("cached/epochs", directory, tags=("v3.0",))
-    run = start("cached/epochs", epochs=3)
-    assert_equal(run.examples[:NUM_ROWS], expected)
-    assert_equal(run.examples, list(stream(directory, epochs=3)))
+    run = start("cached/epochs", epochs=2)
+    assert_equal(run.examples, two_epochs)
     assert run.requests[0]
-    assert run.requests[1:] == [[], []]
-    assert run.statistics.bytes_fetched > 300_000
-    assert run.statistics.bytes_from_disk_cache > 200_000
+    assert run.requests[1] == []
+    assert run.statistics.bytes_fetched > 150_000
+    assert run.statistics.bytes_from_disk_cache > 100_000
     # Without the cache it does: the memory budget is too small for all.
     off = start("cached/epochs", epochs=2, limit=0)
     assert any(path.endswith(".mp4") for path in off.paths(1))
@@ -286,9 +285,9 @@ def test_small_files_of_v21_are_kept(hub: LoopbackHub, start: Start, tmp_path: P
         noise=1.0,
     ).directory
     hub.add_repository("cached/v21", directory, tags=("v2.1",))
-    start("cached/v21")
+    start("cached/v21", num_rows=30 + 24)
     assert pieces(tmp_path / "kept"), "more than 64 KiB"
-    again = start("cached/v21")
+    again = start("cached/v21", num_rows=30 + 24)
     assert again.requests == [[]]
     assert [record.kind for record in again.opening] == ["api", "api"]
     assert_equal(again.examples, list(stream(directory)))
@@ -557,10 +556,11 @@ def test_a_small_disk_that_fills_up(
 def test_several_datasets_share_a_limit_that_does_not_hold_them(
     hub: LoopbackHub, start: Start, kept: Path, tmp_path: Path
 ) -> None:
+    # Several times what the folders themselves take.
     directory = write_dataset(
         tmp_path / "large",
         episode_lengths=LENGTHS,
-        cameras=(Camera(key=TOP, height=120, width=160, codec="h264", gop=2),),
+        cameras=(Camera(key=TOP, height=144, width=192, codec="h264", gop=2),),
         noise=1.0,
         episodes_per_video_file=3,
     ).directory

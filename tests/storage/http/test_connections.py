@@ -10,12 +10,12 @@ import os
 import queue
 import socket
 import ssl
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +25,7 @@ from lerobot_grain._reading import daemon_pool
 from lerobot_grain._reading.daemon_pool import DaemonPool
 from lerobot_grain._storage.http.connections import Connection
 from lerobot_grain.testing import LoopbackHub, write_dataset
+from tests.support.forked import ForkedScript
 
 NUM_ROWS = 8 * 24
 
@@ -46,7 +47,7 @@ import lerobot_grain as lg
 from lerobot_grain._storage.http import connections
 from lerobot_grain._reading import daemon_pool
 
-hub, count, num_files, part = json.loads(sys.argv[1]), *map(int, sys.argv[2:])
+hub, count, num_files, part = json.loads(sys.argv[2]), *map(int, sys.argv[3:])
 resource.setrlimit(resource.RLIMIT_NOFILE, (num_files, num_files))
 connections._MAX_CONNECTIONS //= part
 daemon_pool._MAX_SHARED //= part
@@ -75,7 +76,8 @@ for reader in readers:
     reader.start()
 for reader in readers:
     reader.join()
-print(json.dumps([firsts, most_files, most_threads - count]))
+with open(sys.argv[1], "w") as found:
+    json.dump([firsts, most_files, most_threads - count], found)
 """
 
 
@@ -85,24 +87,25 @@ print(json.dumps([firsts, most_files, most_threads - count]))
     ids=["12", "60"],
 )
 def test_each_of_many_datasets_gives_its_first_batch(
-    hub: LoopbackHub, arguments: dict[str, Any], count: int, num_files: int, part: int
+    hub: LoopbackHub,
+    arguments: dict[str, Any],
+    tmp_path: Path,
+    count: int,
+    num_files: int,
+    part: int,
 ) -> None:
     """All at once, with few files that may be open: the usual 1,024 for 60, and for 12 an eighth of
     it, as of the limits.
     """
     hub.set_latency(0.2 / count)
-    command = [
-        sys.executable,
-        "-c",
-        PROGRAM,
-        json.dumps(arguments),
-        *map(str, (count, num_files, part)),
-    ]
-    done = subprocess.run(
-        command, env=dict(os.environ), capture_output=True, text=True, timeout=100, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    firsts, files, threads = json.loads(done.stdout)
+    program, found = tmp_path / "program.py", tmp_path / "found.json"
+    program.write_text(PROGRAM)
+    numbers = map(str, (count, num_files, part))
+    command = [sys.executable, str(program), str(found), json.dumps(arguments), *numbers]
+    with ForkedScript(command, env=os.environ) as done:
+        pass
+    assert done.returncode == 0
+    firsts, files, threads = json.loads(found.read_text())
     print(f"{count} datasets: {files} files and sockets, {threads} threads")
     assert firsts == [4] * count
     assert files <= 128 // part + 32
