@@ -111,14 +111,13 @@ def stores(
     )
     hub.add_repository("exit/data", written.directory, tags=["v3.0"])
     hub.add_bucket("s3://exit-data", written.directory)
-    cache = {"cache_dir": str(folder / "cache")}
-    yield {
-        "hub": {"repository": "exit/data", "endpoint": hub.endpoint, **cache},
-        "s3": {
-            **{"repository": "s3://exit-data", "endpoint": hub.s3_endpoint, "token": False},
-            **cache,
-        },
+    of_hub = {
+        "repository": "exit/data",
+        "endpoint": hub.endpoint,
+        "cache_dir": str(folder / "cache"),
     }
+    of_s3 = {"repository": "s3://exit-data", "endpoint": hub.s3_endpoint, "token": False}
+    yield {"hub": of_hub, "s3": of_hub | of_s3}
     hub.clear_faults()
 
 

@@ -29,7 +29,7 @@ from tests.support.orders import (
     philox_words,
 )
 
-MODEST = settings(max_examples=50, derandomize=True, deadline=None)
+MODEST = settings(max_examples=150, derandomize=True, deadline=None)
 
 # As in test_shuffle.py.
 FIRST_ROWS, LENGTHS, DATA_FILES = [0, 9, 26, 33], [9, 7, 7, 14], [0, 0, 1, 2]
