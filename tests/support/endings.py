@@ -7,6 +7,7 @@ this way: `multiprocessing` ends them before the exit handlers.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -112,8 +113,9 @@ class Programs:
         error: BaseException | None,
         where: TracebackType | None,
     ) -> None:
-        # With all that hang.
-        os.killpg(self._server.pid, signal.SIGKILL)
+        # With all that hang, unless they were ended.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._server.pid, signal.SIGKILL)
         self._server.communicate()
 
     def run(self, programs: Sequence[Program], folder: Path) -> list[Ended]:
@@ -136,7 +138,13 @@ class Programs:
         self._server.stdin.flush()
         found = {}
         for _ in programs:
-            number, status, seconds = json.loads(self._server.stdout.readline())
+            try:
+                line = self._server.stdout.readline()
+            except BaseException:
+                # Of a program that hangs the test has had enough; nothing of it is for the next.
+                os.killpg(self._server.pid, signal.SIGKILL)
+                raise
+            number, status, seconds = json.loads(line)
             texts = [Path(files[number][name]).read_text() for name in ("output", "errors")]
             found[number] = Ended(status, seconds, *texts)
         return [found[number] for number in range(len(programs))]
