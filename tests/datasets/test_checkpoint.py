@@ -5,21 +5,23 @@ unchanged number.
 from __future__ import annotations
 
 import contextlib
+import json
 import re
-import socket
-import subprocess
-import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from jax.experimental import multihost_utils
 
 import lerobot_grain as lg
 from lerobot_grain.testing import write_dataset
+from tests.support.jax_processes import run_processes
 
 ITEMS = ("state", "data")
 WEIGHTS = {"w": np.arange(6.0)}  # beside the stream, as a model would be
@@ -145,73 +147,65 @@ def test_saved_by_n_processes_and_restored_by_m(
             )
 
 
-_TWO_PROCESSES = """
-import json, sys, zlib
-import grain, jax, numpy as np, orbax.checkpoint as ocp
-import lerobot_grain as lg
-from jax.experimental import multihost_utils
-
-repository, directory, address, process = sys.argv[1:]
-jax.config.update("jax_platforms", "cpu")
-# as is the default of newer versions
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(address, num_processes=2, process_id=int(process))
-shuffle, shard = lg.Shuffle(seed=3, num_parts=4, buffer_size=16), grain.sharding.ShardByJaxProcess()
-dataset = lg.LeRobotIterDataset(
-    repository, features=["index"], shuffle=shuffle, shard_options=shard
-)
-batches = iter(dataset.batch(4))
-with ocp.CheckpointManager(directory, item_names=("elastic", "grain")) as checkpoints:
-    for step in range(5):
-        next(batches)
-    # The check that the documentation gives: the states of all processes are equal; and that it
-    # finds what is not.
-    def check(state):
-        sums = np.uint32(zlib.crc32(json.dumps(state).encode()))
-        multihost_utils.assert_equal(sums, "the states of the processes differ")
-    check(batches.get_state())
-    try:
-        check({**batches.get_state(), "position": int(process)})
-    except AssertionError as error:
-        assert "the states of the processes differ" in str(error)
-    else:
+def save_both(task: dict[str, Any]) -> None:
+    """What each of two processes does: saves the state in both ways, and restores it."""
+    jax.distributed.initialize(
+        task["coordinator"], num_processes=task["num_processes"], process_id=task["process"]
+    )
+    dataset = lg.LeRobotIterDataset(
+        task["repository"],
+        features=["index"],
+        shuffle=SHUFFLE,
+        shard_options=grain.sharding.ShardByJaxProcess(),
+    )
+    with (
+        contextlib.closing(iter(dataset.batch(4))) as batches,
+        ocp.CheckpointManager(task["directory"], item_names=("elastic", "grain")) as checkpoints,
+    ):
+        for _ in range(5):
+            next(batches)
+        # The check that the documentation gives: the states of all processes are equal; and that
+        # it finds what is not.
+        assert difference(batches.get_state()) == ""
+        found = difference({**batches.get_state(), "position": task["process"]})
         # JAX before 0.7 says so in the processes that differ from the first.
-        assert process == "0", "different states were not found"
-    elastic = ocp.args.JsonSave(batches.get_state())
-    ordinary = grain.checkpoint.CheckpointSave(batches)
-    checkpoints.save(5, args=ocp.args.Composite(elastic=elastic, grain=ordinary))
-    checkpoints.wait_until_finished()
-    expected = next(batches)["index"].tolist()
-    # An unchanged number of processes: both ways.
-    restores = {
-        "elastic": ocp.args.JsonRestore(),
-        "grain": grain.checkpoint.CheckpointRestore(batches),
-    }
-    for item, arguments in restores.items():
-        restored = checkpoints.restore(5, args=ocp.args.Composite(**{item: arguments}))[item]
-        if item == "elastic":
-            batches.set_state(restored)
-        assert next(batches)["index"].tolist() == expected, item
-batches.close()
-"""
+        assert "the states of the processes differ" in found or task["process"] == 0, found
+        elastic = ocp.args.JsonSave(batches.get_state())
+        ordinary = grain.checkpoint.CheckpointSave(batches)
+        checkpoints.save(5, args=ocp.args.Composite(elastic=elastic, grain=ordinary))
+        checkpoints.wait_until_finished()
+        expected = next(batches)["index"].tolist()
+        # An unchanged number of processes: both ways.
+        restores = {
+            "elastic": ocp.args.JsonRestore(),
+            "grain": grain.checkpoint.CheckpointRestore(batches),
+        }
+        for item, arguments in restores.items():
+            restored = checkpoints.restore(5, args=ocp.args.Composite(**{item: arguments}))[item]
+            if item == "elastic":
+                batches.set_state(restored)
+            assert next(batches)["index"].tolist() == expected, item
+
+
+def difference(state: dict[str, Any]) -> str:
+    """Returns how the states of all processes differ, nothing where they are equal."""
+    sums = np.uint32(zlib.crc32(json.dumps(state).encode()))
+    try:
+        multihost_utils.assert_equal(sums, "the states of the processes differ")
+    except AssertionError as error:
+        return str(error)
+    return ""
 
 
 @pytest.mark.timeout(120)
 def test_two_jax_processes_save_and_one_restores(
     directory: Path, repository: lg.Repository, tmp_path: Path
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = "127.0.0.1:{1}".format(*free.getsockname())
-    command = [sys.executable, "-c", _TWO_PROCESSES, str(directory), str(tmp_path), address]
-    processes = [
-        subprocess.Popen([*command, str(number)], stderr=subprocess.PIPE, text=True)
-        for number in range(2)
-    ]
-    errors = [process.communicate(timeout=100)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    (tmp_path / "output").mkdir()
+    task = {"repository": str(directory), "directory": str(tmp_path / "saved")}
+    run_processes(save_both, task, 2, tmp_path / "output")
     with (
-        ocp.CheckpointManager(tmp_path, item_names=("elastic", "grain")) as checkpoints,
+        ocp.CheckpointManager(tmp_path / "saved", item_names=("elastic", "grain")) as checkpoints,
         contextlib.closing(iter(stream(repository).batch(8))) as batches,
     ):
         with pytest.raises(ValueError, match=r"process_0-of-1\.json does not exist"):

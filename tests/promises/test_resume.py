@@ -55,6 +55,8 @@ def test_losses_after_two_kills_are_those_of_a_straight_training(
 ) -> None:
     # All are forked, which spares 25 s of imports; test_examples.py starts an example as by hand.
     monkeypatch.setattr(kill_and_compare, "subprocess", types.SimpleNamespace(Popen=ForkedScript))
+    # What the first one has compiled, which takes longer than all steps.
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
     picture = tmp_path / "curves.png"
     # The seed kills after steps 7 and 13 or a little later, so that even a slow machine is not done
     # before.
@@ -86,6 +88,7 @@ def test_losses_after_two_kills_are_those_of_a_straight_training(
     assert all(step % 5 == 1 for step in starts)
     assert max(starts) > 1
     assert picture.read_bytes().startswith(b"\x89PNG")
+    assert any((tmp_path / "compiled").iterdir())
     assert "all {} losses and batches equal".format(len(result["lives"])) in capfd.readouterr().out
 
 

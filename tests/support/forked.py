@@ -26,6 +26,7 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 from grain._src.python.dataset.transformations import process_prefetch
 from huggingface_hub import constants
@@ -63,6 +64,9 @@ class _Process(context.ForkServerProcess):
         os.environ.update(self._environment)
         # The server read the settings of its own environment.
         importlib.reload(constants)
+        if compiled := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+            jax.config.update("jax_compilation_cache_dir", compiled)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         if prefix := os.environ.get(SHARED_MEMORY_PREFIX):
             vars(shared_memory)["_SHM_NAME_PREFIX"] = prefix
         vars(self).update(ForkingPickler.loads(vars(self).pop("_packed")))

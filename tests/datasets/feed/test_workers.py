@@ -29,7 +29,7 @@ from absl import flags
 
 import lerobot_grain as lg
 from lerobot_grain._datasets.feed import workers as datasets_workers
-from lerobot_grain.testing import Camera, write_dataset
+from lerobot_grain.testing import Camera, WrittenDataset, write_dataset
 from tests.support.forked import fork_workers
 
 # The machine may be busy: a worker imports JAX and Grain, two seconds of one core. A worker that
@@ -109,14 +109,21 @@ def test_same_examples_and_states_as_without_workers(directory: Path, num_worker
     )
 
 
-def test_same_frames_as_without_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> WrittenDataset:
     camera = Camera(height=96, width=128)  # 73,728 bytes for two frames: through shared memory
-    written = write_dataset(tmp_path / "data", episode_lengths=[5, 4], fps=10, cameras=[camera])
+    where = tmp_path_factory.mktemp("frames") / "data"
+    return write_dataset(where, episode_lengths=[5, 4], fps=10, cameras=[camera])
+
+
+def test_same_frames_as_without_workers(
+    written: WrittenDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = lg.LeRobotIterDataset(
-        written.directory, delta_timestamps={camera.key: [-0.1, 0.0]}, num_epochs=1
+        written.directory,
+        delta_timestamps={written.cameras[0].key: [-0.1, 0.0]},
+        num_epochs=1,
     )
-    # In a new process, which has to import PyTorch, and in several at once.
-    assert_same_streams(dataset, 1)
     fork_workers(monkeypatch)
     assert_same_streams(dataset, 2)
 
@@ -196,11 +203,17 @@ def test_a_state_of_another_stream_changes_nothing(directory: Path) -> None:
         assert take(iterator, 3) == straight[3:]
 
 
-def test_grains_own_prefetch_with_our_worker_init(directory: Path) -> None:
+@pytest.mark.parametrize("num_workers", [1, 2], ids=["spawned", "forked"])
+def test_grains_own_prefetch_with_our_worker_init(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    # The thread that starts a worker is the parent of one that is spawned only.
+    if num_workers > 1:
+        fork_workers(monkeypatch)
     with contextlib.closing(iter(stream(directory))) as alone:
         straight = take(alone, 29)
     flags.FLAGS.mark_as_parsed()
-    options = grain.multiprocessing.MultiprocessingOptions(num_workers=2, per_worker_buffer_size=1)
+    options = grain.multiprocessing.MultiprocessingOptions(num_workers, per_worker_buffer_size=1)
     with contextlib.closing(
         iter(stream(directory).mp_prefetch(options, worker_init_fn=lg.worker_init))
     ) as iterator:
@@ -292,9 +305,8 @@ def test_an_error_in_a_worker_loses_no_example(directory: Path, tmp_path: Path, 
         assert take(restored, 5) == straight[5:10]
 
 
-def test_a_worker_that_is_killed_from_outside(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("forked")
+def test_a_worker_that_is_killed_from_outside(directory: Path) -> None:
     with contextlib.closing(iter(stream(directory))) as alone:
         straight = take(alone, 60)
     with contextlib.closing(iter(with_workers(stream(directory), 2))) as iterator:
@@ -305,7 +317,6 @@ def test_a_worker_that_is_killed_from_outside(
         with pytest.raises(RuntimeError, match="exit code -9"):
             found.extend(map(row_of, iterator))
         assert len(found) < 9 + 16, "what it held ready comes first, then the error"
-        fork_workers(monkeypatch)
         found += take(iterator, 60 - len(found))
         assert found == straight
 
@@ -418,19 +429,27 @@ def _surroundings(example: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_workers_keep_off_the_accelerator(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_process_decodes_and_keeps_off_the_accelerator(
+    written: WrittenDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is spawned, as Grain does it: it has to import JAX and PyTorch."""
     # There is none here: JAX would raise if it looked for this one.
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    with contextlib.closing(
-        iter(with_workers(stream(directory).map(_surroundings), 1))
-    ) as iterator:
-        assert next(iterator)["surroundings"] == [
-            "cpu",
-            "cpu",
-            True,
-            ["lerobot_grain-parent-watch"],
-            True,
-        ]
+    dataset = lg.LeRobotIterDataset(written.directory, num_epochs=1)
+    with (
+        contextlib.closing(iter(dataset)) as alone,
+        contextlib.closing(iter(with_workers(dataset.map(_surroundings), 1))) as iterator,
+    ):
+        for expected in alone:
+            found = next(iterator)
+            assert found.pop("surroundings") == [
+                "cpu",
+                "cpu",
+                True,
+                ["lerobot_grain-parent-watch"],
+                True,
+            ]
+            assert_same(found, expected)
 
 
 _PARENT = """
@@ -444,10 +463,11 @@ def slow(example):
 
 def main():
     dataset = lg.LeRobotIterDataset(sys.argv[1], features=["index"], shuffle=None).map(slow)
-    iterator = iter(lg.WorkerPrefetchIterDataset(dataset, num_workers=2))
+    iterator = iter(lg.WorkerPrefetchIterDataset(dataset, num_workers=1))
     for _ in range(4):
         next(iterator)
-    print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+    (worker,) = multiprocessing.active_children()
+    print(worker.pid, flush=True)
     # a process that holds the pipes of its parent open
     if sys.argv[3] == "forked" and os.fork() == 0:
         time.sleep(30)
@@ -484,17 +504,15 @@ def test_workers_end_with_their_parent(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
     ) as parent:
         assert parent.stdout is not None
-        workers = [int(pid) for pid in parent.stdout.readline().split()]
-        assert len(workers) == 2
-        assert all(map(_is_alive, workers))
+        worker = int(parent.stdout.readline())
+        assert _is_alive(worker)
         parent.send_signal(end)
         parent.wait(timeout=20)
         try:
             assert wait_until(
-                lambda: not any(map(_is_alive, workers)),
-                seconds=4 * datasets_workers._WATCH_SECONDS + 10,
+                lambda: not _is_alive(worker), seconds=4 * datasets_workers._WATCH_SECONDS + 10
             )
         finally:
-            for pid in filter(_is_alive, workers):
-                os.kill(pid, signal.SIGKILL)
+            if _is_alive(worker):
+                os.kill(worker, signal.SIGKILL)
             parent.stdout.close()

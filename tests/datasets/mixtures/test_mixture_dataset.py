@@ -121,10 +121,12 @@ def test_examples_are_those_of_the_definition(
 
 
 @pytest.mark.parametrize(
-    ("budget_bytes", "count"), [(None, 400), (100_000, 50)], ids=["by default", "little memory"]
+    ("budget_bytes", "count"), [(None, 400), (600_000, 50)], ids=["by default", "little memory"]
 )
 def test_many_components(written: Written, budget_bytes: int | None, count: int) -> None:
-    """Blocks hold more examples, and some components have none in a block."""
+    """Blocks hold more examples, and some components have none in a block. With little memory, half
+    of what is decoded is decoded again.
+    """
     components = {f"{n:02}": component(written["abc"[n % 3]]) for n in range(12)}
     weights = {name: 0.5 + int(name) ** 2 for name in components}
     expected = expected_examples(components, weights, count)
@@ -137,6 +139,7 @@ def test_many_components(written: Written, budget_bytes: int | None, count: int)
     with contextlib.closing(iter(dataset)) as iterator:
         for example in expected:
             assert_same(next(iterator), example)
+        assert (lg.read_statistics(iterator).gops_decoded_again > 0) == (budget_bytes is not None)
     with contextlib.closing(iter(dataset.batch(50))) as iterator:
         rows = [row for _ in range(count // 50) for row in next(iterator)["index"].tolist()]
     assert rows == [example["index"] for example in expected]
