@@ -1,6 +1,6 @@
 """Prints the covered lines and branches of every folder, from the JSON report of coverage.py.
 
-    python scripts/coverage_by_folder.py coverage.json
+python scripts/coverage_by_folder.py coverage.json
 """
 
 from __future__ import annotations

@@ -41,7 +41,11 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "directory", nargs="?", type=Path, default=_DATASET, help="the dataset (default: %(default)s)"
+        "directory",
+        nargs="?",
+        type=Path,
+        default=_DATASET,
+        help="the dataset (default: %(default)s)",
     )
     directory = parser.parse_args().directory
     path = find_browser()

@@ -1,6 +1,6 @@
 """Prints what the package requires, a line each, as pip reads it.
 
-    python scripts/requirements.py >requirements.txt
+python scripts/requirements.py >requirements.txt
 """
 
 from __future__ import annotations
