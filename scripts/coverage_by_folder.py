@@ -5,8 +5,8 @@ python scripts/coverage_by_folder.py coverage.json
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -31,8 +31,14 @@ def _share(covered: int, count: int) -> str:
 
 
 def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("report", type=Path, metavar="FILE.json", help="of `coverage json`")
+    report = parser.parse_args().report
     print(f"{'folder':42} {'lines':>17} {'branches':>20}")
-    for name, counts in by_folder(Path(sys.argv[1])).items():
+    for name, counts in by_folder(report).items():
         lines = _share(counts["covered_lines"], counts["num_statements"])
         branches = _share(counts["covered_branches"], counts["num_branches"])
         print(f"{name:42} {lines} {branches:>20}")

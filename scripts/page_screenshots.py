@@ -9,6 +9,7 @@ Hub, so that the page says no path of this machine.
 
 from __future__ import annotations
 
+import argparse
 import io
 import sys
 import tempfile
@@ -36,11 +37,21 @@ _PICTURES = {
 
 def main() -> int:
     """Takes the pictures. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "directory",
+        nargs="?",
+        type=Path,
+        default=_DATASET,
+        help="the dataset (default: %(default)s)",
+    )
+    directory = parser.parse_args().directory
     path = find_browser()
     if path is None:
         print("no chromium is installed: apt-get install chromium", file=sys.stderr)
         return 1
-    directory = Path(sys.argv[1]) if len(sys.argv) > 1 else _DATASET
     with (
         tempfile.TemporaryDirectory() as made,
         LoopbackHub() as hub,

@@ -6,6 +6,7 @@ each example would give: docs/images/mixture_gaps.png.
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -20,6 +21,9 @@ _IMAGE = Path(__file__).parents[1] / "docs" / "images" / "mixture_gaps.png"
 
 def main() -> None:
     """Draws the figure."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     shares = shares_of(_WEIGHTS)
     order = MixtureOrder(seed=0, begin=0, shares=list(shares.values()), starts=[0] * len(shares))
     components, _ = order.places(np.arange(_TURNS * TURN))

@@ -1,7 +1,7 @@
 """Hooks of MkDocs: links of pages that lead out of docs/ become addresses of the repository.
 
 So the pages are readable on GitHub and on the site. The address and the version stand once, in
-`pyproject.toml` and in the package.
+`pyproject.toml` and in the package. MkDocs runs this file (`mkdocs.yml`); it is no program.
 """
 
 from __future__ import annotations

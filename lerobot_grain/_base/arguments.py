@@ -1,9 +1,11 @@
-"""Checks of arguments that are whole numbers.
+"""Checks of arguments that many doors have: whole numbers, tokens, opened datasets.
 
 True and False are ints for Python; as a number they are a mistake.
 """
 
 from __future__ import annotations
+
+import os
 
 from lerobot_grain._base.errors import InvalidRequestError
 
@@ -53,3 +55,17 @@ def check_seed(seed: object, *, of: str) -> None:
     """
     if not (isinstance(seed, int) and is_int(seed, least=0) and seed < 2**64):
         raise InvalidRequestError(f"{of}(seed={seed!r}): expected an int, 0 <= seed < 2**64")
+
+
+def check_opened(repository: object, *, of: str) -> None:
+    """Checks that `of` was given an opened dataset, and not the name of one.
+
+    Raises:
+      InvalidRequestError: it is a name or a path.
+    """
+    if isinstance(repository, str | os.PathLike):
+        name = os.fspath(repository)
+        raise InvalidRequestError(
+            f"{of}: {name!r} is the name of a dataset; expected an opened one, "
+            f"open_repository({name!r})"
+        )

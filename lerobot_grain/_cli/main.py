@@ -17,11 +17,16 @@ Rules:
 
 from __future__ import annotations
 
+import _thread
 import argparse
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from lerobot_grain import LeRobotGrainError
 from lerobot_grain._cli import cache as cli_cache
@@ -34,6 +39,8 @@ from lerobot_grain._cli.output.report import printable
 
 _INTERRUPTED = 130
 _CLOSED_PIPE = 141
+# Until a Ctrl-C is sent again: long enough to leave the place where exceptions are dropped.
+_AGAIN_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line, by default that of the process. Returns the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        status: int = options.run(options)
+        with _no_lost_interrupts():
+            status: int = options.run(options)
         # A closed pipe shows here, and not when the interpreter ends.
         sys.stdout.flush()
     except LeRobotGrainError as error:
@@ -167,8 +175,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
+@contextlib.contextmanager
+def _no_lost_interrupts() -> Iterator[None]:
+    """Sends a Ctrl-C again that has struck where Python drops exceptions: in a destructor, or in a
+    callback of the garbage collector, such as the one of JAX. Without, the command would go on.
+    """
+    before = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        if issubclass(found.exc_type, KeyboardInterrupt):
+            timer = threading.Timer(_AGAIN_SECONDS, _interrupt)
+            timer.daemon = True
+            timer.start()
+        else:
+            before(found)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def _interrupt() -> None:
+    if os.name == "posix":
+        os.kill(os.getpid(), signal.SIGINT)  # This ends a wait of the main thread, too.
+    else:
+        _thread.interrupt_main()
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; the usage of a command takes up to fifteen."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {printable(message)}; `{self.prog} --help` says more\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="lerobot-grain",
         description="Looks at, checks and measures LeRobotDataset datasets, as they are streamed.",
         epilog="Every command has --json, and examples in its --help.",

@@ -12,7 +12,7 @@ import grain
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._base.arguments import check_seed
+from lerobot_grain._base.arguments import check_opened, check_seed
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._datasets.element_specs import request_spec
@@ -77,6 +77,7 @@ class DeltaTimestamps(grain.transforms.Map):
         windows: Mapping[str, Window] | None = None,
         seed: int = 0,
     ) -> None:
+        check_opened(repository, of="DeltaTimestamps")
         self._episodes = repository.episodes
         check_seed(seed, of="DeltaTimestamps")
         self._seed = seed

@@ -20,7 +20,7 @@ import grain
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._base.arguments import check_int
+from lerobot_grain._base.arguments import check_int, check_opened
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._datasets.element_specs import NUMBER
 from lerobot_grain._datasets.positions import (
@@ -99,6 +99,7 @@ class FrameOrderIterDataset(PositionsIterDataset):
         shard_options: grain.sharding.ShardOptions = grain.sharding.NoSharding(),  # noqa: B008 (a frozen value)
         with_positions: bool = False,
     ) -> None:
+        check_opened(repository, of="FrameOrderIterDataset")
         check_num_epochs(num_epochs)
         if shuffle is not None and shuffle.clip_length is None:
             shuffle = replace(shuffle, clip_length=default_clip_length(repository.gop_length()))

@@ -13,6 +13,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from lerobot_grain._base.arguments import check_opened
 from lerobot_grain._base.errors import InvalidRequestError, short_repr
 from lerobot_grain._datasets.delta_timestamps import DeltaTimestamps
 from lerobot_grain._datasets.lerobot_dataset import check_are_read
@@ -59,6 +60,7 @@ def read_rows(
         read.
       StorageError: the bytes could not be read.
     """
+    check_opened(repository, of="read_rows")
     numbers = _checked_rows(repository, rows)
     selection = select_features(repository, features)
     windows = delta_timestamps or {}

@@ -24,7 +24,7 @@ import grain
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._base.arguments import is_int
+from lerobot_grain._base.arguments import check_opened, is_int
 from lerobot_grain._base.errors import InvalidRequestError, StorageError
 from lerobot_grain._base.memory import give_back
 from lerobot_grain._datasets.delta_timestamps import (
@@ -102,6 +102,7 @@ class ReadWindowsIterDataset(WithBatches[Example]):
         pad_keys: Mapping[str, str] | None = None,
         known_examples: int = 2048 + LOOKAHEAD_EXAMPLES,
     ) -> None:
+        check_opened(repository, of="ReadWindowsIterDataset")
         super().__init__(parent)
         self._repository = repository
         selection = select_features(repository, features)

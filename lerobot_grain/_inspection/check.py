@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lerobot_grain._base.arguments import check_int
+from lerobot_grain._base.arguments import check_int, check_opened
 from lerobot_grain._base.arrays import evenly_spread
 from lerobot_grain._base.errors import LeRobotGrainError
 from lerobot_grain._datasets.sampling.selected_rows import ValidRowsArgument, WeightsArgument
@@ -146,6 +146,7 @@ def check(
       DatasetFormatError: such a table is too large.
       StorageError: `meta/` cannot be read any more. A file that cannot be read is a finding.
     """
+    check_opened(repository, of="check")
     if max_files is not None:
         check_int("max_files", max_files, least=1, of="check", otherwise=", or None for all")
     selection = RowSelection(

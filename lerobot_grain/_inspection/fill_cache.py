@@ -24,6 +24,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from lerobot_grain._base.arguments import check_opened
 from lerobot_grain._base.byte_ranges import ByteRange, merge_ranges
 from lerobot_grain._base.errors import InvalidRequestError, LeRobotGrainError
 from lerobot_grain._datasets.lerobot_dataset import LeRobotIterDataset
@@ -131,6 +132,7 @@ def fill_cache(
       DatasetFormatError: a file or an episode cannot be read.
       StorageError: the bytes could not be read.
     """
+    check_opened(repository, of="fill_cache")
     return _Filling(repository, features, episodes, image_size, read_options).run(
         on_progress or _no_progress
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arguments import check_opened
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._reading.rows.data_files import load_group, open_data_file
 from lerobot_grain._reading.video_files import open_video
@@ -118,6 +119,7 @@ def locate(repository: Repository, row: int, camera: str | None = None) -> RowLo
         as when a stream reads it.
       StorageError: the bytes could not be read.
     """
+    check_opened(repository, of="locate")
     if isinstance(row, bool) or not isinstance(row, int | np.integer):
         raise InvalidRequestError(f"locate(row={row!r}): expected an int")
     cameras = repository.cameras if camera is None else (_existing(repository, camera),)

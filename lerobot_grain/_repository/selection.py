@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._base.arguments import check_seed
+from lerobot_grain._base.arguments import check_opened, check_seed
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError, short_repr
 from lerobot_grain._format.info import TASK_KEY, Feature
@@ -260,6 +260,7 @@ def train_eval_split(
     Raises:
       InvalidRequestError: an argument is out of its range, or there is one episode only.
     """
+    check_opened(repository, of="train_eval_split")
     if (
         isinstance(eval_fraction, bool)
         or not isinstance(eval_fraction, int | float)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import os
 import stat
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lerobot_grain._base.byte_ranges import ByteRange
@@ -22,6 +23,10 @@ from lerobot_grain._format.layout import INFO_PATH, METADATA
 from lerobot_grain._storage.base import Storage, check_path, is_readable_path, text_of_folders
 from lerobot_grain._storage.git_files import LfsPointer
 from lerobot_grain._storage.options import Counters, StorageOptions, StorageStatistics
+
+# Folders that are looked into for datasets that lie one level farther down, and folders there: a
+# message costs a few thousand calls of the file system at most.
+_MAX_FOLDERS = 1000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -144,9 +149,23 @@ class DirectoryStorage(Storage):
 
 
 def dataset_folders(root: str) -> list[str]:
-    """Returns the folders of a directory that hold a dataset, in order."""
+    """Returns the folders of a directory that hold a dataset, in order, with slashes: those that
+    lie in it, or, where none does, those one level farther down. Deeper ones are not looked for: a
+    message is not worth a walk through a disk.
+    """
+    folders = _names_in(root, "")
+    if found := _with_dataset(root, folders):
+        return found
+    below = (each for folder in folders[:_MAX_FOLDERS] for each in _names_in(root, f"{folder}/"))
+    return _with_dataset(root, itertools.islice(below, _MAX_FOLDERS))
+
+
+def _names_in(root: str, prefix: str) -> list[str]:
     try:
-        names = sorted(os.listdir(root))
+        return [prefix + name for name in sorted(os.listdir(os.path.join(root, prefix)))]
     except OSError:
         return []
-    return [name for name in names if os.path.isfile(os.path.join(root, name, INFO_PATH))]
+
+
+def _with_dataset(root: str, folders: Iterable[str]) -> list[str]:
+    return [each for each in folders if os.path.isfile(os.path.join(root, each, INFO_PATH))]

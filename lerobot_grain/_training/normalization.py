@@ -37,6 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arguments import check_opened
 from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError, short_repr
 from lerobot_grain._repository.metadata import stats_path
 from lerobot_grain._repository.repository import Repository
@@ -201,9 +202,8 @@ def normalizer(
         | `zero_one`, `minus_one_one` | cameras: 0 and 255 become 0 and 1, or -1 and 1 |
         | `identity` | x, of its own dtype |
 
-        The default is `imagenet` for cameras (`mean_std` for depth), `mean_std` for
-        `observation.*`, `action` and `action.*`
-        that are numbers, and `identity` for all else, such as `timestamp` and `next.reward`.
+        The default is `imagenet` for cameras (`mean_std` for depth), `mean_std` for numbers that
+        are `observation.*`, `action` or `action.*`, and `identity` for all else (`timestamp`, ...).
       windows: those with a name that examples are read with (`Window`): their values are normalized
         as those of their features, so that a goal can be compared with a state.
 
@@ -213,6 +213,7 @@ def normalizer(
       DatasetFormatError: a statistic that is needed is malformed, or those of the dataset have
         another shape than their feature.
     """
+    check_opened(source, of="normalizer")
     known = _known_features(source, stats or {})
     of_values: dict[str, Affine] = {}
     of_cameras: dict[str, Affine] = {}
@@ -399,7 +400,7 @@ def _of_statistics(
     if missing := [name for name in names if name not in statistics]:
         raise InvalidRequestError(
             f"{where} has no statistic {missing[0]!r}, which {mode!r} needs; it has "
-            f"{', '.join(statistics) or 'none'}. compute_stats(repository) makes all of them"
+            f"{', '.join(statistics) or 'none'}. Pass stats=compute_stats(repository), it has all"
         )
     first, second = (_one_axis(statistics[name]) for name in names)
     spread = second if mode == "mean_std" else second - first

@@ -15,6 +15,7 @@ import grain
 import numpy as np
 import numpy.typing as npt
 
+from lerobot_grain._base.arguments import check_opened
 from lerobot_grain._base.arrays import Integers, read_only
 from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError, short_repr
 from lerobot_grain._reading.rows.whole_columns import read_whole_column
@@ -58,6 +59,7 @@ class ReturnsToGo(grain.transforms.Map):
         discount: float = 1.0,
         output: str = "returns_to_go",
     ) -> None:
+        check_opened(repository, of="ReturnsToGo")
         is_number = isinstance(discount, int | float | np.number) and not isinstance(discount, bool)
         if not (is_number and 0 <= discount <= 1):
             raise InvalidRequestError(

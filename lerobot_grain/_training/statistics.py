@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from lerobot_grain._base.arguments import check_int
+from lerobot_grain._base.arguments import check_int, check_opened
 from lerobot_grain._base.errors import DatasetFormatError, InvalidRequestError
 from lerobot_grain._datasets.lerobot_dataset import LeRobotIterDataset
 from lerobot_grain._reading.batches import is_mask_of
@@ -90,6 +90,7 @@ def compute_stats(
       DatasetFormatError: a value is not finite, or a file is not what the metadata says.
       StorageError: the bytes could not be read.
     """
+    check_opened(repository, of="compute_stats")
     check_int("camera_frames", camera_frames, least=1)
     declared = repository.features
     selection = _with_statistics(repository, features)

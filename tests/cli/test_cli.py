@@ -323,7 +323,10 @@ def test_a_wrong_command_line_is_status_2(
     with pytest.raises(SystemExit) as raised:
         main(["profile", *arguments])
     assert raised.value.code == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.endswith("; `lerobot-grain profile --help` says more\n")
+    assert error.count("\n") == 1
 
 
 def test_plots_without_matplotlib_are_refused_before_anything_is_read(

@@ -8,8 +8,10 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +206,44 @@ def test_a_closed_pipe_is_no_traceback(small_dataset: Path) -> None:
     )
     os.close(writer)
     assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+class _Dropped:
+    """An exception in a destructor is dropped, as is one in a callback of the garbage collector."""
+
+    def __del__(self) -> None:
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_where_python_drops_exceptions_is_not_lost(
+    small_dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        _Dropped()
+        threading.Event().wait(30)
+        pytest.fail("the command went on")
+
+    monkeypatch.setattr("lerobot_grain._cli.inspect.open_repository", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main(["inspect", str(small_dataset)]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_package_is_a_program() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "lerobot_grain", "profile", "--seconds", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == (
+        "lerobot-grain profile: argument --seconds: '0': expected a number of seconds above 0; "
+        "`lerobot-grain profile --help` says more\n"
+    )
 
 
 def test_a_page_that_is_interrupted_leaves_nothing(

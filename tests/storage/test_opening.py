@@ -375,8 +375,18 @@ def test_a_directory_whose_datasets_lie_in_folders(root, tmp_path):
         f"{root}: there is no meta/info.json; this is not a LeRobotDataset; datasets lie in "
         f"folders of it, so open {root}/left or {root}/right"
     )
+    # One level farther down they are found, too, and no deeper.
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    (shelf / "robots").symlink_to(root)
+    (shelf / "a file").touch()
+    with pytest.raises(lg.DatasetFormatError) as caught:
+        lg.open_repository(shelf)
+    assert str(caught.value).endswith(f"so open {shelf}/robots/left or {shelf}/robots/right")
+    (tmp_path / "above").mkdir()
+    (tmp_path / "above" / "shelf").symlink_to(shelf)
     with pytest.raises(lg.DatasetFormatError, match=r"this is not a LeRobotDataset$"):
-        lg.open_repository(tmp_path)
+        lg.open_repository(tmp_path / "above")
 
 
 @pytest.mark.usefixtures("served")

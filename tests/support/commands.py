@@ -15,12 +15,10 @@ from lerobot_grain.testing import Fault, LoopbackHub
 ROOT = Path(__file__).parents[2]
 # A shell lets what it starts in the background ignore SIGINT, and so do the processes that those
 # start: Python then leaves it ignored. This one is not to depend on how the tests were started.
-# JAX calls Python in every garbage collection, where an exception of a signal handler is lost:
-# there is none here. A command that hangs says where.
+# A command that hangs says where.
 COMMAND = [
     sys.executable,
     "-c",
-    "import gc; gc.disable(); "
     "import faulthandler; faulthandler.dump_traceback_later(80, exit=True); "
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "from lerobot_grain._cli.main import main; exit(main())",
