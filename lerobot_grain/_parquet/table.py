@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from lerobot_grain._base.byte_ranges import ByteRange, merge_ranges
 from lerobot_grain._base.errors import DatasetFormatError, short_repr
-from lerobot_grain._parquet.columns import DAMAGED, as_format_error, first_line
+from lerobot_grain._parquet.columns import DAMAGED, as_format_error, first_line, flat_values
 from lerobot_grain._parquet.files import InMemoryFile, RangeReader, SparseFile, UnreadFile
 from lerobot_grain._parquet.pages import chunk_contents
 
@@ -354,7 +354,7 @@ def read_columns(table: ParquetTable, columns: Sequence[str] | None) -> dict[str
         return {}
     with as_format_error(table.where):
         joined = pa.concat_tables(groups)
-        return {name: joined.column(name).to_numpy() for name in names}
+        return {name: flat_values(joined.column(name).combine_chunks()) for name in names}
 
 
 def _num_leaves(kind: pa.DataType) -> int:

@@ -12,6 +12,7 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain._format.episodes import EpisodeTable
+from lerobot_grain._reading.frame_cache import frame_writer
 from lerobot_grain._reading.frames.frame_store import NO_SLOT, FrameDemand
 from lerobot_grain._reading.frames.staying_frames import StayingFrames
 from lerobot_grain.testing import Camera, read_barcodes, write_dataset
@@ -193,3 +194,38 @@ def test_the_rest_of_the_gop_of_a_last_frame_waits_for_its_clip(
         pictures[name] = statistics.pictures_decoded
     if memory_bytes == 1 << 30:
         assert pictures["last"] <= pictures["none"]
+
+
+def test_frames_that_wait_on_disk_leave_their_memory_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # However slow the disk is: all that is decoded is kept.
+    for limit in ("_WAITED_PART", "_MAX_SAVED_SECONDS", "_STALLED_SECONDS"):
+        monkeypatch.setattr(frame_writer, limit, 1e9)
+    directory = write_dataset(
+        tmp_path / "data",
+        episode_lengths=[20] * 60,
+        fps=10,
+        cameras=[Camera(key=TOP, height=64, width=80, gop=10, codec="h264")],
+        statistics=False,
+    ).directory
+    repository = lg.open_repository(directory)
+    shuffle = lg.Shuffle(clip_length=10, num_parts=2, buffer_size=16)
+    pictures = {}
+    for name, windows in WINDOWS.items():
+        options = lg.ReadOptions(
+            memory_budget_bytes=7 << 19,
+            num_decode_threads=1,
+            frame_cache_bytes=1 << 30,
+            frame_cache_directory=tmp_path / name,
+        )
+        iterator = stream(repository, windows, shuffle, 1, options)
+        for example in iterator:
+            row = [int(example["episode_index"]), int(example["frame_index"])]
+            shown = {tuple(row): example[TOP]}
+            if windows:
+                shown[row[0], 19] = example["end"]
+            codes = read_barcodes(np.stack(list(shown.values())))[:, :2].tolist()
+            assert codes == [list(place) for place in shown]
+        pictures[name] = lg.read_statistics(iterator).pictures_decoded
+    assert pictures["last"] <= pictures["none"]

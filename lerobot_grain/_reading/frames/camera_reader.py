@@ -324,12 +324,17 @@ class CameraReader:
         """Forgets frames that stay and that no example is known to need, of so many bytes or all
         that may go; returns the bytes of those that did.
         """
-        entries = self.staying.spare()
-        if len(entries) == 0:
-            return 0
+        return self._let_go(self.staying.spare(), -(-num_bytes // self.store.frame_bytes))
+
+    def let_written_go(self) -> None:
+        """Forgets frames that wait and lie in the frame cache."""
+        if (on_disk := self._gops.on_disk) is not None:
+            entries = self.staying.written(on_disk)
+            self._let_go(entries, len(entries))
+
+    def _let_go(self, entries: Integers, most: int) -> int:
         slots = self.demand.slots[entries].astype(np.int64)
-        entries = entries[self.decoder.not_being_written(slots)]
-        entries = entries[: -(-num_bytes // self.store.frame_bytes)]
+        entries = entries[self.decoder.not_being_written(slots)][:most]
         self.drop(entries)
         return len(entries) * self.store.frame_bytes
 
@@ -429,10 +434,8 @@ class CameraReader:
         """Counts a use of each of the frames; those that are needed no more go."""
         flat = entries.reshape(-1)
         self._meter.count(frames_handed_out=len(flat))
-        if self._gops.on_disk is None:
-            self.decoder.give_back(self.demand.use(flat))
-            return
-        self._meter.count(frames_from_cache=int((self.demand.slots[flat] == CACHED).sum()))
+        if self._gops.on_disk is not None:
+            self._meter.count(frames_from_cache=int((self.demand.slots[flat] == CACHED).sum()))
         self._give_back(self.demand.use(flat))
 
     def _give_back(self, slots: Integers) -> None:

@@ -257,6 +257,8 @@ class FrameReader:
         """Returns what is to be decoded, and what else of it stays in memory that is left."""
         if not any(self._cameras[key].staying.has_shared for key in wanted):
             return wanted
+        for key in wanted:
+            self._cameras[key].let_written_go()
         room = self._budget_bytes - self.used_bytes
         room -= sum(self._cameras[key].decoder.bytes_taken(items) for key, items in wanted.items())
         found = {}
@@ -270,10 +272,7 @@ class FrameReader:
         """Returns how many bytes of the budget are left: at least so many where frames that stay
         can go for it.
         """
-        room = self._budget_bytes - self.used_bytes
-        if room >= num_bytes:
-            return room
-        missing = num_bytes - room
+        missing = num_bytes - (self._budget_bytes - self.used_bytes)
         for camera in self._cameras.values():
             if missing > 0:
                 missing -= camera.let_go(missing)

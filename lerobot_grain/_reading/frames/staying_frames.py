@@ -11,7 +11,8 @@ A frame stays by one use more that nobody makes, until others have taken its pla
 short: then it goes before all others, since no example is known to need it. Waiting frames go
 first: one of them saves one coded picture, a shared one those of its GOP. They take only memory
 that nothing else takes, and none goes for another one: when their clips come is not known, so each
-is worth the same, and what is dropped was copied in vain.
+is worth the same, and what is dropped was copied in vain. Where decoded frames are kept on disk, a
+waiting frame that lies there leaves its memory to others: its clip takes it from the disk.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy as np
 
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._format.episodes import EpisodeTable
+from lerobot_grain._reading.frame_cache.camera_frames import CameraFrames
 from lerobot_grain._reading.frames.frame_store import FrameDemand
 from lerobot_grain._reading.frames.gop_decoder import DecodeCandidate
 
@@ -142,6 +144,19 @@ class StayingFrames:
         is_spare = (self._demand.uses[entries] == 1) & (self._demand.slots[entries] >= 0)
         spare: Integers = entries[is_spare]
         return spare
+
+    def written(self, on_disk: CameraFrames) -> Integers:
+        """Returns the entries of decoded frames that wait and lie in the frame cache, int64
+        `(n,)`: from there their clip takes them.
+        """
+        entries = np.array(list(self._waiting), np.int64)
+        entries = entries[self._demand.slots[entries] >= 0]
+        if len(entries) == 0:
+            return entries
+        found: Integers = entries[
+            on_disk.find(*self._episodes.locate_all(self._demand.rows_of(entries)))
+        ]
+        return found
 
     def drop(self, entries: Integers) -> None:
         """Lets go of those that are among some entries, int64 `(n,)`, which are not decoded any
