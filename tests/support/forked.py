@@ -97,7 +97,12 @@ def forking() -> _Context:
 def offer_forking() -> None:
     """Starts a server for this process and all that it starts, so that the libraries are imported
     once for all processes of pytest-xdist: 6 s of a core.
+
+    From Python 3.14 on a server wants a key that only the process has that started it, so there
+    each of pytest's processes starts its own.
     """
+    if sys.version_info >= (3, 14):
+        return
     forking()
     forkserver.ensure_running()
     server: Any = forkserver._forkserver
