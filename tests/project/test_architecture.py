@@ -23,10 +23,13 @@ PACKAGE = Path(lg.__file__).parent
 # Public modules at the root, each with names that need another package than the rest: nothing but
 # a door to the module of ours that has them.
 DOORS = {"kauldron": "_training.kauldron"}
+# `python -m lerobot_grain`: nothing but the call of the command line.
+PROGRAM = "__main__"
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text())
     for path in sorted(PACKAGE.rglob("*.py"))
-    if path.name != "__init__.py" and path not in {PACKAGE / f"{door}.py" for door in DOORS}
+    if path.name != "__init__.py"
+    and path not in {PACKAGE / f"{door}.py" for door in (*DOORS, PROGRAM)}
 }
 FOLDERS = {
     path.parent.relative_to(PACKAGE): ast.parse(path.read_text())
@@ -352,6 +355,10 @@ def test_a_door_has_the_names_of_one_module(door: str) -> None:
     assert ast.literal_eval(names.value) == [alias.name for alias in imports.names]
     # No other module of ours needs the package.
     assert not [name for name, tree in MODULES.items() if DOORS[door] in own_imports(tree)]
+
+
+def test_the_program_is_the_command_line() -> None:
+    assert own_imports(ast.parse((PACKAGE / f"{PROGRAM}.py").read_text())) == {"_cli.main"}
 
 
 def printed(code: str) -> str:

@@ -357,7 +357,7 @@ def test_what_is_not_a_saved_normalizer(saved: Any) -> None:
             STATS,
             {"next.reward": "quantiles"},
             r"statistics: feature 'next.reward' has no statistic 'q01', which 'quantiles' needs; "
-            r"it has mean, std. compute_stats\(",
+            r"it has mean, std. Pass stats=compute_stats\(",
         ),
     ],
     ids=["mode", "missing", "typing error", "no camera", "no quantiles"],
@@ -402,7 +402,7 @@ def test_a_repository_without_statistics(tmp_path: Path) -> None:
     repository = lg.open_repository(tmp_path / "data")
     text = (
         r"data: feature 'observation.state' has no statistic 'mean', .*; it has none. "
-        r"compute_stats\(repository\) makes"
+        r"Pass stats=compute_stats\(repository\), it has all"
     )
     with pytest.raises(lg.InvalidRequestError, match=text):
         lg.normalizer(repository)
