@@ -11,8 +11,8 @@ A frame stays by one use more that nobody makes, until others have taken its pla
 short: then it goes before all others, since no example is known to need it. Waiting frames go
 first: one of them saves one coded picture, a shared one those of its GOP. They take only memory
 that nothing else takes, and none goes for another one: when their clips come is not known, so each
-is worth the same, and what is dropped was copied in vain. Where decoded frames are kept on disk, a
-waiting frame that lies there leaves its memory to others: its clip takes it from the disk.
+is worth the same, and what is dropped was copied in vain. A waiting frame that lies in the frame
+cache leaves its memory to others: its clip takes it from there.
 """
 
 from __future__ import annotations
