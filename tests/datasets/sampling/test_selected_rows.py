@@ -491,7 +491,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a number": ({"weights": 3}, "weights=3: expected a mapping by episode, an array"),
     "windows that are padded or not": (
-        {"valid_rows": lg.ValidRows({}, pad_windows="no")},  # type: ignore[arg-type]
+        {"valid_rows": lg.ValidRows({}, pad_windows="no")},
         "valid_rows: pad_windows='no'; expected True or False",
     ),
     "numbers as mask": ({"valid_rows": [1] * 51}, "valid_rows: values of dtype int64; expected"),
