@@ -290,7 +290,7 @@ class _Evaluation(NamedTuple):
                 f"{argument}: an array of shape {given.shape}; expected one of all episodes, "
                 f"({table.num_episodes},), or of all rows, ({table.num_rows},)"
             )
-        # Where each episode has one row, both are the same, and only those of episodes fit chunks.
+        # If each episode has one row, both are the same, and only those of episodes fit chunks.
         are_of_rows = given.shape != (table.num_episodes,)
         values = self._checked(
             given,
