@@ -24,8 +24,8 @@ from lerobot_grain._base.arguments import check_int, check_opened
 from lerobot_grain._base.errors import InvalidRequestError
 from lerobot_grain._datasets.element_specs import NUMBER
 from lerobot_grain._datasets.positions import (
+    OneOrderIterator,
     PartOfPositions,
-    PositionsIterator,
     PositionsIterDataset,
     are_needed_every_epoch,
     check_num_epochs,
@@ -37,10 +37,8 @@ from lerobot_grain._datasets.sampling.selected_rows import (
     check_weights_of_order,
     select_rows,
 )
-from lerobot_grain._datasets.state import checked_position
 from lerobot_grain._order.sampling.strided_rows import Stride
 from lerobot_grain._order.shuffle import (
-    ORDER_VERSION,
     EpochOrder,
     FrameOrder,
     Shuffle,
@@ -218,7 +216,7 @@ class OrderWithIdentity:
     identity: dict[str, Any]
 
 
-class FrameOrderIterator(PositionsIterator):
+class FrameOrderIterator(OneOrderIterator):
     """Yields rows, or pairs (row, position), one by one; or rows some at a time."""
 
     def __init__(
@@ -229,12 +227,9 @@ class FrameOrderIterator(PositionsIterator):
         with_positions: bool,
         name: str,
     ) -> None:
-        super().__init__(part)
+        super().__init__(part, identity=order.identity, name=name)
         self._with_positions = with_positions
-        self._order = order
-        self._name = name
-        # Elements handed out since `base`; the global position is base + handed_out * step.
-        self._base = self._handed_out = 0
+        self._rows = order.rows
         self._epoch: tuple[int, EpochOrder] | None = None
         # Rows that were computed, and how many elements were handed out before the first of them.
         # Assigned in one step, as `_handed_out` is: wherever an exception of a signal handler
@@ -277,7 +272,7 @@ class FrameOrderIterator(PositionsIterator):
         alone.
         """
         part = self._part
-        rows = self._order.rows
+        rows = self._rows
         positions = part.next_positions(
             base=self._base, handed_out=self._handed_out, count=_POSITIONS_AT_A_TIME
         )
@@ -287,21 +282,10 @@ class FrameOrderIterator(PositionsIterator):
             self._epoch = epoch, rows.epoch(epoch)
         return self._epoch[1].rows(elements[epochs == epoch])
 
-    def get_state(self) -> dict[str, Any]:
-        return {
-            "format": ORDER_VERSION,
-            "position": self._base + self._handed_out * self._part.step,
-            **self._order.identity,
-        }
-
     def set_state(self, state: dict[str, Any]) -> None:
-        position = checked_position(state, self._order.identity)
+        # Also where the state is refused: then they are computed again.
         self._computed = (0, self._computed[1][:0])
-        self._base = position
-        self._handed_out = 0
-
-    def __str__(self) -> str:
-        return self._name
+        super().set_state(state)
 
 
 def _checked_stride(

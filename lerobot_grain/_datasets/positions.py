@@ -16,6 +16,8 @@ import numpy.typing as npt
 from lerobot_grain._base.arguments import check_int
 from lerobot_grain._base.arrays import Integers
 from lerobot_grain._base.errors import InvalidRequestError
+from lerobot_grain._datasets.state import checked_position
+from lerobot_grain._order.shuffle import ORDER_VERSION
 
 Element = TypeVar("Element")
 
@@ -190,6 +192,39 @@ class PositionsIterator(grain.DatasetIterator[Any]):
 
     def _set_next_index(self, index: int) -> None:
         self.set_state({**self.get_state(), "position": self._part.position_of(index)})
+
+
+class OneOrderIterator(PositionsIterator):
+    """An iterator of the order of one dataset; its state is the position and what the order depends
+    on.
+
+    Args:
+      part: which positions.
+      identity: what a state says of the stream besides the position.
+      name: of the iterator.
+    """
+
+    def __init__(self, part: PartOfPositions, *, identity: dict[str, Any], name: str) -> None:
+        super().__init__(part)
+        self._identity = identity
+        self._name = name
+        # Elements handed out since `base`; the global position is base + handed_out * step.
+        self._base = self._handed_out = 0
+
+    def get_state(self) -> dict[str, Any]:
+        return {
+            "format": ORDER_VERSION,
+            "position": self._base + self._handed_out * self._part.step,
+            **self._identity,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        position = checked_position(state, self._identity)
+        self._base = position
+        self._handed_out = 0
+
+    def __str__(self) -> str:
+        return self._name
 
 
 class FollowingIterator(grain.DatasetIterator[Element]):

@@ -47,7 +47,8 @@ def read_rows(
     Args:
       repository: the opened dataset; it stays open.
       rows: one or more numbers of rows, 0 <= row < `repository.episodes.num_rows` (the `index`
-        column). In any order; a row that is given twice comes twice.
+        column): an int, a list of them, or an array of NumPy or JAX. In any order; a row that is
+        given twice comes twice.
       features, delta_timestamps, pad_keys, image_size, read_options, tolerance_seconds: as of
         `LeRobotIterDataset`.
 
@@ -82,8 +83,8 @@ def _checked_rows(repository: Repository, rows: int | Iterable[int]) -> list[int
     """Returns the numbers of rows, all of which exist."""
     count = repository.episodes.num_rows
     expected = f"expected ints, 0 <= row < {count}, the rows of {repository.description}"
-    if isinstance(rows, np.ndarray):
-        rows = rows.tolist()  # an int, where it has no axis
+    if hasattr(rows, "__array__"):  # of NumPy or JAX, or a Series of pandas
+        rows = np.asarray(rows).tolist()  # an int, where it has no axis
     given = list(rows) if isinstance(rows, Iterable) else [rows]
     for row in given:
         if isinstance(row, bool) or not isinstance(row, int | np.integer):

@@ -12,7 +12,7 @@ made among the valid frames, as if there were no others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,13 +56,22 @@ class Window:
         `LastFrame`.
 
     Raises:
-      InvalidRequestError: `features` is no key and no list of some, each once.
+      InvalidRequestError: `features` is no key and no list of some, each once; or `frames` is
+        neither a list nor a draw. (Whether seconds are whole frames is known, and said, where the
+        dataset is.)
     """
 
     features: str | Sequence[str]
     frames: Sequence[float] | Draw
 
     def __post_init__(self) -> None:
+        frames = self.frames
+        is_list = isinstance(frames, Iterable) and not isinstance(frames, str)
+        if not is_list and not isinstance(frames, Draw):
+            raise InvalidRequestError(
+                f"Window(frames={frames!r}): expected a list of seconds, such as [0.0], or a draw: "
+                "UniformDraw(0.5, 2.0), GeometricDraw(2.0) or LastFrame()"
+            )
         features = self.features
         if isinstance(features, str):
             return

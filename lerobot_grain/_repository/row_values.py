@@ -153,6 +153,10 @@ def opened(repository: Repository, given: Given) -> Given:
         raise InvalidRequestError(
             f"{kind.argument}: rest={short_repr(given.rest)}; expected {kind.expected}"
         )
+    if isinstance(given, ValidRows) and not isinstance(given.pad_windows, bool):
+        raise InvalidRequestError(
+            f"{kind.argument}: pad_windows={short_repr(given.pad_windows)}; expected True or False"
+        )
     if isinstance(source, str) and source in repository.features:
         feature = repository.features[source]
         if not kind.fits(feature):
@@ -286,7 +290,8 @@ class _Evaluation(NamedTuple):
                 f"{argument}: an array of shape {given.shape}; expected one of all episodes, "
                 f"({table.num_episodes},), or of all rows, ({table.num_rows},)"
             )
-        are_of_rows = given.shape == (table.num_rows,)
+        # If each episode has one row, both are the same, and only those of episodes fit chunks.
+        are_of_rows = given.shape != (table.num_episodes,)
         values = self._checked(
             given,
             lambda place: (

@@ -122,12 +122,7 @@ def select_features(repository: Repository, features: Iterable[str] | None) -> F
     unreadable = repository.info.unreadable
     if isinstance(features, str):
         raise InvalidRequestError(f"features={features!r}: expected a list of keys")
-    has_subtasks = (
-        repository.subtasks is not None
-        and INDEX_OF[SUBTASK_KEY] in declared
-        and SUBTASK_KEY not in declared
-    )
-    known = [*declared, TASK_KEY, *([SUBTASK_KEY] if has_subtasks else [])]
+    known = [*declared, *text_keys(repository)]
     keys = [*known, *unreadable] if features is None else list(features)
     if refused := {key: unreadable[key] for key in keys if key in unreadable}:
         raise DatasetFormatError(
@@ -179,6 +174,19 @@ def _without(left: list[str], refused: list[str], *, is_asked: bool) -> str:
     if is_asked or not left:
         return f"Leave {names} out of features=[...]"
     return f"To read all but {names}: features={left!r}"
+
+
+def text_keys(repository: Repository) -> list[str]:
+    """Returns the keys of texts that are looked up in a table of `meta/`: `task`, and `subtask`
+    where there are subtasks.
+    """
+    declared = repository.features
+    has_subtasks = (
+        repository.subtasks is not None
+        and INDEX_OF[SUBTASK_KEY] in declared
+        and SUBTASK_KEY not in declared
+    )
+    return [TASK_KEY, *([SUBTASK_KEY] if has_subtasks else [])]
 
 
 def texts_of(repository: Repository, key: str) -> Mapping[int, str]:

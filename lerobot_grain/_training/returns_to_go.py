@@ -46,8 +46,8 @@ class ReturnsToGo(grain.transforms.Map):
         or an argument is out of its range. At an example: it has neither `index`, nor
         `episode_index` and `frame_index`; they name no row of the dataset; or it has the output's
         key.
-      DatasetFormatError: a reward is not finite or missing, or a data file is not what the metadata
-        says.
+      DatasetFormatError: a reward is not finite or missing, a return is more than a float32 holds,
+        or a data file is not what the metadata says.
       StorageError: the bytes could not be read.
     """
 
@@ -73,14 +73,15 @@ class ReturnsToGo(grain.transforms.Map):
         self._episodes = repository.episodes
         self._output = output
         rewards = _read_rewards(repository, reward)
-        self._values: Returns = read_only(
-            _returns(
+        # A sum that overflows becomes infinite, which `_as_float32` refuses.
+        with np.errstate(over="ignore", invalid="ignore"):
+            returns = _returns(
                 rewards,
                 self._episodes.first_rows,
                 self._episodes.lengths,
                 discount=float(discount),
-            ).astype(np.float32)
-        )
+            )
+        self._values: Returns = read_only(_as_float32(returns, repository, reward))
 
     @property
     def values(self) -> Returns:
@@ -166,6 +167,21 @@ def _read_rewards(repository: Repository, key: str) -> npt.NDArray[np.float64]:
             f"episode {number}; expected finite rewards"
         )
     return rewards
+
+
+def _as_float32(values: npt.NDArray[np.float64], repository: Repository, key: str) -> Returns:
+    """Returns the returns of all rows as float32, all of them finite."""
+    with np.errstate(over="ignore"):
+        found: Returns = values.astype(np.float32)
+    if (bad := np.flatnonzero(~np.isfinite(found))).size:
+        row = bad.item(0)
+        number, frame = repository.episodes.locate(row)
+        raise DatasetFormatError(
+            f"{repository.description}: the return of {key!r} is {values[row]:g} at row {row}, "
+            f"frame {frame} of episode {number}; expected at most {np.finfo(np.float32).max:g}, "
+            "the largest float32. Give a smaller discount=, or scale the rewards"
+        )
+    return found
 
 
 def _returns(

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -75,7 +76,8 @@ def test_the_examples_are_those_of_the_map_style_reader(
 
 def test_one_row_an_array_of_rows_and_none(repository: lg.Repository) -> None:
     (expected,) = lg.read_rows(repository, [5])
-    for rows in (5, np.int64(5), np.array([5]), np.array(5), iter([5])):
+    arrays = (np.array([5]), np.array(5), jnp.array([5]), jnp.array(5))
+    for rows in (5, np.int64(5), iter([5]), *arrays):
         (found,) = lg.read_rows(repository, rows)
         assert_same(found, expected)
     assert lg.read_rows(repository, []) == []

@@ -146,9 +146,6 @@ REFUSED: list[tuple[Any, str]] = [
     ({"top": Window("state", END)}, "windows['top']: there is a feature 'top'; give the window"),
     ({"goal": Window(["top", "no"], END)}, "windows['goal']: no feature 'no' is read; there are"),
     ({"goal": Window("top", [])}, "windows['goal'] is empty; expected at least one delta"),
-    ({"goal": Window("top", "0.1")}, "windows['goal'] is '0.1'; expected a list of deltas"),
-    ({"goal": Window("top", 0.5)}, "windows['goal'] is 0.5; expected a list of deltas"),
-    ({"goal": Window("top", UniformDraw)}, "windows['goal'] is <class"),
     ({"goal": Window("top", [0.05])}, "windows['goal']: 0.05 s is 0.5 frames at 10 fps; expected"),
     (
         {"goal": Window("top", [float("nan")])},
@@ -168,6 +165,16 @@ def test_windows_that_are_none(windows: Any, text: str) -> None:
 def test_features_that_are_none(features: Any) -> None:
     with pytest.raises(InvalidRequestError, match=r"Window\(features=.*different ones"):
         Window(features, END)
+
+
+@pytest.mark.parametrize("frames", ["0.1", 0.5, None, LastFrame])
+def test_frames_that_are_none(frames: Any) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        Window("top", frames)
+    assert str(caught.value) == (
+        f"Window(frames={frames!r}): expected a list of seconds, such as [0.0], or a draw: "
+        "UniformDraw(0.5, 2.0), GeometricDraw(2.0) or LastFrame()"
+    )
 
 
 def test_keys_that_are_taken() -> None:

@@ -233,6 +233,25 @@ def test_a_reward_that_is_not_finite(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("discount", "shown"), [(1.0, "9e+38"), (0.5, "5.25e+38")])
+def test_a_return_that_no_float32_holds(tmp_path: Path, discount: float, shown: str) -> None:
+    directory = write_dataset(
+        tmp_path / "data",
+        episode_lengths=[1, 3],
+        cameras=(),
+        features={"next.reward": Feature(dtype="float32")},
+        row_values=lambda _, length: {"next.reward": np.full(length, 3e38, np.float32)},
+        statistics=False,
+    ).directory
+    repository = lg.open_repository(directory)
+    assert np.isfinite(lg.ReturnsToGo(repository, discount=0.0).values).all()
+    with pytest.raises(lg.DatasetFormatError) as caught:
+        lg.ReturnsToGo(repository, discount=discount)
+    text = str(caught.value)
+    assert f"the return of 'next.reward' is {shown} at row" in text
+    assert "of episode 1; expected at most 3.40282e+38, the largest float32. Give a" in text
+
+
 # --- columns -------------------------------------------------------------------------------------
 
 

@@ -16,14 +16,12 @@ import numpy.typing as npt
 
 from lerobot_grain._datasets.episodes.selected_chunks import SelectedChunks
 from lerobot_grain._datasets.positions import (
+    OneOrderIterator,
     PartOfPositions,
-    PositionsIterator,
     PositionsIterDataset,
     are_needed_every_epoch,
 )
-from lerobot_grain._datasets.state import checked_position
 from lerobot_grain._order.chunks import ChunkPlaces, Chunks
-from lerobot_grain._order.shuffle import ORDER_VERSION
 from lerobot_grain._reading.pending import SourceBlock
 
 # Rows that are pulled at a time, in whole chunks, at least one.
@@ -72,7 +70,7 @@ class ChunkOrderIterDataset(PositionsIterDataset):
         return f"ChunkOrderIterDataset({self.chunks.order.num_chunks} chunks)"
 
 
-class ChunkOrderIterator(PositionsIterator):
+class ChunkOrderIterator(OneOrderIterator):
     """Yields chunks one by one, or the requests of their rows in blocks.
 
     Attributes:
@@ -88,13 +86,10 @@ class ChunkOrderIterator(PositionsIterator):
         needed_every_epoch: npt.NDArray[np.bool_],
         name: str,
     ) -> None:
-        super().__init__(part)
+        super().__init__(part, identity=chunks.identity, name=name)
         self.chunks = chunks
         self.needed_every_epoch = needed_every_epoch
-        self._name = name
         self._places = ChunkPlaces(chunks.order)
-        # Elements handed out since `base`; the global position is base + handed_out * step.
-        self._base = self._handed_out = 0
 
     def __next__(self) -> tuple[int, int]:
         self._assert_not_closed()
@@ -135,18 +130,3 @@ class ChunkOrderIterator(PositionsIterator):
         count = max(1, int(np.searchsorted(stops, max_rows, side="right")))
         self._handed_out += count
         return chunks.first(count)
-
-    def get_state(self) -> dict[str, Any]:
-        return {
-            "format": ORDER_VERSION,
-            "position": self._base + self._handed_out * self._part.step,
-            **self.chunks.identity,
-        }
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        position = checked_position(state, self.chunks.identity)
-        self._base = position
-        self._handed_out = 0
-
-    def __str__(self) -> str:
-        return self._name

@@ -17,7 +17,6 @@ import numpy.typing as npt
 from lerobot_grain._base.errors import InvalidRequestError, LeRobotGrainError
 from lerobot_grain._datasets.frame_order import FrameOrderIterDataset
 from lerobot_grain._datasets.read_rows import read_rows
-from lerobot_grain._format.info import TASK_KEY
 from lerobot_grain._inspection.locate import RowLocation, locate_frames
 from lerobot_grain._inspection.overview.shown import MOST_DIMENSIONS, Curves, Shown, Values
 from lerobot_grain._inspection.overview.shown_pictures import (
@@ -28,7 +27,7 @@ from lerobot_grain._inspection.overview.shown_pictures import (
 from lerobot_grain._order.shuffle import Shuffle
 from lerobot_grain._reading.batches import Example
 from lerobot_grain._repository.repository import Repository
-from lerobot_grain._repository.selection import INDEX_OF, SUBTASK_KEY
+from lerobot_grain._repository.selection import text_keys
 
 Windows = Mapping[str, Sequence[float]]
 
@@ -235,14 +234,8 @@ def _spread(length: int, most: int) -> npt.NDArray[np.int64]:
 
 def _other_features(repository: Repository) -> list[str]:
     """Returns what is read besides cameras: features that can be, and the texts of tasks."""
-    features = repository.features
-    keys = [key for key, feature in features.items() if not feature.is_camera]
-    has_subtasks = (
-        repository.subtasks is not None
-        and INDEX_OF[SUBTASK_KEY] in features
-        and SUBTASK_KEY not in features
-    )
-    return [*keys, TASK_KEY, *([SUBTASK_KEY] if has_subtasks else [])]
+    keys = [key for key, feature in repository.features.items() if not feature.is_camera]
+    return [*keys, *text_keys(repository)]
 
 
 def _names(repository: Repository, key: str) -> tuple[str, ...]:

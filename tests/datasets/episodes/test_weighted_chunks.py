@@ -54,6 +54,13 @@ def test_chunks_come_as_often_as_their_episode_weighs(repository: lg.Repository)
     assert len(state["weights"]) == 16
 
 
+def test_an_array_where_every_episode_has_one_row(tmp_path: Path) -> None:
+    directory = tmp_path / "data"
+    write_dataset(directory, episode_lengths=[1, 1, 1], cameras=())
+    dataset = lg.EpisodeIterDataset(lg.open_repository(directory), weights=[1.0, 0.0, 2.0])
+    assert dataset.num_chunks == 2
+
+
 def test_equal_weights_are_the_stream_without_them(repository: lg.Repository) -> None:
     plain = stream(repository, num_epochs=2)
     equal = stream(repository, num_epochs=2, weights=lambda _: 0.7, valid_rows=[True] * 51)

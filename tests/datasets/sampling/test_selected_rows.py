@@ -490,6 +490,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "weights='a\\x00.csv': the table could not be read: ",
     ),
     "a number": ({"weights": 3}, "weights=3: expected a mapping by episode, an array"),
+    "windows that are padded or not": (
+        {"valid_rows": lg.ValidRows({}, pad_windows="no")},
+        "valid_rows: pad_windows='no'; expected True or False",
+    ),
     "numbers as mask": ({"valid_rows": [1] * 51}, "valid_rows: values of dtype int64; expected"),
     "sequential": (
         {"weights": BY_EPISODE, "shuffle": None},
