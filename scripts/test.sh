@@ -11,5 +11,5 @@ if [ "${1:-}" = --long ]; then
 elif [ $# -eq 0 ]; then
     scripts/lint.sh
 fi
-# In three processes, each with whole files: half of the time of the tests is waiting (for processes, servers, deadlines).
-exec .venv/bin/python -m pytest --numprocesses 3 --dist loadfile "$@"
+# In four processes, each with whole files: half of the time of the tests is waiting (for processes, servers, deadlines).
+exec .venv/bin/python -m pytest --numprocesses 4 --dist loadfile "$@"

@@ -22,7 +22,7 @@ from tests.support.streams import digest, write_small
 
 SHARED = Path(__file__).parents[2] / "shared"
 
-# The files that take more than 7 s of a core, the longest first. They are begun first, so that
+# The files that take more than 6 s, the longest first. They are begun first, so that
 # none of them runs at the end, while the other processes have nothing to do. pytest-xdist alone
 # begins with the files of the most tests: those of one long test come last.
 LONGEST_FIRST = [
