@@ -117,6 +117,7 @@ def test_close_ends_the_requests_of_its_stream_alone(
     stalled = opened("shared/stalled", 0, options, **arguments)
     with contextlib.closing(opened(small, 1, options)) as stream, ThreadPoolExecutor(1) as pool:
         next(stream)
+        hub.clear_requests()  # those of other tests, which may have met a fault
         hub.add_fault(Fault(origin="cdn", path_regex="^videos/", times=None, stall_at=0))
         try:
             reading = pool.submit(next, stalled)
