@@ -8,7 +8,6 @@ import contextlib
 import json
 import zlib
 from collections import Counter
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain.testing import EXTRA_FEATURES, Camera, WrittenDataset, write_dataset
-from tests.support.forked import forking
+from tests.support.forked import call_forked
 from tests.support.tables import table
 
 GOLDEN = ["av1_small", "av1_rolled", "h264_bframes", "hevc_bframes", "images", "state_only"]
@@ -100,13 +99,15 @@ def test_frames_are_the_same_after_a_restore(written: WrittenDataset) -> None:
     iterator.close()
 
 
-def continue_each(test: Connection, asked: list[tuple[str, dict[str, Any]]]) -> None:
-    """Sends 5 examples of each stream, after the state that it is given."""
+def continue_each(asked: list[tuple[str, dict[str, Any]]]) -> list[list[Any]]:
+    """Returns 5 examples of each stream, after the state that it is given."""
+    found = []
     for directory, state in asked:
         dataset = lg.LeRobotIterDataset(directory, shuffle=lg.Shuffle(seed=4), num_epochs=3)
         with contextlib.closing(iter(dataset)) as iterator:
             iterator.set_state(state)
-            test.send([seen(dataset, next(iterator)) for _ in range(5)])
+            found.append([seen(dataset, next(iterator)) for _ in range(5)])
+    return found
 
 
 def seen(dataset: lg.LeRobotIterDataset, example: dict[str, Any]) -> list[Any]:
@@ -130,16 +131,7 @@ def test_restores_in_a_new_process(shared: Path) -> None:
             asked.append((directory, through_json(iterator.get_state())))
             expected.append([seen(dataset, next(iterator)) for _ in range(5)])
         iterator.close()
-    ours, theirs = forking().Pipe()
-    process = forking().Process(target=continue_each, args=(theirs, asked), daemon=True)
-    process.start()
-    theirs.close()
-    with ours:
-        for each in expected:
-            assert ours.poll(60)
-            assert ours.recv() == each
-    process.join(timeout=20)
-    assert process.exitcode == 0
+    assert call_forked(continue_each, asked) == expected
 
 
 def rows_of(

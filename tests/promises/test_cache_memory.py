@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
 import lerobot_grain as lg
 from lerobot_grain.testing import Camera, write_dataset
-from tests.support.forked import forking
+from tests.support.forked import call_forked
+from tests.support.process_memory import STATUS, status_bytes
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="there is no /proc to measure it by"
-)
+pytestmark = pytest.mark.skipif(not STATUS.exists(), reason="there is no /proc to measure it by")
 
 # The limit of the small cache; the large one holds everything, which is 12 times as much.
 SMALL_BYTES = 1 << 20
@@ -28,8 +26,8 @@ SMALL_BYTES = 1 << 20
 TOLERANCE_BYTES = 4 << 20
 
 
-def tell_memory(test: Connection, name: str, cache_bytes: int) -> None:
-    """Streams an epoch; sends the process's own bytes and the number of frames from the cache."""
+def own_memory(name: str, cache_bytes: int) -> tuple[int, int]:
+    """Streams an epoch; returns the process's own bytes and the number of frames from the cache."""
     options = lg.ReadOptions(
         memory_budget_bytes=8 << 20, num_decode_threads=1, frame_cache_bytes=cache_bytes
     )
@@ -37,9 +35,7 @@ def tell_memory(test: Connection, name: str, cache_bytes: int) -> None:
     with contextlib.closing(iter(stream)) as iterator:
         for _ in range(stream.num_rows):
             next(iterator)
-        lines = Path("/proc/self/status").read_text().splitlines()
-        anonymous = next(int(line.split()[1]) << 10 for line in lines if "RssAnon" in line)
-        test.send((anonymous, lg.read_statistics(iterator).frames_from_cache))
+        return status_bytes("RssAnon"), lg.read_statistics(iterator).frames_from_cache
 
 
 @pytest.mark.timeout(300)
@@ -56,21 +52,13 @@ def test_memory_does_not_grow_with_the_cache(tmp_path: Path) -> None:
         """
         kept = tmp_path / str(cache_bytes)
         for _ in range(2):
-            ours, theirs = forking().Pipe()
             # What it has of the process that it is forked from is the same in all of them.
-            process = forking().Process(
-                target=tell_memory,
-                args=(theirs, str(directory), cache_bytes),
+            anonymous, from_cache = call_forked(
+                own_memory,
+                str(directory),
+                cache_bytes,
                 environment=os.environ | {"LEROBOT_GRAIN_CACHE": str(kept)},
-                daemon=True,
             )
-            process.start()
-            theirs.close()
-            with ours:
-                assert ours.poll(120)
-                anonymous, from_cache = ours.recv()
-            process.join(timeout=30)
-            assert process.exitcode == 0
         assert from_cache > 0, "the cache is used"
         return anonymous, sum(path.stat().st_size for path in (kept / "frames").iterdir())
 

@@ -34,6 +34,7 @@ from lerobot_grain._repository.opening import open_repository
 from lerobot_grain._repository.sample_tables import sample_table
 from lerobot_grain.testing import Camera, LoopbackHub, write_dataset
 from tests.support.helpers import box, edit_box, encoded, read_table
+from tests.support.process_memory import status_bytes
 
 # Hangs and memory are what is tested: the hard limits are far above what is seen.
 pytestmark = pytest.mark.timeout(60)
@@ -48,14 +49,9 @@ def memory_within(max_bytes: int) -> Iterator[None]:
     Linux only.
     """
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
-    before = _peak_bytes()
+    before = status_bytes("VmHWM")
     yield
-    assert _peak_bytes() - before < max_bytes
-
-
-def _peak_bytes() -> int:
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    assert status_bytes("VmHWM") - before < max_bytes
 
 
 def refusal(read: Callable[[], Any], *, max_bytes: int = 256 << 20) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +21,11 @@ import pytest
 
 import lerobot_grain as lg
 from lerobot_grain.testing import Camera, read_barcodes, write_dataset
-from tests.support.forked import forking
+from tests.support.forked import call_forked
 from tests.support.odd_videos import KEY, VideoOf, joined, write_with_videos
+from tests.support.process_memory import STATUS, status_bytes
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="there is no /proc to measure it by"
-)
+pytestmark = pytest.mark.skipif(not STATUS.exists(), reason="there is no /proc to measure it by")
 
 FILM_FRAMES = 240
 # A line of pixels in the barcode of a frame that is 480 high.
@@ -148,8 +146,8 @@ def test_an_episode_of_20000_frames(
     assert found["growth"] - held_bytes <= found["counted"] + MARGIN_BYTES
 
 
-def tell_growth(test: Connection, name: str, budget: int) -> None:
-    """Streams an epoch in chunks; sends by how many bytes the process grew."""
+def growth_of_stream(name: str, budget: int) -> tuple[int, int]:
+    """Streams an epoch in chunks; returns its frames, and by how many bytes the process grew."""
     options = lg.ReadOptions(memory_budget_bytes=budget, num_decode_threads=1)
     chunks = lg.EpisodeIterDataset(
         name, chunk_frames=64, last_chunk="short", num_epochs=1, read_options=options
@@ -160,13 +158,7 @@ def tell_growth(test: Connection, name: str, budget: int) -> None:
         codes = read_barcodes(chunk[KEY])
         assert (codes[:, 1] == chunk["index"] % FILM_FRAMES).all()
         num_frames += len(codes)
-    test.send((num_frames, status_bytes("VmHWM") - before))
-
-
-def status_bytes(name: str) -> int:
-    """Returns a size in /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
+    return num_frames, status_bytes("VmHWM") - before
 
 
 def test_an_episode_that_is_far_larger_than_the_budget(tmp_path: Path) -> None:
@@ -177,18 +169,7 @@ def test_an_episode_that_is_far_larger_than_the_budget(tmp_path: Path) -> None:
         film=Camera(height=96, width=128, codec="h264", gop=2),
         film_frames=FILM_FRAMES,
     )
-    budget = 8 << 20
-    ours, theirs = forking().Pipe()
-    process = forking().Process(
-        target=tell_growth, args=(theirs, str(directory), budget), daemon=True
-    )
-    process.start()
-    theirs.close()
-    with ours:
-        assert ours.poll(120)
-        found, growth = ours.recv()
-    process.join(timeout=30)
-    assert process.exitcode == 0
+    found, growth = call_forked(growth_of_stream, str(directory), 8 << 20)
     assert found == num_frames
     print(f"growth {growth / 1e6:.1f} MB")
     # All frames are 88 MB.

@@ -20,21 +20,26 @@ import multiprocessing
 import os
 import runpy
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import context, forkserver, resource_tracker, shared_memory
+from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import pytest
 from grain._src.python.dataset.transformations import process_prefetch
 from huggingface_hub import constants
 
+_T = TypeVar("_T")
+
 # Where the server of this run of pytest listens.
 _SERVER = "LEROBOT_GRAIN_TESTS_FORK_SERVER"
 # The names of shared memory that a forked process makes begin with the value of this variable.
 SHARED_MEMORY_PREFIX = "LEROBOT_GRAIN_TESTS_SHARED_MEMORY"
+# A call of `call_forked` that takes longer hangs.
+_CALL_SECONDS = 100.0
 _WHAT_TO_DO = ("_target", "_args", "_kwargs")
 
 
@@ -107,6 +112,33 @@ def offer_forking() -> None:
     forkserver.ensure_running()
     server: Any = forkserver._forkserver
     os.environ[_SERVER] = server._forkserver_address
+
+
+def call_forked(
+    call: Callable[..., _T], *arguments: Any, environment: Mapping[str, str] | None = None
+) -> _T:
+    """Returns what a function of a module returns in a forked process, which has ended then.
+
+    Args:
+      call: gets `arguments`, which are pickled for it.
+      environment: of the process, in place of this one's.
+    """
+    ours, theirs = forking().Pipe()
+    process = forking().Process(
+        target=_send, args=(theirs, call, arguments), environment=environment, daemon=True
+    )
+    process.start()
+    theirs.close()
+    with ours:
+        assert ours.poll(_CALL_SECONDS), "the process gave no answer"
+        found: _T = ours.recv()
+    process.join(timeout=30)
+    assert process.exitcode == 0
+    return found
+
+
+def _send(test: Connection, call: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    test.send(call(*arguments))
 
 
 class ForkingMultiprocessing:

@@ -12,7 +12,6 @@ import os
 import time
 import types
 import warnings
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from huggingface_hub.utils import _http
 import lerobot_grain as lg
 from lerobot_grain._storage.http import client
 from lerobot_grain.testing import Camera, write_dataset
-from tests.support.forked import forking
+from tests.support.forked import call_forked
 
 CAMERA = Camera(key="top", height=32, width=80, gop=4, codec="h264")
 DATA_AND_VIDEO = [
@@ -90,24 +89,13 @@ def streams_in_process(
     """Returns what `digest_or_error` returns for the arguments in each of `tasks`, in a new process
     with `environment` added.
     """
-    ours, theirs = forking().Pipe()
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("HF_")
     } | environment
     environment["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    process = forking().Process(
-        target=_stream_all, args=(theirs, tasks), environment=environment, daemon=True
-    )
-    process.start()
-    theirs.close()
-    with ours:
-        assert ours.poll(100)
-        found: list[dict[str, str]] = ours.recv()
-    process.join(timeout=10)
-    assert process.exitcode == 0
-    return found
+    return call_forked(_stream_all, tasks, environment=environment)
 
 
-def _stream_all(test: Connection, tasks: list[dict[str, Any]]) -> None:
+def _stream_all(tasks: list[dict[str, Any]]) -> list[dict[str, str]]:
     warnings.simplefilter("error")
-    test.send([digest_or_error(**task) for task in tasks])
+    return [digest_or_error(**task) for task in tasks]

@@ -169,6 +169,7 @@ class Round:
         """
         rows_of_copy = self._clips.rows_of_copy
         lengths = np.empty(begins[-1], rows_of_copy.dtype)
+        key = {"seed": self._seed, "epoch": self._number}
         copy = 0
         clips = np.flatnonzero(counts > 0)
         # Most clips have few copies: there are ever fewer of each.
@@ -179,7 +180,6 @@ class Round:
                 break
             rows = rows_of_copy
             if self._clips.may_be_longer:
-                key = {"seed": self._seed, "epoch": self._number}
                 drawn = words(num_made, Stream.DRAW, part=_COPIES + copy, **key)
                 rows = rows[:num_made] + (drawn > self._clips.longer_above[:num_made])
             lengths[begins[clips] + copy] = rows[clips]
